@@ -1,0 +1,92 @@
+"""``fastdrive``: one console script; each command lives in the room that does its work and is imported when called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import traceback
+from pathlib import Path
+
+from fastdrive_node.types import FastDriveError
+
+COMMANDS = {
+    "replay": ("fastdrive_node.commands.replay", "a rosbag2 through the real node"),
+    "plan": ("fastdrive_node.commands.plan", "one set of images to one plan"),
+    "sim": ("fastdrive_sim.commands", "datasets and bags from the simulator"),
+    "train": ("fastdrive_training.commands.train", "VLA or pruner training from a recipe"),
+    "score": ("fastdrive_training.commands.score", "token scores against mask coverage"),
+    "evaluate": ("fastdrive_training.commands.evaluate", "open-loop planning"),
+}
+
+INSTALL_HINTS = {
+    "fastdrive_sim": "pip install -e ros2_ws/src/fastdrive_sim",
+    "fastdrive_training": "pip install -e .[train]",
+    "rclpy": "pip install -e .[ros], or source a ROS 2 installation",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastdrive",
+        description="Six cameras to a trajectory, on the visual tokens a driver would look at.",
+        epilog="`fastdrive COMMAND --help` shows an example of each.",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (_, summary) in COMMANDS.items():
+        commands.add_parser(name, help=summary, add_help=False)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. Returns 0 (done) or 1 (failed); wrong usage exits 2 through argparse."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [word for word in argv if word != "--debug"]
+    name = build_parser().parse_known_args(argv)[0].command
+    rest = argv[argv.index(name) + 1 :]
+    try:
+        module = importlib.import_module(COMMANDS[name][0])
+        parser = argparse.ArgumentParser(prog=f"fastdrive {name}", formatter_class=argparse.RawDescriptionHelpFormatter)
+        module.add_arguments(parser)
+        module.run(parser.parse_args(rest))
+        return 0
+    except KeyboardInterrupt:
+        print(f"fastdrive {name}: interrupted", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            print(f"fastdrive {name}: {one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def one_line(error: Exception) -> str:
+    """The error in one line; for a missing package, how to install it."""
+    if isinstance(error, ModuleNotFoundError):
+        hint = INSTALL_HINTS.get((error.name or "").split(".")[0], "pip install -e .[ros,train,export,sim]")
+        return f"the Python package {error.name!r} is missing; install it with: {hint}"
+    text = " ".join(str(error).split())
+    if isinstance(error, FastDriveError):
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def write_json(figures: dict, target: str | None) -> None:
+    """Write a command's figures to a file, or to standard output for ``-``. ``None`` writes nothing."""
+    if target is None:
+        return
+    text = json.dumps(figures, indent=2)
+    if target == "-":
+        print(text)
+    else:
+        path = Path(target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,155 @@
+"""The dataclasses that cross rooms, and the errors that users see.
+
+Units are SI; the ego frame is x forward, y left, origin on the ground under the rear axle (nuScenes).
+``_ns`` marks nanoseconds since the clock's epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+
+CAMERAS = (
+    "CAM_FRONT",
+    "CAM_FRONT_RIGHT",
+    "CAM_BACK_RIGHT",
+    "CAM_BACK",
+    "CAM_BACK_LEFT",
+    "CAM_FRONT_LEFT",
+)
+
+
+class FastDriveError(Exception):
+    """An error whose one-line text names the field or file, and the mend."""
+
+
+class InputError(FastDriveError):
+    """Data from outside (a bag, an image, a message) that cannot be used."""
+
+
+class ModelError(FastDriveError):
+    """A VLA directory, pruner file or engine that cannot be used."""
+
+
+class AnswerError(FastDriveError):
+    """A model's answer that is not a plan. It is refused, never repaired."""
+
+
+class Command(str, Enum):
+    """The navigation command. ``NONE`` where the vehicle gives none."""
+
+    LEFT = "left"
+    STRAIGHT = "straight"
+    RIGHT = "right"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class CameraFrame:
+    """One image of one camera. Decoding is put off until a set is chosen, for most frames never are."""
+
+    camera: str
+    stamp_ns: int  # exposure, from the message header
+    received_ns: int  # the node's clock at arrival
+    load: Callable[[], np.ndarray]  # -> uint8 [H, W, 3] RGB; raises InputError
+
+
+@dataclass(frozen=True)
+class FrameSet:
+    """One frame of each camera, in the VLA's camera order."""
+
+    frames: tuple[CameraFrame, ...]
+    t0_ns: int  # the oldest exposure of the set: a plan is never younger than its oldest picture
+    missing: tuple[str, ...] = ()  # cameras replaced by black in the degraded mode
+
+    @property
+    def spread_s(self) -> float:
+        stamps = [frame.stamp_ns for frame in self.frames]
+        return (max(stamps) - min(stamps)) * 1e-9
+
+    def age_s(self, now_ns: int) -> dict[str, float]:
+        """Age of each camera's frame in seconds at ``now_ns``."""
+        return {frame.camera: (now_ns - frame.stamp_ns) * 1e-9 for frame in self.frames}
+
+
+@dataclass(frozen=True)
+class EgoState:
+    """Ego motion at one instant, in a fixed world or odometry frame."""
+
+    stamp_ns: int
+    x_m: float
+    y_m: float
+    yaw_rad: float  # counter-clockwise
+    speed_mps: float
+    accel_mps2: float = 0.0  # along x
+    yaw_rate_radps: float = 0.0
+
+
+@dataclass(frozen=True)
+class EgoHistory:
+    """States at t0, t0 - dt, t0 - 2 dt ... (newest first); shorter where the vehicle has just started."""
+
+    states: tuple[EgoState, ...]
+    interval_s: float = 0.5
+
+    @property
+    def now(self) -> EgoState:
+        return self.states[0]
+
+
+@dataclass(frozen=True)
+class KeptTokens:
+    """Which visual tokens the language model sees. N counts all cameras, camera after camera, raster order."""
+
+    indices: np.ndarray  # int64 [K], ascending
+    scores: np.ndarray | None  # float32 [N]; None for pruners without scores
+    grid: tuple[int, int, int]  # cameras, rows, columns; N is their product
+
+    @property
+    def total(self) -> int:
+        return int(np.prod(self.grid))
+
+    @property
+    def kept(self) -> int:
+        return len(self.indices)
+
+    def mask(self) -> np.ndarray:
+        """bool [cameras, rows, columns], True where the token was kept."""
+        flat = np.zeros(self.total, dtype=bool)
+        flat[self.indices] = True
+        return flat.reshape(self.grid)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A trajectory in the ego frame of t0."""
+
+    t0_ns: int
+    waypoints_m: np.ndarray  # float64 [points, 2], x forward, y left
+    dt_s: float  # the first waypoint is at t0 + dt
+    text: str  # the model's answer, whole
+    mode: str = "nominal"  # or "degraded: <reason>"
+    kept: KeptTokens | None = None
+    stage_ms: dict[str, float] = field(default_factory=dict)  # wall time of each stage
+
+    def to_json(self) -> dict:
+        """The line of ``plans.jsonl``."""
+        return {
+            "t0_ns": self.t0_ns,
+            "waypoints": [[float(x), float(y)] for x, y in self.waypoints_m],
+            "dt_s": self.dt_s,
+            "mode": self.mode,
+            "text": self.text,
+        }
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A frame set that gave no plan, and why."""
+
+    t0_ns: int
+    reason: str  # one line, naming the camera or field
+    stage: str  # "frames", "decode", "answer", "checks", ...

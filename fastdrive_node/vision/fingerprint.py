@@ -1,0 +1,53 @@
+"""The identity of a vision encoder: a pruner serves exactly the encoder that it was trained on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from fastdrive_node.types import ModelError
+
+_PREFIXES = ("model.visual.", "visual.")  # transformers 5 and older checkpoints
+
+
+def tensors_fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 over (name, dtype, shape, bytes) of tensors in name order; names without the model's prefix."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        digest.update(f"{name}|{dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def encoder_fingerprint(vla_dir: str | Path) -> str:
+    """Fingerprint of the vision tower in a VLA directory, as stored, whatever dtype it is loaded in.
+
+    Raises:
+        ModelError: no readable safetensors file, or none that holds a vision tower.
+    """
+    files = sorted(Path(vla_dir).glob("*.safetensors"))
+    key = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    return _stored_fingerprint(str(vla_dir), key)
+
+
+@lru_cache(maxsize=8)
+def _stored_fingerprint(vla_dir: str, files: tuple[tuple[str, int, int], ...]) -> str:
+    tensors = [pair for file, _, _ in files for pair in _tower_tensors(file)]
+    if not tensors:
+        raise ModelError(f"{vla_dir}: no safetensors file holds a vision tower (tensors named 'model.visual.*')")
+    return tensors_fingerprint(tensors)
+
+
+def _tower_tensors(file: str) -> list[tuple[str, torch.Tensor]]:
+    try:
+        with safe_open(file, framework="pt") as stored:
+            names = [(name, prefix) for name in stored.keys() for prefix in _PREFIXES if name.startswith(prefix)]
+            return [(name.removeprefix(prefix), stored.get_tensor(name)) for name, prefix in names]
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file}: not a readable safetensors file ({error}); fetch it again") from error

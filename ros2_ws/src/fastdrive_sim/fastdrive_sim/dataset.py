@@ -1,0 +1,311 @@
+"""A dataset in the nuScenes schema from simulated scenes, one world each, written by worker processes.
+
+Beside the tables of ``nuscenes_schema`` a dataset holds, in its root:
+
+- ``masks/<CAMERA>/<sample token>.png``: the class of each pixel, uint8 (``types.Label``);
+- ``splits.json``: scene names by split;
+- ``extras.json``: by sample token the ego state, the command, the future and the history (``scene.Extras``);
+- ``sim.json``: the arguments, the label table, the foreground groups, and each scene's world seed and origin.
+
+A scene is the unit of work: its rows are written to ``.work/`` by one rename after its images, so a run that was
+stopped goes on with the same arguments. The tables are put together when all scenes are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+from tqdm import tqdm
+
+from fastdrive_sim import __version__
+from fastdrive_sim.errors import SimError
+from fastdrive_sim.nuscenes_schema import SCENE_TABLES, VERSION, shared_tables
+from fastdrive_sim.rig import RIG
+from fastdrive_sim.scene import SIM_HZ, ScenePlan, scene_steps, write_scene
+from fastdrive_sim.sources import RendererLike, SourcesFactory, simulator_sources
+from fastdrive_sim.types import FOREGROUND_GROUPS, Label
+
+SPLITS = ("train", "val", "test")
+_HELD_OUT_SHARE = 0.15  # of the scenes, for val and test each
+_FORMAT = 1
+_EPOCH_US = 1_700_000_000_000_000
+_WORK = ".work"
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What decides a dataset's bytes. ``split`` None deals the scenes out to all three."""
+
+    keyframes: int
+    seed: int
+    split: str | None = None
+    width: int = 280
+    height: int = 168
+    hz: int = 2
+    scene_keyframes: int = 40
+    jpeg_quality: int = 92
+
+    def __post_init__(self) -> None:
+        if self.keyframes < 1:
+            raise SimError(f"--keyframes {self.keyframes}: give 1 or more")
+        if self.scene_keyframes < 1:
+            raise SimError(f"--scene-keyframes {self.scene_keyframes}: give 1 or more")
+        if self.split is not None and self.split not in SPLITS:
+            raise SimError(f"--split {self.split}: give one of {', '.join(SPLITS)}")
+        if self.hz < 1 or SIM_HZ % self.hz:
+            raise SimError(f"--hz {self.hz}: keyframes are taken from {SIM_HZ} Hz; give a divisor of {SIM_HZ}")
+        if not 16 <= self.width <= 4096 or not 16 <= self.height <= 4096:
+            raise SimError(f"--size {self.width}x{self.height}: give sides of 16 to 4096 pixels")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise SimError(f"--jpeg-quality {self.jpeg_quality}: give 1 to 100")
+
+    def arguments(self) -> dict:
+        """What a rerun must repeat to go on with a dataset."""
+        return {"format": _FORMAT, "generator": f"fastdrive_sim {__version__}", **asdict(self)}
+
+
+def plan_scenes(spec: DatasetSpec) -> list[ScenePlan]:
+    """The scenes of a dataset. World seeds are hashes of (seed, split, index), so splits and seeds share no world."""
+    sizes = [spec.scene_keyframes] * (spec.keyframes // spec.scene_keyframes)
+    if spec.keyframes % spec.scene_keyframes:
+        sizes.append(spec.keyframes % spec.scene_keyframes)
+    splits = [spec.split] * len(sizes) if spec.split else _deal(len(sizes))
+    scene_us = scene_steps(spec.scene_keyframes, spec.hz) * 1_000_000 // SIM_HZ
+    return [
+        ScenePlan(
+            name=f"sim{spec.seed}-{split}-{index:04d}",
+            split=split,
+            world_seed=_world_seed(spec.seed, split, index),
+            keyframes=size,
+            start_us=_EPOCH_US + index * scene_us,
+        )
+        for index, (size, split) in enumerate(zip(sizes, splits, strict=True))
+    ]
+
+
+def _deal(scenes: int) -> list[str]:
+    """Splits for scenes in order: 70 % train, 15 % val, 15 % test, each at least one where there are three."""
+    held_out = max(1, round(scenes * _HELD_OUT_SHARE)) if scenes >= 3 else 0
+    return ["train"] * (scenes - 2 * held_out) + ["val"] * held_out + ["test"] * held_out
+
+
+def _world_seed(seed: int, split: str, index: int) -> int:
+    digest = hashlib.sha256(f"fastdrive_sim world/{seed}/{split}/{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 11  # 53 bits: exact in any JSON reader
+
+
+def write_dataset(
+    out: Path, spec: DatasetSpec, workers: int = 2, factory: SourcesFactory = simulator_sources, progress: bool = True
+) -> dict:
+    """Write a dataset, or the rest of one, and return its counts.
+
+    ``workers`` processes share the scenes; 0 writes them in this process. ``keyframes_per_s`` counts what this call
+    wrote, start of the workers included, and is None where there was nothing left to write.
+    Raises SimError where ``out`` holds anything else, or a dataset of other arguments.
+    """
+    out = Path(out)
+    if finished := _open_folder(out, spec):
+        return {**finished, "keyframes_per_s": None}
+    plans = plan_scenes(spec)
+    todo = [plan for plan in plans if not _shard(out, plan).exists()]
+    started = time.perf_counter()
+    done = sum(plan.keyframes for plan in plans) - sum(plan.keyframes for plan in todo)
+    with tqdm(total=spec.keyframes, initial=done, unit="keyframe", file=sys.stderr, disable=not progress) as bar:
+        for plan in _run_scenes(out, spec, todo, workers, factory):
+            bar.update(plan.keyframes)
+    elapsed = time.perf_counter() - started
+    counts = _merge(out, spec, plans)
+    rate = round((spec.keyframes - done) / elapsed, 2) if todo else None
+    return {**counts, "keyframes_per_s": rate}
+
+
+def _open_folder(out: Path, spec: DatasetSpec) -> dict | None:
+    """Claim the folder for these arguments. Returns the counts where the dataset is already complete."""
+    claim = out / _WORK / "arguments.json"
+    if out.exists() and not out.is_dir():
+        raise SimError(f"{out}: is a file; give a folder")
+    for record in (out / "sim.json", claim):
+        if record.exists():
+            finished = _read_claim(record, out, spec)
+            return finished.get("counts")
+    leftovers = [path.name for path in out.iterdir() if path.name != _WORK] if out.exists() else []
+    if leftovers:
+        raise SimError(f"{out}: holds {leftovers[0]!r} and is no dataset of fastdrive sim; give a new folder")
+    claim.parent.mkdir(parents=True, exist_ok=True)
+    _write_whole(claim, json.dumps({"arguments": spec.arguments()}))
+    return None
+
+
+def _read_claim(record: Path, out: Path, spec: DatasetSpec) -> dict:
+    try:
+        content = json.loads(record.read_text())
+        written = content["arguments"]
+        different = [key for key, value in spec.arguments().items() if written.get(key) != value]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SimError(f"{record}: is not readable as a record of fastdrive sim; give a new folder") from error
+    if different:
+        changes = ", ".join(f"{key} {written.get(key)} (now {spec.arguments()[key]})" for key in different)
+        raise SimError(f"{out}: was begun with {changes}; repeat those arguments or give a new folder")
+    return content
+
+
+def _shard(out: Path, plan: ScenePlan) -> Path:
+    return out / _WORK / f"{plan.name}.json"
+
+
+def _run_scenes(
+    out: Path, spec: DatasetSpec, plans: Sequence[ScenePlan], workers: int, factory: SourcesFactory
+) -> Iterator[ScenePlan]:
+    """Write scenes; yields each when it is on disk."""
+    if not plans:
+        return
+    if workers == 0:
+        with ExitStack() as stack:
+            writer = _SceneWriter(out, spec, factory)
+            stack.callback(writer.close)
+            for plan in plans:
+                writer.write(plan)
+                yield plan
+        return
+    pool = ProcessPoolExecutor(
+        min(workers, len(plans)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(out, spec, factory),
+    )
+    try:
+        futures = {pool.submit(_write_in_worker, plan): plan for plan in plans}
+        for future in as_completed(futures):
+            future.result()
+            yield futures[future]
+    except BrokenProcessPool as error:
+        raise SimError(f"{out}: a worker process died; repeat the command to go on, with fewer --workers") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _SceneWriter:
+    """One process's simulation and renderer, and where its scenes go."""
+
+    def __init__(self, out: Path, spec: DatasetSpec, factory: SourcesFactory) -> None:
+        self._out, self._spec = out, spec
+        self._sources = factory()
+        self._renderer: RendererLike = self._sources.renderer(spec.width, spec.height)
+
+    def write(self, plan: ScenePlan) -> None:
+        steps = scene_steps(plan.keyframes, self._spec.hz)
+        simulation = self._sources.simulation(plan.world_seed, steps / SIM_HZ)
+        rows = write_scene(self._out, plan, self._spec, simulation, self._renderer)
+        _write_whole(_shard(self._out, plan), json.dumps(rows, separators=(",", ":")))
+
+    def close(self) -> None:
+        self._renderer.close()
+
+
+_worker: _SceneWriter | None = None  # of this worker process
+
+
+def _start_worker(out: Path, spec: DatasetSpec, factory: SourcesFactory) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the pool, after the scenes in hand
+    os.environ["LP_NUM_THREADS"] = "1"  # one worker per core: Mesa's rasteriser must not start threads of its own
+    cv2.setNumThreads(1)
+    _worker = _SceneWriter(out, spec, factory)
+
+
+def _write_in_worker(plan: ScenePlan) -> None:
+    assert _worker is not None
+    _worker.write(plan)
+
+
+def _merge(out: Path, spec: DatasetSpec, plans: Sequence[ScenePlan]) -> dict:
+    """Put the scenes' rows together into the tables; ``sim.json`` comes last and makes the dataset complete."""
+    work, tables = out / _WORK, out / _WORK / "tables"
+    shutil.rmtree(tables, ignore_errors=True)
+    tables.mkdir()
+    for name, rows in shared_tables(spec.width, spec.height, RIG).items():
+        (tables / f"{name}.json").write_text(_json_lines(rows, "[", "]"))
+    totals, classes, scenes = Counter(), Counter(), {}
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(_Joined(tables / f"{name}.json", "[", "]")) for name in SCENE_TABLES}
+        extras = stack.enter_context(_Joined(work / "extras.json", "{", "}"))
+        for plan in plans:
+            shard = json.loads(_shard(out, plan).read_text())
+            for name, file in files.items():
+                file.add(_dump(row) for row in shard["tables"][name])
+            extras.add(f"{json.dumps(key)}:{_dump(value)}" for key, value in shard["extras"].items())
+            scenes[plan.name] = shard["scene"]
+            totals.update(images=len(shard["tables"]["sample_data"]))
+            totals.update(annotations=len(shard["tables"]["sample_annotation"]))
+            classes.update(shard["classes"])
+    counts = {"scenes": len(plans), "keyframes": spec.keyframes, **totals, "classes": dict(sorted(classes.items()))}
+    shutil.rmtree(out / VERSION, ignore_errors=True)
+    tables.rename(out / VERSION)
+    (work / "extras.json").replace(out / "extras.json")
+    splits = {split: [plan.name for plan in plans if plan.split == split] for split in SPLITS}
+    _write_whole(out / "splits.json", json.dumps(splits, indent=1))
+    _write_whole(out / "sim.json", json.dumps(_sim_json(spec, counts, scenes), indent=1))
+    shutil.rmtree(work)
+    return counts
+
+
+def _sim_json(spec: DatasetSpec, counts: dict, scenes: dict) -> dict:
+    return {
+        "arguments": spec.arguments(),
+        "seed": spec.seed,
+        "size": {"width": spec.width, "height": spec.height},
+        "labels": {label.name.lower(): int(label) for label in Label},
+        "foreground_groups": {name: [int(label) for label in group] for name, group in FOREGROUND_GROUPS.items()},
+        "counts": counts,
+        "scenes": scenes,
+    }
+
+
+class _Joined:
+    """A JSON array or object, written item by item, one on a line."""
+
+    def __init__(self, path: Path, opening: str, closing: str) -> None:
+        self._file, self._opening, self._closing, self._separator = path.open("w"), opening, closing, "\n"
+
+    def __enter__(self) -> _Joined:
+        self._file.write(self._opening)
+        return self
+
+    def add(self, items: Iterator[str]) -> None:
+        for item in items:
+            self._file.write(self._separator + item)
+            self._separator = ",\n"
+
+    def __exit__(self, *_: object) -> None:
+        self._file.write(f"\n{self._closing}\n")
+        self._file.close()
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _json_lines(rows: Sequence[dict], opening: str, closing: str) -> str:
+    return opening + "\n" + ",\n".join(_dump(row) for row in rows) + f"\n{closing}\n"
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)

@@ -1,0 +1,69 @@
+"""GLSL of the renderer. Pixel rows run downwards: the projection has y down, so what is read back needs no flip."""
+
+SCENE_VERTEX = """
+#version 330
+uniform mat4 view_projection;
+in vec3 position;
+in vec4 color;     // lit colour, and the texture's layer in w
+in vec2 uv;
+in uint id;
+out vec3 shade;
+out vec3 texel;
+flat out uint ids;
+void main() {
+    gl_Position = view_projection * vec4(position, 1.0);
+    shade = color.rgb * 2.0;
+    texel = vec3(uv, color.a * 255.0);
+    ids = id;
+}
+"""
+
+# gl_FragCoord.w is 1 / depth along the optical axis: half of the colour is haze at haze_half metres.
+SCENE_FRAGMENT = """
+#version 330
+uniform sampler2DArray textures;
+uniform vec3 haze_color;
+uniform float haze_half;
+in vec3 shade;
+in vec3 texel;
+flat in uint ids;
+layout(location = 0) out vec4 rgb;
+layout(location = 1) out uint id;
+void main() {
+    vec3 lit = min(shade * texture(textures, texel).rgb, 1.0);
+    rgb = vec4(mix(lit, haze_color, 1.0 / (1.0 + haze_half * gl_FragCoord.w)), 1.0);
+    id = ids;
+}
+"""
+
+SKY_VERTEX = """
+#version 330
+uniform mat3 ray_from_ndc;
+in vec2 corner;
+out vec3 ray;
+void main() {
+    gl_Position = vec4(corner, 1.0, 1.0);
+    ray = ray_from_ndc * vec3(corner, 1.0);
+}
+"""
+
+SKY_FRAGMENT = """
+#version 330
+uniform sampler2DArray textures;
+uniform float cloud_layer;
+uniform vec2 cloud_offset;
+uniform vec3 haze_color;
+uniform vec3 sky_color;
+uniform vec3 cloud_color;
+in vec3 ray;
+layout(location = 0) out vec4 rgb;
+layout(location = 1) out uint id;
+void main() {
+    float up = max(ray.z * inversesqrt(dot(ray, ray)), 0.0);
+    vec2 plane = ray.xy / (max(ray.z, 0.0) + 0.12 * length(ray.xy) + 1e-4);
+    float cloud = texture(textures, vec3(plane * 0.11 + cloud_offset, cloud_layer)).r;
+    vec3 clear = mix(haze_color, sky_color, min(up * 3.0, 1.0));
+    rgb = vec4(mix(clear, cloud_color, clamp(cloud * 2.2 - 1.0, 0.0, 0.9) * min(up * 6.0, 1.0)), 1.0);
+    id = 0u;
+}
+"""

@@ -1,0 +1,74 @@
+"""ament_python and pip both read this: ``colcon build`` from ros2_ws/, or ``pip install -e .``."""
+
+from glob import glob
+
+from setuptools import find_packages, setup
+
+NAME = "fastdrive_node"
+
+
+def room(package: str, folder: str) -> list[str]:
+    """A top-level folder and its subpackages under their import name."""
+    return [package] + [f"{package}.{sub}" for sub in find_packages(folder)]
+
+
+ROS = [
+    "ros-rclpy[fastrtps]==7.1.6",
+    "ros-jazzy-sensor-msgs",
+    "ros-jazzy-nav-msgs",
+    "ros-jazzy-geometry-msgs",
+    "ros-jazzy-std-msgs",
+    "ros-jazzy-diagnostic-msgs",
+    "ros-jazzy-visualization-msgs",
+    "ros-jazzy-trajectory-msgs",
+    "ros-jazzy-lifecycle-msgs",
+    "ros-jazzy-std-srvs",
+    "cv-bridge>=1.13",
+]
+TRAIN = ["nuscenes-devkit>=1.2", "torchmetrics>=1.4", "scikit-learn>=1.3", "shapely>=2"]
+SIM = ["moderngl>=5.11", "opencv-python-headless>=4.8,<5"]
+EXPORT = ["onnx>=1.16", "onnxruntime>=1.20"]
+
+setup(
+    name=NAME,
+    version="0.1.0",
+    description="FastDriveVLA's ReconPruner in a ROS 2 node: six cameras to a trajectory, in time",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=[NAME, f"{NAME}.*"])
+    + room("fastdrive_training", "training")
+    + room("fastdrive_export", "export"),
+    package_dir={"fastdrive_training": "training", "fastdrive_export": "export"},
+    install_requires=[
+        "numpy>=1.24,<2",
+        "torch>=2.4",
+        "transformers>=5.23,<6",
+        "safetensors>=0.4",
+        "pillow>=10",
+        "pyyaml>=6",
+        "jsonschema>=4",
+        "rich>=13",
+        "tqdm>=4.66",
+        "rosbags>=0.11,<0.12",
+    ],
+    extras_require={
+        "ros": ROS,
+        "train": TRAIN,
+        "sim": SIM,
+        "export": EXPORT,
+        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6"],
+    },
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        (f"share/{NAME}", ["package.xml"]),
+        (f"share/{NAME}/launch", glob("launch/*.py")),
+        (f"share/{NAME}/config", glob("config/*")),
+        (f"share/{NAME}/models/tiny", glob("models/tiny/*")),
+    ],
+    entry_points={
+        "console_scripts": [
+            "fastdrive = fastdrive_node.cli:main",
+            "fastdrive_node = fastdrive_node.node:main",
+        ]
+    },
+)
