@@ -37,7 +37,7 @@ class EgoTrack:
         )
 
     def future(self, t0_ns: int) -> np.ndarray | None:
-        """Positions at t0 + 0.5 s ... t0 + 3 s in the ego frame of t0, float64 [6, 2]; None where the track is shorter."""
+        """Positions 0.5 s ... 3 s after t0 in the ego frame of t0, float64 [6, 2]; None where the track ends sooner."""
         wanted_ns = t0_ns + np.round(np.arange(1, FUTURE_POINTS + 1) * INTERVAL_S * 1e9).astype(np.int64)
         if self.stamps_ns[-1] + _TOLERANCE_S * 1e9 < wanted_ns[-1]:
             return None
@@ -48,8 +48,8 @@ class EgoTrack:
     def history(self, t0_ns: int) -> EgoHistory:
         """States at t0, t0 - 0.5 s, ... t0 - 3 s, as far back as the track goes.
 
-        Speed, acceleration and yaw rate are backward differences, so that nothing of the future leaks in; only the first
-        state of a scene, which has nothing before it, takes its speed from the next pose.
+        Speed, acceleration and yaw rate are backward differences, so that nothing of the future leaks in; only the
+        first state of a scene, which has nothing before it, takes its speed from the next pose.
         """
         wanted_ns = t0_ns - np.round(np.arange(HISTORY_STEPS + 1) * INTERVAL_S * 1e9).astype(np.int64)
         reached = wanted_ns[wanted_ns + _TOLERANCE_S * 1e9 >= self.stamps_ns[0]]
@@ -88,7 +88,7 @@ class EgoTrack:
         return int(newer[0]) if len(newer) else None
 
     def _positions(self, stamps_ns: np.ndarray) -> np.ndarray:
-        """Linear interpolation, float64 [len, 3]. Stamps are taken relative to the start, for float64 holds no epoch ns."""
+        """Linear interpolation, float64 [len, 3]; stamps relative to the start, for float64 holds no epoch in ns."""
         base = self.stamps_ns[0]
         at, known = (stamps_ns - base).astype(np.float64), (self.stamps_ns - base).astype(np.float64)
         return np.stack([np.interp(at, known, self.positions_m[:, axis]) for axis in range(3)], axis=1)

@@ -25,9 +25,20 @@ from fastdrive_training.foreground import LabelTable, cell_coverage, read_labels
 __all__ = ["Keyframe", "KeyframeDataset", "cell_coverage", "read_image"]
 
 TABLES = (
-    "attribute calibrated_sensor category ego_pose instance log map sample sample_annotation sample_data scene sensor "
-    "visibility"
-).split()
+    "attribute",
+    "calibrated_sensor",
+    "category",
+    "ego_pose",
+    "instance",
+    "log",
+    "map",
+    "sample",
+    "sample_annotation",
+    "sample_data",
+    "scene",
+    "sensor",
+    "visibility",
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,7 @@ class Keyframe:
         return [read_image(path) for path in self.images]
 
     def load_labels(self, camera: int) -> np.ndarray:
-        """uint8 [H, W] label ids of one camera (index in CAMERAS). Raises InputError: no mask, or one of another size."""
+        """uint8 [H, W] label ids of one camera (index in CAMERAS). Raises InputError: no mask, or of another size."""
         if self.masks is None:
             raise InputError(f"sample {self.token} of {self.scene} has no masks: use a dataset that has a masks folder")
         return read_labels(self.masks[camera], self.image_sizes[camera])
@@ -150,7 +161,8 @@ class KeyframeDataset(Sequence[Keyframe]):
         stamp_ns = int(sample["timestamp"]) * 1000
         pose_stamp_ns = int(self._tables.get("ego_pose", self._reference(sample)["ego_pose_token"])["timestamp"]) * 1000
         future = self._future(extras, token) if "future_xy" in extras else self._track(scene).future(pose_stamp_ns)
-        history = self._history(extras, token) if extras.get("history") else self._track(scene).history(pose_stamp_ns)
+        known = extras.get("history") is not None
+        history = self._history(extras, token, stamp_ns) if known else self._track(scene).history(pose_stamp_ns)
         masks = tuple(self.root / "masks" / camera / f"{token}.png" for camera in CAMERAS) if self.has_masks else None
         return Keyframe(
             token=token,
@@ -214,12 +226,30 @@ class KeyframeDataset(Sequence[Keyframe]):
             raise self._extras_error(token, "future_xy", f"needs {FUTURE_POINTS} finite [x, y] points or null")
         return points
 
-    def _history(self, extras: dict, token: str) -> EgoHistory:
+    def _history(self, extras: dict, token: str, stamp_ns: int) -> EgoHistory:
+        """States in the ego frame of the keyframe, from rows [t, x, y, yaw, speed, ...] before t0, newest first.
+
+        Accelerations are differences of speed over half a second, as a vehicle's odometry gives them, not the
+        simulator's instantaneous ones.
+        """
         try:
-            states = tuple(EgoState(**state) for state in extras["history"])
-        except TypeError as error:
-            raise self._extras_error(token, "history", f"states of the fields of EgoState, not: {error}") from None
-        return EgoHistory(states, float(extras.get("history_interval_s", INTERVAL_S)))
+            rows = np.array([[0.0, 0.0, 0.0, 0.0, extras["speed_mps"]], *(row[:5] for row in extras["history"])], float)
+            yaw_rate = float(extras["yaw_rate_radps"])
+            off_time_s = np.abs(rows[:, 0] + INTERVAL_S * np.arange(len(rows))).max()
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            problem = f"needs speed_mps, yaw_rate_radps and rows [t, x, y, yaw, speed, accel] ({error!r})"
+            raise self._extras_error(token, "history", problem) from None
+        if rows.shape[1] != 5 or not np.isfinite(rows).all() or off_time_s > 1e-3:
+            problem = f"needs finite rows, one every {INTERVAL_S} s back from the keyframe"
+            raise self._extras_error(token, "history", problem)
+        accels = [*((rows[:-1, 4] - rows[1:, 4]) / INTERVAL_S), 0.0]  # of the oldest state nothing is known
+        rates = [yaw_rate, *((rows[:-1, 3] - rows[1:, 3]) / INTERVAL_S), 0.0]
+        del rates[1]  # the measured rate of t0 takes the place of the difference
+        states = (
+            EgoState(stamp_ns + round(t * 1e9), x, y, yaw, speed, float(accel), float(rate))
+            for (t, x, y, yaw, speed), accel, rate in zip(rows.tolist(), accels, rates, strict=True)
+        )
+        return EgoHistory(tuple(states), INTERVAL_S)
 
     def _extras_error(self, token: str, field: str, problem: str) -> InputError:
         return InputError(f"{self.root / 'extras.json'}: {field} of sample {token}: {problem}")

@@ -68,7 +68,9 @@ def _reason(text: str, spec: AnswerSpec, point: re.Pattern[str]) -> str:
         return f"has text after {spec.closing!r}"
     found = len(point.findall(text))
     if found != spec.points:
-        return f"has {found} readable points of {spec.points} in the form [x, y] with numbers like {spec.number.example()}"
+        return (
+            f"has {found} readable points of {spec.points} in the form [x, y] with numbers like {spec.number.example()}"
+        )
     return "has other text between its points"
 
 

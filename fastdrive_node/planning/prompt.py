@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 
+from fastdrive_node.planning.answer import example_answer
+from fastdrive_node.planning.model import Vla
 from fastdrive_node.planning.numbers import NumberFormat
-from fastdrive_node.planning.vla import Vla
 from fastdrive_node.types import Command, EgoHistory, EgoState, InputError, ModelError
 
 IMAGE = "<|image_pad|>"
+_CACHED_FORMS = 64
 _MARKER = re.compile(r"\{([a-z_]+)\}")
 _TEMPLATE_MARKERS = frozenset({"images", "history", "speed", "accel", "yaw_rate", "command"})
 _ITEM_MARKERS = frozenset({"t", "x", "y", "speed", "accel", "yaw_rate"})
@@ -46,27 +47,31 @@ def build_prompt(vla: Vla, history: EgoHistory, command: Command = Command.NONE)
     text = prompt_text(vla, history, command)
     input_ids = torch.tensor(vla.tokenizer.encode(text, add_special_tokens=False))
     visual = (input_ids == vla.model.config.image_token_id).nonzero().flatten()
-    rows, columns = vla.grid
-    position_ids, next_position = full_positions(vla, input_ids)
     if len(visual) != vla.tokens:
-        raise ModelError(f"the prompt has {len(visual)} image tokens for {len(vla.spec.cameras)} x {rows} x {columns}")
+        raise ModelError(
+            f"{vla.path / vla.spec.prompt_file}: gives {len(visual)} image tokens for the {vla.tokens} of "
+            f"{len(vla.spec.cameras)} cameras; only {{images}} may hold {IMAGE}"
+        )
+    position_ids, next_position = full_positions(vla, input_ids)
     return Prompt(text, input_ids, position_ids, visual, next_position)
 
 
 def full_positions(vla: Vla, input_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """M-RoPE ids [3, L] of a full sequence by the model's own ``get_rope_index``, and the maximum + 1."""
+    """M-RoPE ids [3, L] of a full sequence by the model's own ``get_rope_index``, and the maximum + 1.
+
+    They depend on where images stand, not on the words, so prompts of one form share one computation.
+    """
     kinds = (input_ids == vla.model.config.image_token_id).to(torch.int32)
-    return _positions(vla.model.model, kinds.numpy().tobytes(), len(vla.spec.cameras), vla.grid)
-
-
-@lru_cache(maxsize=64)
-def _positions(core, kinds: bytes, cameras: int, grid: tuple[int, int]) -> tuple[torch.Tensor, int]:
-    """The ids depend on where images stand, not on the words, so a constant prompt form computes them once."""
-    types = torch.frombuffer(bytearray(kinds), dtype=torch.int32)[None]
-    merge = core.config.vision_config.spatial_merge_size
-    thw = torch.tensor([[1, grid[0] * merge, grid[1] * merge]] * cameras)
-    ids, delta = core.get_rope_index(torch.zeros_like(types, dtype=torch.int64), types, image_grid_thw=thw)
-    return ids[:, 0], int(delta) + types.shape[1]
+    key = kinds.numpy().tobytes()
+    cache = vla.position_cache
+    if key not in cache:
+        if len(cache) >= _CACHED_FORMS:
+            cache.clear()
+        merge = vla.model.config.vision_config.spatial_merge_size
+        grids = torch.tensor([[1, vla.grid[0] * merge, vla.grid[1] * merge]] * len(vla.spec.cameras))
+        ids, delta = vla.model.model.get_rope_index(input_ids[None], kinds[None], image_grid_thw=grids)
+        cache[key] = ids[:, 0], int(delta) + len(input_ids)
+    return cache[key]
 
 
 def prompt_text(vla: Vla, history: EgoHistory, command: Command = Command.NONE) -> str:
@@ -141,8 +146,13 @@ def _fill(template: str, values: dict[str, str]) -> str:
     return _MARKER.sub(lambda marker: values.get(marker[1], marker[0]), template)
 
 
-def check_template(vla: Vla) -> None:
-    """See ``vla.check_prompt``."""
+def check_prompt(vla: Vla) -> None:
+    """Check that the tokenizer can write the VLA's prompts and answers without loss.
+
+    Raises:
+        ModelError: a marker is unknown or missing, the tokenizer does not know part of the text, or the answer needs
+            more tokens than it may have.
+    """
     spec, file = vla.spec, vla.path / vla.spec.prompt_file
     _check_markers(str(file), vla.template, _TEMPLATE_MARKERS, {"images"})
     _check_markers("vla.json: camera_item", spec.camera_item, frozenset({"camera", "image"}), {"image"})
@@ -151,9 +161,7 @@ def check_template(vla: Vla) -> None:
     long = EgoHistory((moving,) * (max(spec.history.steps, default=0) + 1), spec.history.interval_s)
     for history in (long, EgoHistory((moving,), spec.history.interval_s)):
         for command in Command:
-            _check_round_trip(vla, prompt_text(vla, history, command), str(file))
-    from fastdrive_node.planning.answer import example_answer
-
+            _check_round_trip(vla, build_prompt(vla, history, command).text, str(file))
     answer = example_answer(spec.answer)
     _check_round_trip(vla, answer, "vla.json: answer")
     needed = len(vla.tokenizer.encode(answer, add_special_tokens=False))

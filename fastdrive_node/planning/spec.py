@@ -15,6 +15,10 @@ SPEC_FILE = "vla.json"
 FRAME = "x_forward_y_left"
 
 
+_PLAIN = NumberFormat(decimals=2)
+_SECOND = NumberFormat(decimals=1)
+
+
 @dataclass(frozen=True)
 class HistorySpec:
     """How past ego states stand in the prompt."""
@@ -30,11 +34,11 @@ class HistorySpec:
 class NumberSpec:
     """Forms of the numbers in the prompt."""
 
-    position: NumberFormat = NumberFormat(decimals=2)  # m
-    speed: NumberFormat = NumberFormat(decimals=2)  # m/s
-    accel: NumberFormat = NumberFormat(decimals=2)  # m/s2
-    yaw_rate: NumberFormat = NumberFormat(decimals=2)  # rad/s
-    time: NumberFormat = NumberFormat(decimals=1)  # s
+    position: NumberFormat = _PLAIN  # m
+    speed: NumberFormat = _PLAIN  # m/s
+    accel: NumberFormat = _PLAIN  # m/s2
+    yaw_rate: NumberFormat = _PLAIN  # rad/s
+    time: NumberFormat = _SECOND  # s
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class AnswerSpec:
     interval_s: float
     closing: str
     max_new_tokens: int
-    number: NumberFormat = NumberFormat(decimals=2)  # m
+    number: NumberFormat = _PLAIN  # m
 
 
 @dataclass(frozen=True)
@@ -145,15 +149,20 @@ def load_spec(vla_dir: Path) -> VlaSpec:
     """
     path = vla_dir / SPEC_FILE
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant)
     except FileNotFoundError as error:
         raise ModelError(f"{path}: missing; a VLA directory needs it (see docs/vla_directory.md)") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not readable as JSON ({error})") from error
     problem = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(SCHEMA).iter_errors(data))
     if problem is not None:
         raise ModelError(f"{path}: {problem.json_path.removeprefix('$.')}: {problem.message[:200]}; correct this field")
     return _parse(data)
+
+
+def refuse_constant(name: str) -> float:
+    """For ``json.loads``: NaN and infinity are no JSON, though Python reads them."""
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def spec_json(spec: VlaSpec) -> dict:

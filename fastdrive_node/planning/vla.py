@@ -1,19 +1,21 @@
-"""A VLA directory: Hugging Face files, ``vla.json`` and ``prompt.txt``. Weights from safetensors only, no remote code."""
+"""A VLA directory: Hugging Face files, ``vla.json``, a prompt. Weights from safetensors only, no remote code."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.utils import logging as transformers_logging
 
+from fastdrive_node.planning.model import Vla
+from fastdrive_node.planning.prompt import check_prompt
 from fastdrive_node.planning.spec import SPEC_FILE, VlaSpec, load_spec
 from fastdrive_node.types import ModelError
-from fastdrive_node.vision.fingerprint import encoder_fingerprint
 
 CONFIG, WEIGHTS, WEIGHTS_INDEX, TOKENIZER = (
     "config.json",
@@ -23,63 +25,7 @@ CONFIG, WEIGHTS, WEIGHTS_INDEX, TOKENIZER = (
 )
 _MAX_TEXT_BYTES = 64 * 1024
 
-
-@dataclass(frozen=True)
-class Vla:
-    """A loaded VLA.
-
-    ``grid`` is (rows, columns) of the visual tokens of one image; there are ``tokens`` of them over all cameras.
-    """
-
-    path: Path
-    model: Qwen2_5_VLForConditionalGeneration
-    tokenizer: PreTrainedTokenizerFast
-    spec: VlaSpec
-    template: str  # of prompt.txt
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.dtype
-
-    @property
-    def width(self) -> int:
-        """D, the width of a visual token."""
-        return self.model.config.text_config.hidden_size
-
-    @cached_property
-    def grid(self) -> tuple[int, int]:
-        vision = self.model.config.vision_config
-        cell = vision.patch_size * vision.spatial_merge_size
-        return self.spec.image_size[0] // cell, self.spec.image_size[1] // cell
-
-    @property
-    def tokens(self) -> int:
-        return len(self.spec.cameras) * self.grid[0] * self.grid[1]
-
-    @cached_property
-    def stop_ids(self) -> frozenset[int]:
-        """Token ids that end an answer: the model's EOS, and the closing tag where it is one token."""
-        eos = self.model.generation_config.eos_token_id
-        ids = set(eos) if isinstance(eos, list | tuple) else {eos}
-        closing = self.tokenizer.encode(self.spec.answer.closing, add_special_tokens=False)
-        if len(closing) == 1:
-            ids.add(closing[0])
-        return frozenset(ids - {None})
-
-    @cached_property
-    def eos_ids(self) -> frozenset[int]:
-        """The EOS ids that are no part of the answer's text."""
-        closing = self.tokenizer.encode(self.spec.answer.closing, add_special_tokens=False)
-        return self.stop_ids - (frozenset(closing) if len(closing) == 1 else frozenset())
-
-    @cached_property
-    def encoder_fingerprint(self) -> str:
-        """SHA-256 of the vision tower's stored tensors."""
-        return encoder_fingerprint(self.path)
+__all__ = ["Vla", "load_vla"]
 
 
 def load_vla(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Vla:
@@ -102,17 +48,6 @@ def load_vla(path: str | Path, device: str | torch.device = "cpu", dtype: torch.
     vla = Vla(path, model, tokenizer, spec, template)
     check_prompt(vla)
     return vla
-
-
-def check_prompt(vla: Vla) -> None:
-    """Check that the tokenizer can write the VLA's prompt and answer without loss.
-
-    Raises:
-        ModelError: a marker is unknown or missing, or the tokenizer does not know part of the text.
-    """
-    from fastdrive_node.planning.prompt import check_template
-
-    check_template(vla)
 
 
 def _require(path: Path, purpose: str) -> Path:
@@ -180,7 +115,9 @@ def _read_tokenizer(path: Path, config: Qwen2_5_VLConfig) -> PreTrainedTokenizer
     except Exception as error:  # the tokenizers library raises bare Exception
         raise ModelError(f"{file}: not a usable tokenizer ({_first_line(error)})") from error
     if len(tokenizer) > config.text_config.vocab_size:
-        raise ModelError(f"{file}: {len(tokenizer)} tokens, but {CONFIG} has vocab_size {config.text_config.vocab_size}")
+        raise ModelError(
+            f"{file}: {len(tokenizer)} tokens, but {CONFIG} has vocab_size {config.text_config.vocab_size}"
+        )
     special = {"<|image_pad|>": config.image_token_id, "<|vision_start|>": config.vision_start_token_id}
     for token, expected in special.items():
         if tokenizer.convert_tokens_to_ids(token) != expected:
@@ -190,14 +127,15 @@ def _read_tokenizer(path: Path, config: Qwen2_5_VLConfig) -> PreTrainedTokenizer
 
 def _read_model(path: Path, device: str | torch.device, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
     try:
-        model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            path,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-        )
+        with _no_progress_bar():
+            model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                path,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                attn_implementation="sdpa",
+                output_loading_info=True,
+            )
     except Exception as error:  # transformers raises many kinds for weights that do not fit
         raise ModelError(f"{path}: the weights do not fit {CONFIG} ({_first_line(error)})") from error
     for problem in ("missing_keys", "mismatched_keys"):
@@ -206,6 +144,17 @@ def _read_model(path: Path, device: str | torch.device, dtype: torch.dtype) -> Q
             raise ModelError(f"{path}: {problem.replace('_', ' ')} in the weights: {names}; they do not fit {CONFIG}")
     model.requires_grad_(False)
     return model.to(device).eval()
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

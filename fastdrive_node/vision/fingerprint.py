@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from fastdrive_node.types import ModelError
 
-_PREFIXES = ("model.visual.", "visual.")  # transformers 5 and older checkpoints
+_PREFIXES = ("model.visual.", "visual.")  # in memory, and in checkpoints
 
 
 def tensors_fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
@@ -40,14 +40,15 @@ def encoder_fingerprint(vla_dir: str | Path) -> str:
 def _stored_fingerprint(vla_dir: str, files: tuple[tuple[str, int, int], ...]) -> str:
     tensors = [pair for file, _, _ in files for pair in _tower_tensors(file)]
     if not tensors:
-        raise ModelError(f"{vla_dir}: no safetensors file holds a vision tower (tensors named 'model.visual.*')")
+        raise ModelError(f"{vla_dir}: no safetensors file holds a vision tower (tensors named 'visual.*')")
     return tensors_fingerprint(tensors)
 
 
 def _tower_tensors(file: str) -> list[tuple[str, torch.Tensor]]:
     try:
         with safe_open(file, framework="pt") as stored:
-            names = [(name, prefix) for name in stored.keys() for prefix in _PREFIXES if name.startswith(prefix)]
+            stored_names = list(stored.keys())
+            names = [(name, prefix) for name in stored_names for prefix in _PREFIXES if name.startswith(prefix)]
             return [(name.removeprefix(prefix), stored.get_tensor(name)) for name, prefix in names]
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{file}: not a readable safetensors file ({error}); fetch it again") from error

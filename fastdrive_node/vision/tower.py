@@ -32,9 +32,7 @@ class WindowOrder:
 def window_order(grid: tuple[int, int], config) -> WindowOrder:
     """Windows of a patch grid (rows, columns of patches), sorted by size so that equal ones run as one batch."""
     thw = torch.tensor([[1, *grid]])
-    order, boundaries = get_vision_window_index(
-        thw, config.spatial_merge_size, config.window_size, config.patch_size
-    )
+    order, boundaries = get_vision_window_index(thw, config.spatial_merge_size, config.window_size, config.patch_size)
     unit = config.spatial_merge_size**2
     windows = list(order.split((boundaries.diff() // unit).tolist()))
     windows.sort(key=len, reverse=True)

@@ -4,7 +4,7 @@ Beside the tables of ``nuscenes_schema`` a dataset holds, in its root:
 
 - ``masks/<CAMERA>/<sample token>.png``: the class of each pixel, uint8 (``types.Label``);
 - ``splits.json``: scene names by split;
-- ``extras.json``: by sample token the ego state, the command, the future and the history (``scene.Extras``);
+- ``extras.json``: by sample token the ego state, command, future and history (``scene_writer.keyframe_extras``);
 - ``sim.json``: the arguments, the label table, the foreground groups, and each scene's world seed and origin.
 
 A scene is the unit of work: its rows are written to ``.work/`` by one rename after its images, so a run that was
@@ -22,11 +22,12 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -36,7 +37,7 @@ from fastdrive_sim import __version__
 from fastdrive_sim.errors import SimError
 from fastdrive_sim.nuscenes_schema import SCENE_TABLES, VERSION, shared_tables
 from fastdrive_sim.rig import RIG
-from fastdrive_sim.scene import SIM_HZ, ScenePlan, scene_steps, write_scene
+from fastdrive_sim.scene_writer import SIM_HZ, ScenePlan, scene_steps, write_scene
 from fastdrive_sim.sources import RendererLike, SourcesFactory, simulator_sources
 from fastdrive_sim.types import FOREGROUND_GROUPS, Label
 
@@ -61,6 +62,8 @@ class DatasetSpec:
     jpeg_quality: int = 92
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise SimError(f"--seed {self.seed}: give 0 or more")
         if self.keyframes < 1:
             raise SimError(f"--keyframes {self.keyframes}: give 1 or more")
         if self.scene_keyframes < 1:
@@ -125,13 +128,20 @@ def write_dataset(
     todo = [plan for plan in plans if not _shard(out, plan).exists()]
     started = time.perf_counter()
     done = sum(plan.keyframes for plan in plans) - sum(plan.keyframes for plan in todo)
-    with tqdm(total=spec.keyframes, initial=done, unit="keyframe", file=sys.stderr, disable=not progress) as bar:
+    bar = tqdm(
+        total=spec.keyframes, initial=done, unit="keyframe", mininterval=1, file=sys.stderr, disable=not progress
+    )
+    with bar:
         for plan in _run_scenes(out, spec, todo, workers, factory):
             bar.update(plan.keyframes)
     elapsed = time.perf_counter() - started
     counts = _merge(out, spec, plans)
     rate = round((spec.keyframes - done) / elapsed, 2) if todo else None
     return {**counts, "keyframes_per_s": rate}
+
+
+def _progress(total: int, done: int, shown: bool) -> tqdm:
+    return tqdm(total=total, initial=done, unit="keyframe", mininterval=1, file=sys.stderr, disable=not shown)
 
 
 def _open_folder(out: Path, spec: DatasetSpec) -> dict | None:
@@ -217,7 +227,7 @@ class _SceneWriter:
         self._renderer.close()
 
 
-_worker: _SceneWriter | None = None  # of this worker process
+_worker: Callable[[], _SceneWriter]  # of this worker process
 
 
 def _start_worker(out: Path, spec: DatasetSpec, factory: SourcesFactory) -> None:
@@ -225,12 +235,12 @@ def _start_worker(out: Path, spec: DatasetSpec, factory: SourcesFactory) -> None
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the pool, after the scenes in hand
     os.environ["LP_NUM_THREADS"] = "1"  # one worker per core: Mesa's rasteriser must not start threads of its own
     cv2.setNumThreads(1)
-    _worker = _SceneWriter(out, spec, factory)
+    # made with the first scene, for an error here would reach nobody
+    _worker = cache(lambda: _SceneWriter(out, spec, factory))
 
 
 def _write_in_worker(plan: ScenePlan) -> None:
-    assert _worker is not None
-    _worker.write(plan)
+    _worker().write(plan)
 
 
 def _merge(out: Path, spec: DatasetSpec, plans: Sequence[ScenePlan]) -> dict:
@@ -239,7 +249,8 @@ def _merge(out: Path, spec: DatasetSpec, plans: Sequence[ScenePlan]) -> dict:
     shutil.rmtree(tables, ignore_errors=True)
     tables.mkdir()
     for name, rows in shared_tables(spec.width, spec.height, RIG).items():
-        (tables / f"{name}.json").write_text(_json_lines(rows, "[", "]"))
+        with _Joined(tables / f"{name}.json", "[", "]") as file:
+            file.add(map(_dump, rows))
     totals, classes, scenes = Counter(), Counter(), {}
     with ExitStack() as stack:
         files = {name: stack.enter_context(_Joined(tables / f"{name}.json", "[", "]")) for name in SCENE_TABLES}
@@ -247,7 +258,7 @@ def _merge(out: Path, spec: DatasetSpec, plans: Sequence[ScenePlan]) -> dict:
         for plan in plans:
             shard = json.loads(_shard(out, plan).read_text())
             for name, file in files.items():
-                file.add(_dump(row) for row in shard["tables"][name])
+                file.add(map(_dump, shard["tables"][name]))
             extras.add(f"{json.dumps(key)}:{_dump(value)}" for key, value in shard["extras"].items())
             scenes[plan.name] = shard["scene"]
             totals.update(images=len(shard["tables"]["sample_data"]))
@@ -286,7 +297,7 @@ class _Joined:
         self._file.write(self._opening)
         return self
 
-    def add(self, items: Iterator[str]) -> None:
+    def add(self, items: Iterable[str]) -> None:
         for item in items:
             self._file.write(self._separator + item)
             self._separator = ",\n"
@@ -298,10 +309,6 @@ class _Joined:
 
 def _dump(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))
-
-
-def _json_lines(rows: Sequence[dict], opening: str, closing: str) -> str:
-    return opening + "\n" + ",\n".join(_dump(row) for row in rows) + f"\n{closing}\n"
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -52,4 +52,4 @@ def box_corners(thing: Thing) -> np.ndarray:
     local = signs * (length, width, height)
     cos, sin = math.cos(thing.yaw), math.sin(thing.yaw)
     turned = np.stack([local[:, 0] * cos - local[:, 1] * sin, local[:, 0] * sin + local[:, 1] * cos, local[:, 2]], 1)
-    return turned + (thing.x, thing.y, thing.z)
+    return turned + np.array([thing.x, thing.y, thing.z])

@@ -59,7 +59,7 @@ class Builder:
         self._rows.append((normal, color, shade, glow, layer, np.asarray(uv, np.float32)))
 
     def prism(self, bottom: np.ndarray, top: np.ndarray, cap: dict | None = None, **look) -> None:
-        """The hull between two polygons [K, 3] of equal count, counter-clockwise from above; ``cap`` is the top's look."""
+        """The hull between two polygons [K, 3], both counter-clockwise from above; ``cap`` is the look of the top."""
         count = len(bottom)
         for i in range(count):
             j = (i + 1) % count

@@ -228,8 +228,8 @@ class SceneTables:
     def class_counts(self) -> dict[str, int]:
         """Annotations by nuScenes category."""
         counts: Counter[str] = Counter()
-        for instance, annotations in self.annotations.items():
-            counts[CATEGORIES[self.kinds[instance]]] += len(annotations)
+        for instance, chain in self.annotations.items():
+            counts[CATEGORIES[self.kinds[instance]]] += len(chain)
         return dict(sorted(counts.items()))
 
 

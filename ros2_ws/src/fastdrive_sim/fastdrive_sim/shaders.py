@@ -1,20 +1,22 @@
 """GLSL of the renderer. Pixel rows run downwards: the projection has y down, so what is read back needs no flip."""
 
+# What lies on the ground is drawn at one height, so that no gap opens at its edges; the level decides what covers what.
 SCENE_VERTEX = """
 #version 330
 uniform mat4 view_projection;
 in vec3 position;
 in vec4 color;     // lit colour, and the texture's layer in w
 in vec2 uv;
-in uint id;
+in uint id;        // level << 24 | label << 16 | instance
 out vec3 shade;
 out vec3 texel;
 flat out uint ids;
 void main() {
     gl_Position = view_projection * vec4(position, 1.0);
+    gl_Position.z -= float(id >> 24) * (3e-4 + 1e-6 * gl_Position.w);
     shade = color.rgb * 2.0;
     texel = vec3(uv, color.a * 255.0);
-    ids = id;
+    ids = id & 0xFFFFFFu;
 }
 """
 

@@ -141,7 +141,7 @@ def _lamp_head(build: Builder, state: str, top: float, radius: float) -> None:
     build.box((0.06, -half, top - 3 * pitch - 0.1), (front, half, top), **dark)
     for i, (name, color) in enumerate(_LAMPS.items()):
         center = (front + 0.03, 0, top - 0.05 - (i + 0.5) * pitch)
-        if name == state:
+        if name in state.split("_"):
             build.disc(center, radius, 8, color=color, glow=True)
         else:
             build.disc(center, radius * 0.8, 8, color=tuple(0.1 * c + 0.02 for c in color))

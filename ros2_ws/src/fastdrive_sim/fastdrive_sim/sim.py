@@ -72,7 +72,12 @@ class Simulation:
         s = self.driver.s
         junction = self.route.next_junction(s)
         near = junction is not None and junction.s_in - s < COMMAND_REACH_M
-        ahead = np.array([self.route.at(s + step)[:2] for step in np.arange(0, ROUTE_AHEAD_M, 1.0)])
+        route = np.array([self.route.at(s + step)[:2] for step in np.arange(0, ROUTE_AHEAD_M, 1.0)])
         return Snapshot(
-            time_s, self.driver.pose, tuple(self.traffic.things(s)), junction.turn if near else "straight", ahead
+            time_s,
+            self.driver.pose,
+            tuple(self.traffic.things(s)),
+            junction.turn if near else "straight",
+            route,
+            self.traffic.ahead(s),
         )

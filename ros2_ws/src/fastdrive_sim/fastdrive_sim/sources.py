@@ -1,9 +1,10 @@
-"""Where worlds and pictures come from: the simulation and the renderer behind a seam, so that tests can stand in for both."""
+"""Where worlds and pictures come from: simulation and renderer behind a seam, so that tests can stand in for both."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from fastdrive_sim.errors import SimError
@@ -44,7 +45,7 @@ def simulator_sources() -> Sources:
     from fastdrive_sim.render import Renderer
     from fastdrive_sim.sim import Simulation
 
-    return Sources(lambda seed, seconds: Simulation(seed, seconds=seconds), Renderer)
+    return Sources(lambda seed, seconds: Simulation(seed, seconds=seconds), partial(Renderer, depth=False))
 
 
 def record(simulation: SimulationLike, steps: int, hz: float) -> list[Snapshot]:

@@ -76,7 +76,7 @@ def _color(rng: np.random.Generator) -> tuple[float, ...]:
 
 def _billboard(rng: np.random.Generator) -> np.ndarray:
     """Discs, bars, large letters: what draws the eye and does not matter for driving."""
-    image = np.zeros((SIDE, SIDE, 3), np.float32) + _color(rng)
+    image = _plain(_color(rng))
     for _ in range(9):
         (x, y, w), h = rng.integers(0, SIDE, 3).tolist(), int(rng.integers(6, 48))
         shape = rng.integers(0, 3)
@@ -92,16 +92,21 @@ def _billboard(rng: np.random.Generator) -> np.ndarray:
     return image
 
 
-def _lettered(ground: tuple[float, float, float], ink: tuple[float, float, float], text: str, scale: float):
-    image = np.zeros((SIDE, SIDE, 3), np.float32) + ground
+def _plain(color: tuple[float, ...]) -> np.ndarray:
+    return np.full((SIDE, SIDE, 3), color, np.float32)
+
+
+def _lettered(
+    ground: tuple[float, float, float], ink: tuple[float, float, float], text: str, scale: float
+) -> np.ndarray:
+    image = _plain(ground)
     (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_DUPLEX, scale, 7)
     origin = ((SIDE - width) // 2, (SIDE + height) // 2)
     return cv2.putText(image, text, origin, cv2.FONT_HERSHEY_DUPLEX, scale, ink, 7, cv2.LINE_AA)
 
 
 def _stop() -> np.ndarray:
-    image = _lettered((0.42, 0.01, 0.02), (0.5, 0.5, 0.5), "STOP", 1.35)
-    return image
+    return _lettered((0.42, 0.01, 0.02), (0.5, 0.5, 0.5), "STOP", 1.35)
 
 
 def _limit(digits: str) -> np.ndarray:
@@ -110,7 +115,7 @@ def _limit(digits: str) -> np.ndarray:
 
 
 def _curve(left: bool) -> np.ndarray:
-    image = np.zeros((SIDE, SIDE, 3), np.float32) + (0.5, 0.36, 0.0)
+    image = _plain((0.5, 0.36, 0.0))
     for x in (30, 70):
         points = np.array([[x + 34, 14], [x, 64], [x + 34, 114]], np.int32)
         cv2.polylines(image, [points], False, (0.02, 0.02, 0.02), 15, cv2.LINE_AA)
@@ -118,7 +123,7 @@ def _curve(left: bool) -> np.ndarray:
 
 
 def _notice() -> np.ndarray:
-    image = np.zeros((SIDE, SIDE, 3), np.float32) + (0.03, 0.14, 0.42)
+    image = _plain((0.03, 0.14, 0.42))
     cv2.rectangle(image, (56, 28), (72, 100), (0.5, 0.5, 0.5), -1)
     return cv2.rectangle(image, (36, 28), (92, 42), (0.5, 0.5, 0.5), -1)
 

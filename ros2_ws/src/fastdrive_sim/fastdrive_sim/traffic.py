@@ -15,6 +15,7 @@ from fastdrive_sim.types import Thing
 VEHICLES = {"car": (4.5, 1.9, 1.6), "truck": (7.5, 2.4, 3.2), "bus": (11.0, 2.5, 3.1)}
 RED_YELLOW_S = 1.0  # red and yellow together announce green
 YELLOW_S = 2.0
+SIGHT_M = 50.0
 
 
 @dataclass
@@ -205,6 +206,22 @@ class Traffic:
         if leaders:
             leader = min(leaders, key=lambda v: v.s)
             found.append(Obstacle(leader.s - leader.length / 2 - front, leader.speed))
+        return found
+
+    def ahead(self, ego_s: float) -> dict[str, float | str]:
+        """What an attentive driver sees ahead within 50 m: labels for training, gaps in metres from the bumper."""
+        front = ego_s + FRONT_M
+        found: dict[str, float | str] = {"light": "none"}
+        for light in self.lights:
+            gap = light.junction.s_stop - front
+            if -1.5 < gap < SIGHT_M:
+                found |= {"light": light.state, "light_gap_m": round(gap, 2)}
+                break
+        leaders = [v.s - v.length / 2 - front for v in self.vehicles if v.direction > 0 and v.s > ego_s]
+        walking = [p.s - front for p in self.pedestrians if p.blocks() and p.s > front]
+        for name, gaps in (("vehicle_gap_m", leaders), ("pedestrian_gap_m", walking)):
+            if gaps and min(gaps) < SIGHT_M:
+                found[name] = round(min(gaps), 2)
         return found
 
     def things(self, ego_s: float) -> list[Thing]:

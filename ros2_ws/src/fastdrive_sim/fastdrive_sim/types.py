@@ -117,6 +117,9 @@ class Snapshot:
     things: tuple[Thing, ...]  # what moves or changes: vehicles, pedestrians, traffic lights
     command: str  # "left" | "straight" | "right", the way at the next junction within reach
     route: np.ndarray  # float64 [R, 2] the way ahead, world xy
+    ahead: dict = field(
+        default_factory=dict
+    )  # what the expert minds: light, light_gap_m, vehicle_gap_m, pedestrian_gap_m
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ _TRIM = (0.16, 0.16, 0.17)
 def car(build: Builder, variant: int, braking: bool) -> None:
     """A saloon, an estate or a hatchback of 4.5 x 1.8 x 1.5 m."""
     rear = ((-2.15, -1.35), (-2.2, -2.0), (-2.1, -1.7))[variant % 3]
-    build.box((-2.25, -0.82, 0.2), (2.25, 0.82, 0.45), color=_CHASSIS)
+    build.box((-2.2, -0.82, 0.2), (2.2, 0.82, 0.4), color=_CHASSIS)
     hood = [(-2.25, 0.35), (2.25, 0.35), (2.22, 0.68), (1.0, 0.88), (-2.1, 0.92), (-2.25, 0.8)]
     build.extrude(hood, (-0.9, 0.9))
     roof = {"color": (-1.0, -1.0, -1.0)}

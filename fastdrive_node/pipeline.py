@@ -1,0 +1,192 @@
+"""FrameSet and ego history to a plan, with the time of every stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from fastdrive_node.planning.answer import parse_answer
+from fastdrive_node.planning.checks import PlanLimits, check_plan
+from fastdrive_node.planning.decode import Answer, decode
+from fastdrive_node.planning.language import LanguageModel
+from fastdrive_node.planning.model import Vla
+from fastdrive_node.planning.prefill import prefill, prune_prompt
+from fastdrive_node.planning.prompt import build_prompt
+from fastdrive_node.pruning.baselines import NoPruner, Pruner
+from fastdrive_node.pruning.select import keep_count
+from fastdrive_node.types import (
+    CameraFrame,
+    Command,
+    EgoHistory,
+    EgoState,
+    FrameSet,
+    InputError,
+    KeptTokens,
+    ModelError,
+    Plan,
+)
+from fastdrive_node.vision.backend import VisionBackend
+from fastdrive_node.vision.tower import TorchVision
+
+STAGES = ("load", "preprocess", "encode", "score", "select", "prefill", "decode", "parse", "total")
+_STANDING = EgoState(stamp_ns=0, x_m=0.0, y_m=0.0, yaw_rad=0.0, speed_mps=0.0)
+
+
+class StageTimes:
+    """Wall time of named stages in milliseconds; waits for the GPU at the end of each, where there is one."""
+
+    def __init__(self, device: torch.device):
+        self._cuda = device.type == "cuda"
+        self.ms: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self._cuda:
+            torch.cuda.synchronize()
+        self.ms[name] = (time.perf_counter() - start) * 1e3
+
+
+class Pipeline:
+    """One VLA with its pruner; serves one caller at a time.
+
+    Args:
+        vla: from ``load_vla``.
+        pruner: from ``make_pruner``; None keeps every token.
+        drop: pruning ratio p in [0, 1): the share of visual tokens that the language model does not see. It may be
+            set between plans.
+        backend: images to tokens; None for torch on the VLA's device.
+        limits: what a plan may ask of the vehicle.
+
+    Raises:
+        InputError: ``drop`` is out of range.
+        ModelError: the backend's token grid is not the VLA's.
+    """
+
+    def __init__(
+        self,
+        vla: Vla,
+        pruner: Pruner | None = None,
+        drop: float = 0.0,
+        backend: VisionBackend | None = None,
+        limits: PlanLimits | None = None,
+    ):
+        self.vla = vla
+        self.pruner = pruner or NoPruner()
+        self.vision = backend or TorchVision(vla.model.model.visual, vla.spec.image_size, len(vla.spec.cameras))
+        if tuple(self.vision.grid) != tuple(vla.grid):
+            raise ModelError(f"vision backend: token grid {self.vision.grid}, but {vla.path} has {vla.grid}")
+        self.language = LanguageModel(vla)
+        self.limits = limits or PlanLimits()
+        self.drop = drop
+
+    @property
+    def drop(self) -> float:
+        return self._drop
+
+    @drop.setter
+    def drop(self, value: float) -> None:
+        try:
+            self._keep = keep_count(self.vla.tokens, value)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        self._drop = value
+
+    @torch.inference_mode()
+    def plan(self, frame_set: FrameSet, history: EgoHistory, command: Command = Command.NONE) -> Plan:
+        """Plan one frame set.
+
+        Args:
+            frame_set: a frame of each of the VLA's cameras, in its order.
+            history: ego states, newest (at t0) first.
+
+        Raises:
+            InputError: an image cannot be decoded, a camera is missing, or the ego state cannot be written.
+            AnswerError: the answer follows not the grammar, or is no drivable plan.
+            ModelError: the pruner's scores are not finite.
+        """
+        self._check_cameras(frame_set)
+        stage = StageTimes(self.vla.device)
+        with stage("total"):
+            with stage("load"):
+                images = [load_image(frame) for frame in frame_set.frames]
+            with stage("preprocess"):
+                patches = self.vision.preprocess(images)
+            with stage("encode"):
+                tokens = self.vision.encode_patches(patches)
+            kept = self._prune(tokens, stage)
+            answer = self._answer(tokens, kept, history, command, stage)
+            with stage("parse"):
+                waypoints = parse_answer(answer.text, self.vla.spec.answer)
+                check_plan(waypoints, self.vla.spec.answer.interval_s, history.now.speed_mps, self.limits)
+        mode = f"degraded: no image of {', '.join(frame_set.missing)}" if frame_set.missing else "nominal"
+        return Plan(
+            t0_ns=frame_set.t0_ns,
+            waypoints_m=waypoints,
+            dt_s=self.vla.spec.answer.interval_s,
+            text=answer.text,
+            mode=mode,
+            kept=kept,
+            stage_ms={name: stage.ms[name] for name in STAGES},
+        )
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Run every stage but the parsing once on black images, so that the first plan is not the slow one."""
+        height, width = self.vla.spec.image_size
+        black = np.zeros((len(self.vla.spec.cameras), height, width, 3), np.uint8)
+        stage = StageTimes(self.vla.device)
+        tokens = self.vision.encode(black)
+        kept = self._prune(tokens, stage)
+        self._answer(tokens, kept, EgoHistory((_STANDING,), self.vla.spec.history.interval_s), Command.NONE, stage)
+
+    def _check_cameras(self, frame_set: FrameSet) -> None:
+        found = tuple(frame.camera for frame in frame_set.frames)
+        if found != self.vla.spec.cameras:
+            raise InputError(
+                f"frame set: cameras {', '.join(found) or 'none'}; the VLA reads {', '.join(self.vla.spec.cameras)}, "
+                "in this order"
+            )
+
+    def _prune(self, tokens: torch.Tensor, stage: StageTimes) -> KeptTokens:
+        grid = self.vla.grid
+        with stage("score"):
+            scores = self.pruner.score(tokens, grid)
+        with stage("select"):
+            try:
+                indices = self.pruner.select(tokens, scores, self._keep)
+            except ValueError as error:
+                raise ModelError(f"pruner {self.pruner.name}: {error}") from error
+            flat = None if scores is None else scores.float().cpu().flatten().numpy()
+        return KeptTokens(indices.numpy(), flat, (tokens.shape[0], *grid))
+
+    def _answer(
+        self, tokens: torch.Tensor, kept: KeptTokens, history: EgoHistory, command: Command, stage: StageTimes
+    ) -> Answer:
+        with stage("prefill"):
+            indices = torch.from_numpy(kept.indices)
+            prompt = prune_prompt(build_prompt(self.vla, history, command), indices)
+            seen = tokens.flatten(0, 1)[indices.to(tokens.device)]
+            logits, cache = prefill(self.language, [prompt], [seen], self.vla.spec.answer.max_new_tokens)
+        with stage("decode"):
+            return decode(self.language, self.vla, [prompt], logits, cache)[0]
+
+
+def load_image(frame: CameraFrame) -> np.ndarray:
+    """Decode a frame: uint8 RGB [H, W, 3].
+
+    Raises:
+        InputError: it cannot be decoded; the text names the camera.
+    """
+    try:
+        image = frame.load()
+    except Exception as error:  # decoders raise many kinds for damaged data
+        raise InputError(f"{frame.camera}: {error}") from error
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise InputError(f"{frame.camera}: expected a uint8 RGB image, got {image.dtype} {image.shape}")
+    return image

@@ -1,0 +1,53 @@
+"""From scores to the tokens that are kept."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+def keep_count(total: int, drop: float) -> int:
+    """K = floor(N (1 - p)): tokens kept of ``total`` at the pruning ratio ``drop``.
+
+    Raises:
+        ValueError: ``drop`` is not in [0, 1), or nothing would be kept.
+    """
+    if not 0 <= drop < 1:
+        raise ValueError(f"drop: {drop} is not in [0, 1)")
+    keep = math.floor(total * (1 - drop) + 1e-9)  # 10 * (1 - 0.9) is 0.99...98 in floating point
+    if keep < 1:
+        raise ValueError(f"drop: {drop} keeps none of {total} tokens")
+    return keep
+
+
+def select_top(scores: torch.Tensor, keep: int, camera_floor: int = 0) -> torch.Tensor:
+    """The highest scores over all cameras, in raster order.
+
+    Equal scores are taken in index order, so that the choice is the same on every run and machine.
+
+    Args:
+        scores: [C, N], finite.
+        keep: K, at most C * N.
+        camera_floor: tokens that each camera keeps at least, its own best.
+
+    Returns:
+        int64 [K] on the CPU, ascending indices into C * N (camera after camera, raster order).
+
+    Raises:
+        ValueError: a score is not finite, or ``keep`` and ``camera_floor`` cannot be met.
+    """
+    cameras, count = scores.shape
+    scores = scores.detach().float().cpu()
+    if not bool(torch.isfinite(scores).all()):
+        raise ValueError("scores: not finite")
+    if not 0 < keep <= cameras * count:
+        raise ValueError(f"keep: {keep} is not in 1..{cameras * count}")
+    if not 0 <= camera_floor * cameras <= keep or camera_floor > count:
+        raise ValueError(f"camera_floor: {camera_floor} for each of {cameras} cameras passes the {keep} kept tokens")
+    order = torch.sort(scores.flatten(), descending=True, stable=True).indices
+    if camera_floor:
+        best = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :camera_floor]
+        reserved = torch.zeros(cameras, count, dtype=torch.bool).scatter_(1, best, True).flatten()
+        order = order[torch.sort(reserved[order].int(), descending=True, stable=True).indices]
+    return order[:keep].sort().values

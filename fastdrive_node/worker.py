@@ -1,0 +1,282 @@
+"""One worker thread between the streams and the planner: the newest set wins, nothing queues. No ROS.
+
+The executor's thread only stores what arrives. Every set ends in exactly one ``Outcome``: a plan, a refusal, or a
+refusal of stage "dropped" for a set that was superseded.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from fastdrive_node.frames import CameraStatus, FrameBuffer, FrameCounters, with_limits
+from fastdrive_node.odometry import OdometryBuffer
+from fastdrive_node.types import (
+    AnswerError,
+    CameraFrame,
+    Command,
+    EgoHistory,
+    EgoState,
+    FastDriveError,
+    FrameSet,
+    InputError,
+    Plan,
+    Refusal,
+)
+
+TICK_S = 0.05  # how often waiting sets are looked at, in wall time
+log = logging.getLogger(__name__)
+
+
+class Planner(Protocol):
+    """What the worker needs of ``pipeline.Pipeline``."""
+
+    drop: float  # pruning ratio; may be set between plans
+
+    def plan(self, frame_set: FrameSet, history: EgoHistory, command: Command) -> Plan:
+        """Raises InputError for an image or ego state, AnswerError for an answer, both naming the cause."""
+
+
+@dataclass(frozen=True)
+class WorkerLimits:
+    """Times in seconds."""
+
+    odometry_wait_s: float = 0.2  # wall time that a complete set waits for odometry at t0 or later
+    max_command_age_s: float = 0.0  # of the driving command when the set is complete; 0: no limit
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a set. Times in milliseconds of wall time."""
+
+    result: Plan | Refusal
+    frames: FrameSet | None = None  # None where the set was never planned
+    command: Command = Command.NONE
+    waited_ms: float = 0.0  # from complete to the start of planning
+    planning_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """A snapshot for the diagnostics."""
+
+    cameras: dict[str, CameraStatus]
+    frames: FrameCounters
+    odometry_age_s: float | None
+    command: Command
+    command_age_s: float | None
+    plans: int
+    refused: int
+    busy: bool  # a set is being planned, or waits
+    last_refusal: str
+
+
+@dataclass(frozen=True)
+class _Job:
+    frames: FrameSet
+    command: Command
+    complete_at: float  # monotonic seconds
+
+
+@dataclass
+class _Counts:
+    plans: int = 0
+    refused: int = 0
+    last_refusal: str = ""
+    generation: int = 0  # of time; a jump back starts a new one
+    planning: bool = False
+    command: Command = Command.NONE
+    command_ns: int | None = None
+    complete: dict[int, tuple[Command, float]] = field(default_factory=dict)  # by t0 of the pending set
+
+
+class Worker:
+    """Owns the buffers and the thread that plans.
+
+    Args:
+        planner: plans one set at a time, in the worker's thread.
+        frames: the frame buffer; from now on only the worker touches it.
+        odometry: likewise.
+        clock: the node's time in nanoseconds.
+        report: called in the worker's thread with every outcome, in order.
+    """
+
+    def __init__(
+        self,
+        planner: Planner,
+        frames: FrameBuffer,
+        odometry: OdometryBuffer,
+        clock: Callable[[], int],
+        report: Callable[[Outcome], None],
+        limits: WorkerLimits | None = None,
+    ):
+        self.planner = planner
+        self.limits = limits or WorkerLimits()
+        self._frames = frames
+        self._odometry = odometry
+        self._clock = clock
+        self._report = report
+        self._changed = threading.Condition()
+        self._counts = _Counts()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="planner", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop after the plan in progress. Sets that still wait are not planned."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def add_frame(self, frame: CameraFrame) -> None:
+        """Raises InputError for a camera that the model does not have."""
+        with self._changed:
+            if found := self._frames.add(frame):
+                self._note_complete(found)
+            self._changed.notify_all()
+
+    def add_odometry(self, state: EgoState) -> None:
+        """Raises InputError for a value that is not finite."""
+        with self._changed:
+            self._odometry.add(state)
+            self._changed.notify_all()
+
+    def set_command(self, command: Command) -> None:
+        with self._changed:
+            self._counts.command, self._counts.command_ns = command, self._clock()
+
+    def time_jumped(self, now_ns: int) -> None:
+        """The clock went back to ``now_ns``: forget everything that is later, and the plan in progress."""
+        with self._changed:
+            self._frames.reset(keep_until_ns=now_ns)
+            self._odometry.reset(keep_until_ns=now_ns)
+            self._counts.generation += 1
+            self._counts.command, self._counts.command_ns = Command.NONE, None
+            if (pending := self._frames.pending) is not None:
+                self._note_complete(pending)
+            self._changed.notify_all()
+
+    def configure(
+        self, drop: float | None = None, frames: dict | None = None, odometry: dict | None = None, **own: float
+    ) -> None:
+        """Change limits while running; what is not given stays. Raises InputError for a drop ratio out of range."""
+        with self._changed:
+            if drop is not None:
+                self.planner.drop = drop
+            with_limits(self._frames, **(frames or {}))
+            self._odometry.limits = replace(self._odometry.limits, **(odometry or {}))
+            self.limits = replace(self.limits, **own)
+
+    def status(self) -> WorkerStatus:
+        with self._changed:
+            now, counts, newest = self._clock(), self._counts, self._odometry.newest_ns
+            return WorkerStatus(
+                cameras=self._frames.status(now),
+                frames=replace(self._frames.counters),
+                odometry_age_s=None if newest is None else (now - newest) * 1e-9,
+                command=counts.command,
+                command_age_s=None if counts.command_ns is None else (now - counts.command_ns) * 1e-9,
+                plans=counts.plans,
+                refused=counts.refused,
+                busy=counts.planning or self._frames.pending is not None,
+                last_refusal=counts.last_refusal,
+            )
+
+    def _note_complete(self, found: FrameSet) -> None:
+        """The command that holds when a set is complete is the set's, however long it waits for the planner."""
+        self._counts.complete = {found.t0_ns: (self._current_command(), time.monotonic())}
+
+    def _current_command(self) -> Command:
+        counts, limit_s = self._counts, self.limits.max_command_age_s
+        if counts.command_ns is None:
+            return Command.NONE
+        too_old = limit_s > 0 and (self._clock() - counts.command_ns) * 1e-9 > limit_s
+        return Command.NONE if too_old else counts.command
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or self._ready(), timeout=TICK_S)
+                if self._stopping:
+                    return
+                job = self._next()
+                reports = self._frames.drain_reports()
+                generation, self._counts.planning = self._counts.generation, isinstance(job, _Job)
+            for refusal in reports:
+                self._publish(Outcome(refusal))
+            if isinstance(job, Refusal):
+                self._publish(Outcome(job))
+            elif job is not None:
+                self._publish(self._plan(job, generation))
+
+    def _ready(self) -> bool:
+        """Whether there is something to do without waiting longer."""
+        if self._frames.reports:
+            return True
+        pending = self._frames.pending
+        if pending is None:
+            return False
+        waited_s = time.monotonic() - self._counts.complete[pending.t0_ns][1]
+        return self._odometry.covers(pending.t0_ns) or waited_s >= self.limits.odometry_wait_s
+
+    def _next(self) -> _Job | Refusal | None:
+        now_ns = self._clock()
+        if degraded := self._frames.expire(now_ns):
+            self._note_complete(degraded)
+        if self._frames.pending is None or not self._ready():
+            return None
+        command, complete_at = self._counts.complete[self._frames.pending.t0_ns]
+        taken = self._frames.take(now_ns)
+        return _Job(taken, command, complete_at) if isinstance(taken, FrameSet) else taken
+
+    def _plan(self, job: _Job, generation: int) -> Outcome:
+        start = time.monotonic()
+        result = self._attempt(job)
+        planning_ms = (time.monotonic() - start) * 1e3
+        with self._changed:
+            if generation != self._counts.generation:
+                result = Refusal(job.frames.t0_ns, "time jumped back while it was planned", "dropped")
+        return Outcome(result, job.frames, job.command, (start - job.complete_at) * 1e3, planning_ms)
+
+    def _attempt(self, job: _Job) -> Plan | Refusal:
+        t0_ns = job.frames.t0_ns
+        try:
+            with self._changed:
+                history = self._odometry.history(t0_ns)
+        except InputError as error:
+            return Refusal(t0_ns, str(error), "odometry")
+        try:
+            return self.planner.plan(job.frames, history, job.command)
+        except InputError as error:
+            return Refusal(t0_ns, str(error), "image")
+        except AnswerError as error:
+            return Refusal(t0_ns, str(error), "answer")
+        except FastDriveError as error:
+            return Refusal(t0_ns, str(error), "model")
+        except Exception as error:  # one set that fails must not end the node
+            log.exception("planning failed")
+            return Refusal(t0_ns, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", "internal")
+
+    def _publish(self, outcome: Outcome) -> None:
+        with self._changed:
+            self._counts.planning = False
+            if isinstance(outcome.result, Plan):
+                self._counts.plans += 1
+            elif outcome.result.stage != "dropped":
+                self._counts.refused += 1
+                self._counts.last_refusal = f"{outcome.result.stage}: {outcome.result.reason}"
+        try:
+            self._report(outcome)
+        except Exception:  # e.g. the context is shut down while a plan is published
+            log.exception("reporting an outcome failed")

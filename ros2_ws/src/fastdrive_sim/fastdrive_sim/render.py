@@ -1,0 +1,243 @@
+"""Six cameras in one pass: colour, class, instance and depth, with OpenGL on EGL (Mesa's software driver will do).
+
+Pixel convention: image coordinates are continuous and the first pixel spans 0..1, so that its centre lies at 0.5.
+A point X in camera coordinates falls at K X / X_z, K from ``Camera.scaled``; the integer part is the pixel's index.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import cv2
+import moderngl
+import numpy as np
+
+from fastdrive_sim import scene, shaders, textures
+from fastdrive_sim.errors import SimError
+from fastdrive_sim.rig import RIG
+from fastdrive_sim.types import Camera, Snapshot, Views, World
+
+NEAR_M, FAR_M = 0.3, 6000.0
+_MAX_ROWS = 8192  # of a framebuffer; more cameras than fit are drawn in several rounds
+_MAX_SIDE = 8192
+
+
+class Renderer:
+    """Draws a world from every camera of a rig.
+
+    ``width`` and ``height`` are one image's pixels. Colour is the mean of ``supersample`` x ``supersample`` samples;
+    class, instance and depth are those of the sample next to the pixel's centre. ``depth=False`` saves reading it back.
+    Things further than ``reach_m`` are not drawn. ``threads`` is for Mesa's software driver and counts for the first
+    renderer of a process: 1 where one process runs per core. Use a renderer in the thread that made it.
+    Raises ``SimError`` if no OpenGL context can be created, or for a size that it cannot hold.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        height: int,
+        rig: Sequence[Camera] = RIG,
+        supersample: int = 2,
+        depth: bool = True,
+        reach_m: float = 220.0,
+        threads: int | None = None,
+    ) -> None:
+        if width < 1 or height < 1 or not 1 <= supersample <= 4 or max(width, height) * supersample > _MAX_SIDE:
+            raise SimError(
+                f"image size {width}x{height}, supersample {supersample}: at most {_MAX_SIDE} samples a side"
+            )
+        self.width, self.height, self.rig = width, height, tuple(rig)
+        self._factor, self._with_depth, self._reach_m = supersample, depth, reach_m
+        if threads is not None:
+            os.environ["LP_NUM_THREADS"] = str(threads)
+        self._context = _context()
+        self._per_round = max(1, min(len(self.rig), _MAX_ROWS // (height * supersample)))
+        self._build_targets()
+        self._build_programs()
+        self._static: scene.Chunks | None = None
+
+    def _build_targets(self) -> None:
+        ctx = self._context
+        size = (self.width * self._factor, self.height * self._factor * self._per_round)
+        self._color = ctx.renderbuffer(size, 4)
+        self._ids = ctx.renderbuffer(size, 1, dtype="u4")
+        self._depth = ctx.depth_renderbuffer(size)
+        self._target = ctx.framebuffer([self._color, self._ids], self._depth)
+        self._read_rgba = np.empty((size[1], size[0], 4), np.uint8)
+        self._read_ids = np.empty((size[1], size[0]), np.uint32)
+        self._read_depth = np.empty((size[1], size[0]), np.float32)
+
+    def _build_programs(self) -> None:
+        ctx = self._context
+        self._scene_program = ctx.program(shaders.SCENE_VERTEX, shaders.SCENE_FRAGMENT)
+        self._sky_program = ctx.program(shaders.SKY_VERTEX, shaders.SKY_FRAGMENT)
+        pixels = textures.layers()
+        self._textures = ctx.texture_array((textures.SIDE, textures.SIDE, len(pixels)), 4, pixels.tobytes())
+        self._textures.build_mipmaps()
+        self._textures.filter = (moderngl.LINEAR_MIPMAP_NEAREST, moderngl.LINEAR)
+        whole = np.array([[-1, -1], [-1, 3], [3, -1]], np.float32)
+        self._sky = ctx.vertex_array(self._sky_program, [(ctx.buffer(whole.tobytes()), "2f", "corner")])
+        self._vertices = ctx.buffer(reserve=scene.VERTEX.itemsize, dynamic=True)
+        self._indices = ctx.buffer(reserve=4, dynamic=True)
+        self._bind()
+
+    def _bind(self) -> None:
+        layout = [(self._vertices, "3f4 4f1 2f4 1u4", "position", "color", "uv", "id")]
+        self._scene = self._context.vertex_array(self._scene_program, layout, self._indices)
+
+    def load(self, world: World) -> None:
+        """Takes over what does not move. Raises ``SimError`` for a thing that cannot be drawn."""
+        self._light = light = scene.Light.of(world)
+        parts = [scene.thing_chunks(world.things, light, 0.0), scene.surface_chunks(world.surfaces, light)]
+        self._static = scene.join(parts)
+        with self._context:
+            self._grow(len(self._static.vertices) + 4096, 0)
+            self._vertices.write(self._static.vertices.tobytes())
+            self._set_light(world, light)
+
+    def _set_light(self, world: World, light: scene.Light) -> None:
+        self._scene_program["haze_color"] = self._sky_program["haze_color"] = tuple(light.haze)
+        self._scene_program["haze_half"] = light.haze_half_m
+        self._sky_program["sky_color"] = tuple(light.sky)
+        self._sky_program["cloud_color"] = tuple(np.minimum(light.haze * 0.4 + 0.58, 1.0))
+        self._sky_program["cloud_layer"] = float(textures.CLOUD)
+        self._sky_program["cloud_offset"] = ((world.seed * 0.37) % 1.0, (world.seed * 0.61) % 1.0)
+
+    def _grow(self, vertices: int, indices: int) -> None:
+        """Makes the buffers large enough; their content is lost where they grow."""
+        sizes = (vertices * scene.VERTEX.itemsize, indices * 4)
+        if self._vertices.size >= sizes[0] and self._indices.size >= sizes[1]:
+            return
+        self._scene.release()
+        if self._vertices.size < sizes[0]:
+            self._vertices.release()
+            self._vertices = self._context.buffer(reserve=sizes[0] * 3 // 2, dynamic=True)
+            if self._static is not None:
+                self._vertices.write(self._static.vertices.tobytes())
+        if self._indices.size < sizes[1]:
+            self._indices.release()
+            self._indices = self._context.buffer(reserve=sizes[1] * 3 // 2, dynamic=True)
+        self._bind()
+
+    def render(self, snapshot: Snapshot) -> Views:
+        """Draws one instant. The same world and snapshot give the same arrays. Raises ``SimError`` before ``load``."""
+        if self._static is None:
+            raise SimError("render: load(world) comes first")
+        moving = scene.join(
+            [
+                scene.thing_chunks(snapshot.things, self._light, snapshot.time_s),
+                scene.ground_chunks(snapshot.ego, self._light),
+            ]
+        )
+        eyes = [scene.Eye.of(camera, snapshot.ego) for camera in self.rig]
+        step = self._per_round
+        with self._context:
+            spans = self._upload(moving, eyes)
+            starts = range(0, len(eyes), step)
+            rounds = [self._round(eyes[i : i + step], spans[i : i + step], i) for i in starts]
+        return Views(*(np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in zip(*rounds, strict=True)))
+
+    def _upload(self, moving: scene.Chunks, eyes: Sequence[scene.Eye]) -> list[tuple[int, int]]:
+        """Writes moving vertices and each camera's indices; returns first and count per camera."""
+        start = len(self._static.vertices)
+        pieces = [self._static.indices, moving.shifted(start)]
+        drawn, spans, total = [], [], 0
+        for camera, eye in zip(self.rig, eyes, strict=True):
+            intrinsic = camera.scaled(self.width, self.height)
+            first = total
+            for chunks, indices in zip((moving, self._static), pieces[::-1], strict=True):
+                for i in scene.visible(chunks, eye, intrinsic, self.width, self._reach_m):
+                    drawn.append(indices[i])
+                    total += len(indices[i])
+            spans.append((first, total - first))
+        self._grow(start + len(moving.vertices), total)
+        self._vertices.write(moving.vertices.tobytes(), offset=start * scene.VERTEX.itemsize)
+        self._indices.write(np.concatenate(drawn).tobytes())
+        return spans
+
+    def _round(self, eyes: Sequence[scene.Eye], spans: Sequence[tuple[int, int]], first: int) -> tuple[np.ndarray, ...]:
+        ctx, factor = self._context, self._factor
+        self._target.use()
+        self._target.clear(depth=1.0)
+        ctx.enable(moderngl.DEPTH_TEST | moderngl.CULL_FACE)
+        ctx.depth_func = "<="
+        ctx.front_face = "cw"  # y runs down
+        self._textures.use()
+        for i, (eye, (start, count)) in enumerate(zip(eyes, spans, strict=True)):
+            intrinsic = self.rig[first + i].scaled(self.width, self.height)
+            ctx.viewport = (0, i * self.height * factor, self.width * factor, self.height * factor)
+            self._scene_program["view_projection"].write(_projection(intrinsic, eye, self.width, self.height))
+            self._scene.render(vertices=count, first=start)
+            self._sky_program["ray_from_ndc"].write(_rays(intrinsic, eye, self.width, self.height))
+            self._sky.render(vertices=3)
+        return self._read(len(eyes))
+
+    def _read(self, count: int) -> tuple[np.ndarray, ...]:
+        factor, rows = self._factor, count * self.height * self._factor
+        view = (0, 0, self.width * factor, rows)
+        self._target.read_into(self._read_rgba, view, components=4)
+        self._target.read_into(self._read_ids, view, components=1, attachment=1, dtype="u4")
+        rgba = self._read_rgba[:rows]
+        if factor > 1:
+            rgba = cv2.resize(rgba, (self.width, count * self.height), interpolation=cv2.INTER_AREA)
+        shape = (count, self.height, self.width)
+        middle = slice(factor // 2, None, factor)
+        ids = self._read_ids[:rows][middle, middle].reshape(shape)
+        parts = (
+            cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB).reshape(*shape, 3),
+            (ids >> scene.LABEL_SHIFT).astype(np.uint8),
+            ids.astype(np.uint16),
+        )
+        if not self._with_depth:
+            return parts
+        self._target.read_into(self._read_depth, view, components=1, attachment=-1, dtype="f4")
+        return (*parts, _metres(self._read_depth[:rows][middle, middle].reshape(shape)))
+
+    def close(self) -> None:
+        """Frees the context; the renderer cannot be used any more."""
+        self._context.release()
+
+    def __enter__(self) -> Renderer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _context() -> moderngl.Context:
+    try:
+        return moderngl.create_context(standalone=True, backend="egl")
+    except Exception as error:  # whatever the loader or the driver raises
+        message = "no OpenGL context on EGL: install the Debian packages libegl1 and libgl1-mesa-dri"
+        raise SimError(f"{message} ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from error
+
+
+def _projection(intrinsic: np.ndarray, eye: scene.Eye, width: int, height: int) -> bytes:
+    """World to clip coordinates, y down, column-major float32."""
+    (fx, _, cx), (_, fy, cy), _ = intrinsic
+    near, far = NEAR_M, FAR_M
+    clip = np.array(
+        [
+            [2 * fx / width, 0, 2 * cx / width - 1, 0],
+            [0, 2 * fy / height, 2 * cy / height - 1, 0],
+            [0, 0, (far + near) / (far - near), -2 * far * near / (far - near)],
+            [0, 0, 1, 0],
+        ]
+    )
+    view = np.eye(4)
+    view[:3, :3] = eye.rotation.T
+    view[:3, 3] = -eye.rotation.T @ eye.origin
+    return (clip @ view).T.astype(np.float32).tobytes()
+
+
+def _rays(intrinsic: np.ndarray, eye: scene.Eye, width: int, height: int) -> bytes:
+    """From (x, y, 1) in normalised device coordinates to a ray in the world, column-major float32."""
+    pixel = np.array([[width / 2, 0, width / 2], [0, height / 2, height / 2], [0, 0, 1]])
+    return (eye.rotation @ np.linalg.inv(intrinsic) @ pixel).T.astype(np.float32).tobytes()
+
+
+def _metres(depth: np.ndarray) -> np.ndarray:
+    """Depth buffer 0..1 to metres along the optical axis; infinite where nothing was drawn."""
+    metres = np.float32(NEAR_M * FAR_M) / (np.float32(FAR_M) - depth * np.float32(FAR_M - NEAR_M))
+    return np.where(depth < 1.0, metres, np.float32(np.inf))

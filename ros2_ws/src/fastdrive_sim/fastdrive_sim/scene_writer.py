@@ -1,0 +1,134 @@
+"""One simulated scene on disk: images, masks, map, rows and extras.
+
+A scene is simulated for 3 s before its first keyframe and 3 s after its last, so that every keyframe has a history and
+a future of six points at 0.5 s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from fastdrive_sim.drivable import draw_mask
+from fastdrive_sim.errors import SimError
+from fastdrive_sim.geometry import to_ego, wrap
+from fastdrive_sim.nuscenes_schema import SceneTables
+from fastdrive_sim.rig import RIG
+from fastdrive_sim.sources import RendererLike, SimulationLike, record
+from fastdrive_sim.types import EgoPose, Snapshot, Views
+
+SIM_HZ = 20
+POINTS = 6  # of the history and of the future
+INTERVAL_S = 0.5
+_INTERVAL_STEPS = round(INTERVAL_S * SIM_HZ)
+_MARGIN_STEPS = POINTS * _INTERVAL_STEPS  # before the first and after the last keyframe
+_STEP_US = 1_000_000 // SIM_HZ
+_DIGITS = 4
+
+
+class ImageSpec(Protocol):
+    """What a scene's images look like: a ``dataset.DatasetSpec``."""
+
+    width: int
+    height: int
+    hz: int
+    jpeg_quality: int
+
+
+@dataclass(frozen=True)
+class ScenePlan:
+    """A scene to write. ``start_us`` is the time of the simulation's first step."""
+
+    name: str
+    split: str
+    world_seed: int
+    keyframes: int
+    start_us: int
+
+
+def scene_steps(keyframes: int, hz: int) -> int:
+    """Simulation steps that a scene of so many keyframes needs, warm-up and horizon included."""
+    return _MARGIN_STEPS + (keyframes - 1) * (SIM_HZ // hz) + _MARGIN_STEPS + 1
+
+
+def write_scene(
+    out: Path, plan: ScenePlan, spec: ImageSpec, simulation: SimulationLike, renderer: RendererLike
+) -> dict:
+    """Write a scene's images, masks and map under ``out``.
+
+    Returns its ``tables`` (rows by table), ``extras`` (by sample token), ``classes`` (annotations by category) and
+    ``scene`` (its entry of ``sim.json``). Raises SimError where a file cannot be written or the world ends early.
+    """
+    snapshots = record(simulation, scene_steps(plan.keyframes, spec.hz), SIM_HZ)
+    mask = draw_mask(simulation.world.drivable, [snapshot.ego for snapshot in snapshots])
+    _write_image(out / "maps" / f"{plan.name}.png", mask.pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    tables = SceneTables(plan.name, simulation.world, mask.origin, (spec.width, spec.height), RIG)
+    renderer.load(simulation.world)
+    extras = {}
+    for number in range(plan.keyframes):
+        step = _MARGIN_STEPS + number * (SIM_HZ // spec.hz)
+        timestamp_us = plan.start_us + step * _STEP_US
+        views = renderer.render(snapshots[step])
+        sample = tables.add_keyframe(timestamp_us, snapshots[step], views)
+        _write_views(out, tables, sample, timestamp_us, views, spec.jpeg_quality)
+        extras[sample] = keyframe_extras(snapshots, step)
+    return {
+        "tables": tables.rows(),
+        "extras": extras,
+        "classes": tables.class_counts(),
+        "scene": {"split": plan.split, "world_seed": plan.world_seed, "origin_in_world_m": list(mask.origin)},
+    }
+
+
+def keyframe_extras(snapshots: Sequence[Snapshot], step: int) -> dict:
+    """The entry of ``extras.json`` for the keyframe at ``step`` of a recording at 20 Hz.
+
+    ``future_xy``: six [x, y] at 0.5 s .. 3.0 s; ``history``: six [t, x, y, yaw, speed, accel] at -0.5 s .. -3.0 s; both
+    in the ego frame of the keyframe, metres, radians, seconds. ``ahead``: ``Snapshot.ahead``, labels for training.
+    """
+    ego = snapshots[step].ego
+    offsets = [_INTERVAL_STEPS * (point + 1) for point in range(POINTS)]
+    ahead = [snapshots[step + offset].ego for offset in offsets]
+    future = to_ego(ego, np.array([(pose.x, pose.y) for pose in ahead]))
+    return {
+        "command": snapshots[step].command,
+        "speed_mps": round(ego.speed, _DIGITS),
+        "accel_mps2": round(ego.accel, _DIGITS),
+        "yaw_rate_radps": round(ego.yaw_rate, _DIGITS),
+        "ahead": snapshots[step].ahead,
+        "future_xy": [[round(float(x), _DIGITS), round(float(y), _DIGITS)] for x, y in future],
+        "history": [_past(ego, snapshots[step - offset].ego, -offset / SIM_HZ) for offset in offsets],
+    }
+
+
+def _past(now: EgoPose, then: EgoPose, time_s: float) -> list[float]:
+    x, y = to_ego(now, np.array([then.x, then.y]))
+    values = (time_s, x, y, wrap(then.yaw - now.yaw), then.speed, then.accel)
+    return [round(float(value), _DIGITS) for value in values]
+
+
+def _write_views(
+    out: Path, tables: SceneTables, sample: str, timestamp_us: int, views: Views, jpeg_quality: int
+) -> None:
+    for index, camera in enumerate(RIG):
+        image = out / tables.image_name(camera.name, timestamp_us)
+        bgr = cv2.cvtColor(views.rgb[index], cv2.COLOR_RGB2BGR)
+        _write_image(image, bgr, [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality])
+        mask = out / "masks" / camera.name / f"{sample}.png"
+        _write_image(mask, views.label[index], [cv2.IMWRITE_PNG_COMPRESSION, 1])
+
+
+def _write_image(path: Path, pixels: np.ndarray, options: list[int]) -> None:
+    encoded, data = cv2.imencode(path.suffix, pixels, options)
+    if not encoded:
+        raise SimError(f"{path}: could not be encoded")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data.tobytes())
+    except OSError as error:
+        raise SimError(f"{path}: could not be written ({error.strerror})") from error

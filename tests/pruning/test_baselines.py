@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from fastdrive_node.pruning.baselines import ScorePruner, make_pruner
+from fastdrive_node.pruning.files import save_pruner
+from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_node.types import ModelError
+
+TOKENS = torch.randn(6, 32, 128, generator=torch.Generator().manual_seed(0))
+GRID = (4, 8)
+
+
+def choose(pruner, keep):
+    return pruner.select(TOKENS, pruner.score(TOKENS, GRID), keep).tolist()
+
+
+def test_none_keeps_everything():
+    assert choose(make_pruner("none"), 48) == list(range(192))
+
+
+def test_random_keeps_as_many_as_asked_in_raster_order():
+    kept = choose(make_pruner("random"), 48)
+    assert len(set(kept)) == 48 and kept == sorted(kept) and kept != list(range(48))
+
+
+def test_random_depends_on_its_seed_alone():
+    first, again, other = make_pruner("random", seed=3), make_pruner("random", seed=3), make_pruner("random", seed=4)
+    choices = [choose(first, 48), choose(first, 48)]
+    torch.manual_seed(99)
+    assert [choose(again, 48), choose(again, 48)] == choices
+    assert choose(other, 48) not in choices and choices[0] != choices[1]
+
+
+def test_reconpruner_keeps_the_highest_scores(tiny_vla, tmp_path):
+    module = ReconPruner.from_config(tiny_vla.model.config.text_config).eval()
+    save_pruner(tmp_path / "pruner.safetensors", module, tiny_vla.encoder_fingerprint)
+    pruner = make_pruner("reconpruner", tiny_vla, tmp_path / "pruner.safetensors")
+    with torch.inference_mode():
+        scores = pruner.score(TOKENS, GRID)
+        kept = choose(pruner, 48)
+    assert set(kept) == set(scores.flatten().topk(48).indices.tolist())
+
+
+def test_a_floor_reaches_the_selection(tiny_vla):
+    pruner = ScorePruner(ReconPruner.from_config(tiny_vla.model.config.text_config), camera_floor=4)
+    scores = torch.arange(192.0).reshape(6, 32)
+    kept = pruner.select(TOKENS, scores, 30)
+    assert torch.bincount(kept // 32).tolist() == [4, 4, 4, 4, 4, 10]
+
+
+def test_an_unknown_pruner_is_refused_with_the_known_ones():
+    with pytest.raises(ModelError, match="'fastest' is not known; known are none, random, reconpruner"):
+        make_pruner("fastest")
+
+
+def test_reconpruner_without_a_file_is_refused(tiny_vla):
+    with pytest.raises(ModelError, match="a pruner file"):
+        make_pruner("reconpruner", tiny_vla)

@@ -1,0 +1,157 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from fastdrive_node.planning.vla import load_vla
+from fastdrive_node.pruning.files import load_pruner, save_pruner
+from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_node.types import ModelError
+from fastdrive_training.tiny_vla import TinySize, build_tiny_vla
+
+
+@pytest.fixture(scope="module")
+def pruner(tiny_vla):
+    torch.manual_seed(0)
+    return ReconPruner.from_config(tiny_vla.model.config.text_config).eval()
+
+
+@pytest.fixture
+def file(tmp_path, tiny_vla, pruner):
+    path = tmp_path / "reconpruner.safetensors"
+    save_pruner(path, pruner, tiny_vla.encoder_fingerprint)
+    return path
+
+
+def rewrite(file, change_metadata=None, change_tensors=None):
+    """Write the file again with other content."""
+    with safe_open(file, framework="pt") as stored:
+        metadata, tensors = dict(stored.metadata()), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    if change_metadata:
+        change_metadata(metadata)
+    if change_tensors:
+        change_tensors(tensors)
+    save_file(tensors, file, metadata)
+
+
+def set_config(**values):
+    def change(metadata):
+        metadata["config"] = json.dumps({**json.loads(metadata["config"]), **values})
+
+    return change
+
+
+def test_a_saved_pruner_scores_as_before(file, tiny_vla, pruner):
+    tokens = torch.randn(6, 32, 128)
+    loaded = load_pruner(file, tiny_vla)
+    with torch.inference_mode():
+        assert torch.equal(loaded(tokens, (4, 8)), pruner(tokens, (4, 8)))
+    assert not loaded.training and loaded.normalise
+
+
+def test_the_flag_for_the_paper_s_product_is_kept(tmp_path, tiny_vla):
+    raw = ReconPruner.from_config(tiny_vla.model.config.text_config, normalise=False)
+    save_pruner(tmp_path / "raw.safetensors", raw, tiny_vla.encoder_fingerprint)
+    assert load_pruner(tmp_path / "raw.safetensors", tiny_vla).normalise is False
+
+
+def test_it_follows_the_vla_s_dtype(file, tiny_dir):
+    assert load_pruner(file, load_vla(tiny_dir, dtype=torch.bfloat16)).query.dtype == torch.bfloat16
+
+
+def test_another_width_is_refused_with_both_widths(file, tmp_path):
+    other = load_vla(build_tiny_vla(tmp_path / "wide", 0, TinySize(width=64, heads=2)))
+    with pytest.raises(ModelError, match=r"hidden_size: .*width 128, but .*wide gives tokens of width 64"):
+        load_pruner(file, other)
+
+
+def test_another_encoder_is_refused(file, tmp_path):
+    other = load_vla(build_tiny_vla(tmp_path / "other", seed=1))
+    with pytest.raises(ModelError, match="encoder: trained on the vision encoder .* train the pruner on this encoder"):
+        load_pruner(file, other)
+
+
+def test_another_language_half_with_the_same_encoder_is_served(file, tiny_vla):
+    torch.manual_seed(1)
+    other = dataclasses.replace(tiny_vla, template=tiny_vla.template + "\n")
+    assert load_pruner(file, other).width == other.width
+
+
+def test_a_missing_file_is_named(tmp_path, tiny_vla):
+    with pytest.raises(ModelError, match=r"none\.safetensors: no such pruner file"):
+        load_pruner(tmp_path / "none.safetensors", tiny_vla)
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, -500])
+def test_a_cut_off_file_is_named(file, tiny_vla, size):
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(ModelError, match=r"reconpruner\.safetensors: not a readable safetensors file"):
+        load_pruner(file, tiny_vla)
+
+
+def test_a_header_that_claims_to_be_huge_is_refused(file, tiny_vla):
+    file.write_bytes((2**62).to_bytes(8, "little") + file.read_bytes()[8:])
+    with pytest.raises(ModelError, match="not a readable safetensors file"):
+        load_pruner(file, tiny_vla)
+
+
+def test_weights_that_are_no_pruner_are_refused(tiny_dir, tiny_vla):
+    with pytest.raises(ModelError, match="format: not a pruner file"):
+        load_pruner(tiny_dir / "model.safetensors", tiny_vla)
+
+
+@pytest.mark.parametrize(
+    "change,reason",
+    [
+        (lambda m: m.update(version="2"), "version: '2' is not '1'"),
+        (lambda m: m.pop("config"), "config: not readable as JSON"),
+        (lambda m: m.update(config="[" * 10**5), "config: not readable as JSON"),
+        (lambda m: m.update(config="[]"), "config: .*is not of type 'object'"),
+        (lambda m: m.pop("encoder"), "encoder: trained on"),
+        (set_config(hidden_size=10**12), "config: .*hidden_size"),
+        (set_config(intermediate_size=1 << 17), r"tensor .*mlp.*expected \[.*131072"),
+        (set_config(intermediate_size=True), "config: .*intermediate_size"),
+        (set_config(num_attention_heads=0), "num_attention_heads"),
+        (set_config(num_attention_heads=3), "do not fit each other"),
+        (set_config(num_key_value_heads=3), "do not fit each other"),
+        (set_config(mrope_section=[1, 2, 3]), "mrope_section does not fit"),
+        (set_config(rope_theta=float("nan")), "config: not readable as JSON"),
+        (set_config(hidden_act="exec"), "hidden_act"),
+        (set_config(extra=1), "extra"),
+    ],
+)
+def test_hostile_metadata_is_refused(file, tiny_vla, change, reason):
+    rewrite(file, change)
+    with pytest.raises(ModelError, match=reason):
+        load_pruner(file, tiny_vla)
+
+
+@pytest.mark.parametrize(
+    "change,reason",
+    [
+        (lambda t: t.pop("query"), "tensor 'query' is missing"),
+        (lambda t: t.update(other=torch.zeros(1)), "tensor 'other' is not a pruner tensor"),
+        (lambda t: t.update(query=torch.zeros(2, 128)), r"tensor 'query' has shape \[2, 128\], expected \[1, 128\]"),
+        (lambda t: t["query"].fill_(float("nan")), "tensor 'query' holds values that are not finite"),
+    ],
+)
+def test_wrong_tensors_are_refused(file, tiny_vla, change, reason):
+    rewrite(file, change_tensors=change)
+    with pytest.raises(ModelError, match=reason):
+        load_pruner(file, tiny_vla)
+
+
+def test_a_failed_write_leaves_the_old_file(file, pruner, tiny_vla, monkeypatch):
+    before = file.read_bytes()
+
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("fastdrive_node.pruning.files.save_file", full)
+    with pytest.raises(OSError):
+        save_pruner(file, pruner, tiny_vla.encoder_fingerprint)
+    assert file.read_bytes() == before

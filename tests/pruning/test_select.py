@@ -1,0 +1,76 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastdrive_node.pruning.select import keep_count, select_top
+
+
+@pytest.mark.parametrize(
+    "total,drop,keep",
+    [(192, 0.75, 48), (192, 0.0, 192), (3249, 0.25, 2436), (3249, 0.75, 812), (10, 0.9, 1), (3, 0.5, 1)],
+)
+def test_keep_count_is_the_floor_of_the_papers_formula(total, drop, keep):
+    assert keep_count(total, drop) == keep
+
+
+@pytest.mark.parametrize("drop", [-0.1, 1.0, float("nan")])
+def test_a_ratio_outside_of_its_range_is_refused(drop):
+    with pytest.raises(ValueError, match="drop"):
+        keep_count(192, drop)
+
+
+def test_a_ratio_that_keeps_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"0\.999 keeps none of 192"):
+        keep_count(192, 0.999)
+
+
+def test_the_highest_scores_over_all_cameras_win_in_raster_order():
+    scores = torch.tensor([[0.1, 5.0, -1.0], [4.0, 0.2, 6.0]])
+    assert select_top(scores, 3).tolist() == [1, 3, 5]
+
+
+def test_equal_scores_are_taken_by_index():
+    assert select_top(torch.zeros(6, 32), 48).tolist() == list(range(48))
+    scores = torch.zeros(2, 4)
+    scores[1, 2] = 1
+    assert select_top(scores, 3).tolist() == [0, 1, 6]
+
+
+def test_a_floor_gives_each_camera_its_best():
+    scores = torch.tensor([[9.0, 8.0, 7.0, 6.0], [1.0, 3.0, 2.0, 0.0], [-5.0, -4.0, -9.0, -1.0]])
+    assert select_top(scores, 4).tolist() == [0, 1, 2, 3]
+    assert select_top(scores, 5, camera_floor=1).tolist() == [0, 1, 2, 5, 11]
+    assert select_top(scores, 6, camera_floor=2).tolist() == [0, 1, 5, 6, 9, 11]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_are_refused(bad):
+    with pytest.raises(ValueError, match="scores: not finite"):
+        select_top(torch.tensor([[0.0, bad]]), 1)
+
+
+@pytest.mark.parametrize("keep,floor", [(0, 0), (13, 0), (5, 2), (12, 5), (3, -1)])
+def test_counts_that_cannot_be_met_are_refused(keep, floor):
+    with pytest.raises(ValueError, match="keep|camera_floor"):
+        select_top(torch.zeros(3, 4), keep, floor)
+
+
+@given(st.integers(1, 6), st.integers(1, 12), st.data())
+def test_a_choice_is_ascending_complete_and_no_better_token_is_left(cameras, count, data):
+    values = data.draw(st.lists(st.integers(-3, 3), min_size=cameras * count, max_size=cameras * count))
+    keep = data.draw(st.integers(1, cameras * count))
+    floor = data.draw(st.integers(0, min(count, keep // cameras)))
+    scores = torch.tensor(values, dtype=torch.float32).reshape(cameras, count)
+    chosen = select_top(scores, keep, floor)
+    assert len(chosen) == keep and bool((chosen.diff() > 0).all())
+    per_camera = torch.bincount(chosen // count, minlength=cameras)
+    assert int(per_camera.min()) >= floor
+    flat, left = scores.flatten(), torch.ones(cameras * count, dtype=torch.bool)
+    left[chosen] = False
+    for index in left.nonzero().flatten().tolist():
+        camera = index // count
+        worst_here = flat[chosen[chosen // count == camera]].min() if per_camera[camera] else -torch.inf
+        assert not per_camera[camera] or flat[index] <= worst_here
+        if floor == 0:
+            assert flat[index] <= flat[chosen].min()

@@ -1,0 +1,39 @@
+"""Arguments that the commands over a dataset share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from fastdrive_node.planning.vla import Vla, load_vla
+from fastdrive_node.types import InputError
+from fastdrive_training.nuscenes_data import KeyframeDataset
+from fastdrive_training.recon_train import PRUNER_FILE, pick_device
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", metavar="DATASET", help="folder in the nuScenes schema, simulated or real")
+    parser.add_argument("--vla", metavar="DIR", default="models/tiny", help="VLA directory (%(default)s)")
+    parser.add_argument("--pruner", metavar="FILE", help=f"ReconPruner file ({PRUNER_FILE} in the VLA directory)")
+    parser.add_argument("--split", metavar="S", help="train, val, test, or one of nuScenes' (all keyframes)")
+    parser.add_argument("--limit", metavar="N", type=int, help="so many keyframes only, evenly spread")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto: cuda where there is one")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="of the VLA (%(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures here; - is standard output")
+
+
+def open_dataset(args: argparse.Namespace) -> tuple[KeyframeDataset, Vla]:
+    """The dataset and VLA that the arguments name. Raises InputError or ModelError."""
+    if args.limit is not None and args.limit < 1:
+        raise InputError(f"--limit {args.limit}: must be at least 1")
+    dataset = KeyframeDataset(args.dataset, args.split)
+    return dataset, load_vla(args.vla, pick_device(args.device), DTYPES[args.dtype])
+
+
+def pruner_file(args: argparse.Namespace) -> Path:
+    """The pruner file of the arguments, or the one beside the VLA."""
+    return Path(args.pruner) if args.pruner else Path(args.vla) / PRUNER_FILE

@@ -1,0 +1,313 @@
+"""Training a small VLA by imitation, in two stages whose order makes it possible on a CPU.
+
+1. ``train_tower``: vision tower and language half together, prompt only. The tower's tokens must name the class of each
+   cell; the language half's last hidden state must give the waypoints, the light ahead and the gaps.
+2. ``train_language``: the tower is frozen, its tokens are computed once, and the language half learns the text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, smooth_l1_loss
+from tqdm import tqdm
+
+from fastdrive_node.planning.answer import example_answer
+from fastdrive_node.planning.prompt import build_prompt, full_positions
+from fastdrive_node.planning.vla import Vla, load_vla
+from fastdrive_node.types import EgoHistory, EgoState
+from fastdrive_node.vision import TorchVision
+from fastdrive_training.nuscenes_data import KeyframeDataset
+from fastdrive_training.tiny_vla import build_tiny_vla
+from fastdrive_training.vla_data import CELL_PX, GAPS, LIGHTS, NO_GAP_M, Arrays, prepare
+
+CLASSES = 16  # at least the simulator's labels
+WAYPOINT_SCALE_M = 5.0
+GRADIENT_CAMERAS = (0, 1, 5)  # front, front right, front left; of the rear ones a random one joins in each step
+
+
+class Planner(nn.Module):
+    """A VLA with the small heads that only training needs."""
+
+    def __init__(self, vla: Vla):
+        super().__init__()
+        self.vla = vla
+        self.core = vla.model
+        self.vision = TorchVision(vla.model.model.visual, vla.spec.image_size, cameras=len(vla.spec.cameras))
+        width, cells = vla.width, (28 // CELL_PX) ** 2
+        self.classes = nn.Linear(width, cells * CLASSES)
+        self.waypoints = nn.Linear(width, vla.spec.answer.points * 2)
+        self.ahead = nn.Linear(width, len(LIGHTS) + len(GAPS))
+        prompt = build_prompt(vla, EgoHistory((EgoState(0, 0.0, 0.0, 0.0, 0.0),)))
+        self.visual = prompt.visual
+        self.prompt_length = len(prompt)
+        self.next_position = prompt.next_position
+        self.prompt_positions = full_positions(vla, prompt.input_ids)[0]
+
+    def hidden(self, tokens: Tensor, text: Tensor) -> Tensor:
+        """Last hidden states [B, L, D] of ``text`` [B, L], prompts or prompts with answers, over tokens [B, N, D]."""
+        embeds = self.core.get_input_embeddings()(text)
+        embeds = embeds.index_copy(1, self.visual, tokens.to(embeds.dtype))
+        extra = text.shape[1] - self.prompt_length
+        answer = (self.next_position + torch.arange(extra)).expand(3, -1)
+        positions = torch.cat([self.prompt_positions, answer], 1)[:, None].expand(3, len(text), -1)
+        return self.core.model.language_model(inputs_embeds=embeds, position_ids=positions).last_hidden_state
+
+    def aside(self, last: Tensor, futures: Tensor, lights: Tensor, gaps: Tensor) -> dict[str, Tensor]:
+        """Losses of the regression heads at the prompt's last hidden state [B, D]."""
+        wanted = futures.flatten(1) / WAYPOINT_SCALE_M
+        ahead = self.ahead(last)
+        nearness = torch.exp(-gaps / 20.0) * (gaps < NO_GAP_M)
+        return {
+            "waypoints": smooth_l1_loss(self.waypoints(last), wanted, beta=0.1),
+            "light": cross_entropy(ahead[:, : len(LIGHTS)], lights),
+            "gaps": smooth_l1_loss(ahead[:, len(LIGHTS) :], nearness, beta=0.1),
+        }
+
+
+def encode_some(planner: Planner, pixels: Tensor, rng: np.random.Generator) -> tuple[Tensor, list[int]]:
+    """Tokens [B, C * n, D]; the cameras that the list names carry gradient, the others save its cost."""
+    rear = [camera for camera in range(pixels.shape[1]) if camera not in GRADIENT_CAMERAS]
+    learning = [*GRADIENT_CAMERAS, int(rng.choice(rear))]
+    resting = [camera for camera in rear if camera not in learning]
+    vision, batch = planner.vision, len(pixels)
+
+    def run(cameras: list[int]) -> Tensor:
+        patches = vision.patches(pixels[:, cameras].flatten(0, 1))
+        return vision.encode_patches(patches).unflatten(0, (batch, len(cameras)))
+
+    live = run(learning)
+    with torch.no_grad():
+        still = run(resting)
+    order = torch.tensor(learning + resting).argsort()
+    return torch.cat([live, still.to(live.dtype)], 1)[:, order].flatten(1, 2), learning
+
+
+def dense_loss(planner: Planner, tokens: Tensor, labels: Tensor, cameras: list[int]) -> Tensor:
+    """Cross entropy of the class of each fine cell; tokens [B, C * n, D], labels [B, C, rows, columns]."""
+    batch, total = labels.shape[:2]
+    rows, columns = planner.vision.grid
+    fine = 28 // CELL_PX
+    picked = tokens.unflatten(1, (total, rows * columns))[:, cameras].float()
+    scores = planner.classes(picked).reshape(batch, len(cameras), rows, columns, fine, fine, CLASSES)
+    cells = labels[:, cameras].reshape(batch, len(cameras), rows, fine, columns, fine).transpose(3, 4)
+    return cross_entropy(scores.flatten(0, 5), cells.flatten().long())
+
+
+@dataclass
+class Run:
+    """The bookkeeping of one training run: steps, schedule, log, checkpoints."""
+
+    folder: Path
+    steps: int
+    batch: int
+    rate: float
+    seed: int
+    warmup: int = 200
+    save_every: int = 250
+    step: int = 0
+
+    def optimiser(self, parameters: list) -> torch.optim.AdamW:
+        return torch.optim.AdamW(parameters, lr=self.rate, betas=(0.9, 0.98), weight_decay=0.02)
+
+    def set_rate(self, optimiser: torch.optim.Optimizer) -> None:
+        """Linear warm-up, then cosine decay to a fiftieth."""
+        progress = (self.step - self.warmup) / max(self.steps - self.warmup, 1)
+        factor = (self.step + 1) / self.warmup if progress < 0 else 0.02 + 0.49 * (1 + math.cos(math.pi * progress))
+        for group in optimiser.param_groups:
+            group["lr"] = self.rate * factor
+
+    def draw(self, count: int) -> tuple[np.ndarray, np.random.Generator]:
+        """The batch of this step, a function of seed and step alone, so that a resumed run sees the same ones."""
+        per_epoch = max(count // self.batch, 1)
+        epoch, place = divmod(self.step, per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(count)
+        picked = np.sort(order[place * self.batch : (place + 1) * self.batch])
+        return picked, np.random.default_rng([self.seed, 1, self.step])
+
+    def save(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": self.step}
+        torch.save(state, self.folder / "checkpoint.tmp")
+        (self.folder / "checkpoint.tmp").replace(self.folder / "checkpoint.pt")
+
+    def restore(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        path = self.folder / "checkpoint.pt"
+        if path.exists():
+            state = torch.load(path, weights_only=True)
+            model.load_state_dict(state["model"])
+            optimiser.load_state_dict(state["optimiser"])
+            self.step = state["step"]
+
+
+def fit(run: Run, model: nn.Module, parameters: list, losses, count: int, resume: bool) -> dict[str, float]:
+    """The loop: ``losses(indices, rng)`` gives named, weighted losses; returns their means over the last 100 steps.
+
+    Raises:
+        FloatingPointError: a loss is not finite; the last checkpoint stays.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    optimiser = run.optimiser(parameters)
+    if resume:
+        run.restore(model, optimiser)
+    started, first, recent = time.perf_counter(), run.step, []
+    model.train()
+    with (run.folder / "log.jsonl").open("a") as log, tqdm(total=run.steps, initial=run.step, unit="step") as bar:
+        while run.step < run.steps:
+            indices, rng = run.draw(count)
+            run.set_rate(optimiser)
+            named = losses(indices, rng)
+            total = sum(named.values())
+            if not torch.isfinite(total):
+                raise FloatingPointError(f"step {run.step}: loss {total.item()} on keyframes {indices.tolist()}")
+            optimiser.zero_grad(set_to_none=True)
+            total.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            run.step += 1
+            recent = [*recent[-99:], {name: float(value) for name, value in named.items()}]
+            bar.update()
+            if run.step % 50 == 0:
+                means = _means(recent[-50:])
+                bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
+                log.write(json.dumps({"step": run.step, **means}) + "\n")
+                log.flush()
+            if run.step % run.save_every == 0 or run.step == run.steps:
+                run.save(model, optimiser)
+    seconds = time.perf_counter() - started
+    return {**_means(recent), "steps": run.steps, "steps_per_s": (run.step - first) / max(seconds, 1e-9)}
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}
+
+
+def _run_of(recipe: dict) -> Run:
+    return Run(Path(recipe["run"]), recipe["steps"], recipe["batch"], recipe["rate"], recipe["seed"])
+
+
+def train_tower(recipe: dict, resume: bool) -> dict[str, float]:
+    """Stage 1. Writes a VLA directory whose tower is trained to ``<run>/vla``.
+
+    Recipe: dataset, split, cache, run, seed, steps, batch, rate.
+    """
+    torch.manual_seed(recipe["seed"])
+    run = _run_of(recipe)
+    vla = load_vla(build_tiny_vla(run.folder / "vla", recipe["seed"]))
+    data = prepare(vla, KeyframeDataset(recipe["dataset"], recipe["split"]), Path(recipe["cache"]))
+    vla.model.requires_grad_(True)
+    planner = Planner(vla)
+    parameters = list({id(p): p for p in planner.parameters() if p.requires_grad}.values())
+
+    def losses(indices: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
+        pixels = _jitter(torch.from_numpy(data.pixels[indices]), rng)
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.get("bf16", True)):
+            tokens, cameras = encode_some(planner, pixels, rng)
+            last = planner.hidden(tokens, torch.from_numpy(data.prompts[indices].astype(np.int64)))[:, -1]
+        labels = torch.from_numpy(data.labels[indices])
+        aside = planner.aside(last.float(), *_targets(data, indices))
+        return {
+            "dense": 0.5 * dense_loss(planner, tokens, labels, cameras),
+            "waypoints": 3.0 * aside["waypoints"],
+            "light": 0.3 * aside["light"],
+            "gaps": 1.0 * aside["gaps"],
+        }
+
+    figures = fit(run, planner, parameters, losses, len(data), resume)
+    vla.model.save_pretrained(run.folder / "vla")
+    figures["images_per_s"] = figures["steps_per_s"] * run.batch * len(vla.spec.cameras)
+    torch.save({name: getattr(planner, name).state_dict() for name in ("waypoints", "ahead")}, run.folder / "heads.pt")
+    return figures
+
+
+def _jitter(pixels: Tensor, rng: np.random.Generator) -> Tensor:
+    """Brightness and contrast vary by keyframe, as light and exposure do."""
+    gain = torch.from_numpy(rng.uniform(0.8, 1.2, (len(pixels), 1, 1, 1, 1))).float()
+    shift = torch.from_numpy(rng.uniform(-20, 20, (len(pixels), 1, 1, 1, 1))).float()
+    return ((pixels.float() - 128) * gain + 128 + shift).clamp(0, 255).to(torch.uint8)
+
+
+def _targets(data: Arrays, indices: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(torch.from_numpy(np.array(part[indices])) for part in (data.futures, data.lights, data.gaps))
+
+
+def train_language(recipe: dict, resume: bool) -> dict[str, float]:
+    """Stage 2, from the VLA of stage 1 (``tower_run``). Writes the finished VLA directory to ``<run>/vla``.
+
+    Recipe: dataset, split, cache, tower_run, run, seed, steps, batch, rate.
+    """
+    torch.manual_seed(recipe["seed"])
+    run, stage1 = _run_of(recipe), Path(recipe["tower_run"])
+    vla = load_vla(stage1 / "vla")
+    data = prepare(vla, KeyframeDataset(recipe["dataset"], recipe["split"]), Path(recipe["cache"]))
+    planner = Planner(vla)
+    tokens = cached_tokens(planner, data, Path(recipe["cache"]) / f"tokens-{vla.encoder_fingerprint[:16]}.npy")
+    for name, state in torch.load(stage1 / "heads.pt", weights_only=True).items():
+        getattr(planner, name).load_state_dict(state)
+    vla.model.model.language_model.requires_grad_(True)
+    vla.model.lm_head.requires_grad_(True)
+    parameters = [p for p in planner.parameters() if p.requires_grad]
+    weights = answer_weights(vla)
+
+    def losses(indices: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
+        prompts = torch.from_numpy(data.prompts[indices].astype(np.int64))
+        answers = torch.from_numpy(data.answers[indices].astype(np.int64))
+        visual = torch.from_numpy(tokens[indices]).float()
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.get("bf16", True)):
+            hidden = planner.hidden(visual, torch.cat([prompts, answers[:, :-1]], 1))[:, planner.prompt_length - 1 :]
+            logits = planner.core.lm_head(hidden)
+        each = cross_entropy(logits.float().flatten(0, 1), answers.flatten(), reduction="none").view(answers.shape)
+        aside = planner.aside(hidden[:, 0].float(), *_targets(data, indices))
+        return {
+            "text": (each * weights).sum(1).mean() / weights.sum(),
+            "waypoints": 1.0 * aside["waypoints"],
+            "ahead": 0.1 * aside["light"] + 0.3 * aside["gaps"],
+        }
+
+    figures = fit(run, planner, parameters, losses, len(data), resume)
+    save_vla(vla, stage1 / "vla", run.folder / "vla")
+    figures["images_per_s"] = figures["steps_per_s"] * run.batch * len(vla.spec.cameras)
+    return figures
+
+
+def save_vla(vla: Vla, source: Path, target: Path) -> None:
+    """Write ``vla`` with the tokenizer, prompt and vla.json of ``source``."""
+    target.mkdir(parents=True, exist_ok=True)
+    vla.model.save_pretrained(target)
+    for file in source.iterdir():
+        if not (target / file.name).exists():
+            (target / file.name).write_bytes(file.read_bytes())
+
+
+def answer_weights(vla: Vla) -> Tensor:
+    """Weight of each answer token [A]: the last decimal is mostly noise and shall not drown the metres."""
+    ids = vla.tokenizer.encode(example_answer(vla.spec.answer), add_special_tokens=False)
+    weights, after_point = [], None
+    for word in (vla.tokenizer.decode([index]) for index in ids):
+        after_point = 0 if word == "." else after_point + 1 if word.isdigit() and after_point is not None else None
+        weights.append({1: 0.4, 2: 0.08}.get(after_point, 1.0))
+    return torch.tensor([*weights, 1.0])
+
+
+@torch.inference_mode()
+def cached_tokens(planner: Planner, data: Arrays, path: Path) -> np.ndarray:
+    """The frozen tower's tokens of every keyframe, float16 [K, C * n, D], computed once."""
+    if path.exists():
+        return np.load(path, mmap_mode="r")
+    draft = path.with_suffix(".tmp.npy")
+    shape = (len(data), planner.vla.tokens, planner.vla.width)
+    tokens = open_memmap(draft, "w+", np.float16, shape)
+    for start in tqdm(range(0, len(data), 16), desc="encode", unit="batch"):
+        pixels = torch.from_numpy(data.pixels[start : start + 16])
+        encoded = planner.vision.encode_patches(planner.vision.patches(pixels.flatten(0, 1)))
+        tokens[start : start + 16] = encoded.reshape(len(pixels), *shape[1:]).numpy()
+    tokens.flush()
+    draft.replace(path)
+    return np.load(path, mmap_mode="r")
