@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -114,6 +114,7 @@ class FrameBuffer:
             raise InputError(f"{frame.camera}: not a camera of the model, which has {', '.join(self.cameras)}")
         if stream.newest_ns is not None and frame.stamp_ns < stream.newest_ns - self.limits.jump_back_s * 1e9:
             self.reset(keep_until_ns=frame.stamp_ns)
+            stream = self._streams[frame.camera]
         if not self._store(stream, frame):
             return None
         found = self._match(frame)
@@ -151,23 +152,30 @@ class FrameBuffer:
         return reports
 
     def reset(self, keep_until_ns: int | None = None) -> None:
-        """Forget the past after a jump back in time; frames up to ``keep_until_ns`` belong to the new time and stay."""
+        """Forget the past after a jump back in time to ``keep_until_ns``; frames that are of the new time stay."""
         self.counters.resets += 1
+        if self._last is not None and self._is_of(self._last.t0_ns, keep_until_ns):
+            for stream in self._streams.values():  # the frames were faster than the clock: the reset was done before
+                stream.frames = [frame for frame in stream.frames if self._is_of(frame.stamp_ns, keep_until_ns)]
+                stream.newest_ns = stream.frames[-1].stamp_ns if stream.frames else stream.used_ns
+            return
         if self._pending is not None:
             self._drop(self._pending, "time jumped back before it was planned")
-            self._pending = None
-        self._last = None
-        kept = [frame for stream in self._streams.values() for frame in stream.frames]
-        for camera, stream in self._streams.items():
+        self._last = self._pending = None
+        old, self._streams = self._streams, {}
+        for camera, stream in old.items():
             self._streams[camera] = _Stream(received=stream.received, late=stream.late)
-        if keep_until_ns is None:
-            return
-        limit_ns = keep_until_ns + self.limits.max_spread_s * 1e9
-        oldest_ns = keep_until_ns - (self.limits.jump_back_s + self.limits.max_spread_s) * 1e9
-        for frame in sorted(kept, key=_stamp):
-            if oldest_ns <= frame.stamp_ns <= limit_ns:
+        for frame in sorted((frame for stream in old.values() for frame in stream.frames), key=_stamp):
+            if self._is_of(frame.stamp_ns, keep_until_ns):
                 self._streams[frame.camera].received -= 1
                 self.add(frame)
+
+    def _is_of(self, stamp_ns: int, now_ns: int | None) -> bool:
+        """Whether a stamp is of the time that began just before ``now_ns``."""
+        if now_ns is None:
+            return False
+        margin_ns = self.limits.max_spread_s * 1e9
+        return now_ns - self.limits.jump_back_s * 1e9 - margin_ns <= stamp_ns <= now_ns + margin_ns
 
     def status(self, now_ns: int) -> dict[str, CameraStatus]:
         """Age and rate of every camera at ``now_ns``."""
@@ -278,13 +286,8 @@ class FrameBuffer:
                 "(max_set_age_s; use_sim_time for a bag)"
             )
         if ages[newest] < -self.limits.max_ahead_s:
-            return f"{newest} is stamped {-ages[newest]:.2f} s ahead of the node's clock: check use_sim_time and the clocks"
+            return f"{newest} is stamped {-ages[newest]:.2f} s ahead of the node's clock: check use_sim_time"
         return None
-
-
-def with_limits(buffer: FrameBuffer, **changes: float) -> None:
-    """Change limits of a running buffer."""
-    buffer.limits = replace(buffer.limits, **changes)
 
 
 def _black_frame(camera: str, t0_ns: int) -> CameraFrame:

@@ -59,7 +59,7 @@ class OdometryBuffer:
         return bool(self._states) and self._states[-1].stamp_ns >= stamp_ns
 
     def reset(self, keep_until_ns: int | None = None) -> None:
-        """Forget the past after a jump back in time; states just before ``keep_until_ns`` are of the new time and stay."""
+        """Forget the past after a jump back in time; states just before ``keep_until_ns`` stay."""
         if keep_until_ns is None:
             self._states = []
             return

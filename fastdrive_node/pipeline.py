@@ -187,6 +187,9 @@ def load_image(frame: CameraFrame) -> np.ndarray:
         image = frame.load()
     except Exception as error:  # decoders raise many kinds for damaged data
         raise InputError(f"{frame.camera}: {error}") from error
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise InputError(f"{frame.camera}: expected a uint8 RGB image, got {image.dtype} {image.shape}")
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise InputError(f"{frame.camera}: expected a uint8 RGB image, got {kind}")
+    if 0 in image.shape:
+        raise InputError(f"{frame.camera}: expected a uint8 RGB image, got an empty one, {image.shape}")
     return image

@@ -10,11 +10,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from fastdrive_node.frames import CameraStatus, FrameBuffer, FrameCounters, with_limits
-from fastdrive_node.odometry import OdometryBuffer
+from fastdrive_node.frames import CameraStatus, FrameBuffer, FrameCounters, FrameLimits
+from fastdrive_node.odometry import OdometryBuffer, OdometryLimits
 from fastdrive_node.types import (
     AnswerError,
     CameraFrame,
@@ -77,21 +77,23 @@ class WorkerStatus:
 
 @dataclass(frozen=True)
 class _Job:
+    """A complete set with the command that held when it became complete, however long it waits for the planner."""
+
     frames: FrameSet
     command: Command
     complete_at: float  # monotonic seconds
 
 
 @dataclass
-class _Counts:
+class _State:
     plans: int = 0
     refused: int = 0
     last_refusal: str = ""
     generation: int = 0  # of time; a jump back starts a new one
-    planning: bool = False
+    busy: bool = False
     command: Command = Command.NONE
     command_ns: int | None = None
-    complete: dict[int, tuple[Command, float]] = field(default_factory=dict)  # by t0 of the pending set
+    waiting: _Job | None = None
 
 
 class Worker:
@@ -121,7 +123,7 @@ class Worker:
         self._clock = clock
         self._report = report
         self._changed = threading.Condition()
-        self._counts = _Counts()
+        self._state = _State()
         self._stopping = False
         self._thread: threading.Thread | None = None
 
@@ -142,8 +144,11 @@ class Worker:
     def add_frame(self, frame: CameraFrame) -> None:
         """Raises InputError for a camera that the model does not have."""
         with self._changed:
-            if found := self._frames.add(frame):
-                self._note_complete(found)
+            resets = self._frames.counters.resets
+            self._frames.add(frame)
+            if self._frames.counters.resets != resets:
+                self._state.generation += 1
+            self._note_complete()
             self._changed.notify_all()
 
     def add_odometry(self, state: EgoState) -> None:
@@ -154,65 +159,72 @@ class Worker:
 
     def set_command(self, command: Command) -> None:
         with self._changed:
-            self._counts.command, self._counts.command_ns = command, self._clock()
+            self._state.command, self._state.command_ns = command, self._clock()
 
     def time_jumped(self, now_ns: int) -> None:
         """The clock went back to ``now_ns``: forget everything that is later, and the plan in progress."""
         with self._changed:
             self._frames.reset(keep_until_ns=now_ns)
             self._odometry.reset(keep_until_ns=now_ns)
-            self._counts.generation += 1
-            self._counts.command, self._counts.command_ns = Command.NONE, None
-            if (pending := self._frames.pending) is not None:
-                self._note_complete(pending)
+            self._state.generation += 1
+            self._state.command, self._state.command_ns = Command.NONE, None
+            self._note_complete()
             self._changed.notify_all()
 
     def configure(
-        self, drop: float | None = None, frames: dict | None = None, odometry: dict | None = None, **own: float
+        self,
+        drop: float | None = None,
+        frames: FrameLimits | None = None,
+        odometry: OdometryLimits | None = None,
+        limits: WorkerLimits | None = None,
     ) -> None:
-        """Change limits while running; what is not given stays. Raises InputError for a drop ratio out of range."""
+        """Change what is given while running. Raises InputError for a drop ratio out of range."""
         with self._changed:
             if drop is not None:
                 self.planner.drop = drop
-            with_limits(self._frames, **(frames or {}))
-            self._odometry.limits = replace(self._odometry.limits, **(odometry or {}))
-            self.limits = replace(self.limits, **own)
+            self._frames.limits = frames or self._frames.limits
+            self._odometry.limits = odometry or self._odometry.limits
+            self.limits = limits or self.limits
 
     def status(self) -> WorkerStatus:
         with self._changed:
-            now, counts, newest = self._clock(), self._counts, self._odometry.newest_ns
+            now, state, newest = self._clock(), self._state, self._odometry.newest_ns
             return WorkerStatus(
                 cameras=self._frames.status(now),
                 frames=replace(self._frames.counters),
                 odometry_age_s=None if newest is None else (now - newest) * 1e-9,
-                command=counts.command,
-                command_age_s=None if counts.command_ns is None else (now - counts.command_ns) * 1e-9,
-                plans=counts.plans,
-                refused=counts.refused,
-                busy=counts.planning or self._frames.pending is not None,
-                last_refusal=counts.last_refusal,
+                command=state.command,
+                command_age_s=None if state.command_ns is None else (now - state.command_ns) * 1e-9,
+                plans=state.plans,
+                refused=state.refused,
+                busy=state.busy or self._frames.pending is not None,
+                last_refusal=state.last_refusal,
             )
 
-    def _note_complete(self, found: FrameSet) -> None:
-        """The command that holds when a set is complete is the set's, however long it waits for the planner."""
-        self._counts.complete = {found.t0_ns: (self._current_command(), time.monotonic())}
+    def _note_complete(self) -> None:
+        pending, waiting = self._frames.pending, self._state.waiting
+        if pending is None:
+            self._state.waiting = None
+        elif waiting is None or waiting.frames is not pending:
+            self._state.waiting = _Job(pending, self._current_command(), time.monotonic())
 
     def _current_command(self) -> Command:
-        counts, limit_s = self._counts, self.limits.max_command_age_s
-        if counts.command_ns is None:
+        state, limit_s = self._state, self.limits.max_command_age_s
+        if state.command_ns is None:
             return Command.NONE
-        too_old = limit_s > 0 and (self._clock() - counts.command_ns) * 1e-9 > limit_s
-        return Command.NONE if too_old else counts.command
+        too_old = limit_s > 0 and (self._clock() - state.command_ns) * 1e-9 > limit_s
+        return Command.NONE if too_old else state.command
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._ready(), timeout=TICK_S)
+                self._state.busy = False
+                self._changed.wait_for(lambda: self._stopping or self._has_work(), timeout=TICK_S)
                 if self._stopping:
                     return
                 job = self._next()
                 reports = self._frames.drain_reports()
-                generation, self._counts.planning = self._counts.generation, isinstance(job, _Job)
+                generation, self._state.busy = self._state.generation, bool(job or reports)
             for refusal in reports:
                 self._publish(Outcome(refusal))
             if isinstance(job, Refusal):
@@ -220,32 +232,33 @@ class Worker:
             elif job is not None:
                 self._publish(self._plan(job, generation))
 
-    def _ready(self) -> bool:
-        """Whether there is something to do without waiting longer."""
-        if self._frames.reports:
-            return True
-        pending = self._frames.pending
-        if pending is None:
+    def _has_work(self) -> bool:
+        return bool(self._frames.reports) or self._can_plan()
+
+    def _can_plan(self) -> bool:
+        """A complete set waits, and odometry that could still change its ego state is here or was waited for."""
+        waiting = self._state.waiting
+        if waiting is None:
             return False
-        waited_s = time.monotonic() - self._counts.complete[pending.t0_ns][1]
-        return self._odometry.covers(pending.t0_ns) or waited_s >= self.limits.odometry_wait_s
+        waited_s = time.monotonic() - waiting.complete_at
+        return self._odometry.covers(waiting.frames.t0_ns) or waited_s >= self.limits.odometry_wait_s
 
     def _next(self) -> _Job | Refusal | None:
         now_ns = self._clock()
-        if degraded := self._frames.expire(now_ns):
-            self._note_complete(degraded)
-        if self._frames.pending is None or not self._ready():
+        self._frames.expire(now_ns)
+        self._note_complete()
+        if not self._can_plan():
             return None
-        command, complete_at = self._counts.complete[self._frames.pending.t0_ns]
+        job, self._state.waiting = self._state.waiting, None
         taken = self._frames.take(now_ns)
-        return _Job(taken, command, complete_at) if isinstance(taken, FrameSet) else taken
+        return taken if isinstance(taken, Refusal) else job
 
     def _plan(self, job: _Job, generation: int) -> Outcome:
         start = time.monotonic()
         result = self._attempt(job)
         planning_ms = (time.monotonic() - start) * 1e3
         with self._changed:
-            if generation != self._counts.generation:
+            if generation != self._state.generation:
                 result = Refusal(job.frames.t0_ns, "time jumped back while it was planned", "dropped")
         return Outcome(result, job.frames, job.command, (start - job.complete_at) * 1e3, planning_ms)
 
@@ -270,12 +283,11 @@ class Worker:
 
     def _publish(self, outcome: Outcome) -> None:
         with self._changed:
-            self._counts.planning = False
             if isinstance(outcome.result, Plan):
-                self._counts.plans += 1
+                self._state.plans += 1
             elif outcome.result.stage != "dropped":
-                self._counts.refused += 1
-                self._counts.last_refusal = f"{outcome.result.stage}: {outcome.result.reason}"
+                self._state.refused += 1
+                self._state.last_refusal = f"{outcome.result.stage}: {outcome.result.reason}"
         try:
             self._report(outcome)
         except Exception:  # e.g. the context is shut down while a plan is published

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from hypothesis import settings
 
 from fastdrive_node.planning.vla import Vla, load_vla
 from fastdrive_node.types import EgoHistory, EgoState
 from fastdrive_training.tiny_vla import build_tiny_vla
 
 torch.set_num_threads(1)
+settings.register_profile("suite", deadline=None)  # times vary with the machine's load
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

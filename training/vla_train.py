@@ -7,9 +7,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +23,10 @@ from fastdrive_node.planning.vla import Vla, load_vla
 from fastdrive_node.types import EgoHistory, EgoState
 from fastdrive_node.vision import TorchVision
 from fastdrive_training.nuscenes_data import KeyframeDataset
+from fastdrive_training.recipe import parse_recipe
 from fastdrive_training.tiny_vla import build_tiny_vla
 from fastdrive_training.vla_data import CELL_PX, GAPS, LIGHTS, NO_GAP_M, Arrays, prepare
+from fastdrive_training.vla_loop import Run, fit
 
 CLASSES = 16  # at least the simulator's labels
 WAYPOINT_SCALE_M = 5.0
@@ -102,113 +101,45 @@ def dense_loss(planner: Planner, tokens: Tensor, labels: Tensor, cameras: list[i
     return cross_entropy(scores.flatten(0, 5), cells.flatten().long())
 
 
-@dataclass
-class Run:
-    """The bookkeeping of one training run: steps, schedule, log, checkpoints."""
+@dataclass(frozen=True)
+class TowerRecipe:
+    """Keys of a ``vla_tower`` recipe. Paths are relative to the working directory."""
 
-    folder: Path
-    steps: int
-    batch: int
-    rate: float
-    seed: int
-    warmup: int = 200
-    save_every: int = 250
-    step: int = 0
+    dataset: str
+    out: str  # folder of the run: checkpoint.pt, log.jsonl, heads.pt, vla/
+    split: str = "train"
+    cache: str = "runs/vla_cache"
+    seed: int = 0
+    steps: int = 3000
+    batch: int = 16
+    rate: float = 1e-3
+    bf16: bool = True
 
-    def optimiser(self, parameters: list) -> torch.optim.AdamW:
-        return torch.optim.AdamW(parameters, lr=self.rate, betas=(0.9, 0.98), weight_decay=0.02)
-
-    def set_rate(self, optimiser: torch.optim.Optimizer) -> None:
-        """Linear warm-up, then cosine decay to a fiftieth."""
-        progress = (self.step - self.warmup) / max(self.steps - self.warmup, 1)
-        factor = (self.step + 1) / self.warmup if progress < 0 else 0.02 + 0.49 * (1 + math.cos(math.pi * progress))
-        for group in optimiser.param_groups:
-            group["lr"] = self.rate * factor
-
-    def draw(self, count: int) -> tuple[np.ndarray, np.random.Generator]:
-        """The batch of this step, a function of seed and step alone, so that a resumed run sees the same ones."""
-        per_epoch = max(count // self.batch, 1)
-        epoch, place = divmod(self.step, per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(count)
-        picked = np.sort(order[place * self.batch : (place + 1) * self.batch])
-        return picked, np.random.default_rng([self.seed, 1, self.step])
-
-    def save(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": self.step}
-        torch.save(state, self.folder / "checkpoint.tmp")
-        (self.folder / "checkpoint.tmp").replace(self.folder / "checkpoint.pt")
-
-    def restore(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        path = self.folder / "checkpoint.pt"
-        if path.exists():
-            state = torch.load(path, weights_only=True)
-            model.load_state_dict(state["model"])
-            optimiser.load_state_dict(state["optimiser"])
-            self.step = state["step"]
+    def run(self) -> Run:
+        return Run(Path(self.out), self.steps, self.batch, self.rate, self.seed)
 
 
-def fit(run: Run, model: nn.Module, parameters: list, losses, count: int, resume: bool) -> dict[str, float]:
-    """The loop: ``losses(indices, rng)`` gives named, weighted losses; returns their means over the last 100 steps.
+@dataclass(frozen=True)
+class LanguageRecipe(TowerRecipe):
+    """Keys of a ``vla_language`` recipe."""
 
-    Raises:
-        FloatingPointError: a loss is not finite; the last checkpoint stays.
-    """
-    run.folder.mkdir(parents=True, exist_ok=True)
-    optimiser = run.optimiser(parameters)
-    if resume:
-        run.restore(model, optimiser)
-    started, first, recent = time.perf_counter(), run.step, []
-    model.train()
-    with (run.folder / "log.jsonl").open("a") as log, tqdm(total=run.steps, initial=run.step, unit="step") as bar:
-        while run.step < run.steps:
-            indices, rng = run.draw(count)
-            run.set_rate(optimiser)
-            named = losses(indices, rng)
-            total = sum(named.values())
-            if not torch.isfinite(total):
-                raise FloatingPointError(f"step {run.step}: loss {total.item()} on keyframes {indices.tolist()}")
-            optimiser.zero_grad(set_to_none=True)
-            total.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
-            run.step += 1
-            recent = [*recent[-99:], {name: float(value) for name, value in named.items()}]
-            bar.update()
-            if run.step % 50 == 0:
-                means = _means(recent[-50:])
-                bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
-                log.write(json.dumps({"step": run.step, **means}) + "\n")
-                log.flush()
-            if run.step % run.save_every == 0 or run.step == run.steps:
-                run.save(model, optimiser)
-    seconds = time.perf_counter() - started
-    return {**_means(recent), "steps": run.steps, "steps_per_s": (run.step - first) / max(seconds, 1e-9)}
-
-
-def _means(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}
-
-
-def _run_of(recipe: dict) -> Run:
-    return Run(Path(recipe["run"]), recipe["steps"], recipe["batch"], recipe["rate"], recipe["seed"])
+    tower_run: str = "runs/tiny_tower"  # ``out`` of the tower's recipe
 
 
 def train_tower(recipe: dict, resume: bool) -> dict[str, float]:
-    """Stage 1. Writes a VLA directory whose tower is trained to ``<run>/vla``.
-
-    Recipe: dataset, split, cache, run, seed, steps, batch, rate.
-    """
-    torch.manual_seed(recipe["seed"])
-    run = _run_of(recipe)
-    vla = load_vla(build_tiny_vla(run.folder / "vla", recipe["seed"]))
-    data = prepare(vla, KeyframeDataset(recipe["dataset"], recipe["split"]), Path(recipe["cache"]))
+    """Stage 1 (``TowerRecipe``). Writes a VLA directory whose tower is trained to ``<out>/vla``."""
+    settings = parse_recipe(TowerRecipe, recipe)
+    torch.manual_seed(settings.seed)
+    run = settings.run()
+    vla = load_vla(build_tiny_vla(run.folder / "vla", settings.seed))
+    data = prepare(vla, KeyframeDataset(settings.dataset, settings.split), Path(settings.cache))
     vla.model.requires_grad_(True)
     planner = Planner(vla)
-    parameters = list({id(p): p for p in planner.parameters() if p.requires_grad}.values())
+    parameters = [p for p in planner.parameters() if p.requires_grad]
 
     def losses(indices: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         pixels = _jitter(torch.from_numpy(data.pixels[indices]), rng)
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.get("bf16", True)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             tokens, cameras = encode_some(planner, pixels, rng)
             last = planner.hidden(tokens, torch.from_numpy(data.prompts[indices].astype(np.int64)))[:, -1]
         labels = torch.from_numpy(data.labels[indices])
@@ -222,9 +153,8 @@ def train_tower(recipe: dict, resume: bool) -> dict[str, float]:
 
     figures = fit(run, planner, parameters, losses, len(data), resume)
     vla.model.save_pretrained(run.folder / "vla")
-    figures["images_per_s"] = figures["steps_per_s"] * run.batch * len(vla.spec.cameras)
     torch.save({name: getattr(planner, name).state_dict() for name in ("waypoints", "ahead")}, run.folder / "heads.pt")
-    return figures
+    return {**figures, "images_per_s": figures["steps_per_s"] * run.batch * len(vla.spec.cameras)}
 
 
 def _jitter(pixels: Tensor, rng: np.random.Generator) -> Tensor:
@@ -239,20 +169,17 @@ def _targets(data: Arrays, indices: np.ndarray) -> tuple[Tensor, Tensor, Tensor]
 
 
 def train_language(recipe: dict, resume: bool) -> dict[str, float]:
-    """Stage 2, from the VLA of stage 1 (``tower_run``). Writes the finished VLA directory to ``<run>/vla``.
-
-    Recipe: dataset, split, cache, tower_run, run, seed, steps, batch, rate.
-    """
-    torch.manual_seed(recipe["seed"])
-    run, stage1 = _run_of(recipe), Path(recipe["tower_run"])
+    """Stage 2 (``LanguageRecipe``), from the VLA of stage 1. Writes the finished VLA directory to ``<out>/vla``."""
+    settings = parse_recipe(LanguageRecipe, recipe)
+    torch.manual_seed(settings.seed)
+    run, stage1, cache = settings.run(), Path(settings.tower_run), Path(settings.cache)
     vla = load_vla(stage1 / "vla")
-    data = prepare(vla, KeyframeDataset(recipe["dataset"], recipe["split"]), Path(recipe["cache"]))
+    data = prepare(vla, KeyframeDataset(settings.dataset, settings.split), cache)
     planner = Planner(vla)
-    tokens = cached_tokens(planner, data, Path(recipe["cache"]) / f"tokens-{vla.encoder_fingerprint[:16]}.npy")
+    tokens = cached_tokens(planner, data, cache / f"tokens-{vla.encoder_fingerprint[:16]}-{len(data)}.npy")
     for name, state in torch.load(stage1 / "heads.pt", weights_only=True).items():
         getattr(planner, name).load_state_dict(state)
     vla.model.model.language_model.requires_grad_(True)
-    vla.model.lm_head.requires_grad_(True)
     parameters = [p for p in planner.parameters() if p.requires_grad]
     weights = answer_weights(vla)
 
@@ -260,7 +187,7 @@ def train_language(recipe: dict, resume: bool) -> dict[str, float]:
         prompts = torch.from_numpy(data.prompts[indices].astype(np.int64))
         answers = torch.from_numpy(data.answers[indices].astype(np.int64))
         visual = torch.from_numpy(tokens[indices]).float()
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.get("bf16", True)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             hidden = planner.hidden(visual, torch.cat([prompts, answers[:, :-1]], 1))[:, planner.prompt_length - 1 :]
             logits = planner.core.lm_head(hidden)
         each = cross_entropy(logits.float().flatten(0, 1), answers.flatten(), reduction="none").view(answers.shape)
@@ -273,8 +200,7 @@ def train_language(recipe: dict, resume: bool) -> dict[str, float]:
 
     figures = fit(run, planner, parameters, losses, len(data), resume)
     save_vla(vla, stage1 / "vla", run.folder / "vla")
-    figures["images_per_s"] = figures["steps_per_s"] * run.batch * len(vla.spec.cameras)
-    return figures
+    return {**figures, "images_per_s": figures["steps_per_s"] * run.batch * len(vla.spec.cameras)}
 
 
 def save_vla(vla: Vla, source: Path, target: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_turn_tighter_than_any_car_is_refused():
 
 
 def test_a_start_sideways_is_refused():
-    with pytest.raises(AnswerError, match="curvature of .* at waypoint 1"):
+    with pytest.raises(AnswerError, match=r"curvature of .* at waypoint 1"):
         check_plan(straight(6.0)[:, ::-1], DT, 6.0)
 
 

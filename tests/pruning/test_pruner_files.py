@@ -70,7 +70,7 @@ def test_another_width_is_refused_with_both_widths(file, tmp_path):
 
 def test_another_encoder_is_refused(file, tmp_path):
     other = load_vla(build_tiny_vla(tmp_path / "other", seed=1))
-    with pytest.raises(ModelError, match="encoder: trained on the vision encoder .* train the pruner on this encoder"):
+    with pytest.raises(ModelError, match=r"encoder: trained on the vision encoder .* train the pruner on this encoder"):
         load_pruner(file, other)
 
 

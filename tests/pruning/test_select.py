@@ -52,7 +52,7 @@ def test_scores_that_are_not_finite_are_refused(bad):
 
 @pytest.mark.parametrize("keep,floor", [(0, 0), (13, 0), (5, 2), (12, 5), (3, -1)])
 def test_counts_that_cannot_be_met_are_refused(keep, floor):
-    with pytest.raises(ValueError, match="keep|camera_floor"):
+    with pytest.raises(ValueError, match=r"keep|camera_floor"):
         select_top(torch.zeros(3, 4), keep, floor)
 
 

@@ -97,7 +97,8 @@ def _lights(rng: np.random.Generator, route: Route, ids: count) -> list[Light]:
         Light(
             junction,
             (next(ids), next(ids)),
-            red_first=bool(rng.random() < 0.5),
+            red_first=bool(rng.random() < 0.5)
+            and junction.s_stop > START_M + 40,  # nobody starts in front of a red light
             red_s=rng.uniform(3, 7),
             green_s=rng.uniform(0.5, 9),
         )

@@ -55,6 +55,7 @@ def chain(devkit, scene: dict) -> list[dict]:
     samples, token = [], scene["first_sample_token"]
     while token:
         samples.append(devkit.get("sample", token))
+        assert len(samples) <= len(devkit.sample), "the links run in a circle"
         token = samples[-1]["next"]
     return samples
 
@@ -135,6 +136,7 @@ def test_instances_link_their_annotations(devkit):
         tokens, token = [], instance["first_annotation_token"]
         while token:
             tokens.append(token)
+            assert len(tokens) <= instance["nbr_annotations"], "the links run in a circle"
             row = devkit.get("sample_annotation", token)
             assert row["instance_token"] == instance["token"]
             token = row["next"]

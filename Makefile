@@ -1,0 +1,46 @@
+# Two targets for a newcomer: `make demo` and `make test`. Both make .venv and install what they need.
+# With a sourced ROS 2 its own rclpy is used, otherwise the wheels of the [ros] extra.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.10 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SIM := ros2_ws/src/fastdrive_sim
+SOURCED_ROS := $(if $(ROS_DISTRO),$(shell $(PYTHON) -c 'import rclpy; print("yes")' 2>/dev/null))
+comma := ,
+
+.PHONY: demo test install-demo install-test system-packages clean
+
+demo: install-demo
+	$(BIN)/fastdrive replay samples/city --drop 0.5 --out demo --json demo/summary.json
+
+test: system-packages install-test
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+install-demo: $(VENV)/.demo
+install-test: $(VENV)/.test
+
+$(VENV)/.made:
+	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 13), "CPython 3.10 to 3.12 is needed; set PYTHON=..."'
+	$(PYTHON) -m venv $(if $(SOURCED_ROS),--system-site-packages) $(VENV)
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.made setup.py constraints.txt
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e ".[$(if $(SOURCED_ROS),,ros)]"
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo $(SIM)/setup.py
+	$(PIP) install -c constraints.txt -e ".[$(if $(SOURCED_ROS),,ros$(comma))train,sim,dev]" -e $(SIM)
+	touch $@
+
+# The simulator's renderer needs EGL. Where packages may not be installed, its tests skip and say so.
+system-packages:
+	@ldconfig -p | grep -q libEGL.so.1 && ls /usr/lib/*/dri/swrast_dri.so >/dev/null 2>&1 || \
+	{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq libegl1 libgl1-mesa-dri >/dev/null; } || \
+	echo "libegl1 and libgl1-mesa-dri are not installed: the renderer's tests will be skipped"
+
+clean:
+	rm -rf $(VENV) demo build install log *.egg-info $(SIM)/*.egg-info
