@@ -96,7 +96,7 @@ def fit(run: Run, model: nn.Module, parameters: list, losses: Losses, count: int
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             run.step += 1
-            recent = [*recent[-99:], {name: float(value) for name, value in named.items()}]
+            recent = [*recent[-99:], {name: value.item() for name, value in named.items()}]
             bar.update()
             if run.step % 50 == 0:
                 means = _means(recent[-50:])

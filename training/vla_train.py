@@ -25,7 +25,7 @@ from fastdrive_node.vision import TorchVision
 from fastdrive_training.nuscenes_data import KeyframeDataset
 from fastdrive_training.recipe import parse_recipe
 from fastdrive_training.tiny_vla import build_tiny_vla
-from fastdrive_training.vla_data import CELL_PX, GAPS, LIGHTS, NO_GAP_M, Arrays, prepare
+from fastdrive_training.vla_data import CELL_PX, GAPS, IGNORE, LIGHTS, NO_GAP_M, Arrays, prepare
 from fastdrive_training.vla_loop import Run, fit
 
 CLASSES = 16  # at least the simulator's labels
@@ -64,10 +64,11 @@ class Planner(nn.Module):
         """Losses of the regression heads at the prompt's last hidden state [B, D]."""
         wanted = futures.flatten(1) / WAYPOINT_SCALE_M
         ahead = self.ahead(last)
+        known = (lights != IGNORE).sum().clamp(min=1)  # a real dataset names no lights
         nearness = torch.exp(-gaps / 20.0) * (gaps < NO_GAP_M)
         return {
             "waypoints": smooth_l1_loss(self.waypoints(last), wanted, beta=0.1),
-            "light": cross_entropy(ahead[:, : len(LIGHTS)], lights),
+            "light": cross_entropy(ahead[:, : len(LIGHTS)], lights, reduction="sum") / known,
             "gaps": smooth_l1_loss(ahead[:, len(LIGHTS) :], nearness, beta=0.1),
         }
 

@@ -232,7 +232,7 @@ _worker: Callable[[], _SceneWriter]  # of this worker process
 
 def _start_worker(out: Path, spec: DatasetSpec, factory: SourcesFactory) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the pool, after the scenes in hand
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the whole group: end at once, without a traceback
     os.environ["LP_NUM_THREADS"] = "1"  # one worker per core: Mesa's rasteriser must not start threads of its own
     cv2.setNumThreads(1)
     # made with the first scene, for an error here would reach nobody

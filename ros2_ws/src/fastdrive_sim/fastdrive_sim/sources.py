@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 from fastdrive_sim.errors import SimError
@@ -20,7 +19,7 @@ class SimulationLike(Protocol):
 
 
 class RendererLike(Protocol):
-    """Six cameras in one world at a time."""
+    """Six cameras in one world at a time. Its ``Views`` hold depth: the annotations' visibility needs it."""
 
     def load(self, world: World) -> None: ...
 
@@ -45,7 +44,7 @@ def simulator_sources() -> Sources:
     from fastdrive_sim.render import Renderer
     from fastdrive_sim.sim import Simulation
 
-    return Sources(lambda seed, seconds: Simulation(seed, seconds=seconds), partial(Renderer, depth=False))
+    return Sources(lambda seed, seconds: Simulation(seed, seconds=seconds), Renderer)
 
 
 def record(simulation: SimulationLike, steps: int, hz: float) -> list[Snapshot]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -112,3 +113,16 @@ class DyingRenderer(FakeRenderer):
 
 def dying_sources() -> Sources:
     return Sources(FakeSimulation, DyingRenderer)
+
+
+class BlockingRenderer(FakeRenderer):
+    """Says that it has begun, and never ends."""
+
+    def render(self, snapshot: Snapshot) -> Views:
+        print("rendering", flush=True)
+        threading.Event().wait()
+        return super().render(snapshot)
+
+
+def blocking_sources() -> Sources:
+    return Sources(FakeSimulation, BlockingRenderer)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -290,6 +294,29 @@ def test_a_run_goes_on_where_a_killed_one_stopped(toy, tmp_path):
     write(out)
     assert contents(out) == contents(toy)
     assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+def test_an_interrupt_ends_the_workers_at_once(toy, tmp_path):
+    script = (
+        "import sys; from pathlib import Path; import sim_fakes\n"
+        "from fastdrive_sim.dataset import DatasetSpec, write_dataset\n"
+        f"spec = DatasetSpec(9, 5, None, {WIDTH}, {HEIGHT}, scene_keyframes=4)\n"
+        "write_dataset(Path(sys.argv[1]), spec, 2, sim_fakes.blocking_sources, progress=False)\n"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "dataset")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert [run.stdout.readline(), run.stdout.readline()] == ["rendering\n"] * 2
+    os.killpg(run.pid, signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert err.count("Traceback") == 1 and "KeyboardInterrupt" in err.splitlines()[-1]
+    write(tmp_path / "dataset")
+    assert contents(tmp_path / "dataset") == contents(toy)
 
 
 def test_a_merge_that_was_stopped_is_done_again(toy, tmp_path, monkeypatch):

@@ -1,0 +1,139 @@
+"""Image messages to RGB arrays. Needs no ROS: it works on the views of ``cdr``.
+
+OpenCV converts what is not RGB in some order. cv_bridge would call the same functions, but the one from PyPI ignores
+``step`` and does not know yuv422 and bayer_grbg8, and the one of ROS 2 needs its C++ library.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from fastdrive_node.ros.cdr import CompressedView, ImageView, parse_compressed, parse_image
+from fastdrive_node.types import CameraFrame, InputError
+
+MAX_PIXELS = 64_000_000  # of one image; a compressed one that is larger is not worth the memory
+RAW_TYPE = "sensor_msgs/msg/Image"
+COMPRESSED_TYPE = "sensor_msgs/msg/CompressedImage"
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    channels: int  # bytes of a pixel
+    rgb: slice | None = None  # where red, green and blue are in a pixel
+    code: str = ""  # else OpenCV's conversion to RGB
+    even: str = ""  # sides that must be even: "w" or "wh"
+
+
+_RGB, _BGR = slice(0, 3, 1), slice(2, None, -1)
+# names: sensor_msgs/image_encodings.hpp; OpenCV names a Bayer pattern by the second row's second and third pixel
+_ENCODINGS = {
+    "rgb8": _Encoding(3, _RGB),
+    "bgr8": _Encoding(3, _BGR),
+    "rgba8": _Encoding(4, _RGB),
+    "bgra8": _Encoding(4, _BGR),
+    "8UC3": _Encoding(3, _BGR),
+    "mono8": _Encoding(1, code="COLOR_GRAY2RGB"),
+    "8UC1": _Encoding(1, code="COLOR_GRAY2RGB"),
+    "bayer_rggb8": _Encoding(1, code="COLOR_BayerBG2RGB", even="wh"),
+    "bayer_bggr8": _Encoding(1, code="COLOR_BayerRG2RGB", even="wh"),
+    "bayer_gbrg8": _Encoding(1, code="COLOR_BayerGR2RGB", even="wh"),
+    "bayer_grbg8": _Encoding(1, code="COLOR_BayerGB2RGB", even="wh"),
+    "yuv422": _Encoding(2, code="COLOR_YUV2RGB_UYVY", even="w"),
+    "uyvy": _Encoding(2, code="COLOR_YUV2RGB_UYVY", even="w"),
+    "yuv422_yuy2": _Encoding(2, code="COLOR_YUV2RGB_YUYV", even="w"),
+    "yuyv": _Encoding(2, code="COLOR_YUV2RGB_YUYV", even="w"),
+}
+
+
+def camera_frame(camera: str, raw: bytes | memoryview, received_ns: int, compressed: bool) -> CameraFrame:
+    """A frame from a serialized message; the pixels are decoded when the frame is loaded.
+
+    Raises:
+        InputError: the header is malformed; the text names the camera and field. ``load`` raises it for the pixels.
+    """
+    try:
+        view = parse_compressed(raw) if compressed else parse_image(raw)
+    except InputError as error:
+        raise InputError(f"{camera}: {error}") from error
+    return CameraFrame(camera, view.stamp_ns, received_ns, loader(camera, view))
+
+
+def loader(camera: str, view: ImageView | CompressedView) -> Callable[[], np.ndarray]:
+    """The function that decodes a view: uint8 [H, W, 3] RGB, or an InputError that names the camera and field."""
+
+    def load() -> np.ndarray:
+        try:
+            return decode_compressed(view) if isinstance(view, CompressedView) else decode_image(view)
+        except InputError as error:
+            raise InputError(f"{camera}: {error}") from error
+
+    return load
+
+
+def decode_image(image: ImageView) -> np.ndarray:
+    """uint8 [H, W, 3] RGB; a view of the message where its bytes allow.
+
+    Raises:
+        InputError: an encoding that is not supported, or a step or data length that does not fit; the text names it.
+    """
+    encoding = _ENCODINGS.get(image.encoding)
+    if encoding is None:
+        raise InputError(f"encoding: {image.encoding[:40]!r} is not supported; use one of {', '.join(_ENCODINGS)}")
+    rows = _rows(image, encoding)
+    if encoding.rgb is not None:
+        pixels = rows.reshape(image.height, image.width, encoding.channels)
+        return pixels[:, :, encoding.rgb]
+    return _convert(rows, image, encoding)
+
+
+def decode_compressed(image: CompressedView) -> np.ndarray:
+    """uint8 [H, W, 3] RGB from a JPEG or PNG.
+
+    Raises:
+        InputError: the data is no such picture, is cut short, or is larger than 64 megapixels.
+    """
+    if not len(image.data):
+        raise InputError("data: empty")
+    try:
+        with Image.open(io.BytesIO(image.data), formats=("JPEG", "PNG")) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise InputError(f"data: {picture.width}x{picture.height} pixels are more than {MAX_PIXELS}")
+            return np.asarray(picture.convert("RGB"))
+    except InputError:
+        raise
+    except Exception as error:  # the decoders raise many kinds for damaged data
+        raise InputError(f"data: {len(image.data)} bytes are no whole JPEG or PNG ({_brief(error)})") from error
+
+
+def _rows(image: ImageView, encoding: _Encoding) -> np.ndarray:
+    """The bytes of each row without its padding, uint8 [H, W * channels]; checks sizes before anything is read."""
+    if not image.height or not image.width:
+        raise InputError(f"height, width: {image.height} x {image.width} is no image")
+    used = image.width * encoding.channels
+    if image.step < used:
+        raise InputError(f"step: {image.step}, but {image.width} pixels of {image.encoding} need {used} bytes")
+    if len(image.data) != image.step * image.height:
+        raise InputError(
+            f"data: {len(image.data)} bytes, but step {image.step} x height {image.height} is "
+            f"{image.step * image.height}; one of them is wrong"
+        )
+    if ("w" in encoding.even and image.width % 2) or ("h" in encoding.even and image.height % 2):
+        raise InputError(f"height, width: {image.height} x {image.width} must be even for {image.encoding}")
+    return np.frombuffer(image.data, np.uint8).reshape(image.height, image.step)[:, :used]
+
+
+def _convert(rows: np.ndarray, image: ImageView, encoding: _Encoding) -> np.ndarray:
+    import cv2  # only these encodings need it
+
+    shape = (image.height, image.width) if encoding.channels == 1 else (image.height, image.width, encoding.channels)
+    packed = np.ascontiguousarray(rows).reshape(shape)
+    return cv2.cvtColor(packed, getattr(cv2, encoding.code))
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]

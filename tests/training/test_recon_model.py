@@ -1,0 +1,152 @@
+"""The losses of the reconstruction and the way of their gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from recon_fixtures import CELL, GRID, PaintedBatches, text_config
+
+from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_training.recon_model import (
+    LossWeights,
+    ReconDecoder,
+    cells_to_pixels,
+    fold_cells,
+    random_masks,
+    split_losses,
+    straight_through,
+)
+
+SIZE = (GRID[0] * CELL, GRID[1] * CELL)
+
+
+def _paint_decoder(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """A ready decoder for tokens that are gray values: each token paints its cell, zeros stay black."""
+    return fold_cells(tokens[..., :1].expand(-1, -1, 3 * CELL * CELL), grid, CELL)
+
+
+def _one_cell_scene() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gray cells of which the first is foreground: tokens [1, 8, 1], pixels and foreground mask."""
+    tokens = torch.full((1, 8, 1), 0.8)
+    fore = torch.zeros(1, 8)
+    fore[0, 0] = 1
+    return tokens, torch.full((1, 3, *SIZE), 0.8), cells_to_pixels(fore, GRID, SIZE)
+
+
+@pytest.mark.parametrize("surrogate", ["sigmoid", "raw"])
+def test_mask_is_binary_forward_and_has_the_surrogates_gradient(surrogate):
+    scores = torch.tensor([-2.0, -0.1, 0.0, 0.1, 3.0], requires_grad=True)
+    mask = straight_through(scores, surrogate)
+    assert mask.tolist() == [0, 0, 0, 1, 1]
+    mask.sum().backward()
+    expected = torch.ones(5) if surrogate == "raw" else scores.detach().sigmoid() * (1 - scores.detach().sigmoid())
+    torch.testing.assert_close(scores.grad, expected)
+
+
+@pytest.mark.parametrize("surrogate", ["sigmoid", "raw"])
+def test_every_part_of_the_pruner_gets_gradient_through_the_mask(surrogate):
+    torch.manual_seed(0)
+    pruner, decoder, batch = ReconPruner(text_config()), ReconDecoder(text_config(), 1, CELL), PaintedBatches().at(0)
+    scores = pruner(batch.tokens, GRID)
+    mask = straight_through(scores, surrogate)
+    weights = LossWeights(surrogate=surrogate)
+    losses = split_losses(
+        decoder, batch.tokens, mask, batch.pixels / 255, batch.foreground.float(), GRID, weights
+    )
+    losses.total.backward()
+    for name, parameter in pruner.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+    assert pruner.scorer.weight.grad.abs().sum() > 0
+    assert pruner.query.grad.abs().sum() > 0
+
+
+def test_a_mask_without_straight_through_gives_the_scorer_no_gradient():
+    scores = torch.randn(1, 8, requires_grad=True)
+    tokens, pixels, foreground = _one_cell_scene()
+    losses = split_losses(_paint_decoder, tokens, (scores > 0).float(), pixels, foreground, GRID, LossWeights())
+    assert not losses.total.requires_grad
+
+
+def test_foreground_and_background_gradients_oppose():
+    """With a ready decoder the foreground loss wants its cell's score higher and others' lower, the background too;
+    each half by itself pulls every token one way: the foreground half never pushes a foreground token down."""
+    tokens, pixels, foreground = _one_cell_scene()
+    gradients = {}
+    for half, alpha in (("fore", 1.0), ("back", 0.0), ("both", 0.5)):
+        scores = torch.full((1, 8), 0.01, requires_grad=True)  # all tokens in the foreground half
+        weights = LossWeights(alpha=alpha, ssim_weight=0.0, balance_regions=False)
+        mask = straight_through(scores)
+        split_losses(_paint_decoder, tokens, mask, pixels, foreground, GRID, weights).total.backward()
+        gradients[half] = scores.grad[0]
+    assert (gradients["fore"][1:] > 0).all()  # background cells painted into the foreground half: scores down
+    assert (gradients["back"][1:] > 0).all()  # and missing in the background half: scores down
+    assert gradients["fore"][0] == pytest.approx(0, abs=1e-7)  # a foreground cell where it belongs costs nothing
+    assert (gradients["both"][1:] > 0).all()
+
+    for half, alpha in (("fore", 1.0), ("back", 0.0)):
+        scores = torch.full((1, 8), -0.01, requires_grad=True)  # all tokens in the background half
+        weights = LossWeights(alpha=alpha, ssim_weight=0.0, balance_regions=False)
+        mask = straight_through(scores)
+        split_losses(_paint_decoder, tokens, mask, pixels, foreground, GRID, weights).total.backward()
+        assert scores.grad[0, 0] < 0, half  # the foreground cell is wanted in the foreground half: score up
+        assert scores.grad[0, 1:].abs().max() < 1e-7
+
+
+def test_without_segmenting_decoder_the_two_halves_pull_one_token_apart():
+    """Token energy alone: more of a token lowers the foreground loss of its cell and raises the background loss."""
+    tokens, pixels, _ = _one_cell_scene()
+    everything = torch.ones(1, 1, *SIZE)
+    soft = torch.full((1, 8), 0.5, requires_grad=True)
+    weights = LossWeights(ssim_weight=0.0, balance_regions=False)
+    losses = split_losses(_paint_decoder, tokens, soft, pixels, everything * 0.5, GRID, weights)
+    fore = torch.autograd.grad(losses.mse_fore, soft, retain_graph=True)[0]
+    losses = split_losses(_paint_decoder, tokens, soft, pixels, everything, GRID, weights)
+    fore = torch.autograd.grad(losses.mse_fore, soft, retain_graph=True)[0]
+    losses = split_losses(_paint_decoder, tokens, soft, pixels, everything * 0, GRID, weights)
+    back = torch.autograd.grad(losses.mse_back, soft)[0]
+    assert (fore < 0).all() and (back > 0).all()
+    torch.testing.assert_close(fore, -back)
+
+
+def test_right_mask_costs_nothing_and_region_balance_weighs_the_smaller_region_up():
+    tokens, pixels, foreground = _one_cell_scene()
+    right = torch.zeros(1, 8)
+    right[0, 0] = 1
+    plain = LossWeights(balance_regions=False)
+    exact = split_losses(_paint_decoder, tokens, right, pixels, foreground, GRID, plain)
+    assert float(exact.total) == pytest.approx(0, abs=1e-6)
+    nothing = torch.zeros(1, 8)
+    unbalanced = split_losses(_paint_decoder, tokens, nothing, pixels, foreground, GRID, plain)
+    balanced = split_losses(_paint_decoder, tokens, nothing, pixels, foreground, GRID, LossWeights())
+    assert balanced.total > unbalanced.total
+    assert unbalanced.fore == balanced.fore
+
+
+def test_decoder_is_bidirectional_and_paints_raster_order():
+    torch.manual_seed(0)
+    decoder = ReconDecoder(text_config(), 1, CELL)
+    tokens = torch.randn(1, 8, 32)
+    changed = tokens.clone()
+    changed[0, 7] += 1.0
+    first_cell = (slice(None), slice(None), slice(0, CELL), slice(0, CELL))
+    with torch.no_grad():
+        before, after = decoder(tokens, GRID), decoder(changed, GRID)
+    assert before.shape == (1, 3, *SIZE)
+    assert not torch.allclose(before[first_cell], after[first_cell])  # the first cell sees the last token
+    cells = torch.arange(8.0).view(1, 8, 1).expand(-1, -1, 3 * CELL * CELL)
+    image = fold_cells(cells, GRID, CELL)
+    assert [float(image[0, 0, 0, column * CELL]) for column in range(4)] == [0, 1, 2, 3]
+    assert float(image[0, 2, CELL, 0]) == 4
+
+
+def test_random_masks_are_reproducible_blobs_of_all_shares():
+    masks = torch.cat([random_masks(64, (4, 8), torch.Generator().manual_seed(seed)) for seed in range(8)])
+    again = random_masks(64, (4, 8), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(masks[:64], again)
+    shares = masks.mean(dim=1)
+    assert set(masks.unique().tolist()) == {0.0, 1.0}
+    assert shares.min() < 0.15 and shares.max() > 0.85 and 0.4 < shares.mean() < 0.6
+    grids = masks.view(-1, 4, 8)
+    same_neighbour = (grids[:, :, 1:] == grids[:, :, :-1]).float().mean()
+    assert same_neighbour > 0.6  # 0.5 to 0.55 for single tokens by chance at these shares
