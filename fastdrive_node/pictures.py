@@ -274,14 +274,14 @@ def _grid_step(px_per_m: float) -> float:
 def _map_views(draw, plan: Plan, cameras: Sequence[str], origin: np.ndarray, scale: float) -> None:
     """A sector for each known camera, stronger the more of its tokens were kept."""
     shares = plan.kept.mask().mean(axis=(1, 2))
-    radius = max(7.5 * scale, 60 * SMOOTH)
+    radius = 85 * SMOOTH
     centre = origin - np.array([0, 1.4 * scale])
     for name, share in zip(cameras, shares, strict=True):
         if name in VIEWS:
             first, last = VIEWS[name]
             box = (*(centre - radius), *(centre + radius))
             # Pillow's angles are clockwise from the right
-            draw.pieslice(box, -90 - last + 0.7, -90 - first - 0.7, fill=(*KEPT, int(18 + 170 * float(share))))
+            draw.pieslice(box, -90 - last + 0.7, -90 - first - 0.7, fill=(*KEPT, int(18 + 90 * float(share))))
 
 
 def _map_path(draw, waypoints_m: np.ndarray, px, scale: float) -> None:
@@ -305,11 +305,12 @@ def _map_labels(draw, plan: Plan, origin: np.ndarray, scale: float, size: tuple[
         y = origin[1] - k * step * scale
         if 30 < y < size[1] - 10:
             draw.text((8, y - 2), f"{k * step:g} m", FAINT, _font(12), anchor="lb")
+    last = np.full(2, -np.inf)
     for i, (x, y) in enumerate(plan.waypoints_m, start=1):
-        seconds = i * plan.dt_s
-        if seconds == int(seconds):
-            place = (origin[0] - y * scale + 14, origin[1] - x * scale)
-            draw.text(place, f"{seconds:g} s", TEXT, _font(14), anchor="lm")
+        place = np.array([origin[0] - y * scale + 14, origin[1] - x * scale])
+        if (i * plan.dt_s).is_integer() and np.abs(place - last).max() > 18:
+            draw.text(tuple(place), f"{i * plan.dt_s:g} s", TEXT, _font(14), anchor="lm")
+            last = place
     draw.text((12, 10), "from above", FAINT, _font(14))
 
 

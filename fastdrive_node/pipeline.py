@@ -186,7 +186,8 @@ def load_image(frame: CameraFrame) -> np.ndarray:
     try:
         image = frame.load()
     except Exception as error:  # decoders raise many kinds for damaged data
-        raise InputError(f"{frame.camera}: {error}") from error
+        text = str(error).removeprefix(f"{frame.camera}: ")  # some loaders name the camera themselves
+        raise InputError(f"{frame.camera}: {text}") from error
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise InputError(f"{frame.camera}: expected a uint8 RGB image, got {kind}")

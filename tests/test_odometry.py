@@ -89,7 +89,7 @@ def test_a_long_gap_is_not_bridged():
     buffer = OdometryBuffer(limits=OdometryLimits(max_gap_s=0.6))
     for ms in (0, 1000):
         buffer.add(EgoState(at(ms), 0, 0, 0, 1.0))
-    with pytest.raises(InputError, match="a gap of more than 0.60 s around t0"):
+    with pytest.raises(InputError, match=r"a gap of more than 0\.60 s around t0"):
         buffer.history(at(500))
     assert len(buffer.history(at(1000)).states) == 1
 

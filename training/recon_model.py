@@ -64,6 +64,8 @@ class HalfLosses:
 class ReconDecoder(nn.Module):
     """Qwen2.5-VL decoder layers with bidirectional attention, and a feed-forward head for the pixels of each token.
 
+    A learned vector is added to every token, dropped or not: an RMSNorm of zeros has a gradient that says nothing.
+
     Args:
         text_config: of the VLA; gives width, heads and the rotary embedding.
         layers: 6 in the paper.
@@ -77,6 +79,7 @@ class ReconDecoder(nn.Module):
         width = config.hidden_size
         self.pixels = pixels
         self.rotary = Qwen2_5_VLRotaryEmbedding(config)
+        self.place = nn.Parameter(torch.randn(1, width))
         self.layers = nn.ModuleList(Qwen2_5_VLDecoderLayer(config, index) for index in range(layers))
         for layer in self.layers:
             layer.self_attn.is_causal = False
@@ -86,7 +89,7 @@ class ReconDecoder(nn.Module):
     def forward(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Tokens [B, rows * cols, D] (dropped ones zero) -> images in (0, 1), [B, 3, rows * pixels, cols * pixels]."""
         angles = self.rotary(tokens, query_and_grid_positions(grid, tokens.device)[..., 1:])
-        hidden = tokens
+        hidden = tokens + self.place
         for layer in self.layers:
             hidden = layer(hidden, attention_mask=None, position_embeddings=angles)
         return fold_cells(self.head(self.norm(hidden)).sigmoid(), grid, self.pixels)
@@ -144,9 +147,11 @@ def _mix(mse: torch.Tensor, similarity: torch.Tensor, ssim_weight: float) -> tor
 
 
 def random_masks(count: int, grid: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
-    """Blobs of random size and share for the decoder's warm-up, float [count, rows * cols] of 0 and 1.
+    """Blobs of random size and share for the decoder to practise on, float [count, rows * cols] in 0..1.
 
     Smooth noise of a random scale is cut at a random quantile, so that single tokens, blocks and halves all occur.
+    Every other mask has random levels in place of 0 and 1: a decoder that paints a token by its level has a gradient
+    at 0 and 1 that tells what a token's presence is worth.
     """
     rows, cols = grid
     scale = int(torch.randint(1, 4, (1,), generator=generator))
@@ -154,7 +159,10 @@ def random_masks(count: int, grid: tuple[int, int], generator: torch.Generator) 
     noise = F.interpolate(coarse, size=grid, mode="bilinear", align_corners=True).flatten(1)
     share = 0.05 + 0.9 * torch.rand(count, 1, generator=generator)
     rank = noise.argsort(dim=1).argsort(dim=1)
-    return (rank < share * rows * cols).float()
+    hard = (rank < share * rows * cols).float()
+    levels = torch.rand(count, 2, generator=generator)
+    levels[::2] = torch.tensor([0.0, 1.0])
+    return torch.where(hard > 0, levels[:, 1:], levels[:, :1])
 
 
 def cells_to_pixels(mask: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:

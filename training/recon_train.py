@@ -24,6 +24,7 @@ from fastdrive_training.scoring import score_figures, score_tokens
 from fastdrive_training.token_cache import TokenCache, build_token_cache, camera_order
 
 PRUNER_FILE, FIGURES_FILE = "reconpruner.safetensors", "figures.json"
+PATHS = ("vla", "dataset", "val_dataset", "out", "cache")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class ReconRecipe:
     dataset: str
     out: str  # folder of the run: checkpoint.pt, log.jsonl, reconpruner.safetensors, figures.json
     train_split: str = "train"
+    val_dataset: str | None = None  # None: the same data set
     val_split: str = "val"
     cache: str = "runs/token_cache"
     seed: int = 0
@@ -59,7 +61,7 @@ class ReconRecipe:
     @property
     def identity(self) -> str:
         """Digest of the recipe without its paths; a checkpoint serves the recipe that it was made by."""
-        keys = {key: value for key, value in asdict(self).items() if key not in ("vla", "dataset", "out", "cache")}
+        keys = {key: value for key, value in asdict(self).items() if key not in PATHS}
         return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
 
 
@@ -96,8 +98,8 @@ def pick_device(name: str) -> str:
 
 
 def _trainer(settings: ReconRecipe, vla: Vla) -> ReconTrainer:
-    train_data, train_cache = _data(settings, vla, settings.train_split)
-    _, val_cache = _data(settings, vla, settings.val_split)
+    train_data, train_cache = _data(settings, vla, settings.dataset, settings.train_split)
+    _, val_cache = _data(settings, vla, settings.val_dataset or settings.dataset, settings.val_split)
     torch.manual_seed(settings.seed)
     text_config, vision = vla.model.config.text_config, vla.model.config.vision_config
     pruner = ReconPruner.from_config(text_config, settings.normalise).to(vla.device)
@@ -126,8 +128,8 @@ def _trainer(settings: ReconRecipe, vla: Vla) -> ReconTrainer:
     )
 
 
-def _data(settings: ReconRecipe, vla: Vla, split: str) -> tuple[KeyframeDataset, TokenCache]:
-    dataset = KeyframeDataset(settings.dataset, split)
+def _data(settings: ReconRecipe, vla: Vla, root: str, split: str) -> tuple[KeyframeDataset, TokenCache]:
+    dataset = KeyframeDataset(root, split)
     if not dataset.has_masks:
         raise InputError(f"{dataset.root}: no masks folder; the reconstruction needs foreground masks")
     return dataset, build_token_cache(dataset, vla, settings.cache)

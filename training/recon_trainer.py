@@ -44,6 +44,7 @@ class Schedule:
 
     warmup_steps: int = 300  # decoder alone, on random masks
     steps: int = 3000  # pruner and decoder together
+    rehearsal: float = 0.25  # share of the images that keep random masks, so that the decoder paints what it is given
     batch: int = 16  # camera images a step
     lr: float = 2e-5  # of the decoder; linear ramp, cosine decay over the joint steps
     pruner_rate: float = 0.3  # the pruner's learning rate as a share of lr
@@ -59,6 +60,8 @@ class Schedule:
         for name in ("steps", "batch", "log_every", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1")
+        if not 0 <= self.rehearsal < 1:
+            raise ValueError("rehearsal: must be in [0, 1)")
 
     @property
     def total(self) -> int:
@@ -189,20 +192,23 @@ class ReconTrainer:
         return figures
 
     def _losses(self, batch: ReconBatch, warmup: bool) -> tuple[HalfLosses, torch.Tensor | None]:
-        """In the warm-up the mask is random and the target is the image where its tokens are, black elsewhere."""
+        """The losses, and the scores [images that are not rehearsed, N]; None in the warm-up, which is all rehearsal.
+
+        A rehearsed image has a random mask, and its target is itself where its tokens are and black elsewhere.
+        """
         tokens = batch.tokens.to(self._device)
         pixels = batch.pixels.to(self._device).float() / 255
+        foreground = batch.foreground.to(self._device).float()
+        count = len(tokens) if warmup else round(self.schedule.rehearsal * len(tokens))
+        generator = torch.Generator().manual_seed((self.seed << 32) + self.step)
+        mask = random_masks(count, self.grid, generator).to(self._device)
+        foreground[:count] = cells_to_pixels(mask, self.grid, tuple(pixels.shape[-2:]))
         scores = None
-        if warmup:
-            generator = torch.Generator().manual_seed((self.seed << 32) + self.step)
-            mask = random_masks(len(tokens), self.grid, generator).to(self._device)
-            foreground = cells_to_pixels(mask, self.grid, tuple(pixels.shape[-2:]))
-        else:
+        if not warmup:
             with self._autocast:
-                scores = self.pruner(tokens, self.grid)
+                scores = self.pruner(tokens[count:], self.grid)
             scores = scores.float()
-            mask = straight_through(scores, self.loss.surrogate)
-            foreground = batch.foreground.to(self._device).float()
+            mask = torch.cat([mask, straight_through(scores, self.loss.surrogate)])
         losses = split_losses(self._decode, tokens, mask, pixels, foreground, self.grid, self.loss)
         return losses, scores
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from fastdrive_node.planning.answer import format_answer
 from fastdrive_node.planning.model import Vla
 from fastdrive_node.planning.prompt import build_prompt
-from fastdrive_node.types import CAMERAS, InputError
+from fastdrive_node.types import CAMERAS, EgoHistory, InputError
 from fastdrive_node.vision.preprocess import resize
 from fastdrive_training.nuscenes_data import KeyframeDataset
 
@@ -37,7 +37,7 @@ class Arrays:
 
     pixels: np.ndarray  # uint8 [K, C, 3, H, W] at the VLA's image size
     labels: np.ndarray  # uint8 [K, C, H / 7, W / 7], the class of each cell; all zero where the dataset has no masks
-    prompts: np.ndarray  # int16 [K, L] prompt tokens
+    prompts: np.ndarray  # int16 [K, V, L] prompt tokens: the whole history first, then with only 1, 2, 3 states known
     answers: np.ndarray  # int16 [K, A] answer tokens, end of turn included
     futures: np.ndarray  # float32 [K, 6, 2] m
     lights: np.ndarray  # int64 [K] index in LIGHTS
@@ -128,6 +128,13 @@ def _write(vla: Vla, dataset: KeyframeDataset, folder: Path) -> None:
     labels.flush()
 
 
+def histories(whole: EgoHistory) -> list[EgoHistory]:
+    """The history, and what of it a vehicle would know that has just started; one state alone tells no acceleration."""
+    short = [EgoHistory(whole.states[:known], whole.interval_s) for known in (1, 2, 3)]
+    short[0] = EgoHistory((replace(whole.now, accel_mps2=0.0),), whole.interval_s)
+    return [whole, *short]
+
+
 def _extras(dataset: KeyframeDataset) -> dict:
     path = dataset.root / "extras.json"
     return json.loads(path.read_text()) if path.exists() else {}
@@ -135,7 +142,10 @@ def _extras(dataset: KeyframeDataset) -> dict:
 
 def _write_small(vla: Vla, keyframes: list, extras: dict, folder: Path) -> None:
     stop = vla.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    prompts = [build_prompt(vla, keyframe.history, keyframe.command).input_ids.numpy() for keyframe in keyframes]
+    prompts = [
+        [build_prompt(vla, history, keyframe.command).input_ids.numpy() for history in histories(keyframe.history)]
+        for keyframe in tqdm(keyframes, desc="prompts", unit="keyframe")
+    ]
     texts = [format_answer(keyframe.future_m, vla.spec.answer) for keyframe in keyframes]
     answers = [[*vla.tokenizer.encode(text, add_special_tokens=False), stop] for text in texts]
     ahead = [extras.get(keyframe.token, {}).get("ahead", {}) for keyframe in keyframes]

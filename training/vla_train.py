@@ -30,6 +30,7 @@ from fastdrive_training.vla_loop import Run, fit
 
 CLASSES = 16  # at least the simulator's labels
 WAYPOINT_SCALE_M = 5.0
+KNOWN_HISTORY = 0.88  # of the samples; the others stand for a vehicle that has just started
 GRADIENT_CAMERAS = (0, 1, 5)  # front, front right, front left; of the rear ones a random one joins in each step
 
 
@@ -142,7 +143,7 @@ def train_tower(recipe: dict, resume: bool) -> dict[str, float]:
         pixels = _jitter(torch.from_numpy(data.pixels[indices]), rng)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             tokens, cameras = encode_some(planner, pixels, rng)
-            last = planner.hidden(tokens, torch.from_numpy(data.prompts[indices].astype(np.int64)))[:, -1]
+            last = planner.hidden(tokens, torch.from_numpy(data.prompts[indices, 0].astype(np.int64)))[:, -1]
         labels = torch.from_numpy(data.labels[indices])
         aside = planner.aside(last.float(), *_targets(data, indices))
         return {
@@ -185,7 +186,10 @@ def train_language(recipe: dict, resume: bool) -> dict[str, float]:
     weights = answer_weights(vla)
 
     def losses(indices: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
-        prompts = torch.from_numpy(data.prompts[indices].astype(np.int64))
+        known = np.where(
+            rng.random(len(indices)) < KNOWN_HISTORY, 0, rng.integers(1, data.prompts.shape[1], len(indices))
+        )
+        prompts = torch.from_numpy(data.prompts[indices, known].astype(np.int64))
         answers = torch.from_numpy(data.answers[indices].astype(np.int64))
         visual = torch.from_numpy(tokens[indices]).float()
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
@@ -232,7 +236,7 @@ def cached_tokens(planner: Planner, data: Arrays, path: Path) -> np.ndarray:
     shape = (len(data), planner.vla.tokens, planner.vla.width)
     tokens = open_memmap(draft, "w+", np.float16, shape)
     for start in tqdm(range(0, len(data), 16), desc="encode", unit="batch"):
-        pixels = torch.from_numpy(data.pixels[start : start + 16])
+        pixels = torch.from_numpy(np.array(data.pixels[start : start + 16]))
         encoded = planner.vision.encode_patches(planner.vision.patches(pixels.flatten(0, 1)))
         tokens[start : start + 16] = encoded.reshape(len(pixels), *shape[1:]).numpy()
     tokens.flush()

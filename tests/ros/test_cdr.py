@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 
 import numpy as np
@@ -103,7 +104,7 @@ def test_other_encapsulations_are_refused(raw):
         parse_image(raw)
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(st.data())
 def test_damaged_messages_are_read_or_refused_never_more(data):
     original = data.draw(st.sampled_from([image_bytes(), image_bytes(little=False), compressed_bytes()]))
@@ -125,7 +126,5 @@ def test_damaged_messages_are_read_or_refused_never_more(data):
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(raw):
     for parse in (parse_image, parse_compressed):
-        try:
+        with contextlib.suppress(InputError):
             parse(raw)
-        except InputError:
-            pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -142,18 +143,17 @@ def test_other_picture_formats_are_not_opened():
         decode_compressed(compressed(jpeg(RGB, "BMP")))
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_picture_of_absurd_size_is_refused_before_it_is_decoded():
     data = bytearray(jpeg(RGB, "PNG"))
-    data[16:24] = (20_000).to_bytes(4, "big") * 2
-    import zlib
-
+    data[16:24] = (10_000).to_bytes(4, "big") * 2
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
-    with pytest.raises(InputError, match="20000x20000 pixels"):
+    with pytest.raises(InputError, match="10000x10000 pixels"):
         decode_compressed(compressed(bytes(data)))
 
 
 def test_a_malformed_message_names_the_camera_on_arrival():
-    with pytest.raises(InputError, match="^CAM_FRONT: encapsulation"):
+    with pytest.raises(InputError, match=r"^CAM_FRONT: encapsulation"):
         camera_frame("CAM_FRONT", b"\xff" * 40, 0, compressed=False)
 
 

@@ -50,9 +50,7 @@ def test_every_part_of_the_pruner_gets_gradient_through_the_mask(surrogate):
     scores = pruner(batch.tokens, GRID)
     mask = straight_through(scores, surrogate)
     weights = LossWeights(surrogate=surrogate)
-    losses = split_losses(
-        decoder, batch.tokens, mask, batch.pixels / 255, batch.foreground.float(), GRID, weights
-    )
+    losses = split_losses(decoder, batch.tokens, mask, batch.pixels / 255, batch.foreground.float(), GRID, weights)
     losses.total.backward()
     for name, parameter in pruner.named_parameters():
         assert parameter.grad is not None, name

@@ -41,6 +41,12 @@ def test_prepared_answers_are_the_futures_as_text(data, tiny_vla) -> None:
     assert text == format_answer(data.futures[1], tiny_vla.spec.answer) + "<|im_end|>"
 
 
+def test_prompts_come_with_the_whole_history_and_with_shorter_ones(data, tiny_vla) -> None:
+    texts = [tiny_vla.tokenizer.decode(row.tolist()) for row in data.prompts[3]]
+    unknown = [text.count("?") for text in texts]
+    assert unknown[1] > unknown[2] > unknown[3] >= unknown[0]
+
+
 def test_a_second_run_reads_what_the_first_prepared(dataset, tiny_vla, tmp_path) -> None:
     first = prepare(tiny_vla, KeyframeDataset(dataset), tmp_path)
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}

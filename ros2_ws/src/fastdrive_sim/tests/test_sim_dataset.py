@@ -313,7 +313,11 @@ def test_an_interrupt_ends_the_workers_at_once(toy, tmp_path):
     )
     assert [run.stdout.readline(), run.stdout.readline()] == ["rendering\n"] * 2
     os.killpg(run.pid, signal.SIGINT)
-    _, err = run.communicate(timeout=60)
+    try:
+        _, err = run.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(run.pid, signal.SIGKILL)
+        raise
     assert err.count("Traceback") == 1 and "KeyboardInterrupt" in err.splitlines()[-1]
     write(tmp_path / "dataset")
     assert contents(tmp_path / "dataset") == contents(toy)

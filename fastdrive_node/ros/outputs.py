@@ -1,0 +1,102 @@
+"""Publishers of the node. ``publish`` runs in the worker's thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from nav_msgs.msg import Path
+from rclpy.node import Node
+from sensor_msgs.msg import Image
+from std_msgs.msg import Float64, String
+from trajectory_msgs.msg import MultiDOFJointTrajectory
+from visualization_msgs.msg import MarkerArray
+
+from fastdrive_node.ros.markers import marker_array
+from fastdrive_node.ros.messages import (
+    autoware_message,
+    autoware_messages,
+    image_message,
+    multi_dof_message,
+    path_message,
+    record_text,
+)
+from fastdrive_node.ros.qos import RECORDS, QosLog, advertise
+from fastdrive_node.types import FrameSet, Plan
+from fastdrive_node.worker import Outcome
+
+RECORDS_TOPIC = "~/output/plan_json"
+
+
+class Outputs:
+    """Path, trajectory, record, markers, overlays and times.
+
+    Raises:
+        ModelError: ``trajectory_type`` is "autoware" and its messages are not installed.
+    """
+
+    def __init__(self, node: Node, cameras: Sequence[str], frame: str, trajectory_type: str, log: QosLog):
+        self._node = node
+        self._frame = frame
+        self._autoware = autoware_messages() if trajectory_type == "autoware" else None
+        trajectory = self._autoware.Trajectory if self._autoware else MultiDOFJointTrajectory
+        self._path = advertise(node, log, Path, "~/output/path")
+        self._trajectory = advertise(node, log, trajectory, "~/output/trajectory")
+        self._records = advertise(node, log, String, RECORDS_TOPIC, RECORDS)
+        self._markers = advertise(node, log, MarkerArray, "~/debug/markers")
+        self._times = {
+            name: advertise(node, log, Float64, f"~/debug/{name}")
+            for name in ("processing_time_ms", "pipeline_latency_ms", "cyclic_time_ms")
+        }
+        self._overlays = {
+            camera: advertise(node, log, Image, f"~/debug/overlay/{camera.lower()}") for camera in cameras
+        }
+        self._last_plan_at: float | None = None
+
+    def readers(self) -> int:
+        """Matched subscriptions of the records."""
+        return self._records.get_subscription_count()
+
+    def publish(self, outcome: Outcome) -> None:
+        """Everything that an outcome gives; a dropped set gives its record only."""
+        result = outcome.result
+        if isinstance(result, Plan):
+            self._publish_plan(result, outcome.planning_ms)
+        latency_ms = (self._node.get_clock().now().nanoseconds - result.t0_ns) * 1e-6
+        self._records.publish(String(data=record_text(outcome, latency_ms)))
+        if isinstance(result, Plan):
+            self._times["pipeline_latency_ms"].publish(Float64(data=latency_ms))
+        if (isinstance(result, Plan) or result.stage != "dropped") and self._markers.get_subscription_count():
+            self._markers.publish(marker_array(result, self._frame))
+        if isinstance(result, Plan) and outcome.frames is not None:
+            self._publish_overlays(result, outcome.frames)
+
+    def destroy(self) -> None:
+        publishers = [self._path, self._trajectory, self._records, self._markers]
+        for publisher in [*publishers, *self._times.values(), *self._overlays.values()]:
+            self._node.destroy_publisher(publisher)
+
+    def _publish_plan(self, plan: Plan, planning_ms: float) -> None:
+        self._path.publish(path_message(plan, self._frame))
+        if self._autoware:
+            self._trajectory.publish(autoware_message(plan, self._frame, self._autoware))
+        else:
+            self._trajectory.publish(multi_dof_message(plan, self._frame))
+        self._times["processing_time_ms"].publish(Float64(data=planning_ms))
+        now = time.monotonic()
+        if self._last_plan_at is not None:
+            self._times["cyclic_time_ms"].publish(Float64(data=(now - self._last_plan_at) * 1e3))
+        self._last_plan_at = now
+
+    def _publish_overlays(self, plan: Plan, frames: FrameSet) -> None:
+        wanted = [camera for camera, publisher in self._overlays.items() if publisher.get_subscription_count()]
+        if not wanted or plan.kept is None:
+            return
+        from fastdrive_node.pictures import overlay
+
+        masks = plan.kept.mask()
+        scores = None if plan.kept.scores is None else plan.kept.scores.reshape(plan.kept.grid)
+        for index, frame in enumerate(frames.frames):
+            if frame.camera in wanted:
+                picture = overlay(frame.load(), masks[index], None if scores is None else scores[index])
+                self._overlays[frame.camera].publish(image_message(picture, frame.stamp_ns, frame.camera))

@@ -1,0 +1,72 @@
+"""Quality of service of every topic, and subscriptions and publishers that never fail in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks, UnsupportedEventTypeError
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
+from rclpy.subscription import Subscription
+
+SENSOR = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)  # only the newest image is of use
+ODOMETRY = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)  # the history needs more than the newest
+COMMAND = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)  # sent once a turn: none may be lost
+OUTPUT = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+RECORDS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
+
+
+class QosLog:
+    """Endpoints of others that do not fit ours; each topic is logged once and stays in ``problems``."""
+
+    def __init__(self, node: Node):
+        self._node = node
+        self.problems: dict[str, str] = {}
+
+    def incompatible(self, topic: str, theirs: str, policy: int) -> None:
+        text = f"{topic}: a {theirs} has an incompatible {qos_policy_name_from_kind(policy).lower()} policy"
+        if topic not in self.problems:
+            self._node.get_logger().error(f"{text}: no message comes through; change its QoS")
+        self.problems[topic] = text
+
+    def check_types(self, subscriptions: list[Subscription]) -> None:
+        """Note publishers of another type, which no middleware reports to a subscriber of a topic."""
+        for subscription in subscriptions:
+            ours = type_name(subscription.msg_type)
+            for info in self._node.get_publishers_info_by_topic(subscription.topic_name):
+                if info.topic_type != ours and subscription.topic_name not in self.problems:
+                    text = f"{subscription.topic_name}: a publisher sends {info.topic_type}, not {ours}"
+                    self._node.get_logger().error(f"{text}; correct the remapping or image_transport")
+                    self.problems[subscription.topic_name] = text
+
+
+def type_name(message: type) -> str:
+    """Like sensor_msgs/msg/Image."""
+    return f"{message.__module__.split('.')[0]}/msg/{message.__name__}"
+
+
+def subscribe(
+    node: Node, log: QosLog, message: type, topic: str, callback: Callable, qos: QoSProfile, raw: bool = False
+) -> Subscription:
+    """A subscription that reports publishers of an incompatible QoS."""
+    resolved = node.resolve_topic_name(topic)
+    events = SubscriptionEventCallbacks(
+        incompatible_qos=lambda event: log.incompatible(resolved, "publisher", event.last_policy_kind)
+    )
+    try:
+        return node.create_subscription(message, topic, callback, qos, raw=raw, event_callbacks=events)
+    except UnsupportedEventTypeError:  # a middleware without these events
+        return node.create_subscription(message, topic, callback, qos, raw=raw)
+
+
+def advertise(node: Node, log: QosLog, message: type, topic: str, qos: QoSProfile = OUTPUT) -> Publisher:
+    """A publisher that reports subscriptions of an incompatible QoS."""
+    resolved = node.resolve_topic_name(topic)
+    events = PublisherEventCallbacks(
+        incompatible_qos=lambda event: log.incompatible(resolved, "subscription", event.last_policy_kind)
+    )
+    try:
+        return node.create_publisher(message, topic, qos, event_callbacks=events)
+    except UnsupportedEventTypeError:
+        return node.create_publisher(message, topic, qos)
