@@ -18,6 +18,7 @@ COMMANDS = {
     "train": ("fastdrive_training.commands.train", "VLA or pruner training from a recipe"),
     "score": ("fastdrive_training.commands.score", "token scores against mask coverage"),
     "evaluate": ("fastdrive_training.commands.evaluate", "open-loop planning"),
+    "bench": ("fastdrive_node.commands.bench", "every stage against plain transformers"),
 }
 
 INSTALL_HINTS = {

@@ -10,9 +10,10 @@ from fastdrive_node.pipeline import Pipeline
 from fastdrive_node.planning.spec import SPEC_FILE
 from fastdrive_node.planning.vla import load_vla
 from fastdrive_node.pruning.baselines import make_pruner
-from fastdrive_node.types import ModelError
+from fastdrive_node.share import shared_file
+from fastdrive_node.types import InputError, ModelError
 
-SHIPPED_VLA = Path("models", "tiny")
+SHIPPED_VLA = "models/tiny"
 SHIPPED_PRUNER = "reconpruner.safetensors"
 DEFAULT_DROP = 0.5
 
@@ -23,13 +24,10 @@ def default_vla_dir() -> Path:
     Raises:
         ModelError: neither is there.
     """
-    here = Path(__file__).resolve()
-    places = [here.parents[1] / SHIPPED_VLA]
-    places += [parent / "share" / "fastdrive_node" / SHIPPED_VLA for parent in here.parents]
-    for place in places:
-        if (place / SPEC_FILE).is_file():
-            return place
-    raise ModelError(f"the shipped VLA is not installed ({places[0]} is absent); give a VLA directory with --vla")
+    try:
+        return shared_file(f"{SHIPPED_VLA}/{SPEC_FILE}").parent
+    except InputError as error:
+        raise ModelError(f"the shipped VLA is not installed ({error}); or give a VLA directory with --vla") from error
 
 
 def open_pipeline(

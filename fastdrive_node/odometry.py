@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from fastdrive_node.types import EgoHistory, EgoState, InputError
 
-ACCEL_WINDOW_S = 0.2  # the acceleration is the mean over this time: shorter would follow the noise of wheel speeds
+ACCEL_WINDOW_S = 0.5  # the acceleration is the mean over this time, as in the training data
 
 
 @dataclass(frozen=True)

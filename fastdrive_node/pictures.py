@@ -344,7 +344,7 @@ def _foot(canvas: Image.Image, plan: Plan, top: int) -> None:
     x, width = float(GAP), canvas.width - 2 * GAP
     label_x = x
     for name, ms in stages:
-        draw.rectangle((x, top + 2, x + width * ms / total - 2, top + 9), fill=STAGE_COLOURS[name])
+        draw.rectangle((x, top + 2, x + max(width * ms / total - 2, 0), top + 9), fill=STAGE_COLOURS[name])
         text = f"{name} {ms:.1f} ms"
         draw.ellipse((label_x, top + 20, label_x + 8, top + 28), fill=STAGE_COLOURS[name])
         draw.text((label_x + 14, top + 24), text, FAINT, _font(14), anchor="lm")

@@ -55,6 +55,7 @@ class Outcome:
 
     result: Plan | Refusal
     frames: FrameSet | None = None  # None where the set was never planned
+    history: EgoHistory | None = None
     command: Command = Command.NONE
     waited_ms: float = 0.0  # from complete to the start of planning
     planning_ms: float = 0.0
@@ -255,31 +256,31 @@ class Worker:
 
     def _plan(self, job: _Job, generation: int) -> Outcome:
         start = time.monotonic()
-        result = self._attempt(job)
+        history, result = self._attempt(job)
         planning_ms = (time.monotonic() - start) * 1e3
         with self._changed:
             if generation != self._state.generation:
                 result = Refusal(job.frames.t0_ns, "time jumped back while it was planned", "dropped")
-        return Outcome(result, job.frames, job.command, (start - job.complete_at) * 1e3, planning_ms)
+        return Outcome(result, job.frames, history, job.command, (start - job.complete_at) * 1e3, planning_ms)
 
-    def _attempt(self, job: _Job) -> Plan | Refusal:
+    def _attempt(self, job: _Job) -> tuple[EgoHistory | None, Plan | Refusal]:
         t0_ns = job.frames.t0_ns
         try:
             with self._changed:
                 history = self._odometry.history(t0_ns)
         except InputError as error:
-            return Refusal(t0_ns, str(error), "odometry")
+            return None, Refusal(t0_ns, str(error), "odometry")
         try:
-            return self.planner.plan(job.frames, history, job.command)
+            return history, self.planner.plan(job.frames, history, job.command)
         except InputError as error:
-            return Refusal(t0_ns, str(error), "image")
+            return history, Refusal(t0_ns, str(error), "image")
         except AnswerError as error:
-            return Refusal(t0_ns, str(error), "answer")
+            return history, Refusal(t0_ns, str(error), "answer")
         except FastDriveError as error:
-            return Refusal(t0_ns, str(error), "model")
+            return history, Refusal(t0_ns, str(error), "model")
         except Exception as error:  # one set that fails must not end the node
             log.exception("planning failed")
-            return Refusal(t0_ns, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", "internal")
+            return history, Refusal(t0_ns, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", "internal")
 
     def _publish(self, outcome: Outcome) -> None:
         with self._changed:

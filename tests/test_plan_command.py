@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdrive_node import models
+from fastdrive_node import models, share
 from fastdrive_node.cli import main
 from fastdrive_node.planning.answer import format_answer
 from fastdrive_node.planning.decode import Answer
@@ -28,7 +28,7 @@ def images(tmp_path):
 
 @pytest.fixture
 def driving(monkeypatch, tiny_vla):
-    """The language model answers with a plan, whatever it sees; notes the prompts that it is asked with."""
+    """The language model answers with a plan, whatever it sees."""
     text = format_answer([[4.0 * k, 0.0] for k in range(1, 7)], tiny_vla.spec.answer)
     monkeypatch.setattr("fastdrive_node.pipeline.decode", lambda *arguments: [Answer(text, ())])
 
@@ -83,7 +83,7 @@ def test_speed_and_command_reach_the_prompt(images, tiny_dir, driving, monkeypat
     texts, build = [], pipeline.build_prompt
     monkeypatch.setattr(pipeline, "build_prompt", lambda *a: texts.append(build(*a).text) or build(*a))
     assert plan(*images, "--vla", tiny_dir, "--speed", 8.3, "--command", "right") == 0
-    assert "Past: [?????, ?????]" in texts[0] and "Speed: +08.3" in texts[0] and "Command: right." in texts[0]
+    assert "Past: [?????, ?????]" in texts[-1] and "Speed: +08.3" in texts[-1] and "Command: right." in texts[-1]
 
 
 def test_named_images_are_put_in_camera_order(images):
@@ -103,10 +103,11 @@ def test_images_without_camera_names_keep_their_order(tmp_path):
 def test_names_that_leave_a_camera_without_image_are_refused(images):
     from fastdrive_node.commands.plan import order_images
 
-    with pytest.raises(InputError, match="no image name holds CAM_FRONT,"):
-        order_images(
-            [*images[:3], *images[4:], images[4]] if "FRONT_" in images[3].name else images[:5] + images[:1], CAMERAS
-        )
+    others = [file for file in images if "CAM_BACK__" not in file.name]
+    for extra in (others[0], others[0].with_name("rear.png")):
+        files = [*others, extra]
+        with pytest.raises(InputError, match="no image name holds CAM_BACK, though others"):
+            order_images(files, CAMERAS)
 
 
 def test_another_number_of_images_is_refused(images, tiny_dir, capsys):
@@ -160,7 +161,7 @@ def test_the_shipped_vla_is_found_in_a_checkout(tmp_path, monkeypatch):
     place = tmp_path / "models" / "tiny"
     place.mkdir(parents=True)
     (place / "vla.json").touch()
-    monkeypatch.setattr(models, "__file__", str(tmp_path / "fastdrive_node" / "models.py"))
+    monkeypatch.setattr(share, "__file__", str(tmp_path / "fastdrive_node" / "share.py"))
     assert models.default_vla_dir() == place
 
 
@@ -168,12 +169,12 @@ def test_the_shipped_vla_is_found_in_an_installation(tmp_path, monkeypatch):
     place = tmp_path / "share" / "fastdrive_node" / "models" / "tiny"
     place.mkdir(parents=True)
     (place / "vla.json").touch()
-    module = tmp_path / "lib" / "python3.11" / "site-packages" / "fastdrive_node" / "models.py"
-    monkeypatch.setattr(models, "__file__", str(module))
+    module = tmp_path / "lib" / "python3.11" / "site-packages" / "fastdrive_node" / "share.py"
+    monkeypatch.setattr(share, "__file__", str(module))
     assert models.default_vla_dir() == place
 
 
 def test_without_a_shipped_vla_a_directory_is_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "__file__", str(tmp_path / "a" / "models.py"))
+    monkeypatch.setattr(share, "__file__", str(tmp_path / "a" / "share.py"))
     with pytest.raises(ModelError, match="give a VLA directory with --vla"):
         models.default_vla_dir()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fastdrive_node.models import SHIPPED_PRUNER
 from fastdrive_node.planning.vla import Vla, load_vla
 from fastdrive_node.pruning.files import save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
@@ -23,7 +24,7 @@ from fastdrive_training.recon_trainer import ReconTrainer, Schedule
 from fastdrive_training.scoring import score_figures, score_tokens
 from fastdrive_training.token_cache import TokenCache, build_token_cache, camera_order
 
-PRUNER_FILE, FIGURES_FILE = "reconpruner.safetensors", "figures.json"
+FIGURES_FILE = "figures.json"
 PATHS = ("vla", "dataset", "val_dataset", "out", "cache")
 
 
@@ -83,7 +84,7 @@ def train(recipe: dict, resume: bool = False) -> dict:
     vla = load_vla(settings.vla, pick_device(settings.device))
     trainer = _trainer(settings, vla)
     figures = trainer.run(resume)
-    pruner_file = trainer.out / PRUNER_FILE
+    pruner_file = trainer.out / SHIPPED_PRUNER
     save_pruner(pruner_file, trainer.pruner, vla.encoder_fingerprint)
     figures = {**figures, "pruner": str(pruner_file), "encoder": vla.encoder_fingerprint}
     (trainer.out / FIGURES_FILE).write_text(json.dumps(figures, indent=2) + "\n")

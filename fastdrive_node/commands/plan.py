@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
     pipeline = open_pipeline(args.vla, args.pruner, args.drop)
     files = order_images(args.images, pipeline.vla.spec.cameras)
     frames = tuple(image_frame(camera, file) for camera, file in zip(pipeline.vla.spec.cameras, files, strict=True))
+    pipeline.warm_up()  # so that the times are those of a running vehicle
     history = standing_start(args.speed, pipeline.vla.spec.history.interval_s)
     plan = pipeline.plan(FrameSet(frames, t0_ns=0), history, args.command)
     print(table(plan), file=sys.stderr if args.json == "-" else sys.stdout)

@@ -99,9 +99,8 @@ def _odometry(status: NodeStatus, worker: WorkerStatus) -> DiagnosticStatus:
 
 
 def _model(status: NodeStatus) -> DiagnosticStatus:
-    return _status(
-        status, "model", OK if status.identity else WARN, "" if status.identity else "not loaded", status.identity
-    )
+    level, text = (OK, "loaded") if status.identity else (WARN, "not loaded")
+    return _status(status, "model", level, text, status.identity)
 
 
 def _topics(status: NodeStatus) -> DiagnosticStatus:

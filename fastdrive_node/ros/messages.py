@@ -166,6 +166,8 @@ def record(outcome: Outcome, latency_ms: float) -> dict:
     }
     if outcome.frames is not None:
         common["spread_s"] = outcome.frames.spread_s
+    if outcome.history is not None:
+        common["speed_mps"] = outcome.history.now.speed_mps
     if not isinstance(result, Plan):
         kind = "dropped" if result.stage == "dropped" else "refused"
         return {"kind": kind, **common, "stage": result.stage, "reason": result.reason}

@@ -89,6 +89,17 @@ def test_with_all_tokens_the_answer_is_that_of_transformers_generate(vla, scene)
     assert answer.text == expected_text
 
 
+def test_in_bfloat16_the_answer_to_the_same_tokens_is_that_of_transformers(vla, scene, ego_history):
+    patches, _, prompt = scene
+    half = load_vla(vla.path, dtype=torch.bfloat16)
+    half.model.model.language_model.load_state_dict(vla.model.model.language_model.state_dict())
+    grids = torch.tensor([[1, 2 * vla.grid[0], 2 * vla.grid[1]]] * 6)
+    with torch.inference_mode():
+        tokens = torch.cat(half.model.model.get_image_features(patches.flatten(0, 1), grids).pooler_output)
+    answer = generate(LanguageModel(half), half, tokens, None, prompt)
+    assert (answer.ids, answer.text) == by_transformers(half, patches, prompt)
+
+
 def test_generate_of_transformers_before_does_not_shift_the_text(vla, scene):
     """A stale ``rope_deltas`` in the model must not matter."""
     patches, tokens, prompt = scene

@@ -1,6 +1,7 @@
 """A planner for tests: drives straight on at the present speed, and decodes every image as the real one does.
 
-Run as a script it is the node with this planner: ``python fake_planner.py --ros-args -p use_sim_time:=true``.
+Run as a script it is the node with this planner: ``python fake_planner.py --ros-args -p use_sim_time:=true``; it takes
+FAKE_PLANNER_DELAY_S seconds for a plan, and with FAKE_PLANNER_DIES the process ends at the first one.
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 
 import numpy as np
 
-from fastdrive_node.types import AnswerError, CAMERAS, Command, EgoHistory, FrameSet, InputError, KeptTokens, Plan
+from fastdrive_node.types import CAMERAS, AnswerError, Command, EgoHistory, FrameSet, InputError, KeptTokens, Plan
 
 GRID = (6, 4, 8)
 
@@ -26,12 +28,14 @@ class FakePlanner:
         self.hold.set()
         self.started = threading.Event()
         self.refuse = self.crash = False
+        self.delay_s = 0.0
         self.seen: list[tuple[FrameSet, EgoHistory, Command]] = []
 
     def plan(self, frame_set: FrameSet, history: EgoHistory, command: Command) -> Plan:
         self.seen.append((frame_set, history, command))
         self.started.set()
         self.hold.wait(30)
+        time.sleep(self.delay_s)
         for frame in frame_set.frames:
             try:
                 frame.load()
@@ -65,6 +69,7 @@ if __name__ == "__main__":
     from fastdrive_node.node import main
 
     planner = FakePlanner()
+    planner.delay_s = float(os.environ.get("FAKE_PLANNER_DELAY_S", 0))
     if os.environ.get("FAKE_PLANNER_DIES"):
         planner.plan = lambda *_: (print("a fatal fault", file=sys.stderr, flush=True), os._exit(7))
     sys.exit(main(planner_factory=factory_of(planner)))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 
 import pytest
 
 from fastdrive_node.cli import main
+from fastdrive_node.planning.vla import load_vla
 from fastdrive_training.recipe import RecipeError, load_recipe, parse_recipe, set_keys
 from fastdrive_training.recon_train import ReconRecipe
 
@@ -114,6 +116,16 @@ def test_train_command_names_file_and_key_in_one_line(tmp_path, capsys, text, me
     error = capsys.readouterr().err.strip()
     assert error.count("\n") == 0
     assert str(path) in error and message in error
+
+
+def test_tiny_vla_recipe_writes_an_untrained_directory(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(f"kind: tiny_vla\nout: {tmp_path / 'vla'}\nsize: {{layers: 1, tower_depth: 2}}\n")
+    assert main(["train", str(path), "--json", str(tmp_path / "f.json")]) == 0
+    vla = load_vla(tmp_path / "vla")
+    assert vla.model.config.text_config.num_hidden_layers == 1
+    assert json.loads((tmp_path / "f.json").read_text())["vla"] == str(tmp_path / "vla")
+    assert main(["train", str(path), "--resume"]) == 1
 
 
 def test_unknown_recipe_file_lists_the_shipped_ones(capsys):

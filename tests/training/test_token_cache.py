@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from tiny_nuscenes import write_dataset
 
 from fastdrive_node.planning.vla import load_vla
-from fastdrive_node.types import InputError
+from fastdrive_node.types import CAMERAS, InputError
 from fastdrive_node.vision import TorchVision
 from fastdrive_training import token_cache
 from fastdrive_training.nuscenes_data import KeyframeDataset
@@ -77,13 +77,12 @@ def test_another_encoder_or_dataset_has_another_key(tmp_path, vla, dataset):
     assert len(keys) == 3
 
 
-def test_unknown_camera_of_a_vla_is_named(tmp_path):
-    path = build_tiny_vla(tmp_path / "vla")
-    spec = json.loads((path / "vla.json").read_text())
-    spec["cameras"] = spec["cameras"][::-1]
-    (path / "vla.json").write_text(json.dumps(spec))
-    vla = load_vla(path)
-    assert camera_order(vla) == [5, 4, 3, 2, 1, 0]
+def test_cameras_are_found_by_name(vla):
+    backwards = replace(vla, spec=replace(vla.spec, cameras=CAMERAS[::-1]))
+    assert camera_order(backwards) == [5, 4, 3, 2, 1, 0]
+    unknown = replace(vla, spec=replace(vla.spec, cameras=("CAM_ROOF",)))
+    with pytest.raises(InputError, match=r"vla\.json: camera CAM_ROOF is none of nuScenes'"):
+        camera_order(unknown)
 
 
 def _batches(dataset, size=(112, 224), batch=4, seed=0) -> ReconBatches:
@@ -109,7 +108,7 @@ def test_tokens_image_and_mask_of_a_batch_belong_together(dataset):
         assert batch.pixels.shape == (4, 3, 56, 112) and batch.foreground.shape == (4, 1, 56, 112)
         for name, tokens, pixels, mask in zip(batch.names, batch.tokens, batch.pixels, batch.foreground, strict=True):
             token, camera = name.split("/")
-            index, column = dataset.tokens.index(token), token_cache.CAMERAS.index(camera)
+            index, column = dataset.tokens.index(token), CAMERAS.index(camera)
             assert float(tokens[0, 0]) == index * 6 + column
             image = cv2.imread(str(dataset[index].images[column]))
             assert abs(float(pixels[0, 10, 10]) - float(image[20, 20, 0])) < 6

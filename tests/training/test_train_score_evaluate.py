@@ -61,9 +61,11 @@ def test_training_writes_a_pruner_that_belongs_to_the_encoder(tmp_path, root, vl
     assert {"total", "fore", "back", "images_per_s", "auroc", "positive_share"} <= set(figures)
     load_pruner(tmp_path / "run" / "reconpruner.safetensors", load_vla(vla_dir))
     scored = _run(tmp_path, "score", root, "--vla", vla_dir, "--pruner", figures["pruner"], "--split", "val")
-    assert scored["auroc"] == pytest.approx(
-        _run(tmp_path, "train", recipe, "--resume", "--set", "val_keyframes=4")["auroc"], abs=0.2
-    )
+    assert scored["keyframes"] == 8 and 0 < scored["auroc"] < 1
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    again = _run(tmp_path, "train", recipe, "--resume")  # of a finished run: nothing is left to do
+    assert again["total"] == figures["total"]
+    assert (tmp_path / "run" / "log.jsonl").read_text() == log
 
 
 def test_resuming_a_changed_recipe_is_refused(tmp_path, root, vla_dir, capsys):
@@ -110,7 +112,8 @@ def test_score_needs_masks_and_the_right_pruner(tmp_path, vla_dir, capsys):
     assert "no such pruner file" in capsys.readouterr().err
 
 
-def test_untrained_vla_is_refused_throughout_and_scored_nowhere(tmp_path, root, vla_dir):
+def test_untrained_vla_is_refused_throughout_and_scored_nowhere(tmp_path, root, vla_dir, monkeypatch):
+    monkeypatch.setattr(open_loop, "TIMED_SAMPLES", 1)
     figures = _run(tmp_path, "evaluate", root, "--vla", vla_dir, "--drop", "0.25,0.75", "--seeds", 2)
     rows = figures["rows"]
     assert [(row["pruner"], row["drop"], row["seed"]) for row in rows] == [
@@ -144,6 +147,7 @@ def _put_answers(monkeypatch, answer_of_keyframe):
         return [Answer(answer_of_keyframe(index), ()) for index in range(len(prompts))]
 
     monkeypatch.setattr(open_loop, "generate_batch", speak)
+    monkeypatch.setattr(open_loop, "TIMED_SAMPLES", 0)
     return seen
 
 
@@ -191,6 +195,7 @@ def test_random_rows_repeat_by_seed(root, vla_dir, monkeypatch):
         return [Answer("", ()) for _ in prompts]
 
     monkeypatch.setattr(open_loop, "generate_batch", listen)
+    monkeypatch.setattr(open_loop, "TIMED_SAMPLES", 0)
     settings = OpenLoopSettings(pruners=("random",), drops=(0.5,), seeds=2, batch=2)
     evaluate(dataset, vla, settings, progress=False)
     evaluate(dataset, vla, settings, progress=False)

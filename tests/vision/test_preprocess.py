@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from fastdrive_node.types import InputError
@@ -36,6 +37,12 @@ def test_downscaling_averages_fine_patterns_away():
     stripes[:, ::2] = 200
     inner = resize([stripes], (112, 224))[0, :, 4:-4, 4:-4].float()
     assert (inner - 100).abs().max() <= 2
+
+
+def test_resizing_is_antialiased_bicubic_as_in_pillow():
+    image = random_image(900, 1600)
+    expected = np.asarray(Image.fromarray(image).resize((224, 112), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(resize([image], (112, 224))[0].permute(1, 2, 0).numpy() - expected).max() <= 1
 
 
 def test_a_view_with_negative_strides_is_read_in_its_own_order():

@@ -16,13 +16,13 @@ from fastdrive_training.open_loop import OpenLoopSettings, evaluate
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Compare plans with the recorded future: L2 in two conventions (mean of all steps up to t, and at t), metres. "
-        "Refused answers are counted and not scored; keyframes without 3 s of future are skipped and counted. "
-        "constant-velocity goes straight ahead at the current speed."
+        "Compare plans with the recorded future: L2 in metres, as the mean of all steps up to t and at t.\n"
+        "Refused answers are counted and not scored; keyframes without 3 s of future are skipped and counted.\n"
+        "The row constant-velocity goes straight ahead at the current speed."
     )
     parser.epilog = (
-        "example:\n  fastdrive evaluate data/sim --split val --vla models/tiny --pruners none,random,reconpruner "
-        "--drop 0.5,0.75 --seeds 3 --json -"
+        "example:\n  fastdrive evaluate data/sim --split val --vla models/tiny \\\n"
+        "      --pruners none,random,reconpruner --drop 0.5,0.75 --seeds 3 --json -"
     )
     add_dataset_arguments(parser)
     parser.add_argument("--pruners", type=_names, default=PRUNERS, metavar="A,B", help=f"of {', '.join(PRUNERS)} (all)")
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     dataset, vla = open_dataset(args)
     figures = evaluate(dataset, vla, settings)
     Console(file=sys.stderr).print(table(figures))
-    write_json({"dataset": args.dataset, "split": args.split, "vla": args.vla, **figures}, args.json)
+    write_json({"dataset": args.dataset, "split": args.split, "vla": str(vla.path), **figures}, args.json)
 
 
 def table(figures: dict) -> Table:

@@ -7,18 +7,19 @@ from pathlib import Path
 
 import torch
 
+from fastdrive_node.models import SHIPPED_PRUNER, default_vla_dir
 from fastdrive_node.planning.vla import Vla, load_vla
 from fastdrive_node.types import InputError
 from fastdrive_training.nuscenes_data import KeyframeDataset
-from fastdrive_training.recon_train import PRUNER_FILE, pick_device
+from fastdrive_training.recon_train import pick_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATASET", help="folder in the nuScenes schema, simulated or real")
-    parser.add_argument("--vla", metavar="DIR", default="models/tiny", help="VLA directory (%(default)s)")
-    parser.add_argument("--pruner", metavar="FILE", help=f"ReconPruner file ({PRUNER_FILE} in the VLA directory)")
+    parser.add_argument("--vla", metavar="DIR", help="VLA directory (the shipped tiny one)")
+    parser.add_argument("--pruner", metavar="FILE", help=f"ReconPruner file ({SHIPPED_PRUNER} in the VLA directory)")
     parser.add_argument("--split", metavar="S", help="train, val, test, or one of nuScenes' (all keyframes)")
     parser.add_argument("--limit", metavar="N", type=int, help="so many keyframes only, evenly spread")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto: cuda where there is one")
@@ -31,9 +32,14 @@ def open_dataset(args: argparse.Namespace) -> tuple[KeyframeDataset, Vla]:
     if args.limit is not None and args.limit < 1:
         raise InputError(f"--limit {args.limit}: must be at least 1")
     dataset = KeyframeDataset(args.dataset, args.split)
-    return dataset, load_vla(args.vla, pick_device(args.device), DTYPES[args.dtype])
+    return dataset, load_vla(vla_dir(args), pick_device(args.device), DTYPES[args.dtype])
+
+
+def vla_dir(args: argparse.Namespace) -> Path:
+    """The VLA directory of the arguments, or the shipped one. Raises ModelError where there is none."""
+    return Path(args.vla) if args.vla else default_vla_dir()
 
 
 def pruner_file(args: argparse.Namespace) -> Path:
     """The pruner file of the arguments, or the one beside the VLA."""
-    return Path(args.pruner) if args.pruner else Path(args.vla) / PRUNER_FILE
+    return Path(args.pruner) if args.pruner else vla_dir(args) / SHIPPED_PRUNER

@@ -23,8 +23,8 @@ from fastdrive_training.token_cache import CHUNK, camera_order, encode_keyframes
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Rank tokens by score and compare with the masks: a token is positive where at least half of its cell is "
-        "foreground. Area under the ROC curve and average precision over the tokens of all cameras; recall is the "
+        "Rank tokens by score and compare with the masks: a token is positive where at least half of its cell is\n"
+        "foreground. Area under the ROC curve and average precision over the tokens of all cameras; recall is the\n"
         "share of positive tokens that are kept, by keep ratio."
     )
     parser.epilog = "example:\n  fastdrive score data/sim --split val --vla models/tiny --json -"

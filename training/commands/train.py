@@ -13,6 +13,7 @@ KINDS = {
     "recon_pruner": "fastdrive_training.recon_train:train",
     "vla_tower": "fastdrive_training.vla_train:train_tower",
     "vla_language": "fastdrive_training.vla_train:train_language",
+    "tiny_vla": "fastdrive_training.tiny_recipe:build",
 }
 
 

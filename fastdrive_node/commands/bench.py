@@ -1,0 +1,71 @@
+"""``fastdrive bench``: every stage against plain transformers in one run on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from fastdrive_node.cli import write_json
+from fastdrive_node.types import InputError
+
+EXAMPLE = """example:
+  fastdrive bench --drop 0.75 --json bench.json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Time this package against plain transformers (sdpa attention, the same weights and inputs) stage by stage, "
+        "in turns. transformers reads all visual tokens. Both start from preprocessed images and write as many tokens "
+        "as transformers' own answer has. Times are medians."
+    )
+    parser.epilog = EXAMPLE
+    parser.add_argument("--vla", type=Path, metavar="DIR", help="VLA directory (default: the shipped tiny one)")
+    parser.add_argument(
+        "--pruner", type=Path, metavar="FILE", help="pruner file (default: the one in the VLA directory)"
+    )
+    parser.add_argument(
+        "--drop", type=float, metavar="P", help="pruning ratio in [0, 1) (default: 0.5 with a pruner, else 0)"
+    )
+    parser.add_argument("--runs", type=int, default=20, metavar="N", help="timed runs of each stage (default: 20)")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: float32)")
+    parser.add_argument("--json", metavar="F", help="write the figures as JSON; '-' is standard output")
+
+
+def run(args: argparse.Namespace) -> None:
+    import torch  # heavy imports, not needed for --help
+
+    from fastdrive_node.benchmark.comparison import compare
+    from fastdrive_node.models import open_pipeline
+
+    if args.runs < 1:
+        raise InputError(f"--runs: {args.runs}; give 1 or more")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device: 'cuda', but torch finds no GPU; use cpu or auto")
+    device = "cpu" if args.device == "cpu" or not torch.cuda.is_available() else "cuda"
+    pipeline = open_pipeline(args.vla, args.pruner, args.drop, device, getattr(torch, args.dtype))
+    figures = compare(pipeline, args.runs)
+    print(table(figures), file=sys.stderr if args.json == "-" else sys.stdout)
+    write_json(figures, args.json)
+
+
+def table(figures: dict) -> str:
+    """The figures in lines for people."""
+    lines = ["stage           ours [ms]   transformers [ms]"]
+    for name, times in figures["stages"].items():
+        lines.append(f"{name:12} {times['ours_ms']:12.2f} {times['transformers_ms']:19.2f}")
+        if name == "encode":
+            lines.append(f"{'prune':12} {figures['prune_ms']:12.2f} {'-':>19}")
+    lines.append(
+        f"{figures['kept_tokens']} of {figures['tokens']} visual tokens, {figures['answer_tokens']} answer tokens, "
+        f"{figures['device']}"
+    )
+    lines.append(
+        f"{figures['speedup_end_to_end']:.2f} times faster end to end, {figures['speedup_prefill']:.2f} times in the "
+        f"prefill; the answer without dropping is {'the same' if figures['same_text'] else 'ANOTHER'}"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,178 @@
+"""``fastdrive replay``: a rosbag2 through the real node."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastdrive_node.cli import write_json
+from fastdrive_node.types import CAMERAS, InputError
+
+if TYPE_CHECKING:
+    from fastdrive_node.ros.replay_bag import Recording
+    from fastdrive_node.ros.replay_session import NodeOptions
+
+EXAMPLE = """examples:
+  fastdrive replay drive_bag --json summary.json
+  fastdrive replay recorded --topics topics.yaml --vla my_vla --drop 0.75 --out pictures --json -
+
+The topic map says which topic carries what:
+  cameras: {CAM_FRONT: /camera/front/image_raw, ...}
+  odometry: /odom
+  command: /driving_command    (optional)
+
+The node runs in a process and a ROS domain of its own, on this host only. With --node external the bag is played on
+its own topics to a node that runs already, remapped to them and with use_sim_time:=true.
+"""
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """What the command line gives."""
+
+    bag: Path
+    topics: Path | None = None
+    rate: float = 1.0
+    loop: int = 1
+    vla: Path | None = None
+    pruner: Path | None = None
+    drop: float | None = None
+    backend: str = "torch"
+    params: Path | None = None
+    out: Path | None = None
+    json: str | None = None
+    node: str = "own"
+    node_name: str = "fastdrive"
+    fastdds_profile: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.01 <= self.rate <= 100:
+            raise InputError(f"--rate {self.rate:g}: give a speed of 0.01 to 100 times real time")
+        if self.loop < 1:
+            raise InputError(f"--loop {self.loop}: give 1 or more")
+        if self.drop is not None and not 0 <= self.drop <= 0.95:
+            raise InputError(f"--drop {self.drop:g}: give a pruning ratio of 0 to 0.95")
+        if self.node == "external" and (self.vla or self.pruner or self.params or self.drop is not None):
+            raise InputError("--node external: --vla, --pruner, --drop and --params are for a node that replay starts")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Play a rosbag2 with its timing and /clock to the node, in a process of its own, and collect the plans. Prints "
+        "a table; every complete frame set of the bag ends as a plan, a refusal with its reason, or dropped because a "
+        "newer one came."
+    )
+    parser.epilog = EXAMPLE
+    add = parser.add_argument
+    add("bag", type=Path, metavar="BAG", help="rosbag2 folder, MCAP or sqlite3")
+    add("--topics", type=Path, metavar="MAP.yaml", help="topic map (default: the simulator's topics)")
+    add("--rate", type=float, default=1.0, metavar="R", help="times real time (default: 1)")
+    add("--loop", type=int, default=1, metavar="N", help="play the bag N times; time jumps back between (default: 1)")
+    add("--vla", type=Path, metavar="DIR", help="VLA directory (default: the shipped tiny one)")
+    add("--pruner", type=Path, metavar="FILE", help="pruner file (default: the one in the VLA directory)")
+    add("--drop", type=float, metavar="P", help="pruning ratio (default: 0.5 with a pruner, else 0)")
+    add("--backend", choices=("torch",), default="torch", help="what runs the vision encoder (default: torch)")
+    add("--params", type=Path, metavar="FILE", help="ROS 2 parameter file of the node; the options here win")
+    add("--out", type=Path, metavar="DIR", help="write a picture of each plan, and plans.jsonl")
+    add("--node", choices=("own", "external"), default="own", help="start a node, or use one that runs")
+    add("--node-name", default="fastdrive", metavar="NAME", help="of an external node (default: fastdrive)")
+    add("--fastdds-profile", metavar="XML", help="Fast DDS profile (default: the shipped one; '' for none)")
+    add(
+        "--json",
+        metavar="F",
+        help="write the figures as JSON, '-' for standard output; plans_file is beside it unless --out is given",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    replay(ReplayOptions(**{name: getattr(args, name) for name in ReplayOptions.__dataclass_fields__}))
+
+
+def replay(
+    options: ReplayOptions, node_command: Sequence[str] | None = None, cameras: Sequence[str] | None = None
+) -> dict:
+    """Run a replay and write its files. Returns the figures.
+
+    Args:
+        node_command: what starts the node; None for the installed one.
+        cameras: that the model needs; None to ask the VLA directory.
+
+    Raises:
+        InputError, ModelError: the bag, topic map, VLA or an option cannot be used; nothing was started.
+        FastDriveError: the node ended, or did not become ready.
+    """
+    recording = open_recording(options, tuple(cameras or model_cameras(options)))
+
+    from rich.console import Console
+
+    from fastdrive_node.ros.replay_report import draw_pictures, print_table, summary, tally, write_plans
+    from fastdrive_node.ros.replay_session import play_bag
+
+    passes, identity = play_bag(recording, node_options(options, node_command), options.rate, options.loop)
+    result = tally([(each.counter, each.records) for each in passes])
+    plans_file = plans_path(options)
+    write_plans(plans_file, result.plans)
+    facts = {"bag": str(options.bag), "rate": options.rate, "loops": options.loop, "node": identity}
+    figures = summary(result, options.rate, plans_file, facts)
+    if options.out is not None:
+        figures["pictures"] = draw_pictures(options.out, result.plans, recording)
+    print_table(figures, Console(stderr=options.json == "-"))
+    write_json(figures, options.json)
+    return figures
+
+
+def open_recording(options: ReplayOptions, cameras: tuple[str, ...]) -> Recording:
+    """The bag, checked against its topic map before anything starts."""
+    from fastdrive_node.ros.replay_bag import Bag, Recording, check_topics, choose_topics
+    from fastdrive_node.topics import load_topic_map
+
+    bag = Bag.open(options.bag)
+    known = tuple(dict.fromkeys((*CAMERAS, *cameras)))
+    topics = choose_topics(bag, None if options.topics is None else load_topic_map(options.topics, known))
+    return Recording(bag, topics, cameras, check_topics(bag, topics, cameras))
+
+
+def model_cameras(options: ReplayOptions) -> tuple[str, ...]:
+    """The cameras of the VLA directory; a wrong one is found before anything starts."""
+    if options.node == "external":
+        return CAMERAS
+    from fastdrive_node.planning.spec import load_spec
+    from fastdrive_node.share import shared_file
+
+    folder = options.vla or shared_file("models/tiny/vla.json").parent
+    if options.pruner is not None and not options.pruner.is_file():
+        raise InputError(f"{options.pruner}: no such pruner file; correct --pruner")
+    return load_spec(folder).cameras
+
+
+def node_options(options: ReplayOptions, command: Sequence[str] | None) -> NodeOptions:
+    """Paths are made absolute: the node may run elsewhere."""
+    from fastdrive_node.ros.replay_session import NODE_COMMAND, NodeOptions
+
+    given = {
+        "vla": options.vla and str(options.vla.resolve()),
+        "pruner": options.pruner and str(options.pruner.resolve()),
+        "drop": None if options.drop is None else float(options.drop),
+        "backend": options.backend,
+    }
+    return NodeOptions(
+        external=options.node == "external",
+        name=options.node_name,
+        parameters={name: value for name, value in given.items() if value is not None},
+        parameter_file=options.params,
+        fastdds_profile=options.fastdds_profile,
+        command=command or NODE_COMMAND,
+    )
+
+
+def plans_path(options: ReplayOptions) -> Path:
+    """In --out, else beside --json, else in a new temporary folder."""
+    if options.out is not None:
+        return options.out / "plans.jsonl"
+    if options.json not in (None, "-"):
+        return Path(options.json).with_suffix(".plans.jsonl")
+    return Path(tempfile.mkdtemp(prefix="fastdrive_")) / "plans.jsonl"

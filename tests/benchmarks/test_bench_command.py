@@ -1,0 +1,86 @@
+"""``fastdrive bench`` on an untrained tiny VLA whose language model says something."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from fastdrive_node.benchmark import comparison
+from fastdrive_node.cli import main
+from fastdrive_node.models import SHIPPED_PRUNER
+from fastdrive_node.planning.language import LanguageModel
+from fastdrive_node.planning.vla import load_vla
+from fastdrive_node.pruning.files import save_pruner
+from fastdrive_node.pruning.recon_pruner import ReconPruner
+
+
+@pytest.fixture(scope="module")
+def vla_dir(tiny_dir, tmp_path_factory):
+    """A tiny VLA with short, varied answers, and a pruner beside it."""
+    folder = shutil.copytree(tiny_dir, tmp_path_factory.mktemp("bench") / "vla")
+    vla = load_vla(folder)
+    torch.manual_seed(0)
+    for parameter in vla.model.model.language_model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)  # untrained weights repeat one token; these do not
+    vla.model.save_pretrained(folder)
+    save_pruner(folder / SHIPPED_PRUNER, ReconPruner.from_config(vla.model.config.text_config), vla.encoder_fingerprint)
+    return folder
+
+
+def bench(vla_dir, out, *arguments):
+    words = ["bench", "--vla", vla_dir, "--runs", 1, "--device", "cpu", "--json", out, *arguments]
+    assert main([str(word) for word in words]) == 0
+    return json.loads(out.read_text())
+
+
+def test_every_stage_is_timed_on_both_sides(vla_dir, tmp_path, capsys):
+    figures = bench(vla_dir, tmp_path / "bench.json", "--drop", 0.75)
+    assert set(figures["stages"]) == {"encode", "prefill", "decode", "end_to_end"}
+    for times in figures["stages"].values():
+        assert set(times) == {"ours_ms", "transformers_ms"} and min(times.values()) > 0
+    whole, prefill = figures["stages"]["end_to_end"], figures["stages"]["prefill"]
+    assert figures["speedup_end_to_end"] == pytest.approx(whole["transformers_ms"] / whole["ours_ms"], rel=1e-2)
+    assert figures["speedup_prefill"] == pytest.approx(prefill["transformers_ms"] / prefill["ours_ms"], rel=1e-2)
+    assert (figures["drop"], figures["tokens"], figures["kept_tokens"]) == (0.75, 192, 48)
+    assert figures["device"] and "48 of 192 visual tokens" in capsys.readouterr().out
+
+
+def test_without_dropping_the_text_is_that_of_transformers(vla_dir, tmp_path):
+    figures = bench(vla_dir, tmp_path / "bench.json")  # dropping half: same_text is about all tokens nevertheless
+    agreement = figures["agreement"]
+    assert figures["kept_tokens"] == 96
+    assert figures["same_text"] is True and agreement["same_tokens"] is True
+    assert agreement["equal_steps"] == agreement["steps"] == figures["answer_tokens"]
+    assert agreement["distinct_tokens"] > 5, "the model must say something for this test to mean anything"
+    assert agreement["encode_cosine"]["min"] > 0.9999
+
+
+def test_another_text_is_reported(vla_dir, tmp_path, monkeypatch, capsys):
+    class Wrong(LanguageModel):
+        def forward(self, *arguments):
+            return super().forward(*arguments).roll(1, dims=-1)
+
+    monkeypatch.setattr(comparison, "LanguageModel", Wrong)
+    assert bench(vla_dir, tmp_path / "bench.json")["same_text"] is False
+    assert "the answer without dropping is ANOTHER" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments,reason",
+    [
+        (("--runs", "0"), "--runs: 0; give 1 or more"),
+        (("--drop", "1"), "drop: 1.0 is not in [0, 1)"),
+        (("--vla", "nowhere"), "nowhere: no such VLA directory"),
+    ],
+)
+def test_wrong_figures_are_refused_in_one_line(vla_dir, capsys, arguments, reason):
+    assert main(["bench", "--vla", str(vla_dir), *arguments]) == 1
+    error = capsys.readouterr().err.strip()
+    assert reason in error and "\n" not in error
+
+
+def test_help_shows_an_example(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "--help"])
+    assert stopped.value.code == 0 and "example:" in capsys.readouterr().out

@@ -1,0 +1,115 @@
+"""benchmarks/gpu_suite.py at its tiny size, on the CPU."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_suite.py"
+SCENES = {"one_image_168x168": 36, "six_cameras_224x112": 192}
+DROPS = ("ours_drop_0", "ours_drop_0.25", "ours_drop_0.5", "ours_drop_0.75")
+QUICK = ("--device", "cpu", "--sizes", "tiny", "--quick")
+
+
+@pytest.fixture(scope="module")
+def gpu_suite():
+    path = list(sys.path)
+    spec = importlib.util.spec_from_file_location("gpu_suite", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    sys.path[:] = path
+
+
+@pytest.fixture(scope="module")
+def report(gpu_suite, tmp_path_factory):
+    out = tmp_path_factory.mktemp("suite") / "results" / "suite.json"
+    gpu_suite.main([*QUICK, "--dtype", "bfloat16", "--out", str(out)])
+    return json.loads(out.read_text())
+
+
+def test_it_runs_to_the_end_with_every_stage_of_every_side(report):
+    assert report["finished"] and report["dtype"] == "bfloat16" and report["machine"]["device"]
+    scenes = report["sizes"]["tiny"]["scenes"]
+    assert {name: scene["visual_tokens"] for name, scene in scenes.items()} == SCENES
+    for scene in scenes.values():
+        sides = {name: set(stage) for name, stage in scene["stages"].items()}
+        everyone = {"transformers", *DROPS}
+        assert sides == {
+            "encode": {"transformers", "ours"},
+            "prune": set(DROPS[1:]),
+            "prefill": everyone,
+            "decode_per_token": everyone,
+            "end_to_end": everyone,
+        }
+        times = [times for stage in scene["stages"].values() for times in stage.values()]
+        assert all(0 < entry["min_ms"] <= entry["median_ms"] <= entry["p99_ms"] for entry in times)
+
+
+def test_the_pruning_ratios_keep_their_tokens(report):
+    kept = report["sizes"]["tiny"]["scenes"]["six_cameras_224x112"]["kept_tokens"]
+    assert list(kept.values()) == [192, 144, 96, 48]
+
+
+def test_ratios_are_those_of_the_medians(report):
+    scene = report["sizes"]["tiny"]["scenes"]["six_cameras_224x112"]
+    prefill, prune = scene["stages"]["prefill"], scene["stages"]["prune"]["ours_drop_0.75"]["median_ms"]
+    stock, none, fast = (prefill[side]["median_ms"] for side in ("transformers", "ours_drop_0", "ours_drop_0.75"))
+    faster = scene["ratios"]["transformers_over_ours"]
+    assert faster["prefill"]["ours_drop_0.75"] == pytest.approx(stock / fast, rel=1e-2)
+    assert faster["prefill_with_pruner"]["ours_drop_0.75"] == pytest.approx(stock / (fast + prune), rel=1e-2)
+    own = scene["ratios"]["ours_drop_0_over_ours"]["prefill"]["ours_drop_0.75"]
+    assert own == pytest.approx(none / fast, rel=1e-2)
+
+
+def test_both_sides_agree_in_float32_and_the_ties_of_bfloat16_are_listed(report):
+    for scene in report["sizes"]["tiny"]["scenes"].values():
+        exact, rounded = scene["agreement"]["float32"], scene["agreement"]["bfloat16"]
+        assert exact["dtype"] == "float32" and rounded["dtype"] == "bfloat16"
+        assert exact["same_tokens"] and exact["equal_steps"] == exact["steps"] and exact["differences"] == []
+        assert exact["encode_cosine"]["min"] > 0.9999 and rounded["encode_cosine"]["min"] > 0.99
+        assert len(rounded["differences"]) == rounded["steps"] - rounded["equal_steps"]
+
+
+def test_a_side_that_runs_out_of_memory_is_recorded_and_the_rest_goes_on(gpu_suite, monkeypatch, tmp_path):
+    def exhausted(self):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(gpu_suite.Transformers, "encode", exhausted)
+    report = gpu_suite.main([*QUICK, "--out", str(tmp_path / "suite.json")])
+    assert report["finished"]
+    for scene in report["sizes"]["tiny"]["scenes"].values():
+        failed = {"error": "OutOfMemoryError: out of memory"}
+        stages, ratios = scene["stages"], scene["ratios"]["transformers_over_ours"]
+        assert all(stages[name]["transformers"] == failed for name in ("encode", "prefill", "decode_per_token"))
+        assert scene["agreement"]["float32"] == failed
+        assert ratios["prefill"]["ours_drop_0.5"] is None and ratios["end_to_end"]["ours_drop_0.5"] > 0
+        assert "median_ms" in stages["prefill"]["ours_drop_0.5"]
+
+
+def test_a_size_that_cannot_be_built_is_recorded(gpu_suite, monkeypatch, capsys):
+    def exhausted(*arguments):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(gpu_suite, "build_model", exhausted)
+    gpu_suite.main(list(QUICK))
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["finished"] and printed["sizes"]["tiny"]["error"] == "OutOfMemoryError: out of memory"
+
+
+def test_an_unknown_size_is_wrong_usage(gpu_suite):
+    with pytest.raises(SystemExit) as stopped:
+        gpu_suite.main(["--sizes", "3b,huge"])
+    assert stopped.value.code == 2
+
+
+def test_the_full_size_is_that_of_the_paper(gpu_suite):
+    size = gpu_suite.SIZES["3b"]
+    tokens = {scene.name: scene.images * (scene.height // 28) * (scene.width // 28) for scene in size.scenes}
+    assert tokens == {"one_image_1596x1596": 3249, "six_cameras_672x392": 2016}
+    model = gpu_suite.build_model(size, torch.device("meta"), torch.bfloat16, seed=0)
+    assert 3.7e9 < sum(parameter.numel() for parameter in model.parameters()) < 3.8e9
+    assert model.lm_head.weight is model.model.language_model.embed_tokens.weight

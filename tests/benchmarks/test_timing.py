@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from fastdrive_node.benchmark.timing import Case, Timing, measure, ratio
+
+CPU = torch.device("cpu")
+
+
+def test_cases_take_turns_after_their_warm_up():
+    calls = []
+    cases = {name: Case(lambda _, name=name: calls.append(name)) for name in "ab"}
+    timings = measure(cases, runs=3, device=CPU, warm_up=2)
+    assert "".join(calls) == "aabb" + "ababab"
+    assert [len(timing.ms) for timing in timings.values()] == [3, 3]
+
+
+def test_a_case_is_prepared_once_and_given_what_that_gave():
+    prepared, given = [], []
+    case = Case(given.append, lambda: prepared.append(0) or "state")
+    measure({"a": case}, runs=2, device=CPU, warm_up=1)
+    assert prepared == [0] and given == ["state"] * 3
+
+
+def fail(_):
+    raise torch.OutOfMemoryError("out of\nmemory")
+
+
+def test_a_failing_case_is_recorded_and_the_others_go_on():
+    calls = []
+    cases = {"bad": Case(fail), "good": Case(calls.append)}
+    timings = measure(cases, runs=2, device=CPU, warm_up=1, tolerant=True)
+    assert timings["bad"].figures() == {"error": "OutOfMemoryError: out of memory"}
+    assert len(calls) == 3 and timings["good"].figures()["runs"] == 2
+    assert ratio(timings["good"], timings["bad"]) is None
+
+
+def test_a_case_that_fails_late_runs_no_further():
+    runs = []
+
+    def late(_):
+        runs.append(0)
+        if len(runs) == 2:
+            fail(_)
+
+    timings = measure({"late": Case(late)}, runs=5, device=CPU, warm_up=1, tolerant=True)
+    assert len(runs) == 2 and "error" in timings["late"].figures()
+
+
+def test_a_failure_is_raised_unless_tolerated():
+    with pytest.raises(torch.OutOfMemoryError):
+        measure({"bad": Case(fail)}, runs=1, device=CPU)
+
+
+def test_figures_are_of_one_part_of_a_run():
+    timing = Timing(ms=[40.0, 20.0, 30.0])
+    assert timing.figures(parts=10) == {"median_ms": 3.0, "p99_ms": 3.98, "min_ms": 2.0, "runs": 3}
+    assert ratio(timing, Timing(ms=[15.0])) == 2.0

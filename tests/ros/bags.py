@@ -1,0 +1,115 @@
+"""Small bags for tests, written with rosbags."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+
+from fastdrive_node.types import CAMERAS
+
+STORE = get_typestore(Stores.ROS2_JAZZY)
+TYPES = STORE.types
+START_NS = 1_700_000_000_000_000_000
+SIZE = (32, 24)
+STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
+
+
+@dataclass(frozen=True)
+class BagPlan:
+    """What a bag holds. ``change`` may alter or drop (None) a camera's message of a set."""
+
+    sets: int = 3
+    period_s: float = 0.5
+    transport: str = "raw"
+    storage: str = "mcap"
+    without: Collection[str] = ()  # topics
+    types: dict[str, str] = field(default_factory=dict)  # topics that are of another type
+    spread_ms: float = 0.0  # between neighbouring cameras
+    change: Callable[[int, str, object], object | None] = lambda index, camera, message: message
+
+
+def header(stamp_ns: int, frame: str):
+    stamp = TYPES["builtin_interfaces/msg/Time"](sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
+    return TYPES["std_msgs/msg/Header"](stamp=stamp, frame_id=frame)
+
+
+def jpeg(shade: int) -> np.ndarray:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((SIZE[1], SIZE[0], 3), shade, np.uint8)).save(buffer, "JPEG")
+    return np.frombuffer(buffer.getvalue(), np.uint8)
+
+
+def image(transport: str, stamp_ns: int, camera: str, shade: int):
+    if transport == "compressed":
+        return TYPES["sensor_msgs/msg/CompressedImage"](
+            header=header(stamp_ns, camera), format="jpeg", data=jpeg(shade)
+        )
+    return TYPES["sensor_msgs/msg/Image"](
+        header=header(stamp_ns, camera),
+        height=SIZE[1],
+        width=SIZE[0],
+        encoding="rgb8",
+        is_bigendian=0,
+        step=3 * SIZE[0],
+        data=np.full(3 * SIZE[0] * SIZE[1], shade, np.uint8),
+    )
+
+
+def odometry(stamp_ns: int, speed: float):
+    seconds = (stamp_ns - START_NS) * 1e-9
+    make = {name: TYPES[f"geometry_msgs/msg/{name}"] for name in
+            ("Point", "Quaternion", "Pose", "PoseWithCovariance", "Vector3", "Twist", "TwistWithCovariance")}  # fmt: skip
+    pose = make["Pose"](make["Point"](speed * seconds, 0.0, 0.0), make["Quaternion"](0.0, 0.0, 0.0, 1.0))
+    twist = make["Twist"](make["Vector3"](speed, 0.0, 0.0), make["Vector3"](0.0, 0.0, 0.0))
+    return TYPES["nav_msgs/msg/Odometry"](
+        header(stamp_ns, "odom"),
+        "base_link",
+        make["PoseWithCovariance"](pose, np.zeros(36)),
+        make["TwistWithCovariance"](twist, np.zeros(36)),
+    )
+
+
+def image_topic(camera: str, transport: str) -> str:
+    return f"/{camera}/image_raw" + ("/compressed" if transport == "compressed" else "")
+
+
+def write_bag(path: Path, plan: BagPlan | None = None) -> Path:
+    """The simulator's topics: odometry at 20 Hz, one command and six images a set."""
+    plan = plan or BagPlan()
+    kind = "sensor_msgs/msg/CompressedImage" if plan.transport == "compressed" else "sensor_msgs/msg/Image"
+    topics = {image_topic(camera, plan.transport): kind for camera in CAMERAS}
+    topics |= {"/odom": "nav_msgs/msg/Odometry", "/driving_command": "std_msgs/msg/String"}
+    topics = {topic: plan.types.get(topic, kind) for topic, kind in topics.items() if topic not in plan.without}
+    with Writer(path, version=9, storage_plugin=STORAGES[plan.storage]) as writer:
+        connections = {topic: writer.add_connection(topic, kind, typestore=STORE) for topic, kind in topics.items()}
+
+        def write(topic: str, message: object | None, stamp_ns: int) -> None:
+            if topic in connections and message is not None and topic not in plan.types:
+                kind = connections[topic].msgtype
+                writer.write(connections[topic], stamp_ns, STORE.serialize_cdr(message, kind))
+
+        steps = round((plan.sets - 1) * plan.period_s / 0.05) + 1
+        sets = {round(index * plan.period_s / 0.05): index for index in range(plan.sets)}
+        for step in range(steps):
+            stamp_ns = START_NS + step * 50_000_000
+            write("/odom", odometry(stamp_ns, 5.0), stamp_ns)
+            if step in sets:
+                write("/driving_command", TYPES["std_msgs/msg/String"]("left"), stamp_ns + 1)
+                for offset, camera in enumerate(CAMERAS):
+                    exposed_ns = stamp_ns + round(offset * plan.spread_ms * 1e6)
+                    message = image(plan.transport, exposed_ns, camera, 40 * offset)
+                    message = plan.change(sets[step], camera, message)
+                    write(image_topic(camera, plan.transport), message, exposed_ns + 2 + offset)
+    return path
+
+
+def without_camera(camera: str, index: int) -> BagPlan:
+    """One camera's message of one set is absent."""
+    return BagPlan(change=lambda i, c, message: None if (i, c) == (index, camera) else message)

@@ -1,0 +1,167 @@
+"""A ROS context of the tests' own, and a rig that holds the node and talks to it."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from fake_planner import FakePlanner, factory_of
+from PIL import Image
+
+from fastdrive_node.types import CAMERAS
+
+PATIENCE_S = 30.0  # for an event that must come; only a failing test waits that long
+
+
+@pytest.fixture(scope="session")
+def ros():
+    """rclpy on a domain of its own, on this host only."""
+    rclpy = pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
+    from fastdrive_node.ros.domain import own_domain
+
+    with own_domain() as domain:
+        os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+        os.environ["ROS_DOMAIN_ID"] = str(domain)
+        rclpy.init(args=[], domain_id=domain)
+        yield rclpy
+        rclpy.try_shutdown()
+
+
+def picture(shade: int = 90, size: tuple[int, int] = (32, 24)) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((size[1], size[0], 3), shade, np.uint8)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+class Rig:
+    """The node under test with a fake planner, and a second node that sends and collects."""
+
+    def __init__(self, rclpy, planner: FakePlanner | None = None, start: bool = True, **parameters):
+        from rclpy.executors import SingleThreadedExecutor
+        from rclpy.parameter import Parameter
+
+        from fastdrive_node.node import FastDriveNode
+
+        self.planner = planner or FakePlanner()
+        overrides = [Parameter(name, value=value) for name, value in parameters.items()]
+        self.node = FastDriveNode(factory_of(self.planner), parameter_overrides=overrides)
+        self.peer = rclpy.create_node("peer")
+        self.messages = defaultdict(list)
+        self._changed = threading.Condition()
+        self._publishers = {}
+        self._executor = SingleThreadedExecutor()
+        for node in (self.node, self.peer):
+            self._executor.add_node(node)
+        self._thread = threading.Thread(target=self._executor.spin, daemon=True)
+        self.compressed = self.node.settings.compressed
+        if start:
+            assert self.node.start()
+        self._thread.start()
+
+    def close(self) -> None:
+        self.planner.hold.set()
+        self._executor.shutdown()
+        self._thread.join()
+        self.node.destroy_node()
+        self.peer.destroy_node()
+
+    def advertise(self, kind: type, topic: str, qos=10):
+        publisher = self.peer.create_publisher(kind, topic, qos)
+        self._publishers[topic] = publisher
+        return publisher
+
+    def listen(self, kind: type, topic: str, qos=10) -> list:
+        """Messages of a topic as they come; waits until the node's publisher is matched."""
+
+        def store(message):
+            with self._changed:
+                self.messages[topic].append(message)
+                self._changed.notify_all()
+
+        subscription = self.peer.create_subscription(kind, topic, store, qos)
+        self.wait(lambda: subscription.get_publisher_count() > 0, f"a publisher of {topic}")
+        return self.messages[topic]
+
+    def wait(self, condition, what: str):
+        """Wait for a condition; looked at on every message and every 20 ms. Fails after ``PATIENCE_S``."""
+        with self._changed:
+            waited = 0.0
+            while not (result := condition()):
+                self._changed.wait(0.02)
+                waited += 0.02
+                assert waited < PATIENCE_S, f"waited in vain for {what}"
+            return result
+
+    def connect_inputs(self) -> None:
+        """Publishers of every input, matched on both sides."""
+        from nav_msgs.msg import Odometry
+        from rclpy.qos import qos_profile_sensor_data
+        from sensor_msgs.msg import CompressedImage, Image
+        from std_msgs.msg import String
+
+        kind = CompressedImage if self.compressed else Image
+        for camera in CAMERAS:
+            self.advertise(kind, f"/fastdrive/input/{camera.lower()}/image", qos_profile_sensor_data)
+        self.advertise(Odometry, "/fastdrive/input/odometry")
+        self.advertise(String, "/fastdrive/input/command")
+        self.wait(self.is_connected, "the inputs to be matched")
+
+    def is_connected(self) -> bool:
+        theirs = self.node._inputs.publishers().values()
+        return all(count for count in theirs) and all(
+            publisher.get_subscription_count() for publisher in self._publishers.values()
+        )
+
+    def now_ns(self) -> int:
+        return self.node.get_clock().now().nanoseconds
+
+    def send_odometry(self, stamp_ns: int, speed: float = 8.0) -> None:
+        from nav_msgs.msg import Odometry
+
+        message = Odometry()
+        message.header.stamp = stamp_message(stamp_ns)
+        message.pose.pose.orientation.w = 1.0
+        message.twist.twist.linear.x = speed
+        self._publishers["/fastdrive/input/odometry"].publish(message)
+
+    def send_image(self, camera: str, stamp_ns: int, data: bytes | None = None, **changes) -> None:
+        from sensor_msgs.msg import CompressedImage, Image
+
+        if self.compressed:
+            message = CompressedImage(format="jpeg", data=picture() if data is None else data)
+        else:
+            fields = {"height": 24, "width": 32, "step": 96, "encoding": "rgb8", "data": bytes(24 * 96)}
+            message = Image(**{**fields, **changes})
+        message.header.stamp = stamp_message(stamp_ns)
+        self._publishers[f"/fastdrive/input/{camera.lower()}/image"].publish(message)
+
+    def send_set(self, stamp_ns: int, skip: tuple[str, ...] = (), bad: dict | None = None) -> None:
+        """Odometry and six images of one stamp; ``bad`` changes the image of a camera."""
+        self.send_odometry(stamp_ns)
+        for camera in CAMERAS:
+            if camera not in skip:
+                self.send_image(camera, stamp_ns, **(bad or {}).get(camera, {}))
+
+
+def stamp_message(ns: int):
+    from builtin_interfaces.msg import Time
+
+    return Time(sec=ns // 10**9, nanosec=ns % 10**9)
+
+
+@pytest.fixture
+def rig(ros):
+    """Makes rigs, and closes them: ``rig(image_transport="compressed")``."""
+    made = []
+
+    def make(**parameters) -> Rig:
+        made.append(Rig(ros, **parameters))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()

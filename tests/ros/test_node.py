@@ -1,0 +1,280 @@
+"""The node over real topics: sets in, stamped plans out; refusals that leave it running."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from conftest import picture
+
+pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
+
+from diagnostic_msgs.msg import DiagnosticArray
+from nav_msgs.msg import Odometry, Path
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Float64, String
+from trajectory_msgs.msg import MultiDOFJointTrajectory
+from visualization_msgs.msg import MarkerArray
+
+from fastdrive_node.ros.messages import stamp_ns
+from fastdrive_node.types import Command
+
+RECORDS = "/fastdrive/output/plan_json"
+
+
+def records_of(rig) -> list[dict]:
+    return [json.loads(message.data) for message in rig.messages[RECORDS]]
+
+
+def next_record(rig, count: int) -> dict:
+    rig.wait(lambda: len(rig.messages[RECORDS]) >= count, f"record {count}")
+    return records_of(rig)[count - 1]
+
+
+def connected(rig):
+    rig.listen(String, RECORDS)
+    rig.connect_inputs()
+    rig.wait(lambda: rig.node._outputs.readers() > 0, "the records to be matched")
+    return rig
+
+
+@pytest.mark.parametrize("transport", ["raw", "compressed"])
+def test_a_set_becomes_outputs_that_are_stamped_with_its_time(rig, transport):
+    rig = connected(rig(image_transport=transport))
+    paths = rig.listen(Path, "/fastdrive/output/path")
+    trajectories = rig.listen(MultiDOFJointTrajectory, "/fastdrive/output/trajectory")
+    latencies = rig.listen(Float64, "/fastdrive/debug/pipeline_latency_ms")
+    t0 = rig.now_ns()
+    rig.send_set(t0)
+    record = next_record(rig, 1)
+    rig.wait(lambda: paths and trajectories and latencies, "the outputs")
+    assert (record["kind"], record["t0_ns"], record["dt_s"], len(record["waypoints"])) == ("plan", t0, 0.5, 6)
+    for message in (paths[0], trajectories[0]):
+        assert stamp_ns(message.header.stamp) == t0
+        assert message.header.frame_id == "base_link"
+    assert paths[0].poses[0].pose.position.x == pytest.approx(4.0)
+    assert trajectories[0].points[5].time_from_start.sec == 3
+    assert record["latency_ms"] > 0 and record["stage_ms"]["encode"] == 4.0
+    assert record["tokens"]["grid"] == [6, 4, 8] and len(record["tokens"]["kept"]) == 96
+
+
+def test_the_command_and_the_odometry_reach_the_planner(rig):
+    rig = connected(rig())
+    commands = rig._publishers["/fastdrive/input/command"]
+    commands.publish(String(data="sideways"))
+    commands.publish(String(data=" Left "))
+    rig.wait(lambda: rig.node._worker.status().command == Command.LEFT, "the command")
+    t0 = rig.now_ns()
+    rig.send_odometry(t0 - 500_000_000, speed=6.0)
+    rig.send_set(t0)
+    assert next_record(rig, 1)["command"] == "left"
+    _, history, command = rig.planner.seen[0]
+    assert command == Command.LEFT
+    assert [state.speed_mps for state in history.states] == [8.0, 6.0]
+
+
+def test_a_truncated_jpeg_is_refused_by_name_and_the_next_set_is_planned(rig):
+    rig = connected(rig(image_transport="compressed"))
+    rig.send_set(rig.now_ns(), bad={"CAM_BACK": {"data": picture()[:200]}})
+    refused = next_record(rig, 1)
+    assert (refused["kind"], refused["stage"]) == ("refused", "image")
+    assert refused["reason"].startswith("CAM_BACK: data: 200 bytes are no whole JPEG or PNG")
+    rig.send_set(rig.now_ns())
+    assert next_record(rig, 2)["kind"] == "plan"
+
+
+def test_an_image_with_a_wrong_step_is_refused_by_name_and_the_next_set_is_planned(rig):
+    rig = connected(rig())
+    rig.send_set(rig.now_ns(), bad={"CAM_FRONT_LEFT": {"step": 90}})
+    refused = next_record(rig, 1)
+    assert refused["reason"] == "CAM_FRONT_LEFT: step: 90, but 32 pixels of rgb8 need 96 bytes"
+    rig.send_set(rig.now_ns())
+    assert next_record(rig, 2)["kind"] == "plan"
+
+
+def test_a_missing_camera_is_refused_by_name_and_the_next_set_is_planned(rig):
+    rig = connected(rig())
+    rig.send_set(rig.now_ns(), skip=("CAM_BACK_RIGHT",))
+    refused = next_record(rig, 1)
+    assert refused["stage"] == "frames" and "CAM_BACK_RIGHT missing" in refused["reason"]
+    rig.send_set(rig.now_ns())
+    assert next_record(rig, 2)["kind"] == "plan"
+
+
+def test_the_degraded_mode_says_which_camera_is_missing(rig):
+    rig = connected(rig(max_missing_cameras=1))
+    rig.send_set(rig.now_ns(), skip=("CAM_BACK_RIGHT",))
+    assert next_record(rig, 1)["mode"] == "degraded: no image of CAM_BACK_RIGHT"
+
+
+@pytest.mark.parametrize(("fault", "stage"), [("refuse", "answer"), ("crash", "internal")])
+def test_a_planner_that_fails_leaves_the_node_running(rig, fault, stage):
+    rig = connected(rig())
+    setattr(rig.planner, fault, True)
+    rig.send_set(rig.now_ns())
+    assert next_record(rig, 1)["stage"] == stage
+    setattr(rig.planner, fault, False)
+    rig.send_set(rig.now_ns())
+    assert next_record(rig, 2)["kind"] == "plan"
+
+
+def test_sets_without_odometry_are_refused(rig):
+    rig = connected(rig(odometry_wait_s=0.05))
+    t0 = rig.now_ns()
+    rig.send_odometry(t0 - 3_000_000_000)
+    rig.wait(lambda: rig.node._worker.status().odometry_age_s is not None, "the odometry")
+    for camera in rig.planner.cameras:
+        rig.send_image(camera, t0)
+    record = next_record(rig, 1)
+    assert record["stage"] == "odometry" and "s before t0" in record["reason"]
+
+
+def test_a_busy_planner_gets_the_newest_set_and_the_others_are_reported_as_dropped(rig):
+    rig = connected(rig())
+    rig.planner.hold.clear()
+    stamps = [rig.now_ns() + k * 1_000_000 for k in range(3)]
+    rig.send_set(stamps[0])
+    assert rig.planner.started.wait(30)
+    for count, stamp in enumerate(stamps[1:], start=2):
+        rig.send_set(stamp)
+        rig.wait(lambda count=count: rig.node._worker.status().frames.sets == count, "the set")
+    rig.planner.hold.set()
+    next_record(rig, 3)
+    outcome = {record["t0_ns"]: record["kind"] for record in records_of(rig)}
+    assert outcome == {stamps[0]: "plan", stamps[1]: "dropped", stamps[2]: "plan"}
+
+
+def test_a_stale_set_is_not_planned(rig):
+    rig = connected(rig())
+    rig.send_set(rig.now_ns() - 2_000_000_000)
+    record = next_record(rig, 1)
+    assert record["kind"] == "refused" and record["reason"].startswith("stale: ")
+    assert not rig.planner.seen
+
+
+def test_overlays_and_markers_come_when_somebody_listens(rig):
+    rig = connected(rig())
+    overlays = rig.listen(Image, "/fastdrive/debug/overlay/cam_front")
+    markers = rig.listen(MarkerArray, "/fastdrive/debug/markers")
+    rig.wait(lambda: rig.node._outputs._overlays["CAM_FRONT"].get_subscription_count(), "the overlay to be matched")
+    rig.wait(lambda: rig.node._outputs._markers.get_subscription_count(), "the markers to be matched")
+    t0 = rig.now_ns()
+    rig.send_set(t0)
+    rig.wait(lambda: overlays and markers, "overlay and markers")
+    assert (overlays[0].height, overlays[0].width, overlays[0].encoding) == (24, 32, "rgb8")
+    assert stamp_ns(overlays[0].header.stamp) == t0
+    assert [marker.ns for marker in markers[0].markers] == ["path", "waypoints", "text"]
+
+
+def diagnostics(rig) -> dict:
+    messages = rig.messages["/diagnostics"]
+    rig.wait(lambda: messages, "diagnostics")
+    return {status.name.split(": ")[1]: status for status in messages[-1].status}
+
+
+def values(status) -> dict[str, str]:
+    return {pair.key: pair.value for pair in status.values}
+
+
+def test_diagnostics_have_the_age_and_rate_of_every_camera_and_the_model(rig):
+    rig = connected(rig(diagnostics_period_s=0.1))
+    for count in range(1, 4):
+        rig.send_set(rig.now_ns())
+        next_record(rig, count)
+    rig.listen(DiagnosticArray, "/diagnostics")
+    parts = diagnostics(rig)
+    front = values(parts["CAM_FRONT"])
+    assert float(front["age s"]) >= 0 and float(front["rate Hz"]) > 0 and front["publishers"] == "1"
+    assert values(parts["model"])["vla"] == "fake"
+    assert values(parts["planner"])["lifecycle"] == "active"
+
+
+def test_diagnostics_of_a_node_that_nobody_activated_say_so(rig):
+    rig = rig(start=False, diagnostics_period_s=0.1)
+    rig.listen(DiagnosticArray, "/diagnostics")
+    assert diagnostics(rig)["planner"].message == "unconfigured: not activated"
+
+
+def test_a_publisher_of_an_incompatible_qos_is_in_the_diagnostics(rig):
+    rig = rig(diagnostics_period_s=0.1)
+    rig.advertise(String, "/fastdrive/input/command", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+    rig.listen(DiagnosticArray, "/diagnostics")
+    rig.wait(lambda: "incompatible reliability" in diagnostics(rig)["topics"].message, "the QoS problem")
+
+
+def test_a_publisher_of_another_type_is_in_the_diagnostics(rig, ros):
+    rig = rig(diagnostics_period_s=0.1)
+    rig.listen(DiagnosticArray, "/diagnostics")
+    context = ros.Context()  # another participant: within one, a second type is refused at once
+    ros.init(args=[], context=context, domain_id=int(os.environ["ROS_DOMAIN_ID"]))
+    other = ros.create_node("other", context=context)
+    other.create_publisher(CompressedImage, "/fastdrive/input/cam_back/image", 10)
+    expected = "/fastdrive/input/cam_back/image: a publisher sends sensor_msgs/msg/CompressedImage"
+    try:
+        rig.wait(lambda: expected in diagnostics(rig)["topics"].message, "the type problem")
+    finally:
+        other.destroy_node()
+        context.try_shutdown()
+
+
+def test_parameters_change_while_running_and_bad_values_are_refused_with_a_reason(rig):
+    node = rig().node
+
+    def attempt(name, value):
+        return node.set_parameters([Parameter(name, value=value)])[0]
+
+    assert attempt("drop", 0.25).successful and node._loaded.planner.drop == 0.25
+    assert attempt("max_set_age_s", 0.5).successful and node._worker._frames.limits.max_age_s == 0.5
+    assert "drop" in attempt("drop", 0.99).reason
+    assert "give 0 or more" in attempt("drop", -1.0).reason
+    assert attempt("image_transport", "compressed").reason
+    assert attempt("max_missing_cameras", "two").reason
+    assert node._loaded.planner.drop == 0.25
+
+
+def test_a_wrong_choice_is_refused_at_the_start(ros):
+    from fastdrive_node.node import FastDriveNode
+
+    with pytest.raises(Exception, match="image_transport: 'jpeg' is not one of raw, compressed"):
+        FastDriveNode(parameter_overrides=[Parameter("image_transport", value="jpeg")])
+
+
+def test_autoware_without_its_messages_is_refused_with_the_mend(rig):
+    made = rig(start=False, trajectory_type="autoware")
+    try:
+        import autoware_planning_msgs  # noqa: F401
+    except ImportError:
+        assert not made.node.start()
+        assert made.node._label == "unconfigured"
+    else:
+        pytest.skip("autoware_planning_msgs is installed")
+
+
+def test_the_lifecycle_goes_round(rig):
+    rig = connected(rig())
+    node = rig.node
+    for _ in range(2):
+        rig.send_set(rig.now_ns())
+        rig.wait(lambda: rig.node._worker.status().plans > 0, "the plan")
+        node.trigger_deactivate()
+        assert node._inputs is None and node._label == "inactive"
+        node.trigger_cleanup()
+        assert node._label == "unconfigured"
+        assert node.start()
+        rig.wait(rig.is_connected, "the inputs to be matched again")
+    assert [record["kind"] for record in records_of(rig)] == ["plan", "plan"]
+
+
+def test_odometry_that_is_not_finite_is_ignored(rig):
+    rig = connected(rig())
+    bad = Odometry()
+    bad.header.stamp = rig.node.get_clock().now().to_msg()
+    bad.pose.pose.orientation.w = 1.0
+    bad.pose.pose.position.x = float("nan")
+    rig._publishers["/fastdrive/input/odometry"].publish(bad)
+    rig.send_set(rig.now_ns())
+    assert next_record(rig, 1)["kind"] == "plan"
+    assert len(rig.planner.seen[0][1].states) == 1
