@@ -39,6 +39,7 @@ setup(
     + room("fastdrive_training", "training")
     + room("fastdrive_export", "export"),
     package_dir={"fastdrive_training": "training", "fastdrive_export": "export"},
+    package_data={"fastdrive_training": ["recipes/*.yaml"]},
     install_requires=[
         "numpy>=1.24,<2",
         "torch>=2.4",

@@ -29,7 +29,7 @@ if importlib.util.find_spec("jsonschema") is None:  # checks vla.json, of which 
 
 from random_models import SIZES, Scene, Size, build_model, build_pruner, build_workload  # noqa: E402
 
-from fastdrive_node.benchmark.agreement import agreement  # noqa: E402
+from fastdrive_node.benchmark.agreement import NOTE, agreement  # noqa: E402
 from fastdrive_node.benchmark.machine import describe  # noqa: E402
 from fastdrive_node.benchmark.sides import Ours, Transformers, Workload  # noqa: E402
 from fastdrive_node.benchmark.timing import Case, Timing, measure, ratio  # noqa: E402
@@ -82,6 +82,7 @@ class Suite:
             "attention": "sdpa",
             "weights": f"random, seed {SEED}",
             "quick": args.quick,
+            "agreement_note": NOTE,
             "sizes": {},
         }
 

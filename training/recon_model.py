@@ -1,8 +1,12 @@
 """The adversarial foreground/background reconstruction that trains ReconPruner (FastDriveVLA, arXiv 2507.23318).
 
 High-scored tokens must rebuild the foreground and the others the background, through one decoder. The binary mask gets
-its gradient from a surrogate (straight-through estimator). Beyond the paper, as options: a bounded surrogate, losses
-weighted by the share of their region, and random masks to warm the decoder up, without which small models collapse.
+its gradient from a surrogate (straight-through estimator), and that gradient is right only while the decoder paints the
+tokens that it is given and leaves black those that it is not. Without help it stops doing so: it learns to omit the
+background by itself, every token goes to one half, and nothing pulls it back. What helps, beyond the paper: random
+masks, hard and soft, in a warm-up and as a rehearsal later; a learned vector under every token, for the RMSNorm of a
+dropped token (zeros) has a gradient of the order 1 / sqrt(eps); a bounded surrogate; losses weighted by the share of
+their region.
 """
 
 from __future__ import annotations

@@ -223,7 +223,7 @@ class ReconTrainer:
         names = ", ".join(batch.names[:4]) + (" ..." if len(batch.names) > 4 else "")
         kept = f"{self.out / CHECKPOINT} is the last good one" if (self.out / CHECKPOINT).exists() else "none is saved"
         raise TrainingError(
-            f"step {self.step}: the {what} is {float(value)} on the batch {names}; checkpoint: {kept}; "
+            f"step {self.step}: the {what} is {float(value.detach())} on the batch {names}; checkpoint: {kept}; "
             "lower schedule.lr or look at these images"
         )
 

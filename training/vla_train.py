@@ -22,6 +22,7 @@ from fastdrive_node.planning.prompt import build_prompt, full_positions
 from fastdrive_node.planning.vla import Vla, load_vla
 from fastdrive_node.types import EgoHistory, EgoState
 from fastdrive_node.vision import TorchVision
+from fastdrive_training.answer_noise import AnswerNoise
 from fastdrive_training.nuscenes_data import KeyframeDataset
 from fastdrive_training.recipe import parse_recipe
 from fastdrive_training.tiny_vla import build_tiny_vla
@@ -183,23 +184,27 @@ def train_language(recipe: dict, resume: bool) -> dict[str, float]:
         getattr(planner, name).load_state_dict(state)
     vla.model.model.language_model.requires_grad_(True)
     parameters = [p for p in planner.parameters() if p.requires_grad]
-    weights = answer_weights(vla)
+    weights, noise = answer_weights(vla), AnswerNoise.of(vla)
 
     def losses(indices: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         known = np.where(
             rng.random(len(indices)) < KNOWN_HISTORY, 0, rng.integers(1, data.prompts.shape[1], len(indices))
         )
         prompts = torch.from_numpy(data.prompts[indices, known].astype(np.int64))
-        answers = torch.from_numpy(data.answers[indices].astype(np.int64))
+        answers, targets = noise.apply(data.answers[indices], data.futures[indices], rng)
         visual = torch.from_numpy(tokens[indices]).float()
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             hidden = planner.hidden(visual, torch.cat([prompts, answers[:, :-1]], 1))[:, planner.prompt_length - 1 :]
             logits = planner.core.lm_head(hidden)
-        each = cross_entropy(logits.float().flatten(0, 1), answers.flatten(), reduction="none").view(answers.shape)
-        aside = planner.aside(hidden[:, 0].float(), *_targets(data, indices))
+        each = cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+        futures, lights, gaps = _targets(data, indices)
+        aside = planner.aside(hidden[:, 0].float(), futures, lights, gaps)
+        carried = planner.waypoints(hidden.float())  # every place of the answer knows the whole plan
+        wanted = (futures.flatten(1) / WAYPOINT_SCALE_M)[:, None].expand_as(carried)
         return {
             "text": (each * weights).sum(1).mean() / weights.sum(),
             "waypoints": 1.0 * aside["waypoints"],
+            "carried": 2.0 * smooth_l1_loss(carried, wanted, beta=0.1),
             "ahead": 0.1 * aside["light"] + 0.3 * aside["gaps"],
         }
 
@@ -223,7 +228,7 @@ def answer_weights(vla: Vla) -> Tensor:
     weights, after_point = [], None
     for word in (vla.tokenizer.decode([index]) for index in ids):
         after_point = 0 if word == "." else after_point + 1 if word.isdigit() and after_point is not None else None
-        weights.append({1: 0.4, 2: 0.08}.get(after_point, 1.0))
+        weights.append({1: 0.8, 2: 0.1}.get(after_point, 1.0))
     return torch.tensor([*weights, 1.0])
 
 

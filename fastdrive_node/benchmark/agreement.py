@@ -42,7 +42,6 @@ def agreement(ours: Ours, stock: Transformers) -> dict:
             _difference(step, reference[step], int(choices[step]), stock.model.dtype) for step in differing[:_LISTED]
         ],
         "encode_cosine": {"min": float(cosine.min()), "mean": float(cosine.mean())},
-        "note": NOTE,
     }
 
 

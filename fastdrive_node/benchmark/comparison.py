@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fastdrive_node.benchmark.agreement import agreement
+from fastdrive_node.benchmark.agreement import NOTE, agreement
 from fastdrive_node.benchmark.machine import describe
 from fastdrive_node.benchmark.sides import Ours, Transformers, Workload
 from fastdrive_node.benchmark.timing import Case, Timing, measure, ratio
@@ -54,6 +54,7 @@ def compare(pipeline: Pipeline, runs: int) -> dict:
         "answer_tokens": count,
         "runs": runs,
         "agreement": agreement(Ours(work, count), stock),
+        "agreement_note": NOTE,
         **describe(vla.device),
     }
 

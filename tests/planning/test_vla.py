@@ -1,11 +1,13 @@
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastdrive_node.planning.spec import spec_json
+from fastdrive_node.planning.spec import load_spec, spec_json
 from fastdrive_node.planning.vla import load_vla
 from fastdrive_node.types import CAMERAS, ModelError
 from fastdrive_training.tiny_vla import build_tiny_vla, tiny_spec
@@ -179,3 +181,9 @@ def test_fields_with_defaults_may_be_left_out(broken):
     edit_json(broken / "vla.json", shorten)
     spec = load_vla(broken).spec
     assert spec.answer.number.integer_digits == 0 and spec.history.steps == ()
+
+
+def test_the_documented_example_is_a_valid_spec(tmp_path):
+    page = Path(__file__).parents[2] / "docs" / "vla_directory.md"
+    (tmp_path / "vla.json").write_text(re.search(r"```json\n(.*?)```", page.read_text(), re.DOTALL)[1])
+    assert load_spec(tmp_path).answer.points == 6

@@ -64,16 +64,19 @@ def image(transport: str, stamp_ns: int, camera: str, shade: int):
 
 def odometry(stamp_ns: int, speed: float):
     seconds = (stamp_ns - START_NS) * 1e-9
-    make = {name: TYPES[f"geometry_msgs/msg/{name}"] for name in
-            ("Point", "Quaternion", "Pose", "PoseWithCovariance", "Vector3", "Twist", "TwistWithCovariance")}  # fmt: skip
-    pose = make["Pose"](make["Point"](speed * seconds, 0.0, 0.0), make["Quaternion"](0.0, 0.0, 0.0, 1.0))
-    twist = make["Twist"](make["Vector3"](speed, 0.0, 0.0), make["Vector3"](0.0, 0.0, 0.0))
+    place = geometry("Point", speed * seconds, 0.0, 0.0)
+    pose = geometry("Pose", place, geometry("Quaternion", 0.0, 0.0, 0.0, 1.0))
+    twist = geometry("Twist", geometry("Vector3", speed, 0.0, 0.0), geometry("Vector3", 0.0, 0.0, 0.0))
     return TYPES["nav_msgs/msg/Odometry"](
         header(stamp_ns, "odom"),
         "base_link",
-        make["PoseWithCovariance"](pose, np.zeros(36)),
-        make["TwistWithCovariance"](twist, np.zeros(36)),
+        geometry("PoseWithCovariance", pose, np.zeros(36)),
+        geometry("TwistWithCovariance", twist, np.zeros(36)),
     )
+
+
+def geometry(name: str, *values):
+    return TYPES[f"geometry_msgs/msg/{name}"](*values)
 
 
 def image_topic(camera: str, transport: str) -> str:

@@ -24,9 +24,9 @@ DATA = HERE.parents[2] / "shared" / "data"
 STEP_NS = 500_000_000
 
 
-def run(bag: Path, out: Path, **options) -> tuple[dict, list[dict]]:
-    figures = replay(ReplayOptions(bag, json=str(out / "summary.json"), **options), NODE, CAMERAS)
-    assert json.loads((out / "summary.json").read_text()) == figures
+def run(bag: Path, folder: Path, **options) -> tuple[dict, list[dict]]:
+    figures = replay(ReplayOptions(bag, json=str(folder / "summary.json"), **options), NODE, CAMERAS)
+    assert json.loads((folder / "summary.json").read_text()) == figures
     plans = [json.loads(line) for line in Path(figures["plans_file"]).read_text().splitlines()]
     return figures, plans
 
@@ -75,7 +75,7 @@ def test_truncated_jpegs_are_refused_by_name_and_the_others_are_planned(tmp_path
     def cut(index: int, camera: str, message):
         return replace(message, data=message.data[:300]) if (index, camera) == (1, "CAM_FRONT") else message
 
-    figures, plans = run(write_bag(tmp_path / "bag", BagPlan(transport="compressed", change=cut)), tmp_path)
+    figures, _ = run(write_bag(tmp_path / "bag", BagPlan(transport="compressed", change=cut)), tmp_path)
     assert counts(figures) == (3, 2, 1, 0)
     assert [key for key in figures["refusals"] if key.startswith("image: CAM_FRONT: data: 300 bytes")]
 
@@ -101,7 +101,7 @@ def slow(tmp_path: Path) -> Path:
 
 def test_a_node_that_dies_ends_the_replay_with_its_last_words(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_PLANNER_DIES", "1")
-    with pytest.raises(FastDriveError, match="the node ended with exit code 7: .*a fatal fault"):
+    with pytest.raises(FastDriveError, match=r"the node ended with exit code 7: .*a fatal fault"):
         run(write_bag(tmp_path / "bag"), tmp_path)
 
 

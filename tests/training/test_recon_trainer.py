@@ -127,6 +127,14 @@ def test_log_has_vitals_losses_and_held_out_figures(tmp_path):
     assert [row["step"] for row in rows if "auroc" in row] == [7, 11]
 
 
+def test_bfloat16_trains_with_finite_float32_scores(tmp_path):
+    trainer = _trainer(tmp_path, precision="bfloat16")
+    figures = trainer.run()
+    assert 0 < figures["total"] < 1
+    assert trainer.pruner.scorer.weight.dtype == torch.float32
+    assert figures["total"] != _trainer(tmp_path / "other").run()["total"]  # bfloat16 was used
+
+
 def test_schedule_ramps_then_decays_by_cosine():
     schedule = Schedule(warmup_steps=10, steps=100, ramp_steps=5, final_rate=0.1)
     assert schedule.rate(0) == pytest.approx(0.2)

@@ -1,0 +1,110 @@
+"""The node in a vehicle or a simulation.
+
+ros2 launch fastdrive_node fastdrive.launch.py vla:=/models/my_vla topics:=/etc/vehicle_topics.yaml drop:=0.75
+"""
+
+from __future__ import annotations
+
+import sys
+
+from ament_index_python.packages import PackageNotFoundError, get_package_prefix
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+
+from fastdrive_node.ros.parameters import check_parameter_file
+from fastdrive_node.ros.transport import profile_environment
+from fastdrive_node.share import shared_file
+from fastdrive_node.topics import COMMAND_INPUT, ODOMETRY_INPUT, camera_input, load_topic_map
+from fastdrive_node.types import CAMERAS, InputError
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+
+PACKAGE = "fastdrive_node"
+SHIPPED = "shipped"
+# argument: (default, description); an empty one leaves what the parameter file says
+ARGUMENTS = {
+    "vla": ("", "VLA directory"),
+    "pruner": ("", "pruner file"),
+    "drop": ("", "pruning ratio p, 0 to 0.95"),
+    "params_file": ("", "parameter file; empty: the shipped config/fastdrive.yaml"),
+    "image_transport": ("", "raw or compressed"),
+    "use_sim_time": ("false", "take the time from /clock"),
+    "topics": ("", "topic map (YAML) with cameras, odometry and command"),
+    **{camera.lower(): ("", f"image topic of {camera}; wins over the topic map") for camera in CAMERAS},
+    "odometry": ("", "odometry topic; wins over the topic map"),
+    "command": ("", "driving command topic; wins over the topic map"),
+    "fastdds_profile": (SHIPPED, "Fast DDS profile; an XML file, or empty for none"),
+    "namespace": ("", "of the node"),
+    "log_level": ("info", "debug, info, warn or error"),
+    "rviz": ("false", "start RViz with the shipped configuration"),
+}
+
+
+def generate_launch_description() -> LaunchDescription:
+    arguments = [
+        DeclareLaunchArgument(name, default_value=default, description=description)
+        for name, (default, description) in ARGUMENTS.items()
+    ]
+    return LaunchDescription([*arguments, OpaqueFunction(function=start)])
+
+
+def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+    profile = profile_environment(None if given["fastdds_profile"] == SHIPPED else given["fastdds_profile"])
+    actions: list[LaunchDescriptionEntity] = [SetEnvironmentVariable(name, value) for name, value in profile.items()]
+    params_file = given["params_file"] or str(shared_file("config/fastdrive.yaml"))
+    check_parameter_file(params_file)
+    actions.append(
+        Node(
+            name="fastdrive",
+            namespace=given["namespace"],
+            parameters=[params_file, overrides(given)],
+            remappings=remappings(given),
+            ros_arguments=["--log-level", f"fastdrive:={given['log_level']}"],
+            output="screen",
+            emulate_tty=True,
+            **program(),
+        )
+    )
+    if is_true(given, "rviz"):
+        config = str(shared_file("config/fastdrive.rviz"))
+        actions.append(Node(package="rviz2", executable="rviz2", arguments=["-d", config], output="log"))
+    return actions
+
+
+def program() -> dict:
+    """The installed executable; without an ament installation the module, in this interpreter."""
+    try:
+        get_package_prefix(PACKAGE)
+    except (PackageNotFoundError, LookupError, OSError):
+        return {"executable": sys.executable, "arguments": ["-m", "fastdrive_node.node"]}
+    return {"package": PACKAGE, "executable": "fastdrive_node"}
+
+
+def overrides(given: dict[str, str]) -> dict:
+    """Parameters from arguments; they win over the parameter file."""
+    values: dict = {"use_sim_time": is_true(given, "use_sim_time")}
+    for name in ("vla", "pruner", "image_transport"):
+        if given[name]:
+            values[name] = given[name]
+    if given["drop"]:
+        try:
+            values["drop"] = float(given["drop"])
+        except ValueError as error:
+            raise InputError(f"drop: {given['drop']!r} is no number; give a pruning ratio of 0 to 0.95") from error
+    return values
+
+
+def remappings(given: dict[str, str]) -> list[tuple[str, str]]:
+    """From the node's private inputs to the vehicle's topics."""
+    pairs = dict(load_topic_map(given["topics"]).remappings()) if given["topics"] else {}
+    named = {camera_input(camera): given[camera.lower()] for camera in CAMERAS}
+    named |= {ODOMETRY_INPUT: given["odometry"], COMMAND_INPUT: given["command"]}
+    return list({**pairs, **{name: topic for name, topic in named.items() if topic}}.items())
+
+
+def is_true(given: dict[str, str], name: str) -> bool:
+    word = given[name].lower()
+    if word not in ("true", "false", "1", "0"):
+        raise InputError(f"{name}: {given[name]!r} is neither true nor false")
+    return word in ("true", "1")
