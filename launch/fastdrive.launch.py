@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
@@ -17,7 +18,6 @@ from fastdrive_node.ros.transport import profile_environment
 from fastdrive_node.share import shared_file
 from fastdrive_node.topics import COMMAND_INPUT, ODOMETRY_INPUT, camera_input, load_topic_map
 from fastdrive_node.types import CAMERAS, InputError
-from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 PACKAGE = "fastdrive_node"
 SHIPPED = "shipped"

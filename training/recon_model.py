@@ -1,12 +1,12 @@
 """The adversarial foreground/background reconstruction that trains ReconPruner (FastDriveVLA, arXiv 2507.23318).
 
 High-scored tokens must rebuild the foreground and the others the background, through one decoder. The binary mask gets
-its gradient from a surrogate (straight-through estimator), and that gradient is right only while the decoder paints the
-tokens that it is given and leaves black those that it is not. Without help it stops doing so: it learns to omit the
-background by itself, every token goes to one half, and nothing pulls it back. What helps, beyond the paper: random
-masks, hard and soft, in a warm-up and as a rehearsal later; a learned vector under every token, for the RMSNorm of a
-dropped token (zeros) has a gradient of the order 1 / sqrt(eps); a bounded surrogate; losses weighted by the share of
-their region.
+its gradient from a surrogate (straight-through estimator). That gradient is what the decoder's linearisation says about
+a token's presence, so it is only as right as the decoder is smooth around a dropped token. Zeros go straight into an
+RMSNorm there, whose slope is of the order 1 / sqrt(eps): on a toy world every run collapsed or swung from one half to
+the other, ready decoder or not. A learned vector under every token, dropped or not, ends that. Further measures beyond
+the paper, each an option: the decoder's warm-up on random masks and their rehearsal later, a bounded surrogate, losses
+weighted by the share of their region.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class HalfLosses:
 class ReconDecoder(nn.Module):
     """Qwen2.5-VL decoder layers with bidirectional attention, and a feed-forward head for the pixels of each token.
 
-    A learned vector is added to every token, dropped or not: an RMSNorm of zeros has a gradient that says nothing.
+    A learned vector is added to every token, dropped or not: without it the gradient at a dropped token (zeros into an
+    RMSNorm) is hundreds of times too steep, and the adversary collapses.
 
     Args:
         text_config: of the VLA; gives width, heads and the rotary embedding.
@@ -154,8 +155,7 @@ def random_masks(count: int, grid: tuple[int, int], generator: torch.Generator) 
     """Blobs of random size and share for the decoder to practise on, float [count, rows * cols] in 0..1.
 
     Smooth noise of a random scale is cut at a random quantile, so that single tokens, blocks and halves all occur.
-    Every other mask has random levels in place of 0 and 1: a decoder that paints a token by its level has a gradient
-    at 0 and 1 that tells what a token's presence is worth.
+    Every other mask has random levels in place of 0 and 1, so that the decoder paints a token by its level.
     """
     rows, cols = grid
     scale = int(torch.randint(1, 4, (1,), generator=generator))
