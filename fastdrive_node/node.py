@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -224,6 +225,7 @@ def main(arguments: Sequence[str] | None = None, planner_factory: PlannerFactory
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal and a launch file each send one
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()

@@ -17,9 +17,9 @@ from torch import Tensor
 from fastdrive_node.planning.answer import example_answer
 from fastdrive_node.planning.model import Vla
 
-CLEAN_SHARE = 0.25  # of the samples keep the true answer as input
-SPEED_SIGMA, ACCEL_SIGMA = (0.35, 0.3), (0.25, 0.35)  # (x, y) in m/s and m/s2 of the error that grows with time
-JITTER_M = 0.08
+CLEAN_SHARE = 0.5  # of the samples keep the true answer as input
+SPEED_SIGMA, ACCEL_SIGMA = (0.06, 0.05), (0.1, 0.1)  # (x, y) in m/s and m/s2 of the error that grows with time
+JITTER_M = 0.02
 
 
 @dataclass(frozen=True)

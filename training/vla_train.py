@@ -204,7 +204,7 @@ def train_language(recipe: dict, resume: bool) -> dict[str, float]:
         return {
             "text": (each * weights).sum(1).mean() / weights.sum(),
             "waypoints": 1.0 * aside["waypoints"],
-            "carried": 2.0 * smooth_l1_loss(carried, wanted, beta=0.1),
+            "carried": 3.0 * smooth_l1_loss(carried, wanted, beta=0.1),
             "ahead": 0.1 * aside["light"] + 0.3 * aside["gaps"],
         }
 

@@ -117,7 +117,7 @@ def replay(
     plans_file = plans_path(options)
     write_plans(plans_file, result.plans)
     facts = {"bag": str(options.bag), "rate": options.rate, "loops": options.loop, "node": identity}
-    figures = summary(result, options.rate, plans_file, facts)
+    figures = summary(result, plans_file, facts)
     if options.out is not None:
         figures["pictures"] = draw_pictures(options.out, result.plans, recording)
     print_table(figures, Console(stderr=options.json == "-"))

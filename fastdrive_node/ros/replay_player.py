@@ -85,7 +85,8 @@ class Player:
         self._changed = threading.Condition()
         self._report = NodeReport(stamp_ns=-1)
         self._records: list[dict] = []
-        self._heard_at = time.monotonic()  # the last record
+        self._start_wall = time.monotonic()  # of the pass
+        self._heard_at = self._start_wall  # the last record
 
     def __enter__(self) -> Player:
         self._context = rclpy.Context()
@@ -213,9 +214,11 @@ class Player:
         return missing
 
     def _on_record(self, message: String) -> None:
+        record = json.loads(message.data)
         with self._changed:
-            self._records.append(json.loads(message.data))
-            self._heard_at = time.monotonic()
+            self._heard_at = time.monotonic()  # /clock is too coarse to time with
+            due_s = self._start_wall + (record["t0_ns"] - self._bag.start_ns) * 1e-9 / self._rate
+            self._records.append({**record, "end_to_end_ms": (self._heard_at - due_s) * 1e3})
             self._changed.notify_all()
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:

@@ -47,17 +47,20 @@ def tally(loops: Sequence[tuple[SetCounter, Sequence[dict]]]) -> Tally:
     return Tally(sets, plans, refused, incomplete, dropped, lost)
 
 
-def latencies(plans: Sequence[Mapping], rate: float) -> dict[str, dict[str, float]]:
+def latencies(result: Tally) -> dict[str, dict[str, float]]:
     """p50 and p99 in milliseconds of every stage, in the order of the work.
 
-    ``waited`` is from a complete set to the start of planning, the pipeline's stages follow, ``total`` is their sum,
-    and ``end_to_end`` is from the oldest exposure to the published plan (wall time, so divided by the rate).
+    ``waited`` is from a complete set to the start of planning; the pipeline's stages follow, ``total`` is their sum;
+    ``planning`` is the whole call, refused sets among them; ``end_to_end`` is from the moment that the oldest exposure
+    was due to the plan's arrival, all in wall time.
     """
-    rows: dict[str, list[float]] = {"waited": [plan["waited_ms"] for plan in plans]}
-    for plan in plans:
+    tried = [*result.plans, *(record for record in result.refused if record["planning_ms"] > 0)]
+    rows: dict[str, list[float]] = {"waited": [record["waited_ms"] for record in tried]}
+    for plan in result.plans:
         for stage, ms in plan["stage_ms"].items():
             rows.setdefault(stage, []).append(ms)
-    rows["end_to_end"] = [plan["latency_ms"] / rate for plan in plans]
+    rows["planning"] = [record["planning_ms"] for record in tried]
+    rows["end_to_end"] = [plan["end_to_end_ms"] for plan in result.plans]
     return {
         stage: {name: round(float(np.percentile(values, q)), 3) for name, q in (("p50", 50), ("p99", 99))}
         for stage, values in rows.items()
@@ -65,10 +68,10 @@ def latencies(plans: Sequence[Mapping], rate: float) -> dict[str, dict[str, floa
     }
 
 
-def summary(result: Tally, rate: float, plans_file: Path, facts: Mapping[str, object]) -> dict:
+def summary(result: Tally, plans_file: Path, facts: Mapping[str, object]) -> dict:
     """The figures of ``--json``. ``total_tokens`` and ``kept_tokens`` are those of one set."""
     tokens = [plan["tokens"] for plan in result.plans if plan["tokens"]]
-    refusals = Counter(f"{record['stage']}: {record['reason']}" for record in result.refused)
+    refusals = Counter(reason_of(record) for record in result.refused)
     return {
         "sets": result.sets,
         "plans": len(result.plans),
@@ -78,11 +81,17 @@ def summary(result: Tally, rate: float, plans_file: Path, facts: Mapping[str, ob
         "lost": result.lost,
         "total_tokens": int(np.prod(tokens[-1]["grid"])) if tokens else 0,
         "kept_tokens": len(tokens[-1]["kept"]) if tokens else 0,
-        "latency_ms": latencies(result.plans, rate),
+        "latency_ms": latencies(result),
         "refusals": dict(refusals.most_common(20)),
         "plans_file": str(plans_file),
         **facts,
     }
+
+
+def reason_of(record: Mapping) -> str:
+    """Stage and reason of a refusal, the stage once."""
+    stage, reason = record["stage"], record["reason"]
+    return reason if reason.startswith(f"{stage}: ") else f"{stage}: {reason}"
 
 
 def write_plans(path: Path, plans: Sequence[Mapping]) -> None:
@@ -117,7 +126,7 @@ def print_table(figures: Mapping, console: Console) -> None:
             times.add_row(stage, f"{values['p50']:.1f}", f"{values['p99']:.1f}")
         console.print(times)
     for reason, count in list(figures["refusals"].items())[:5]:
-        console.print(f"refused {count}x: {reason}", markup=False)
+        console.print(f"refused {count}x: {reason}", markup=False, soft_wrap=True)
     if figures["lost"]:
         console.print(f"{figures['lost']} sets never reached the node whole: the machine or the transport is too slow")
 

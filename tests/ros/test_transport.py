@@ -1,0 +1,95 @@
+"""The Fast DDS profile and the domain of a replay."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastdrive_node.ros import transport
+from fastdrive_node.ros.domain import DOMAINS, own_domain
+from fastdrive_node.ros.transport import VARIABLES, profile_environment
+from fastdrive_node.types import FastDriveError, InputError
+
+CHILD = """
+import rclpy, os
+from rclpy.context import Context
+context = Context()
+rclpy.init(args=[], context=context)
+node = rclpy.create_node("child", context=context)
+print("middleware", rclpy.get_rmw_implementation_identifier())
+print("segment", max((os.stat("/dev/shm/" + f).st_size for f in os.listdir("/dev/shm") if "fast" in f), default=0))
+"""
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(transport, "has_shared_memory", lambda: True)
+
+
+def test_the_shipped_profile_is_set_for_old_and_new_fast_dds(bare):
+    variables = profile_environment()
+    assert set(variables) == {"FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"}
+    assert all(Path(value).name == "fastdds.xml" and Path(value).is_file() for value in variables.values())
+
+
+def test_a_profile_that_is_set_already_stays(bare, monkeypatch):
+    monkeypatch.setenv(VARIABLES[0], "/etc/ours.xml")
+    assert profile_environment() == {}
+
+
+def test_it_can_be_turned_off_or_be_another(bare, tmp_path):
+    assert profile_environment("") == {}
+    (tmp_path / "own.xml").write_text("<dds/>")
+    assert set(profile_environment(str(tmp_path / "own.xml")).values()) == {str(tmp_path / "own.xml")}
+    with pytest.raises(InputError, match="no such Fast DDS profile"):
+        profile_environment(str(tmp_path / "absent.xml"))
+
+
+def test_little_shared_memory_keeps_the_default_transport(bare, monkeypatch):
+    monkeypatch.setattr(transport, "has_shared_memory", lambda: False)
+    assert profile_environment() == {}
+
+
+def test_fast_dds_takes_the_profile_without_an_error(bare):
+    pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
+    if not transport._SHM.is_dir():
+        pytest.skip("no shared memory on this machine")
+    with own_domain() as domain:
+        variables = {
+            **profile_environment(),
+            "ROS_DOMAIN_ID": str(domain),
+            "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        }
+        environment = {**os.environ, **profile_environment(), **variables}
+        command = [sys.executable, "-c", CHILD]
+        child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert child.returncode == 0, child.stderr
+    said = dict(line.split() for line in child.stdout.splitlines())
+    if "fastrtps" not in said["middleware"]:
+        pytest.skip(f"the middleware is {said['middleware']}")
+    assert "XML" not in child.stderr and "rror" not in child.stderr
+    assert int(said["segment"]) >= 134_217_728
+
+
+def test_two_replays_have_two_domains():
+    with own_domain() as first, own_domain() as second:
+        assert first != second and {first, second} <= set(DOMAINS)
+
+
+def test_a_domain_is_free_again_after_its_use():
+    with own_domain() as first:
+        pass
+    with own_domain() as second:
+        assert first == second
+
+
+def test_no_free_domain_is_an_error(monkeypatch):
+    monkeypatch.setattr("fastdrive_node.ros.domain.DOMAINS", range(90, 91))
+    with own_domain(), pytest.raises(FastDriveError, match="all ROS domains are claimed"), own_domain():
+        pass
