@@ -23,9 +23,9 @@ ROS = [
     "ros-jazzy-trajectory-msgs",
     "ros-jazzy-lifecycle-msgs",
     "ros-jazzy-std-srvs",
-    "cv-bridge>=1.13",
+    "opencv-python-headless>=4.8,<5",
 ]
-TRAIN = ["nuscenes-devkit>=1.2", "torchmetrics>=1.4", "scikit-learn>=1.3", "shapely>=2"]
+TRAIN = ["nuscenes-devkit>=1.2", "scikit-learn>=1.3"]
 SIM = ["moderngl>=5.11", "opencv-python-headless>=4.8,<5"]
 EXPORT = ["onnx>=1.16", "onnxruntime>=1.20"]
 
@@ -57,7 +57,7 @@ setup(
         "train": TRAIN,
         "sim": SIM,
         "export": EXPORT,
-        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6"],
+        "dev": ["torchmetrics>=1.4", "pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "cv-bridge>=1.13"],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),

@@ -119,7 +119,7 @@ def replay(
     facts = {"bag": str(options.bag), "rate": options.rate, "loops": options.loop, "node": identity}
     figures = summary(result, plans_file, facts)
     if options.out is not None:
-        figures["pictures"] = draw_pictures(options.out, result.plans, recording)
+        figures["pictures"] = draw_pictures(options.out, result.plans, recording, passes[0].counter.limits)
     print_table(figures, Console(stderr=options.json == "-"))
     write_json(figures, options.json)
     return figures

@@ -128,8 +128,10 @@ def _rows(image: ImageView, encoding: _Encoding) -> np.ndarray:
 
 
 def _convert(rows: np.ndarray, image: ImageView, encoding: _Encoding) -> np.ndarray:
-    import cv2  # only these encodings need it
-
+    try:
+        import cv2  # only these encodings need it
+    except ImportError as error:
+        raise InputError(f"encoding: {image.encoding} needs OpenCV; install opencv-python-headless") from error
     shape = (image.height, image.width) if encoding.channels == 1 else (image.height, image.width, encoding.channels)
     packed = np.ascontiguousarray(rows).reshape(shape)
     return cv2.cvtColor(packed, getattr(cv2, encoding.code))

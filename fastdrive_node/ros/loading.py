@@ -47,19 +47,20 @@ def load_planner(settings: Settings) -> LoadedPlanner:
     if settings.warm_up:
         pipeline.warm_up()
     vla, pruner = pipeline.vla, pipeline.pruner.name
+    fixed = {
+        "vla": str(vla.path),
+        "encoder": vla.encoder_fingerprint[:12],
+        "pruner": pruner if pruner == "none" else f"{pruner} {settings.pruner or '(beside the VLA)'}",
+        "device": device,
+        "dtype": settings.dtype,
+        "torch": torch.__version__,
+    }
+    if device == "cuda":
+        fixed["GPU"] = torch.cuda.get_device_name()
 
     def identity() -> dict[str, str]:
-        facts = {
-            "vla": str(vla.path),
-            "encoder": vla.encoder_fingerprint[:12],
-            "pruner": pruner if pruner == "none" else f"{pruner} {settings.pruner or '(beside the VLA)'}",
-            "drop": f"{pipeline.drop:g}",
-            "device": device,
-            "dtype": settings.dtype,
-            "torch": torch.__version__,
-        }
+        facts = {**fixed, "drop": f"{pipeline.drop:g}"}
         if device == "cuda":
-            facts["GPU"] = torch.cuda.get_device_name()
             facts["GPU memory MB"] = f"{torch.cuda.memory_allocated() / 1e6:.0f}"
         return facts
 

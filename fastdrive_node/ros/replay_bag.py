@@ -162,7 +162,8 @@ class SetCounter:
     ):
         self.complete: list[int] = []  # t0 of each, in ns
         self.incomplete: list[Refusal] = []
-        self._buffer = FrameBuffer(cameras, limits)
+        self.limits = limits or FrameLimits()
+        self._buffer = FrameBuffer(cameras, self.limits)
         self._compressed = compressed
         self._camera_of = {topics.cameras[camera]: camera for camera in cameras}
         self._on_set = on_set
@@ -177,7 +178,7 @@ class SetCounter:
 
     def finish(self, end_ns: int) -> None:
         """The last messages were added; what still waits for a camera is incomplete."""
-        self._buffer.expire(end_ns + round(self._buffer.limits.missing_timeout_s * 1e9) + 1)
+        self._buffer.expire(end_ns + round(self.limits.missing_timeout_s * 1e9) + 1)
         self._collect()
 
     def _frame(self, camera: str, message: BagMessage) -> CameraFrame | None:

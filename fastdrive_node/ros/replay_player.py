@@ -120,13 +120,14 @@ class Player:
         """What the node says of its model."""
         return self._report.identity
 
-    def wait_until_ready(self, timeout_s: float) -> None:
-        """Until the node is active, follows /clock, and every topic is matched on both sides.
+    def wait_until_ready(self, startup_s: float, connect_s: float) -> None:
+        """Until the node is active, and then until it follows /clock and every topic is matched on both sides.
 
         Raises:
-            FastDriveError: it takes longer than ``timeout_s``; the text says what is missing.
+            FastDriveError: one of them takes longer; the text says what is missing.
         """
-        self._sync(self._bag.start_ns, timeout_s, self._unready)
+        self._sync(self._bag.start_ns, startup_s, self._inactive, same_time=False)
+        self._sync(self._bag.start_ns, connect_s, self._unconnected)
 
     def play(self, counter: SetCounter) -> LoopResult:
         """One pass over the bag; returns when every set has its record, or cannot get one any more."""
@@ -182,10 +183,10 @@ class Player:
             if silent_s > SILENCE_S:
                 raise FastDriveError(f"the node has given no plan for {SILENCE_S:.0f} s; is --rate too high for it?")
 
-    def _sync(self, ns: int, timeout_s: float, unready: Callable[[], list[str]]) -> None:
+    def _sync(self, ns: int, timeout_s: float, unready: Callable[[], list[str]], same_time: bool = True) -> None:
         """Tell one time until the node's diagnostics carry it and nothing else is missing."""
         give_up_at = time.monotonic() + timeout_s
-        while (missing := unready()) or self._report.stamp_ns != ns:
+        while (missing := unready()) or (same_time and self._report.stamp_ns != ns):
             self._check()
             if time.monotonic() > give_up_at:
                 missing = missing or ["it does not follow /clock; start it with use_sim_time:=true"]
@@ -194,13 +195,14 @@ class Player:
             with self._changed:
                 self._changed.wait(5 * CLOCK_STEP_S)
 
-    def _unready(self) -> list[str]:
-        """What is missing before the first message may be sent."""
-        report = self._report
-        if report.stamp_ns < 0:
+    def _inactive(self) -> list[str]:
+        if self._report.stamp_ns < 0:
             return ["no diagnostics from it; is it running, with this name, in this ROS domain?"]
-        if not report.active:
-            return ["it is not active"]
+        return [] if self._report.active else ["it is not active"]
+
+    def _unconnected(self) -> list[str]:
+        """Which topics are not matched on both sides."""
+        report = self._report
         inputs = {**self._topics.cameras, "odometry": self._topics.odometry}
         if self._topics.command:
             inputs["command"] = self._topics.command

@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from fastdrive_node.frames import FrameLimits
 from fastdrive_node.ros.replay_bag import Recording, SetCounter
 from fastdrive_node.types import Command, FrameSet, InputError, KeptTokens, Plan
 
@@ -131,10 +132,15 @@ def print_table(figures: Mapping, console: Console) -> None:
         console.print(f"{figures['lost']} sets never reached the node whole: the machine or the transport is too slow")
 
 
-def draw_pictures(folder: Path, plans: Sequence[Mapping], recording: Recording) -> int:
-    """One picture a plan (``plan_0001.jpg`` ...), from the bag's images. Returns how many were drawn."""
+def draw_pictures(folder: Path, plans: Sequence[Mapping], recording: Recording, limits: FrameLimits) -> int:
+    """One picture a plan (``plan_0001.jpg`` ...), from the bag's images. Returns how many were drawn.
+
+    Pictures of an earlier replay in the same folder are removed.
+    """
     from fastdrive_node.pictures import draw_plan, save_picture
 
+    for old in folder.glob("plan_[0-9][0-9][0-9][0-9].jpg"):
+        old.unlink()
     by_t0 = {plan["t0_ns"]: (index, plan) for index, plan in reversed(list(enumerate(plans, start=1)))}
     drawn = 0
 
@@ -148,7 +154,7 @@ def draw_pictures(folder: Path, plans: Sequence[Mapping], recording: Recording) 
         save_picture(folder / f"plan_{index:04d}.jpg", picture)
         drawn += 1
 
-    counter = SetCounter(recording.topics, recording.cameras, recording.compressed, on_set=draw)
+    counter = SetCounter(recording.topics, recording.cameras, recording.compressed, limits, on_set=draw)
     for message in recording.bag.messages([recording.topics.cameras[camera] for camera in recording.cameras]):
         if not by_t0:
             break

@@ -16,7 +16,8 @@ from fastdrive_node.ros.replay_player import LoopResult, Player
 from fastdrive_node.ros.transport import profile_environment
 
 STARTUP_S = 600.0  # a large model loads slowly; a node that ends is noticed at once
-EXTERNAL_S = 30.0
+EXTERNAL_S = 15.0  # for the diagnostics of a node that runs already
+CONNECT_S = 30.0
 # A set waits longer for its odometry than in a vehicle, so that plans do not depend on the machine's load.
 REPLAY_PARAMETERS = {"use_sim_time": True, "autostart": True, "diagnostics_period_s": 0.2, "odometry_wait_s": 2.0}
 
@@ -56,7 +57,7 @@ def play_bag(recording: Recording, node: NodeOptions, rate: float, loops: int) -
         if process is not None:
             process.on_exit = player.wake
             stack.enter_context(process)
-        player.wait_until_ready(EXTERNAL_S if node.external else STARTUP_S)
+        player.wait_until_ready(EXTERNAL_S if node.external else STARTUP_S, CONNECT_S)
         passes = []
         for index in range(loops):
             if index:

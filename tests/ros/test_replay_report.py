@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from fastdrive_node.commands.replay import ReplayOptions, open_recording
+from fastdrive_node.frames import FrameLimits
 from fastdrive_node.ros.replay_bag import SetCounter
 from fastdrive_node.ros.replay_report import (
     draw_pictures,
@@ -117,6 +118,9 @@ def test_pictures_are_drawn_from_the_bags_images(tmp_path):
     bag = write_bag(tmp_path / "bag", BagPlan(transport="compressed"))
     recording = open_recording(ReplayOptions(bag), CAMERAS)
     plans = [plan_record(START_NS), plan_record(START_NS + 10**9)]
-    assert draw_pictures(tmp_path / "out", plans, recording) == 2
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "plan_0009.jpg").write_text("of an earlier replay")
+    assert draw_pictures(tmp_path / "out", plans, recording, FrameLimits()) == 2
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["plan_0001.jpg", "plan_0002.jpg"]
     with Image.open(tmp_path / "out" / "plan_0002.jpg") as picture:
         assert np.asarray(picture).std() > 0
