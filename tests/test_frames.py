@@ -196,6 +196,22 @@ def test_degraded_mode_plans_with_a_black_picture_and_names_it():
     assert buffer.counters.degraded == 1
 
 
+def test_a_late_camera_after_a_degraded_set_never_makes_an_older_one():
+    buffer = FrameBuffer(CAMERAS, FrameLimits(max_missing_cameras=1))
+    add_round(buffer, 0, skip=("CAM_BACK",))
+    assert buffer.expire(now(400)).t0_ns == now(0)
+    assert buffer.add(frame("CAM_BACK", -1)) is None
+    assert add_round(buffer, 90, skip=("CAM_BACK",)) == []
+
+
+def test_frames_of_one_camera_out_of_order_are_given_up_oldest_first():
+    buffer = FrameBuffer(CAMERAS[:2], FrameLimits(max_spread_s=0.05))
+    for stamp_ms in (400, 100, 300):
+        buffer.add(frame("CAM_FRONT", stamp_ms))
+    buffer.expire(now(1000))
+    assert [report.t0_ns for report in buffer.drain_reports()] == [now(100), now(300), now(400)]
+
+
 def test_degraded_mode_has_a_limit():
     buffer = FrameBuffer(CAMERAS, FrameLimits(max_missing_cameras=1))
     add_round(buffer, 0, skip=("CAM_BACK", "CAM_FRONT"))

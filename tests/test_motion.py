@@ -42,7 +42,7 @@ def test_a_standing_vehicle_keeps_its_heading():
 
 
 def test_a_reversal_of_heading_is_taken_the_short_way():
-    motion = motion_of(np.array([[-1.0, 0.1], [-2.0, -0.1], [-3.0, -0.3]]), 1.0)
+    motion = motion_of(np.array([[-1.0, 0.1], [-2.0, 0.1], [-3.0, -0.1]]), 1.0)
     assert np.abs(motion.yaw_rates_radps[1:]).max() < 0.5
 
 

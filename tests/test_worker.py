@@ -121,7 +121,9 @@ def test_a_set_waits_for_the_odometry_of_its_time(bench):
     bench = bench(odometry_wait_s=PATIENCE_S)
     bench.worker.add_odometry(EgoState(0, 0, 0, 0, 1.0))
     bench.send(100, odometry=False)
-    assert bench.worker.status().busy and bench.begun.empty()
+    with pytest.raises(queue.Empty):
+        bench.begun.get(timeout=0.2)
+    assert bench.worker.status().busy
     bench.worker.add_odometry(EgoState(200 * MS, 0, 0, 0, 3.0))
     assert bench.next().history.now.speed_mps == pytest.approx(2.0)
 
