@@ -31,6 +31,8 @@ from fastdrive_training.vla_loop import Run, fit
 
 CLASSES = 16  # at least the simulator's labels
 WAYPOINT_SCALE_M = 5.0
+FOREGROUND_LABELS = (2, 3, 8, 9, 10, 11, 12)  # of the simulator: road, marks, vehicles, people, lights, signs, barriers
+UNPRUNED = 0.35  # of the samples show all tokens to the language half, the others 20 to 90 %
 KNOWN_HISTORY = 0.88  # of the samples; the others stand for a vehicle that has just started
 GRADIENT_CAMERAS = (0, 1, 5)  # front, front right, front left; of the rear ones a random one joins in each step
 
@@ -53,14 +55,18 @@ class Planner(nn.Module):
         self.next_position = prompt.next_position
         self.prompt_positions = full_positions(vla, prompt.input_ids)[0]
 
-    def hidden(self, tokens: Tensor, text: Tensor) -> Tensor:
+    def hidden(self, tokens: Tensor, text: Tensor, kept: Tensor | None = None) -> Tensor:
         """Last hidden states [B, L, D] of ``text`` [B, L], prompts or prompts with answers, over tokens [B, N, D]."""
         embeds = self.core.get_input_embeddings()(text)
         embeds = embeds.index_copy(1, self.visual, tokens.to(embeds.dtype))
         extra = text.shape[1] - self.prompt_length
         answer = (self.next_position + torch.arange(extra)).expand(3, -1)
         positions = torch.cat([self.prompt_positions, answer], 1)[:, None].expand(3, len(text), -1)
-        return self.core.model.language_model(inputs_embeds=embeds, position_ids=positions).last_hidden_state
+        mask = None
+        if kept is not None:  # bool [B, N]: a token that nobody attends to is as good as pruned
+            mask = torch.ones_like(text).index_copy(1, self.visual, kept.to(text.dtype))
+        model = self.core.model.language_model
+        return model(inputs_embeds=embeds, position_ids=positions, attention_mask=mask).last_hidden_state
 
     def aside(self, last: Tensor, futures: Tensor, lights: Tensor, gaps: Tensor) -> dict[str, Tensor]:
         """Losses of the regression heads at the prompt's last hidden state [B, D]."""
@@ -194,7 +200,10 @@ def train_language(recipe: dict, resume: bool) -> dict[str, float]:
         answers, targets = noise.apply(data.answers[indices], data.futures[indices], rng)
         visual = torch.from_numpy(tokens[indices]).float()
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
-            hidden = planner.hidden(visual, torch.cat([prompts, answers[:, :-1]], 1))[:, planner.prompt_length - 1 :]
+            kept = keep_some(data.labels[indices], planner.vision.grid, rng)
+            hidden = planner.hidden(visual, torch.cat([prompts, answers[:, :-1]], 1), kept)[
+                :, planner.prompt_length - 1 :
+            ]
             logits = planner.core.lm_head(hidden)
         each = cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
         futures, lights, gaps = _targets(data, indices)
@@ -211,6 +220,24 @@ def train_language(recipe: dict, resume: bool) -> dict[str, float]:
     figures = fit(run, planner, parameters, losses, len(data), resume)
     save_vla(vla, stage1 / "vla", run.folder / "vla")
     return {**figures, "images_per_s": figures["steps_per_s"] * run.batch * len(vla.spec.cameras)}
+
+
+def keep_some(labels: np.ndarray, grid: tuple[int, int], rng: np.random.Generator) -> Tensor:
+    """Which visual tokens a sample's language half sees: all, or those of most foreground with more or less chance.
+
+    Args:
+        labels: uint8 [B, C, rows, columns], class of each fine cell.
+
+    Returns:
+        bool [B, C * n].
+    """
+    batch, cameras = labels.shape[:2]
+    fine = np.isin(labels, FOREGROUND_LABELS).reshape(batch, cameras, grid[0], 28 // CELL_PX, grid[1], 28 // CELL_PX)
+    score = fine.mean((3, 5)).reshape(batch, -1)
+    score = score + rng.uniform(0.05, 1.5, (batch, 1)) * rng.random(score.shape)
+    drop = np.where(rng.random(batch) < UNPRUNED, 0.0, rng.uniform(0.1, 0.8, batch))
+    rank = score.argsort(1).argsort(1)  # 0 is the lowest
+    return torch.from_numpy(rank >= (drop * score.shape[1])[:, None])
 
 
 def save_vla(vla: Vla, source: Path, target: Path) -> None:

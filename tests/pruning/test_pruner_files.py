@@ -50,6 +50,7 @@ def test_a_saved_pruner_scores_as_before(file, tiny_vla, pruner):
     with torch.inference_mode():
         assert torch.equal(loaded(tokens, (4, 8)), pruner(tokens, (4, 8)))
     assert not loaded.training and loaded.normalise
+    assert list(file.parent.iterdir()) == [file]
 
 
 def test_the_flag_for_the_paper_s_product_is_kept(tmp_path, tiny_vla):

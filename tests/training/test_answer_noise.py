@@ -40,8 +40,8 @@ def test_shown_answers_keep_the_grammar_and_go_astray(noise, tiny_vla) -> None:
     inputs, _ = noise.apply(_tokens(tiny_vla, plans), plans, np.random.default_rng(1))
     shown = np.array([_plan(tiny_vla, row) for row in inputs])
     errors = np.abs(shown - plans).max((1, 2))
-    assert 3 < (errors == 0).sum() < 20
-    assert np.median(errors) > 0.5
+    assert 8 < (errors == 0).sum() < 32
+    assert errors.max() > 0.5
 
 
 def test_each_digit_brings_the_number_nearest_to_the_truth_given_the_digits_before_it(noise, tiny_vla) -> None:
