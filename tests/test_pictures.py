@@ -40,6 +40,20 @@ def test_the_trajectory_shows_in_the_front_view_and_on_the_map():
     assert (pictures[0][64:554, rest] == pictures[1][64:554, rest]).all()
 
 
+def test_the_path_ahead_is_as_wide_as_the_vehicle_on_both_sides():
+    straight = np.array([[4.0 * k, 0.0] for k in range(1, 7)])
+    standing, driving = (
+        draw_plan(plan_of(points, kept=192), images_of(), CAMERAS, 8.0)[64:304, 500:980]
+        for points in (straight * 0, straight)
+    )
+    left, _, right, bottom = differs(standing, driving)
+    middle = 816 / 1600 * 480
+    nearest_m = 1.51 * 1266 / (900 - 491)  # seen at the picture's lower edge
+    half_width = 0.5 * 1.75 / nearest_m * 1266 * 480 / 1600
+    assert bottom == 239
+    assert middle - left == pytest.approx(half_width, abs=4) and right - middle == pytest.approx(half_width, abs=4)
+
+
 def test_the_kept_tokens_show_in_their_camera():
     first, second = plan_of(kept=32), plan_of(kept=33)  # the next one is CAM_FRONT_RIGHT's first
     pictures = [draw_plan(plan, images_of(), CAMERAS, 8.0)[64:554, :1480] for plan in (first, second)]
