@@ -1,11 +1,17 @@
-"""An untrained tiny VLA: Qwen2.5-VL's own classes at a toy size, with a tokenizer of its own."""
+"""An untrained tiny VLA: Qwen2.5-VL's own classes at a toy size, with a tokenizer of its own.
+
+The tokenizer writes a length or speed, sign to tenth, as one token. A model of this size cannot carry a plan from digit
+to digit: with a token per digit its text was worse than its hidden states, and lost digits (docs/decisions/0002).
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -50,6 +56,10 @@ PHRASES = (
     *CAMERAS,
 )
 SYMBOLS = ("], [", ", ", "[", "]", "+", "-", ".", "?", " ", "\n", *"0123456789")
+NUMBER = NumberFormat(decimals=1, integer_digits=2)
+UNKNOWN_NUMBER = NUMBER.unknown(HistorySpec.missing)
+NUMBERS = tuple(NUMBER.write(tenth / 10) for tenth in range(-999, 1000))
+WAVELENGTHS_M = (0.8, 400.0)  # shortest and longest of the first embeddings of numbers
 
 
 @dataclass(frozen=True)
@@ -79,9 +89,9 @@ def tiny_spec(size: TinySize | None = None) -> VlaSpec:
         camera_item="{camera}{image}",
         history=HistorySpec(steps=(4, 2, 1), interval_s=0.5),
         numbers=NumberSpec(
-            position=NumberFormat(decimals=1, integer_digits=2),
-            speed=NumberFormat(decimals=1, integer_digits=2),
-            accel=NumberFormat(decimals=1, integer_digits=2),
+            position=NUMBER,
+            speed=NUMBER,
+            accel=NUMBER,
             yaw_rate=NumberFormat(decimals=2, integer_digits=1),
         ),
         answer=AnswerSpec(
@@ -89,21 +99,21 @@ def tiny_spec(size: TinySize | None = None) -> VlaSpec:
             points=6,
             interval_s=0.5,
             closing=CLOSING,
-            max_new_tokens=96,
-            number=NumberFormat(decimals=2, integer_digits=2),
+            max_new_tokens=32,
+            number=NUMBER,
         ),
     )
 
 
 def tiny_tokenizer() -> Tokenizer:
-    """A word-level tokenizer whose words are the prompt's phrases and single symbols; any other text is unknown.
+    """A word-level tokenizer whose words are the prompt's phrases, numbers and symbols; any other text is unknown.
 
     Decoding gives exactly the encoded text back.
     """
-    words = (*SPECIAL, UNKNOWN, *PHRASES, *SYMBOLS)
+    words = (*SPECIAL, UNKNOWN, *PHRASES, *SYMBOLS, UNKNOWN_NUMBER, *NUMBERS)
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN))
-    alternatives = sorted((*PHRASES, *SYMBOLS), key=len, reverse=True)
-    pattern = "|".join(_escape(word) for word in alternatives)
+    alternatives = sorted((*PHRASES, *SYMBOLS, UNKNOWN_NUMBER), key=len, reverse=True)
+    pattern = "|".join([f"{NUMBER.pattern}(?![0-9])", *(_escape(word) for word in alternatives)])
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (*SPECIAL, UNKNOWN)])
@@ -174,6 +184,7 @@ def build_tiny_vla(path: str | Path, seed: int, size: TinySize | None = None) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config)
+        _embed_numbers(model.get_input_embeddings().weight, tokenizer, config.text_config.initializer_range)
     stop, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
     model.generation_config = GenerationConfig(eos_token_id=stop, pad_token_id=pad, do_sample=False)
     model.save_pretrained(path)
@@ -182,3 +193,13 @@ def build_tiny_vla(path: str | Path, seed: int, size: TinySize | None = None) ->
     (path / spec.prompt_file).write_text(TEMPLATE, encoding="utf-8")
     (path / SPEC_FILE).write_text(json.dumps(spec_json(spec), indent=2) + "\n", encoding="utf-8")
     return path
+
+
+@torch.no_grad()
+def _embed_numbers(weight: torch.Tensor, tokenizer: Tokenizer, deviation: float) -> None:
+    """Numbers start out close to their neighbours: sines and cosines of the value, then learned like any other row."""
+    values = torch.tensor([float(word) for word in NUMBERS])
+    rows = torch.tensor([tokenizer.token_to_id(word) for word in NUMBERS])
+    wavelengths = torch.from_numpy(np.geomspace(*WAVELENGTHS_M, weight.shape[1] // 2)).float()
+    angle = 2 * math.pi * values[:, None] / wavelengths
+    weight[rows] = math.sqrt(2) * deviation * torch.cat([angle.sin(), angle.cos()], 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from fastdrive_node.planning.answer import format_answer
 from fastdrive_node.planning.model import Vla
 from fastdrive_node.planning.prompt import build_prompt
+from fastdrive_node.planning.spec import spec_json
 from fastdrive_node.types import CAMERAS, EgoHistory, InputError
 from fastdrive_node.vision.preprocess import resize
 from fastdrive_training.nuscenes_data import KeyframeDataset
@@ -47,9 +49,10 @@ class Arrays:
         return len(self.futures)
 
     @staticmethod
-    def load(folder: Path) -> Arrays:
+    def load(*folders: Path) -> Arrays:
         """Open arrays that ``prepare`` wrote."""
-        return Arrays(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in Arrays.__annotations__})
+        files = {path.stem: path for folder in folders for path in folder.glob("*.npy")}
+        return Arrays(**{name: np.load(files[name], mmap_mode="r") for name in Arrays.__annotations__})
 
 
 def prepare(vla: Vla, dataset: KeyframeDataset, cache: Path) -> Arrays:
@@ -61,13 +64,23 @@ def prepare(vla: Vla, dataset: KeyframeDataset, cache: Path) -> Arrays:
     Raises:
         InputError: no keyframe has a future, or one of its files is missing or unreadable.
     """
-    key = json.dumps([str(dataset.root.resolve()), dataset.split, vla.spec.image_size, vla.template, len(dataset)])
-    folder = cache / hashlib.sha256(key.encode()).hexdigest()[:16]
+    pictures = [str(dataset.root.resolve()), dataset.split, vla.spec.image_size, len(dataset)]
+    words = [*pictures, vla.template, spec_json(vla.spec), vla.tokenizer.get_vocab()]
+    return Arrays.load(
+        _once(cache, "pictures", pictures, lambda folder: _write_pictures(vla, dataset, folder)),
+        _once(cache, "words", words, lambda folder: _write_words(vla, dataset, folder)),
+    )
+
+
+def _once(cache: Path, kind: str, key: list, write: Callable[[Path], None]) -> Path:
+    """The folder of ``key``, written by the first who asks."""
+    text = json.dumps(key, sort_keys=True)
+    folder = cache / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if not (folder / "complete").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _write(vla, dataset, folder)
-        (folder / "complete").write_text(key + "\n")
-    return Arrays.load(folder)
+        write(folder)
+        (folder / "complete").write_text(text + "\n")
+    return folder
 
 
 class _Decoder(Dataset):
@@ -109,17 +122,20 @@ def cell_labels(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return ids[weight.argmax(0)]
 
 
-def _write(vla: Vla, dataset: KeyframeDataset, folder: Path) -> None:
-    ahead = _extras(dataset)
-    keyframes = [(index, keyframe) for index, keyframe in enumerate(dataset) if keyframe.future_m is not None]
-    if not keyframes:
+def _with_future(dataset: KeyframeDataset) -> list[int]:
+    indices = [index for index, keyframe in enumerate(dataset) if keyframe.future_m is not None]
+    if not indices:
         raise InputError(f"{dataset.root}: no keyframe has a future of 3 s; write longer scenes")
-    _write_small(vla, [keyframe for _, keyframe in keyframes], ahead, folder)
-    count, (height, width) = len(keyframes), vla.spec.image_size
+    return indices
+
+
+def _write_pictures(vla: Vla, dataset: KeyframeDataset, folder: Path) -> None:
+    indices = _with_future(dataset)
+    count, (height, width) = len(indices), vla.spec.image_size
     shape = (count, len(CAMERAS), 3, height, width)
     pixels = open_memmap(folder / "pixels.npy", "w+", np.uint8, shape)
     labels = open_memmap(folder / "labels.npy", "w+", np.uint8, (*shape[:2], height // CELL_PX, width // CELL_PX))
-    decoder = _Decoder(dataset, [index for index, _ in keyframes], vla.spec.image_size)
+    decoder = _Decoder(dataset, indices, vla.spec.image_size)
     for place, (image, cells) in enumerate(
         tqdm(DataLoader(decoder, batch_size=None, num_workers=2), desc="decode", unit="keyframe")
     ):
@@ -140,7 +156,8 @@ def _extras(dataset: KeyframeDataset) -> dict:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _write_small(vla: Vla, keyframes: list, extras: dict, folder: Path) -> None:
+def _write_words(vla: Vla, dataset: KeyframeDataset, folder: Path) -> None:
+    keyframes, extras = [dataset[index] for index in _with_future(dataset)], _extras(dataset)
     stop = vla.tokenizer.convert_tokens_to_ids("<|im_end|>")
     prompts = [
         [build_prompt(vla, history, keyframe.command).input_ids.numpy() for history in histories(keyframe.history)]

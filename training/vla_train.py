@@ -1,8 +1,9 @@
 """Training a small VLA by imitation, in two stages whose order makes it possible on a CPU.
 
-1. ``train_tower``: vision tower and language half together, prompt only. The tower's tokens must name the class of each
-   cell; the language half's last hidden state must give the waypoints, the light ahead and the gaps.
-2. ``train_language``: the tower is frozen, its tokens are computed once, and the language half learns the text.
+1. ``train_tower``: vision tower and language half together. The tower's tokens must name the class of each cell; the
+   language half's hidden states must give the waypoints, the light ahead, the gaps, and the answer's text.
+2. ``train_language``: the tower is frozen, its tokens are computed once, and the language half learns the text from
+   them, whole and pruned.
 """
 
 from __future__ import annotations
@@ -14,15 +15,14 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, smooth_l1_loss
+from torch.nn.functional import avg_pool2d, cross_entropy, smooth_l1_loss
 from tqdm import tqdm
 
-from fastdrive_node.planning.answer import example_answer
 from fastdrive_node.planning.prompt import build_prompt, full_positions
 from fastdrive_node.planning.vla import Vla, load_vla
 from fastdrive_node.types import EgoHistory, EgoState
 from fastdrive_node.vision import TorchVision
-from fastdrive_training.answer_noise import AnswerNoise
+from fastdrive_training.answer_text import AnswerText
 from fastdrive_training.nuscenes_data import KeyframeDataset
 from fastdrive_training.recipe import parse_recipe
 from fastdrive_training.tiny_vla import build_tiny_vla
@@ -34,6 +34,7 @@ WAYPOINT_SCALE_M = 5.0
 FOREGROUND_LABELS = (2, 3, 8, 9, 10, 11, 12)  # of the simulator: road, marks, vehicles, people, lights, signs, barriers
 UNPRUNED = 0.35  # of the samples show all tokens to the language half, the others 20 to 90 %
 KNOWN_HISTORY = 0.88  # of the samples; the others stand for a vehicle that has just started
+WEIGHTS = {"numbers": 0.3, "words": 0.3, "waypoints": 3.0, "light": 0.3, "gaps": 1.0, "dense": 0.5}
 GRADIENT_CAMERAS = (0, 1, 5)  # front, front right, front left; of the rear ones a random one joins in each step
 
 
@@ -49,6 +50,7 @@ class Planner(nn.Module):
         self.classes = nn.Linear(width, cells * CLASSES)
         self.waypoints = nn.Linear(width, vla.spec.answer.points * 2)
         self.ahead = nn.Linear(width, len(LIGHTS) + len(GAPS))
+        self.answer = AnswerText.of(vla)
         prompt = build_prompt(vla, EgoHistory((EgoState(0, 0.0, 0.0, 0.0, 0.0),)))
         self.visual = prompt.visual
         self.prompt_length = len(prompt)
@@ -68,14 +70,34 @@ class Planner(nn.Module):
         model = self.core.model.language_model
         return model(inputs_embeds=embeds, position_ids=positions, attention_mask=mask).last_hidden_state
 
-    def aside(self, last: Tensor, futures: Tensor, lights: Tensor, gaps: Tensor) -> dict[str, Tensor]:
-        """Losses of the regression heads at the prompt's last hidden state [B, D]."""
-        wanted = futures.flatten(1) / WAYPOINT_SCALE_M
+    def plan_losses(
+        self, tokens: Tensor, data: Arrays, indices: np.ndarray, rng: np.random.Generator, kept: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Weighted losses of the language half for tokens [B, N, D] of the keyframes ``indices``."""
+        known = np.where(
+            rng.random(len(indices)) < KNOWN_HISTORY, 0, rng.integers(1, data.prompts.shape[1], len(indices))
+        )
+        prompts = torch.from_numpy(data.prompts[indices, known].astype(np.int64))
+        answers = data.answers[indices]
+        shown = self.answer.shown(answers, data.futures[indices], rng)
+        hidden = self.hidden(tokens, torch.cat([prompts, shown[:, :-1]], 1), kept)[:, self.prompt_length - 1 :]
+        logits = self.core.lm_head(hidden).float()
+        futures, lights, gaps = _targets(data, indices)
+        wanted = (futures.flatten(1) / WAYPOINT_SCALE_M)[:, None]
+        waypoints = self.waypoints(hidden.float())  # every place of the answer knows the whole plan
+        losses = {
+            **self.answer.losses(logits, answers, futures),
+            "waypoints": smooth_l1_loss(waypoints, wanted.expand_as(waypoints), beta=0.1),
+            **self._ahead_losses(hidden[:, 0].float(), lights, gaps),
+        }
+        return {name: WEIGHTS[name] * loss for name, loss in losses.items()}
+
+    def _ahead_losses(self, last: Tensor, lights: Tensor, gaps: Tensor) -> dict[str, Tensor]:
+        """What is ahead, asked at the prompt's last hidden state [B, D]."""
         ahead = self.ahead(last)
         known = (lights != IGNORE).sum().clamp(min=1)  # a real dataset names no lights
         nearness = torch.exp(-gaps / 20.0) * (gaps < NO_GAP_M)
         return {
-            "waypoints": smooth_l1_loss(self.waypoints(last), wanted, beta=0.1),
             "light": cross_entropy(ahead[:, : len(LIGHTS)], lights, reduction="sum") / known,
             "gaps": smooth_l1_loss(ahead[:, len(LIGHTS) :], nearness, beta=0.1),
         }
@@ -150,15 +172,9 @@ def train_tower(recipe: dict, resume: bool) -> dict[str, float]:
         pixels = _jitter(torch.from_numpy(data.pixels[indices]), rng)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             tokens, cameras = encode_some(planner, pixels, rng)
-            last = planner.hidden(tokens, torch.from_numpy(data.prompts[indices, 0].astype(np.int64)))[:, -1]
+            plan = planner.plan_losses(tokens, data, indices, rng)
         labels = torch.from_numpy(data.labels[indices])
-        aside = planner.aside(last.float(), *_targets(data, indices))
-        return {
-            "dense": 0.5 * dense_loss(planner, tokens, labels, cameras),
-            "waypoints": 3.0 * aside["waypoints"],
-            "light": 0.3 * aside["light"],
-            "gaps": 1.0 * aside["gaps"],
-        }
+        return {"dense": WEIGHTS["dense"] * dense_loss(planner, tokens, labels, cameras), **plan}
 
     figures = fit(run, planner, parameters, losses, len(data), resume)
     vla.model.save_pretrained(run.folder / "vla")
@@ -167,10 +183,16 @@ def train_tower(recipe: dict, resume: bool) -> dict[str, float]:
 
 
 def _jitter(pixels: Tensor, rng: np.random.Generator) -> Tensor:
-    """Brightness and contrast vary by keyframe, as light and exposure do."""
-    gain = torch.from_numpy(rng.uniform(0.8, 1.2, (len(pixels), 1, 1, 1, 1))).float()
-    shift = torch.from_numpy(rng.uniform(-20, 20, (len(pixels), 1, 1, 1, 1))).float()
-    return ((pixels.float() - 128) * gain + 128 + shift).clamp(0, 255).to(torch.uint8)
+    """Vary light, exposure, colour cast, sharpness and sensor noise by keyframe; pixels uint8 [B, C, 3, H, W]."""
+
+    def draw(low: float, high: float, channels: int = 1) -> Tensor:
+        return torch.from_numpy(rng.uniform(low, high, (len(pixels), 1, channels, 1, 1))).float()
+
+    values = (pixels.float() - 128) * draw(0.7, 1.3) * draw(0.9, 1.1, 3) + 128 + draw(-30, 30)
+    soft = avg_pool2d(values.flatten(0, 2), 3, stride=1, padding=1, count_include_pad=False).view_as(values)
+    values = torch.lerp(values, soft, draw(0, 1))
+    grain = torch.from_numpy(rng.standard_normal((1, *values.shape[1:]), dtype=np.float32))  # one for all: enough
+    return (values + grain * draw(0, 8)).clamp(0, 255).to(torch.uint8)
 
 
 def _targets(data: Arrays, indices: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,41 +203,21 @@ def train_language(recipe: dict, resume: bool) -> dict[str, float]:
     """Stage 2 (``LanguageRecipe``), from the VLA of stage 1. Writes the finished VLA directory to ``<out>/vla``."""
     settings = parse_recipe(LanguageRecipe, recipe)
     torch.manual_seed(settings.seed)
-    run, stage1, cache = settings.run(), Path(settings.tower_run), Path(settings.cache)
+    run, stage1 = settings.run(), Path(settings.tower_run)
     vla = load_vla(stage1 / "vla")
-    data = prepare(vla, KeyframeDataset(settings.dataset, settings.split), cache)
+    data = prepare(vla, KeyframeDataset(settings.dataset, settings.split), Path(settings.cache))
     planner = Planner(vla)
-    tokens = cached_tokens(planner, data, cache / f"tokens-{vla.encoder_fingerprint[:16]}-{len(data)}.npy")
+    tokens = cached_tokens(planner, data)
     for name, state in torch.load(stage1 / "heads.pt", weights_only=True).items():
         getattr(planner, name).load_state_dict(state)
     vla.model.model.language_model.requires_grad_(True)
     parameters = [p for p in planner.parameters() if p.requires_grad]
-    weights, noise = answer_weights(vla), AnswerNoise.of(vla)
 
     def losses(indices: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
-        known = np.where(
-            rng.random(len(indices)) < KNOWN_HISTORY, 0, rng.integers(1, data.prompts.shape[1], len(indices))
-        )
-        prompts = torch.from_numpy(data.prompts[indices, known].astype(np.int64))
-        answers, targets = noise.apply(data.answers[indices], data.futures[indices], rng)
         visual = torch.from_numpy(tokens[indices]).float()
+        kept = keep_some(data.labels[indices], planner.vision.grid, rng)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
-            kept = keep_some(data.labels[indices], planner.vision.grid, rng)
-            hidden = planner.hidden(visual, torch.cat([prompts, answers[:, :-1]], 1), kept)[
-                :, planner.prompt_length - 1 :
-            ]
-            logits = planner.core.lm_head(hidden)
-        each = cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
-        futures, lights, gaps = _targets(data, indices)
-        aside = planner.aside(hidden[:, 0].float(), futures, lights, gaps)
-        carried = planner.waypoints(hidden.float())  # every place of the answer knows the whole plan
-        wanted = (futures.flatten(1) / WAYPOINT_SCALE_M)[:, None].expand_as(carried)
-        return {
-            "text": (each * weights).sum(1).mean() / weights.sum(),
-            "waypoints": 1.0 * aside["waypoints"],
-            "carried": 3.0 * smooth_l1_loss(carried, wanted, beta=0.1),
-            "ahead": 0.1 * aside["light"] + 0.3 * aside["gaps"],
-        }
+            return planner.plan_losses(visual, data, indices, rng, kept)
 
     figures = fit(run, planner, parameters, losses, len(data), resume)
     save_vla(vla, stage1 / "vla", run.folder / "vla")
@@ -249,19 +251,10 @@ def save_vla(vla: Vla, source: Path, target: Path) -> None:
             (target / file.name).write_bytes(file.read_bytes())
 
 
-def answer_weights(vla: Vla) -> Tensor:
-    """Weight of each answer token [A]: the last decimal is mostly noise and shall not drown the metres."""
-    ids = vla.tokenizer.encode(example_answer(vla.spec.answer), add_special_tokens=False)
-    weights, after_point = [], None
-    for word in (vla.tokenizer.decode([index]) for index in ids):
-        after_point = 0 if word == "." else after_point + 1 if word.isdigit() and after_point is not None else None
-        weights.append({1: 0.8, 2: 0.1}.get(after_point, 1.0))
-    return torch.tensor([*weights, 1.0])
-
-
 @torch.inference_mode()
-def cached_tokens(planner: Planner, data: Arrays, path: Path) -> np.ndarray:
-    """The frozen tower's tokens of every keyframe, float16 [K, C * n, D], computed once."""
+def cached_tokens(planner: Planner, data: Arrays) -> np.ndarray:
+    """The frozen tower's tokens of every keyframe, float16 [K, C * n, D], computed once and kept beside the pixels."""
+    path = Path(data.pixels.filename).with_name(f"tokens-{planner.vla.encoder_fingerprint[:16]}.npy")
     if path.exists():
         return np.load(path, mmap_mode="r")
     draft = path.with_suffix(".tmp.npy")
