@@ -9,7 +9,7 @@ from fastdrive_node.planning.answer import example_answer, format_answer
 from fastdrive_node.planning.decode import Answer, generate
 from fastdrive_node.planning.prompt import build_prompt
 from fastdrive_node.planning.vla import load_vla
-from fastdrive_node.pruning.baselines import ScorePruner, make_pruner
+from fastdrive_node.pruning.baselines import PruningContext, ScorePruner, choose, make_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.types import CAMERAS, AnswerError, CameraFrame, Command, FrameSet, InputError, ModelError
 
@@ -50,7 +50,7 @@ def says(monkeypatch):
 
 @pytest.fixture
 def good_plan(tiny_vla, says):
-    waypoints = np.array([[2.5 * k, 0.25] for k in range(1, 7)])
+    waypoints = np.array([[2.5 * k, 0.2] for k in range(1, 7)])
     says(format_answer(waypoints, tiny_vla.spec.answer))
     return waypoints
 
@@ -87,7 +87,7 @@ def test_the_text_is_that_of_the_lower_level_api(tiny_dir, pruner, frame_set, eg
     pipeline = Pipeline(vla, pruner, drop=0.5)
     with torch.inference_mode():
         tokens = pipeline.vision.encode([image_of(i) for i in range(6)])
-        kept = pruner.select(tokens, pruner.score(tokens, vla.grid), 96)
+        kept = choose(pruner, PruningContext(tokens, vla.grid), 96)
     prompt = build_prompt(vla, ego_history, Command.RIGHT)
     expected = generate(pipeline.language, vla, tokens, kept, prompt).text
     assert pipeline.plan(frame_set, ego_history, Command.RIGHT).text == expected == read[0]
