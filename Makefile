@@ -12,7 +12,7 @@ comma := ,
 .PHONY: demo test install-demo install-test system-packages clean
 
 demo: install-demo
-	$(BIN)/fastdrive replay samples/city --drop 0.25 --out demo --json demo/summary.json
+	$(BIN)/fastdrive replay samples/city --drop 0.5 --out demo --json demo/summary.json
 
 test: system-packages install-test
 	$(BIN)/ruff check .
