@@ -25,7 +25,18 @@ ROS = [
     "ros-jazzy-std-srvs",
     "opencv-python-headless>=4.8,<5",
 ]
-TRAIN = ["nuscenes-devkit>=1.2", "scikit-learn>=1.3"]
+PARQUET = ["pyarrow>=15,<26"]  # 26 needs numpy 2
+TRAIN = [
+    *PARQUET,
+    "shapely>=2",
+    "nuscenes-devkit>=1.2",
+    "pycocotools>=2.0.7",
+    "scikit-learn>=1.3",
+    "matplotlib>=3.8",
+    "jinja2>=3.1",
+    "accelerate>=1.2",
+    "tensorboard>=2.15",
+]
 SIM = ["moderngl>=5.11", "opencv-python-headless>=4.8,<5"]
 EXPORT = ["onnx>=1.16", "onnxruntime>=1.20"]
 
@@ -39,7 +50,11 @@ setup(
     + room("fastdrive_training", "training")
     + room("fastdrive_export", "export"),
     package_dir={"fastdrive_training": "training", "fastdrive_export": "export"},
-    package_data={"fastdrive_training": ["recipes/*.yaml"]},
+    package_data={
+        "fastdrive_training": ["recipes/*.yaml"],
+        "fastdrive_training.annotate": ["*.yaml"],
+        "fastdrive_training.report": ["*.j2"],
+    },
     install_requires=[
         "numpy>=1.24,<2",
         "torch>=2.4",
@@ -55,6 +70,7 @@ setup(
     extras_require={
         "ros": ROS,
         "train": TRAIN,
+        "waymo": PARQUET,
         "sim": SIM,
         "export": EXPORT,
         "dev": ["torchmetrics>=1.4", "pytest>=8", "hypothesis>=6.100", "ruff>=0.6", "cv-bridge>=1.13"],

@@ -15,15 +15,23 @@ COMMANDS = {
     "replay": ("fastdrive_node.commands.replay", "a rosbag2 through the real node"),
     "plan": ("fastdrive_node.commands.plan", "one set of images to one plan"),
     "sim": ("fastdrive_sim.commands", "datasets and bags from the simulator"),
+    "annotate": ("fastdrive_training.commands.annotate", "foreground masks by Grounding DINO and SAM"),
     "train": ("fastdrive_training.commands.train", "VLA or pruner training from a recipe"),
+    "train-report": ("fastdrive_training.commands.train_report", "one HTML page of a training run"),
+    "calibrate": ("fastdrive_training.commands.calibrate", "turn a pruner's scores into chances, camera by camera"),
     "score": ("fastdrive_training.commands.score", "token scores against mask coverage"),
     "evaluate": ("fastdrive_training.commands.evaluate", "open-loop planning"),
+    "view-weights": ("fastdrive_training.commands.view_weights", "how Prune2Drive shares tokens out over the cameras"),
+    "metrics": ("fastdrive_training.commands.metrics", "the figures of every planning convention for plans in a file"),
+    "export": ("fastdrive_export.commands.export", "engines: one file for images to scored tokens"),
     "bench": ("fastdrive_node.commands.bench", "every stage against plain transformers"),
 }
 
 INSTALL_HINTS = {
     "fastdrive_sim": "pip install -e ros2_ws/src/fastdrive_sim",
     "fastdrive_training": "pip install -e .[train]",
+    "onnx": "pip install -e .[export]",
+    "onnxruntime": "pip install -e .[export]",
     "rclpy": "pip install -e .[ros], or source a ROS 2 installation",
 }
 

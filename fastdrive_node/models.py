@@ -10,8 +10,11 @@ from fastdrive_node.pipeline import Pipeline
 from fastdrive_node.planning.spec import SPEC_FILE
 from fastdrive_node.planning.vla import load_vla
 from fastdrive_node.pruning.baselines import make_pruner
+from fastdrive_node.pruning.files import load_calibration
+from fastdrive_node.pruning.refine import ScoreOptions
 from fastdrive_node.share import shared_file
 from fastdrive_node.types import InputError, ModelError
+from fastdrive_node.vision.engine import EngineChoice, EnginePruner, open_engine
 
 SHIPPED_VLA = "models/tiny"
 SHIPPED_PRUNER = "reconpruner.safetensors"
@@ -36,26 +39,47 @@ def open_pipeline(
     drop: float | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    engine: EngineChoice | None = None,
+    scores: ScoreOptions | None = None,
 ) -> Pipeline:
-    """A pipeline with torch as its backend.
+    """A pipeline from files.
 
     Args:
         vla_dir: None for the shipped tiny VLA.
         pruner_file: None for ``reconpruner.safetensors`` in the VLA directory, where it is.
         drop: pruning ratio p in [0, 1); None for 0.5 with a pruner and 0 without.
+        engine: what runs encoder and pruner; None for torch. An engine holds its pruner, and the pruner file, where it
+            is, must be the one that the engine was built with.
+        scores: what is done with the pruner's scores; a calibration is read from the pruner file.
 
     Raises:
-        ModelError: a model cannot be used, or ``drop`` is above 0 without a pruner.
+        ModelError: a model or engine cannot be used, ``drop`` is above 0 or score options are on without a pruner, or
+            they need a calibration that the pruner file lacks.
         InputError: ``drop`` is out of range.
     """
     vla_dir = default_vla_dir() if vla_dir is None else Path(vla_dir)
     vla = load_vla(vla_dir, device, dtype)
     if pruner_file is None and (vla_dir / SHIPPED_PRUNER).is_file():
         pruner_file = vla_dir / SHIPPED_PRUNER
+    calibration = None
+    if scores is not None and scores.needs_calibration and pruner_file is not None:
+        calibration = load_calibration(pruner_file)
+    if engine is not None:
+        vision = open_engine(engine, vla, pruner_file)
+        vla.model.model.visual = None  # the engine has its own
+        least = 1 - vision.max_keep / vla.tokens
+        drop = max(DEFAULT_DROP, least) if drop is None else drop
+        return Pipeline(vla, EnginePruner(vision), drop, vision, scores=scores, calibration=calibration)
     if pruner_file is not None:
-        return Pipeline(vla, make_pruner("reconpruner", vla, pruner_file), DEFAULT_DROP if drop is None else drop)
+        pruner = make_pruner("reconpruner", vla, pruner_file)
+        return Pipeline(vla, pruner, DEFAULT_DROP if drop is None else drop, scores=scores, calibration=calibration)
     if drop:
         raise ModelError(
             f"drop {drop:g} needs a pruner, and {vla_dir} has no {SHIPPED_PRUNER}; give --pruner FILE or --drop 0"
+        )
+    if scores is not None and scores.active:
+        raise ModelError(
+            f"calibrated_scores, keep_threshold, temporal_change, temporal_memory: need a pruner, and {vla_dir} has no "
+            f"{SHIPPED_PRUNER}; give a pruner file or turn them off"
         )
     return Pipeline(vla)

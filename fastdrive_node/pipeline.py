@@ -13,11 +13,16 @@ from fastdrive_node.planning.answer import parse_answer
 from fastdrive_node.planning.checks import PlanLimits, check_plan
 from fastdrive_node.planning.decode import Answer, decode
 from fastdrive_node.planning.language import LanguageModel
+from fastdrive_node.planning.layer_pruning import LayerPruner
 from fastdrive_node.planning.model import Vla
 from fastdrive_node.planning.prefill import prefill, prune_prompt
 from fastdrive_node.planning.prompt import build_prompt
-from fastdrive_node.pruning.baselines import NoPruner, Pruner
+from fastdrive_node.pruning.baselines import NoPruner
+from fastdrive_node.pruning.calibration import Calibration
+from fastdrive_node.pruning.pruner import Pruner, PruningContext
+from fastdrive_node.pruning.refine import Refined, ScoreOptions, check_options, refine
 from fastdrive_node.pruning.select import keep_count
+from fastdrive_node.pruning.temporal import Moment, TemporalState
 from fastdrive_node.types import (
     CameraFrame,
     Command,
@@ -62,10 +67,14 @@ class Pipeline:
             set between plans.
         backend: images to tokens; None for torch on the VLA's device.
         limits: what a plan may ask of the vehicle.
+        scores: what is done with the pruner's scores before the best are taken. With a threshold ``drop`` is the most
+            that is kept. The temporal terms' state passes from a plan to the next one, never from a set without a plan.
+        calibration: of the pruner, for the options that need one.
 
     Raises:
         InputError: ``drop`` is out of range.
-        ModelError: the backend's token grid is not the VLA's.
+        ModelError: the calibration is missing or lacks a camera, the backend's token grid is not the VLA's, or the
+            pruner needs more than the visual tokens.
     """
 
     def __init__(
@@ -75,14 +84,24 @@ class Pipeline:
         drop: float = 0.0,
         backend: VisionBackend | None = None,
         limits: PlanLimits | None = None,
+        scores: ScoreOptions | None = None,
+        calibration: Calibration | None = None,
     ):
         self.vla = vla
         self.pruner = pruner or NoPruner()
+        if isinstance(self.pruner, LayerPruner) or self.pruner.needs:
+            raise ModelError(
+                f"pruner {self.pruner.name}: chooses by more than the visual tokens, which the node does not give; "
+                "compare it with `fastdrive evaluate`"
+            )
         self.vision = backend or TorchVision(vla.model.model.visual, vla.spec.image_size, len(vla.spec.cameras))
         if tuple(self.vision.grid) != tuple(vla.grid):
             raise ModelError(f"vision backend: token grid {self.vision.grid}, but {vla.path} has {vla.grid}")
         self.language = LanguageModel(vla)
         self.limits = limits or PlanLimits()
+        self.scores, self.calibration = scores or ScoreOptions(), calibration
+        check_options(self.scores, calibration, vla.spec.cameras)
+        self._state: TemporalState | None = None
         self.drop = drop
 
     @property
@@ -92,10 +111,15 @@ class Pipeline:
     @drop.setter
     def drop(self, value: float) -> None:
         try:
-            self._keep = keep_count(self.vla.tokens, value)
+            keep = keep_count(self.vla.tokens, value)
         except ValueError as error:
             raise InputError(str(error)) from error
-        self._drop = value
+        if keep > self.vision.max_keep:
+            raise InputError(
+                f"drop: {value:g} keeps {keep} of {self.vla.tokens} tokens, the engine gives {self.vision.max_keep}; "
+                "give a larger drop, or build the engine with a larger --max-keep"
+            )
+        self._drop, self._keep = value, keep
 
     @torch.inference_mode()
     def plan(self, frame_set: FrameSet, history: EgoHistory, command: Command = Command.NONE) -> Plan:
@@ -110,7 +134,9 @@ class Pipeline:
             AnswerError: the answer follows not the grammar, or is no drivable plan.
             ModelError: the pruner's scores are not finite.
         """
+        state, self._state = self._state, None  # a set that is refused leaves nothing to the next one
         self._check_cameras(frame_set)
+        moment = Moment(frame_set.t0_ns, self.vla.spec.cameras, frame_set.missing, history.now)
         stage = StageTimes(self.vla.device)
         with stage("total"):
             with stage("load"):
@@ -119,11 +145,12 @@ class Pipeline:
                 patches = self.vision.preprocess(images)
             with stage("encode"):
                 tokens = self.vision.encode_patches(patches)
-            kept = self._prune(tokens, stage)
+            kept, refined = self._prune(tokens, moment, stage, state)
             answer = self._answer(tokens, kept, history, command, stage)
             with stage("parse"):
                 waypoints = parse_answer(answer.text, self.vla.spec.answer)
                 check_plan(waypoints, self.vla.spec.answer.interval_s, history.now.speed_mps, self.limits)
+        self._state = refined.state
         mode = f"degraded: no image of {', '.join(frame_set.missing)}" if frame_set.missing else "nominal"
         return Plan(
             t0_ns=frame_set.t0_ns,
@@ -142,7 +169,7 @@ class Pipeline:
         black = np.zeros((len(self.vla.spec.cameras), height, width, 3), np.uint8)
         stage = StageTimes(self.vla.device)
         tokens = self.vision.encode(black)
-        kept = self._prune(tokens, stage)
+        kept, _ = self._prune(tokens, Moment(0, self.vla.spec.cameras, (), _STANDING), stage)
         self._answer(tokens, kept, EgoHistory((_STANDING,), self.vla.spec.history.interval_s), Command.NONE, stage)
 
     def _check_cameras(self, frame_set: FrameSet) -> None:
@@ -153,17 +180,20 @@ class Pipeline:
                 "in this order"
             )
 
-    def _prune(self, tokens: torch.Tensor, stage: StageTimes) -> KeptTokens:
-        grid = self.vla.grid
+    def _prune(
+        self, tokens: torch.Tensor, moment: Moment, stage: StageTimes, state: TemporalState | None = None
+    ) -> tuple[KeptTokens, Refined]:
+        context = PruningContext(tokens, self.vla.grid)
         with stage("score"):
-            scores = self.pruner.score(tokens, grid)
+            scores = self.pruner.score(context)
         with stage("select"):
             try:
-                indices = self.pruner.select(tokens, scores, self._keep)
+                refined = refine(scores, context, moment, self._keep, self.scores, self.calibration, state)
+                indices = self.pruner.select(context, refined.scores, refined.keep)
             except ValueError as error:
                 raise ModelError(f"pruner {self.pruner.name}: {error}") from error
-            flat = None if scores is None else scores.float().cpu().flatten().numpy()
-        return KeptTokens(indices.numpy(), flat, (tokens.shape[0], *grid))
+            flat = None if refined.scores is None else refined.scores.float().cpu().flatten().numpy()
+        return KeptTokens(indices.numpy(), flat, (tokens.shape[0], *context.grid), refined.temporal), refined
 
     def _answer(
         self, tokens: torch.Tensor, kept: KeptTokens, history: EgoHistory, command: Command, stage: StageTimes

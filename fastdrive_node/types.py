@@ -20,6 +20,8 @@ CAMERAS = (
     "CAM_BACK_LEFT",
     "CAM_FRONT_LEFT",
 )
+VISION_BACKENDS = ("torch", "onnxruntime", "tensorrt")
+ONNX_PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 
 
 class FastDriveError(Exception):
@@ -107,6 +109,7 @@ class KeptTokens:
     indices: np.ndarray  # int64 [K], ascending
     scores: np.ndarray | None  # float32 [N]; None for pruners without scores
     grid: tuple[int, int, int]  # cameras, rows, columns; N is their product
+    temporal: str = "off"  # "off", or what became of the set before: "new" (none), "used", "dropped: <reason>"
 
     @property
     def total(self) -> int:

@@ -1,11 +1,18 @@
 """The node in a vehicle or a simulation.
 
 ros2 launch fastdrive_node fastdrive.launch.py vla:=/models/my_vla topics:=/etc/vehicle_topics.yaml drop:=0.75
+
+With an engine, which is built once on the vehicle's computer:
+
+ros2 launch fastdrive_node fastdrive.launch.py vision_backend:=tensorrt engine:=/engines/vision.plan build_only:=true
+ros2 launch fastdrive_node fastdrive.launch.py vision_backend:=tensorrt engine:=/engines/vision.plan
 """
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from pathlib import Path
 
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
@@ -26,6 +33,10 @@ ARGUMENTS = {
     "vla": ("", "VLA directory"),
     "pruner": ("", "pruner file"),
     "drop": ("", "pruning ratio p, 0 to 0.95"),
+    "vision_backend": ("", "torch, onnxruntime or tensorrt: what runs vision encoder and pruner"),
+    "engine": ("", "engine file for onnxruntime or tensorrt"),
+    "build_only": ("false", "build the engine and exit; the node is not started"),
+    "precision": ("fp32", "of the engine that build_only builds: fp32, fp16 or bf16"),
     "params_file": ("", "parameter file; empty: the shipped config/fastdrive.yaml"),
     "image_transport": ("", "raw or compressed"),
     "use_sim_time": ("false", "take the time from /clock"),
@@ -50,6 +61,9 @@ def generate_launch_description() -> LaunchDescription:
 
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+    if is_true(given, "build_only"):
+        build_engine(given)
+        return []
     profile = profile_environment(None if given["fastdds_profile"] == SHIPPED else given["fastdds_profile"])
     actions: list[LaunchDescriptionEntity] = [SetEnvironmentVariable(name, value) for name, value in profile.items()]
     params_file = given["params_file"] or str(shared_file("config/fastdrive.yaml"))
@@ -72,6 +86,23 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     return actions
 
 
+def build_engine(given: dict[str, str]) -> None:
+    """Run `fastdrive export build` to its end. Raises InputError, on which the launch exits 1."""
+    if not given["engine"] or given["vision_backend"] in ("", "torch"):
+        raise InputError("build_only: give engine:=FILE and vision_backend:=onnxruntime or tensorrt with it")
+    expected = "vision.plan" if given["vision_backend"] == "tensorrt" else "vision.onnx"
+    if Path(given["engine"]).name != expected:
+        raise InputError(f"engine: {given['engine']}: what is built is named {expected}; name it so")
+    words = ["--backend", given["vision_backend"], "--precision", given["precision"]]
+    words += ["--out", str(Path(given["engine"]).parent)]
+    for name in ("vla", "pruner"):
+        if given[name]:
+            words += [f"--{name}", given[name]]
+    code = subprocess.run([sys.executable, "-m", "fastdrive_node.cli", "export", "build", *words]).returncode
+    if code:
+        raise InputError(f"build_only: `fastdrive export build {' '.join(words)}` failed with exit code {code}")
+
+
 def program() -> dict:
     """The installed executable; without an ament installation the module, in this interpreter."""
     try:
@@ -84,7 +115,7 @@ def program() -> dict:
 def overrides(given: dict[str, str]) -> dict:
     """Parameters from arguments; they win over the parameter file."""
     values: dict = {"use_sim_time": is_true(given, "use_sim_time")}
-    for name in ("vla", "pruner", "image_transport"):
+    for name in ("vla", "pruner", "vision_backend", "engine", "image_transport"):
         if given[name]:
             values[name] = given[name]
     if given["drop"]:

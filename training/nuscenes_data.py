@@ -2,7 +2,7 @@
 
 The simulator adds ``masks/<CAM>/<sample token>.png``, ``splits.json``, ``sim.json`` (label table) and ``extras.json``
 (command, exact ego history and future of each sample); where they are absent, command, history and future follow from
-the ego poses.
+the ego poses. Masks of ``fastdrive annotate`` are read from their own folder.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from nuscenes.utils.splits import create_splits_scenes
 
 from fastdrive_node.types import CAMERAS, Command, EgoHistory, EgoState, InputError
 from fastdrive_training.ego_track import FUTURE_POINTS, INTERVAL_S, EgoTrack, command_of
-from fastdrive_training.foreground import LabelTable, cell_coverage, read_labels
+from fastdrive_training.foreground import LabelTable, MaskFolder, Regions, cell_coverage, read_labels
 
 __all__ = ["Keyframe", "KeyframeDataset", "cell_coverage", "read_image"]
 
+NO_MASKS = "use a dataset that has a masks folder, or name a folder of fastdrive annotate"
 TABLES = (
     "attribute",
     "calibrated_sensor",
@@ -62,7 +63,7 @@ class Keyframe:
     def load_labels(self, camera: int) -> np.ndarray:
         """uint8 [H, W] label ids of one camera (index in CAMERAS). Raises InputError: no mask, or of another size."""
         if self.masks is None:
-            raise InputError(f"sample {self.token} of {self.scene} has no masks: use a dataset that has a masks folder")
+            raise InputError(f"sample {self.token} of {self.scene} has no masks: {NO_MASKS}")
         return read_labels(self.masks[camera], self.image_sizes[camera])
 
 
@@ -82,12 +83,20 @@ class KeyframeDataset(Sequence[Keyframe]):
         root: the dataset's folder, which holds a ``v1.0-*`` folder of tables.
         split: a name in ``splits.json``, or one of the devkit's (train, val, test, mini_train, mini_val).
         version: the table folder where there are several and the split does not tell.
+        masks: a folder with masks of this split, such as ``fastdrive annotate`` writes; None for the dataset's own.
 
     Raises:
-        InputError: no dataset there, a missing or broken table, an unknown or empty split, broken extras.
+        InputError: no dataset there, a missing or broken table, an unknown or empty split, broken extras, masks of
+            another split or of other samples.
     """
 
-    def __init__(self, root: str | Path, split: str | None = None, version: str | None = None):
+    def __init__(
+        self,
+        root: str | Path,
+        split: str | None = None,
+        version: str | None = None,
+        masks: str | Path | None = None,
+    ):
         self.root = Path(root)
         self.split = split
         self.version = version or _find_version(self.root, split)
@@ -99,6 +108,9 @@ class KeyframeDataset(Sequence[Keyframe]):
         self._samples = [(scene, token) for scene in scenes for token in self._sample_tokens(scene)]
         if not self._samples:
             raise InputError(f"{self.root}: split {split or 'all'} has no keyframes; write or choose another split")
+        self._mask_root = self.root if masks is None else Path(masks)
+        if masks is not None:
+            self.mask_folder.require(CAMERAS, self.tokens)
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -121,30 +133,70 @@ class KeyframeDataset(Sequence[Keyframe]):
         return [token for _, token in self._samples]
 
     @property
+    def tables(self) -> NuScenes:
+        """The devkit's tables, for what a keyframe does not hold."""
+        return self._tables
+
+    def ego_pose(self, token: str) -> dict:
+        """The record of ``ego_pose`` of a sample: that of the lidar where there is one, else of the front camera."""
+        reference = self._reference(self._tables.get("sample", token))
+        return self._tables.get("ego_pose", reference["ego_pose_token"])
+
+    def extras(self, token: str) -> dict:
+        """What ``extras.json`` says of a sample; empty where it says nothing."""
+        extras = self._extras.get(token, {})
+        if not isinstance(extras, dict):
+            raise self._extras_error(token, "entry", f"must be an object, is {type(extras).__name__}")
+        return extras
+
+    def world_state(self, index: int) -> EgoState:
+        """The ego state at a keyframe in the frame of the data set's poses, which all keyframes of a scene share."""
+        scene, token = self._samples[index]
+        reference = self._reference(self._tables.get("sample", token))
+        pose_stamp_ns = int(self._tables.get("ego_pose", reference["ego_pose_token"])["timestamp"]) * 1000
+        return self._track(scene).history(pose_stamp_ns).now
+
+    @property
     def has_masks(self) -> bool:
-        return (self.root / "masks").is_dir()
+        return (self._mask_root / "masks").is_dir()
 
     @cached_property
+    def mask_folder(self) -> MaskFolder:
+        """The masks and their label table. Raises InputError where the table is missing or unusable."""
+        return MaskFolder(self._mask_root, self.split)
+
+    @property
     def labels(self) -> LabelTable:
-        """The label table of ``sim.json``. Raises InputError where it is missing or unusable."""
-        return LabelTable.load(self.root / "sim.json")
+        """The label table of the masks. Raises InputError as :attr:`mask_folder`."""
+        return self.mask_folder.labels
+
+    def load_regions(self, keyframe: Keyframe, camera: int) -> Regions:
+        """Foreground and doubtful pixels of one camera (index in CAMERAS).
+
+        Raises InputError: no masks, or one that is missing, damaged or of another size.
+        """
+        if keyframe.masks is None:
+            raise InputError(f"sample {keyframe.token} of {keyframe.scene} has no masks: {NO_MASKS}")
+        return self.mask_folder.load(CAMERAS[camera], keyframe.token, keyframe.image_sizes[camera])
 
     def load_foreground(self, keyframe: Keyframe, camera: int) -> np.ndarray:
-        """bool [H, W] of one camera, True at foreground pixels. Raises InputError as :meth:`Keyframe.load_labels`."""
-        return self.labels.is_foreground(keyframe.load_labels(camera))
+        """bool [H, W] of one camera, True at foreground pixels. Raises InputError as :meth:`load_regions`."""
+        return self.load_regions(keyframe, camera).foreground
 
     def coverage(self, keyframe: Keyframe, grid: tuple[int, int]) -> np.ndarray:
-        """float32 [cameras, rows * cols]: share of foreground pixels in the cell of each token."""
-        masks = [self.load_foreground(keyframe, camera) for camera in range(len(CAMERAS))]
-        return np.stack([cell_coverage(mask, *grid) for mask in masks])
+        """float32 [cameras, rows * cols]: share of foreground in the cell of each token; NaN where it is in doubt."""
+        regions = [self.load_regions(keyframe, camera) for camera in range(len(CAMERAS))]
+        return np.stack([cell_coverage(one.foreground, *grid, one.ignore) for one in regions])
+
+    def splits(self) -> tuple[dict[str, list[str]], str]:
+        """Scene names by split, and where that is written. Raises InputError where ``splits.json`` is broken."""
+        splits = _read_json(self.root / "splits.json", None)
+        return (create_splits_scenes(), "nuscenes-devkit") if splits is None else (splits, "splits.json")
 
     def _split_scenes(self) -> set[str] | None:
         if self.split is None:
             return None
-        splits = _read_json(self.root / "splits.json", None)
-        source = "splits.json"
-        if splits is None:
-            splits, source = create_splits_scenes(), "nuscenes-devkit"
+        splits, source = self.splits()
         if self.split not in splits:
             raise InputError(f"{self.root}: no split {self.split!r}; {source} has {', '.join(sorted(splits))}")
         return set(splits[self.split])
@@ -163,7 +215,8 @@ class KeyframeDataset(Sequence[Keyframe]):
         future = self._future(extras, token) if "future_xy" in extras else self._track(scene).future(pose_stamp_ns)
         known = extras.get("history") is not None
         history = self._history(extras, token, stamp_ns) if known else self._track(scene).history(pose_stamp_ns)
-        masks = tuple(self.root / "masks" / camera / f"{token}.png" for camera in CAMERAS) if self.has_masks else None
+        folder = self._mask_root / "masks"
+        masks = tuple(folder / camera / f"{token}.png" for camera in CAMERAS) if self.has_masks else None
         return Keyframe(
             token=token,
             scene=scene["name"],

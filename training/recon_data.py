@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,84 +12,156 @@ import torch
 
 from fastdrive_node.types import InputError
 from fastdrive_node.vision.preprocess import resize
-from fastdrive_training.nuscenes_data import KeyframeDataset, read_image
-from fastdrive_training.token_cache import TokenCache
+from fastdrive_training.adapters.base import ImageSource, Item
+from fastdrive_training.errors import TrainingError
+from fastdrive_training.foreground import Regions, cell_coverage
 
 
 @dataclass(frozen=True)
 class ReconBatch:
-    """B camera images."""
+    """B camera images: a step's batch, or the part of it that is worked on at a time."""
 
-    names: tuple[str, ...]  # "<sample token>/<camera>" of each, for messages
-    tokens: torch.Tensor  # float32 [B, N, D]
+    names: tuple[str, ...]  # "<item>/<camera>" of each, for messages
+    tokens: torch.Tensor | None  # float32 [B, N, D]; None where the encoder runs on the fly
     pixels: torch.Tensor  # uint8 [B, 3, H, W]
     foreground: torch.Tensor  # bool [B, 1, H, W]
+    ignore: torch.Tensor  # bool [B, 1, H, W], True where the label is in doubt
+    places: tuple[int, ...]  # place of each image in the step's whole batch
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One camera image with its mask, at the size that the tower reads."""
+
+    pixels: torch.Tensor  # uint8 [3, H, W]
+    regions: Regions  # at that size
+    coverage: np.ndarray | None = None  # float32 [N], of the mask at its own size; NaN where it is in doubt
+
+
+def read_picture(item: Item, camera: str, size: tuple[int, int], grid: tuple[int, int] | None = None) -> Picture:
+    """Read one image and its mask; with a ``grid`` of tokens, the coverage of each cell too.
+
+    Raises InputError: an image or mask is missing, unreadable or of another size.
+    """
+    image = item.load_image(camera)
+    regions = item.load_regions(camera, image.shape[:2])
+    coverage = None if grid is None else cell_coverage(regions.foreground, *grid, regions.ignore)
+    ignore = None if regions.ignore is None else resize_mask(regions.ignore, size)
+    resized = Regions(resize_mask(regions.foreground, size), ignore)
+    return Picture(resize([image], size)[0], resized, coverage)
+
+
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """bool [H, W] -> bool [height, width], nearest pixel."""
+    return cv2.resize(mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST).astype(bool)
+
+
+def require_masks(source: ImageSource) -> None:
+    """Raises InputError where the data set has no masks."""
+    if not source.has_masks:
+        raise InputError(
+            f"{source.root}: no foreground masks; make some with fastdrive annotate, and name their folder"
+        )
 
 
 class ReconBatches:
     """Shuffled camera images of a data set. Which images a step gets depends on the seed and the step alone.
 
+    A step's batch comes in ``parts`` of equal size (processes times accumulation): part p has every ``parts``-th image
+    from place p on, so that the whole is the same however it is split.
+
     Args:
-        dataset: with masks.
-        cache: tokens of the same data set.
-        cameras: index in CAMERAS of each camera of the cache.
+        source: with masks; its cameras are those of the tokens.
+        tokens: of the same data set, [items, cameras, N, D]; None where the encoder runs on the fly.
         image_size: (height, width) that the tower reads.
         batch: camera images a step; at most as many as there are.
-        keyframes: use the keyframes at these positions only; None uses all.
+        items: use the items at these positions only; None uses all.
+        workers: threads that read images.
 
     Raises:
-        InputError: the data set has no masks.
+        InputError: the data set has no masks, or fewer images than parts.
+        TrainingError: the batch cannot be split into equal parts.
     """
 
     def __init__(
         self,
-        dataset: KeyframeDataset,
-        cache: TokenCache,
-        cameras: list[int],
+        source: ImageSource,
+        tokens: np.ndarray | None,
         image_size: tuple[int, int],
         batch: int,
         seed: int,
-        keyframes: np.ndarray | None = None,
+        items: np.ndarray | None = None,
+        parts: int = 1,
+        workers: int = 1,
     ):
-        if not dataset.has_masks:
-            raise InputError(f"{dataset.root}: no masks folder; the reconstruction needs foreground masks")
-        self._dataset, self._cache, self._cameras = dataset, cache, cameras
-        self._size, self._seed = image_size, seed
-        self._chosen = np.arange(len(dataset)) if keyframes is None else keyframes
-        self.images = len(self._chosen) * len(cameras)
-        self.batch = min(batch, self.images)
+        require_masks(source)
+        if batch % parts:
+            raise TrainingError(
+                f"schedule.batch: {batch} images cannot be split into {parts} equal parts (processes x "
+                "schedule.accumulate); use a multiple"
+            )
+        self._source, self._tokens = source, tokens
+        self._size, self._seed, self._workers = image_size, seed, workers
+        self._chosen = np.arange(len(source)) if items is None else items
+        self.images = len(self._chosen) * len(source.cameras)
+        self.parts = parts
+        self.batch = min(batch, self.images // parts * parts)
+        if not self.batch:
+            raise InputError(f"{source.root}: {self.images} images are too few for {parts} parts of a batch")
 
-    def steps(self, start: int, stop: int) -> Iterator[ReconBatch]:
-        """The batches of steps ``start`` .. ``stop - 1``; the next one is read while the caller works."""
-        with ThreadPoolExecutor(1) as reader:
-            pending = reader.submit(self.at, start) if start < stop else None
+    def steps(self, start: int, stop: int, parts: Sequence[int] = (0,)) -> Iterator[list[ReconBatch]]:
+        """The given parts of steps ``start`` .. ``stop - 1``; the next step is read while the caller works."""
+        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(self._workers) as readers:
+
+            def read(step: int) -> list[ReconBatch]:
+                return [self._at(step, part, readers) for part in parts]
+
+            pending = ahead.submit(read, start) if start < stop else None
             for step in range(start, stop):
-                batch = pending.result()
+                batches = pending.result()
                 if step + 1 < stop:
-                    pending = reader.submit(self.at, step + 1)
-                yield batch
+                    pending = ahead.submit(read, step + 1)
+                yield batches
 
-    def at(self, step: int) -> ReconBatch:
-        """The batch of one step. Raises InputError: an image or mask is missing, unreadable or of another size."""
-        per_epoch = self.images // self.batch
-        epoch, place = divmod(step, per_epoch)
+    def at(self, step: int, part: int = 0) -> ReconBatch:
+        """One part of a step's batch. Raises InputError: an image or mask is missing, unreadable or of another size."""
+        with ThreadPoolExecutor(self._workers) as readers:
+            return self._at(step, part, readers)
+
+    def names(self, step: int) -> list[str]:
+        """The names of a step's whole batch, in order; nothing is read."""
+        return [self._name(pair) for pair in self._pairs(step)]
+
+    def _name(self, pair: tuple[int, int]) -> str:
+        return f"{self._source.names[pair[0]]}/{self._source.cameras[pair[1]]}"
+
+    def _pairs(self, step: int) -> list[tuple[int, int]]:
+        """(item, camera) of each image of a step, as positions."""
+        epoch, place = divmod(step, self.images // self.batch)
         order = np.random.default_rng((self._seed, epoch)).permutation(self.images)
         chosen = order[place * self.batch : (place + 1) * self.batch]
-        pairs = [divmod(int(index), len(self._cameras)) for index in chosen]
-        return self._read([(int(self._chosen[row]), column) for row, column in pairs])
+        pairs = (divmod(int(index), len(self._source.cameras)) for index in chosen)
+        return [(int(self._chosen[row]), column) for row, column in pairs]
 
-    def _read(self, pairs: list[tuple[int, int]]) -> ReconBatch:
-        names, tokens, images, masks = [], [], [], []
-        for index, column in pairs:
-            keyframe, camera = self._dataset[index], self._cameras[column]
-            names.append(f"{keyframe.token}/{keyframe.images[camera].parent.name}")
-            tokens.append(self._cache.tokens[index, column])
-            images.append(read_image(keyframe.images[camera]))
-            mask = self._dataset.load_foreground(keyframe, camera).astype(np.uint8)
-            masks.append(cv2.resize(mask, self._size[::-1], interpolation=cv2.INTER_NEAREST))
+    def _at(self, step: int, part: int, readers: ThreadPoolExecutor) -> ReconBatch:
+        pairs = self._pairs(step)[part :: self.parts]
+        pictures = list(readers.map(self._read, pairs))
+        tokens = None
+        if self._tokens is not None:
+            tokens = torch.from_numpy(np.stack([self._tokens[pair] for pair in pairs]).astype(np.float32))
+        foreground = np.stack([picture.regions.foreground for picture in pictures])
+        ignore = np.zeros_like(foreground)
+        for row, picture in enumerate(pictures):
+            if picture.regions.ignore is not None:
+                ignore[row] = picture.regions.ignore
         return ReconBatch(
-            tuple(names),
-            torch.from_numpy(np.stack(tokens).astype(np.float32)),
-            resize(images, self._size),
-            torch.from_numpy(np.stack(masks)).bool().unsqueeze(1),
+            tuple(self._name(pair) for pair in pairs),
+            tokens,
+            torch.stack([picture.pixels for picture in pictures]),
+            torch.from_numpy(foreground).unsqueeze(1),
+            torch.from_numpy(ignore).unsqueeze(1),
+            tuple(range(part, self.batch, self.parts)),
         )
+
+    def _read(self, pair: tuple[int, int]) -> Picture:
+        return read_picture(self._source[pair[0]], self._source.cameras[pair[1]], self._size)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,126 +15,148 @@ from fastdrive_node.models import SHIPPED_PRUNER
 from fastdrive_node.planning.vla import Vla, load_vla
 from fastdrive_node.pruning.files import save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_node.types import InputError
-from fastdrive_training.nuscenes_data import KeyframeDataset
-from fastdrive_training.recipe import parse_recipe
-from fastdrive_training.recon_data import ReconBatches
-from fastdrive_training.recon_health import HealthLimits
-from fastdrive_training.recon_model import LossWeights, ReconDecoder
-from fastdrive_training.recon_trainer import ReconTrainer, Schedule
-from fastdrive_training.scoring import score_figures, score_tokens
-from fastdrive_training.token_cache import TokenCache, build_token_cache, camera_order
+from fastdrive_training.adapters import ImageSource, open_source
+from fastdrive_training.recipe import RecipeError, parse_recipe
+from fastdrive_training.recon_data import ReconBatches, require_masks
+from fastdrive_training.recon_evaluate import CURVE_FILE, SAMPLES_FILE, evaluator, read_held_out
+from fastdrive_training.recon_health import CollapseError
+from fastdrive_training.recon_logging import EVENTS
+from fastdrive_training.recon_model import ReconDecoder, start_from_layers
+from fastdrive_training.recon_parallel import Processes
+from fastdrive_training.recon_recipe import ReconRecipe, pick_device, usable_device, usable_precision
+from fastdrive_training.recon_trainer import Evaluate, ReconTrainer, TrainerOptions
+from fastdrive_training.token_cache import build_token_cache, pixel_encoder
+
+__all__ = ["FIGURES_FILE", "ReconRecipe", "ReconRun", "pick_device", "prepare", "spread", "train"]
 
 FIGURES_FILE = "figures.json"
-PATHS = ("vla", "dataset", "val_dataset", "out", "cache")
 
 
 @dataclass(frozen=True)
-class ReconRecipe:
-    """Keys of the recipe. Paths are relative to the working directory."""
+class ReconRun:
+    """A run that is ready to start."""
 
-    vla: str
-    dataset: str
-    out: str  # folder of the run: checkpoint.pt, log.jsonl, reconpruner.safetensors, figures.json
-    train_split: str = "train"
-    val_dataset: str | None = None  # None: the same data set
-    val_split: str = "val"
-    cache: str = "runs/token_cache"
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "float32"  # or bfloat16
-    keyframes: int | None = None  # of the train split, evenly spread; None uses all
-    val_keyframes: int = 100
-    decoder_layers: int = 6
-    normalise: bool = True  # RMSNorm before the Hadamard product
-    loss: LossWeights = field(default_factory=LossWeights)
-    schedule: Schedule = field(default_factory=Schedule)
-    health: HealthLimits = field(default_factory=HealthLimits)
-
-    def __post_init__(self) -> None:
-        _one_of("precision", self.precision, ("float32", "bfloat16"))
-        if self.decoder_layers < 1:
-            raise ValueError("decoder_layers: must be at least 1")
-        if self.keyframes is not None and self.keyframes < 1:
-            raise ValueError("keyframes: must be at least 1, or null for all")
-        if self.val_keyframes < 1:
-            raise ValueError("val_keyframes: must be at least 1")
-
-    @property
-    def identity(self) -> str:
-        """Digest of the recipe without its paths; a checkpoint serves the recipe that it was made by."""
-        keys = {key: value for key, value in asdict(self).items() if key not in PATHS}
-        return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{key}: must be one of {', '.join(allowed)}, is {value!r}")
+    settings: ReconRecipe
+    vla: Vla
+    trainer: ReconTrainer
+    processes: Processes
 
 
 def train(recipe: dict, resume: bool = False) -> dict:
     """Train from a recipe's mapping; returns the final losses, held-out figures and ``images_per_s``.
 
-    Writes the pruner file only where the run came to its end in health.
+    Writes the pruner file only where the run came to its end in health. Under a launcher (``torchrun``, ``accelerate
+    launch``) the processes share each batch, and the first of them writes.
 
     Raises:
         RecipeError, InputError, ModelError: the recipe, the data or the VLA cannot be used.
         TrainingError, CollapseError: see :class:`ReconTrainer`.
     """
-    settings = parse_recipe(ReconRecipe, recipe)
-    vla = load_vla(settings.vla, pick_device(settings.device))
-    trainer = _trainer(settings, vla)
-    figures = trainer.run(resume)
-    pruner_file = trainer.out / SHIPPED_PRUNER
-    save_pruner(pruner_file, trainer.pruner, vla.encoder_fingerprint)
-    figures = {**figures, "pruner": str(pruner_file), "encoder": vla.encoder_fingerprint}
-    (trainer.out / FIGURES_FILE).write_text(json.dumps(figures, indent=2) + "\n")
+    run = prepare(parse_recipe(ReconRecipe, recipe))
+    trainer, folder, first = run.trainer, run.trainer.out, run.processes.first
+    if first and not resume:
+        _clear(folder)
+        run.settings.write(folder)
+    try:
+        figures = {**trainer.run(resume), "pruner": None, "encoder": run.vla.encoder_fingerprint}
+    except CollapseError:
+        if first:
+            _write_figures(folder, {**trainer.last, "collapsed": trainer.health.collapsed, "pruner": None})
+        raise
+    if run.settings.mask == "pruner" and not figures["collapsed"]:
+        figures["pruner"] = str(folder / SHIPPED_PRUNER)
+    if first:
+        if figures["pruner"]:
+            save_pruner(figures["pruner"], trainer.result, run.vla.encoder_fingerprint)
+        _write_figures(folder, figures)
     return figures
 
 
-def pick_device(name: str) -> str:
-    """``auto`` is CUDA where there is one, else the CPU."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _trainer(settings: ReconRecipe, vla: Vla) -> ReconTrainer:
-    train_data, train_cache = _data(settings, vla, settings.dataset, settings.train_split)
-    _, val_cache = _data(settings, vla, settings.val_dataset or settings.dataset, settings.val_split)
-    torch.manual_seed(settings.seed)
-    text_config, vision = vla.model.config.text_config, vla.model.config.vision_config
-    pruner = ReconPruner.from_config(text_config, settings.normalise).to(vla.device)
-    cell = vision.patch_size * vision.spatial_merge_size
-    decoder = ReconDecoder(text_config, settings.decoder_layers, cell).to(vla.device)
-    cameras = camera_order(vla)
-    chosen = spread(len(train_data), settings.keyframes)
-    batches = ReconBatches(
-        train_data, train_cache, cameras, vla.spec.image_size, settings.schedule.batch, settings.seed, chosen
-    )
-    rows = spread(len(val_cache.tokens), settings.val_keyframes)
-    val_tokens, val_coverage = val_cache.tokens[rows], val_cache.coverage[rows]
-    return ReconTrainer(
-        pruner,
-        decoder,
-        batches,
+def prepare(settings: ReconRecipe) -> ReconRun:
+    """Load the VLA, its tokens and the data, and build pruner, decoder and trainer. Raises as :func:`train`."""
+    processes = Processes(usable_device(settings.device))
+    precision = usable_precision(settings.precision, str(processes.device))
+    source = _open(settings, settings.dataset, settings.train_split, settings.masks)
+    vla = _load_encoder(settings.vla, processes.device, precision)
+    identity = f"{settings.identity}/{vla.encoder_fingerprint}"
+    evaluate = _evaluator(settings, vla) if processes.first and settings.mask == "pruner" else None
+    trainer = ReconTrainer(
+        *build_modules(settings, vla),
+        _batches(settings, vla, source, processes),
         vla.grid,
         Path(settings.out),
         settings.schedule,
         settings.loss,
         settings.health,
-        seed=settings.seed,
-        identity=f"{settings.identity}/{vla.encoder_fingerprint}",
-        evaluate=lambda: score_figures(score_tokens(pruner, val_tokens, vla.grid), val_coverage),
-        precision=settings.precision,
+        TrainerOptions(settings.seed, identity, precision, settings.mask, settings.tensorboard, processes.first),
+        evaluate,
+        pixel_encoder(vla) if settings.features == "live" else None,
+        processes,
+    )
+    return ReconRun(settings, vla, trainer, processes)
+
+
+def build_modules(settings: ReconRecipe, vla: Vla) -> tuple[ReconPruner, ReconDecoder]:
+    """Pruner and decoder on the CPU, their weights from the recipe's seed and, where it says so, the VLA's layers."""
+    torch.manual_seed(settings.seed)
+    text_config, vision = vla.model.config.text_config, vla.model.config.vision_config
+    pruner = ReconPruner.from_config(text_config, settings.normalise)
+    cell = vision.patch_size * vision.spatial_merge_size
+    decoder = ReconDecoder(text_config, settings.decoder_layers, cell, settings.loss.channels)
+    layers = vla.model.model.language_model.layers
+    try:
+        start_from_layers(pruner, decoder, layers, settings.pruner_init, settings.decoder_init)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    return pruner, decoder
+
+
+def _load_encoder(path: str, device: torch.device, precision: str) -> Vla:
+    """A VLA whose vision tower is on the device, in bfloat16 where the GPU trains in it; the rest stays on the CPU."""
+    dtype = torch.bfloat16 if precision == "bfloat16" and device.type == "cuda" else torch.float32
+    vla = load_vla(path, "cpu", dtype)
+    vla.model.model.visual.to(device)
+    return vla
+
+
+def _open(settings: ReconRecipe, root: str, split: str, masks: str | None) -> ImageSource:
+    source = open_source(root, split, settings.dataset_kind, masks, settings.cameras)
+    require_masks(source)
+    return source
+
+
+def _batches(settings: ReconRecipe, vla: Vla, source: ImageSource, processes: Processes) -> ReconBatches:
+    tokens = None
+    if settings.features == "cached":
+        with processes.first_goes_ahead():
+            tokens = build_token_cache(source, vla, settings.cache).tokens
+    return ReconBatches(
+        source,
+        tokens,
+        vla.spec.image_size,
+        settings.schedule.batch,
+        settings.seed,
+        spread(len(source), settings.keyframes),
+        parts=processes.count * settings.schedule.accumulate,
+        workers=settings.workers,
     )
 
 
-def _data(settings: ReconRecipe, vla: Vla, root: str, split: str) -> tuple[KeyframeDataset, TokenCache]:
-    dataset = KeyframeDataset(root, split)
-    if not dataset.has_masks:
-        raise InputError(f"{dataset.root}: no masks folder; the reconstruction needs foreground masks")
-    return dataset, build_token_cache(dataset, vla, settings.cache)
+def _evaluator(settings: ReconRecipe, vla: Vla) -> Evaluate:
+    root = settings.val_dataset or settings.dataset
+    source = _open(settings, root, settings.val_split, settings.val_masks)
+    return evaluator(read_held_out(source, vla, spread(len(source), settings.val_keyframes)), Path(settings.out))
+
+
+def _clear(folder: Path) -> None:
+    """Results of an earlier run in the same folder would pass for those of this one."""
+    for name in (FIGURES_FILE, SHIPPED_PRUNER, SAMPLES_FILE, CURVE_FILE):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / EVENTS, ignore_errors=True)
+
+
+def _write_figures(folder: Path, figures: dict[str, Any]) -> None:
+    (folder / FIGURES_FILE).write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def spread(total: int, count: int | None) -> np.ndarray:

@@ -29,16 +29,27 @@ def score_figures(scores: np.ndarray, coverage: np.ndarray) -> dict:
     Args:
         scores: [keyframes, cameras * N].
         coverage: foreground share of each token's cell, [keyframes, cameras, N]; at least 0.5 makes a token positive.
+            NaN where the label is in doubt: such a token is neither, though it takes its place among the kept ones.
 
     Returns:
         ``auroc`` and ``average_precision`` over the pooled tokens (None where only one class is there), ``recall`` by
         keep ratio, ``positive_share`` (of scores above zero), ``foreground_share`` (of positive tokens), ``keyframes``.
     """
-    positive = coverage.reshape(scores.shape) >= POSITIVE_COVERAGE
+    ranked, positive = known_tokens(scores, coverage)
     return {
-        **ranking(scores, positive),
-        "recall": recall_at_keep(scores, positive),
+        **ranking(ranked, positive),
+        "recall": recall_at_keep(scores, coverage.reshape(scores.shape) >= POSITIVE_COVERAGE),
         "positive_share": float((scores > 0).mean()),
         "foreground_share": float(positive.mean()),
         "keyframes": len(scores),
     }
+
+
+def known_tokens(scores: np.ndarray, coverage: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and, bool, which are positive, of the tokens whose coverage is known, both [tokens].
+
+    Arguments as in :func:`score_figures`.
+    """
+    flat = coverage.reshape(scores.shape)
+    known = ~np.isnan(flat)
+    return scores[known], flat[known] >= POSITIVE_COVERAGE

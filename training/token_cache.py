@@ -1,8 +1,7 @@
 """Tokens of the frozen vision tower, computed once per dataset and encoder and kept on disk.
 
-``tokens.f16`` is a memory-mapped float16 array [keyframes, cameras, rows * cols, D]; ``coverage.f32`` the foreground
-share of each cell [keyframes, cameras, rows * cols] where the dataset has masks. A folder is named by a digest of the
-encoder fingerprint, the dataset's samples and the image size, so that nothing stale is ever read. A build that was cut
+``tokens.f16`` is a memory-mapped float16 array [items, cameras, rows * cols, D]. A folder is named by a digest of the
+encoder fingerprint, the dataset's identity and the image size, so that nothing stale is ever read. A build that was cut
 off goes on where it stopped.
 """
 
@@ -11,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,48 +22,42 @@ from tqdm import tqdm
 from fastdrive_node.planning.vla import Vla
 from fastdrive_node.types import CAMERAS, InputError
 from fastdrive_node.vision import TorchVision
-from fastdrive_training.nuscenes_data import Keyframe, KeyframeDataset, read_image
+from fastdrive_training.adapters.base import ImageSource
+from fastdrive_training.nuscenes_data import Keyframe, read_image
 
 CHUNK = 16  # keyframes encoded at a time
-TOKENS, COVERAGE, PROGRESS = "tokens.f16", "coverage.f32", "progress.json"
-DTYPES = {TOKENS: np.float16, COVERAGE: np.float32}
+TOKENS, PROGRESS = "tokens.f16", "progress.json"
 _LARGEST = np.finfo(np.float16).max
 
 
 @dataclass(frozen=True)
 class TokenCache:
-    """A complete cache. The arrays are memory-mapped and read-only."""
+    """A complete cache. The array is memory-mapped and read-only."""
 
     folder: Path
-    tokens: np.ndarray  # float16 [keyframes, cameras, rows * cols, D]
-    coverage: np.ndarray | None  # float32 [keyframes, cameras, rows * cols]
-    grid: tuple[int, int]
+    tokens: np.ndarray  # float16 [items, cameras, rows * cols, D]
 
 
-def build_token_cache(dataset: KeyframeDataset, vla: Vla, folder: str | Path) -> TokenCache:
-    """Open the cache of ``dataset`` for the VLA's encoder below ``folder``; compute what is missing, with progress.
+def build_token_cache(source: ImageSource, vla: Vla, folder: str | Path) -> TokenCache:
+    """Open the cache of a data set for the VLA's encoder below ``folder``; compute what is missing, with progress.
 
-    Raises InputError: an image or mask is missing or unreadable, the encoder's tokens do not fit float16.
+    Raises InputError: an image is missing or unreadable, the encoder's tokens do not fit float16.
     """
-    place = Path(folder) / cache_key(dataset, vla)
+    place = Path(folder) / cache_key(source, vla)
     place.mkdir(parents=True, exist_ok=True)
-    shape = (len(dataset), len(vla.spec.cameras), vla.grid[0] * vla.grid[1], vla.width)
-    shapes = {TOKENS: shape, COVERAGE: shape[:3]} if dataset.has_masks else {TOKENS: shape}
-    done = _done(place, shapes)
-    if done < len(dataset):
-        mode = "r+" if done else "w+"
-        _fill(dataset, vla, {name: _map(place, name, shapes[name], mode) for name in shapes}, place / PROGRESS, done)
-    arrays = {name: _map(place, name, shapes[name], "r") for name in shapes}
-    return TokenCache(place, arrays[TOKENS], arrays.get(COVERAGE), vla.grid)
+    shape = (len(source), len(source.cameras), vla.grid[0] * vla.grid[1], vla.width)
+    done = _done(place, shape)
+    if done < len(source):
+        tokens = np.memmap(place / TOKENS, np.float16, "r+" if done else "w+", shape=shape)
+        _fill(source, vla, tokens, place / PROGRESS, done)
+    return TokenCache(place, np.memmap(place / TOKENS, np.float16, "r", shape=shape))
 
 
-def cache_key(dataset: KeyframeDataset, vla: Vla) -> str:
-    """Digest of all that the tokens depend on: encoder, cameras, image size, samples and when they were written."""
-    digest = hashlib.sha256(vla.encoder_fingerprint.encode())
-    digest.update(json.dumps([vla.spec.cameras, vla.spec.image_size, dataset.tokens]).encode())
-    stat = (dataset.root / dataset.version / "sample_data.json").stat()
-    digest.update(f"{dataset.root.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode())
-    return digest.hexdigest()[:16]
+def cache_key(source: ImageSource, vla: Vla) -> str:
+    """Digest of all that the tokens depend on: encoder, its dtype, image size, cameras, items and their files."""
+    dtype = str(vla.model.model.visual.dtype)
+    words = [vla.encoder_fingerprint, dtype, vla.spec.image_size, source.cameras, source.identity]
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
 
 
 def camera_order(vla: Vla) -> list[int]:
@@ -82,54 +75,53 @@ def encode_keyframes(vision: TorchVision, images: list[list[np.ndarray]]) -> tor
     return flat.unflatten(0, (len(images), -1))
 
 
-def _map(place: Path, name: str, shape: tuple[int, ...], mode: str) -> np.memmap:
-    return np.memmap(place / name, DTYPES[name], mode, shape=shape)
+def pixel_encoder(vla: Vla) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function: uint8 pixels [B, 3, H, W] at the tower's image size -> tokens float32 [B, N, D] without gradient."""
+    visual = vla.model.model.visual
+    vision = TorchVision(visual, vla.spec.image_size, len(vla.spec.cameras))
+
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return vision.encode_patches(vision.patches(pixels.to(visual.device))).float()
+
+    return encode
 
 
-def _done(place: Path, shapes: dict[str, tuple[int, ...]]) -> int:
-    """Keyframes that are complete on disk; 0 where a file is missing or has another size than it must."""
-    for name, shape in shapes.items():
-        path, size = place / name, int(np.prod(shape)) * np.dtype(DTYPES[name]).itemsize
-        if not path.exists() or path.stat().st_size != size:
-            return 0
+def _done(place: Path, shape: tuple[int, ...]) -> int:
+    """Items that are complete on disk; 0 where the file is missing or has another size than it must."""
+    path = place / TOKENS
+    if not path.exists() or path.stat().st_size != int(np.prod(shape)) * np.dtype(np.float16).itemsize:
+        return 0
     try:
         return int(json.loads((place / PROGRESS).read_text())["done"])
     except (FileNotFoundError, ValueError, KeyError):
         return 0
 
 
-def _fill(dataset: KeyframeDataset, vla: Vla, arrays: dict[str, np.memmap], progress: Path, done: int) -> None:
-    vision = TorchVision(vla.model.model.visual, vla.spec.image_size, len(vla.spec.cameras))
-    bar = tqdm(total=len(dataset), initial=done, desc="encoding", unit="keyframe")
-    for start, stop, images, coverage in _chunks(dataset, vla, done):
-        tokens = encode_keyframes(vision, images).float().cpu().numpy()
-        if not np.abs(tokens).max() <= _LARGEST:
-            raise InputError(f"{vla.path}: the encoder's tokens of sample {dataset.tokens[start]} do not fit float16")
-        arrays[TOKENS][start:stop] = tokens
-        if coverage is not None:
-            arrays[COVERAGE][start:stop] = coverage
-        for array in arrays.values():
-            array.flush()
+def _fill(source: ImageSource, vla: Vla, tokens: np.memmap, progress: Path, done: int) -> None:
+    vision = TorchVision(vla.model.model.visual, vla.spec.image_size, len(source.cameras))
+    bar = tqdm(total=len(source), initial=done, desc="encoding", unit="keyframe")
+    for start, images in _chunks(source, done):
+        stop = start + len(images)
+        encoded = encode_keyframes(vision, images).float().cpu().numpy()
+        if not np.abs(encoded).max() <= _LARGEST:
+            raise InputError(f"{vla.path}: the encoder's tokens of {source.names[start]} do not fit float16")
+        tokens[start:stop] = encoded
+        tokens.flush()
         _write_progress(progress, stop)
-        bar.update(stop - start)
+        bar.update(len(images))
     bar.close()
 
 
-def _chunks(dataset: KeyframeDataset, vla: Vla, done: int) -> Iterator[tuple]:
-    """Chunks of decoded images and coverage, read one chunk ahead of the encoder."""
-    order = camera_order(vla)
+def _chunks(source: ImageSource, done: int) -> Iterator[tuple[int, list[list[np.ndarray]]]]:
+    """(position of the first item, images by item and camera), read one chunk ahead of the encoder."""
 
-    def load(start: int) -> tuple:
-        stop = min(start + CHUNK, len(dataset))
-        keyframes = [dataset[index] for index in range(start, stop)]
-        images = [vla_images(keyframe, order) for keyframe in keyframes]
-        coverage = None
-        if dataset.has_masks:
-            coverage = np.stack([dataset.coverage(keyframe, vla.grid)[order] for keyframe in keyframes])
-        return start, stop, images, coverage
+    def load(start: int) -> tuple[int, list[list[np.ndarray]]]:
+        items = [source[index] for index in range(start, min(start + CHUNK, len(source)))]
+        return start, [[item.load_image(camera) for camera in source.cameras] for item in items]
 
     with ThreadPoolExecutor(1) as reader:
-        starts = list(range(done, len(dataset), CHUNK))
+        starts = list(range(done, len(source), CHUNK))
         pending = reader.submit(load, starts[0])
         for following in [*starts[1:], None]:
             chunk = pending.result()

@@ -14,13 +14,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fastdrive_node.types import FastDriveError
+from fastdrive_training.errors import TrainingError
 
 Losses = Callable[[np.ndarray, np.random.Generator], dict[str, Tensor]]
-
-
-class TrainingError(FastDriveError):
-    """A run that cannot go on."""
 
 
 @dataclass

@@ -18,7 +18,8 @@ from fastdrive_node.planning.language import KvCache, LanguageModel
 from fastdrive_node.planning.model import Vla
 from fastdrive_node.planning.prefill import PrunedPrompt, prefill, prune_prompt
 from fastdrive_node.planning.prompt import Prompt
-from fastdrive_node.pruning.baselines import NoPruner, Pruner
+from fastdrive_node.pruning.baselines import NoPruner
+from fastdrive_node.pruning.pruner import Pruner, PruningContext, choose
 from fastdrive_node.pruning.select import keep_count
 from fastdrive_node.vision.backend import VisionBackend
 
@@ -71,7 +72,7 @@ class Ours:
 
     def prune(self, tokens: torch.Tensor) -> torch.Tensor:
         """Ascending indices of the kept tokens, int64 [K]."""
-        return self.pruner.select(tokens, self.pruner.score(tokens, self.vla.grid), self.keep)
+        return choose(self.pruner, PruningContext(tokens, self.vla.grid), self.keep)
 
     def prefill(self, tokens: torch.Tensor, kept: torch.Tensor) -> Prefilled:
         prompt = prune_prompt(self.work.prompt, kept)

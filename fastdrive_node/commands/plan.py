@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from fastdrive_node.cli import write_json
-from fastdrive_node.types import CameraFrame, Command, EgoHistory, EgoState, FrameSet, InputError, Plan
+from fastdrive_node.types import VISION_BACKENDS, CameraFrame, Command, EgoHistory, EgoState, FrameSet, InputError, Plan
 
 EXAMPLE = """example:
   fastdrive plan drive/*__CAM_*.jpg --speed 8.3 --command left --picture plan.png
@@ -32,6 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drop", type=float, metavar="P", help="pruning ratio in [0, 1) (default: 0.5 with a pruner, else 0)"
     )
+    parser.add_argument(
+        "--backend",
+        choices=VISION_BACKENDS,
+        default="torch",
+        help="what runs vision encoder and pruner (default: torch)",
+    )
+    parser.add_argument(
+        "--engine", type=Path, metavar="FILE", help="for another backend than torch, from `fastdrive export build`"
+    )
     parser.add_argument("--speed", type=float, default=0.0, metavar="V", help="current speed in m/s (default: 0)")
     parser.add_argument(
         "--command",
@@ -47,8 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from fastdrive_node.models import open_pipeline  # heavy imports, not needed for --help
+    from fastdrive_node.vision.engine import choose_engine
 
-    pipeline = open_pipeline(args.vla, args.pruner, args.drop)
+    engine = choose_engine(args.backend, args.engine)
+    pipeline = open_pipeline(args.vla, args.pruner, args.drop, engine=engine)
     files = order_images(args.images, pipeline.vla.spec.cameras)
     frames = tuple(image_frame(camera, file) for camera, file in zip(pipeline.vla.spec.cameras, files, strict=True))
     pipeline.warm_up()  # so that the times are those of a running vehicle

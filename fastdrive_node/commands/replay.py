@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdrive_node.cli import write_json
-from fastdrive_node.types import CAMERAS, InputError
+from fastdrive_node.types import CAMERAS, VISION_BACKENDS, InputError
 
 if TYPE_CHECKING:
     from fastdrive_node.ros.replay_bag import Recording
@@ -41,7 +41,8 @@ class ReplayOptions:
     vla: Path | None = None
     pruner: Path | None = None
     drop: float | None = None
-    backend: str = "torch"
+    backend: str | None = None
+    engine: Path | None = None
     params: Path | None = None
     out: Path | None = None
     json: str | None = None
@@ -56,8 +57,16 @@ class ReplayOptions:
             raise InputError(f"--loop {self.loop}: give 1 or more")
         if self.drop is not None and not 0 <= self.drop <= 0.95:
             raise InputError(f"--drop {self.drop:g}: give a pruning ratio of 0 to 0.95")
-        if self.node == "external" and (self.vla or self.pruner or self.params or self.drop is not None):
-            raise InputError("--node external: --vla, --pruner, --drop and --params are for a node that replay starts")
+        of_own_node = (self.vla, self.pruner, self.params, self.drop, self.backend, self.engine)
+        if self.node == "external" and any(value is not None for value in of_own_node):
+            raise InputError(
+                "--node external: --vla, --pruner, --drop, --backend, --engine and --params are for a node that replay "
+                "starts"
+            )
+        if self.engine is not None and self.backend in (None, "torch"):
+            raise InputError("--engine: give --backend onnxruntime or tensorrt with it")
+        if self.engine is not None and not self.engine.is_file():
+            raise InputError(f"{self.engine}: no such engine file; correct --engine")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--vla", type=Path, metavar="DIR", help="VLA directory (default: the shipped tiny one)")
     add("--pruner", type=Path, metavar="FILE", help="pruner file (default: the one in the VLA directory)")
     add("--drop", type=float, metavar="P", help="pruning ratio (default: 0.5 with a pruner, else 0)")
-    add("--backend", choices=("torch",), default="torch", help="what runs the vision encoder (default: torch)")
+    add("--backend", choices=VISION_BACKENDS, help="what runs vision encoder and pruner (default: torch)")
+    add("--engine", type=Path, metavar="FILE", help="for another backend than torch, from `fastdrive export build`")
     add("--params", type=Path, metavar="FILE", help="ROS 2 parameter file of the node; the options here win")
     add("--out", type=Path, metavar="DIR", help="write a picture of each plan, and plans.jsonl")
     add("--node", choices=("own", "external"), default="own", help="start a node, or use one that runs")
@@ -157,7 +167,8 @@ def node_options(options: ReplayOptions, command: Sequence[str] | None) -> NodeO
         "vla": options.vla and str(options.vla.resolve()),
         "pruner": options.pruner and str(options.pruner.resolve()),
         "drop": None if options.drop is None else float(options.drop),
-        "backend": options.backend,
+        "vision_backend": options.backend,
+        "engine": options.engine and str(options.engine.resolve()),
     }
     return NodeOptions(
         external=options.node == "external",

@@ -6,6 +6,8 @@ same mathematics as ``Qwen2_5_VLTextModel.forward``, without its mask, cache and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
@@ -15,14 +17,28 @@ from fastdrive_node.types import ModelError
 
 
 class KvCache:
-    """Keys and values of every layer, preallocated for ``length`` positions; ``used`` of them are filled."""
+    """Keys and values, preallocated for each layer; ``used`` positions have been run.
 
-    def __init__(self, config, batch: int, length: int, dtype: torch.dtype, device: torch.device):
-        head_dim = config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length, head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+    Args:
+        length: positions that may be run.
+        dropped: for each layer, how many of them do not reach it; none where not given.
+    """
+
+    def __init__(
+        self,
+        config,
+        batch: int,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        dropped: Sequence[int] | None = None,
+    ):
+        self.dropped = tuple(dropped or [0] * config.num_hidden_layers)
         self.used = 0
+        head_dim = config.hidden_size // config.num_attention_heads
+        shapes = [(batch, config.num_key_value_heads, length - missing, head_dim) for missing in self.dropped]
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
 
 
 class LanguageModel:
@@ -41,11 +57,13 @@ class LanguageModel:
             )
         self._text = vla.model.model.language_model
         self._head = vla.model.lm_head
+        self.layers = len(self._text.layers)
         self._head_dim = self.config.hidden_size // self.config.num_attention_heads
 
-    def cache(self, batch: int, length: int) -> KvCache:
+    def cache(self, batch: int, length: int, dropped: Sequence[int] | None = None) -> KvCache:
+        """An empty cache; the arguments are those of ``KvCache``."""
         weight = self._head.weight
-        return KvCache(self.config, batch, length, weight.dtype, weight.device)
+        return KvCache(self.config, batch, length, weight.dtype, weight.device, dropped)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids [...] -> embeddings [..., D]."""
@@ -68,21 +86,72 @@ class LanguageModel:
         Returns:
             Logits of the last position only, [B, vocabulary].
         """
-        start, stop = cache.used, cache.used + embeddings.shape[1]
         hidden, cos, sin = embeddings, cos.unsqueeze(2), sin.unsqueeze(2)
-        for index, layer in enumerate(self._text.layers):
-            keys, values = cache.keys[index], cache.values[index]
-            hidden = hidden + self._attend(
-                layer.self_attn, _norm(layer.input_layernorm, hidden), cos, sin, keys, values, start, stop
-            )
-            if index == len(self._text.layers) - 1:
-                hidden = hidden[:, -1:]  # the others only mattered as keys and values
-            mlp, normed = layer.mlp, _norm(layer.post_attention_layernorm, hidden)
-            hidden = hidden + _linear(
-                mlp.down_proj, silu(_linear(mlp.gate_proj, normed)) * _linear(mlp.up_proj, normed)
-            )
-        cache.used = stop
+        for index in range(self.layers):
+            hidden = self.layer(index, hidden, cos, sin, cache, cache.used - cache.dropped[index])
+        cache.used += embeddings.shape[1]
+        return self.logits(hidden)
+
+    def layer(
+        self, index: int, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: KvCache, start: int
+    ) -> torch.Tensor:
+        """One layer on new positions; fills its part of the cache, and leaves ``cache.used`` to the caller.
+
+        Args:
+            hidden: [B, L, D], the layer's input.
+            cos, sin: [B, L, 1, head dim].
+            start: positions that the layer's cache holds already; L > 1 only where there are none.
+
+        Returns:
+            [B, L, D]; of the last layer only the last position, [B, 1, D].
+        """
+        layer = self._text.layers[index]
+        hidden = hidden + self._attend(
+            layer.self_attn,
+            _norm(layer.input_layernorm, hidden),
+            cos,
+            sin,
+            cache.keys[index],
+            cache.values[index],
+            start,
+            start + hidden.shape[1],
+        )
+        if index == self.layers - 1:
+            hidden = hidden[:, -1:]  # the others only mattered as keys and values
+        mlp, normed = layer.mlp, _norm(layer.post_attention_layernorm, hidden)
+        return hidden + _linear(mlp.down_proj, silu(_linear(mlp.gate_proj, normed)) * _linear(mlp.up_proj, normed))
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Output of the last layer [B, L, D] -> logits of the last position [B, vocabulary]."""
         return _linear(self._head, _norm(self._text.norm, hidden[:, -1]))
+
+    def attention(
+        self,
+        index: int,
+        hidden: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        rows: torch.Tensor,
+        keys: torch.Tensor,
+    ) -> torch.Tensor:
+        """Causal attention weights of some positions of one sequence in a layer.
+
+        Args:
+            hidden: [L, D], the layer's input.
+            cos, sin: [L, 1, head dim].
+            rows: int64 [R], the positions that attend.
+            keys: [key/value heads, L, head dim] as the cache holds them.
+
+        Returns:
+            float32 [heads, R, L]; each row sums to one.
+        """
+        layer = self._text.layers[index]
+        normed = _norm(layer.input_layernorm, hidden[rows])
+        query = _linear(layer.self_attn.q_proj, normed).view(len(rows), -1, self._head_dim)
+        query = _rotate(query, cos[rows], sin[rows]).unflatten(1, (len(keys), -1))  # [R, kv heads, group, head dim]
+        scores = torch.einsum("rkgd,kld->kgrl", query, keys).flatten(0, 1).float() * layer.self_attn.scaling
+        later = torch.arange(keys.shape[1], device=rows.device) > rows[:, None]
+        return scores.masked_fill(later, -torch.inf).softmax(dim=-1)
 
     def _attend(self, attention, hidden, cos, sin, keys, values, start, stop):
         batch, length, width = hidden.shape

@@ -1,13 +1,15 @@
 """Pruner files: safetensors whose metadata says which encoder the pruner belongs to.
 
 Metadata: ``format`` ("fastdrive-reconpruner"), ``version`` ("1"), ``config`` (JSON: the layer's sizes and whether the
-product is normalised), ``encoder`` (fingerprint of the vision tower). Only tensors are read from a file, and its sizes
-are compared with the VLA's before anything is allocated.
+product is normalised), ``encoder`` (fingerprint of the vision tower), and where it was calibrated ``calibration``. Only
+tensors are read from a file, and its sizes are compared with the VLA's before anything is allocated.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jsonschema
@@ -19,6 +21,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryE
 
 from fastdrive_node.planning.model import Vla
 from fastdrive_node.planning.spec import refuse_constant
+from fastdrive_node.pruning.calibration import Calibration
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.types import ModelError
 
@@ -49,8 +52,6 @@ def save_pruner(path: str | Path, pruner: ReconPruner, encoder_fingerprint: str)
     Args:
         encoder_fingerprint: of the vision tower that it was trained on (``Vla.encoder_fingerprint``).
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {
         "format": FORMAT,
         "version": VERSION,
@@ -58,9 +59,41 @@ def save_pruner(path: str | Path, pruner: ReconPruner, encoder_fingerprint: str)
         "encoder": encoder_fingerprint,
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in pruner.state_dict().items()}
+    _write(Path(path), tensors, metadata)
+
+
+def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Write a file so that it is there whole or as it was before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, metadata)
     partial.replace(path)
+
+
+def load_calibration(path: str | Path) -> Calibration | None:
+    """The calibration in a pruner file; None where it has none.
+
+    Raises:
+        ModelError: the file is missing or damaged, is no pruner, or its calibration is none.
+    """
+    with _opened(Path(path)) as stored:
+        text = _check_format(Path(path), stored.metadata() or {}).get("calibration")
+    try:
+        return None if text is None else Calibration.from_json(text)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}; run `fastdrive calibrate` again") from error
+
+
+def save_calibration(path: str | Path, calibration: Calibration, out: str | Path | None = None) -> None:
+    """Write a pruner file again with a calibration, in its place or to ``out``; weights and all else stay.
+
+    Raises:
+        ModelError: the file is missing or damaged, or is no pruner.
+    """
+    with _opened(Path(path)) as stored:
+        metadata = dict(_check_format(Path(path), stored.metadata() or {}))
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    _write(Path(out or path), tensors, {**metadata, "calibration": calibration.to_json()})
 
 
 def load_pruner(path: str | Path, vla: Vla) -> ReconPruner:
@@ -70,12 +103,18 @@ def load_pruner(path: str | Path, vla: Vla) -> ReconPruner:
         ModelError: the file is missing or damaged, is no pruner, or belongs to another width or encoder.
     """
     path = Path(path)
+    with _opened(path) as stored:
+        config = _check_metadata(path, stored.metadata() or {}, vla)
+        return _read(path, stored, config, vla)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator:
     if not path.is_file():
         raise ModelError(f"{path}: no such pruner file; train one with `fastdrive train`, or plan without a pruner")
     try:
         with safe_open(path, framework="pt") as stored:
-            config = _check_metadata(path, stored.metadata() or {}, vla)
-            return _read(path, stored, config, vla)
+            yield stored
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
 
@@ -92,13 +131,18 @@ def _config_json(pruner: ReconPruner) -> dict:
     }
 
 
-def _check_metadata(path: Path, metadata: dict[str, str], vla: Vla) -> dict:
+def _check_format(path: Path, metadata: dict[str, str]) -> dict[str, str]:
     if metadata.get("format") != FORMAT:
         raise ModelError(f"{path}: format: not a pruner file (its metadata lacks format {FORMAT!r})")
     if metadata.get("version") != VERSION:
         raise ModelError(
             f"{path}: version: {metadata.get('version', '')[:20]!r} is not {VERSION!r}; update this package"
         )
+    return metadata
+
+
+def _check_metadata(path: Path, metadata: dict[str, str], vla: Vla) -> dict:
+    _check_format(path, metadata)
     try:
         config = json.loads(metadata.get("config", ""), parse_constant=refuse_constant)
         jsonschema.validate(config, _SCHEMA)

@@ -21,6 +21,28 @@ def keep_count(total: int, drop: float) -> int:
     return keep
 
 
+def keep_above(logits: torch.Tensor, threshold: float, k_min: int, k_max: int) -> int:
+    """K read off calibrated scores: the tokens whose chance of being foreground is at least ``threshold``.
+
+    Args:
+        logits: of calibrated scores, any shape.
+        threshold: probability in (0, 1).
+        k_min, k_max: bounds of K; where they contradict each other ``k_max`` holds, for it is the budget.
+
+    Raises:
+        ValueError: a logit is not finite, or an argument is out of range.
+    """
+    if not 0 < threshold < 1:
+        raise ValueError(f"keep_threshold: {threshold} is not between 0 and 1")
+    if k_min < 1 or k_max < 1:
+        raise ValueError(f"k_min and k_max: {k_min} and {k_max} must be at least 1")
+    logits = logits.detach().float().cpu()
+    if not bool(torch.isfinite(logits).all()):
+        raise ValueError("scores: not finite")
+    above = int((logits >= math.log(threshold / (1 - threshold))).sum())
+    return min(max(above, k_min), k_max)
+
+
 def select_top(scores: torch.Tensor, keep: int, camera_floor: int = 0) -> torch.Tensor:
     """The highest scores over all cameras, in raster order.
 

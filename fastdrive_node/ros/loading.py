@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.types import ModelError
@@ -22,6 +23,9 @@ class LoadedPlanner:
     identity: Callable[[], dict[str, str]]  # for the diagnostics
 
 
+if TYPE_CHECKING:
+    from fastdrive_node.pipeline import Pipeline
+
 PlannerFactory = Callable[[Settings], LoadedPlanner]
 
 
@@ -30,11 +34,12 @@ def load_planner(settings: Settings) -> LoadedPlanner:
 
     Raises:
         ModelError: one of them cannot be used, or the device is absent.
-        InputError: the drop ratio is out of range.
+        InputError: the drop ratio or a score option is out of range.
     """
     import torch
 
     from fastdrive_node.models import open_pipeline
+    from fastdrive_node.vision.engine import EngineVision, choose_engine
 
     device = _device(settings.device)
     pipeline = open_pipeline(
@@ -43,6 +48,8 @@ def load_planner(settings: Settings) -> LoadedPlanner:
         None if settings.drop < 0 else settings.drop,
         device,
         getattr(torch, settings.dtype),
+        choose_engine(settings.vision_backend, settings.engine, settings.onnx_provider),
+        settings.score_options(),
     )
     if settings.warm_up:
         pipeline.warm_up()
@@ -55,6 +62,9 @@ def load_planner(settings: Settings) -> LoadedPlanner:
         "dtype": settings.dtype,
         "torch": torch.__version__,
     }
+    if isinstance(pipeline.vision, EngineVision):
+        fixed |= pipeline.vision.identity()
+    fixed |= _score_facts(pipeline)
     if device == "cuda":
         fixed["GPU"] = torch.cuda.get_device_name()
 
@@ -68,6 +78,21 @@ def load_planner(settings: Settings) -> LoadedPlanner:
     return LoadedPlanner(
         pipeline, tuple(vla.spec.cameras), max(history.steps, default=0), history.interval_s, pruner != "none", identity
     )
+
+
+def _score_facts(pipeline: Pipeline) -> dict[str, str]:
+    """Which options of the scores are on, for the diagnostics."""
+    options, calibration = pipeline.scores, pipeline.calibration
+    facts = {}
+    if calibration is not None:
+        fit = calibration.fit
+        facts["calibration"] = f"{fit.dataset} {fit.split}, expected calibration error {fit.ece_after:.3f}"
+    if options.keep_threshold:
+        facts["keep_threshold"] = f"{options.keep_threshold:g}, at least {options.k_min} tokens"
+    if options.temporal is not None:
+        terms = options.temporal
+        facts["temporal"] = f"change {terms.change:g}, memory {terms.memory:g}, up to {terms.max_gap_s:g} s"
+    return facts
 
 
 def _device(name: str) -> str:

@@ -172,7 +172,10 @@ def record(outcome: Outcome, latency_ms: float) -> dict:
         kind = "dropped" if result.stage == "dropped" else "refused"
         return {"kind": kind, **common, "stage": result.stage, "reason": result.reason}
     kept = result.kept
-    tokens = None if kept is None else {"grid": list(kept.grid), "kept": [int(index) for index in kept.indices]}
+    tokens = None
+    if kept is not None:
+        indices = [int(index) for index in kept.indices]
+        tokens = {"grid": list(kept.grid), "kept": indices, "temporal": kept.temporal}
     return {"kind": "plan", **result.to_json(), **common, "stage_ms": result.stage_ms, "tokens": tokens}
 
 

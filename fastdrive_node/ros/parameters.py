@@ -6,15 +6,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import yaml
 
 from fastdrive_node.frames import FrameLimits
 from fastdrive_node.odometry import OdometryLimits
-from fastdrive_node.types import InputError
+from fastdrive_node.types import ONNX_PROVIDERS, VISION_BACKENDS, InputError
 from fastdrive_node.worker import WorkerLimits
+
+if TYPE_CHECKING:
+    from fastdrive_node.pruning.refine import ScoreOptions
 
 Value = bool | int | float | str
 _JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
@@ -41,10 +44,29 @@ PARAMETERS = (
     Parameter("vla", "", "VLA directory; empty: the shipped models/tiny"),
     Parameter("pruner", "", "pruner file; empty: reconpruner.safetensors in the VLA directory, where it is"),
     Parameter("drop", -1.0, "pruning ratio p; -1: 0.5 with a pruner, 0 without", -1.0, 0.95, read_only=False),
-    Parameter("backend", "torch", "what runs the vision encoder", choices=("torch",)),
+    Parameter("vision_backend", "torch", "what runs vision encoder and pruner", choices=VISION_BACKENDS),
+    Parameter("engine", "", "engine file for vision_backend onnxruntime or tensorrt, from `fastdrive export build`"),
+    Parameter(
+        "onnx_provider",
+        "auto",
+        "what onnxruntime runs on; auto: cuda where the model is on a GPU and onnxruntime has it, else cpu",
+        choices=ONNX_PROVIDERS,
+    ),
     Parameter("device", "auto", "where the model runs; auto: cuda where there is one", choices=("auto", "cpu", "cuda")),
     Parameter("dtype", "float32", "of weights and activations", choices=("float32", "bfloat16", "float16")),
     Parameter("warm_up", True, "plan once on black images before the node is ready"),
+    Parameter("calibrated_scores", False, "rank the tokens of all cameras by their chance of being foreground"),
+    Parameter(
+        "keep_threshold",
+        0.0,
+        "keep tokens of at least this chance of being foreground, at most as many as drop leaves; 0: always as many",
+        0.0,
+        0.999,
+    ),
+    Parameter("k_min", 16, "with keep_threshold, tokens that are kept at least", 1, 100_000),
+    Parameter("temporal_change", 0.0, "weight of what is new since the set before; 0: none", 0.0, 10.0),
+    Parameter("temporal_memory", 0.0, "share of the set before in a score; 0: none", 0.0, 0.95),
+    Parameter("temporal_max_gap_s", 0.25, "between two sets that know of each other", 0.01, 2.0),
     Parameter("autostart", True, "configure and activate at start; false: wait for a lifecycle manager"),
     Parameter("image_transport", "raw", "type of the image topics", choices=("raw", "compressed")),
     Parameter("base_frame", "base_link", "frame of the outputs: x forward, y left, origin under the rear axle"),
@@ -75,10 +97,18 @@ class Settings:
     vla: str
     pruner: str
     drop: float
-    backend: str
+    vision_backend: str
+    engine: str
+    onnx_provider: str
     device: str
     dtype: str
     warm_up: bool
+    calibrated_scores: bool
+    keep_threshold: float
+    k_min: int
+    temporal_change: float
+    temporal_memory: float
+    temporal_max_gap_s: float
     autostart: bool
     image_transport: str
     base_frame: str
@@ -99,6 +129,16 @@ class Settings:
     @property
     def compressed(self) -> bool:
         return self.image_transport == "compressed"
+
+    def score_options(self) -> ScoreOptions:
+        """Raises InputError for a value out of range."""
+        from fastdrive_node.pruning.refine import ScoreOptions  # torch, which checking a parameter file does not need
+        from fastdrive_node.pruning.temporal import TemporalSettings
+
+        temporal = None
+        if self.temporal_change or self.temporal_memory:
+            temporal = TemporalSettings(self.temporal_change, self.temporal_memory, max_gap_s=self.temporal_max_gap_s)
+        return ScoreOptions(self.calibrated_scores, self.keep_threshold, self.k_min, temporal)
 
     def frame_limits(self) -> FrameLimits:
         return FrameLimits(

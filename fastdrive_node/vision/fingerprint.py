@@ -1,4 +1,4 @@
-"""The identity of a vision encoder: a pruner serves exactly the encoder that it was trained on."""
+"""Identities: a pruner serves exactly the encoder that it was trained on, an engine holds exactly one pruner."""
 
 from __future__ import annotations
 
@@ -52,3 +52,22 @@ def _tower_tensors(file: str) -> list[tuple[str, torch.Tensor]]:
             return [(name.removeprefix(prefix), stored.get_tensor(name)) for name, prefix in names]
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{file}: not a readable safetensors file ({error}); fetch it again") from error
+
+
+def pruner_fingerprint(path: str | Path) -> str:
+    """SHA-256 over the weights, configuration and encoder of a pruner file; its calibration has no part in it.
+
+    Raises:
+        ModelError: no readable safetensors file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such pruner file; correct its path")
+    try:
+        with safe_open(path, framework="pt") as stored:
+            metadata = stored.metadata() or {}
+            tensors = [(name, stored.get_tensor(name)) for name in stored.keys()]  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
+    facts = "|".join([metadata.get("config", ""), metadata.get("encoder", ""), tensors_fingerprint(tensors)])
+    return hashlib.sha256(facts.encode()).hexdigest()

@@ -17,7 +17,10 @@ from torch import nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
+from fastdrive_node.types import ModelError
 from fastdrive_node.vision.preprocess import normalise, patchify, resize
+
+ATTENTION_ROWS = 512  # rows of an attention matrix that are held at a time, where it is asked for
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,11 @@ class TorchVision(nn.Module):
         self.register_buffer("_sin", sin.to(device), persistent=False)
 
     @property
+    def max_keep(self) -> int:
+        """All tokens of all cameras."""
+        return self.cameras * self.grid[0] * self.grid[1]
+
+    @property
     def dtype(self) -> torch.dtype:
         return next(self.visual.parameters()).dtype
 
@@ -114,17 +122,51 @@ class TorchVision(nn.Module):
 
     def encode_patches(self, patches: torch.Tensor) -> torch.Tensor:
         """Patches [C, patches, patch values] -> tokens [C, rows * columns, D], raster order."""
-        visual, count = self.visual, len(patches)
+        return self._encode(patches)[0]
+
+    def encode_with_attention(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens as ``encode_patches``, and the attention that each one's patches receive.
+
+        Returns:
+            Tokens [C, rows * columns, D]; attention float32 [C, rows * columns], raster order: in the last block of
+            full attention the sum over the attending patches, mean over heads and the cell's patches. Its mean over an
+            image is 1.
+
+        Raises:
+            ModelError: no block of the tower attends over whole images.
+        """
+        full = [index for index in self.config.fullatt_block_indexes if index < len(self.visual.blocks)]
+        if not full:
+            raise ModelError("vision_config.fullatt_block_indexes: no block attends over whole images")
+        return self._encode(patches, max(full))
+
+    def _encode(self, patches: torch.Tensor, watched: int | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Tokens, and the attention received in the block ``watched``."""
+        visual, count, received = self.visual, len(patches), None
         unit = self.config.spatial_merge_size**2
         weight = visual.patch_embed.proj.weight
         cells = patches.to(weight.dtype).reshape(count, -1, unit, patches.shape[-1])[:, self._cells]
         hidden = linear(cells.flatten(1, 2), weight.flatten(1))
         for index, block in enumerate(visual.blocks):
             runs = ((1, hidden.shape[1]),) if index in self.config.fullatt_block_indexes else self.runs
+            if index == watched:
+                received = self._received(block.attn, block.norm1(hidden))
+                received = received.reshape(count, -1, unit).mean(dim=-1)[:, self._inverse]
             hidden = hidden + self._attend(block.attn, block.norm1(hidden), runs)
             hidden = hidden + block.mlp(block.norm2(hidden))
         merged = visual.merger(hidden).reshape(count, -1, self.config.out_hidden_size)
-        return merged[:, self._inverse]
+        return merged[:, self._inverse], received
+
+    def _received(self, attention: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 [C, patches]: column sums of the attention over the whole image, mean over heads."""
+        qkv = attention.qkv(hidden).unflatten(2, (3, attention.num_heads, attention.head_dim))
+        query = self._rotate(qkv[:, :, 0]).transpose(1, 2)
+        key = self._rotate(qkv[:, :, 1]).permute(0, 2, 3, 1)
+        sums = torch.zeros(hidden.shape[:2], device=hidden.device)
+        for rows in query.split(ATTENTION_ROWS, dim=2):  # the whole matrix of a large image would not fit
+            weights = ((rows @ key).float() * attention.scaling).softmax(dim=-1)
+            sums += weights.sum(dim=2).mean(dim=1)
+        return sums
 
     def _attend(self, attention: nn.Module, hidden: torch.Tensor, runs: tuple[tuple[int, int], ...]) -> torch.Tensor:
         """Attention inside each window; hidden [C, patches, width]."""

@@ -1,17 +1,20 @@
+import itertools
+
 import pytest
 import torch
 
-from fastdrive_node.pruning.baselines import ScorePruner, make_pruner
+from fastdrive_node.pruning.baselines import PRUNERS, PruningContext, ScorePruner, make_pruner
+from fastdrive_node.pruning.baselines import choose as choose_tokens
 from fastdrive_node.pruning.files import save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.types import ModelError
 
 TOKENS = torch.randn(6, 32, 128, generator=torch.Generator().manual_seed(0))
-GRID = (4, 8)
+CONTEXT = PruningContext(TOKENS, (4, 8))
 
 
 def choose(pruner, keep):
-    return pruner.select(TOKENS, pruner.score(TOKENS, GRID), keep).tolist()
+    return choose_tokens(pruner, CONTEXT, keep).tolist()
 
 
 def test_none_keeps_everything():
@@ -31,12 +34,25 @@ def test_random_depends_on_its_seed_alone():
     assert choose(other, 48) not in choices and choices[0] != choices[1]
 
 
+def test_uniform_takes_the_middle_of_equal_parts():
+    assert choose(make_pruner("uniform"), 4) == [24, 72, 120, 168]
+    assert choose(make_pruner("uniform"), 192) == list(range(192))
+
+
+@pytest.mark.parametrize("keep", [1, 7, 100, 191])
+def test_uniform_keeps_as_many_as_asked_with_even_gaps(keep):
+    kept = choose(make_pruner("uniform"), keep)
+    gaps = {after - before for before, after in itertools.pairwise(kept)}
+    assert len(kept) == keep and kept[-1] < 192
+    assert not gaps or max(gaps) - min(gaps) <= 1
+
+
 def test_reconpruner_keeps_the_highest_scores(tiny_vla, tmp_path):
     module = ReconPruner.from_config(tiny_vla.model.config.text_config).eval()
     save_pruner(tmp_path / "pruner.safetensors", module, tiny_vla.encoder_fingerprint)
     pruner = make_pruner("reconpruner", tiny_vla, tmp_path / "pruner.safetensors")
     with torch.inference_mode():
-        scores = pruner.score(TOKENS, GRID)
+        scores = pruner.score(CONTEXT)
         kept = choose(pruner, 48)
     assert set(kept) == set(scores.flatten().topk(48).indices.tolist())
 
@@ -44,13 +60,19 @@ def test_reconpruner_keeps_the_highest_scores(tiny_vla, tmp_path):
 def test_a_floor_reaches_the_selection(tiny_vla):
     pruner = ScorePruner(ReconPruner.from_config(tiny_vla.model.config.text_config), camera_floor=4)
     scores = torch.arange(192.0).reshape(6, 32)
-    kept = pruner.select(TOKENS, scores, 30)
+    kept = pruner.select(CONTEXT, scores, 30)
     assert torch.bincount(kept // 32).tolist() == [4, 4, 4, 4, 4, 10]
 
 
 def test_an_unknown_pruner_is_refused_with_the_known_ones():
-    with pytest.raises(ModelError, match="'fastest' is not known; known are none, random, reconpruner"):
+    with pytest.raises(ModelError, match="'fastest' is not known; known are none, random, "):
         make_pruner("fastest")
+
+
+def test_each_name_gives_the_pruner_of_that_name(tiny_vla, tmp_path):
+    module = ReconPruner.from_config(tiny_vla.model.config.text_config)
+    save_pruner(tmp_path / "pruner.safetensors", module, tiny_vla.encoder_fingerprint)
+    assert [make_pruner(name, tiny_vla, tmp_path / "pruner.safetensors").name for name in PRUNERS] == list(PRUNERS)
 
 
 def test_reconpruner_without_a_file_is_refused(tiny_vla):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,6 +51,26 @@ def test_arguments_win_over_the_parameter_file_only_where_given(file):
     assert values == {"vla": "/models/v", "drop": 0.75, "image_transport": "compressed", "use_sim_time": True}
 
 
+def test_the_engine_is_given_by_two_arguments(file):
+    values = file.overrides(given(file, vision_backend="onnxruntime", engine="/engines/vision.onnx"))
+    assert values == {"use_sim_time": False, "vision_backend": "onnxruntime", "engine": "/engines/vision.onnx"}
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_build_only_builds_and_starts_nothing(file, monkeypatch, code):
+    commands = []
+    monkeypatch.setattr(
+        file.subprocess, "run", lambda words: commands.append(words) or SimpleNamespace(returncode=code)
+    )
+    arguments = {"build_only": "true", "vision_backend": "tensorrt", "engine": "/engines/vision.plan", "vla": "/v"}
+    if code:
+        with pytest.raises(InputError, match="failed with exit code 1"):
+            actions(file, **arguments)
+    else:
+        assert actions(file, **arguments) == []
+    assert " ".join(commands[0][3:]) == "export build --backend tensorrt --precision fp32 --out /engines --vla /v"
+
+
 def test_topics_come_from_the_map_and_single_arguments_win(file):
     pairs = dict(file.remappings(given(file, topics=NUSCENES, cam_back="/rear/image", command="/route/command")))
     assert pairs["~/input/cam_front/image"] == "/CAM_FRONT/image_rect_compressed"
@@ -76,6 +97,11 @@ def test_rviz_is_started_when_asked(file):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        ({"build_only": "true"}, "build_only: give engine:=FILE"),
+        (
+            {"build_only": "true", "vision_backend": "tensorrt", "engine": "/engines/a.plan"},
+            "what is built is named vision.plan",
+        ),
         ({"drop": "lots"}, "drop: 'lots' is no number"),
         ({"use_sim_time": "maybe"}, "use_sim_time: 'maybe' is neither true nor false"),
         ({"topics": "/absent.yaml"}, "/absent.yaml: cannot be read"),

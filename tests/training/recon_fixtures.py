@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from transformers import Qwen2_5_VLTextConfig
@@ -31,15 +31,18 @@ class PaintedBatches:
     The same interface as ReconBatches.
     """
 
-    def __init__(self, batch: int = 4, width: int = 32, poison: int | None = None):
-        self.batch = batch
+    def __init__(self, batch: int = 4, width: int = 32, poison: int | None = None, parts: int = 1):
+        self.batch, self.parts = batch, parts
         self._width, self._poison = width, poison
         self._project = torch.randn(4, width, generator=torch.Generator().manual_seed(9))
 
-    def steps(self, start: int, stop: int) -> Iterator[ReconBatch]:
-        return (self.at(step) for step in range(start, stop))
+    def steps(self, start: int, stop: int, parts: Sequence[int] = (0,)) -> Iterator[list[ReconBatch]]:
+        return ([self.at(step, part) for part in parts] for step in range(start, stop))
 
-    def at(self, step: int) -> ReconBatch:
+    def names(self, step: int) -> list[str]:
+        return [f"sample{step}/{image}" for image in range(self.batch)]
+
+    def at(self, step: int, part: int = 0) -> ReconBatch:
         generator = torch.Generator().manual_seed(step)
         cells = GRID[0] * GRID[1]
         fore = torch.rand(self.batch, cells, generator=generator) < 0.4
@@ -47,8 +50,11 @@ class PaintedBatches:
         tokens = torch.cat([color / 255, fore.unsqueeze(-1).float()], dim=-1) @ self._project
         if step == self._poison:
             tokens[1, 2] = float("nan")
-        names = tuple(f"sample{step}/{image}" for image in range(self.batch))
-        return ReconBatch(names, tokens, _grow(color.float()).to(torch.uint8), _grow(fore.unsqueeze(-1).float()) > 0.5)
+        pixels, foreground = _grow(color.float()).to(torch.uint8), _grow(fore.unsqueeze(-1).float()) > 0.5
+        places = tuple(range(self.batch))[part :: self.parts]
+        names = tuple(self.names(step)[place] for place in places)
+        own = [part[list(places)] for part in (tokens, pixels, foreground)]
+        return ReconBatch(names, *own, torch.zeros_like(own[2]), places)
 
 
 def _grow(cells: torch.Tensor) -> torch.Tensor:

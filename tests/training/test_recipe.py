@@ -10,7 +10,7 @@ import pytest
 from fastdrive_node.cli import main
 from fastdrive_node.planning.vla import load_vla
 from fastdrive_training.recipe import RecipeError, load_recipe, parse_recipe, set_keys
-from fastdrive_training.recon_train import ReconRecipe
+from fastdrive_training.recon_recipe import ReconRecipe
 
 COMPLETE = {"kind": "recon_pruner", "vla": "v", "dataset": "d", "out": "o"}
 
@@ -67,6 +67,15 @@ def test_mistakes_name_the_key(mapping, message):
         ({"schedule": {"batch": 0}}, "schedule.batch: must be at least 1"),
         ({"schedule": {"rehearsal": 1.0}}, "schedule.rehearsal"),
         ({"decoder_layers": 0}, "decoder_layers"),
+        ({"schedule": {"accumulate": 0}}, "schedule.accumulate: must be at least 1"),
+        ({"schedule": {"ema_decay": 1.0}}, r"schedule.ema_decay: must be in \[0, 1\)"),
+        ({"schedule": {"lr": 0}}, "schedule.lr: must be above 0"),
+        ({"features": "disk"}, "features: must be one of cached, live"),
+        ({"mask": "all"}, "mask: must be one of pruner, oracle, random"),
+        ({"loss": {"targets": "depth"}}, "loss.targets: must be one of pixels, mask, both"),
+        ({"health": {"on_collapse": "hide"}}, "health.on_collapse: must be stop or record"),
+        ({"workers": 0}, "workers: must be at least 1"),
+        ({"seed": -1}, "seed: must be in"),
     ],
 )
 def test_values_out_of_range_name_the_key(change, message):
@@ -85,15 +94,16 @@ def test_set_overrides_nested_keys():
 
 
 def test_shipped_recipes_load_by_name_and_parse():
-    for name in ("recon_tiny", "recon_3b"):
+    for name in ("recon_tiny", "recon_3b", "recon_7b"):
         path, content = load_recipe(name)
         assert path.name == f"{name}.yaml"
         assert content["kind"] == "recon_pruner"
         parse_recipe(ReconRecipe, content)
 
 
-def test_3b_recipe_has_the_papers_numbers():
-    recipe = parse_recipe(ReconRecipe, load_recipe("recon_3b")[1])
+@pytest.mark.parametrize("name", ["recon_3b", "recon_7b"])
+def test_full_size_recipes_have_the_papers_numbers(name):
+    recipe = parse_recipe(ReconRecipe, load_recipe(name)[1])
     assert (recipe.decoder_layers, recipe.loss.alpha, recipe.loss.ssim_weight) == (6, 0.5, 0.2)
     assert recipe.schedule.lr == 2e-5
 

@@ -7,15 +7,9 @@ import torch
 from recon_fixtures import CELL, GRID, PaintedBatches, text_config
 
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_training.recon_model import (
-    LossWeights,
-    ReconDecoder,
-    cells_to_pixels,
-    fold_cells,
-    random_masks,
-    split_losses,
-    straight_through,
-)
+from fastdrive_training.recon_losses import LossWeights, split_losses, straight_through
+from fastdrive_training.recon_masks import cells_to_pixels, chance_masks, oracle_masks, random_masks
+from fastdrive_training.recon_model import ReconDecoder, fold_cells, start_from_layers
 
 SIZE = (GRID[0] * CELL, GRID[1] * CELL)
 
@@ -148,3 +142,77 @@ def test_random_masks_are_reproducible_blobs_of_all_shares():
     grids = hard.view(-1, 4, 8)
     same_neighbour = (grids[:, :, 1:] == grids[:, :, :-1]).float().mean()
     assert same_neighbour > 0.75  # 0.65 for single tokens by chance at these shares
+
+
+@pytest.mark.parametrize(("targets", "channels"), [("pixels", 3), ("mask", 1), ("both", 4)])
+def test_the_right_reconstruction_of_each_target_costs_nothing(targets, channels):
+    tokens, pixels, foreground = _one_cell_scene()
+    right = torch.zeros(1, 8)
+    right[0, 0] = 1
+
+    def decode(halves: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        white = (halves > 0).float().expand(-1, -1, CELL * CELL)
+        gray = halves.expand(-1, -1, 3 * CELL * CELL)
+        parts = {"pixels": [gray], "mask": [white], "both": [gray, white]}[targets]
+        return fold_cells(torch.cat(parts, dim=-1), grid, CELL)
+
+    weights = LossWeights(targets=targets)
+    assert weights.channels == channels
+    assert float(split_losses(decode, tokens, right, pixels, foreground, GRID, weights).total) < 1e-6
+    assert float(split_losses(decode, tokens, 1 - right, pixels, foreground, GRID, weights).total) > 0.1
+
+
+def test_without_the_adversary_the_background_half_has_no_weight():
+    scores = torch.randn(1, 8, requires_grad=True)
+    tokens, pixels, foreground = _one_cell_scene()
+    weights = LossWeights(ssim_weight=0.0, adversary=False)
+    losses = split_losses(_paint_decoder, tokens, straight_through(scores), pixels, foreground, GRID, weights)
+    assert losses.total.item() == pytest.approx(losses.fore.item() / (2 * foreground.mean().item()))
+    assert losses.back > 0
+
+
+def test_doubtful_pixels_cost_nothing_and_give_no_gradient():
+    tokens, pixels, foreground = _one_cell_scene()
+    level = torch.full((1, 8), 0.5, requires_grad=True)
+    ignore = torch.zeros(1, 1, *SIZE, dtype=torch.bool)
+    ignore[..., CELL:] = True  # all but the first column of cells
+    weights = LossWeights(ssim_weight=0.0)
+    losses = split_losses(_paint_decoder, tokens, level, pixels, foreground, GRID, weights, ignore=ignore)
+    losses.total.backward()
+    assert (level.grad.view(GRID)[:, 0] != 0).all()
+    assert (level.grad.view(GRID)[:, 1:] == 0).all()
+    assert torch.isfinite(losses.total)
+
+
+def test_masks_that_are_given_follow_the_foreground():
+    foreground = torch.zeros(2, 1, *SIZE)
+    foreground[0, :, :CELL, :CELL] = 1
+    foreground[0, :, CELL:, : CELL // 2 + 1] = 1  # a little more than half of a cell
+    foreground[0, :, CELL:, CELL : CELL + 3] = 1  # less than half
+    foreground[1] = 1
+    assert oracle_masks(foreground, GRID).tolist() == [[1, 0, 0, 0, 1, 0, 0, 0], [1] * 8]
+    seeds = [(0, step, 0) for step in range(200)]
+    by_chance = chance_masks(foreground[:1].expand(200, -1, -1, -1), 8, seeds)
+    assert float(by_chance.mean()) == pytest.approx(float(foreground[0].mean()), abs=0.03)
+    assert torch.equal(chance_masks(foreground[:1], 8, seeds[7:8])[0], by_chance[7])
+
+
+def test_pruner_and_decoder_can_start_from_the_language_models_layers(tiny_vla):
+    config, layers = tiny_vla.model.config.text_config, tiny_vla.model.model.language_model.layers
+    pruner, decoder = ReconPruner.from_config(config), ReconDecoder(config, 2)
+    query = pruner.query.detach().clone()
+    start_from_layers(pruner, decoder, layers, pruner_layer=3, decoder_layer=1)
+    for ours, theirs in ((pruner.layer, layers[3]), (decoder.layers[0], layers[1]), (decoder.layers[1], layers[2])):
+        for name, tensor in theirs.state_dict().items():
+            assert torch.equal(ours.state_dict()[name], tensor), name
+    assert torch.equal(pruner.query, query)
+    assert all(parameter.requires_grad for parameter in [*pruner.parameters(), *decoder.parameters()])
+    with torch.no_grad():
+        pruner.layer.mlp.up_proj.weight.add_(1.0)
+    assert not torch.equal(layers[3].mlp.up_proj.weight, pruner.layer.mlp.up_proj.weight)  # a copy
+    with pytest.raises(
+        ValueError, match=r"pruner_init: 1 layer\(s\) from 4 on are wanted, but the VLA has 4; use 0 to 3"
+    ):
+        start_from_layers(pruner, decoder, layers, 4, None)
+    with pytest.raises(ValueError, match="decoder_init: 6 layers are wanted, but the VLA has 4; lower decoder_layers"):
+        start_from_layers(pruner, ReconDecoder(config, 6), layers, None, 0)

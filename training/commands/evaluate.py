@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from fastdrive_node.cli import write_json
+from fastdrive_node.models import SHIPPED_VLA
 from fastdrive_node.pruning.baselines import PRUNERS
 from fastdrive_training.commands.options import add_dataset_arguments, open_dataset, pruner_file
 from fastdrive_training.open_loop import OpenLoopSettings, evaluate
@@ -16,13 +18,16 @@ from fastdrive_training.open_loop import OpenLoopSettings, evaluate
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Compare plans with the recorded future: L2 in metres, as the mean of all steps up to t and at t.\n"
+        "Compare plans with the recorded future: L2 in metres (mean of all steps up to t, and at t), collision of\n"
+        "exact boxes, leaving the drivable area, intersection with its boundary, and what each pruner costs.\n"
         "Refused answers are counted and not scored; keyframes without 3 s of future are skipped and counted.\n"
-        "The row constant-velocity goes straight ahead at the current speed."
+        "The row constant-velocity goes straight ahead at the current speed. Intervals are 95 % by the bootstrap;\n"
+        "`comparisons` are paired, sample by sample. With --out the run can be cut off and goes on when called again,\n"
+        "pruners, ratios and seeds may be added, and every answer is kept in OUT/samples.parquet."
     )
     parser.epilog = (
         "example:\n  fastdrive evaluate data/sim --split val --vla models/tiny \\\n"
-        "      --pruners none,random,reconpruner --drop 0.5,0.75 --seeds 3 --json -"
+        "      --pruners none,random,reconpruner --drop 0.5,0.75 --seeds 3 --out runs/open_loop --json -"
     )
     add_dataset_arguments(parser)
     parser.add_argument("--pruners", type=_names, default=PRUNERS, metavar="A,B", help=f"of {', '.join(PRUNERS)} (all)")
@@ -30,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of the random pruner (%(default)s)")
     parser.add_argument("--images", choices=("own", "shuffled"), default="own", help="shuffled: of another scene")
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="keyframes at a time (%(default)s)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="keep the run here and go on with it")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep encoder features here (OUT/features)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -42,36 +49,40 @@ def run(args: argparse.Namespace) -> None:
         shuffled=args.images == "shuffled",
         limit=args.limit,
         batch=args.batch,
+        out=args.out,
+        cache=args.cache,
     )
     dataset, vla = open_dataset(args)
     figures = evaluate(dataset, vla, settings)
-    Console(file=sys.stderr).print(table(figures))
-    write_json({"dataset": args.dataset, "split": args.split, "vla": str(vla.path), **figures}, args.json)
+    Console(file=sys.stderr, width=None if sys.stderr.isatty() else 120).print(table(figures))
+    write_json({"dataset": args.dataset, "split": args.split, "vla": args.vla or SHIPPED_VLA, **figures}, args.json)
 
 
 def table(figures: dict) -> Table:
-    """The rows for people; L2 as avg-to-t."""
+    """The rows for people; L2 as avg-to-t, shares as the mean of their 1, 2 and 3 s figures."""
     title = f"{figures['samples']} samples, {figures['images']} images; {figures['without_future']} without future"
     result = Table(title=title)
-    for name in (
-        "pruner",
-        "drop",
-        "seed",
-        "tokens",
-        "refused",
-        "L2 1s",
-        "2s",
-        "3s",
-        "avg [m]",
-        "prefill ms",
-        "ms/token",
-    ):
-        result.add_column(name, justify="left" if name == "pruner" else "right")
+    columns = ("drop", "seed", "tokens", "refused", "L2 [m]", "95 %", "3s", "coll %", "off %", "cross %")
+    result.add_column("pruner")
+    for name in (*columns, "prefill ms", "ms/token"):
+        result.add_column(name, justify="right")
     for row in figures["rows"]:
-        errors = [_text(row["l2_avg_to_t"][key], ".3f") for key in ("1s", "2s", "3s", "avg")]
-        times = [_text(row.get(key), ".1f") for key in ("prefill_ms", "decode_ms_per_token")]
-        head = [row["pruner"], f"{row['drop']:g}", str(row["seed"]), str(row.get("tokens", "-")), str(row["refused"])]
-        result.add_row(*head, *errors, *times)
+        l2, ends = row["l2_avg_to_t"], row["interval_95"]["l2_avg_to_t"]
+        shares = [
+            row[name] and 100 * row[name]["avg"] for name in ("collision_polygon", "off_drivable", "intersection")
+        ]
+        result.add_row(
+            row["pruner"],
+            f"{row['drop']:g}",
+            str(row["seed"]),
+            "-" if row["tokens"] is None else str(row["tokens"]),
+            str(row["refused"]),
+            _text(l2["avg"], ".3f"),
+            "-" if ends is None else f"{ends[0]:.3f}..{ends[1]:.3f}",
+            _text(l2["3s"], ".3f"),
+            *(_text(share, ".2f") for share in shares),
+            *(_text(row[name], ".1f") for name in ("prefill_ms", "decode_ms_per_token")),
+        )
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 
 from fastdrive_node.cli import write_json
 from fastdrive_training.recipe import RecipeError, load_recipe, set_keys
@@ -41,4 +42,5 @@ def run(args: argparse.Namespace) -> None:
         figures = getattr(importlib.import_module(module), function)(recipe, args.resume)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
-    write_json(figures, args.json)
+    if os.environ.get("RANK", "0") == "0":  # one of several processes that a launcher started
+        write_json(figures, args.json)

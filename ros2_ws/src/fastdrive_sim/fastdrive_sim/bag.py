@@ -32,6 +32,7 @@ from tqdm import tqdm
 from fastdrive_sim.errors import SimError
 from fastdrive_sim.geometry import quaternion_of_matrix, quaternion_of_yaw, to_ego
 from fastdrive_sim.rig import RIG
+from fastdrive_sim.scenarios import SCENARIOS
 from fastdrive_sim.sources import SourcesFactory, record, simulator_sources
 from fastdrive_sim.types import Camera, EgoPose, Snapshot, Views
 
@@ -57,6 +58,7 @@ class BagSpec:
     width: int = 280
     height: int = 168
     jpeg_quality: int = 92
+    scenario: str = "default"
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -73,6 +75,8 @@ class BagSpec:
             raise SimError(f"--size {self.width}x{self.height}: give sides of 16 to 4096 pixels")
         if not 1 <= self.jpeg_quality <= 100:
             raise SimError(f"--jpeg-quality {self.jpeg_quality}: give 1 to 100")
+        if self.scenario not in SCENARIOS:
+            raise SimError(f"--scenario {self.scenario}: give one of {', '.join(SCENARIOS)}")
 
     @property
     def stride(self) -> int:
@@ -94,7 +98,7 @@ def write_bag(out: Path, spec: BagSpec, factory: SourcesFactory = simulator_sour
     if out.exists():
         raise SimError(f"{out}: exists already; give a new folder")
     sources = factory()
-    simulation = sources.simulation(spec.seed, spec.steps / ODOMETRY_HZ)
+    simulation = sources.simulation(spec.seed, spec.steps / ODOMETRY_HZ, spec.scenario)
     snapshots = record(simulation, spec.steps, ODOMETRY_HZ)
     renderer = sources.renderer(spec.width, spec.height)
     out.parent.mkdir(parents=True, exist_ok=True)

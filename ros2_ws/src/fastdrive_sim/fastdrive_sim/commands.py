@@ -13,6 +13,7 @@ from fastdrive_node.types import FastDriveError
 from fastdrive_sim.bag import STORAGES, TRANSPORTS, BagSpec, write_bag
 from fastdrive_sim.dataset import SPLITS, DatasetSpec, write_dataset
 from fastdrive_sim.errors import SimError
+from fastdrive_sim.scenarios import SCENARIOS
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,12 @@ def _picture_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, required=True, help="decides the worlds; same seed, same bytes")
     parser.add_argument("--size", type=size, default=(280, 168), metavar="WxH", help="of each image (280x168)")
     parser.add_argument("--jpeg-quality", type=int, default=92, help="1 to 100 (92)")
+    parser.add_argument(
+        "--scenario",
+        choices=SCENARIOS,
+        default="default",
+        help="step-out: pedestrians step out in front of the vehicle from behind parked trucks and buses (default)",
+    )
 
 
 def _dataset_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +99,7 @@ def _run_dataset(args: argparse.Namespace) -> dict:
         hz=args.hz,
         scene_keyframes=args.scene_keyframes,
         jpeg_quality=args.jpeg_quality,
+        scenario=args.scenario,
     )
     return write_dataset(args.out, spec, workers=args.workers)
 
@@ -115,6 +123,7 @@ def _run_bag(args: argparse.Namespace) -> dict:
         width=width,
         height=height,
         jpeg_quality=args.jpeg_quality,
+        scenario=args.scenario,
     )
     return write_bag(args.out, spec)
 
@@ -123,7 +132,9 @@ SUBCOMMANDS = {
     "dataset": Subcommand(
         "a dataset in the nuScenes schema, with exact masks",
         "Write a dataset in the nuScenes schema: six cameras, 3D boxes, drivable area, and beside them the class of\n"
-        "each pixel and the future of each keyframe. A run that was stopped goes on with the same arguments.",
+        "each pixel and the future of each keyframe. A run that was stopped goes on with the same arguments.\n"
+        "With --scenario step-out, extras.json says of each keyframe which pedestrians came into sight and when, and\n"
+        "step_out/ holds their pixels.",
         "example: fastdrive sim dataset data/sim --keyframes 400 --seed 1 --json -",
         _dataset_arguments,
         _run_dataset,

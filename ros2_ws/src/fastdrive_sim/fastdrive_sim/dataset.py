@@ -5,6 +5,8 @@ Beside the tables of ``nuscenes_schema`` a dataset holds, in its root:
 - ``masks/<CAMERA>/<sample token>.png``: the class of each pixel, uint8 (``types.Label``);
 - ``splits.json``: scene names by split;
 - ``extras.json``: by sample token the ego state, command, future and history (``scene_writer.keyframe_extras``);
+- ``step_out/<CAMERA>/<sample token>.png``, in the scenario step-out: uint8, the number of the pedestrian that came out
+  from behind something and that a pixel shows (``step_outs.StepOutLog``); only where there is one;
 - ``sim.json``: the arguments, the label table, the foreground groups, and each scene's world seed and origin.
 
 A scene is the unit of work: its rows are written to ``.work/`` by one rename after its images, so a run that was
@@ -37,6 +39,7 @@ from fastdrive_sim import __version__
 from fastdrive_sim.errors import SimError
 from fastdrive_sim.nuscenes_schema import SCENE_TABLES, VERSION, shared_tables
 from fastdrive_sim.rig import RIG
+from fastdrive_sim.scenarios import SCENARIOS
 from fastdrive_sim.scene_writer import SIM_HZ, ScenePlan, scene_steps, write_scene
 from fastdrive_sim.sources import RendererLike, SourcesFactory, simulator_sources
 from fastdrive_sim.types import FOREGROUND_GROUPS, Label
@@ -60,6 +63,7 @@ class DatasetSpec:
     hz: int = 2
     scene_keyframes: int = 40
     jpeg_quality: int = 92
+    scenario: str = "default"
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -76,10 +80,20 @@ class DatasetSpec:
             raise SimError(f"--size {self.width}x{self.height}: give sides of 16 to 4096 pixels")
         if not 1 <= self.jpeg_quality <= 100:
             raise SimError(f"--jpeg-quality {self.jpeg_quality}: give 1 to 100")
+        if self.scenario not in SCENARIOS:
+            raise SimError(f"--scenario {self.scenario}: give one of {', '.join(SCENARIOS)}")
 
     def arguments(self) -> dict:
-        """What a rerun must repeat to go on with a dataset."""
-        return {"format": _FORMAT, "generator": f"fastdrive_sim {__version__}", **asdict(self)}
+        """What a rerun must repeat to go on with a dataset; the scenario where it is not the default one."""
+        arguments = {"format": _FORMAT, "generator": f"fastdrive_sim {__version__}", **asdict(self)}
+        if self.scenario == "default":
+            del arguments["scenario"]
+        return arguments
+
+    @property
+    def label(self) -> str:
+        """What scene names and world seeds begin with; of other scenarios it is another one."""
+        return str(self.seed) if self.scenario == "default" else f"{self.seed}-{self.scenario}"
 
 
 def plan_scenes(spec: DatasetSpec) -> list[ScenePlan]:
@@ -91,9 +105,9 @@ def plan_scenes(spec: DatasetSpec) -> list[ScenePlan]:
     scene_us = scene_steps(spec.scene_keyframes, spec.hz) * 1_000_000 // SIM_HZ
     return [
         ScenePlan(
-            name=f"sim{spec.seed}-{split}-{index:04d}",
+            name=f"sim{spec.label}-{split}-{index:04d}",
             split=split,
-            world_seed=_world_seed(spec.seed, split, index),
+            world_seed=_world_seed(spec.label, split, index),
             keyframes=size,
             start_us=_EPOCH_US + index * scene_us,
         )
@@ -107,8 +121,8 @@ def _deal(scenes: int) -> list[str]:
     return ["train"] * (scenes - 2 * held_out) + ["val"] * held_out + ["test"] * held_out
 
 
-def _world_seed(seed: int, split: str, index: int) -> int:
-    digest = hashlib.sha256(f"fastdrive_sim world/{seed}/{split}/{index}".encode()).digest()
+def _world_seed(label: str, split: str, index: int) -> int:
+    digest = hashlib.sha256(f"fastdrive_sim world/{label}/{split}/{index}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 11  # 53 bits: exact in any JSON reader
 
 
@@ -219,7 +233,7 @@ class _SceneWriter:
 
     def write(self, plan: ScenePlan) -> None:
         steps = scene_steps(plan.keyframes, self._spec.hz)
-        simulation = self._sources.simulation(plan.world_seed, steps / SIM_HZ)
+        simulation = self._sources.simulation(plan.world_seed, steps / SIM_HZ, self._spec.scenario)
         rows = write_scene(self._out, plan, self._spec, simulation, self._renderer)
         _write_whole(_shard(self._out, plan), json.dumps(rows, separators=(",", ":")))
 
@@ -265,6 +279,8 @@ def _merge(out: Path, spec: DatasetSpec, plans: Sequence[ScenePlan]) -> dict:
             totals.update(annotations=len(shard["tables"]["sample_annotation"]))
             classes.update(shard["classes"])
     counts = {"scenes": len(plans), "keyframes": spec.keyframes, **totals, "classes": dict(sorted(classes.items()))}
+    if spec.scenario != "default":
+        counts["step_outs"] = sum(scene["step_outs"] for scene in scenes.values())
     shutil.rmtree(out / VERSION, ignore_errors=True)
     tables.rename(out / VERSION)
     (work / "extras.json").replace(out / "extras.json")

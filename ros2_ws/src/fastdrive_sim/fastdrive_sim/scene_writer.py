@@ -20,6 +20,7 @@ from fastdrive_sim.geometry import to_ego, wrap
 from fastdrive_sim.nuscenes_schema import SceneTables
 from fastdrive_sim.rig import RIG
 from fastdrive_sim.sources import RendererLike, SimulationLike, record
+from fastdrive_sim.step_outs import StepOutLog
 from fastdrive_sim.types import EgoPose, Snapshot, Views
 
 SIM_HZ = 20
@@ -38,6 +39,7 @@ class ImageSpec(Protocol):
     height: int
     hz: int
     jpeg_quality: int
+    scenario: str
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def write_scene(
     _write_image(out / "maps" / f"{plan.name}.png", mask.pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     tables = SceneTables(plan.name, simulation.world, mask.origin, (spec.width, spec.height), RIG)
     renderer.load(simulation.world)
-    extras = {}
+    extras, appeared = {}, 0
+    step_outs = StepOutLog(RIG)
     for number in range(plan.keyframes):
         step = _MARGIN_STEPS + number * (SIM_HZ // spec.hz)
         timestamp_us = plan.start_us + step * _STEP_US
@@ -77,11 +80,17 @@ def write_scene(
         sample = tables.add_keyframe(timestamp_us, snapshots[step], views)
         _write_views(out, tables, sample, timestamp_us, views, spec.jpeg_quality)
         extras[sample] = keyframe_extras(snapshots, step)
+        if spec.scenario == "step-out":
+            entries, numbers = step_outs.add(snapshots[step], views)
+            extras[sample]["step_outs"] = entries
+            appeared += sum(entry["keyframes_since_visible"] == 0 for entry in entries)
+            _write_step_outs(out, sample, numbers)
+    scene = {"split": plan.split, "world_seed": plan.world_seed, "origin_in_world_m": list(mask.origin)}
     return {
         "tables": tables.rows(),
         "extras": extras,
         "classes": tables.class_counts(),
-        "scene": {"split": plan.split, "world_seed": plan.world_seed, "origin_in_world_m": list(mask.origin)},
+        "scene": scene if spec.scenario == "default" else {**scene, "step_outs": appeared},
     }
 
 
@@ -90,6 +99,7 @@ def keyframe_extras(snapshots: Sequence[Snapshot], step: int) -> dict:
 
     ``future_xy``: six [x, y] at 0.5 s .. 3.0 s; ``history``: six [t, x, y, yaw, speed, accel] at -0.5 s .. -3.0 s; both
     in the ego frame of the keyframe, metres, radians, seconds. ``ahead``: ``Snapshot.ahead``, labels for training.
+    The scenario step-out adds ``step_outs``, see ``StepOutLog.add``.
     """
     ego = snapshots[step].ego
     offsets = [_INTERVAL_STEPS * (point + 1) for point in range(POINTS)]
@@ -121,6 +131,13 @@ def _write_views(
         _write_image(image, bgr, [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality])
         mask = out / "masks" / camera.name / f"{sample}.png"
         _write_image(mask, views.label[index], [cv2.IMWRITE_PNG_COMPRESSION, 1])
+
+
+def _write_step_outs(out: Path, sample: str, numbers: np.ndarray) -> None:
+    for camera, pixels in zip(RIG, numbers, strict=True):
+        if pixels.any():
+            file = out / "step_out" / camera.name / f"{sample}.png"
+            _write_image(file, pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
 
 
 def _write_image(path: Path, pixels: np.ndarray, options: list[int]) -> None:

@@ -30,9 +30,9 @@ class RendererLike(Protocol):
 
 @dataclass(frozen=True)
 class Sources:
-    """``simulation(world_seed, seconds)`` and ``renderer(width, height)``."""
+    """``simulation(world_seed, seconds, scenario)`` and ``renderer(width, height)``."""
 
-    simulation: Callable[[int, float], SimulationLike]
+    simulation: Callable[[int, float, str], SimulationLike]
     renderer: Callable[[int, int], RendererLike]
 
 
@@ -44,7 +44,7 @@ def simulator_sources() -> Sources:
     from fastdrive_sim.render import Renderer
     from fastdrive_sim.sim import Simulation
 
-    return Sources(lambda seed, seconds: Simulation(seed, seconds=seconds), Renderer)
+    return Sources(Simulation, Renderer)
 
 
 def record(simulation: SimulationLike, steps: int, hz: float) -> list[Snapshot]:

@@ -10,12 +10,13 @@ import numpy as np
 
 from fastdrive_sim.expert import FRONT_M, STANDSTILL_GAP_M, Obstacle, bend_speed, idm
 from fastdrive_sim.roads import BOX_M, LANE_M, Junction, Route
-from fastdrive_sim.types import Thing
+from fastdrive_sim.types import StepOut, Thing
 
 VEHICLES = {"car": (4.5, 1.9, 1.6), "truck": (7.5, 2.4, 3.2), "bus": (11.0, 2.5, 3.1)}
 RED_YELLOW_S = 1.0  # red and yellow together announce green
 YELLOW_S = 2.0
 SIGHT_M = 50.0
+STEP_OUT_REACH_M = 60.0
 
 
 @dataclass
@@ -74,6 +75,7 @@ class Pedestrian:
     across: float = 0.0  # m/s while crossing, sign is the direction
     trigger_m: float = 0.0  # crosses when the front bumper is this near; 0: never
     variant: int = 0
+    clear_m: float | None = None  # offset at which it comes out from behind something; None: it is in the open
     crossing: bool = False
 
     def step(self, front_s: float, dt: float) -> None:
@@ -89,7 +91,11 @@ class Pedestrian:
     def blocks(self) -> bool:
         """Whether a driver in the ego lane waits for it: on the road and not yet past the lane."""
         past = self.offset > 2.2 if self.across > 0 else self.offset < -2.4
-        return self.crossing and not past and -4.2 < self.offset < 5.5
+        return self.crossing and self._is_out() and not past and -4.2 < self.offset < 5.5
+
+    def _is_out(self) -> bool:
+        """Whether a driver can see it: nobody brakes for somebody behind a truck."""
+        return self.clear_m is None or (self.offset - self.clear_m) * self.across > 0
 
     def thing(self, route: Route) -> Thing:
         x, y, yaw = route.at(self.s, self.offset)
@@ -223,6 +229,15 @@ class Traffic:
             if gaps and min(gaps) < SIGHT_M:
                 found[name] = round(min(gaps), 2)
         return found
+
+    def step_outs(self, ego_s: float) -> tuple[StepOut, ...]:
+        """The pedestrians ahead and behind who wait behind something, or came out from there."""
+        front = ego_s + FRONT_M
+        return tuple(
+            StepOut(p.instance, p.crossing, round(p.s - front, 2))
+            for p in self.pedestrians
+            if p.clear_m is not None and abs(p.s - ego_s) < STEP_OUT_REACH_M
+        )
 
     def things(self, ego_s: float) -> list[Thing]:
         near = lambda s: -60 < s - ego_s < 130  # noqa: E731

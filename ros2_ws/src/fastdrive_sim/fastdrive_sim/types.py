@@ -109,6 +109,15 @@ class World:
 
 
 @dataclass(frozen=True)
+class StepOut:
+    """A pedestrian of the scenario step-out at one instant."""
+
+    instance: int
+    crossing: bool  # has set off
+    gap_m: float  # along the lane from the front bumper
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """The world at one instant."""
 
@@ -120,6 +129,7 @@ class Snapshot:
     ahead: dict = field(
         default_factory=dict
     )  # what the expert minds: light, light_gap_m, vehicle_gap_m, pedestrian_gap_m
+    step_outs: tuple[StepOut, ...] = ()  # of the scenario step-out, within 60 m
 
 
 @dataclass(frozen=True)

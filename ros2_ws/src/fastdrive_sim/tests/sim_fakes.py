@@ -20,7 +20,7 @@ ROAD = np.array([[-50.0, -4.0], [400.0, -4.0], [400.0, 6.0], [-50.0, 6.0]])
 class FakeSimulation:
     """The ego follows a slow arc; its speed depends on the seed, so that worlds differ."""
 
-    def __init__(self, seed: int, seconds: float) -> None:
+    def __init__(self, seed: int, seconds: float, scenario: str = "default") -> None:
         self.world = World(seed, (), (PARKED, TREE), (ROAD,))
         self._speed = 4.0 + seed % 1000 / 250
 

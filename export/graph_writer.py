@@ -1,0 +1,227 @@
+"""Writes ONNX graphs node by node, with static shapes and explicit types.
+
+torch's exporters are not used: the one that can write opset 17, which TensorRT 8 needs, is being removed from torch,
+and both run the model once, where this writes the 3B tower's graph in a second. Every value carries its shape and
+type, so a wrong cast or reshape is an error here and not on the target.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+FLOAT, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
+TORCH_TYPES = {FLOAT: torch.float32, FLOAT16: torch.float16, BFLOAT16: torch.bfloat16}
+IR_VERSION = 8  # the newest that TensorRT 8.5's parser was made for
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor in the graph."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: int  # TensorProto.DataType
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter whose numbers are made when they are written, so that only one at a time is held twice."""
+
+    value: Value
+    make: Callable[[], torch.Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.value.shape)) * TORCH_TYPES[self.value.dtype].itemsize
+
+    def raw(self) -> bytes:
+        """Little-endian bytes in row-major order."""
+        tensor = self.make().detach().to("cpu", TORCH_TYPES[self.value.dtype]).contiguous()
+        if tuple(tensor.shape) != self.value.shape:
+            raise ValueError(f"{self.value.name}: shape {tuple(tensor.shape)}, declared {self.value.shape}")
+        return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+class GraphWriter:
+    """A graph under construction.
+
+    Args:
+        opset: 17 or 18; they differ, for what is used here, in where ReduceMean takes its axes.
+    """
+
+    def __init__(self, opset: int):
+        self.opset = opset
+        self.inputs: list[Value] = []
+        self.weights: list[Weight] = []
+        self._nodes: list[NodeProto] = []
+        self._values: list[Value] = []
+        self._constants: dict[tuple, Value] = {}
+        self._initializers: list[TensorProto] = []
+        self._scopes: list[str] = []
+        self._counts: Counter[str] = Counter()
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Node names inside start with ``name/``."""
+        self._scopes.append(name)
+        yield
+        self._scopes.pop()
+
+    def input(self, name: str, shape: Sequence[int], dtype: int) -> Value:
+        self.inputs.append(Value(name, tuple(shape), dtype))
+        return self.inputs[-1]
+
+    def weight(self, name: str, shape: Sequence[int], make: Callable[[], torch.Tensor], dtype: int = FLOAT) -> Value:
+        """A parameter of the model; ``make`` gives its tensor, of any float type."""
+        value = Value(name, tuple(shape), dtype)
+        self.weights.append(Weight(value, make))
+        return value
+
+    def constant(self, array: np.ndarray | float | Sequence[int]) -> Value:
+        """float32 or int64 numbers that are no parameter; equal ones are stored once."""
+        array = np.asarray(array)
+        array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            name = f"constant_{len(self._constants)}"
+            self._initializers.append(numpy_helper.from_array(array, name))
+            dtype = helper.np_dtype_to_tensor_dtype(array.dtype)
+            self._constants[key] = Value(name, array.shape, dtype)
+        return self._constants[key]
+
+    def op(self, kind: str, inputs: Sequence[Value], shape: Sequence[int], dtype: int, **attributes) -> Value:
+        """One node with one output."""
+        return self._node(kind, inputs, [(shape, dtype)], **attributes)[0]
+
+    def _node(
+        self, kind: str, inputs: Sequence[Value], outputs: Sequence[tuple[Sequence[int], int]], **attributes
+    ) -> list[Value]:
+        stem = "/".join([*self._scopes, kind])
+        self._counts[stem] += 1
+        name = f"{stem}_{self._counts[stem]}"
+        values = [
+            Value(f"{name}:{index}", tuple(map(int, shape)), dtype) for index, (shape, dtype) in enumerate(outputs)
+        ]
+        names = [value.name for value in inputs]
+        self._nodes.append(helper.make_node(kind, names, [value.name for value in values], name=name, **attributes))
+        self._values += values
+        return values
+
+    def cast(self, x: Value, dtype: int) -> Value:
+        return x if x.dtype == dtype else self.op("Cast", [x], x.shape, dtype, to=dtype)
+
+    def _elementwise(self, kind: str, a: Value, b: Value | float) -> Value:
+        b = b if isinstance(b, Value) else self.constant(float(b))
+        if a.dtype != b.dtype:
+            raise TypeError(f"{kind} of {a} and {b}: the types differ")
+        return self.op(kind, [a, b], np.broadcast_shapes(a.shape, b.shape), a.dtype)
+
+    def add(self, a: Value, b: Value | float) -> Value:
+        return self._elementwise("Add", a, b)
+
+    def sub(self, a: Value, b: Value | float) -> Value:
+        return self._elementwise("Sub", a, b)
+
+    def mul(self, a: Value, b: Value | float) -> Value:
+        return self._elementwise("Mul", a, b)
+
+    def div(self, a: Value, b: Value | float) -> Value:
+        return self._elementwise("Div", a, b)
+
+    def unary(self, kind: str, x: Value) -> Value:
+        """Sqrt, Sigmoid, Erf, ..."""
+        return self.op(kind, [x], x.shape, x.dtype)
+
+    def matmul(self, a: Value, b: Value) -> Value:
+        if a.dtype != b.dtype or a.shape[-1] != b.shape[-2]:
+            raise TypeError(f"MatMul of {a} and {b}")
+        shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+        return self.op("MatMul", [a, b], shape, a.dtype)
+
+    def softmax(self, x: Value) -> Value:
+        """Over the last axis."""
+        return self.op("Softmax", [x], x.shape, x.dtype, axis=-1)
+
+    def mean(self, x: Value) -> Value:
+        """Over the last axis, which stays with length 1."""
+        shape = (*x.shape[:-1], 1)
+        if self.opset >= 18:
+            return self.op("ReduceMean", [x, self.constant([-1])], shape, x.dtype, keepdims=1)
+        return self.op("ReduceMean", [x], shape, x.dtype, axes=[-1], keepdims=1)
+
+    def reshape(self, x: Value, shape: Sequence[int]) -> Value:
+        if np.prod(shape) != np.prod(x.shape):
+            raise ValueError(f"Reshape of {x} to {shape}")
+        return self.op("Reshape", [x, self.constant(list(shape))], shape, x.dtype)
+
+    def transpose(self, x: Value, order: Sequence[int]) -> Value:
+        return self.op("Transpose", [x], [x.shape[axis] for axis in order], x.dtype, perm=list(order))
+
+    def expand(self, x: Value, shape: Sequence[int]) -> Value:
+        return self.op("Expand", [x, self.constant(list(shape))], shape, x.dtype)
+
+    def slice(self, x: Value, axis: int, start: int, stop: int) -> Value:
+        axis %= len(x.shape)
+        if not 0 <= start < stop <= x.shape[axis]:
+            raise ValueError(f"Slice {start}:{stop} on axis {axis} of {x}")
+        if stop - start == x.shape[axis]:
+            return x
+        shape = (*x.shape[:axis], stop - start, *x.shape[axis + 1 :])
+        limits = [self.constant([number]) for number in (start, stop, axis)]
+        return self.op("Slice", [x, *limits], shape, x.dtype)
+
+    def concat(self, parts: Sequence[Value], axis: int) -> Value:
+        if len(parts) == 1:
+            return parts[0]
+        axis %= len(parts[0].shape)
+        shape = list(parts[0].shape)
+        shape[axis] = sum(part.shape[axis] for part in parts)
+        return self.op("Concat", parts, shape, parts[0].dtype, axis=axis)
+
+    def gather(self, x: Value, indices: Value, axis: int) -> Value:
+        """``indices`` is one-dimensional."""
+        shape = (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+        return self.op("Gather", [x, indices], shape, x.dtype, axis=axis)
+
+    def top(self, x: Value, count: int) -> tuple[Value, Value]:
+        """The largest of a vector in descending order, equal ones in index order: values, int64 indices."""
+        outputs = [((count,), x.dtype), ((count,), TensorProto.INT64)]
+        values, indices = self._node("TopK", [x, self.constant([count])], outputs, axis=0, largest=1, sorted=1)
+        return values, indices
+
+    def output(self, x: Value, name: str) -> Value:
+        """The value under an output's name."""
+        value = Value(name, x.shape, x.dtype)
+        self._nodes.append(helper.make_node("Identity", [x.name], [name], name=f"output/{name}"))
+        return value
+
+    def model(self, name: str, outputs: Sequence[Value], weights: Sequence[TensorProto], facts: dict) -> ModelProto:
+        """The finished graph.
+
+        Args:
+            weights: the initialisers of ``self.weights``, inline or with their data in another file.
+            facts: text by key, kept in the model's metadata.
+        """
+        graph = helper.make_graph(
+            self._nodes,
+            name,
+            [_info(value) for value in self.inputs],
+            [_info(value) for value in outputs],
+            [*self._initializers, *weights],
+            value_info=[_info(value) for value in self._values],
+        )
+        opset = helper.make_opsetid("", self.opset)
+        model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="fastdrive_export")
+        helper.set_model_props(model, facts)
+        return model
+
+
+def _info(value: Value):
+    return helper.make_tensor_value_info(value.name, value.dtype, value.shape)

@@ -1,0 +1,110 @@
+"""Prune2Drive: diverse tokens of each view, with a budget for each view (Xiong et al., CVPR 2026, arXiv 2508.13305)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jsonschema
+import torch
+
+from fastdrive_node.planning.model import Vla
+from fastdrive_node.planning.spec import refuse_constant
+from fastdrive_node.pruning.baselines.diversity import directions, farthest_points
+from fastdrive_node.pruning.pruner import Need, PruningContext
+from fastdrive_node.types import ModelError
+
+WEIGHTS_FILE = "prune2drive.json"  # in the VLA directory
+_SCHEMA = {
+    "type": "object",
+    "required": ["cameras"],
+    "properties": {
+        "cameras": {"type": "object", "additionalProperties": {"type": "number", "minimum": 0, "maximum": 1e6}},
+    },
+}
+
+
+@dataclass
+class Prune2Drive:
+    """Farthest-point sampling by cosine distance inside of each view; the views share K by their weights.
+
+    The original finds a keep ratio for each view offline. Here the views have weights that are scaled to K, so that one
+    file serves every pruning ratio; without a file they are equal. Where the sampling starts is not stated in the rule:
+    it is the token least similar to the mean of its view.
+    """
+
+    weights: tuple[float, ...] | None = None  # of the cameras in the VLA's order; None for equal ones
+    name: str = "prune2drive"
+    needs: frozenset[Need] = frozenset()
+
+    def score(self, context: PruningContext) -> None:
+        return None
+
+    def select(self, context: PruningContext, scores: None, keep: int) -> torch.Tensor:
+        cameras, count = context.tokens.shape[:2]
+        budgets = share_out(keep, self.weights or (1.0,) * cameras, count)
+        chosen = []
+        for view, budget in enumerate(budgets):
+            vectors = directions(context.tokens[view])
+            first = int((vectors @ vectors.mean(dim=0)).argmin())
+            chosen.append(view * count + farthest_points(vectors, budget, first))
+        return torch.cat(chosen)
+
+
+def share_out(keep: int, weights: Sequence[float], capacity: int) -> list[int]:
+    """Whole numbers in proportion to weights, none above ``capacity``, that add up to ``keep``.
+
+    What a full view cannot take goes to the others in proportion; what rounding leaves goes to the largest fractions.
+
+    Raises:
+        ValueError: no weight is above zero, or ``keep`` passes what the views can hold.
+    """
+    if keep > capacity * len(weights) or max(weights) <= 0:
+        raise ValueError(f"keep: {keep} tokens cannot be shared out over {len(weights)} views by their weights")
+    shares = [0.0] * len(weights)
+    open_views = list(range(len(weights)))
+    while (left := keep - sum(shares)) > 1e-9:
+        wanting = [view for view in open_views if weights[view] > 0] or open_views
+        total = sum(weights[view] for view in wanting) or len(wanting)
+        for view in wanting:
+            shares[view] += left * ((weights[view] or 1.0) / total)
+        shares = [min(share, float(capacity)) for share in shares]
+        open_views = [view for view in open_views if shares[view] < capacity - 1e-9]
+    counts = [int(share + 1e-9) for share in shares]
+    fractions = sorted(range(len(shares)), key=lambda view: (counts[view] - shares[view], view))
+    for view in fractions[: keep - sum(counts)]:
+        counts[view] += 1
+    return counts
+
+
+def load_weights(vla: Vla) -> tuple[float, ...] | None:
+    """The views' weights beside a VLA, in its camera order; None where it has no file of them.
+
+    Raises:
+        ModelError: the file is no JSON, lacks a camera or has no weight above zero.
+    """
+    path = vla.path / WEIGHTS_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant)
+        jsonschema.validate(content, _SCHEMA)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not readable as JSON ({error}); write it again or remove it") from error
+    except jsonschema.ValidationError as error:
+        raise ModelError(f"{path}: {error.json_path}: {error.message[:200]}; correct this field") from error
+    weights = content["cameras"]
+    missing = [camera for camera in vla.spec.cameras if camera not in weights]
+    if missing:
+        raise ModelError(f"{path}: cameras: {missing[0]} is missing; give each camera of the VLA a weight")
+    chosen = tuple(float(weights[camera]) for camera in vla.spec.cameras)
+    if max(chosen) <= 0:
+        raise ModelError(f"{path}: cameras: no weight is above zero")
+    return chosen
+
+
+def save_weights(path: Path, cameras: Mapping[str, float], **facts: object) -> None:
+    """Write a weights file, with ``facts`` about how they were found beside them."""
+    path.write_text(json.dumps({"cameras": dict(cameras), **facts}, indent=2) + "\n", encoding="utf-8")

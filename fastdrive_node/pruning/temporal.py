@@ -1,0 +1,165 @@
+"""Scores with a memory: a token that has just changed counts more, and the choice flickers less.
+
+Not of FastDriveVLA, whose pruner sees one frame set. With s the pruner's scores and s' those of the set before::
+
+    s' = (1 - memory) s + memory s'_before + change std(s) sigmoid(s) z
+
+``z`` says how new a token is (``token_change``), ``sigmoid(s)`` keeps novelties of the background down, for everything
+moves in the pictures of a vehicle that drives.
+
+The state is an object that the caller passes along; the pruner itself knows nothing of time. A state serves only the
+next set of the same cameras, soon after it and where the vehicle's speed says that it must be by then; else
+``why_stale`` gives the reason and the caller drops it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import normalize
+
+from fastdrive_node.types import EgoState
+
+_LARGEST_CHANGE = 3.0  # in deviations; a single token cannot outweigh everything
+_STILL = 0.01  # least deviation: of pictures that stand still, what is left is noise
+
+
+@dataclass(frozen=True)
+class TemporalSettings:
+    """Weights, and what ends a state.
+
+    Raises:
+        ValueError: a value is out of range; the text names it.
+    """
+
+    change: float = 0.25  # weight of what is new; 0: none
+    memory: float = 0.5  # share of the score of the set before, in [0, 1)
+    reach: int = 1  # rows and columns around a token's place in which its like is looked for in the set before
+    max_gap_s: float = 0.25  # between the sets' t0: after more, the vehicle's own motion has changed every token
+    max_slip_m: float = 2.0  # between where the vehicle is and where its speed says that it must be
+    max_slip_rad: float = 0.35  # likewise of its heading
+
+    def __post_init__(self) -> None:
+        highest = {"change": 100, "memory": 0.99, "reach": 64, "max_gap_s": 10, "max_slip_m": 100, "max_slip_rad": 3.15}
+        for name, high in highest.items():
+            if not 0 <= getattr(self, name) <= high:
+                raise ValueError(f"{name}: {getattr(self, name)} is not in 0 .. {high:g}")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When, where and with which cameras a set was taken."""
+
+    t0_ns: int
+    cameras: tuple[str, ...]  # in the order of the tokens
+    missing: tuple[str, ...]  # of them, those replaced by black
+    ego: EgoState  # at t0, in a frame that stays
+
+
+@dataclass(frozen=True)
+class TemporalState:
+    """What one set leaves to the next."""
+
+    moment: Moment
+    grid: tuple[int, int]
+    tokens: torch.Tensor  # float32 [C, N, D], of unit length; 0 where they are not known
+    scores: torch.Tensor  # float32 [C, N] on the CPU, with the temporal terms
+
+
+def why_stale(state: TemporalState, moment: Moment, grid: tuple[int, int], settings: TemporalSettings) -> str | None:
+    """Why a state must not serve the set of ``moment``, in a few words; None where it may."""
+    before = state.moment
+    gap_s = (moment.t0_ns - before.t0_ns) * 1e-9
+    if gap_s <= 0:
+        return f"time went back by {-gap_s:.2f} s"
+    if gap_s > settings.max_gap_s:
+        return f"gap of {gap_s:.2f} s"
+    if (moment.cameras, moment.missing, grid) != (before.cameras, before.missing, state.grid):
+        return "another set of cameras"
+    slip_m, slip_rad = _slip(before.ego, moment.ego, gap_s)
+    if not slip_m <= settings.max_slip_m:  # written so that a pose of NaN is a jump
+        return f"pose jumped by {slip_m:.1f} m"
+    if not slip_rad <= settings.max_slip_rad:
+        return f"heading jumped by {math.degrees(slip_rad):.0f} deg"
+    return None
+
+
+def _slip(before: EgoState, now: EgoState, gap_s: float) -> tuple[float, float]:
+    """How far position [m] and heading [rad] are from where speed and yaw rate say that they must be."""
+    values = (now.x_m, now.y_m, now.yaw_rad, now.speed_mps, now.yaw_rate_radps)
+    if not all(map(math.isfinite, values)):
+        return math.nan, math.nan
+    turned = (before.yaw_rate_radps + now.yaw_rate_radps) / 2 * gap_s
+    travelled = (before.speed_mps + now.speed_mps) / 2 * gap_s
+    course = before.yaw_rad + turned / 2
+    x, y = before.x_m + travelled * math.cos(course), before.y_m + travelled * math.sin(course)
+    slip_rad = math.remainder(now.yaw_rad - before.yaw_rad - turned, math.tau)
+    return math.hypot(now.x_m - x, now.y_m - y), abs(slip_rad)
+
+
+def temporal_scores(
+    scores: torch.Tensor,
+    tokens: torch.Tensor,
+    moment: Moment,
+    grid: tuple[int, int],
+    settings: TemporalSettings,
+    state: TemporalState | None = None,
+) -> tuple[torch.Tensor, TemporalState]:
+    """The scores of a set with the temporal terms, and the state for the next one.
+
+    Args:
+        scores: [C, N], finite; above zero means foreground.
+        tokens: [C, N, D]; one that is not finite, as an engine leaves those that it does not give, is not known.
+        state: of the set before, not stale; None: the scores stay as they are.
+
+    Returns:
+        float32 [C, N] on the CPU.
+
+    Raises:
+        ValueError: a score is not finite.
+    """
+    scores = scores.detach().float().cpu()
+    if not bool(torch.isfinite(scores).all()):
+        raise ValueError("scores: not finite")
+    units = _unit_length(tokens)
+    if state is not None:
+        boost = settings.change * scores.std() * torch.sigmoid(scores)
+        if settings.change:
+            boost = boost * token_change(units, state.tokens, grid, settings.reach).cpu()
+        scores = (1 - settings.memory) * scores + settings.memory * state.scores + boost
+    return scores, TemporalState(moment, grid, units, scores)
+
+
+def token_change(now: torch.Tensor, before: torch.Tensor, grid: tuple[int, int], reach: int) -> torch.Tensor:
+    """How new each token is, float32 [C, N]: from 0, for what changed no more than most, to 3.
+
+    A token's change is one less its largest cosine with the tokens within ``reach`` rows and columns of its place in
+    ``before``. The median over the whole set, which is what the vehicle's motion changes, is taken off, and the rest
+    divided by the median deviation (times 1.4826, a robust standard deviation).
+
+    Args:
+        now, before: [C, N, D], of unit length; 0 where a token is not known. What cannot be compared is not new.
+    """
+    near = _neighbours(grid, reach, now.device)
+    change = torch.full(now.shape[:2], torch.nan, device=now.device)
+    for camera, (new, old) in enumerate(zip(now, before.to(now.device), strict=True)):  # one at a time: N x N numbers
+        known = near & old.any(dim=-1)
+        likest = (new @ old.T).masked_fill(~known, -1).amax(dim=-1)
+        valid = new.any(dim=-1) & known.any(dim=-1)
+        change[camera, valid] = 1 - likest[valid]
+    above = change - change.nanmedian()
+    deviation = 1.4826 * above.abs().nanmedian()
+    return torch.nan_to_num((above / deviation.clamp(min=_STILL)).clamp(0, _LARGEST_CHANGE), nan=0.0)
+
+
+def _neighbours(grid: tuple[int, int], reach: int, device: torch.device) -> torch.Tensor:
+    """bool [N, N]: which places of the grid are within ``reach`` rows and columns of each other."""
+    rows, columns = torch.meshgrid(*(torch.arange(side, device=device) for side in grid), indexing="ij")
+    places = torch.stack([rows.flatten(), columns.flatten()], dim=1)
+    return (places[:, None] - places[None]).abs().amax(dim=-1) <= reach
+
+
+def _unit_length(tokens: torch.Tensor) -> torch.Tensor:
+    return normalize(torch.nan_to_num(tokens.detach().float(), nan=0.0, posinf=0.0, neginf=0.0), dim=-1)

@@ -1,0 +1,95 @@
+"""A recorded scene with real images and a real map mask, as a dataset through ``fastdrive evaluate``."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastdrive_node.cli import main
+from fastdrive_node.types import InputError
+from fastdrive_training.nuscenes_data import KeyframeDataset
+from fastdrive_training.open_loop import evaluation
+from fastdrive_training.open_loop.samples import World
+from fastdrive_training.planning_metrics import judge_plan
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared" / "data"
+BAG, TRUTH = SHARED / "nuscenes_scene0103_mcap", SHARED / "scene0103" / "scene0103_gt.json"
+TOPICS = ROOT / "config" / "topics_nuscenes.yaml"
+
+pytestmark = pytest.mark.skipif(not TRUTH.exists(), reason="scene-0103 (../shared/data) is not on this machine")
+
+
+@pytest.fixture(scope="module")
+def recorded_scene():
+    spec = importlib.util.spec_from_file_location("recorded_scene", ROOT / "benchmarks" / "recorded_scene.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    monkeypatch.undo()
+
+
+@pytest.fixture(scope="module")
+def dataset(recorded_scene, tmp_path_factory) -> KeyframeDataset:
+    out = tmp_path_factory.mktemp("recorded") / "d"
+    assert recorded_scene.write_dataset(BAG, TRUTH, TOPICS, out) == 1
+    return KeyframeDataset(out)
+
+
+def test_keyframes_hold_the_recorded_images_poses_and_future(dataset):
+    truth = json.loads(TRUTH.read_text())
+    assert len(dataset) == 4
+    first = dataset[0]
+    np.testing.assert_allclose(first.future_m, truth["frames"][0]["future_xy_0p5s"])
+    assert [keyframe.future_m is None for keyframe in dataset] == [False, True, True, True]
+    assert first.history.now.speed_mps == pytest.approx(truth["frames"][0]["can_vx"], abs=0.3)
+    assert all(image.shape == (900, 1600, 3) for image in first.load_images())
+
+
+def test_road_is_judged_on_the_recorded_mask_and_collision_is_not(dataset):
+    recorded = json.loads(TRUTH.read_text())
+    keyframe = dataset[0]
+    around = World(dataset).around(keyframe)
+    steps = np.arange(1, 7)
+    ahead = recorded["frames"][0]["can_vx"] * 0.5 * steps
+    shares = recorded["drivable"]["footprint_fraction_off_drivable_per_step_frame0"]["drift_left_1m_per_step"]
+    judged = judge_plan(np.stack([ahead, steps], axis=1), around)
+    assert judged.off_drivable.tolist() == [share > 0 for share in shares]
+    assert judged.collision is None
+    assert not judge_plan(keyframe.future_m, around).off_drivable.any()
+
+
+def test_evaluation_runs_end_to_end(tmp_path, dataset, tiny_dir, monkeypatch):
+    monkeypatch.setattr(evaluation, "measure", lambda *_: {})
+    target = tmp_path / "figures.json"
+    words = ["evaluate", str(dataset.root), "--vla", str(tiny_dir), "--pruners", "none,uniform", "--drop", "0.5"]
+    assert main([*words, "--json", str(target)]) == 0
+    figures = json.loads(target.read_text())
+    assert (figures["samples"], figures["without_future"]) == (1, 3)
+    straight = figures["rows"][-1]
+    assert straight["off_drivable"]["3s"] == 0 and straight["collision_polygon"] is None
+    assert 0 < straight["l2_avg_to_t"]["avg"] < 1
+
+
+def test_truth_that_does_not_fit_is_refused(tmp_path, recorded_scene):
+    truth = json.loads(TRUTH.read_text())
+    mask = TRUTH.parent / truth["drivable"]["file"]
+    (tmp_path / mask.name).write_bytes(mask.read_bytes())
+    cases = [
+        ({**truth, "frames": truth["frames"][:2]}, "has 4 frame sets"),
+        ({**truth, "drivable": {**truth["drivable"], "px_m": 0.2}}, "px_m"),
+        ({**truth, "drivable": {**truth["drivable"], "file": "other.png"}}, "drivable.file"),
+        ({"frames": truth["frames"]}, "drivable"),
+    ]
+    for content, message in cases:
+        path = tmp_path / "truth.json"
+        path.write_text(json.dumps(content))
+        with pytest.raises(InputError, match=message):
+            recorded_scene.write_dataset(BAG, path, TOPICS, tmp_path / "out")

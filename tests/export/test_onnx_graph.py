@@ -1,0 +1,183 @@
+"""The graph against eager torch: ragged and full windows, both opsets, three precisions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[export]")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
+
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from fastdrive_export.build import GraphOptions, build_onnx
+from fastdrive_export.graph_writer import FLOAT, FLOAT16, GraphWriter
+from fastdrive_export.layers import layer_table
+from fastdrive_export.onnx_file import check_onnx
+from fastdrive_node.types import InputError, ModelError
+from fastdrive_node.vision.engine import EngineChoice, open_engine
+from fastdrive_node.vision.manifest import check_files
+
+
+def build(toy, folder, **options):
+    return build_onnx(toy.vla.path, toy.pruner_file, folder, GraphOptions(**options))
+
+
+def run(toy, file):
+    """Tokens and scores of an engine; and itself."""
+    engine = open_engine(EngineChoice("onnxruntime", file, "cpu"), toy.vla, toy.pruner_file)
+    tokens = engine.encode(toy.images)
+    return tokens, engine.run_of(tokens).scores, engine
+
+
+def cosine(ours, theirs) -> float:
+    return float(torch.cosine_similarity(ours, theirs, dim=-1).min())
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+@pytest.mark.parametrize("windows", ["ragged", "full"])
+def test_tokens_and_scores_are_those_of_torch(toys, tmp_path, windows, opset):
+    toy = toys[windows]
+    tokens, scores, _ = run(toy, build(toy, tmp_path, opset=opset)[0])
+    torch.testing.assert_close(tokens, toy.tokens, atol=2e-5, rtol=0)
+    torch.testing.assert_close(scores, toy.scores, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+def test_fp16_stays_close_to_torch(toys, tmp_path, opset):
+    toy = toys["ragged"]
+    tokens, scores, _ = run(toy, build(toy, tmp_path, precision="fp16", opset=opset)[0])
+    assert cosine(tokens, toy.tokens) > 0.9999 and float((tokens - toy.tokens).abs().max()) > 1e-5
+    assert float((scores - toy.scores).abs().max()) < 0.02
+
+
+def test_bf16_stays_close_to_torch(toy, tmp_path):
+    """By onnx's own evaluator: onnxruntime computes no bf16 on a CPU."""
+    file, manifest = build(toy, tmp_path, precision="bf16")
+    pixels = np.ascontiguousarray(toy.images.transpose(0, 3, 1, 2))
+    best, indices, scores = ReferenceEvaluator(str(file)).run(None, {"images": pixels})
+    tokens = torch.zeros_like(toy.tokens).flatten(0, 1)
+    tokens[torch.from_numpy(indices).long()] = torch.from_numpy(best)
+    assert len(indices) == manifest.graph.total
+    assert cosine(tokens.view_as(toy.tokens), toy.tokens) > 0.999
+    assert float((torch.from_numpy(scores) - toy.scores).abs().max()) < 0.1
+
+
+def test_bf16_is_refused_where_the_runtime_does_not_compute_it(toy, tmp_path):
+    file, _ = build(toy, tmp_path, precision="bf16")
+    with pytest.raises(ModelError, match=r"precision: bf16, .* build it with --precision fp16 or fp32"):
+        run(toy, file)
+
+
+def test_tokens_come_by_descending_score(toy, engine_file):
+    _, scores, engine = run(toy, engine_file)
+    order = engine.run_of(engine._last.tokens).order
+    assert torch.equal(order, torch.sort(scores.flatten(), descending=True, stable=True).indices)
+
+
+def test_equal_scores_come_in_index_order(toy, tmp_path):
+    """Black pictures: every camera gives the same scores."""
+    engine = run(toy, build(toy, tmp_path)[0])[2]
+    black = engine.encode(np.zeros_like(toy.images))
+    scores, order = engine.run_of(black).scores, engine.run_of(black).order
+    assert torch.equal(scores[0], scores[5])
+    assert torch.equal(order, torch.sort(scores.flatten(), descending=True, stable=True).indices)
+
+
+def test_a_smaller_engine_gives_the_best_tokens_only(toy, tmp_path):
+    file, manifest = build(toy, tmp_path, max_keep=20)
+    tokens, scores, engine = run(toy, file)
+    best = torch.sort(toy.scores.flatten(), descending=True).indices[:20]
+    given = ~tokens.isnan().any(dim=-1).flatten()
+    assert manifest.graph.max_keep == engine.max_keep == 20
+    assert set(given.nonzero().flatten().tolist()) == set(best.tolist()) and scores.shape == toy.scores.shape
+    torch.testing.assert_close(tokens.flatten(0, 1)[best], toy.tokens.flatten(0, 1)[best], atol=2e-5, rtol=0)
+
+
+def test_weights_beside_the_file_give_the_same_and_are_hashed(toy, tmp_path, engine_file):
+    file, manifest = build(toy, tmp_path, external=True)
+    assert set(manifest.files) == {"vision.onnx", "vision.onnx.data"}
+    assert manifest.files["vision.onnx"].bytes < manifest.files["vision.onnx.data"].bytes
+    assert torch.equal(run(toy, file)[0], run(toy, engine_file)[0])
+    data = bytearray((tmp_path / "vision.onnx.data").read_bytes())
+    data[1000] ^= 1
+    (tmp_path / "vision.onnx.data").write_bytes(data)
+    with pytest.raises(ModelError, match=r"vision\.onnx\.data: sha256"):
+        check_files(file, manifest)
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+def test_the_file_is_of_the_opset_that_was_asked_for(toy, tmp_path, opset):
+    file, _ = build(toy, tmp_path, opset=opset)
+    check_onnx(file, opset)
+    with pytest.raises(ModelError, match="opset"):
+        check_onnx(file, 35 - opset)
+
+
+def test_a_newer_operator_or_misplaced_axes_are_refused(toy, tmp_path):
+    file, _ = build(toy, tmp_path, opset=17)
+    model = onnx.load(str(file))
+    model.opset_import[0].version = 18  # what an exporter writes that only warns
+    onnx.save(model, str(file))
+    with pytest.raises(ModelError, match=r"valid ONNX|ReduceMean"):
+        check_onnx(file, 18)
+    model.opset_import[0].version = 17
+    next(node for node in model.graph.node if node.op_type == "Sigmoid").op_type = "Sign"
+    onnx.save(model, str(file))
+    with pytest.raises(ModelError, match="operators: Sign"):
+        check_onnx(file, 17)
+
+
+def test_the_islands_are_where_they_are_said_to_be(toy, tmp_path):
+    file, manifest = build(toy, tmp_path, precision="fp16")
+    model = onnx.load(str(file))
+    weights = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    assert manifest.graph.fp32_mlp == (3,)
+    assert weights["tower.blocks.2.mlp.down_proj.weight"] == FLOAT16
+    assert weights["tower.blocks.3.mlp.down_proj.weight"] == FLOAT
+    assert weights["tower.blocks.3.norm1.weight"] == weights["pruner.scorer.weight"] == FLOAT
+    types = {info.name: info.type.tensor_type.elem_type for info in model.graph.value_info}
+    products = {
+        node.op_type: types[node.output[0]] for node in model.graph.node if node.name.startswith("tower/block_0")
+    }
+    assert products["ReduceMean"] == products["Sqrt"] == FLOAT and products["Softmax"] == FLOAT16
+    assert all(row["types"].keys() <= {"float16", "float"} for row in layer_table(file))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"precision": "int8"}, "precision: 'int8'"),
+        ({"opset": 19}, "opset: 19"),
+        ({"precision": "bf16", "opset": 17}, "bf16 is for opset 18"),
+        ({"max_keep": 0}, "max_keep: 0"),
+        ({"max_keep": 181}, "max_keep: 181 is not in 1..180"),
+        ({"precision": "fp16", "fp32_mlp": [4]}, "blocks 0 to 3"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(toy, tmp_path, options, reason):
+    with pytest.raises(InputError, match=reason):
+        build(toy, tmp_path, **options)
+
+
+def test_the_table_of_parts_counts_the_towers_parameters(toy, engine_file):
+    rows = layer_table(engine_file)
+    parameters = sum(parameter.numel() for parameter in toy.vla.model.model.visual.parameters())
+    folded = toy.vla.model.model.visual.patch_embed.proj.weight.numel() // 2
+    assert sum(row["parameters"] for row in rows if row["part"].startswith("tower")) == parameters - folded
+    assert [row["part"] for row in rows][:3] == ["preprocess", "tower", "tower/block_0"]
+
+
+def test_the_writer_refuses_mixed_types_and_shapes():
+    graph = GraphWriter(18)
+    wide, half = graph.input("a", (2, 3), FLOAT), graph.input("b", (3, 2), FLOAT16)
+    with pytest.raises(TypeError, match="MatMul"):
+        graph.matmul(wide, half)
+    with pytest.raises(TypeError, match="types differ"):
+        graph.add(wide, half)
+    with pytest.raises(ValueError, match="Reshape"):
+        graph.reshape(wide, (5,))
+    with pytest.raises(ValueError, match="Slice"):
+        graph.slice(wide, 1, 2, 4)

@@ -1,0 +1,71 @@
+"""The parameters that switch calibrated scores, thresholds and temporal terms on."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
+from fastdrive_node.pruning.files import save_calibration, save_pruner
+from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_node.pruning.refine import ScoreOptions
+from fastdrive_node.ros.loading import load_planner
+from fastdrive_node.ros.parameters import Settings, problem
+from fastdrive_node.types import CAMERAS, ModelError
+
+
+@pytest.fixture
+def settings(tiny_vla, tmp_path):
+    """Of an untrained pruner with a calibration."""
+    torch.manual_seed(0)
+    file = tmp_path / "pruner.safetensors"
+    save_pruner(file, ReconPruner.from_config(tiny_vla.model.config.text_config), tiny_vla.encoder_fingerprint)
+    scales = {camera: CameraScale(1.0, 0.0) for camera in CAMERAS}
+    save_calibration(file, Calibration(scales, FitRecord("sim", "val", 800, 0.04, 0.012)))
+    return replace(Settings.defaults(), vla=str(tiny_vla.path), pruner=str(file), device="cpu")
+
+
+def test_the_defaults_do_nothing_to_the_scores():
+    assert Settings.defaults().score_options() == ScoreOptions()
+    assert not Settings.defaults().score_options().active
+
+
+def test_each_parameter_reaches_its_option():
+    values = {"calibrated_scores": True, "keep_threshold": 0.3, "k_min": 8, "temporal_change": 0.4}
+    options = replace(Settings.defaults(), **values, temporal_memory=0.2, temporal_max_gap_s=0.6).score_options()
+    assert (options.calibrated, options.keep_threshold, options.k_min) == (True, 0.3, 8)
+    assert (options.temporal.change, options.temporal.memory, options.temporal.max_gap_s) == (0.4, 0.2, 0.6)
+
+
+@pytest.mark.parametrize("name", ["temporal_change", "temporal_memory"])
+def test_one_weight_is_enough(name):
+    options = replace(Settings.defaults(), **{name: 0.5}).score_options()
+    assert options.temporal.change + options.temporal.memory == 0.5
+
+
+@pytest.mark.parametrize(
+    "name,value", [("keep_threshold", 1.0), ("k_min", 0), ("temporal_memory", 1.0), ("temporal_max_gap_s", 0.0)]
+)
+def test_values_out_of_range_are_refused(name, value):
+    assert name in problem(name, value)
+
+
+def test_the_planner_has_the_options_and_the_diagnostics_say_so(settings):
+    on = replace(settings, keep_threshold=0.3, temporal_memory=0.5)
+    loaded = load_planner(on)
+    assert loaded.planner.scores == on.score_options() and loaded.planner.calibration is not None
+    facts = loaded.identity()
+    assert facts["calibration"] == "sim val, expected calibration error 0.012"
+    assert facts["keep_threshold"] == "0.3, at least 16 tokens"
+    assert facts["temporal"] == "change 0, memory 0.5, up to 0.25 s"
+
+
+def test_without_the_options_nothing_is_said(settings):
+    assert not {"calibration", "keep_threshold", "temporal"} & set(load_planner(settings).identity())
+
+
+def test_a_pruner_without_calibration_is_refused_at_start(settings, tiny_vla):
+    pruner = ReconPruner.from_config(tiny_vla.model.config.text_config)
+    save_pruner(settings.pruner, pruner, tiny_vla.encoder_fingerprint)
+    with pytest.raises(ModelError, match="no calibration"):
+        load_planner(replace(settings, calibrated_scores=True))
