@@ -27,7 +27,7 @@ from fastdrive_training.nuscenes_data import Keyframe, KeyframeDataset
 from fastdrive_training.step_outs import Sighting, sightings
 from fastdrive_training.token_cache import CHUNK, camera_order, encode_keyframes, vla_images
 
-KEEP_RATIOS = (0.75, 0.5, 0.25, 0.125)
+KEEP_RATIOS = (0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
 FIRST_S = 1.0  # after a pedestrian came into sight
 TOKEN_SHARE = 0.25  # of its visible pixels: a token of as many shows it
 

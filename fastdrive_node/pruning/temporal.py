@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 
 from fastdrive_node.types import EgoState
 
-_LARGEST_CHANGE = 3.0  # in deviations; a single token cannot outweigh everything
+_LARGEST_CHANGE = 1.0  # in deviations: beyond, it says more of the vehicle's speed than of what is new
 _STILL = 0.01  # least deviation: of pictures that stand still, what is left is noise
 
 
@@ -34,7 +34,7 @@ class TemporalSettings:
         ValueError: a value is out of range; the text names it.
     """
 
-    change: float = 0.25  # weight of what is new; 0: none
+    change: float = 0.5  # weight of what is new; 0: none
     memory: float = 0.5  # share of the score of the set before, in [0, 1)
     reach: int = 1  # rows and columns around a token's place in which its like is looked for in the set before
     max_gap_s: float = 0.25  # between the sets' t0: after more, the vehicle's own motion has changed every token
@@ -133,7 +133,7 @@ def temporal_scores(
 
 
 def token_change(now: torch.Tensor, before: torch.Tensor, grid: tuple[int, int], reach: int) -> torch.Tensor:
-    """How new each token is, float32 [C, N]: from 0, for what changed no more than most, to 3.
+    """How new each token is, float32 [C, N]: from 0, for what changed no more than most, to 1.
 
     A token's change is one less its largest cosine with the tokens within ``reach`` rows and columns of its place in
     ``before``. The median over the whole set, which is what the vehicle's motion changes, is taken off, and the rest

@@ -101,6 +101,17 @@ def test_box_centre_is_half_a_metre_ahead_of_the_point():
         assert Obstacles.from_boxes(_standing(x, 0, 0, 1, 1)).hit_by(STRAIGHT)[0] == hit
 
 
+@pytest.mark.parametrize(("name", "left"), [("ST-P3", 1), ("UniAD", -1), ("VAD", -1)])
+def test_cells_of_the_box_on_coarse_rasters(name, left):
+    """Eight cells from 1.5 m behind to 2 m ahead, four from 1 m to 0.5 m in the direction in which columns grow."""
+    stays, away = np.zeros((6, 2)), np.full((6, 2), 30.0)
+    cases = [(2.0, 0.0, True), (2.5, 0.0, False), (-1.5, 0.0, True), (-2.0, 0.0, False)]
+    cases += [(0.0, 0.5, True), (0.0, 1.0, False), (0.0, -1.0, True), (0.0, -1.5, False)]
+    for x, y, hit in cases:
+        post = _standing(x, left * y, 0.0, 0.1, 0.1)
+        assert raster_collision_steps(RASTERS[name], stays, away, post).all() == hit, (x, y)
+
+
 @pytest.mark.parametrize(("name", "side"), [("ST-P3", -1), ("UniAD", 1), ("VAD", 1)])
 def test_coarse_rasters_hit_a_car_that_polygons_pass(name, side):
     """A car passed at 0.22 m; the cells of the ego box lie 0.25 m to one side, which depends on how columns grow."""

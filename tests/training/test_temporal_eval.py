@@ -181,7 +181,7 @@ def test_the_command_gives_the_figures(tmp_path, root, vla):
     assert main([*words, "--temporal-max-gap-s", "0.75", "--temporal-memory", "0.3", *output]) == 0
     result = json.loads((tmp_path / "figures.json").read_text())["temporal"]
     assert result["settings"]["memory"] == 0.3 and result["state"] == {"new": 2, "used": 10}
-    assert set(result["keep"]) == {"0.75", "0.5", "0.25", "0.125"}
+    assert set(result["keep"]) == {"0.75", "0.5", "0.375", "0.25", "0.1875", "0.125"}
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,23 @@ def test_the_cover_stands_beside_the_road(drives):
             assert distance > 2.0
 
 
+def test_a_cover_stands_in_the_line_of_sight_until_the_pedestrian_sets_off(drives):
+    checked = 0
+    for simulation, snapshots in drives:
+        covers = [thing for thing in simulation.world.things if thing.kind in ("truck", "bus")]
+        for snapshot in snapshots:
+            waiting = {each.instance for each in snapshot.step_outs if not each.crossing and 10 < each.gap_m < 30}
+            ego = snapshot.ego
+            eye = np.array([ego.x + 1.7 * math.cos(ego.yaw), ego.y + 1.7 * math.sin(ego.yaw)])
+            for thing in (thing for thing in snapshot.things if thing.instance in waiting):
+                line = eye + np.linspace(0, 1, 201)[:, None] * (np.array([thing.x, thing.y]) - eye)
+                local = [np.abs(to_ego(EgoPose(cover.x, cover.y, cover.yaw, 0.0), line)) for cover in covers]
+                sizes = [np.array(cover.size[:2]) / 2 for cover in covers]
+                assert any((points < size).all(axis=1).any() for points, size in zip(local, sizes, strict=True))
+                checked += 1
+    assert checked > 20
+
+
 def test_a_driver_minds_a_pedestrian_once_it_is_out():
     walker = Pedestrian(1, (0, 0, 0), s=50.0, offset=-3.4, across=1.5, trigger_m=20.0, clear_m=-2.2)
     walker.step(35.0, 0.4)
