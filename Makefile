@@ -32,7 +32,7 @@ $(VENV)/.demo: $(VENV)/.made setup.py constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo $(SIM)/setup.py
-	$(PIP) install -c constraints.txt -e ".[$(if $(SOURCED_ROS),,ros$(comma))train,sim,dev]" -e $(SIM)
+	$(PIP) install -c constraints.txt -e ".[$(if $(SOURCED_ROS),,ros$(comma))train,sim,export,dev]" -e $(SIM)
 	touch $@
 
 # The simulator's renderer needs EGL. Where packages may not be installed, its tests skip and say so.

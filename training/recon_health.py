@@ -85,7 +85,7 @@ class HealthCheck:
         if auroc < self._limits.min_auroc:
             self._collapse(
                 joint_steps - 1,
-                f"held-out AUROC is {auroc:.3f}, near chance: the scores do not find the foreground; lengthen "
+                f"held-out AUROC is {auroc:.3f} (chance is 0.5): the scores do not find the foreground; lengthen "
                 "schedule.warmup_steps or schedule.steps",
             )
 

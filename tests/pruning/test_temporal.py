@@ -62,7 +62,7 @@ def test_a_token_that_appears_gains_most():
     scores = torch.ones(2, 12) + torch.arange(12) / 100
     refined, _ = temporal_scores(scores, now, moment(0.1), GRID, SETTINGS, state_at())
     gain = (refined - scores).flatten()
-    assert gain[5] > 0.05
+    assert gain[5] > 0.02
     assert gain[torch.arange(24) != 5].abs().max() < 1e-4
 
 
@@ -118,7 +118,7 @@ def test_tokens_that_are_not_known_are_not_new():
     refined, left = temporal_scores(torch.arange(24.0).view(2, 12), now, moment(0.1), GRID, SETTINGS, state)
     assert torch.isfinite(refined).all() and torch.isfinite(left.tokens).all()
     change = token_change(left.tokens, state.tokens, GRID, 0)
-    assert (change[0, :6] == 0).all() and (change[1, 3:5] == 0).all() and change[0, 9] > 1
+    assert (change[0, :6] == 0).all() and (change[1, 3:5] == 0).all() and change[0, 9] > 0.9
 
 
 def test_memory_keeps_the_choice_steadier():

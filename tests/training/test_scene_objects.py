@@ -36,9 +36,10 @@ def test_boxes_are_in_the_ego_frame_of_the_sample_at_each_step(root):
 
 def test_turned_vehicle_turns_the_boxes(tmp_path):
     root = write_dataset(tmp_path / "d", scenes=2, keyframes=8, speed=SPEED)  # scene 1 looks 0.3 rad to the left
-    add_object(root, "car", {f"s1k{index}": (100, 50, 0.3) for index in range(8)})
+    east, north = 5 * np.cos(0.3) - np.sin(0.3), 5 * np.sin(0.3) + np.cos(0.3)  # 5 m ahead, 1 m to the left
+    add_object(root, "car", {f"s1k{index}": (100 + east, 50 + north, 0.3) for index in range(8)})
     steps = _boxes(root, "s1k0")
-    np.testing.assert_allclose(steps[0], [[0, 0, 0, 4, 2]], atol=1e-9)
+    np.testing.assert_allclose(steps[0], [[5, 1, 0, 4, 2]], atol=1e-9)
 
 
 def test_sample_whose_future_is_not_annotated_has_no_boxes(root):
@@ -61,13 +62,14 @@ def test_between_keyframes_boxes_are_interpolated(tmp_path):
     places = {token: (110 + 4 * index, 50, 3.1 + 0.1 * index) for index, token in enumerate(keyframes)}
     add_object(root, "steady", places)
     add_object(root, "early", {token: places[token] for token in keyframes[:2]}, size=(1.0, 1.0))
-    add_object(root, "late", {token: places[token] for token in keyframes[2:]}, size=(1.5, 1.0))
+    add_object(root, "late", {token: places[token] for token in keyframes[4:]}, size=(1.5, 1.0))
     steps = _boxes(root)
     first = {box[3]: box for box in steps[0]}  # 0.5 s: a quarter of the way from keyframe 1 to 2
     assert set(first) == {4.0, 1.0}
     assert first[4.0][0] == pytest.approx(10 + 4 * 1.25) and first[1.0][0] == pytest.approx(14)
     assert np.exp(1j * first[4.0][2]) == pytest.approx(np.exp(1j * (3.1 + 0.125)), abs=1e-3)
-    assert {box[3] for box in steps[1]} == {4.0, 1.5}  # 1 s: half way from keyframe 2 to 3
+    third = {box[3]: box for box in steps[2]}  # 1.5 s: three quarters of the way from keyframe 3 to 4
+    assert set(third) == {4.0, 1.5} and third[1.5][0] == pytest.approx(26)
 
 
 def _squeezed(stamp_us: int) -> int:

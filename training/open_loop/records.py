@@ -42,6 +42,8 @@ SCHEMA = pa.schema(
     ]
 )
 
+LEAN = [name for name in SCHEMA.names if name not in ("reason", "text", "plan_m", "kept")]  # what figures need
+
 
 def to_table(key: RowKey, verdicts: Iterable[Verdict]) -> pa.Table:
     """The verdicts of one row as lines of ``SCHEMA``."""
@@ -72,8 +74,9 @@ def _line(key: RowKey, verdict: Verdict) -> dict:
 
 
 class RecordStore:
-    """The lines of an evaluation by row and segment of samples; ``efficiency`` holds the measured
-    columns by kind of row.
+    """The lines of an evaluation by row and segment of samples; ``efficiency`` holds the measured columns.
+
+    In memory it keeps the columns that figures need, for the kept tokens of a large model are many.
 
     Args:
         folder: of the run; None keeps everything in memory.
@@ -98,7 +101,7 @@ class RecordStore:
     def put(self, key: RowKey, segment: int, verdicts: Sequence[Verdict]) -> None:
         """Keep a segment of a row."""
         table = to_table(key, verdicts)
-        self._tables[key, segment] = table
+        self._tables[key, segment] = table.select(LEAN)
         if self._folder is not None:
             path = self._path(key, segment)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,14 +115,14 @@ class RecordStore:
             _replace(self._folder / "efficiency.json", lambda partial: Path(partial).write_text(text))
 
     def row(self, key: RowKey, segments: int) -> pa.Table:
-        """All lines of a row, in the order of the samples."""
+        """All lines of a row in the order of the samples, the columns that figures need."""
         return pa.concat_tables([self._tables[key, segment] for segment in range(segments)])
 
     def finish(self, keys: Sequence[RowKey], segments: int) -> None:
-        """Write ``samples.parquet``: all lines of these rows."""
+        """Write ``samples.parquet``: all lines of these rows, with all columns."""
         if self._folder is not None:
-            table = pa.concat_tables([self.row(key, segments) for key in keys])
-            _replace(self._folder / "samples.parquet", lambda partial: pq.write_table(table, partial))
+            parts = [self._path(key, segment) for key in keys for segment in range(segments)]
+            _replace(self._folder / "samples.parquet", lambda partial: _join(parts, partial))
 
     def _path(self, key: RowKey, segment: int) -> Path:
         return self._folder / "parts" / key.slug / f"{segment:05d}.parquet"
@@ -128,11 +131,11 @@ class RecordStore:
         if self._folder is None or not self._path(key, segment).exists():
             return None
         try:
-            table = pq.read_table(self._path(key, segment))
+            if pq.read_schema(self._path(key, segment)) != SCHEMA:
+                return None
+            table = pq.read_table(self._path(key, segment), columns=LEAN)
         except (pa.ArrowException, OSError):
             return None  # damaged: it is answered again
-        if table.schema != SCHEMA:
-            return None
         self._tables[key, segment] = table
         return table
 
@@ -183,6 +186,12 @@ def _read_json(path: Path, default):
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a JSON object; remove it or give another --out")
     return content
+
+
+def _join(parts: Sequence[Path], target: Path) -> None:
+    with pq.ParquetWriter(target, SCHEMA) as writer:
+        for part in parts:
+            writer.write_table(pq.read_table(part, schema=SCHEMA))
 
 
 def _replace(path: Path, write) -> None:

@@ -62,7 +62,7 @@ def find_spots(rng: np.random.Generator, route: Route, limit: float, ids: count)
     spots, s = [], START_M + rng.uniform(25, 40)
     while s < route.length - 30:
         spot = _draw_spot(rng, route, s, limit, ids) if _is_open(route, s) else None
-        if spot is not None and _is_hidden(spot, route):
+        if spot is not None and is_hidden(spot, route):
             spots.append(spot)
             s += rng.uniform(30, 50)
         else:
@@ -91,7 +91,7 @@ def _draw_spot(rng: np.random.Generator, route: Route, s: float, limit: float, i
     return Spot(s, offset, edge, limit * float(rng.uniform(*STEP_OUT_S)), cover)
 
 
-def _is_hidden(spot: Spot, route: Route) -> bool:
+def is_hidden(spot: Spot, route: Route) -> bool:
     """Whether the cover is between the front camera and all of the pedestrian until it sets off."""
     away = np.arange(_NEAREST_M, spot.trigger + FRONT_M - EYE_M + 8, 3.0)
     eyes = np.array([route.at(spot.s - metres)[:2] for metres in away])

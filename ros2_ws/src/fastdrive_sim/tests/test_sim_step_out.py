@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from itertools import pairwise
+from dataclasses import replace
+from itertools import count, pairwise
 from pathlib import Path
 
 import cv2
@@ -20,11 +21,13 @@ from fastdrive_sim.errors import SimError
 from fastdrive_sim.expert import FRONT_M
 from fastdrive_sim.geometry import box_corners, to_ego
 from fastdrive_sim.rig import RIG
+from fastdrive_sim.roads import STEP_M, Route
+from fastdrive_sim.scenarios import find_spots, is_hidden
 from fastdrive_sim.sim import Simulation
 from fastdrive_sim.sources import Sources
 from fastdrive_sim.step_outs import StepOutLog
 from fastdrive_sim.traffic import Pedestrian
-from fastdrive_sim.types import EgoPose, Snapshot, StepOut, Views
+from fastdrive_sim.types import EgoPose, Snapshot, StepOut, Thing, Views
 
 SEEDS = (1, 4, 5, 6)
 WIDTH, HEIGHT = 64, 36
@@ -76,10 +79,7 @@ def test_nobody_drives_ahead_and_nothing_stands_in_the_cover(drives):
         things = simulation.world.things
         assert len({thing.instance for thing in (*things, *first.things)}) == len(things) + len(first.things)
         for cover in (thing for thing in things if thing.kind in ("truck", "bus")):
-            frame = EgoPose(cover.x, cover.y, cover.yaw, 0.0)
-            others = np.array([(thing.x, thing.y) for thing in things if thing is not cover])
-            along, across = np.abs(to_ego(frame, others)).T
-            assert not ((along < cover.size[0] / 2) & (across < cover.size[1] / 2)).any()
+            assert not inside(cover, np.array([(thing.x, thing.y) for thing in things if thing is not cover])).any()
 
 
 def test_the_cover_stands_beside_the_road(drives):
@@ -94,17 +94,40 @@ def test_a_cover_stands_in_the_line_of_sight_until_the_pedestrian_sets_off(drive
     checked = 0
     for simulation, snapshots in drives:
         covers = [thing for thing in simulation.world.things if thing.kind in ("truck", "bus")]
-        for snapshot in snapshots:
-            waiting = {each.instance for each in snapshot.step_outs if not each.crossing and 10 < each.gap_m < 30}
-            ego = snapshot.ego
-            eye = np.array([ego.x + 1.7 * math.cos(ego.yaw), ego.y + 1.7 * math.sin(ego.yaw)])
-            for thing in (thing for thing in snapshot.things if thing.instance in waiting):
+        for before, now in pairwise(snapshots):
+            setting_off = {each.instance for each in now.step_outs if each.crossing and each.gap_m > 10}
+            setting_off -= {each.instance for each in before.step_outs if each.crossing}
+            eye = to_world(before.ego, 1.7)
+            for thing in (thing for thing in before.things if thing.instance in setting_off):
                 line = eye + np.linspace(0, 1, 201)[:, None] * (np.array([thing.x, thing.y]) - eye)
-                local = [np.abs(to_ego(EgoPose(cover.x, cover.y, cover.yaw, 0.0), line)) for cover in covers]
-                sizes = [np.array(cover.size[:2]) / 2 for cover in covers]
-                assert any((points < size).all(axis=1).any() for points, size in zip(local, sizes, strict=True))
+                assert any(inside(cover, line).any() for cover in covers)
                 checked += 1
-    assert checked > 20
+    assert checked >= len(SEEDS)
+
+
+def straight_route(length_m: float = 300.0) -> Route:
+    s = np.arange(0.0, length_m + STEP_M, STEP_M)
+    return Route(np.column_stack([s, np.zeros_like(s)]), np.zeros_like(s), np.zeros_like(s), ())
+
+
+def test_places_are_found_where_the_cover_hides_the_pedestrian():
+    route = straight_route()
+    spots = find_spots(np.random.default_rng(0), route, 10.0, count(1))
+    assert len(spots) >= 4 and all(is_hidden(spot, route) for spot in spots)
+    for spot in spots:
+        away = replace(spot.cover, y=spot.cover.y + math.copysign(6.0, spot.offset))
+        behind = replace(spot.cover, x=spot.s + 6.0)
+        assert not is_hidden(replace(spot, cover=away), route)
+        assert not is_hidden(replace(spot, cover=behind), route)
+
+
+def to_world(ego: EgoPose, forward: float) -> np.ndarray:
+    return np.array([ego.x + forward * math.cos(ego.yaw), ego.y + forward * math.sin(ego.yaw)])
+
+
+def inside(cover: Thing, points: np.ndarray) -> np.ndarray:
+    local = np.abs(to_ego(EgoPose(cover.x, cover.y, cover.yaw, 0.0), points))
+    return (local < np.array(cover.size[:2]) / 2).all(axis=1)
 
 
 def test_a_driver_minds_a_pedestrian_once_it_is_out():
