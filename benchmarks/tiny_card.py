@@ -11,7 +11,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS, CARD = ROOT / "benchmarks" / "results", ROOT / "models" / "tiny" / "README.md"
-BEGIN, END = "<!-- figures: written by benchmarks/tiny_card.py -->", "<!-- end of figures -->"
 HEAD = ("pruner", "drop", "tokens", "1 s", "2 s", "3 s", "mean", "refused")
 
 
@@ -67,20 +66,31 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def filled(card: str, text: str) -> str:
-    """The card with ``text`` between its two marks.
+def ablation(results: Path = RESULTS) -> str:
+    """The tables of ``pruner_ablation``."""
+    return (results / "pruner_ablation.md").read_text(encoding="utf-8").strip()
+
+
+def filled(card: str, part: str, text: str) -> str:
+    """The card with ``text`` between the two marks of ``part``.
 
     Raises:
         ValueError: a mark is missing.
     """
-    before, after = card.index(BEGIN) + len(BEGIN), card.index(END)
+    begin, end = f"<!-- {part}: written by benchmarks/tiny_card.py -->", f"<!-- end of {part} -->"
+    before, after = card.index(begin) + len(begin), card.index(end)
     return f"{card[:before]}\n{text}\n{card[after:]}"
+
+
+def complete(card: str) -> str:
+    """The card with every part written anew."""
+    return filled(filled(card, "figures", figures()), "ablation", ablation())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
-    CARD.write_text(filled(CARD.read_text(encoding="utf-8"), figures()), encoding="utf-8")
+    CARD.write_text(complete(CARD.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ def tiny_card():
 
 def test_the_card_holds_the_committed_figures(tiny_card) -> None:
     card = tiny_card.CARD.read_text(encoding="utf-8")
-    assert tiny_card.filled(card, tiny_card.figures()) == card
+    assert tiny_card.complete(card) == card
 
 
 def test_a_card_without_its_marks_is_not_written(tiny_card) -> None:
     with pytest.raises(ValueError, match="not found"):
-        tiny_card.filled("# models/tiny", "figures")
+        tiny_card.filled("# models/tiny", "figures", "text")

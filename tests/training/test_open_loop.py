@@ -201,10 +201,12 @@ def test_shipped_vla_is_named_as_the_commands_name_it(tmp_path, root, vla_dir, m
     assert _run(tmp_path, "evaluate", root, "--pruners", "none", "--limit", 1)["vla"] == "models/tiny"
 
 
-def test_oracle_needs_masks(tmp_path, vla_dir, capsys):
-    bare = write_dataset(tmp_path / "bare", scenes=1, keyframes=8, masks=False)
+def test_oracle_needs_masks(tmp_path, vla_dir, capsys, silent):
+    bare = write_dataset(tmp_path / "bare", scenes=1, keyframes=7, masks=False)
     assert main(["evaluate", str(bare), "--vla", str(vla_dir), "--pruners", "oracle"]) == 1
     assert "has no masks" in capsys.readouterr().err
+    rows = _run(tmp_path, "evaluate", bare, "--vla", vla_dir, "--drop", "0.9")["rows"]
+    assert {row["pruner"] for row in rows} == {*PRUNERS, "constant-velocity"} - {"oracle"}
 
 
 def test_dataset_without_futures_and_wrong_arguments_are_refused(tmp_path, root, vla_dir, capsys):

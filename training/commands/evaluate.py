@@ -13,6 +13,7 @@ from fastdrive_node.cli import write_json
 from fastdrive_node.models import SHIPPED_VLA
 from fastdrive_node.pruning.baselines import PRUNERS
 from fastdrive_training.commands.options import add_dataset_arguments, open_dataset, pruner_file
+from fastdrive_training.nuscenes_data import KeyframeDataset
 from fastdrive_training.open_loop import OpenLoopSettings, evaluate
 
 
@@ -30,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "      --pruners none,random,reconpruner --drop 0.5,0.75 --seeds 3 --out runs/open_loop --json -"
     )
     add_dataset_arguments(parser)
-    parser.add_argument("--pruners", type=_names, default=PRUNERS, metavar="A,B", help=f"of {', '.join(PRUNERS)} (all)")
+    parser.add_argument(
+        "--pruners", type=_names, metavar="A,B", help=f"of {', '.join(PRUNERS)} (all; oracle where there are masks)"
+    )
     parser.add_argument("--drop", type=_ratios, default=(0.25, 0.5, 0.75), metavar="P,P", help="pruning ratios p")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of the random pruner (%(default)s)")
     parser.add_argument("--images", choices=("own", "shuffled"), default="own", help="shuffled: of another scene")
@@ -41,21 +44,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises InputError for the data or an argument, ModelError for the VLA or pruner."""
+    dataset, vla = open_dataset(args)
+    pruners = args.pruners or _all_pruners(dataset)
     settings = OpenLoopSettings(
-        pruners=args.pruners,
+        pruners=pruners,
         drops=args.drop,
         seeds=args.seeds,
-        pruner_file=pruner_file(args) if "reconpruner" in args.pruners else None,
+        pruner_file=pruner_file(args) if "reconpruner" in pruners else None,
         shuffled=args.images == "shuffled",
         limit=args.limit,
         batch=args.batch,
         out=args.out,
         cache=args.cache,
     )
-    dataset, vla = open_dataset(args)
     figures = evaluate(dataset, vla, settings)
-    Console(file=sys.stderr, width=None if sys.stderr.isatty() else 120).print(table(figures))
+    Console(file=sys.stderr, width=None if sys.stderr.isatty() else 132).print(table(figures))
     write_json({"dataset": args.dataset, "split": args.split, "vla": args.vla or SHIPPED_VLA, **figures}, args.json)
+
+
+def _all_pruners(dataset: KeyframeDataset) -> tuple[str, ...]:
+    return tuple(name for name in PRUNERS if name != "oracle" or dataset.has_masks)
 
 
 def table(figures: dict) -> Table:
@@ -63,7 +71,7 @@ def table(figures: dict) -> Table:
     title = f"{figures['samples']} samples, {figures['images']} images; {figures['without_future']} without future"
     result = Table(title=title)
     columns = ("drop", "seed", "tokens", "refused", "L2 [m]", "95 %", "3s", "coll %", "off %", "cross %")
-    result.add_column("pruner")
+    result.add_column("pruner", no_wrap=True)
     for name in (*columns, "prefill ms", "ms/token"):
         result.add_column(name, justify="right")
     for row in figures["rows"]:
