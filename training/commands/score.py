@@ -29,6 +29,7 @@ EXAMPLE = """examples:
   fastdrive score data/sim --split val --vla models/tiny --json -
   fastdrive score data/sim --split val --pictures maps
   fastdrive score drive_bag --topics topics.yaml --pictures maps
+  fastdrive score data/sim_step_out --split test --temporal --json -
 
 With --pictures, DATASET may also be data without masks or a rosbag2: then the figures that need masks are null.
 """
