@@ -1,4 +1,7 @@
-"""The objects around a keyframe at each future step, from nuScenes annotations, simulated or real."""
+"""The objects around a keyframe at each future step, from nuScenes annotations, simulated or real.
+
+The simulator writes what its annotations do not reach, the last 3 s of a scene, into ``extras.json``.
+"""
 
 from __future__ import annotations
 
@@ -41,19 +44,38 @@ class SceneObjects:
         """Boxes 0.5 s ... 3 s after the sample, each float64 [n, 5] (x, y, yaw, length, width) in its ego frame.
 
         Between keyframes they are interpolated; an object that only one of the two has counts in the nearer half. None
-        where the dataset has no annotations at all, or none up to 3 s behind this sample. Raises InputError for an
-        unusable annotation.
+        where the dataset has no annotations at all, or none up to 3 s behind this sample and no ``future_boxes`` in its
+        extras. Raises InputError for an unusable annotation or entry.
         """
         if not self._tables.sample_annotation:
             return None
         tokens, stamps_s = self._ahead(token)
         wanted_s = INTERVAL_S * np.arange(1, FUTURE_POINTS + 1)
         if stamps_s[-1] + REACH_S < HORIZON_S:
-            return None
+            return self._written(token)
         pose = self._dataset.ego_pose(token)
         position = np.array(pose["translation"], np.float64)
         rotation = Quaternion(pose["rotation"]).rotation_matrix
         return tuple(_boxes(self._at(tokens, stamps_s, at_s), position, rotation) for at_s in wanted_s)
+
+    def _written(self, token: str) -> tuple[np.ndarray, ...] | None:
+        """The boxes that the dataset's extras hold of a sample; None where there are none."""
+        entry = self._dataset.extras(token).get("future_boxes")
+        if entry is None:
+            return None
+        try:
+            steps = tuple(np.array(boxes, np.float64).reshape(-1, 5) for boxes in entry)
+        except (TypeError, ValueError):
+            steps = ()
+        if len(steps) != FUTURE_POINTS or not all(np.isfinite(boxes).all() for boxes in steps):
+            problem = f"needs {FUTURE_POINTS} lists of finite boxes [x, y, yaw, length, width]"
+        elif not all((boxes[:, 3:] > 0).all() for boxes in steps):
+            problem = "a box has a size that is not above 0"
+        else:
+            return steps
+        raise InputError(
+            f"{self._dataset.root / 'extras.json'}: future_boxes of sample {token}: {problem}; write the dataset again"
+        )
 
     def _ahead(self, token: str) -> tuple[list[str], np.ndarray]:
         """The sample and those behind it up to the horizon, and their times from it in s."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from planning_scenes import add_object, draw_road, edit_table
@@ -46,6 +48,36 @@ def test_sample_whose_future_is_not_annotated_has_no_boxes(root):
     add_object(root, "car", dict.fromkeys(KEYFRAMES, (110.0, 50.0, 0.0)))
     assert _boxes(root, "s0k1") is not None
     assert _boxes(root, "s0k2") is None  # two and a half seconds are left
+
+
+def _with_boxes(root, boxes):
+    add_object(root, "car", dict.fromkeys(KEYFRAMES, (110.0, 50.0, 0.0)))
+    (root / "extras.json").write_text(json.dumps({"s0k2": {"future_boxes": boxes}, "s0k1": {"future_boxes": boxes}}))
+    return root
+
+
+def test_boxes_behind_the_last_annotation_come_from_the_extras(root):
+    boxes = [[[10.0 + step, 1.0, 0.1, 4.0, 2.0]] for step in range(5)] + [[]]
+    steps = _boxes(_with_boxes(root, boxes), "s0k2")
+    assert [step.shape for step in steps] == [(1, 5)] * 5 + [(0, 5)]
+    np.testing.assert_array_equal(steps[3], [[13, 1, 0.1, 4, 2]])
+    np.testing.assert_allclose(_boxes(root, "s0k1")[0], [[8, 0, 0, 4, 2]], atol=1e-9)  # annotations first
+
+
+@pytest.mark.parametrize(
+    ("boxes", "problem"),
+    [
+        ([[]] * 5, "6 lists"),
+        ([[[1, 2, 3, 4]]] * 6, "6 lists"),
+        ([[[1, 2, 3, 4, float("nan")]]] * 6, "finite"),
+        ([[[1, 2, 0, 4, 0]]] * 6, "size"),
+        ("boxes", "6 lists"),
+        (7, "6 lists"),
+    ],
+)
+def test_unusable_boxes_in_the_extras_are_refused(root, boxes, problem):
+    with pytest.raises(InputError, match=rf"extras.json: future_boxes of sample s0k2.*{problem}"):
+        _boxes(_with_boxes(root, boxes), "s0k2")
 
 
 def test_no_annotations_at_all_is_not_an_empty_road(root):

@@ -4,7 +4,8 @@ Beside the tables of ``nuscenes_schema`` a dataset holds, in its root:
 
 - ``masks/<CAMERA>/<sample token>.png``: the class of each pixel, uint8 (``types.Label``);
 - ``splits.json``: scene names by split;
-- ``extras.json``: by sample token the ego state, command, future and history (``scene_writer.keyframe_extras``);
+- ``extras.json``: by sample token the ego state, command, future and history (``scene_writer.keyframe_extras``), and
+  near a scene's end the objects of that future (``scene_writer.future_boxes``);
 - ``step_out/<CAMERA>/<sample token>.png``, in the scenario step-out: uint8, the number of the pedestrian that came out
   from behind something and that a pixel shows (``step_outs.StepOutLog``); only where there is one;
 - ``sim.json``: the arguments, the label table, the foreground groups, and each scene's world seed and origin.
@@ -46,7 +47,7 @@ from fastdrive_sim.types import FOREGROUND_GROUPS, Label
 
 SPLITS = ("train", "val", "test")
 _HELD_OUT_SHARE = 0.15  # of the scenes, for val and test each
-_FORMAT = 1
+_FORMAT = 2
 _EPOCH_US = 1_700_000_000_000_000
 _WORK = ".work"
 
@@ -152,10 +153,6 @@ def write_dataset(
     counts = _merge(out, spec, plans)
     rate = round((spec.keyframes - done) / elapsed, 2) if todo else None
     return {**counts, "keyframes_per_s": rate}
-
-
-def _progress(total: int, done: int, shown: bool) -> tqdm:
-    return tqdm(total=total, initial=done, unit="keyframe", mininterval=1, file=sys.stderr, disable=not shown)
 
 
 def _open_folder(out: Path, spec: DatasetSpec) -> dict | None:

@@ -139,11 +139,7 @@ class SceneTables:
 
     def _annotate(self, sample: str, snapshot: Snapshot, views: Views) -> None:
         parked = {thing.instance for thing in self.world.things}
-        things = [
-            thing
-            for thing in (*self.world.things, *snapshot.things)
-            if thing.kind in CATEGORIES and _within_range(thing, snapshot.ego)
-        ]
+        things = annotated_things(self.world, snapshot)
         levels = visibility_tokens(things, snapshot.ego, views, self.rig)
         for thing, level in zip(things, levels, strict=True):
             attribute = _attribute(thing, thing.instance in parked)
@@ -237,6 +233,15 @@ def _linked(chain: list[dict]) -> list[dict]:
     """The rows of one chain in time, each with the tokens of its neighbours ("" at the ends)."""
     tokens = ["", *(row["token"] for row in chain), ""]
     return [{**row, "prev": tokens[index], "next": tokens[index + 2]} for index, row in enumerate(chain)]
+
+
+def annotated_things(world: World, snapshot: Snapshot) -> list[Thing]:
+    """What is annotated at a moment: things of the categories, within ``ANNOTATION_RANGE_M`` of the vehicle."""
+    return [
+        thing
+        for thing in (*world.things, *snapshot.things)
+        if thing.kind in CATEGORIES and _within_range(thing, snapshot.ego)
+    ]
 
 
 def _within_range(thing: Thing, ego: EgoPose) -> bool:

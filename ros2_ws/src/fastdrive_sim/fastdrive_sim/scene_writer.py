@@ -17,11 +17,11 @@ import numpy as np
 from fastdrive_sim.drivable import draw_mask
 from fastdrive_sim.errors import SimError
 from fastdrive_sim.geometry import to_ego, wrap
-from fastdrive_sim.nuscenes_schema import SceneTables
+from fastdrive_sim.nuscenes_schema import SceneTables, annotated_things
 from fastdrive_sim.rig import RIG
 from fastdrive_sim.sources import RendererLike, SimulationLike, record
 from fastdrive_sim.step_outs import StepOutLog
-from fastdrive_sim.types import EgoPose, Snapshot, Views
+from fastdrive_sim.types import EgoPose, Snapshot, Views, World
 
 SIM_HZ = 20
 POINTS = 6  # of the history and of the future
@@ -80,6 +80,8 @@ def write_scene(
         sample = tables.add_keyframe(timestamp_us, snapshots[step], views)
         _write_views(out, tables, sample, timestamp_us, views, spec.jpeg_quality)
         extras[sample] = keyframe_extras(snapshots, step)
+        if (plan.keyframes - 1 - number) * (SIM_HZ // spec.hz) < _MARGIN_STEPS:  # the annotations end sooner
+            extras[sample]["future_boxes"] = future_boxes(simulation.world, snapshots, step)
         if spec.scenario == "step-out":
             entries, numbers = step_outs.add(snapshots[step], views)
             extras[sample]["step_outs"] = entries
@@ -99,7 +101,8 @@ def keyframe_extras(snapshots: Sequence[Snapshot], step: int) -> dict:
 
     ``future_xy``: six [x, y] at 0.5 s .. 3.0 s; ``history``: six [t, x, y, yaw, speed, accel] at -0.5 s .. -3.0 s; both
     in the ego frame of the keyframe, metres, radians, seconds. ``ahead``: ``Snapshot.ahead``, labels for training.
-    The scenario step-out adds ``step_outs``, see ``StepOutLog.add``.
+    A scene adds ``future_boxes`` to the keyframes of its last 3 s, and the scenario step-out ``step_outs``, see
+    ``StepOutLog.add``.
     """
     ego = snapshots[step].ego
     offsets = [_INTERVAL_STEPS * (point + 1) for point in range(POINTS)]
@@ -114,6 +117,24 @@ def keyframe_extras(snapshots: Sequence[Snapshot], step: int) -> dict:
         "future_xy": [[round(float(x), _DIGITS), round(float(y), _DIGITS)] for x, y in future],
         "history": [_past(ego, snapshots[step - offset].ego, -offset / SIM_HZ) for offset in offsets],
     }
+
+
+def future_boxes(world: World, snapshots: Sequence[Snapshot], step: int) -> list[list[list[float]]]:
+    """The annotated things 0.5 s .. 3.0 s after the keyframe at ``step`` of a recording at 20 Hz.
+
+    Six lists of boxes [x, y, yaw, length, width], metres and radians, in the ego frame of the keyframe.
+    """
+    ego, steps = snapshots[step].ego, []
+    for point in range(1, POINTS + 1):
+        things = annotated_things(world, snapshots[step + _INTERVAL_STEPS * point])
+        places = to_ego(ego, np.array([(thing.x, thing.y) for thing in things]).reshape(-1, 2))
+        steps.append(
+            [
+                [round(float(value), _DIGITS) for value in (x, y, wrap(thing.yaw - ego.yaw), *thing.size[:2])]
+                for (x, y), thing in zip(places, things, strict=True)
+            ]
+        )
+    return steps
 
 
 def _past(now: EgoPose, then: EgoPose, time_s: float) -> list[float]:

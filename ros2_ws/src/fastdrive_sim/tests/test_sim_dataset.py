@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
 import signal
 import subprocess
@@ -15,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import sim_fakes
+from sim_tables import chain, ego_pose, in_frame, read
 
 from fastdrive_sim.dataset import DatasetSpec, plan_scenes, write_dataset
 from fastdrive_sim.errors import SimError
@@ -49,31 +48,6 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def devkit(toy: Path):
     nuscenes = pytest.importorskip("nuscenes", reason="nuscenes-devkit is not installed")
     return nuscenes.NuScenes(version=VERSION, dataroot=str(toy), verbose=False)
-
-
-def read(toy: Path, name: str):
-    return json.loads((toy / name).read_text())
-
-
-def chain(devkit, scene: dict) -> list[dict]:
-    samples, token = [], scene["first_sample_token"]
-    while token:
-        samples.append(devkit.get("sample", token))
-        assert len(samples) <= len(devkit.sample), "the links run in a circle"
-        token = samples[-1]["next"]
-    return samples
-
-
-def ego_pose(devkit, sample: dict) -> tuple[float, float, float]:
-    pose = devkit.get("ego_pose", devkit.get("sample_data", sample["data"]["CAM_FRONT"])["ego_pose_token"])
-    w, _, _, z = pose["rotation"]
-    return (*pose["translation"][:2], 2 * math.atan2(z, w))
-
-
-def in_frame(pose: tuple[float, float, float], x: float, y: float) -> tuple[float, float]:
-    dx, dy = x - pose[0], y - pose[1]
-    cos, sin = math.cos(pose[2]), math.sin(pose[2])
-    return cos * dx + sin * dy, cos * dy - sin * dx
 
 
 def test_devkit_walks_every_sample_of_every_scene(devkit):
