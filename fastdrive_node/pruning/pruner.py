@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from fastdrive_node.pruning.temporal import Moment, TemporalState
 from fastdrive_node.types import ModelError
 
 
@@ -18,6 +19,7 @@ class Need(str, Enum):
     TOWER_ATTENTION = "tower_attention"
     TEXT_ATTENTION = "text_attention"
     COVERAGE = "coverage"
+    MOMENT = "moment"
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,15 @@ class PruningContext:
     tower_attention: torch.Tensor | None = None  # [C, N] attention that each token receives in the tower
     text_attention: torch.Tensor | None = None  # [C, N] attention of the text behind the images in the language model
     coverage: torch.Tensor | None = None  # [C, N] foreground share of each token's cell, from ground truth
+    moment: Moment | None = None  # when, where and with which cameras the set was taken
+    state: TemporalState | None = None  # what the set before left to a pruner with a memory; None in the first set
 
     @property
     def total(self) -> int:
         """Tokens over all cameras."""
         return self.tokens.shape[0] * self.tokens.shape[1]
 
-    def require(self, need: Need) -> torch.Tensor:
+    def require(self, need: Need) -> torch.Tensor | Moment:
         """A field that a pruner cannot do without.
 
         Raises:

@@ -14,6 +14,7 @@ from fastdrive_node.planning.model import Vla
 from fastdrive_node.planning.prefill import PrunedPrompt, prefill, prune_prompt
 from fastdrive_node.planning.prompt import Prompt
 from fastdrive_node.pruning.pruner import Need, Pruner, PruningContext, choose
+from fastdrive_node.pruning.temporal import Moment, TemporalState
 
 
 @torch.inference_mode()
@@ -25,6 +26,8 @@ def build_context(
     prompt: Prompt,
     tower_attention: torch.Tensor | None = None,
     coverage: torch.Tensor | None = None,
+    moment: Moment | None = None,
+    state: TemporalState | None = None,
 ) -> PruningContext:
     """What a pruner needs of one sample, and nothing that it does not.
 
@@ -32,9 +35,10 @@ def build_context(
         tokens: [C, N, D], from the vision backend.
         tower_attention: [C, N], from ``TorchVision.encode_with_attention``.
         coverage: [C, N], the foreground share of each token's cell.
+        moment, state: of the set, and what the set before left.
 
     Raises:
-        ModelError: the attention or the coverage is needed and not given.
+        ModelError: the attention, the coverage or the moment is needed and not given.
     """
     needs = pruner.needs
     context = PruningContext(
@@ -44,6 +48,8 @@ def build_context(
         tower_attention=tower_attention if Need.TOWER_ATTENTION in needs else None,
         text_attention=text_attention(language, prompt, tokens) if Need.TEXT_ATTENTION in needs else None,
         coverage=coverage if Need.COVERAGE in needs else None,
+        moment=moment if Need.MOMENT in needs else None,
+        state=state if Need.MOMENT in needs else None,
     )
     for need in needs:
         context.require(need)

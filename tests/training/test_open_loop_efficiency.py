@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from fastdrive_node.planning.language import LanguageModel
 from fastdrive_training.nuscenes_data import KeyframeDataset
-from fastdrive_training.open_loop import OpenLoopSettings
+from fastdrive_training.open_loop import OpenLoopSettings, efficiency
 from fastdrive_training.open_loop.answers import Answerer, make_rows
 from fastdrive_training.open_loop.efficiency import PeakMemory, count_flops, measure
 from fastdrive_training.open_loop.features import FeatureStore
@@ -72,14 +72,15 @@ def _rows(vla, *pruners):
 
 def test_flops_of_a_prefill_equal_a_hand_count(sample, tiny_vla):
     answerer, one = sample
-    for row, tokens in zip(_rows(tiny_vla, "none", "uniform"), (192, 48), strict=True):
+    rows = measure(answerer, _rows(tiny_vla, "none", "uniform"), [one])
+    for figures, tokens in zip(rows, (192, 48), strict=True):
         length = len(one.prompt) - 192 + tokens
-        assert measure(answerer, row, [one])["flops"] == pytest.approx(_prefill_by_hand(tiny_vla, length), rel=0.01)
+        assert figures["flops"] == pytest.approx(_prefill_by_hand(tiny_vla, length), rel=0.01)
 
 
 def test_flops_of_a_decode_step_equal_a_hand_count(sample, tiny_vla):
     answerer, one = sample
-    figures = measure(answerer, _rows(tiny_vla, "none")[0], [one])
+    figures = measure(answerer, _rows(tiny_vla, "none"), [one])[0]
     config = tiny_vla.model.config.text_config
     steps = (
         tiny_vla.spec.answer.max_new_tokens
@@ -93,10 +94,26 @@ def test_flops_of_a_decode_step_equal_a_hand_count(sample, tiny_vla):
 
 def test_pruned_prompt_takes_less_memory(sample, tiny_vla):
     answerer, one = sample
-    whole, pruned = (measure(answerer, row, [one]) for row in _rows(tiny_vla, "none", "uniform"))
+    whole, pruned = measure(answerer, _rows(tiny_vla, "none", "uniform"), [one])
     weights = sum(tensor.nbytes for tensor in tiny_vla.model.parameters()) / 1e6
     assert weights < pruned["peak_memory_mb"] < whole["peak_memory_mb"]
 
 
 def test_nothing_is_measured_without_a_sample(sample, tiny_vla):
-    assert set(measure(sample[0], _rows(tiny_vla, "none")[0], []).values()) == {None}
+    assert set(measure(sample[0], _rows(tiny_vla, "none"), [])[0].values()) == {None}
+
+
+def test_rows_take_turns_on_each_sample(sample, tiny_vla, monkeypatch):
+    answerer, one = sample
+    rows, timed = _rows(tiny_vla, "none", "uniform", "divprune"), []
+    monkeypatch.setattr(efficiency, "_count", lambda *_: {"flops": 7, "peak_memory_mb": 0.5})
+
+    def times(_, row, sample):
+        timed.append(row.key.pruner)
+        return {"prefill_ms": float(len(timed))}
+
+    monkeypatch.setattr(efficiency, "_times", times)
+    figures = measure(answerer, rows, [one, one])
+    assert timed == ["none", "uniform", "divprune", "uniform", "divprune", "none"]
+    assert [row["prefill_ms"] for row in figures] == [3.5, 3.0, 4.0]
+    assert [(row["flops"], row["peak_memory_mb"]) for row in figures] == [(7, 0.5)] * 3

@@ -35,7 +35,7 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(answers, "generate_batch", generate)
     monkeypatch.setattr(evaluation, "SEGMENT", 2)
-    monkeypatch.setattr(evaluation, "measure", lambda *_: {"prefill_ms": 1.5})
+    monkeypatch.setattr(evaluation, "measure", lambda _, rows, __: [{"prefill_ms": 1.5} for _ in rows])
     return asked
 
 
@@ -96,9 +96,11 @@ def test_folder_of_another_evaluation_is_refused(tmp_path, dataset, tiny_dir, ti
 
 def test_times_are_kept_with_the_run(tmp_path, dataset, tiny_vla, asked, monkeypatch):
     evaluate(dataset, tiny_vla, _settings(tmp_path / "run"), progress=False)
-    monkeypatch.setattr(evaluation, "measure", lambda *_: {"prefill_ms": 9.0})
-    again = evaluate(dataset, tiny_vla, _settings(tmp_path / "run", pruners=("none", "uniform")), progress=False)
-    assert [row["prefill_ms"] for row in again["rows"]] == [1.5, 9.0, None]
+    monkeypatch.setattr(evaluation, "measure", lambda _, rows, __: [{"prefill_ms": 9.0} for _ in rows])
+    again = evaluate(dataset, tiny_vla, _settings(tmp_path / "run"), progress=False)
+    assert [row["prefill_ms"] for row in again["rows"]] == [1.5, 1.5, None]
+    more = evaluate(dataset, tiny_vla, _settings(tmp_path / "run", pruners=("none", "uniform")), progress=False)
+    assert [row["prefill_ms"] for row in more["rows"]] == [9.0, 9.0, None]  # rows of one table are timed together
     assert set(json.loads((tmp_path / "run" / "efficiency.json").read_text())) == {
         "none-0",
         "random-0.5",

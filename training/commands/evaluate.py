@@ -11,7 +11,9 @@ from rich.table import Table
 
 from fastdrive_node.cli import write_json
 from fastdrive_node.models import SHIPPED_VLA
-from fastdrive_node.pruning.baselines import PRUNERS
+from fastdrive_node.planning.vla import Vla
+from fastdrive_node.pruning.baselines import PRUNERS, VARIANTS
+from fastdrive_node.pruning.files import load_calibration
 from fastdrive_training.commands.options import add_dataset_arguments, open_dataset, pruner_file
 from fastdrive_training.nuscenes_data import KeyframeDataset
 from fastdrive_training.open_loop import OpenLoopSettings, evaluate
@@ -32,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_dataset_arguments(parser)
     parser.add_argument(
-        "--pruners", type=_names, metavar="A,B", help=f"of {', '.join(PRUNERS)} (all; oracle where there are masks)"
+        "--pruners",
+        type=_names,
+        metavar="A,B",
+        help=f"of {', '.join((*PRUNERS, *VARIANTS))} (all but the last, as far as masks and calibration allow)",
     )
     parser.add_argument("--drop", type=_ratios, default=(0.25, 0.5, 0.75), metavar="P,P", help="pruning ratios p")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of the random pruner (%(default)s)")
@@ -45,12 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Raises InputError for the data or an argument, ModelError for the VLA or pruner."""
     dataset, vla = open_dataset(args)
-    pruners = args.pruners or _all_pruners(dataset)
+    pruners = args.pruners or all_pruners(dataset, vla, pruner_file(args))
     settings = OpenLoopSettings(
         pruners=pruners,
         drops=args.drop,
         seeds=args.seeds,
-        pruner_file=pruner_file(args) if "reconpruner" in pruners else None,
+        pruner_file=pruner_file(args),
         shuffled=args.images == "shuffled",
         limit=args.limit,
         batch=args.batch,
@@ -62,8 +67,17 @@ def run(args: argparse.Namespace) -> None:
     write_json({"dataset": args.dataset, "split": args.split, "vla": args.vla or SHIPPED_VLA, **figures}, args.json)
 
 
-def _all_pruners(dataset: KeyframeDataset) -> tuple[str, ...]:
-    return tuple(name for name in PRUNERS if name != "oracle" or dataset.has_masks)
+def all_pruners(dataset: KeyframeDataset, vla: Vla, file: Path) -> tuple[str, ...]:
+    """What the data and the pruner file allow.
+
+    Left out are the oracle without masks, the variants that are calibrated without a calibration for all cameras, and
+    the one with a memory, which at the usual two keyframes a second is as without.
+    """
+    calibration = load_calibration(file)
+    names = [name for name in PRUNERS if name != "oracle" or dataset.has_masks]
+    if calibration is not None and set(vla.spec.cameras) <= set(calibration.cameras):
+        names += [name for name, options in VARIANTS.items() if options.needs_calibration]
+    return tuple(names)
 
 
 def table(figures: dict) -> Table:

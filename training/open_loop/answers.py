@@ -18,6 +18,7 @@ from fastdrive_node.planning.vla import Vla
 from fastdrive_node.pruning.baselines import LayerPruner, Need, Pruner, PruningContext, choose, make_pruner
 from fastdrive_node.pruning.run import answer_pruned, build_context
 from fastdrive_node.pruning.select import keep_count
+from fastdrive_node.pruning.temporal import Moment, TemporalState
 from fastdrive_node.types import AnswerError, InputError, ModelError
 from fastdrive_training.nuscenes_data import Keyframe, KeyframeDataset
 from fastdrive_training.open_loop.features import Features
@@ -35,6 +36,8 @@ class Sample:
     features: Features  # of its own pictures, or of another scene's
     coverage: torch.Tensor | None  # [C, N], of the same pictures; None where no pruner asks for it
     around: Surroundings
+    moment: Moment | None = None  # of the pictures; None where no pruner asks for it
+    state: TemporalState | None = None  # what the sets before the pictures leave to the pruner with a memory
 
 
 @dataclass(frozen=True)
@@ -94,15 +97,25 @@ class Answerer:
         self._order = camera_order(vla)
 
     def sample(
-        self, keyframe: Keyframe, pictures: Keyframe, features: Features, around: Surroundings, coverage: bool
+        self,
+        keyframe: Keyframe,
+        pictures: Keyframe,
+        features: Features,
+        around: Surroundings,
+        coverage: bool,
+        moment: Moment | None = None,
+        state: TemporalState | None = None,
     ) -> Sample:
-        """Put a sample together; ``features`` are those of ``pictures``. Raises InputError: no masks to cover."""
+        """Put a sample together; ``features``, ``moment`` and ``state`` are those of ``pictures``.
+
+        Raises InputError: no masks to cover.
+        """
         share = None
         if coverage:
             cells = self.dataset.coverage(pictures, self.vla.grid)[self._order]
             share = torch.from_numpy(np.nan_to_num(cells, nan=0.0)).to(self.vla.device)
         prompt = build_prompt(self.vla, keyframe.history, keyframe.command)
-        return Sample(keyframe, prompt, features, share, around)
+        return Sample(keyframe, prompt, features, share, around, moment, state)
 
     def context(self, row: Row, sample: Sample) -> PruningContext:
         """What the row's pruner sees of a sample."""
@@ -115,6 +128,8 @@ class Answerer:
             sample.prompt,
             features.tower_attention,
             sample.coverage,
+            sample.moment,
+            sample.state,
         )
 
     @torch.inference_mode()

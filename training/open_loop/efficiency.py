@@ -18,35 +18,39 @@ from fastdrive_node.pruning.baselines import LayerPruner, choose
 from fastdrive_node.pruning.run import Prefilled, prefill_pruned
 from fastdrive_training.open_loop.answers import Answerer, Row, Sample
 
-TIMED_SAMPLES = 10  # keyframes that the times are the medians of, one at a time
+TIMED_SAMPLES = 20  # keyframes that the times are the medians of, one at a time
+COUNTED_SAMPLES = 5  # of them, those whose operations are counted: prompts, and an adaptive K, differ
+COLUMNS = ("pruner_ms", "prefill_ms", "decode_ms_per_token", "flops", "decode_flops_per_token", "peak_memory_mb")
 _SDPA = ("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu")
 
 
-def measure(answerer: Answerer, row: Row, samples: Sequence[Sample]) -> dict:
-    """The efficiency columns of a row.
+def measure(answerer: Answerer, rows: Sequence[Row], samples: Sequence[Sample]) -> list[dict]:
+    """The efficiency columns of some rows, which take turns on each sample, so that all see the same machine.
 
-    ``pruner_ms`` is what the pruner looks at, its scores and its choice; None for pruners inside of the language model,
-    whose choice is part of the prefill, and for none. ``flops`` is of pruner and prefill, ``decode_flops_per_token`` of
-    a decode step. ``peak_memory_mb`` is what weights and tensors take at once while a sample is pruned, prefilled and
+    Each is a median over samples. ``pruner_ms`` is what the pruner looks at, its scores and its choice (with a memory,
+    without the sets before, which have run when a set comes); None for pruners inside of the language model, whose
+    choice is part of the prefill, and for none. ``flops`` is of pruner and prefill, ``decode_flops_per_token`` of a
+    decode step. ``peak_memory_mb`` is what weights and tensors take at once while a sample is pruned, prefilled and
     decoded. ``tokens_by_layer`` is there for pruners inside of the language model only.
     """
-    samples = samples[:TIMED_SAMPLES]
-    empty = {
-        "pruner_ms": None,
-        "prefill_ms": None,
-        "decode_ms_per_token": None,
-        "flops": None,
-        "decode_flops_per_token": None,
-        "peak_memory_mb": None,
-    }
-    if not samples:
-        return empty
-    counted = _count(answerer, row, samples[0])  # warms up too
-    times: dict[str, list[float]] = {}
-    for sample in samples:
-        for name, value in _times(answerer, row, sample).items():
-            times.setdefault(name, []).append(value)
-    return {**empty, **{name: float(np.median(values)) for name, values in times.items()}, **counted}
+    counted = [_medians([_count(answerer, row, one) for one in samples[:COUNTED_SAMPLES]]) for row in rows]  # warms up
+    times: list[list[dict]] = [[] for _ in rows]
+    for turn, sample in enumerate(samples[:TIMED_SAMPLES]):
+        for place in range(len(rows)):
+            number = (place + turn) % len(rows)
+            times[number].append(_times(answerer, rows[number], sample))
+    medians = [_medians(each) for each in times]
+    return [{**dict.fromkeys(COLUMNS), **figures, **each} for figures, each in zip(counted, medians, strict=True)]
+
+
+def _medians(figures: Sequence[dict]) -> dict:
+    """Median of each column; of a list, entry by entry. Counts stay whole numbers."""
+    result = {}
+    for name in figures[0] if figures else ():
+        values = np.median([each[name] for each in figures], axis=0)
+        whole = isinstance(figures[0][name], (int, list))
+        result[name] = np.round(values).astype(int).tolist() if whole else float(values)
+    return result
 
 
 def _times(answerer: Answerer, row: Row, sample: Sample) -> dict[str, float]:

@@ -10,11 +10,12 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from fastdrive_node.planning.vla import Vla
-from fastdrive_node.pruning.baselines import Need
+from fastdrive_node.pruning.baselines import Need, RefinedPruner
 from fastdrive_node.types import InputError
 from fastdrive_training.ego_track import FUTURE_POINTS, INTERVAL_S
 from fastdrive_training.nuscenes_data import KeyframeDataset
 from fastdrive_training.open_loop.answers import Answerer, Row, Sample, make_rows, needs_of, plan_verdict
+from fastdrive_training.open_loop.earlier import EarlierSets
 from fastdrive_training.open_loop.efficiency import measure
 from fastdrive_training.open_loop.features import FeatureStore
 from fastdrive_training.open_loop.intervals import (
@@ -53,9 +54,8 @@ def evaluate(dataset: KeyframeDataset, vla: Vla, settings: OpenLoopSettings, pro
     keys = [*(row.key for row in rows), STRAIGHT_ON]
     store.finish(keys, segments)
     tables = {key: store.row(key, segments) for key in keys}
-    keeps = {row.key: row.keep for row in rows}
     return {
-        "rows": [row_figures(key, tables[key], keeps.get(key), store.efficiency.get(key.kind, {})) for key in keys],
+        "rows": [row_figures(key, tables[key], store.efficiency.get(key.kind, {})) for key in keys],
         "comparisons": comparisons({key: table for key, table in tables.items() if key != STRAIGHT_ON}),
         "samples": len(samples),
         "without_future": samples.without_future,
@@ -88,9 +88,12 @@ class _Run:
         self._dataset, self._rows, self._samples, self._store = dataset, rows, samples, store
         self._batch = settings.batch
         needs = needs_of(rows)
-        self._coverage = Need.COVERAGE in needs
+        self._coverage, self._moments = Need.COVERAGE in needs, Need.MOMENT in needs
+        refined = [row.pruner for row in rows if isinstance(row.pruner, RefinedPruner)]
+        self._remembering = next((pruner for pruner in refined if pruner.remembers), None)
         self._answerer = Answerer(dataset, vla)
         self._features = FeatureStore(dataset, vla, settings.features, Need.TOWER_ATTENTION in needs)
+        self._earlier = EarlierSets(dataset, vla, self._features)
         self._world = World(dataset)
 
     def all(self, progress: bool) -> int:
@@ -105,7 +108,8 @@ class _Run:
     def _segment(self, number: int, span: slice, bar: tqdm) -> None:
         size = len(self._samples.own[span])
         missing = [row for row in self._rows if not self._store.has(row.key, number)]
-        unmeasured = [row for row in self._rows if number == 0 and not row.key.seed and not self._measured(row)]
+        kinds = [row for row in self._rows if number == 0 and not row.key.seed]
+        unmeasured = any(row.key.kind not in self._store.efficiency for row in kinds)
         straight_on = self._store.has(STRAIGHT_ON, number)
         bar.update(size * (len(self._rows) - len(missing) + straight_on))
         if not missing and not unmeasured and straight_on:
@@ -115,9 +119,10 @@ class _Run:
             plans = [plan_verdict(one.keyframe, constant_velocity(one.keyframe.history), one.around) for one in samples]
             self._store.put(STRAIGHT_ON, number, plans)
             bar.update(size)
-        for row in unmeasured:
-            bar.set_postfix_str(f"timing {row.key.kind}")
-            self._store.put_efficiency(row.key, measure(self._answerer, row, samples))
+        if unmeasured:
+            bar.set_postfix_str("timing")
+            for row, figures in zip(kinds, measure(self._answerer, kinds, samples), strict=True):
+                self._store.put_efficiency(row.key, figures)
         for row in missing:
             bar.set_postfix_str(row.key.slug)
             verdicts = []
@@ -126,21 +131,20 @@ class _Run:
                 bar.update(len(verdicts) - start)
             self._store.put(row.key, number, verdicts)
 
-    def _measured(self, row: Row) -> bool:
-        return row.key.kind in self._store.efficiency
-
     def _load(self, span: slice) -> list[Sample]:
         pictures = self._samples.pictures[span]
         loaded = []
         for own, shown, features in zip(self._samples.own[span], pictures, self._features.load(pictures), strict=True):
             keyframe, picture = self._dataset[own], self._dataset[shown]
             around = self._world.around(keyframe)
-            loaded.append(self._answerer.sample(keyframe, picture, features, around, self._coverage))
+            moment = self._earlier.moment(shown) if self._moments else None
+            state = self._earlier.state(self._remembering, shown) if self._remembering else None
+            loaded.append(self._answerer.sample(keyframe, picture, features, around, self._coverage, moment, state))
         return loaded
 
 
-def row_figures(key: RowKey, table: pa.Table, keep: int | None, efficiency: dict) -> dict:
-    """One line of the table; figures that no sample has are None."""
+def row_figures(key: RowKey, table: pa.Table, efficiency: dict) -> dict:
+    """One line of the table; figures that no sample has are None. ``tokens`` is a mean where K varies."""
     columns = {name: _known(table, column) for name, (column, _) in FIGURES.items()}
     errors, collision = columns["l2_avg_to_t"], columns["collision_polygon"]
     off, crossed = columns["off_drivable"], columns["intersection"]
@@ -160,11 +164,19 @@ def row_figures(key: RowKey, table: pa.Table, keep: int | None, efficiency: dict
         "intersection": None if crossed is None else any_to_t(crossed, INTERVAL_S),
         "judged": {name: 0 if values is None else len(values) for name, values in columns.items()},
         "interval_95": {name: None if ends is None else list(ends) for name, ends in intervals.items()},
-        "tokens": keep,
+        "tokens": _mean_tokens(table),
         **{name: efficiency.get(name) for name in ("flops", "prefill_ms", "decode_ms_per_token", "pruner_ms")},
         **{name: efficiency.get(name) for name in ("decode_flops_per_token", "peak_memory_mb")},
         **({"tokens_by_layer": efficiency["tokens_by_layer"]} if "tokens_by_layer" in efficiency else {}),
     }
+
+
+def _mean_tokens(table: pa.Table) -> int | float | None:
+    """Visual tokens that the last layer saw; None for a row without a model."""
+    counts = [count for count in table.column("tokens").to_pylist() if count is not None]
+    if not counts:
+        return None
+    return counts[0] if len(set(counts)) == 1 else float(np.mean(counts))
 
 
 def _known(table: pa.Table, column: str) -> np.ndarray | None:

@@ -38,7 +38,8 @@ SCHEMA = pa.schema(
         ("collision", _STEPS),  # of each step; null where refused or not known, as the next two
         ("off_drivable", _STEPS),
         ("intersection", _STEPS),
-        ("kept", pa.list_(pa.int32())),  # visual tokens that the last layer saw; null without a model
+        ("tokens", pa.int32()),  # how many visual tokens the last layer saw; null without a model
+        ("kept", pa.list_(pa.int32())),  # which
     ]
 )
 
@@ -69,6 +70,7 @@ def _line(key: RowKey, verdict: Verdict) -> dict:
         "text": verdict.text,
         "plan_m": None if verdict.plan_m is None else verdict.plan_m.tolist(),
         **{name: None if values is None else values.tolist() for name, values in steps.items()},
+        "tokens": None if verdict.kept is None else len(verdict.kept),
         "kept": None if verdict.kept is None else verdict.kept.tolist(),
     }
 
@@ -148,7 +150,7 @@ def identity_of(dataset: KeyframeDataset, vla: Vla, samples: Samples, settings: 
         "samples": hashlib.sha256(json.dumps([tokens, segment]).encode()).hexdigest(),
         "vla": _digest(sorted(path for path in vla.path.iterdir() if path.suffix in (".json", ".txt", ".safetensors"))),
         "dtype": str(vla.dtype),
-        "pruner": _digest([settings.pruner_file]) if "reconpruner" in settings.pruners else None,
+        "pruner": _digest([settings.pruner_file]) if settings.reads_pruner else None,
     }
 
 

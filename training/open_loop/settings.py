@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastdrive_node.pruning.baselines import PRUNERS
+from fastdrive_node.pruning.baselines import PRUNERS, VARIANTS
 from fastdrive_node.types import InputError
 
 SEEDED = frozenset({"random"})  # pruners that a seed changes
+KNOWN = (*PRUNERS, *VARIANTS)
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class OpenLoopSettings:
     pruners: tuple[str, ...] = PRUNERS
     drops: tuple[float, ...] = (0.25, 0.5, 0.75)
     seeds: int = 1  # of the random pruner
-    pruner_file: Path | None = None  # for reconpruner
+    pruner_file: Path | None = None  # for reconpruner and its variants
     shuffled: bool = False  # each sample sees the pictures of a sample of another scene
     limit: int | None = None  # samples, evenly spread over the data set
     batch: int = 16
@@ -26,9 +27,9 @@ class OpenLoopSettings:
     cache: Path | None = None  # folder for encoder features; None: ``features`` in ``out``
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.pruners if name not in PRUNERS]
+        unknown = [name for name in self.pruners if name not in KNOWN]
         if unknown:
-            raise InputError(f"--pruners: {unknown[0]!r} is not known; known are {', '.join(PRUNERS)}")
+            raise InputError(f"--pruners: {unknown[0]!r} is not known; known are {', '.join(KNOWN)}")
         outside = [drop for drop in self.drops if not 0 <= drop < 1]
         if outside:
             raise InputError(f"--drop: {outside[0]} is not in [0, 1)")
@@ -49,6 +50,11 @@ class OpenLoopSettings:
             for drop in self.drops:
                 keys += [RowKey(name, drop, seed) for seed in range(self.seeds if name in SEEDED else 1)]
         return list(dict.fromkeys(keys))
+
+    @property
+    def reads_pruner(self) -> bool:
+        """Whether a row depends on the pruner file."""
+        return any(name == "reconpruner" or name in VARIANTS for name in self.pruners)
 
     @property
     def features(self) -> Path | None:

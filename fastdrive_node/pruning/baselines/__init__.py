@@ -15,19 +15,23 @@ from fastdrive_node.pruning.baselines.prune2drive import Prune2Drive, load_weigh
 from fastdrive_node.pruning.baselines.scores import ScorePruner
 from fastdrive_node.pruning.baselines.simple import NoPruner, RandomPruner, UniformPruner
 from fastdrive_node.pruning.baselines.sparsevlm import SparseVlm
+from fastdrive_node.pruning.baselines.variants import VARIANTS, RefinedPruner
 from fastdrive_node.pruning.baselines.vispruner import VisPruner
-from fastdrive_node.pruning.files import load_pruner
+from fastdrive_node.pruning.files import load_calibration, load_pruner
 from fastdrive_node.pruning.pruner import Need, Pruner, PruningContext, choose
+from fastdrive_node.pruning.refine import check_options
 from fastdrive_node.types import ModelError
 
 __all__ = [
     "PRUNERS",
+    "VARIANTS",
     "LayerPruner",
     "Need",
     "NoPruner",
     "Pruner",
     "PruningContext",
     "RandomPruner",
+    "RefinedPruner",
     "ScorePruner",
     "choose",
     "make_pruner",
@@ -66,14 +70,16 @@ def make_pruner(
     """A pruner by its name; docs/pruners.md has their rules.
 
     Args:
-        name: one of ``PRUNERS``.
-        vla: for ``reconpruner``; for ``prune2drive`` the VLA whose directory may hold the views' weights.
-        path: for ``reconpruner``, the pruner file.
+        name: one of ``PRUNERS`` or ``VARIANTS``.
+        vla: for ``reconpruner`` and its variants; for ``prune2drive`` the one whose directory may hold the views'
+            weights.
+        path: for ``reconpruner`` and its variants, the pruner file.
         seed: for ``random``.
-        camera_floor: for ``reconpruner``, tokens that each camera keeps at least.
+        camera_floor: for ``reconpruner`` and its variants, tokens that each camera keeps at least.
 
     Raises:
-        ModelError: an unknown name, or a file that cannot serve this VLA.
+        ModelError: an unknown name, a file that cannot serve this VLA, or one without the calibration that a variant
+            needs.
     """
     if name in _PLAIN:
         return _PLAIN[name]()
@@ -81,8 +87,19 @@ def make_pruner(
         return RandomPruner(seed)
     if name == "prune2drive":
         return Prune2Drive(load_weights(vla) if vla is not None else None)
-    if name == "reconpruner":
+    if name == "reconpruner" or name in VARIANTS:
         if vla is None or path is None:
-            raise ModelError("reconpruner: a VLA and a pruner file are needed")
-        return ScorePruner(load_pruner(path, vla), camera_floor)
-    raise ModelError(f"pruner {name!r} is not known; known are {', '.join(PRUNERS)}")
+            raise ModelError(f"{name}: a VLA and a pruner file are needed")
+        pruner = ScorePruner(load_pruner(path, vla), camera_floor)
+        return pruner if name == "reconpruner" else _variant(name, pruner, vla, path)
+    raise ModelError(f"pruner {name!r} is not known; known are {', '.join((*PRUNERS, *VARIANTS))}")
+
+
+def _variant(name: str, pruner: ScorePruner, vla: Vla, path: str | Path) -> RefinedPruner:
+    options = VARIANTS[name]
+    calibration = load_calibration(path) if options.needs_calibration else None
+    try:
+        check_options(options, calibration, vla.spec.cameras)
+    except ModelError as error:
+        raise ModelError(f"{path}: pruner {name}: {error}") from error
+    return RefinedPruner(pruner, options, calibration, name)

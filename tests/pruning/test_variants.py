@@ -1,0 +1,94 @@
+"""ReconPruner with the node's options, as rows to compare: they choose as the node does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fastdrive_node.pruning.baselines import VARIANTS, PruningContext, RefinedPruner, ScorePruner, choose, make_pruner
+from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
+from fastdrive_node.pruning.files import save_pruner
+from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_node.pruning.refine import ScoreOptions
+from fastdrive_node.pruning.temporal import Moment, TemporalSettings
+from fastdrive_node.types import EgoState, ModelError
+
+GRID = (2, 3)
+FIT = FitRecord("toy", "val", 10, 0.1, 0.01)
+
+
+class Fixed:
+    """A module whose scores are the first number of each token."""
+
+    def __call__(self, tokens, grid):
+        return tokens[..., 0]
+
+
+def _moment(t0_ns=0):
+    return Moment(t0_ns, ("A", "B"), (), EgoState(t0_ns, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0))
+
+
+def _context(scores, t0_ns=0, state=None):
+    tokens = torch.zeros(2, 6, 4)
+    tokens[..., 0] = torch.tensor(scores)
+    tokens[..., 1] = 5.0
+    return PruningContext(tokens, GRID, moment=_moment(t0_ns), state=state)
+
+
+def _pruner(options, **scales):
+    calibration = Calibration({name: CameraScale(*pair) for name, pair in scales.items()}, FIT) if scales else None
+    return RefinedPruner(ScorePruner(Fixed()), options, calibration, "toy")
+
+
+SCORES = [[3.0, 2.0, 1.0, -1.0, -2.0, -3.0], [3.5, 2.5, 1.5, -1.5, -2.5, -3.5]]
+
+
+def test_calibrated_ranks_cameras_by_their_chance():
+    pruner = _pruner(ScoreOptions(calibrated=True), A=(1.0, 0.0), B=(1.0, -2.0))  # B's scores say less
+    assert choose(pruner, _context(SCORES), 3).tolist() == [0, 1, 6]
+    assert choose(ScorePruner(Fixed()), _context(SCORES), 3).tolist() == [0, 6, 7]
+
+
+def test_adaptive_keeps_what_passes_its_threshold_and_at_most_the_budget():
+    options = ScoreOptions(keep_threshold=0.5, k_min=1)
+    pruner = _pruner(options, A=(1.0, 0.0), B=(1.0, 0.0))
+    assert choose(pruner, _context(SCORES), 9).tolist() == [0, 1, 2, 6, 7, 8]
+    assert choose(pruner, _context(SCORES), 2).tolist() == [0, 6]
+
+
+def test_temporal_chooses_by_the_sets_before():
+    pruner = _pruner(ScoreOptions(temporal=TemporalSettings(change=0.0, memory=0.9)))
+    assert pruner.remembers
+    before = [_context([row[::-1] for row in SCORES], t0_ns=step * 10**8) for step in range(2)]
+    state = pruner.state_after(before)
+    assert choose(pruner, _context(SCORES, 2 * 10**8, state), 2).tolist() == [5, 11]
+    assert choose(pruner, _context(SCORES, 2 * 10**8), 2).tolist() == [0, 6]
+    assert choose(pruner, _context(SCORES, 9 * 10**8, state), 2).tolist() == [0, 6]  # too long ago
+    assert pruner.state_after([]) is None
+
+
+def test_state_depends_on_every_set_before():
+    pruner = _pruner(ScoreOptions(temporal=TemporalSettings(change=0.0, memory=0.5)))
+    first, second = (_context([row[::-1] for row in SCORES], 0), _context(SCORES, 10**8))
+    expected = 0.5 * second.tokens[..., 0] + 0.5 * first.tokens[..., 0]
+    np.testing.assert_allclose(pruner.state_after([first, second]).scores, expected)
+
+
+def test_moment_is_needed():
+    pruner = _pruner(ScoreOptions(temporal=TemporalSettings()))
+    with pytest.raises(ModelError, match="moment"):
+        choose(pruner, PruningContext(torch.ones(2, 6, 4), GRID), 3)
+
+
+def test_variants_that_need_a_calibration_refuse_a_file_without_one(tmp_path, tiny_vla):
+    file = tmp_path / "pruner.safetensors"
+    save_pruner(file, ReconPruner.from_config(tiny_vla.model.config.text_config), tiny_vla.encoder_fingerprint)
+    for name, options in VARIANTS.items():
+        if options.needs_calibration:
+            with pytest.raises(ModelError, match=f"{name}.*fastdrive calibrate"):
+                make_pruner(name, tiny_vla, file)
+        else:
+            assert make_pruner(name, tiny_vla, file).name == name
+    with pytest.raises(ModelError, match="a pruner file"):
+        make_pruner("reconpruner-temporal", tiny_vla)
