@@ -9,7 +9,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from fastdrive_node.types import FastDriveError
+from fastdrive_node.types import FastDriveError, UsageError
 
 COMMANDS = {
     "replay": ("fastdrive_node.commands.replay", "a rosbag2 through the real node"),
@@ -21,6 +21,7 @@ COMMANDS = {
     "calibrate": ("fastdrive_training.commands.calibrate", "turn a pruner's scores into chances, camera by camera"),
     "score": ("fastdrive_training.commands.score", "token scores against mask coverage"),
     "evaluate": ("fastdrive_training.commands.evaluate", "open-loop planning"),
+    "evaluate-report": ("fastdrive_training.commands.evaluate_report", "one page of a finished open-loop evaluation"),
     "view-weights": ("fastdrive_training.commands.view_weights", "how Prune2Drive shares tokens out over the cameras"),
     "metrics": ("fastdrive_training.commands.metrics", "the figures of every planning convention for plans in a file"),
     "export": ("fastdrive_export.commands.export", "engines: one file for images to scored tokens"),
@@ -50,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Returns 0 (done) or 1 (failed); wrong usage exits 2 through argparse."""
+    """Run one command. Returns 0 (done), 1 (failed) or 2 (wrong usage; argparse exits with it itself)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         else:
             print(f"fastdrive {name}: {one_line(error)}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
 
 
 def one_line(error: Exception) -> str:
@@ -82,6 +83,17 @@ def one_line(error: Exception) -> str:
     if isinstance(error, FastDriveError):
         return text
     return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def pruning_ratio(text: str) -> float:
+    """A pruning ratio p in [0, 1); an argparse type."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number; give a pruning ratio such as 0.5") from None
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
+    return value
 
 
 def write_json(figures: dict, target: str | None) -> None:

@@ -32,6 +32,10 @@ class InputError(FastDriveError):
     """Data from outside (a bag, an image, a message) that cannot be used."""
 
 
+class UsageError(InputError):
+    """An argument of a command that is out of range; the command exits with 2."""
+
+
 class ModelError(FastDriveError):
     """A VLA directory, pruner file or engine that cannot be used."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,13 @@ from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.adapters import ImageSource, open_source
 from fastdrive_training.recipe import RecipeError, parse_recipe
 from fastdrive_training.recon_data import ReconBatches, require_masks
-from fastdrive_training.recon_evaluate import CURVE_FILE, SAMPLES_FILE, evaluator, read_held_out
+from fastdrive_training.recon_evaluate import evaluator, read_held_out
 from fastdrive_training.recon_health import CollapseError
-from fastdrive_training.recon_logging import EVENTS
 from fastdrive_training.recon_model import ReconDecoder, start_from_layers
 from fastdrive_training.recon_parallel import Processes
 from fastdrive_training.recon_recipe import ReconRecipe, pick_device, usable_device, usable_precision
 from fastdrive_training.recon_trainer import Evaluate, ReconTrainer, TrainerOptions
+from fastdrive_training.set_aside import set_aside
 from fastdrive_training.token_cache import build_token_cache, pixel_encoder
 
 __all__ = ["FIGURES_FILE", "ReconRecipe", "ReconRun", "pick_device", "prepare", "spread", "train"]
@@ -45,8 +44,9 @@ class ReconRun:
 def train(recipe: dict, resume: bool = False) -> dict:
     """Train from a recipe's mapping; returns the final losses, held-out figures and ``images_per_s``.
 
-    Writes the pruner file only where the run came to its end in health. Under a launcher (``torchrun``, ``accelerate
-    launch``) the processes share each batch, and the first of them writes.
+    An earlier run in the same folder is set aside unless it is resumed. Writes the pruner file only where the run came
+    to its end in health. Under a launcher (``torchrun``, ``accelerate launch``) the processes share each batch, and the
+    first of them writes.
 
     Raises:
         RecipeError, InputError, ModelError: the recipe, the data or the VLA cannot be used.
@@ -55,7 +55,7 @@ def train(recipe: dict, resume: bool = False) -> dict:
     run = prepare(parse_recipe(ReconRecipe, recipe))
     trainer, folder, first = run.trainer, run.trainer.out, run.processes.first
     if first and not resume:
-        _clear(folder)
+        set_aside(folder)
         run.settings.write(folder)
     try:
         figures = {**trainer.run(resume), "pruner": None, "encoder": run.vla.encoder_fingerprint}
@@ -146,13 +146,6 @@ def _evaluator(settings: ReconRecipe, vla: Vla) -> Evaluate:
     root = settings.val_dataset or settings.dataset
     source = _open(settings, root, settings.val_split, settings.val_masks)
     return evaluator(read_held_out(source, vla, spread(len(source), settings.val_keyframes)), Path(settings.out))
-
-
-def _clear(folder: Path) -> None:
-    """Results of an earlier run in the same folder would pass for those of this one."""
-    for name in (FIGURES_FILE, SHIPPED_PRUNER, SAMPLES_FILE, CURVE_FILE):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / EVENTS, ignore_errors=True)
 
 
 def _write_figures(folder: Path, figures: dict[str, Any]) -> None:

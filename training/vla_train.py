@@ -25,6 +25,7 @@ from fastdrive_node.vision import TorchVision
 from fastdrive_training.answer_text import AnswerText
 from fastdrive_training.nuscenes_data import KeyframeDataset
 from fastdrive_training.recipe import parse_recipe
+from fastdrive_training.set_aside import set_aside
 from fastdrive_training.tiny_vla import build_tiny_vla
 from fastdrive_training.vla_data import CELL_PX, GAPS, IGNORE, LIGHTS, NO_GAP_M, Arrays, prepare
 from fastdrive_training.vla_loop import Run, fit
@@ -162,6 +163,8 @@ def train_tower(recipe: dict, resume: bool) -> dict[str, float]:
     settings = parse_recipe(TowerRecipe, recipe)
     torch.manual_seed(settings.seed)
     run = settings.run()
+    if not resume:
+        set_aside(run.folder)
     vla = load_vla(build_tiny_vla(run.folder / "vla", settings.seed))
     data = prepare(vla, KeyframeDataset(settings.dataset, settings.split), Path(settings.cache))
     vla.model.requires_grad_(True)
@@ -219,6 +222,8 @@ def train_language(recipe: dict, resume: bool) -> dict[str, float]:
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             return planner.plan_losses(visual, data, indices, rng, kept)
 
+    if not resume:
+        set_aside(run.folder)
     figures = fit(run, planner, parameters, losses, len(data), resume)
     save_vla(vla, stage1 / "vla", run.folder / "vla")
     return {**figures, "images_per_s": figures["steps_per_s"] * run.batch * len(vla.spec.cameras)}

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from fastdrive_node.cli import write_json
-from fastdrive_node.types import InputError
+from fastdrive_node.cli import pruning_ratio, write_json
+from fastdrive_node.types import InputError, UsageError
 
 EXAMPLE = """example:
   fastdrive bench --drop 0.75 --json bench.json
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pruner", type=Path, metavar="FILE", help="pruner file (default: the one in the VLA directory)"
     )
     parser.add_argument(
-        "--drop", type=float, metavar="P", help="pruning ratio in [0, 1) (default: 0.5 with a pruner, else 0)"
+        "--drop", type=pruning_ratio, metavar="P", help="pruning ratio in [0, 1) (default: 0.5 with a pruner, else 0)"
     )
     parser.add_argument("--runs", type=int, default=20, metavar="N", help="timed runs of each stage (default: 20)")
     parser.add_argument(
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     from fastdrive_node.models import open_pipeline
 
     if args.runs < 1:
-        raise InputError(f"--runs: {args.runs}; give 1 or more")
+        raise UsageError(f"--runs: {args.runs}; give 1 or more")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device: 'cuda', but torch finds no GPU; use cpu or auto")
     device = "cpu" if args.device == "cpu" or not torch.cuda.is_available() else "cuda"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastdrive_node.cli import write_json
+from fastdrive_node.cli import pruning_ratio, write_json
 from fastdrive_node.types import VISION_BACKENDS, CameraFrame, Command, EgoHistory, EgoState, FrameSet, InputError, Plan
 
 EXAMPLE = """example:
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pruner", type=Path, metavar="FILE", help="pruner file (default: the one in the VLA directory)"
     )
     parser.add_argument(
-        "--drop", type=float, metavar="P", help="pruning ratio in [0, 1) (default: 0.5 with a pruner, else 0)"
+        "--drop", type=pruning_ratio, metavar="P", help="pruning ratio in [0, 1) (default: 0.5 with a pruner, else 0)"
     )
     parser.add_argument(
         "--backend",

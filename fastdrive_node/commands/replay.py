@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdrive_node.cli import write_json
-from fastdrive_node.types import CAMERAS, VISION_BACKENDS, InputError
+from fastdrive_node.types import CAMERAS, VISION_BACKENDS, InputError, UsageError
 
 if TYPE_CHECKING:
     from fastdrive_node.ros.replay_bag import Recording
@@ -52,19 +52,19 @@ class ReplayOptions:
 
     def __post_init__(self) -> None:
         if not 0.01 <= self.rate <= 100:
-            raise InputError(f"--rate {self.rate:g}: give a speed of 0.01 to 100 times real time")
+            raise UsageError(f"--rate {self.rate:g}: give a speed of 0.01 to 100 times real time")
         if self.loop < 1:
-            raise InputError(f"--loop {self.loop}: give 1 or more")
+            raise UsageError(f"--loop {self.loop}: give 1 or more")
         if self.drop is not None and not 0 <= self.drop <= 0.95:
-            raise InputError(f"--drop {self.drop:g}: give a pruning ratio of 0 to 0.95")
+            raise UsageError(f"--drop {self.drop:g}: give a pruning ratio of 0 to 0.95")
         of_own_node = (self.vla, self.pruner, self.params, self.drop, self.backend, self.engine)
         if self.node == "external" and any(value is not None for value in of_own_node):
-            raise InputError(
+            raise UsageError(
                 "--node external: --vla, --pruner, --drop, --backend, --engine and --params are for a node that replay "
                 "starts"
             )
         if self.engine is not None and self.backend in (None, "torch"):
-            raise InputError("--engine: give --backend onnxruntime or tensorrt with it")
+            raise UsageError("--engine: give --backend onnxruntime or tensorrt with it")
         if self.engine is not None and not self.engine.is_file():
             raise InputError(f"{self.engine}: no such engine file; correct --engine")
 
@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--backend", choices=VISION_BACKENDS, help="what runs vision encoder and pruner (default: torch)")
     add("--engine", type=Path, metavar="FILE", help="for another backend than torch, from `fastdrive export build`")
     add("--params", type=Path, metavar="FILE", help="ROS 2 parameter file of the node; the options here win")
-    add("--out", type=Path, metavar="DIR", help="write a picture of each plan, and plans.jsonl")
+    add("--out", type=Path, metavar="DIR", help="write a picture of each plan, plans.jsonl and unplanned.jsonl")
     add("--node", choices=("own", "external"), default="own", help="start a node, or use one that runs")
     add("--node-name", default="fastdrive", metavar="NAME", help="of an external node (default: fastdrive)")
     add("--fastdds-profile", metavar="XML", help="Fast DDS profile (default: the shipped one; '' for none)")
@@ -119,15 +119,24 @@ def replay(
 
     from rich.console import Console
 
-    from fastdrive_node.ros.replay_report import draw_pictures, print_table, summary, tally, write_plans
+    from fastdrive_node.ros.replay_report import (
+        draw_pictures,
+        print_table,
+        summary,
+        tally,
+        write_lines,
+        write_plans,
+    )
     from fastdrive_node.ros.replay_session import play_bag
 
     passes, identity = play_bag(recording, node_options(options, node_command), options.rate, options.loop)
     result = tally([(each.counter, each.records) for each in passes])
     plans_file = plans_path(options)
+    unplanned_file = plans_file.with_name(plans_file.name.replace("plans", "unplanned"))
     write_plans(plans_file, result.plans)
+    write_lines(unplanned_file, result.unplanned)
     facts = {"bag": str(options.bag), "rate": options.rate, "loops": options.loop, "node": identity}
-    figures = summary(result, plans_file, facts)
+    figures = summary(result, plans_file, unplanned_file, facts)
     if options.out is not None:
         figures["pictures"] = draw_pictures(options.out, result.plans, recording, passes[0].counter.limits)
     print_table(figures, Console(stderr=options.json == "-"))

@@ -15,7 +15,7 @@ from pathlib import Path
 import jsonschema
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from transformers import Qwen2_5_VLTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding
 
@@ -66,7 +66,7 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str
     """Write a file so that it is there whole or as it was before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata)
+    partial.write_bytes(save(tensors, metadata))  # save_file would make it private to its owner
     partial.replace(path)
 
 

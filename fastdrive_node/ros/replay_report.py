@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from fastdrive_node.frames import FrameLimits
 from fastdrive_node.ros.replay_bag import Recording, SetCounter
 from fastdrive_node.types import Command, FrameSet, InputError, KeptTokens, Plan
 
+UNPLANNED_KEYS = ("t0_ns", "kind", "stage", "reason")
 PLAN_KEYS = ("t0_ns", "waypoints", "dt_s", "mode", "text")
 
 
@@ -29,6 +30,7 @@ class Tally:
     incomplete: int  # refusals of sets that lack a camera; not in ``sets``
     dropped: int
     lost: int  # of the dropped: the node never had them whole
+    unplanned: list[dict]  # sets without a plan, in order: ``t0_ns``, ``kind`` and what is known of the reason
 
 
 def tally(loops: Sequence[tuple[SetCounter, Sequence[dict]]]) -> Tally:
@@ -36,6 +38,7 @@ def tally(loops: Sequence[tuple[SetCounter, Sequence[dict]]]) -> Tally:
     sets = incomplete = dropped = lost = 0
     plans: list[dict] = []
     refused: list[dict] = []
+    unplanned: list[dict] = []
     for counter, records in loops:
         complete = set(counter.complete)
         kinds = {record["t0_ns"]: record["kind"] for record in records}
@@ -45,7 +48,17 @@ def tally(loops: Sequence[tuple[SetCounter, Sequence[dict]]]) -> Tally:
         incomplete += sum(kind == "refused" and t0_ns not in complete for t0_ns, kind in kinds.items())
         dropped += sum(kinds.get(t0_ns, "lost") in ("dropped", "lost") for t0_ns in complete)
         lost += sum(t0_ns not in kinds for t0_ns in complete)
-    return Tally(sets, plans, refused, incomplete, dropped, lost)
+        unplanned += _unplanned(complete, records)
+    return Tally(sets, plans, refused, incomplete, dropped, lost, unplanned)
+
+
+def _unplanned(complete: Set[int], records: Sequence[Mapping]) -> list[dict]:
+    """The sets of one pass that ended without a plan; "lost" never reached the node whole."""
+    known = {record["t0_ns"] for record in records}
+    lines = [{"t0_ns": t0_ns, "kind": "lost"} for t0_ns in complete - known]
+    ended = [record for record in records if record["kind"] != "plan"]
+    lines += [{name: record[name] for name in UNPLANNED_KEYS if name in record} for record in ended]
+    return sorted(lines, key=lambda line: line["t0_ns"])
 
 
 def latencies(result: Tally) -> dict[str, dict[str, float]]:
@@ -69,7 +82,7 @@ def latencies(result: Tally) -> dict[str, dict[str, float]]:
     }
 
 
-def summary(result: Tally, plans_file: Path, facts: Mapping[str, object]) -> dict:
+def summary(result: Tally, plans_file: Path, unplanned_file: Path, facts: Mapping[str, object]) -> dict:
     """The figures of ``--json``. ``total_tokens`` and ``kept_tokens`` are those of one set."""
     tokens = [plan["tokens"] for plan in result.plans if plan["tokens"]]
     refusals = Counter(reason_of(record) for record in result.refused)
@@ -85,6 +98,7 @@ def summary(result: Tally, plans_file: Path, facts: Mapping[str, object]) -> dic
         "latency_ms": latencies(result),
         "refusals": dict(refusals.most_common(20)),
         "plans_file": str(plans_file),
+        "unplanned_file": str(unplanned_file),
         **facts,
     }
 
@@ -96,15 +110,19 @@ def reason_of(record: Mapping) -> str:
 
 
 def write_plans(path: Path, plans: Sequence[Mapping]) -> None:
-    """One plan a line, in order.
+    """One plan a line, in order. Raises InputError as ``write_lines``."""
+    write_lines(path, [{key: plan[key] for key in PLAN_KEYS} for plan in plans])
+
+
+def write_lines(path: Path, lines: Sequence[Mapping]) -> None:
+    """One JSON object a line.
 
     Raises:
         InputError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({key: plan[key] for key in PLAN_KEYS}) + "\n" for plan in plans]
-        path.write_text("".join(lines), encoding="utf-8")
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --out or --json") from error
 

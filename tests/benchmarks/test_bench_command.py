@@ -67,17 +67,23 @@ def test_another_text_is_reported(vla_dir, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments,reason",
+    "arguments,code,reason",
     [
-        (("--runs", "0"), "--runs: 0; give 1 or more"),
-        (("--drop", "1"), "drop: 1.0 is not in [0, 1)"),
-        (("--vla", "nowhere"), "nowhere: no such VLA directory"),
+        (("--runs", "0"), 2, "--runs: 0; give 1 or more"),
+        (("--vla", "nowhere"), 1, "nowhere: no such VLA directory"),
     ],
 )
-def test_wrong_figures_are_refused_in_one_line(vla_dir, capsys, arguments, reason):
-    assert main(["bench", "--vla", str(vla_dir), *arguments]) == 1
+def test_wrong_figures_are_refused_in_one_line(vla_dir, capsys, arguments, code, reason):
+    assert main(["bench", "--vla", str(vla_dir), *arguments]) == code
     error = capsys.readouterr().err.strip()
     assert reason in error and "\n" not in error
+
+
+@pytest.mark.parametrize("drop", ["1", "-0.1", "nan", "half"])
+def test_a_pruning_ratio_out_of_range_is_wrong_usage(capsys, drop):
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", f"--drop={drop}"])
+    assert stopped.value.code == 2 and drop in capsys.readouterr().err
 
 
 def test_help_shows_an_example(capsys):

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -148,11 +149,17 @@ def test_wrong_tensors_are_refused(file, tiny_vla, change, reason):
 def test_a_failed_write_leaves_the_old_file(file, pruner, tiny_vla, monkeypatch):
     before = file.read_bytes()
 
-    def full(tensors, path, metadata):
-        path.write_bytes(b"half")
+    def full(path, content):
+        with path.open("wb") as half:
+            half.write(content[: len(content) // 2])
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("fastdrive_node.pruning.files.save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError):
         save_pruner(file, pruner, tiny_vla.encoder_fingerprint)
     assert file.read_bytes() == before
+
+
+def test_a_written_file_is_as_readable_as_any_other(file, tmp_path):
+    (tmp_path / "other").write_text("")
+    assert file.stat().st_mode == (tmp_path / "other").stat().st_mode

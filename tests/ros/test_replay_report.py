@@ -66,6 +66,12 @@ def test_sets_are_plans_refusals_or_dropped_and_lost_ones_are_dropped():
     assert (result.sets, len(result.plans), len(result.refused)) == (8, 5, 2)
     assert (result.dropped, result.lost, result.incomplete) == (2, 1, 1)
     assert result.sets == len(result.plans) + len(result.refused) - result.incomplete + result.dropped
+    assert result.unplanned == [
+        {"t0_ns": 2, "kind": "refused", "stage": "image", "reason": "CAM_BACK: data: cut"},
+        {"t0_ns": 3, "kind": "dropped"},
+        {"t0_ns": 4, "kind": "lost"},
+        {"t0_ns": 9, "kind": "refused", "stage": "image", "reason": "CAM_BACK: data: cut"},
+    ]
 
 
 def test_latencies_are_percentiles_of_each_stage():
@@ -77,9 +83,12 @@ def test_latencies_are_percentiles_of_each_stage():
 
 
 def test_the_summary_has_the_fields_that_scripts_read(tmp_path):
-    figures = summary(tally([(counter_of([1, 2]), [plan_record(1), refused(2)])]), tmp_path / "p", {"bag": "b"})
+    figures = summary(
+        tally([(counter_of([1, 2]), [plan_record(1), refused(2)])]), tmp_path / "p", tmp_path / "u", {"bag": "b"}
+    )
     expected = {"sets": 2, "plans": 1, "refused": 1, "dropped": 0, "total_tokens": 192, "kept_tokens": 48}
     assert {name: figures[name] for name in expected} == expected
+    assert (figures["plans_file"], figures["unplanned_file"]) == (str(tmp_path / "p"), str(tmp_path / "u"))
     assert figures["refusals"] == {"image: CAM_BACK: data: cut": 1}
     json.dumps(figures)
     stream = io.StringIO()
@@ -88,7 +97,7 @@ def test_the_summary_has_the_fields_that_scripts_read(tmp_path):
 
 
 def test_a_replay_without_a_plan_has_figures_too(tmp_path):
-    figures = summary(tally([(counter_of([1]), [refused(1)])]), tmp_path / "p", {})
+    figures = summary(tally([(counter_of([1]), [refused(1)])]), tmp_path / "p", tmp_path / "u", {})
     assert figures["plans"] == figures["total_tokens"] == 0
     assert set(figures["latency_ms"]) == {"waited", "planning"}
     print_table(figures, Console(file=io.StringIO()))

@@ -188,7 +188,7 @@ def test_splits_are_not_mixed_and_masks_are_needed(tmp_path, root, vla_dir, caps
     bare = write_dataset(tmp_path / "bare", scenes=1, keyframes=2, masks=False)
     assert main(["calibrate", str(bare), "--vla", str(vla_dir)]) == 1
     assert "no masks" in capsys.readouterr().err
-    assert main(["calibrate", str(root), "--vla", str(vla_dir), "--split", "val", "--limit", "0"]) == 1
+    assert main(["calibrate", str(root), "--vla", str(vla_dir), "--split", "val", "--limit", "0"]) == 2
     assert "--limit 0" in capsys.readouterr().err
 
 

@@ -220,7 +220,7 @@ def test_dataset_without_futures_and_wrong_arguments_are_refused(tmp_path, root,
         (["--limit", "0"], "--limit"),
         (["--seeds", "0"], "--seeds"),
     ):
-        assert main(["evaluate", str(root), "--vla", str(vla_dir), *words]) == 1
+        assert main(["evaluate", str(root), "--vla", str(vla_dir), *words]) == 2
         assert message in capsys.readouterr().err
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from fastdrive_node.cli import write_json
 from fastdrive_node.pruning.calibration import Calibration, FitRecord
 from fastdrive_node.pruning.files import load_pruner, save_calibration
-from fastdrive_node.types import InputError
+from fastdrive_node.types import InputError, UsageError
 from fastdrive_training.adapters.nuscenes import NuscenesSource, only_split
 from fastdrive_training.calibration_fit import calibration_figures, fit_cameras, threshold_figures
 from fastdrive_training.commands.options import add_dataset_arguments, pruner_file
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Raises InputError for the data (no masks, several splits) or the scores, ModelError for the VLA or pruner."""
     if args.limit is not None and args.limit < 1:
-        raise InputError(f"--limit {args.limit}: must be at least 1")
+        raise UsageError(f"--limit {args.limit}: must be at least 1")
     sets, vla = open_sets(args)
     if not isinstance(sets, SourceSets) or not sets.source.has_masks:
         raise InputError(f"{args.dataset}: no masks; scores are calibrated against foreground masks")

@@ -63,7 +63,9 @@ def run(args: argparse.Namespace) -> None:
         cache=args.cache,
     )
     figures = evaluate(dataset, vla, settings)
-    Console(file=sys.stderr, width=None if sys.stderr.isatty() else 132).print(table(figures))
+    console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 132)
+    for each in tables(figures):
+        console.print(each)
     write_json({"dataset": args.dataset, "split": args.split, "vla": args.vla or SHIPPED_VLA, **figures}, args.json)
 
 
@@ -80,31 +82,47 @@ def all_pruners(dataset: KeyframeDataset, vla: Vla, file: Path) -> tuple[str, ..
     return tuple(names)
 
 
-def table(figures: dict) -> Table:
-    """The rows for people; L2 as avg-to-t, shares as the mean of their 1, 2 and 3 s figures."""
+def tables(figures: dict) -> list[Table]:
+    """The rows for people, no wider than 100 columns: how they plan, with shares as the mean of 1, 2 and 3 s, and what
+    they cost."""
     title = f"{figures['samples']} samples, {figures['images']} images; {figures['without_future']} without future"
-    result = Table(title=title)
-    columns = ("drop", "seed", "tokens", "refused", "L2 [m]", "95 %", "3s", "coll %", "off %", "cross %")
-    result.add_column("pruner", no_wrap=True)
-    for name in (*columns, "prefill ms", "ms/token"):
-        result.add_column(name, justify="right")
+    planning = _table(title, "drop", "seed", "refused", "L2 [m]", "95 %", "at 3 s", "coll. [%]", "off [%]", "cross [%]")
+    costs = _table(
+        "medians of single samples", "drop", "tokens", "GFLOPs", "pruner [ms]", "prefill [ms]", "token [ms]", "MB"
+    )
     for row in figures["rows"]:
         l2, ends = row["l2_avg_to_t"], row["interval_95"]["l2_avg_to_t"]
         shares = [
             row[name] and 100 * row[name]["avg"] for name in ("collision_polygon", "off_drivable", "intersection")
         ]
-        result.add_row(
+        planning.add_row(
             row["pruner"],
             f"{row['drop']:g}",
             str(row["seed"]),
-            "-" if row["tokens"] is None else str(row["tokens"]),
             str(row["refused"]),
             _text(l2["avg"], ".3f"),
             "-" if ends is None else f"{ends[0]:.3f}..{ends[1]:.3f}",
             _text(l2["3s"], ".3f"),
             *(_text(share, ".2f") for share in shares),
-            *(_text(row[name], ".1f") for name in ("prefill_ms", "decode_ms_per_token")),
         )
+        if row["seed"] or row["flops"] is None:
+            continue  # seeds cost the same, and a plan without a model nothing
+        costs.add_row(
+            row["pruner"],
+            f"{row['drop']:g}",
+            _text(row["tokens"], ".4g"),
+            _text(row["flops"] / 1e9, ".3g"),
+            *(_text(row[name], ".2f") for name in ("pruner_ms", "prefill_ms", "decode_ms_per_token")),
+            _text(row["peak_memory_mb"], ".4g"),
+        )
+    return [planning, costs]
+
+
+def _table(title: str, *columns: str) -> Table:
+    result = Table(title=title)
+    result.add_column("pruner", no_wrap=True)
+    for name in columns:
+        result.add_column(name, justify="right")
     return result
 
 

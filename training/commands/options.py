@@ -9,9 +9,9 @@ import torch
 
 from fastdrive_node.models import SHIPPED_PRUNER, default_vla_dir
 from fastdrive_node.planning.vla import Vla, load_vla
-from fastdrive_node.types import InputError
+from fastdrive_node.types import UsageError
 from fastdrive_training.nuscenes_data import KeyframeDataset
-from fastdrive_training.recon_train import pick_device
+from fastdrive_training.recon_recipe import usable_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -28,11 +28,12 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_dataset(args: argparse.Namespace) -> tuple[KeyframeDataset, Vla]:
-    """The dataset and VLA that the arguments name. Raises InputError or ModelError."""
+    """The dataset and VLA that the arguments name. Raises FastDriveError that names what cannot be used."""
     if args.limit is not None and args.limit < 1:
-        raise InputError(f"--limit {args.limit}: must be at least 1")
+        raise UsageError(f"--limit {args.limit}: must be at least 1")
+    device = usable_device(args.device)
     dataset = KeyframeDataset(args.dataset, args.split)
-    return dataset, load_vla(vla_dir(args), pick_device(args.device), DTYPES[args.dtype])
+    return dataset, load_vla(vla_dir(args), device, DTYPES[args.dtype])
 
 
 def vla_dir(args: argparse.Namespace) -> Path:

@@ -13,7 +13,7 @@ from rich.console import Console
 from fastdrive_node.cli import write_json
 from fastdrive_node.planning.vla import Vla, load_vla
 from fastdrive_node.pruning.files import load_pruner
-from fastdrive_node.types import InputError
+from fastdrive_node.types import InputError, UsageError
 from fastdrive_training.adapters import detect_kind, open_source
 from fastdrive_training.adapters.nuscenes import NuscenesSource
 from fastdrive_training.bag_sets import BagSets, is_bag
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     """Raises InputError for the data (no masks among it) or an argument, ModelError for the VLA or pruner."""
     for option, value in (("--limit", args.limit), ("--picture-count", args.picture_count)):
         if value is not None and value < 1:
-            raise InputError(f"{option} {value}: must be at least 1")
+            raise UsageError(f"{option} {value}: must be at least 1")
     sets, vla = open_sets(args)
     masked = isinstance(sets, SourceSets) and sets.source.has_masks
     if not masked and not args.pictures:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fastdrive_node.cli import write_json
+from fastdrive_node.cli import pruning_ratio, write_json
 from fastdrive_node.pruning.baselines.prune2drive import WEIGHTS_FILE, save_weights
-from fastdrive_node.types import InputError
+from fastdrive_node.types import UsageError
 from fastdrive_training.commands.options import add_dataset_arguments, open_dataset
 from fastdrive_training.view_weights import PlanningError, best_trial, search_weights
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "example:\n  fastdrive view-weights data/sim --split train --vla models/tiny --drop 0.5 --limit 96 --trials 40"
     )
     add_dataset_arguments(parser)
-    parser.add_argument("--drop", type=float, default=0.5, metavar="P", help="pruning ratio p (%(default)s)")
+    parser.add_argument("--drop", type=pruning_ratio, default=0.5, metavar="P", help="pruning ratio p (%(default)s)")
     parser.add_argument("--trials", type=int, default=40, metavar="N", help="weights that are tried (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the search (%(default)s)")
     parser.add_argument("--out", metavar="FILE", help=f"write the weights here ({WEIGHTS_FILE} in the VLA directory)")
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Raises InputError for the data or an argument, ModelError for the VLA."""
     if args.trials < 1:
-        raise InputError("--trials: must be at least 1")
+        raise UsageError("--trials: must be at least 1")
     dataset, vla = open_dataset(args)
     objective = PlanningError(dataset, vla, args.limit or len(dataset), args.drop)
     trials = search_weights(objective, len(vla.spec.cameras), args.trials, args.seed)

@@ -19,7 +19,7 @@ from fastdrive_node.pruning.baselines import LayerPruner, Need, Pruner, PruningC
 from fastdrive_node.pruning.run import answer_pruned, build_context
 from fastdrive_node.pruning.select import keep_count
 from fastdrive_node.pruning.temporal import Moment, TemporalState
-from fastdrive_node.types import AnswerError, InputError, ModelError
+from fastdrive_node.types import AnswerError, ModelError, UsageError
 from fastdrive_training.nuscenes_data import Keyframe, KeyframeDataset
 from fastdrive_training.open_loop.features import Features
 from fastdrive_training.open_loop.settings import SEEDED, OpenLoopSettings, RowKey
@@ -70,7 +70,7 @@ class Row:
 
 
 def make_rows(vla: Vla, settings: OpenLoopSettings) -> list[Row]:
-    """The rows of the settings. Raises ModelError: a pruner cannot serve the VLA. InputError: nothing would be kept."""
+    """The rows of the settings. Raises ModelError: a pruner cannot serve the VLA. UsageError: nothing would be kept."""
     pruners: dict[str, Pruner | LayerPruner] = {}
     rows = []
     for key in settings.rows:
@@ -79,7 +79,7 @@ def make_rows(vla: Vla, settings: OpenLoopSettings) -> list[Row]:
         try:
             keep = keep_count(vla.tokens, key.drop)
         except ValueError as error:
-            raise InputError(f"--{error}") from error
+            raise UsageError(f"--{error}") from error
         rows.append(Row(key, pruners[key.pruner], keep))
     return rows
 

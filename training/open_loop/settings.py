@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastdrive_node.pruning.baselines import PRUNERS, VARIANTS
-from fastdrive_node.types import InputError
+from fastdrive_node.types import UsageError
 
 SEEDED = frozenset({"random"})  # pruners that a seed changes
 KNOWN = (*PRUNERS, *VARIANTS)
@@ -29,15 +29,15 @@ class OpenLoopSettings:
     def __post_init__(self) -> None:
         unknown = [name for name in self.pruners if name not in KNOWN]
         if unknown:
-            raise InputError(f"--pruners: {unknown[0]!r} is not known; known are {', '.join(KNOWN)}")
+            raise UsageError(f"--pruners: {unknown[0]!r} is not known; known are {', '.join(KNOWN)}")
         outside = [drop for drop in self.drops if not 0 <= drop < 1]
         if outside:
-            raise InputError(f"--drop: {outside[0]} is not in [0, 1)")
+            raise UsageError(f"--drop: {outside[0]} is not in [0, 1)")
         for name in ("seeds", "batch"):
             if getattr(self, name) < 1:
-                raise InputError(f"--{name}: must be at least 1")
+                raise UsageError(f"--{name}: must be at least 1")
         if self.limit is not None and self.limit < 1:
-            raise InputError("--limit: must be at least 1")
+            raise UsageError("--limit: must be at least 1")
 
     @property
     def rows(self) -> list[RowKey]:

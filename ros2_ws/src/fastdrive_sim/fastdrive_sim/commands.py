@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastdrive_node.cli import write_json
-from fastdrive_node.types import FastDriveError
+from fastdrive_node.types import FastDriveError, UsageError
 from fastdrive_sim.bag import STORAGES, TRANSPORTS, BagSpec, write_bag
 from fastdrive_sim.dataset import SPLITS, DatasetSpec, write_dataset
-from fastdrive_sim.errors import SimError
+from fastdrive_sim.errors import SimError, SimUsageError
 from fastdrive_sim.scenarios import SCENARIOS
 
 
@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> None:
     """Run one subcommand. Raises FastDriveError with the simulator's own one-line reason."""
     try:
         figures = SUBCOMMANDS[args.subcommand].run(args)
+    except SimUsageError as error:
+        raise UsageError(str(error)) from error
     except SimError as error:
         raise FastDriveError(str(error)) from error
     write_json(figures, args.json)

@@ -37,7 +37,7 @@ import cv2
 from tqdm import tqdm
 
 from fastdrive_sim import __version__
-from fastdrive_sim.errors import SimError
+from fastdrive_sim.errors import SimError, SimUsageError
 from fastdrive_sim.nuscenes_schema import SCENE_TABLES, VERSION, shared_tables
 from fastdrive_sim.rig import RIG
 from fastdrive_sim.scenarios import SCENARIOS
@@ -68,21 +68,21 @@ class DatasetSpec:
 
     def __post_init__(self) -> None:
         if self.seed < 0:
-            raise SimError(f"--seed {self.seed}: give 0 or more")
+            raise SimUsageError(f"--seed {self.seed}: give 0 or more")
         if self.keyframes < 1:
-            raise SimError(f"--keyframes {self.keyframes}: give 1 or more")
+            raise SimUsageError(f"--keyframes {self.keyframes}: give 1 or more")
         if self.scene_keyframes < 1:
-            raise SimError(f"--scene-keyframes {self.scene_keyframes}: give 1 or more")
+            raise SimUsageError(f"--scene-keyframes {self.scene_keyframes}: give 1 or more")
         if self.split is not None and self.split not in SPLITS:
-            raise SimError(f"--split {self.split}: give one of {', '.join(SPLITS)}")
+            raise SimUsageError(f"--split {self.split}: give one of {', '.join(SPLITS)}")
         if self.hz < 1 or SIM_HZ % self.hz:
-            raise SimError(f"--hz {self.hz}: keyframes are taken from {SIM_HZ} Hz; give a divisor of {SIM_HZ}")
+            raise SimUsageError(f"--hz {self.hz}: keyframes are taken from {SIM_HZ} Hz; give a divisor of {SIM_HZ}")
         if not 16 <= self.width <= 4096 or not 16 <= self.height <= 4096:
-            raise SimError(f"--size {self.width}x{self.height}: give sides of 16 to 4096 pixels")
+            raise SimUsageError(f"--size {self.width}x{self.height}: give sides of 16 to 4096 pixels")
         if not 1 <= self.jpeg_quality <= 100:
-            raise SimError(f"--jpeg-quality {self.jpeg_quality}: give 1 to 100")
+            raise SimUsageError(f"--jpeg-quality {self.jpeg_quality}: give 1 to 100")
         if self.scenario not in SCENARIOS:
-            raise SimError(f"--scenario {self.scenario}: give one of {', '.join(SCENARIOS)}")
+            raise SimUsageError(f"--scenario {self.scenario}: give one of {', '.join(SCENARIOS)}")
 
     def arguments(self) -> dict:
         """What a rerun must repeat to go on with a dataset; the scenario where it is not the default one."""
@@ -282,6 +282,13 @@ def _merge(out: Path, spec: DatasetSpec, plans: Sequence[ScenePlan]) -> dict:
     tables.rename(out / VERSION)
     (work / "extras.json").replace(out / "extras.json")
     splits = {split: [plan.name for plan in plans if plan.split == split] for split in SPLITS}
+    empty = [split for split in SPLITS if not splits[split]]
+    if empty and spec.split is None:
+        print(
+            f"{out}: {len(plans)} scenes are too few for {' and '.join(empty)}; give more --keyframes, fewer "
+            "--scene-keyframes, or a --split",
+            file=sys.stderr,
+        )
     _write_whole(out / "splits.json", json.dumps(splits, indent=1))
     _write_whole(out / "sim.json", json.dumps(_sim_json(spec, counts, scenes), indent=1))
     shutil.rmtree(work)

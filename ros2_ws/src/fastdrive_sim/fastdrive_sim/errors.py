@@ -2,4 +2,8 @@
 
 
 class SimError(Exception):
-    """Something outside the simulator's code is wrong: the machine, an argument, a world."""
+    """Something outside the simulator's code is wrong: the machine, a folder, a world."""
+
+
+class SimUsageError(SimError):
+    """An argument is out of range."""

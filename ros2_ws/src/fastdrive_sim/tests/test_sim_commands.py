@@ -49,6 +49,20 @@ def test_wrong_usage_exits_2(tmp_path, arguments):
     assert exit_info.value.code == 2
 
 
+def test_an_argument_that_is_out_of_range_exits_2(tmp_path, capsys):
+    assert main(["sim", "dataset", str(tmp_path / "data"), "--keyframes", "0", "--seed", "1"]) == 2
+    assert main(["sim", "bag", str(tmp_path / "bag"), "--seconds", "-1", "--hz", "2", "--seed", "1"]) == 2
+    assert "--keyframes 0: give 1 or more" in capsys.readouterr().err
+
+
+def test_splits_that_stay_empty_are_named(fakes, tmp_path, capsys):
+    small = ["--seed", "1", "--size", "64x36", "--workers", "1", "--keyframes", "2"]
+    assert main(["sim", "dataset", str(tmp_path / "data"), *small]) == 0
+    assert "1 scenes are too few for val and test" in capsys.readouterr().err
+    assert main(["sim", "dataset", str(tmp_path / "named"), *small, "--split", "val"]) == 0
+    assert "too few" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["sim"], ["sim", "dataset"], ["sim", "bag"]])
 def test_help_shows_an_example(words, capsys):
     with pytest.raises(SystemExit) as exit_info:
