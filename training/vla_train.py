@@ -24,7 +24,7 @@ from fastdrive_node.types import EgoHistory, EgoState
 from fastdrive_node.vision import TorchVision
 from fastdrive_training.answer_text import AnswerText
 from fastdrive_training.nuscenes_data import KeyframeDataset
-from fastdrive_training.recipe import parse_recipe
+from fastdrive_training.recipe import RecipeError, parse_recipe
 from fastdrive_training.set_aside import set_aside
 from fastdrive_training.tiny_vla import build_tiny_vla
 from fastdrive_training.vla_data import CELL_PX, GAPS, IGNORE, LIGHTS, NO_GAP_M, Arrays, prepare
@@ -33,6 +33,7 @@ from fastdrive_training.vla_loop import Run, fit
 CLASSES = 16  # at least the simulator's labels
 WAYPOINT_SCALE_M = 5.0
 FOREGROUND_LABELS = (2, 3, 8, 9, 10, 11, 12)  # of the simulator: road, marks, vehicles, people, lights, signs, barriers
+PRUNED_BY = ("foreground", "random")
 UNPRUNED = 0.35  # of the samples show all tokens to the language half, the others 20 to 90 %
 KNOWN_HISTORY = 0.88  # of the samples; the others stand for a vehicle that has just started
 WEIGHTS = {"numbers": 0.3, "words": 0.3, "waypoints": 3.0, "light": 0.3, "gaps": 1.0, "dense": 0.5}
@@ -156,6 +157,11 @@ class LanguageRecipe(TowerRecipe):
     """Keys of a ``vla_language`` recipe."""
 
     tower_run: str = "runs/tiny_tower"  # ``out`` of the tower's recipe
+    pruned_by: str = "foreground"  # which tokens pruned samples show: PRUNED_BY
+
+    def __post_init__(self) -> None:
+        if self.pruned_by not in PRUNED_BY:
+            raise RecipeError(f"pruned_by: must be one of {', '.join(PRUNED_BY)}, is {self.pruned_by!r}")
 
 
 def train_tower(recipe: dict, resume: bool) -> dict[str, float]:
@@ -218,7 +224,7 @@ def train_language(recipe: dict, resume: bool) -> dict[str, float]:
 
     def losses(indices: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         visual = torch.from_numpy(tokens[indices]).float()
-        kept = keep_some(data.labels[indices], planner.vision.grid, rng)
+        kept = keep_some(data.labels[indices], planner.vision.grid, rng, settings.pruned_by)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             return planner.plan_losses(visual, data, indices, rng, kept)
 
@@ -229,11 +235,14 @@ def train_language(recipe: dict, resume: bool) -> dict[str, float]:
     return {**figures, "images_per_s": figures["steps_per_s"] * run.batch * len(vla.spec.cameras)}
 
 
-def keep_some(labels: np.ndarray, grid: tuple[int, int], rng: np.random.Generator) -> Tensor:
-    """Which visual tokens a sample's language half sees: all, or those of most foreground with more or less chance.
+def keep_some(
+    labels: np.ndarray, grid: tuple[int, int], rng: np.random.Generator, pruned_by: str = "foreground"
+) -> Tensor:
+    """Which visual tokens a sample's language half sees: all in about a third of the samples, else 20 to 90 %.
 
     Args:
         labels: uint8 [B, C, rows, columns], class of each fine cell.
+        pruned_by: "foreground" keeps those of most foreground, with more or less chance; "random" any.
 
     Returns:
         bool [B, C * n].
@@ -241,7 +250,7 @@ def keep_some(labels: np.ndarray, grid: tuple[int, int], rng: np.random.Generato
     batch, cameras = labels.shape[:2]
     fine = np.isin(labels, FOREGROUND_LABELS).reshape(batch, cameras, grid[0], 28 // CELL_PX, grid[1], 28 // CELL_PX)
     score = fine.mean((3, 5)).reshape(batch, -1)
-    score = score + rng.uniform(0.05, 1.5, (batch, 1)) * rng.random(score.shape)
+    score = score * (pruned_by == "foreground") + rng.uniform(0.05, 1.5, (batch, 1)) * rng.random(score.shape)
     drop = np.where(rng.random(batch) < UNPRUNED, 0.0, rng.uniform(0.1, 0.8, batch))
     rank = score.argsort(1).argsort(1)  # 0 is the lowest
     return torch.from_numpy(rank >= (drop * score.shape[1])[:, None])

@@ -16,7 +16,15 @@ from fastdrive_training.nuscenes_data import KeyframeDataset
 from fastdrive_training.recipe import RecipeError
 from fastdrive_training.vla_data import IGNORE, NO_GAP_M, cell_labels, prepare
 from fastdrive_training.vla_loop import Run, TrainingError, fit
-from fastdrive_training.vla_train import Planner, dense_loss, encode_some, train_language, train_tower
+from fastdrive_training.vla_train import (
+    PRUNED_BY,
+    Planner,
+    dense_loss,
+    encode_some,
+    keep_some,
+    train_language,
+    train_tower,
+)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +112,17 @@ def _recipe(dataset, folder, **more) -> dict:
 @pytest.fixture(scope="module")
 def long_dataset(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data") / "long", scenes=2, keyframes=12)
+
+
+def test_random_pruning_does_not_look_at_the_foreground() -> None:
+    labels = np.zeros((400, 6, 16, 32), np.uint8)
+    labels[:, 0] = 2  # the first camera is all road
+    shares = {}
+    for name in PRUNED_BY:
+        kept = keep_some(labels, (4, 8), np.random.default_rng(0), name).numpy().reshape(400, 6, 32)
+        assert 0.3 < kept.all(axis=(1, 2)).mean() < 0.4
+        shares[name] = kept[:, 0].mean() - kept[:, 1:].mean()
+    assert shares["foreground"] > 0.15 and abs(shares["random"]) < 0.03
 
 
 def test_both_stages_run_and_write_a_vla_that_loads(long_dataset, tmp_path) -> None:

@@ -1,0 +1,22 @@
+"""The VLA that the open-loop table is checked with has another's tower, and nothing else of it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+from fastdrive_node.planning.vla import load_vla
+
+
+def test_only_the_tower_is_that_of_the_source(tiny_dir, tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("fair_vla", Path(__file__).parents[2] / "benchmarks" / "fair_vla.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(["--vla", str(tiny_dir), "--out", str(tmp_path / "run"), "--seed", "77"])
+    source, made = load_vla(tiny_dir), load_vla(tmp_path / "run" / "vla")
+    assert made.encoder_fingerprint == source.encoder_fingerprint
+    assert not torch.equal(made.model.lm_head.weight, source.model.lm_head.weight)
+    heads = torch.load(tmp_path / "run" / "heads.pt", weights_only=True)
+    assert set(heads) == {"waypoints", "ahead"}
