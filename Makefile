@@ -7,16 +7,18 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SIM := ros2_ws/src/fastdrive_sim
 SOURCED_ROS := $(if $(ROS_DISTRO),$(shell $(PYTHON) -c 'import rclpy; print("yes")' 2>/dev/null))
+BINDINGS := $(VENV)/tensorrt-bindings
+BINDINGS_VERSIONS := 10.16.1.11 11.4.0.106
 comma := ,
 
-.PHONY: demo test install-demo install-test system-packages clean
+.PHONY: demo test install-demo install-test system-packages tensorrt-bindings clean
 
 demo: install-demo
 	$(BIN)/fastdrive replay samples/city --drop 0.5 --out demo --json demo/summary.json
 
-test: system-packages install-test
+test: system-packages install-test tensorrt-bindings
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	FASTDRIVE_TENSORRT_WHEELS="$${FASTDRIVE_TENSORRT_WHEELS:-$(CURDIR)/$(BINDINGS)}" $(BIN)/python -m pytest
 
 install-demo: $(VENV)/.demo
 install-test: $(VENV)/.test
@@ -41,6 +43,14 @@ system-packages:
 	{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq libegl1 libgl1-mesa-dri >/dev/null; } || \
 	echo "libegl1 and libgl1-mesa-dri are not installed: the renderer's tests will be skipped"
+
+# TensorRT's Python bindings, 1.3 MB each, to check against; they are not installed. Without them a test skips and says so.
+tensorrt-bindings: $(VENV)/.made
+	@for version in $(BINDINGS_VERSIONS); do \
+	  ls $(BINDINGS)/tensorrt_cu13_bindings-$$version-*.whl >/dev/null 2>&1 || \
+	  $(PIP) --timeout 10 --retries 1 download --no-deps --only-binary=:all: -d $(BINDINGS) tensorrt-cu13-bindings==$$version >/dev/null 2>&1 || \
+	  echo "TensorRT's bindings $$version cannot be had: the checks against them will be skipped"; \
+	done
 
 clean:
 	rm -rf $(VENV) demo build install log *.egg-info $(SIM)/*.egg-info

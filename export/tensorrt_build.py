@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,25 +14,12 @@ from fastdrive_export.files import builder_lock, facts_of, publish, staging
 from fastdrive_export.source import load_source
 from fastdrive_node.types import InputError, ModelError
 from fastdrive_node.vision.manifest import Manifest
-from fastdrive_node.vision.tensorrt_api import (
-    MAX_TOP_K,
-    BuilderSettings,
-    configure,
-    create_network,
-    default_opset,
-    io_table,
-    load_tensorrt,
-    load_timing_cache,
-    make_logger,
-    parse_onnx,
-    progress,
-    timing_cache_bytes,
-)
-from fastdrive_node.vision.tensorrt_backend import PlanExecutor, check_tensors, present_target
+from fastdrive_node.vision.tensorrt_api import MAX_TOP_K, BuilderSettings, check_opset, default_opset, load_tensorrt
+from fastdrive_node.vision.tensorrt_backend import check_tensors, io_table, present_target
+from fastdrive_node.vision.tensorrt_plan import PlanExecutor, engine_information, layer_rows, serialize_plan
 
 PLAN_FILE = "vision.plan"
 LAYERS_SUFFIX = ".layers.json"
-_log = logging.getLogger(__name__)
 
 
 def build_tensorrt(
@@ -73,8 +58,7 @@ def build_tensorrt(
 def choose_options(trt: Any, options: GraphOptions) -> GraphOptions:
     """Options with the opset that this TensorRT reads. Raises InputError where they ask for more."""
     wanted = default_opset(trt)
-    if options.opset not in (None, wanted):
-        raise InputError(f"opset: {options.opset}, but TensorRT {trt.__version__} is given {wanted}; leave --opset out")
+    check_opset(trt, wanted if options.opset is None else options.opset)
     return replace(options, opset=wanted)
 
 
@@ -97,15 +81,17 @@ def build_plan(
 
     Raises:
         ModelError: TensorRT refuses the graph, or gives a plan with other tensors.
+        InputError: the graph is of another opset than this TensorRT reads.
     """
     device = torch.device("cuda", torch.cuda.current_device())
     target = present_target(trt, device)
-    plan, flags = _serialize(trt, onnx_path, onnx.graph.precision, settings, cache_folder / _cache_name(target))
+    cache_file = cache_folder / _cache_name(target)
+    plan, flags = serialize_plan(trt, onnx_path, onnx.graph.opset, onnx.graph.precision, settings, cache_file)
     file = stage / PLAN_FILE
     file.write_bytes(plan)
     executor = PlanExecutor(trt, plan)
     layers = file.with_name(file.name + LAYERS_SUFFIX)
-    layers.write_text(json.dumps(layer_rows(_engine_information(trt, executor.engine)), indent=1) + "\n")
+    layers.write_text(json.dumps(layer_rows(engine_information(trt, executor.engine)), indent=1) + "\n")
     manifest = replace(
         onnx,
         kind="tensorrt",
@@ -118,48 +104,8 @@ def build_plan(
     return manifest
 
 
-def _serialize(
-    trt: Any, onnx_path: Path, precision: str, settings: BuilderSettings, cache_file: Path
-) -> tuple[bytes, dict]:
-    logger = make_logger(trt)
-    builder = trt.Builder(logger)
-    network = create_network(trt, builder)
-    parse_onnx(trt, network, logger, str(onnx_path))
-    config, flags = configure(trt, builder, network, precision, settings)
-    load_timing_cache(config, cache_file.read_bytes() if cache_file.is_file() else b"")
-    with progress(trt, config):
-        plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise ModelError(f"TensorRT built no plan: {'; '.join(logger.errors)[:400] or 'no reason given'}")
-    partial = cache_file.with_name(cache_file.name + ".partial")
-    partial.write_bytes(timing_cache_bytes(config))
-    os.replace(partial, cache_file)
-    return bytes(plan), flags
-
-
 def _cache_name(target) -> str:
     return f"tensorrt-{target.tensorrt}-sm{target.compute_capability.replace('.', '')}.timing"
-
-
-def _engine_information(trt: Any, engine: Any) -> str:
-    inspector = engine.create_engine_inspector()
-    return inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-
-
-def layer_rows(information: str) -> list[dict]:
-    """Name, type and output type of each layer, from the engine inspector's JSON; versions differ in what they tell."""
-    try:
-        layers = json.loads(information).get("Layers", [])
-    except (ValueError, AttributeError):
-        _log.warning("TensorRT's list of layers cannot be read")
-        return []
-    rows = []
-    for entry in layers:
-        facts = {"Name": entry} if isinstance(entry, str) else entry
-        outputs = facts.get("Outputs") or [{}]
-        kind = outputs[0].get("Format/Datatype") or outputs[0].get("Datatype") or ""
-        rows.append({"name": facts.get("Name", ""), "type": facts.get("LayerType", ""), "precision": kind})
-    return rows
 
 
 def plan_layers(file: Path, manifest: Manifest) -> list[dict]:

@@ -1,32 +1,21 @@
 """What differs between TensorRT 8.5 and 11, in one place.
 
 Members that a version may lack are reached through ``optional`` only; the numbers of enums move between versions, so
-they are never used. Everything takes the module ``trt`` as an argument, so that it can be tested without one.
+they are never used. Everything takes the module ``trt`` as an argument, so that it can be tested without one, and no
+torch is needed: a build may run in a Python that has TensorRT and no torch.
 """
 
 from __future__ import annotations
 
-import logging
-import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from tqdm import tqdm
-
-from fastdrive_node.types import ModelError
-from fastdrive_node.vision.manifest import TensorFacts
+from fastdrive_node.types import InputError, ModelError
 
 MAX_TOP_K = 3840  # TopK's largest K in every version
-HEARTBEAT_S = 10.0
 _NAMES = {"UINT8": "uint8", "INT32": "int32", "FLOAT": "float32"}
-# Layers that compute. Others only move numbers and keep the type of what they move.
-_COMPUTING = ("ACTIVATION", "ELEMENTWISE", "MATRIX_MULTIPLY", "REDUCE", "SOFTMAX", "TOPK", "UNARY")
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,9 +65,34 @@ def default_opset(trt: Any) -> int:
     return 18 if version_of(trt) >= (10, 0) else 17
 
 
+def check_opset(trt: Any, opset: int) -> None:
+    """The graph is of the opset that this version reads.
+
+    Raises:
+        InputError: it is not. No parser says so: those of 8.x average over all axes where opset 18 names one.
+    """
+    wanted = default_opset(trt)
+    if opset != wanted:
+        raise InputError(f"opset: {opset}, but TensorRT {trt.__version__} is given {wanted}; leave --opset out")
+
+
 def is_strongly_typed(trt: Any) -> bool:
     """Types are taken from the graph. Before 10 they are set layer by layer."""
     return optional(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") is not None
+
+
+def start(make: Callable[[Any], Any], logger: Any) -> Any:
+    """A builder or runtime: ``make`` is ``trt.Builder`` or ``trt.Runtime``.
+
+    Raises:
+        ModelError: TensorRT cannot use this machine's GPU. The bindings raise a TypeError that says nothing.
+    """
+    try:
+        return make(logger)
+    except TypeError as error:
+        raise ModelError(
+            f"TensorRT does not start on this GPU and its driver: {logger.said or 'no reason given'}"
+        ) from error
 
 
 def create_network(trt: Any, builder: Any) -> Any:
@@ -124,7 +138,7 @@ def configure(trt: Any, builder: Any, network: Any, precision: str, settings: Bu
         config.builder_optimization_level = settings.optimization_level
         flags["optimization_level"] = settings.optimization_level
     if not flags["strongly_typed"]:
-        config.set_tactic_sources(0)  # of cuDNN and cuBLAS, which need not be installed
+        _leave_out_libraries(trt, config)
         if precision == "fp16":
             config.set_flag(optional(trt.BuilderFlag, "FP16"))
             config.set_flag(optional(trt.BuilderFlag, "OBEY_PRECISION_CONSTRAINTS"))
@@ -132,20 +146,36 @@ def configure(trt: Any, builder: Any, network: Any, precision: str, settings: Bu
     return config, flags
 
 
+def _leave_out_libraries(trt: Any, config: Any) -> None:
+    """Before 10: no kernels of cuDNN and cuBLAS, which need not be installed. 8.5 loads them unless told twice."""
+    config.set_tactic_sources(0)
+    feature = optional(trt.PreviewFeature, "DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805")
+    if feature is not None:
+        config.set_preview_feature(feature, True)
+
+
 def constrain_layers(trt: Any, network: Any) -> int:
-    """Before 10: fix each computing layer to the type of its parsed output. Returns how many."""
-    kinds = {optional(trt.LayerType, name) for name in _COMPUTING} - {None}
-    floats = (trt.DataType.FLOAT, trt.DataType.HALF)
+    """Before 10: fix every layer to the float type that the parsed graph gives it. Returns how many.
+
+    Layers that only move numbers too: the builder may run a free one in fp16 between two of float32, and the residual
+    stream leaves fp16's range. Layers from one type to another are left alone: the parser has set what they give.
+    """
+    floats = {trt.DataType.FLOAT, trt.DataType.HALF}
     count = 0
     for index in range(network.num_layers):
         layer = network.get_layer(index)
-        if layer.type not in kinds:
+        outputs = [layer.get_output(place) for place in range(layer.num_outputs)]
+        inputs = [layer.get_input(place) for place in range(layer.num_inputs)]
+        types = floats.intersection(tensor.dtype for tensor in (*inputs, *outputs) if tensor is not None)
+        from_others = bool(inputs) and inputs[0].dtype not in floats  # the pixels' uint8
+        if outputs[0].dtype not in floats or len(types) != 1 or from_others:
             continue
-        dtype = layer.get_output(0).dtype
-        if dtype in floats:
-            layer.precision = dtype
-            layer.set_output_type(0, dtype)
-            count += 1
+        dtype = types.pop()
+        layer.precision = dtype
+        for place, tensor in enumerate(outputs):  # the indices of a TopK stay integers
+            if tensor.dtype in floats:
+                layer.set_output_type(place, dtype)
+        count += 1
     return count
 
 
@@ -163,101 +193,25 @@ def timing_cache_bytes(config: Any) -> bytes:
     return bytes(cache.serialize())
 
 
-def make_logger(trt: Any) -> Any:
-    """TensorRT's messages as log records; ``errors`` holds the texts of the errors."""
-    levels = {
-        trt.ILogger.Severity.INTERNAL_ERROR: logging.ERROR,
-        trt.ILogger.Severity.ERROR: logging.ERROR,
-        trt.ILogger.Severity.WARNING: logging.WARNING,
-        trt.ILogger.Severity.INFO: logging.DEBUG,
-    }
+@dataclass(frozen=True)
+class IoTensor:
+    """An input or output of an engine."""
 
-    class Logger(trt.ILogger):
-        def __init__(self):
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity, text):
-            level = levels.get(severity)
-            if level is None:
-                return
-            if level == logging.ERROR:
-                self.errors.append(" ".join(str(text).split()))
-            _log.log(level, "%s", text)
-
-    return Logger()
+    name: str
+    dtype: str  # uint8, int32, float32; another type under TensorRT's own name
+    shape: tuple[int, ...]
+    is_input: bool
 
 
-@contextmanager
-def progress(trt: Any, config: Any) -> Iterator[None]:
-    """Shows that a build goes on: a bar for each phase where the version tells them, a line now and then elsewhere."""
-    if optional(trt, "IProgressMonitor") is None:
-        with _heartbeat():
-            yield
-        return
-    monitor = _make_monitor(trt)
-    config.progress_monitor = monitor
-    try:
-        yield
-    finally:
-        monitor.close()
-
-
-def _make_monitor(trt: Any) -> Any:
-    class Monitor(trt.IProgressMonitor):
-        def __init__(self):
-            trt.IProgressMonitor.__init__(self)
-            self._bars: dict[str, tqdm] = {}
-
-        def phase_start(self, phase_name, parent_phase, num_steps):
-            indent = "  " if parent_phase else ""
-            bar = tqdm(total=num_steps, desc=indent + phase_name, leave=not parent_phase, file=sys.stderr, disable=None)
-            self._bars[phase_name] = bar
-
-        def step_complete(self, phase_name, step):
-            bar = self._bars.get(phase_name)
-            if bar is not None:
-                bar.update(step + 1 - bar.n)
-            return True
-
-        def phase_finish(self, phase_name):
-            bar = self._bars.pop(phase_name, None)
-            if bar is not None:
-                bar.close()
-
-        def close(self):
-            for name in list(self._bars):
-                self.phase_finish(name)
-
-    return Monitor()
-
-
-@contextmanager
-def _heartbeat() -> Iterator[None]:
-    done, start = threading.Event(), time.monotonic()
-
-    def beat() -> None:
-        while not done.wait(HEARTBEAT_S):
-            print(f"building the engine for {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def io_table(trt: Any, engine: Any) -> tuple[dict[str, TensorFacts], dict[str, TensorFacts]]:
-    """Inputs and outputs of an engine."""
-    inputs, outputs = {}, {}
+def io_tensors(trt: Any, engine: Any) -> list[IoTensor]:
+    """Inputs and outputs of an engine, in its order."""
+    tensors = []
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
         kind = engine.get_tensor_dtype(name).name
-        facts = TensorFacts(_NAMES.get(kind, kind), tuple(engine.get_tensor_shape(name)))
-        (inputs if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else outputs)[name] = facts
-    return inputs, outputs
+        is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+        tensors.append(IoTensor(name, _NAMES.get(kind, kind), tuple(engine.get_tensor_shape(name)), is_input))
+    return tensors
 
 
 def device_memory_bytes(engine: Any) -> int:

@@ -11,46 +11,11 @@ import torch
 
 from fastdrive_node.benchmark.machine import describe
 from fastdrive_node.types import ModelError
-from fastdrive_node.vision.manifest import Manifest, TargetFacts, build_hint
-from fastdrive_node.vision.tensorrt_api import device_memory_bytes, io_table, load_tensorrt, make_logger
+from fastdrive_node.vision.manifest import Manifest, TargetFacts, TensorFacts, build_hint
+from fastdrive_node.vision.tensorrt_api import device_memory_bytes, io_tensors, load_tensorrt
+from fastdrive_node.vision.tensorrt_plan import PlanExecutor
 
 _log = logging.getLogger(__name__)
-
-
-class PlanExecutor:
-    """A deserialized plan with one execution context. It takes raw addresses and a raw stream, and knows no torch.
-
-    Args:
-        trt: the TensorRT module.
-        plan: content of the plan file.
-
-    Raises:
-        ModelError: TensorRT does not take the plan.
-    """
-
-    def __init__(self, trt: Any, plan: bytes):
-        self._logger = make_logger(trt)
-        runtime = trt.Runtime(self._logger)
-        engine = runtime.deserialize_cuda_engine(plan)
-        context = None if engine is None else engine.create_execution_context()
-        if context is None:
-            raise ModelError(
-                f"TensorRT does not take the plan: {'; '.join(self._logger.errors)[:300] or 'no reason given'}"
-            )
-        self._runtime, self.engine, self._context = runtime, engine, context  # the runtime must outlive the engine
-
-    def bind(self, pointers: Mapping[str, int]) -> None:
-        """Set the device address of every input and output."""
-        context = self._context
-        for name, address in pointers.items():
-            if not context.set_tensor_address(name, address):
-                raise ModelError(f"TensorRT: {name}: the address is refused: {'; '.join(self._logger.errors)[-300:]}")
-
-    def enqueue(self, stream: int) -> None:
-        """Put one run on a CUDA stream."""
-        context = self._context
-        if not context.execute_async_v3(stream):
-            raise ModelError(f"TensorRT: the run failed: {'; '.join(self._logger.errors)[-300:] or 'no reason given'}")
 
 
 class TensorRtRunner:
@@ -104,13 +69,22 @@ class TensorRtRunner:
         """The launches of one run; None, for good, where they cannot be recorded."""
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=self._stream):
+            # thread_local: what another thread does on the GPU meanwhile is no error
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._executor.enqueue(self._stream.cuda_stream)
         except (RuntimeError, ModelError) as error:
             _log.warning("the engine runs without a CUDA graph: %s", " ".join(str(error).split())[:200])
             self._may_capture = False
             return None
         return graph
+
+
+def io_table(trt: Any, engine: Any) -> tuple[dict[str, TensorFacts], dict[str, TensorFacts]]:
+    """Inputs and outputs of an engine, as a manifest has them."""
+    inputs, outputs = {}, {}
+    for each in io_tensors(trt, engine):
+        (inputs if each.is_input else outputs)[each.name] = TensorFacts(each.dtype, each.shape)
+    return inputs, outputs
 
 
 def present_target(trt: Any, device: torch.device, flags: dict | None = None) -> TargetFacts:

@@ -11,7 +11,7 @@ import torch
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_suite.py"
 SCENES = {"one_image_168x168": 36, "six_cameras_224x112": 192}
 DROPS = ("ours_drop_0", "ours_drop_0.25", "ours_drop_0.5", "ours_drop_0.75")
-QUICK = ("--device", "cpu", "--sizes", "tiny", "--quick")
+QUICK = ("--device", "cpu", "--sizes", "tiny", "--quick", "--steps", "models,compile", "--compile-backend", "eager")
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,7 @@ def test_it_runs_to_the_end_with_every_stage_of_every_side(report):
         sides = {name: set(stage) for name, stage in scene["stages"].items()}
         everyone = {"transformers", *DROPS}
         assert sides == {
+            "vision": {"transformers", "ours", "ours_compiled"},
             "encode": {"transformers", "ours"},
             "prune": set(DROPS[1:]),
             "prefill": everyone,
@@ -52,6 +53,24 @@ def test_it_runs_to_the_end_with_every_stage_of_every_side(report):
 def test_the_pruning_ratios_keep_their_tokens(report):
     kept = report["sizes"]["tiny"]["scenes"]["six_cameras_224x112"]["kept_tokens"]
     assert list(kept.values()) == [192, 144, 96, 48]
+
+
+def test_the_compiled_tower_and_pruner_give_what_eager_torch_gives(report):
+    for scene in report["sizes"]["tiny"]["scenes"].values():
+        facts = scene["compiled"]["ours_compiled"]
+        assert facts["graph_breaks"] == 0 and facts["cosine_min"] > 0.999 and min(facts["kept_overlap"].values()) > 0.9
+        eager, compiled = (scene["stages"]["vision"][side]["median_ms"] for side in ("ours", "ours_compiled"))
+        assert scene["vision_ratios"]["ours_compiled"] == pytest.approx(eager / compiled, rel=1e-2)
+
+
+def test_a_backend_that_cannot_compile_is_recorded_and_eager_is_measured(gpu_suite, tmp_path):
+    arguments = ("--steps", "compile", "--compile-backend", "no_such_backend", "--out", str(tmp_path / "suite.json"))
+    for scene in gpu_suite.main([*QUICK, *arguments])["sizes"]["tiny"]["scenes"].values():
+        assert (
+            list(scene["stages"]) == ["vision"]
+            and "no_such_backend" in scene["stages"]["vision"]["ours_compiled"]["error"]
+        )
+        assert scene["stages"]["vision"]["ours"]["median_ms"] > 0 and scene["vision_ratios"]["ours_compiled"] is None
 
 
 def test_ratios_are_those_of_the_medians(report):
@@ -84,7 +103,8 @@ def test_a_side_that_runs_out_of_memory_is_recorded_and_the_rest_goes_on(gpu_sui
     for scene in report["sizes"]["tiny"]["scenes"].values():
         failed = {"error": "OutOfMemoryError: out of memory"}
         stages, ratios = scene["stages"], scene["ratios"]["transformers_over_ours"]
-        assert all(stages[name]["transformers"] == failed for name in ("encode", "prefill", "decode_per_token"))
+        stopped = ("vision", "encode", "prefill", "decode_per_token")
+        assert all(stages[name]["transformers"] == failed for name in stopped)
         assert scene["agreement"]["float32"] == failed
         assert ratios["prefill"]["ours_drop_0.5"] is None and ratios["end_to_end"]["ours_drop_0.5"] > 0
         assert "median_ms" in stages["prefill"]["ours_drop_0.5"]
@@ -100,10 +120,11 @@ def test_a_size_that_cannot_be_built_is_recorded(gpu_suite, monkeypatch, capsys)
     assert printed["finished"] and printed["sizes"]["tiny"]["error"] == "OutOfMemoryError: out of memory"
 
 
-def test_an_unknown_size_is_wrong_usage(gpu_suite):
+@pytest.mark.parametrize(("option", "value"), [("--sizes", "3b,huge"), ("--steps", "all"), ("--precisions", "int8")])
+def test_an_unknown_name_is_wrong_usage(gpu_suite, option, value, capsys):
     with pytest.raises(SystemExit) as stopped:
-        gpu_suite.main(["--sizes", "3b,huge"])
-    assert stopped.value.code == 2
+        gpu_suite.main([option, value])
+    assert stopped.value.code == 2 and f"{option}: " in capsys.readouterr().err
 
 
 def test_the_full_size_is_that_of_the_paper(gpu_suite):

@@ -6,105 +6,33 @@ import dataclasses
 import json
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from engine_fixtures import small_engine
+from tensorrt_stand_ins import VERSIONS, Builder, Config, stand_in
 
 pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[export]")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
 
-from fastdrive_export.build import GraphOptions, build_onnx
-from fastdrive_export.tensorrt_build import build_tensorrt, check_top_k, choose_options, layer_rows, plan_layers
+from fastdrive_export.build import GraphOptions
+from fastdrive_export.tensorrt_build import check_top_k, choose_options, plan_layers
 from fastdrive_node.types import InputError, ModelError
-from fastdrive_node.vision import tensorrt_api
-from fastdrive_node.vision.manifest import TargetFacts
+from fastdrive_node.vision import tensorrt_api, tensorrt_messages
 from fastdrive_node.vision.tensorrt_api import (
     BuilderSettings,
     configure,
     constrain_layers,
     create_network,
     device_memory_bytes,
-    io_table,
     load_timing_cache,
-    make_logger,
     parse_onnx,
-    progress,
+    start,
 )
-from fastdrive_node.vision.tensorrt_backend import PlanExecutor, TensorRtRunner, check_target, check_tensors
-
-VERSIONS = ("8.5.3.1", "8.6.1.6", "10.3.0.26", "10.13.3.9", "11.4.0.106")
-
-
-class Config:
-    """Records what is set."""
-
-    def __init__(self):
-        self.set_flags, self.cleared, self.limits = [], [], {}
-        self.tactic_sources = None
-        self.caches = []
-
-    def set_flag(self, flag):
-        assert flag is not None
-        self.set_flags.append(flag)
-
-    def clear_flag(self, flag):
-        self.cleared.append(flag)
-
-    def set_memory_pool_limit(self, pool, size):
-        self.limits[pool] = size
-
-    def set_tactic_sources(self, sources):
-        self.tactic_sources = sources
-
-    def create_timing_cache(self, content):
-        return SimpleNamespace(content=content)
-
-    def set_timing_cache(self, cache, ignore_mismatch):
-        assert ignore_mismatch is False
-        self.caches.append(cache.content)
-        return cache.content != b"of another GPU"
-
-
-class Builder:
-    def __init__(self, config):
-        self.config = config
-
-    def create_network(self, flags):
-        return SimpleNamespace(flags=flags)
-
-    def create_builder_config(self):
-        return self.config
-
-
-def enum(*names):
-    return SimpleNamespace(**{name: name for name in names})
-
-
-def stand_in(version: str):
-    """A module with the members that this version of TensorRT has, as far as versions differ."""
-    major, minor = (int(part) for part in version.split(".")[:2])
-    creation = {} if major >= 11 else {"EXPLICIT_BATCH": 0}
-    if major >= 10:
-        creation["STRONGLY_TYPED"] = 1
-    config_class = type("IBuilderConfig", (), {"builder_optimization_level": 0} if (major, minor) >= (8, 6) else {})
-    module = SimpleNamespace(
-        __version__=version,
-        NetworkDefinitionCreationFlag=SimpleNamespace(**creation),
-        BuilderFlag=enum("TF32", *([] if major >= 11 else ["FP16", "OBEY_PRECISION_CONSTRAINTS"])),
-        IBuilderConfig=config_class,
-        MemoryPoolType=enum("WORKSPACE"),
-        ProfilingVerbosity=enum("DETAILED"),
-        LayerType=enum("MATRIX_MULTIPLY", "ELEMENTWISE", "SOFTMAX", "REDUCE", "UNARY", "ACTIVATION", "TOPK", "SHUFFLE"),
-        DataType=enum("FLOAT", "HALF", "INT32"),
-        TensorIOMode=enum("INPUT", "OUTPUT"),
-        ILogger=type("ILogger", (), {"Severity": enum("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")}),
-    )
-    if major >= 10:
-        module.IProgressMonitor = type("IProgressMonitor", (), {})
-    return module
+from fastdrive_node.vision.tensorrt_backend import TensorRtRunner, check_target, check_tensors, io_table
+from fastdrive_node.vision.tensorrt_messages import make_logger, progress
+from fastdrive_node.vision.tensorrt_plan import PlanExecutor, layer_rows
 
 
 @pytest.mark.parametrize(("version", "flags"), list(zip(VERSIONS, (1, 1, 3, 3, 2), strict=True)))
@@ -135,6 +63,7 @@ def test_precision_comes_from_the_graph_or_from_constraints(version):
     assert flags["strongly_typed"] is typed and flags["tf32"] and not config.cleared
     assert config.set_flags == ([] if typed else ["FP16", "OBEY_PRECISION_CONSTRAINTS"])
     assert config.tactic_sources == (None if typed else 0)
+    assert config.preview == ({} if typed else {"DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805": True})
     assert config.limits == {"WORKSPACE": 100 << 20} and config.profiling_verbosity == "DETAILED"
     assert getattr(config, "builder_optimization_level", None) == (None if version.startswith("8.5") else 2)
     assert flags.get("optimization_level") == getattr(config, "builder_optimization_level", None)
@@ -148,26 +77,40 @@ def test_float32_graphs_have_float32_products(version):
 
 
 class Layer:
-    def __init__(self, kind, dtype):
-        self.type, self.dtype, self.precision, self.output = kind, dtype, None, None
+    def __init__(self, kind, inputs, outputs):
+        self.type, self.inputs, self.outputs = kind, inputs, outputs
+        self.num_inputs, self.num_outputs = len(inputs), len(outputs)
+        self.precision, self.types = None, {}
+
+    def get_input(self, index):
+        return None if self.inputs[index] is None else SimpleNamespace(dtype=self.inputs[index])
 
     def get_output(self, index):
-        return SimpleNamespace(dtype=self.dtype)
+        return SimpleNamespace(dtype=self.outputs[index])
 
     def set_output_type(self, index, dtype):
-        self.output = dtype
+        self.types[index] = dtype
 
 
-def test_before_10_each_computing_layer_keeps_the_type_of_its_parsed_output():
-    layers = [
-        Layer("MATRIX_MULTIPLY", "HALF"),
-        Layer("REDUCE", "FLOAT"),
-        Layer("SHUFFLE", "HALF"),
-        Layer("ELEMENTWISE", "INT32"),
-    ]
-    network = SimpleNamespace(num_layers=4, get_layer=layers.__getitem__)
-    assert constrain_layers(stand_in("8.5.3.1"), network) == 2
-    assert [layer.precision for layer in layers] == [layer.output for layer in layers] == ["HALF", "FLOAT", None, None]
+@pytest.mark.parametrize(("version", "cast"), [("8.5.3.1", "IDENTITY"), ("8.6.1.6", "CAST")])
+def test_before_10_each_layer_keeps_the_float_type_that_the_graph_gives_it(version, cast):
+    kept = {
+        "product": (Layer("MATRIX_MULTIPLY", ["HALF", "HALF"], ["HALF"]), "HALF", {0: "HALF"}),
+        "mean": (Layer("REDUCE", ["FLOAT"], ["FLOAT"]), "FLOAT", {0: "FLOAT"}),
+        "reshape": (Layer("SHUFFLE", ["FLOAT", None], ["FLOAT"]), "FLOAT", {0: "FLOAT"}),
+        "gather": (Layer("GATHER", ["FLOAT", "INT32"], ["FLOAT"]), "FLOAT", {0: "FLOAT"}),
+        "sort": (Layer("TOPK", ["FLOAT"], ["FLOAT", "INT32"]), "FLOAT", {0: "FLOAT"}),
+        "weight": (Layer("CONSTANT", [], ["HALF"]), "HALF", {0: "HALF"}),
+        "result": (Layer("IDENTITY", ["FLOAT"], ["FLOAT"]), "FLOAT", {0: "FLOAT"}),
+        "cast": (Layer(cast, ["FLOAT"], ["HALF"]), None, {}),
+        "pixels": (Layer(cast, ["UINT8"], ["FLOAT"]), None, {}),
+        "order": (Layer("SHUFFLE", ["INT32"], ["INT32"]), None, {}),
+    }
+    layers = [layer for layer, _, _ in kept.values()]
+    network = SimpleNamespace(num_layers=len(layers), get_layer=layers.__getitem__)
+    assert constrain_layers(stand_in(version), network) == 7
+    for name, (layer, precision, types) in kept.items():
+        assert (layer.precision, layer.types) == (precision, types), name
 
 
 def test_a_timing_cache_of_another_gpu_is_started_anew():
@@ -207,8 +150,22 @@ def test_progress_is_told_phase_by_phase():
     assert not monitor._bars
 
 
+def test_ctrl_c_ends_the_build_and_not_the_process(monkeypatch):
+    """An exception must not pass through TensorRT's own frames."""
+    trt, config = stand_in("10.3.0.26"), SimpleNamespace()
+
+    def pressed(self, steps):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), progress(trt, config):
+        config.progress_monitor.phase_start("Building", None, 2)
+        monkeypatch.setattr("tqdm.tqdm.update", pressed)
+        assert config.progress_monitor.step_complete("Building", 0) is False
+        assert config.progress_monitor.step_complete("Timing", 0) is False
+
+
 def test_older_versions_give_a_sign_of_life(monkeypatch, capsys):
-    monkeypatch.setattr(tensorrt_api, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(tensorrt_messages, "HEARTBEAT_S", 0.01)
     with progress(stand_in("8.5.3.1"), None):
         end = time.monotonic() + 5
         text = ""
@@ -228,6 +185,18 @@ def test_errors_are_kept_for_the_refusal(caplog):
     trt.Runtime = lambda own: SimpleNamespace(deserialize_cuda_engine=lambda plan: own.log("ERROR", "wrong version"))
     with pytest.raises(ModelError, match="does not take the plan: wrong version"):
         PlanExecutor(trt, b"plan")
+
+
+def test_a_gpu_that_tensorrt_cannot_use_is_told_in_its_words():
+    """The bindings' TypeError says only that a factory function returned nullptr."""
+    logger = make_logger(stand_in("8.5.3.1"))
+
+    def refuse(logger):
+        logger.log("WARNING", "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    with pytest.raises(ModelError, match="does not start on this GPU and its driver: CUDA initialization failure"):
+        start(refuse, logger)
 
 
 class Engine:
@@ -294,12 +263,6 @@ def test_too_many_tokens_to_sort_are_refused():
         check_top_k(10944)
 
 
-def test_without_tensorrt_a_build_says_what_to_install(toy, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(ModelError, match="tensorrt: not installed"):
-        build_tensorrt(toy.vla.path, toy.pruner_file, tmp_path)
-
-
 def test_an_older_tensorrt_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="8.4.1.5"))
     with pytest.raises(ModelError, match=r"8\.4\.1\.5 is installed; 8\.5 or later"):
@@ -315,49 +278,3 @@ def test_layers_are_listed_whatever_the_version_tells_of_them(tmp_path):
     engine = small_engine(tmp_path, "tensorrt")
     with pytest.raises(ModelError, match=r"vision\.plan\.layers\.json: not among the manifest's files"):
         plan_layers(engine.file, engine.manifest)
-
-
-def fake_tensorrt(graph_facts):
-    """A module whose builder gives a plan at once, with the tensors that the graph has."""
-    trt = stand_in("10.3.0.26")
-    config = Config()
-    config.get_timing_cache = lambda: SimpleNamespace(serialize=lambda: b"timings")
-    tensors = {**graph_facts.inputs(), **graph_facts.outputs()}
-    kinds = {"uint8": "UINT8", "int32": "INT32", "float32": "FLOAT"}
-    engine = SimpleNamespace(
-        num_io_tensors=len(tensors),
-        get_tensor_name=list(tensors).__getitem__,
-        get_tensor_dtype=lambda name: SimpleNamespace(name=kinds[tensors[name].dtype]),
-        get_tensor_shape=lambda name: tensors[name].shape,
-        get_tensor_mode=lambda name: "INPUT" if name in graph_facts.inputs() else "OUTPUT",
-        create_execution_context=lambda: object(),
-        create_engine_inspector=lambda: SimpleNamespace(
-            get_engine_information=lambda form: json.dumps({"Layers": [{"Name": "myelin", "LayerType": "kgen"}]})
-        ),
-    )
-    builder = Builder(config)
-    builder.build_serialized_network = lambda network, config: b"plan"
-    trt.Builder = lambda logger: builder
-    trt.OnnxParser = lambda network, logger: SimpleNamespace(parse_from_file=lambda path: Path(path).is_file())
-    trt.Runtime = lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda plan: engine)
-    trt.LayerInformationFormat = enum("JSON")
-    return trt
-
-
-def test_a_build_writes_plan_layers_and_manifest(toy, tmp_path, monkeypatch):
-    _, onnx = build_onnx(toy.vla.path, toy.pruner_file, tmp_path / "onnx", GraphOptions("fp16"))
-    target = TargetFacts("10.3.0.26", "8.7", "Orin", "540.4.0", {})
-    monkeypatch.setattr("fastdrive_export.tensorrt_build.load_tensorrt", lambda: fake_tensorrt(onnx.graph))
-    monkeypatch.setattr("fastdrive_export.tensorrt_build.present_target", lambda trt, device: target)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
-    file, manifest = build_tensorrt(toy.vla.path, toy.pruner_file, tmp_path / "trt", GraphOptions("fp16", opset=None))
-    assert manifest.kind == "tensorrt" and manifest.graph == onnx.graph and list(manifest.onnx) == ["vision.onnx"]
-    assert manifest.target.flags["strongly_typed"] is True and manifest.versions["tensorrt"] == "10.3.0.26"
-    from fastdrive_node.vision.engine import check_engine
-
-    assert check_engine(file, toy.vla, toy.pruner_file) == manifest
-    assert plan_layers(file, manifest) == [{"name": "myelin", "type": "kgen", "precision": ""}]
-    names = {path.name for path in file.parent.iterdir()}
-    assert names == {"vision.plan", "vision.plan.json", "vision.plan.layers.json", "tensorrt-10.3.0.26-sm87.timing",
-                     ".fastdrive_export.lock"}  # fmt: skip

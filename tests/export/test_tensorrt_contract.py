@@ -1,9 +1,10 @@
 """Every class, method, member and argument that the code uses exists in the real Python bindings of TensorRT.
 
 NVIDIA's bindings wheels import without a GPU when three libraries stand in for TensorRT's own. The wheels are looked
-for in ``$FASTDRIVE_TENSORRT_WHEELS`` (``~/.cache/fastdrive/tensorrt`` otherwise); fetch them with
+for in ``$FASTDRIVE_TENSORRT_WHEELS`` (``~/.cache/fastdrive/tensorrt`` otherwise). ``make test`` fetches them; by hand:
 
     pip download --no-deps -d ~/.cache/fastdrive/tensorrt tensorrt-cu13-bindings==10.16.1.11
+    pip download --no-deps -d ~/.cache/fastdrive/tensorrt tensorrt-cu13-bindings==11.4.0.106
 """
 
 from __future__ import annotations
@@ -41,8 +42,11 @@ ENTRY_POINTS = (
 )
 SOURCES = (
     Path(fastdrive_node.__path__[0], "vision", "tensorrt_api.py"),
+    Path(fastdrive_node.__path__[0], "vision", "tensorrt_messages.py"),
+    Path(fastdrive_node.__path__[0], "vision", "tensorrt_plan.py"),
     Path(fastdrive_node.__path__[0], "vision", "tensorrt_backend.py"),
     Path(fastdrive_export.__path__[0], "tensorrt_build.py"),
+    Path(__file__).resolve().parents[2] / "benchmarks" / "tensorrt_worker.py",
 )
 # variable in the sources -> class of TensorRT
 OBJECTS = {
@@ -57,11 +61,18 @@ OBJECTS = {
     "inspector": "EngineInspector",
     "cache": "ITimingCache",
     "layer": "ILayer",
+    "tensor": "ITensor",
 }
-# members of 8.x only, behind a test of the version or of their presence
-BEFORE_10 = {"BuilderFlag.FP16", "BuilderFlag.OBEY_PRECISION_CONSTRAINTS", "ILayer.precision", "ILayer.set_output_type",
-             "NetworkDefinitionCreationFlag.EXPLICIT_BATCH"}  # fmt: skip
-OLD_IN_11 = BEFORE_10 | {"ICudaEngine.device_memory_size"}
+# members of older versions, behind a test of the version or of their presence
+OLD_IN_10 = {"PreviewFeature.DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805"}
+OLD_IN_11 = OLD_IN_10 | {
+    "BuilderFlag.FP16",
+    "BuilderFlag.OBEY_PRECISION_CONSTRAINTS",
+    "ICudaEngine.device_memory_size",
+    "ILayer.precision",
+    "ILayer.set_output_type",
+    "NetworkDefinitionCreationFlag.EXPLICIT_BATCH",
+}
 DUMP = """
 import inspect, json, tensorrt_bindings as trt
 def members(owner):
@@ -102,15 +113,16 @@ def used() -> tuple[set[str], dict[str, set[int]]]:
     members: set[str] = set()
     calls: dict[str, set[int]] = {}
     for source in SOURCES:
-        for node in ast.walk(ast.parse(source.read_text())):
+        tree = ast.parse(source.read_text())
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+            for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
+                members.update(optional_members(call, function))
+        for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and (name := member_of(node)):
                 members.add(name)
-            if isinstance(node, ast.Call):
-                if (name := optional_member(node)) is not None:
-                    members.update(name)
-                if isinstance(node.func, ast.Attribute) and (name := member_of(node.func)):
-                    given = len(node.args) + len(node.keywords)
-                    calls.setdefault(name, set()).add(given - name.endswith(".__init__"))  # which is given self
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and (name := member_of(node.func)):
+                given = len(node.args) + len(node.keywords)
+                calls.setdefault(name, set()).add(given - name.endswith(".__init__"))  # which is given self
     return members, calls
 
 
@@ -125,14 +137,23 @@ def member_of(node: ast.Attribute) -> str | None:
     return f"{owner}.{words[-1]}" if owner else None
 
 
-def optional_member(node: ast.Call) -> list[str] | None:
+def optional_members(node: ast.Call, function: ast.FunctionDef) -> list[str]:
     """``optional(trt.A, "B")`` -> [A.B]; with a variable for the name, every text of the loop that it comes from."""
-    if not (isinstance(node.func, ast.Name) and node.func.id == "optional" and isinstance(node.args[1], ast.Constant)):
-        return None
-    words, name = chain(node.args[0]), node.args[1].value
-    if words[0] == "trt":
-        return [".".join([*words[1:], name])]
-    return [f"{OBJECTS[words[-1]]}.{name}"]
+    if not (isinstance(node.func, ast.Name) and node.func.id == "optional"):
+        return []
+    words, name = chain(node.args[0]), node.args[1]
+    names = [name.value] if isinstance(name, ast.Constant) else looped_over(name.id, function)
+    owner = words[1:] if words[0] == "trt" else [OBJECTS[words[-1]]]
+    return [".".join([*owner, each]) for each in names]
+
+
+def looped_over(variable: str, function: ast.FunctionDef) -> list[str]:
+    """The texts of the tuples that a variable runs over."""
+    loops = [node for node in ast.walk(function) if isinstance(node, ast.For | ast.comprehension)]
+    tuples = [node.iter for node in loops if getattr(node.target, "id", None) == variable]
+    texts = [each.value for values in tuples if isinstance(values, ast.Tuple) for each in values.elts]
+    assert texts, f"what does {variable!r} run over?"
+    return texts
 
 
 def chain(node: ast.expr) -> list[str]:
@@ -140,6 +161,10 @@ def chain(node: ast.expr) -> list[str]:
     if isinstance(node, ast.Attribute):
         return [*chain(node.value), node.attr]
     return [node.id] if isinstance(node, ast.Name) else [""]
+
+
+def old(bindings: dict) -> set[str]:
+    return OLD_IN_11 if bindings["version"].startswith("11.") else OLD_IN_10
 
 
 def exists(api: dict, member: str) -> bool:
@@ -151,21 +176,20 @@ def test_the_sources_use_what_they_are_thought_to():
     """The search below finds something in every source."""
     members, calls = used()
     known = ["Builder.build_serialized_network", "IExecutionContext.execute_async_v3", "OnnxParser.parse_from_file"]
-    assert {*known, "BuilderFlag.FP16", "EngineInspector.get_engine_information", "ILogger.Severity.ERROR"} <= members
+    rare = ["BuilderFlag.FP16", "NetworkDefinitionCreationFlag.STRONGLY_TYPED", "ITensor.dtype"]
+    rare += ["PreviewFeature.DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805", "ILogger.Severity.ERROR"]
+    assert {*known, *rare, "EngineInspector.get_engine_information"} <= members
     assert calls["IExecutionContext.set_tensor_address"] == {2}
 
 
 def test_every_member_exists(bindings):
     members, _ = used()
-    members |= {f"LayerType.{name}" for name in computing_layers()} | {"NetworkDefinitionCreationFlag.STRONGLY_TYPED"}
-    gone = OLD_IN_11 if bindings["version"].startswith("11.") else set()
-    missing = {member for member in members - gone if not exists(bindings["api"], member)}
+    missing = {member for member in members - old(bindings) if not exists(bindings["api"], member)}
     assert not missing
 
 
 def test_what_is_treated_as_gone_is_gone(bindings):
-    if bindings["version"].startswith("11."):
-        assert not {member for member in OLD_IN_11 if exists(bindings["api"], member)}
+    assert not {member for member in old(bindings) if exists(bindings["api"], member)}
 
 
 def test_every_call_has_the_arguments_that_the_binding_takes(bindings):
@@ -179,8 +203,8 @@ def test_every_call_has_the_arguments_that_the_binding_takes(bindings):
 
 
 def test_callbacks_have_the_parameters_that_tensorrt_gives(bindings):
-    tree = ast.parse(SOURCES[0].read_text())
-    classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    nodes = [node for source in SOURCES for node in ast.walk(ast.parse(source.read_text()))]
+    classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
     for ours, theirs in (("Monitor", "IProgressMonitor"), ("Logger", "ILogger")):
         for method in (node for node in classes[ours].body if isinstance(node, ast.FunctionDef)):
             text = bindings["api"][theirs].get(method.name, "")
@@ -195,9 +219,3 @@ def arguments(signature: str) -> tuple[int, int]:
     inside = re.sub(r"\[[^\]]*\]", "", inside)
     names = [part for part in inside.split(", ")[1:] if ":" in part]
     return sum(" = " not in part for part in names), len(names)
-
-
-def computing_layers() -> tuple[str, ...]:
-    from fastdrive_node.vision.tensorrt_api import _COMPUTING
-
-    return _COMPUTING

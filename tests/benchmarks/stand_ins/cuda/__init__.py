@@ -1,0 +1,1 @@
+"""Stands for cuda-python 11.8."""

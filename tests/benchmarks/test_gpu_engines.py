@@ -1,0 +1,182 @@
+"""The step ``engines`` of benchmarks/gpu_suite.py on the CPU: a stand-in for TensorRT 8.5 computes with onnxruntime."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[export]")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
+
+from fastdrive_node.vision.manifest import TargetFacts
+from fastdrive_node.vision.tensorrt_plan import PlanExecutor
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "benchmarks" / "gpu_suite.py"
+STAND_INS = Path(__file__).resolve().parent / "stand_ins"
+SCENE = "six_cameras_224x112"
+QUICK = ("--device", "cpu", "--sizes", "tiny", "--quick", "--steps", "engines", "--compile-backend", "eager")
+ABSENT = ("torch", "transformers", "tqdm", "jsonschema")  # from an interpreter that has TensorRT only
+
+
+@pytest.fixture(scope="module")
+def gpu_suite():
+    path = list(sys.path)
+    spec = importlib.util.spec_from_file_location("gpu_suite", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    sys.path[:] = path
+
+
+@pytest.fixture(scope="module")
+def python310(tmp_path_factory) -> Path:
+    """An interpreter with the stand-ins, in which torch and others cannot be imported."""
+    folder = tmp_path_factory.mktemp("prefix")
+    for name in ABSENT:
+        (folder / f"{name}.py").write_text(f"raise ModuleNotFoundError('{name} is not in this interpreter')\n")
+    launcher = folder / "python310"
+    launcher.write_text(f'#!/bin/sh\nPYTHONPATH="{folder}:{STAND_INS}" exec "{sys.executable}" "$@"\n')
+    launcher.chmod(0o755)
+    return launcher
+
+
+def run(gpu_suite, out: Path, *arguments: str) -> dict:
+    gpu_suite.main([*QUICK, "--out", str(out), *arguments])
+    report = json.loads(out.read_text())
+    assert report["finished"]
+    return report["sizes"]["tiny"]["engines"][SCENE]
+
+
+@pytest.fixture(scope="module")
+def entry(gpu_suite, python310, tmp_path_factory) -> dict:
+    return run(gpu_suite, tmp_path_factory.mktemp("suite") / "suite.json", "--tensorrt-python", str(python310))
+
+
+def test_plans_are_built_and_run_in_the_other_interpreter_and_agree_with_torch(entry):
+    assert entry["tensorrt"]["version"] == "8.5.3.1" and entry["tensorrt"]["opset"] == 17
+    for precision, least in (("fp32", 0.999999), ("fp16", 0.9999)):
+        trt = entry["rows"][precision]["tensorrt"]
+        assert "error" not in trt and trt["plan_bytes"] > 0 and trt["layer_outputs"] == {"Half": 1}
+        assert trt["against_torch"]["cosine_min"] > least
+        assert set(trt["against_torch"]["kept_overlap"]) == {"0.25", "0.5", "0.75"}
+        assert min(trt["against_torch"]["kept_overlap"].values()) > 0.95
+    assert entry["rows"]["fp16"]["tensorrt"]["flags"]["constrained_layers"] == 1
+    assert entry["rows"]["fp32"]["tensorrt"]["flags"]["tf32"] is False
+
+
+def test_each_row_has_the_times_of_every_side(entry):
+    for precision in ("fp32", "fp16"):
+        row = entry["rows"][precision]
+        assert set(row["latency"]) == {"torch_eager", "torch_compiled"}
+        for key in ("latency", "latency_cuda_graph"):
+            times = row["tensorrt"][key]
+            assert times["gpu"]["median_ms"] == 1.5 and times["wall"]["min_ms"] > 0 and times["wall"]["runs"] == 2
+        sides = row["ratios"]["torch_eager_over"]
+        assert set(sides) == {"torch_compiled", "tensorrt", "tensorrt_cuda_graph"}
+        eager, trt = row["latency"]["torch_eager"]["median_ms"], row["tensorrt"]["latency"]["wall"]["median_ms"]
+        assert sides["tensorrt"] == pytest.approx(eager / trt, rel=1e-2)
+        assert row["compiled"]["ours_compiled"]["cosine_min"] > 0.9999
+
+
+def test_bf16_is_left_to_torch_before_tensorrt_10(entry):
+    row = entry["rows"]["bf16"]
+    assert row["tensorrt"] == {"skipped": "TensorRT 8.5.3.1 has no bf16"}
+    assert row["torch"]["against_torch"]["cosine"] > 0.99 and row["latency"]["torch_eager"]["median_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        ("no_gpu", "does not start on this GPU and its driver: CUDA initialization failure with error: 35"),
+        ("no_plan", "TensorRT built no plan: no_plan"),
+        ("crash", "exit code 11"),
+    ],
+)
+def test_a_build_that_fails_is_recorded_and_torch_is_measured(
+    gpu_suite, python310, monkeypatch, tmp_path, failure, reason
+):
+    monkeypatch.setenv("STAND_IN_TENSORRT", failure)
+    out = tmp_path / "suite.json"
+    row = run(gpu_suite, out, "--tensorrt-python", str(python310), "--precisions", "fp16")["rows"]["fp16"]
+    assert reason in row["tensorrt"]["error"] and "against_torch" not in row["tensorrt"]
+    assert row["latency"]["torch_eager"]["median_ms"] > 0
+
+
+def test_without_tensorrt_it_says_so_and_measures_torch(gpu_suite, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    entry = run(gpu_suite, tmp_path / "suite.json", "--precisions", "fp32", "--compile-backend", "none")
+    assert "not installed" in entry["tensorrt"]["error"] and "--tensorrt-python" in entry["tensorrt"]["error"]
+    row = entry["rows"]["fp32"]
+    assert row["tensorrt"] == {"skipped": "no TensorRT"} and set(row["latency"]) == {"torch_eager"}
+    assert row["torch"]["against_torch"]["cosine_min"] > 0.999999
+
+
+def test_a_missing_interpreter_is_recorded(gpu_suite, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    absent = str(tmp_path / "absent")
+    arguments = ("--tensorrt-python", absent, "--precisions", "fp32", "--compile-backend", "none")
+    assert absent in run(gpu_suite, tmp_path / "suite.json", *arguments)["tensorrt"]["error"]
+
+
+class Runner:
+    """The node's runner without a GPU."""
+
+    def __init__(self, file, manifest, device):
+        import tensorrt
+
+        self.name, self.executor = "stand-in", PlanExecutor(tensorrt, file.read_bytes())
+
+    def execute(self, pointers):
+        self.executor.bind(pointers)
+        self.executor.enqueue(0)
+
+
+def test_a_tensorrt_of_this_python_takes_turns_with_torch(gpu_suite, monkeypatch, tmp_path):
+    target = TargetFacts("8.5.3.1", "9.0", "GPU", "580.1", {})
+    spec = importlib.util.spec_from_file_location("tensorrt", STAND_INS / "tensorrt.py")
+    monkeypatch.setitem(sys.modules, "tensorrt", importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(sys.modules["tensorrt"])
+    monkeypatch.setattr("fastdrive_export.tensorrt_build.present_target", lambda trt, device: target)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr("fastdrive_node.vision.tensorrt_backend.TensorRtRunner", Runner)
+    out, work = tmp_path / "suite.json", tmp_path / "work"
+    row = run(gpu_suite, out, "--precisions", "fp16", "--work", str(work))["rows"]["fp16"]
+    assert row["tensorrt"]["runtime"] == "stand-in" and row["tensorrt"]["layers"] == 1
+    assert row["tensorrt"]["against_torch"]["cosine_min"] > 0.9999
+    assert set(row["latency"]) == {"tensorrt", "torch_eager", "torch_compiled"}
+    assert (work / f"tiny_{SCENE}" / "fp16" / "vision.plan").is_file()
+
+
+def test_a_checkout_that_is_not_installed_is_enough():
+    """Without ``site`` no editable installation is seen, only the packages."""
+    packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(packages)}
+    code = f"import runpy; runpy.run_path({str(SCRIPT)!r}); import fastdrive_export.precision as p; print(p.__file__)"
+    result = subprocess.run([sys.executable, "-S", "-c", code], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == str(ROOT / "export" / "precision.py")
+
+
+def test_the_wrong_order_or_numbers_are_no_result(gpu_suite):
+    from vision_path import compare
+
+    good = {
+        "tokens": torch.eye(4),
+        "indices": torch.tensor([2, 0, 1, 3]),
+        "scores": torch.tensor([[3.0, 2.0, 4.0, 1.0]]),
+    }
+    assert compare(good, good)["cosine_min"] == 1.0
+    with pytest.raises(ValueError, match="indices: not 4 different tokens"):
+        compare({**good, "indices": torch.tensor([2, 0, 1, 1])}, good)
+    with pytest.raises(ValueError, match="not finite"):
+        compare({**good, "scores": good["scores"] / 0}, good)
+    other = compare({**good, "indices": torch.tensor([3, 0, 1, 2]), "tokens": torch.eye(4)[[3, 1, 2, 0]]}, good)
+    assert other["kept_overlap"] == {"0.25": pytest.approx(2 / 3, abs=1e-6), "0.5": 0.5, "0.75": 0.0}

@@ -1,0 +1,105 @@
+"""Building a plan, against stand-ins for TensorRT."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tensorrt_stand_ins import Builder, Config, enum, stand_in
+
+pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[export]")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
+
+from fastdrive_export.build import GraphOptions, build_onnx
+from fastdrive_export.tensorrt_build import build_plan, build_tensorrt, plan_layers
+from fastdrive_node.types import InputError, ModelError
+from fastdrive_node.vision.manifest import TargetFacts
+from fastdrive_node.vision.tensorrt_api import BuilderSettings, check_opset
+from fastdrive_node.vision.tensorrt_plan import serialize_plan
+
+
+@pytest.mark.parametrize(("version", "opset"), [("8.5.3.1", 18), ("8.6.1.6", 18), ("10.3.0.26", 17)])
+def test_no_graph_of_another_opset_reaches_a_parser(version, opset, tmp_path, toy, monkeypatch):
+    """The parsers of 8.x read opset 18's ReduceMean as a mean over all axes, and say nothing."""
+    with pytest.raises(InputError, match=f"opset: {opset}, but TensorRT {version} is given {35 - opset}"):
+        check_opset(stand_in(version), opset)
+    file, onnx = build_onnx(toy.vla.path, toy.pruner_file, tmp_path, GraphOptions("fp16", opset))
+    target = TargetFacts("8.5.3.1", "8.7", "Orin", "540.4.0", {})
+    monkeypatch.setattr("fastdrive_export.tensorrt_build.present_target", lambda trt, device: target)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    with pytest.raises(InputError, match=f"opset: {opset}"):
+        build_plan(stand_in(version), file, onnx, tmp_path, BuilderSettings(), tmp_path)
+
+
+def test_without_tensorrt_a_build_says_what_to_install(toy, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(ModelError, match="tensorrt: not installed"):
+        build_tensorrt(toy.vla.path, toy.pruner_file, tmp_path)
+
+
+def fake_tensorrt(graph_facts):
+    """A module whose builder gives a plan at once, with the tensors that the graph has."""
+    trt = stand_in("10.3.0.26")
+    config = Config()
+    config.get_timing_cache = lambda: SimpleNamespace(serialize=lambda: b"timings")
+    tensors = {**graph_facts.inputs(), **graph_facts.outputs()}
+    kinds = {"uint8": "UINT8", "int32": "INT32", "float32": "FLOAT"}
+    engine = SimpleNamespace(
+        num_io_tensors=len(tensors),
+        get_tensor_name=list(tensors).__getitem__,
+        get_tensor_dtype=lambda name: SimpleNamespace(name=kinds[tensors[name].dtype]),
+        get_tensor_shape=lambda name: tensors[name].shape,
+        get_tensor_mode=lambda name: "INPUT" if name in graph_facts.inputs() else "OUTPUT",
+        create_execution_context=lambda: object(),
+        create_engine_inspector=lambda: SimpleNamespace(
+            get_engine_information=lambda form: json.dumps({"Layers": [{"Name": "myelin", "LayerType": "kgen"}]})
+        ),
+    )
+    builder = Builder(config)
+    builder.build_serialized_network = lambda network, config: b"plan"
+    trt.Builder = lambda logger: builder
+    trt.OnnxParser = lambda network, logger: SimpleNamespace(parse_from_file=lambda path: Path(path).is_file())
+    trt.Runtime = lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda plan: engine)
+    trt.LayerInformationFormat = enum("JSON")
+    return trt
+
+
+def test_a_build_writes_plan_layers_and_manifest(toy, tmp_path, monkeypatch):
+    _, onnx = build_onnx(toy.vla.path, toy.pruner_file, tmp_path / "onnx", GraphOptions("fp16"))
+    target = TargetFacts("10.3.0.26", "8.7", "Orin", "540.4.0", {})
+    monkeypatch.setattr("fastdrive_export.tensorrt_build.load_tensorrt", lambda: fake_tensorrt(onnx.graph))
+    monkeypatch.setattr("fastdrive_export.tensorrt_build.present_target", lambda trt, device: target)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    file, manifest = build_tensorrt(toy.vla.path, toy.pruner_file, tmp_path / "trt", GraphOptions("fp16", opset=None))
+    assert manifest.kind == "tensorrt" and manifest.graph == onnx.graph and list(manifest.onnx) == ["vision.onnx"]
+    assert manifest.target.flags["strongly_typed"] is True and manifest.versions["tensorrt"] == "10.3.0.26"
+    from fastdrive_node.vision.engine import check_engine
+
+    assert check_engine(file, toy.vla, toy.pruner_file) == manifest
+    assert plan_layers(file, manifest) == [{"name": "myelin", "type": "kgen", "precision": ""}]
+    names = {path.name for path in file.parent.iterdir()}
+    assert names == {"vision.plan", "vision.plan.json", "vision.plan.layers.json", "tensorrt-10.3.0.26-sm87.timing",
+                     ".fastdrive_export.lock"}  # fmt: skip
+
+
+def test_a_build_without_a_plan_says_why_and_keeps_the_old_timings(tmp_path):
+    trt, cache = stand_in("10.3.0.26"), tmp_path / "timings"
+    builder = Builder(Config())
+
+    def build(network, config):
+        builder.logger.log("ERROR", "no implementation")
+
+    def make(logger):
+        builder.logger = logger
+        return builder
+
+    builder.build_serialized_network, trt.Builder = build, make
+    trt.OnnxParser = lambda network, logger: SimpleNamespace(parse_from_file=lambda path: True)
+    cache.write_bytes(b"ours")
+    with pytest.raises(ModelError, match="TensorRT built no plan: no implementation"):
+        serialize_plan(trt, tmp_path / "vision.onnx", 18, "fp16", BuilderSettings(), cache)
+    assert cache.read_bytes() == b"ours" and builder.config.caches == [b"ours"]
