@@ -53,6 +53,7 @@ setup(
     package_data={
         "fastdrive_training": ["recipes/*.yaml"],
         "fastdrive_training.annotate": ["*.yaml"],
+        "fastdrive_training.open_loop_report": ["*.j2"],
         "fastdrive_training.report": ["*.j2"],
     },
     install_requires=[

@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
+from report_pages import Page
 from run_folders import RECIPE, curve, full_run, language_log, pruner_log, sample_arrays, write_run
 
 from fastdrive_node.cli import main
@@ -17,37 +17,6 @@ from fastdrive_training.report.page import describe_kind, flatten, write_report
 from fastdrive_training.report.run_folder import ReportError, read_run
 from fastdrive_training.report.samples import read_samples
 from fastdrive_training.report.tiles import psnr, sample_tiles
-
-VOID = {"meta", "img", "br", "link", "input"}
-
-
-class Page(HTMLParser):
-    """The elements and text of a page; complains where tags do not close."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(text)
-        assert not self._open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-    def all(self, name: str) -> list[dict]:
-        return [attributes for tag, attributes in self.tags if tag == name]
 
 
 @pytest.fixture(scope="module")

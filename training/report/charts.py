@@ -7,7 +7,8 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
@@ -20,25 +21,26 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 MAX_POINTS = 400  # of one line; more are averaged in bins
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 # Colours that stand for the page's variables until the SVG is written.
-_INK, _GRID, _BAND = "#010101", "#020202", "#030303"
-_SERIES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004")
+INK, GRID, _BAND, FAINT = "#010101", "#020202", "#030303", "#040404"
+SERIES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004")
 _VARIABLES = {
-    _INK: "var(--ink)",
-    _GRID: "var(--grid)",
+    INK: "var(--ink)",
+    GRID: "var(--grid)",
     _BAND: "var(--band)",
-    **{color: f"var(--series-{place})" for place, color in enumerate(_SERIES, start=1)},
+    FAINT: "var(--faint)",
+    **{color: f"var(--series-{place})" for place, color in enumerate(SERIES, start=1)},
 }
-_DASHES = ("-", (0, (6, 1.5)), (0, (7, 1.5, 1.5, 1.5)), (0, (1.5, 1.5)))
+DASHES = ("-", (0, (6, 1.5)), (0, (7, 1.5, 1.5, 1.5)), (0, (1.5, 1.5)))
 _PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
 _STYLE = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "fastdrive",  # the same run gives the same page
     "font.size": 11,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _GRID,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GRID,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "text.parse_math": False,
 }
 
@@ -78,8 +80,7 @@ class Chart:
 
 def draw(chart: Chart, name: str) -> Markup:
     """The chart as an ``<svg>`` element. ``name`` (a letter, then letters, digits, -) makes its ids unique."""
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of glyphs that the font lacks: the page's fonts draw the text
+    with page_style():
         figure = Figure(figsize=(4.7, 3.0), layout="constrained")
         axes = figure.add_subplot()
         _axes(axes, chart)
@@ -91,10 +92,23 @@ def draw(chart: Chart, name: str) -> Markup:
             figure.legend(
                 handles, labels, loc="outside upper left", ncols=3, frameon=False, fontsize=10, columnspacing=1.2
             )
-        buffer = io.BytesIO()
-        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
-    return _for_page(buffer.getvalue(), name, chart.title, describe(chart))
+        return page_svg(figure, name, chart.title, describe(chart))
+
+
+@contextmanager
+def page_style() -> Iterator[None]:
+    """Figures drawn inside have the style of the page."""
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of glyphs that the font lacks: the page's fonts draw the text
+        yield
+
+
+def page_svg(figure: Figure, name: str, title: str, description: str) -> Markup:
+    """A figure drawn with the colours above as an ``<svg>`` element; call it inside of :func:`page_style`."""
+    buffer = io.BytesIO()
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    return _for_page(buffer.getvalue(), name, title, description)
 
 
 def describe(chart: Chart) -> str:
@@ -132,7 +146,7 @@ def printable(text: str) -> str:
 def _axes(axes, chart: Chart) -> None:
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(printable(chart.y_label))
-    axes.grid(color=_GRID, linewidth=0.8)
+    axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
     axes.spines[["top", "right"]].set_visible(False)
@@ -148,15 +162,15 @@ def _axes(axes, chart: Chart) -> None:
     axes.xaxis.set_major_formatter(_PERCENT if chart.unit_x else FuncFormatter(lambda value, _: f"{value:,.0f}"))
     if chart.until is not None:
         axes.axvspan(0, chart.until, color=_BAND, linewidth=0)
-        axes.text(0.008, 0.985, "warm-up", transform=axes.transAxes, va="top", fontsize=9, color=_INK)
+        axes.text(0.008, 0.985, "warm-up", transform=axes.transAxes, va="top", fontsize=9, color=INK)
     if chart.level is not None:
         value, name = chart.level
-        axes.axhline(value, color=_INK, linewidth=1.2, linestyle=(0, (1, 2)), label=name)
+        axes.axhline(value, color=INK, linewidth=1.2, linestyle=(0, (1, 2)), label=name)
 
 
 def _line(axes, line: Line, plain: bool) -> None:
     x, y = binned(line.x, line.y)
-    color, dashes = _SERIES[line.series], "-" if plain else _DASHES[line.series]
+    color, dashes = SERIES[line.series], "-" if plain else DASHES[line.series]
     marker = "o" if line.points else None
     if line.noisy and len(x) > 40:
         axes.plot(x, y, color=color, linewidth=0.8, alpha=0.35)

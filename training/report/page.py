@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fastdrive_training.report import sections
-from fastdrive_training.report.charts import Chart, draw, printable
+from fastdrive_training.report.charts import Chart, draw
+from fastdrive_training.report.document import SHARED, render_template, write_text
 from fastdrive_training.report.findings import column, judge, planned_steps
 from fastdrive_training.report.run_folder import (
     CURVE,
     FIGURES,
     RECIPE,
     SAMPLES,
-    ReportError,
     RunFolder,
     number,
     read_run,
@@ -68,33 +65,16 @@ def write_report(run_folder: str | Path, out: str | Path | None = None) -> Path:
         ReportError: the folder is no run's, a file of it is damaged, or the page cannot be written.
     """
     run = read_run(run_folder)
-    path = run.path / "report.html" if out is None else Path(out)
-    part = path.with_name(f"{path.name}.part")
-    page = render(run)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(page, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        raise ReportError(f"{path}: cannot be written ({error.strerror}); give another file with --out") from error
-    return path
+    return write_text(run.path / "report.html" if out is None else Path(out), render(run))
 
 
 def render(run: RunFolder) -> str:
     """The page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("fastdrive_training.report", "."),
-        autoescape=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     pruner, samples = run.trains_pruner, run.samples if run.trains_pruner else None
     groups = _charts(run)
-    return environment.get_template(TEMPLATE).render(
+    return render_template(
+        SHARED,
+        TEMPLATE,
         run=run,
         kind=describe_kind(run),
         pruner=pruner,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +10,7 @@ from PIL import Image
 from fastdrive_node.pictures import camera_layout
 from fastdrive_training.foreground import cell_coverage
 from fastdrive_training.metrics import POSITIVE_COVERAGE
+from fastdrive_training.report.document import picture_address
 from fastdrive_training.report.samples import Samples
 from fastdrive_training.score_maps import Scale, camera_title, heat_overlay
 
@@ -119,6 +118,4 @@ def _to_width(picture: np.ndarray) -> np.ndarray:
 
 
 def _encode(picture: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "WEBP", quality=85, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return picture_address(picture, quality=85, method=4)
