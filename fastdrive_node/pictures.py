@@ -163,7 +163,7 @@ def _tile(
     tile = Image.fromarray(overlay(small, kept) if some_dropped else small)
     if name == "CAM_FRONT":
         camera = (front_camera or NUSCENES_FRONT).scaled(TILE_WIDTH * SMOOTH, height * SMOOTH)
-        tile = _draw_smooth(tile, lambda draw: _ribbon(draw, plan.waypoints_m, camera))
+        tile = draw_smooth(tile, lambda draw: _ribbon(draw, plan.waypoints_m, camera))
     draw = ImageDraw.Draw(tile, "RGBA")
     text = name.removeprefix("CAM_").replace("_", " ").lower()
     if kept is not None:
@@ -174,7 +174,7 @@ def _tile(
     return tile
 
 
-def _draw_smooth(tile: Image.Image, paint: Callable[[ImageDraw.ImageDraw], None]) -> Image.Image:
+def draw_smooth(tile: Image.Image, paint: Callable[[ImageDraw.ImageDraw], None]) -> Image.Image:
     """Let ``paint`` draw on a larger transparent layer, and lay it over the tile."""
     layer = Image.new("RGBA", (tile.width * SMOOTH, tile.height * SMOOTH))
     paint(ImageDraw.Draw(layer, "RGBA"))
