@@ -1,4 +1,4 @@
-"""Writes ONNX graphs node by node, with static shapes and explicit types.
+"""Writes ONNX graphs node by node, with explicit types and shapes; a side is a number or, where it varies, a name.
 
 torch's exporters are not used: the one that can write opset 17, which TensorRT 8 needs, is being removed from torch,
 and both run the model once, where this writes the 3B tower's graph in a second. Every value carries its shape and
@@ -20,13 +20,16 @@ FLOAT, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.B
 TORCH_TYPES = {FLOAT: torch.float32, FLOAT16: torch.float16, BFLOAT16: torch.bfloat16}
 IR_VERSION = 8  # the newest that TensorRT 8.5's parser was made for
 
+Side = int | str  # a name stands for a length that is known when the graph runs
+Shape = tuple[Side, ...]
+
 
 @dataclass(frozen=True)
 class Value:
     """A tensor in the graph."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: Shape
     dtype: int  # TensorProto.DataType
 
 
@@ -74,7 +77,7 @@ class GraphWriter:
         yield
         self._scopes.pop()
 
-    def input(self, name: str, shape: Sequence[int], dtype: int) -> Value:
+    def input(self, name: str, shape: Sequence[Side], dtype: int) -> Value:
         self.inputs.append(Value(name, tuple(shape), dtype))
         return self.inputs[-1]
 
@@ -96,19 +99,17 @@ class GraphWriter:
             self._constants[key] = Value(name, array.shape, dtype)
         return self._constants[key]
 
-    def op(self, kind: str, inputs: Sequence[Value], shape: Sequence[int], dtype: int, **attributes) -> Value:
+    def op(self, kind: str, inputs: Sequence[Value], shape: Sequence[Side], dtype: int, **attributes) -> Value:
         """One node with one output."""
         return self._node(kind, inputs, [(shape, dtype)], **attributes)[0]
 
     def _node(
-        self, kind: str, inputs: Sequence[Value], outputs: Sequence[tuple[Sequence[int], int]], **attributes
+        self, kind: str, inputs: Sequence[Value], outputs: Sequence[tuple[Sequence[Side], int]], **attributes
     ) -> list[Value]:
         stem = "/".join([*self._scopes, kind])
         self._counts[stem] += 1
         name = f"{stem}_{self._counts[stem]}"
-        values = [
-            Value(f"{name}:{index}", tuple(map(int, shape)), dtype) for index, (shape, dtype) in enumerate(outputs)
-        ]
+        values = [Value(f"{name}:{index}", _plain(shape), dtype) for index, (shape, dtype) in enumerate(outputs)]
         names = [value.name for value in inputs]
         self._nodes.append(helper.make_node(kind, names, [value.name for value in values], name=name, **attributes))
         self._values += values
@@ -121,7 +122,7 @@ class GraphWriter:
         b = b if isinstance(b, Value) else self.constant(float(b))
         if a.dtype != b.dtype:
             raise TypeError(f"{kind} of {a} and {b}: the types differ")
-        return self.op(kind, [a, b], np.broadcast_shapes(a.shape, b.shape), a.dtype)
+        return self.op(kind, [a, b], _broadcast(a.shape, b.shape), a.dtype)
 
     def add(self, a: Value, b: Value | float) -> Value:
         return self._elementwise("Add", a, b)
@@ -142,8 +143,14 @@ class GraphWriter:
     def matmul(self, a: Value, b: Value) -> Value:
         if a.dtype != b.dtype or a.shape[-1] != b.shape[-2]:
             raise TypeError(f"MatMul of {a} and {b}")
-        shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+        shape = (*_broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
         return self.op("MatMul", [a, b], shape, a.dtype)
+
+    def matmul_transposed(self, a: Value, b: Value) -> Value:
+        """a [m, k] times b [n, k] transposed; the weight lies as torch has it."""
+        if a.dtype != b.dtype or a.shape[1] != b.shape[1]:
+            raise TypeError(f"Gemm of {a} and {b}")
+        return self.op("Gemm", [a, b], (a.shape[0], b.shape[0]), a.dtype, transB=1)
 
     def softmax(self, x: Value) -> Value:
         """Over the last axis."""
@@ -156,10 +163,13 @@ class GraphWriter:
             return self.op("ReduceMean", [x, self.constant([-1])], shape, x.dtype, keepdims=1)
         return self.op("ReduceMean", [x], shape, x.dtype, axes=[-1], keepdims=1)
 
-    def reshape(self, x: Value, shape: Sequence[int]) -> Value:
-        if np.prod(shape) != np.prod(x.shape):
+    def reshape(self, x: Value, shape: Sequence[Side]) -> Value:
+        """``shape`` has the same names as that of ``x``, one at most."""
+        names = [side for side in shape if isinstance(side, str)]
+        if _size(shape) != _size(x.shape) or len(names) > 1:
             raise ValueError(f"Reshape of {x} to {shape}")
-        return self.op("Reshape", [x, self.constant(list(shape))], shape, x.dtype)
+        numbers = [-1 if isinstance(side, str) else side for side in shape]
+        return self.op("Reshape", [x, self.constant(numbers)], shape, x.dtype)
 
     def transpose(self, x: Value, order: Sequence[int]) -> Value:
         return self.op("Transpose", [x], [x.shape[axis] for axis in order], x.dtype, perm=list(order))
@@ -168,6 +178,7 @@ class GraphWriter:
         return self.op("Expand", [x, self.constant(list(shape))], shape, x.dtype)
 
     def slice(self, x: Value, axis: int, start: int, stop: int) -> Value:
+        """On an axis whose length is a number."""
         axis %= len(x.shape)
         if not 0 <= start < stop <= x.shape[axis]:
             raise ValueError(f"Slice {start}:{stop} on axis {axis} of {x}")
@@ -177,12 +188,13 @@ class GraphWriter:
         limits = [self.constant([number]) for number in (start, stop, axis)]
         return self.op("Slice", [x, *limits], shape, x.dtype)
 
-    def concat(self, parts: Sequence[Value], axis: int) -> Value:
+    def concat(self, parts: Sequence[Value], axis: int, name: str | None = None) -> Value:
+        """``name``: of the joined side, where it varies."""
         if len(parts) == 1:
             return parts[0]
         axis %= len(parts[0].shape)
         shape = list(parts[0].shape)
-        shape[axis] = sum(part.shape[axis] for part in parts)
+        shape[axis] = sum(part.shape[axis] for part in parts) if name is None else name
         return self.op("Concat", parts, shape, parts[0].dtype, axis=axis)
 
     def gather(self, x: Value, indices: Value, axis: int) -> Value:
@@ -221,6 +233,28 @@ class GraphWriter:
         model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="fastdrive_export")
         helper.set_model_props(model, facts)
         return model
+
+
+def _plain(shape: Sequence[Side]) -> Shape:
+    """numpy's integers are none for protobuf."""
+    return tuple(side if isinstance(side, str) else int(side) for side in shape)
+
+
+def _size(shape: Sequence[Side]) -> tuple[int, list[str]]:
+    """Values of a tensor: the product of the numbers, and the names."""
+    numbers = [side for side in shape if not isinstance(side, str)]
+    return int(np.prod(numbers)), sorted(side for side in shape if isinstance(side, str))
+
+
+def _broadcast(a: Shape, b: Shape) -> Shape:
+    """The shape of an elementwise result. A name fits itself and 1. Raises ValueError where they do not fit."""
+    rank = max(len(a), len(b))
+    sides = []
+    for ours, theirs in zip((1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b, strict=True):
+        if ours != theirs and 1 not in (ours, theirs):
+            raise ValueError(f"shapes {a} and {b} do not fit")
+        sides.append(theirs if ours == 1 else ours)
+    return tuple(sides)
 
 
 def _info(value: Value):

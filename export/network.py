@@ -20,6 +20,7 @@ import torch
 from onnx import TensorProto
 from torch import nn
 
+from fastdrive_export.blocks import Blocks
 from fastdrive_export.graph_writer import FLOAT, GraphWriter, Value
 from fastdrive_export.precision import Precision
 from fastdrive_node.pruning.recon_pruner import ReconPruner, query_and_grid_positions
@@ -41,7 +42,7 @@ class Rotation:
         return Rotation(self.cos * np.float32(factor), self.sin * np.float32(factor))
 
 
-class Network:
+class Network(Blocks):
     """Emits the tower and the pruner into a graph.
 
     Args:
@@ -52,10 +53,9 @@ class Network:
     """
 
     def __init__(self, graph: GraphWriter, vision: TorchVision, pruner: ReconPruner, precision: Precision):
-        self.graph = graph
+        super().__init__(graph, precision)
         self.vision = vision
         self.pruner = pruner
-        self.precision = precision
         self.cameras = vision.cameras
         rows, columns = vision.grid
         self.count = rows * columns
@@ -205,8 +205,8 @@ class Network:
             graph.reshape(part, (count, length, number, size))
             for part, number in ((query, heads[0]), (key, heads[1]), (value, heads[1]))
         )
-        query = graph.cast(self._rotate(query, rotation.scaled(size**-0.5)), self.precision.compute)
-        key = graph.cast(self._rotate(key, rotation), self.precision.compute)
+        query = graph.cast(self._turn(query, rotation.scaled(size**-0.5)), self.precision.compute)
+        key = graph.cast(self._turn(key, rotation), self.precision.compute)
         outputs, start = [], 0
         for windows, each in runs:
             span = (start, start + windows * each)
@@ -231,48 +231,11 @@ class Network:
         wide = graph.reshape(states, (batch, groups, 1, *rest))
         return graph.reshape(graph.expand(wide, (batch, groups, heads // groups, *rest)), (batch, heads, *rest))
 
-    def _rotate(self, states: Value, rotation: Rotation) -> Value:
-        """Rotary embedding in float32; states [C, L, heads, head dim]."""
-        graph, states = self.graph, self._wide(states)
-        size = states.shape[-1]
-        swapped = graph.concat([graph.slice(states, -1, size // 2, size), graph.slice(states, -1, 0, size // 2)], -1)
-        turned = graph.mul(swapped, graph.constant(rotation.sin))
-        return graph.add(graph.mul(states, graph.constant(rotation.cos)), turned)
-
-    def _gated(self, mlp: nn.Module, normed: Value, name: str, narrow: bool) -> Value:
-        """The gated MLP; ``narrow``: its product and down projection compute in the half type. float32 out."""
-        graph = self.graph
-        gate, up = (self._linear(getattr(mlp, part), normed, f"{name}.{part}") for part in ("gate_proj", "up_proj"))
-        dtype = self.precision.compute if narrow else FLOAT
-        gate, up = graph.cast(gate, dtype), graph.cast(up, dtype)
-        product = graph.mul(graph.mul(gate, graph.unary("Sigmoid", gate)), up)
-        return self._wide(self._linear(mlp.down_proj, product, f"{name}.down_proj", dtype))
-
-    def _linear(self, linear: nn.Linear, x: Value, name: str, dtype: int | None = None) -> Value:
-        """``x`` in ``dtype`` (None: the compute type) through a linear layer."""
-        graph, dtype = self.graph, self.precision.compute if dtype is None else dtype
-        shape = (linear.in_features, linear.out_features)
-        weight = graph.weight(f"{name}.weight", shape, lambda: linear.weight.T, dtype)
-        product = graph.matmul(graph.cast(x, dtype), weight)
-        if linear.bias is None:
-            return product
-        return graph.add(product, graph.weight(f"{name}.bias", shape[1:], lambda: linear.bias, dtype))
-
-    def _norm(self, norm: nn.Module, x: Value, name: str) -> Value:
-        graph = self.graph
-        weight = graph.weight(f"{name}.weight", norm.weight.shape, lambda: norm.weight)
-        return graph.mul(self._rms(x, norm.variance_epsilon), weight)
-
-    def _rms(self, x: Value, epsilon: float) -> Value:
-        """x / RMS(x) over the last axis, float32."""
-        graph = self.graph
-        deviation = graph.unary("Sqrt", graph.add(graph.mean(graph.mul(x, x)), epsilon))
-        return graph.div(x, deviation)
+    def _turn(self, states: Value, rotation: Rotation) -> Value:
+        """Rotary embedding; states [C, L, heads, head dim]."""
+        return self._rotate(states, self.graph.constant(rotation.cos), self.graph.constant(rotation.sin))
 
     def _gelu(self, x: Value) -> Value:
         """x (1 + erf(x / sqrt 2)) / 2; opset 20 has Gelu, which TensorRT reads from version 10 on."""
         graph = self.graph
         return graph.mul(graph.mul(x, graph.add(graph.unary("Erf", graph.div(x, 2**0.5)), 1.0)), 0.5)
-
-    def _wide(self, x: Value) -> Value:
-        return self.graph.cast(x, FLOAT)

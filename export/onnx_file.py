@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from fastdrive_export.graph_writer import GraphWriter, Value, Weight
 from fastdrive_node.types import ModelError
+from fastdrive_node.vision.language_facts import LanguageFacts
 from fastdrive_node.vision.manifest import DATA_SUFFIX, METADATA_KEY, GraphFacts
 
 INLINE_BYTES = 1 << 30  # a protobuf ends at 2 GiB
@@ -19,13 +20,17 @@ INLINE_WEIGHT_BYTES = 1 << 10  # smaller ones stay in the file, where the parser
 _ALIGNMENT = 4096  # so that a runtime can map a weight
 # Newer opsets have operators that the parsers of older TensorRT versions lack or misread.
 ALLOWED_OPERATORS = frozenset(
-    ("Add", "Cast", "Concat", "Div", "Erf", "Expand", "Gather", "Identity", "MatMul", "Mul", "ReduceMean", "Reshape",
-     "Sigmoid", "Slice", "Softmax", "Sqrt", "Sub", "TopK", "Transpose")
+    ("Add", "Cast", "Concat", "Div", "Erf", "Expand", "Gather", "Gemm", "Identity", "MatMul", "Mul", "ReduceMean",
+     "Reshape", "Sigmoid", "Slice", "Softmax", "Sqrt", "Sub", "TopK", "Transpose")
 )  # fmt: skip
 
 
 def write_onnx(
-    graph: GraphWriter, outputs: list[Value], facts: GraphFacts, path: Path, external: bool | None = None
+    graph: GraphWriter,
+    outputs: list[Value],
+    facts: GraphFacts | LanguageFacts,
+    path: Path,
+    external: bool | None = None,
 ) -> list[Path]:
     """Write a graph. Returns the files: ``path``, and ``path`` + ``.data`` where the weights lie beside.
 
@@ -41,7 +46,7 @@ def write_onnx(
         tensors = _write_external(weights, files[1])
     else:
         tensors = [_inline(weight) for weight in weights]
-    model = graph.model("fastdrive_vision", outputs, tensors, {METADATA_KEY: json.dumps(asdict(facts))})
+    model = graph.model(f"fastdrive_{facts.part}", outputs, tensors, {METADATA_KEY: json.dumps(asdict(facts))})
     path.write_bytes(model.SerializeToString())
     check_onnx(path, facts.opset)
     return files

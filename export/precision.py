@@ -30,8 +30,8 @@ class Precision:
         return COMPUTE_TYPES[self.name]
 
 
-def choose_precision(name: str, depth: int, fp32_mlp: Iterable[int] | None = None) -> Precision:
-    """A precision for a tower of ``depth`` blocks.
+def choose_precision(name: str, depth: int, fp32_mlp: Iterable[int] | None = None, part: str = "tower") -> Precision:
+    """A precision for a tower of ``depth`` blocks, or for another part of the VLA.
 
     ``fp32_mlp`` None: the last block in fp16, none in the others. The last block of Qwen2.5-VL-3B's tower leaves
     fp16's range there.
@@ -45,5 +45,5 @@ def choose_precision(name: str, depth: int, fp32_mlp: Iterable[int] | None = Non
         fp32_mlp = (depth - 1,) if name == "fp16" else ()
     blocks = tuple(sorted(set(fp32_mlp)))
     if blocks and not 0 <= blocks[0] <= blocks[-1] < depth:
-        raise InputError(f"fp32_mlp: {list(blocks)}: the tower has blocks 0 to {depth - 1}")
+        raise InputError(f"fp32_mlp: {list(blocks)}: the {part} has blocks 0 to {depth - 1}")
     return Precision(name, () if name == "fp32" else blocks)

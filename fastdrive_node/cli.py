@@ -24,7 +24,7 @@ COMMANDS = {
     "evaluate-report": ("fastdrive_training.commands.evaluate_report", "one page of a finished open-loop evaluation"),
     "view-weights": ("fastdrive_training.commands.view_weights", "how Prune2Drive shares tokens out over the cameras"),
     "metrics": ("fastdrive_training.commands.metrics", "the figures of every planning convention for plans in a file"),
-    "export": ("fastdrive_export.commands.export", "engines: one file for images to scored tokens"),
+    "export": ("fastdrive_export.commands.export", "engines: images to scored tokens, and the language model"),
     "bench": ("fastdrive_node.commands.bench", "every stage against plain transformers"),
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from fastdrive_node.pipeline import Pipeline
+from fastdrive_node.planning.language_engine import LanguageChoice, drop_language_weights, open_language_engine
 from fastdrive_node.planning.spec import SPEC_FILE
 from fastdrive_node.planning.vla import load_vla
 from fastdrive_node.pruning.baselines import make_pruner
@@ -41,6 +42,7 @@ def open_pipeline(
     dtype: torch.dtype = torch.float32,
     engine: EngineChoice | None = None,
     scores: ScoreOptions | None = None,
+    language_engine: LanguageChoice | None = None,
 ) -> Pipeline:
     """A pipeline from files.
 
@@ -51,6 +53,7 @@ def open_pipeline(
         engine: what runs encoder and pruner; None for torch. An engine holds its pruner, and the pruner file, where it
             is, must be the one that the engine was built with.
         scores: what is done with the pruner's scores; a calibration is read from the pruner file.
+        language_engine: what runs the language model; None for torch.
 
     Raises:
         ModelError: a model or engine cannot be used, ``drop`` is above 0 or score options are on without a pruner, or
@@ -64,15 +67,20 @@ def open_pipeline(
     calibration = None
     if scores is not None and scores.needs_calibration and pruner_file is not None:
         calibration = load_calibration(pruner_file)
+    language = None
+    if language_engine is not None:
+        language = open_language_engine(language_engine, vla)
+        drop_language_weights(vla)  # the engine has its own
     if engine is not None:
         vision = open_engine(engine, vla, pruner_file)
         vla.model.model.visual = None  # the engine has its own
         least = 1 - vision.max_keep / vla.tokens
         drop = max(DEFAULT_DROP, least) if drop is None else drop
-        return Pipeline(vla, EnginePruner(vision), drop, vision, scores=scores, calibration=calibration)
+        return Pipeline(vla, EnginePruner(vision), drop, vision, None, scores, calibration, language)
     if pruner_file is not None:
         pruner = make_pruner("reconpruner", vla, pruner_file)
-        return Pipeline(vla, pruner, DEFAULT_DROP if drop is None else drop, scores=scores, calibration=calibration)
+        drop = DEFAULT_DROP if drop is None else drop
+        return Pipeline(vla, pruner, drop, scores=scores, calibration=calibration, language=language)
     if drop:
         raise ModelError(
             f"drop {drop:g} needs a pruner, and {vla_dir} has no {SHIPPED_PRUNER}; give --pruner FILE or --drop 0"
@@ -82,4 +90,4 @@ def open_pipeline(
             f"calibrated_scores, keep_threshold, temporal_change, temporal_memory: need a pruner, and {vla_dir} has no "
             f"{SHIPPED_PRUNER}; give a pruner file or turn them off"
         )
-    return Pipeline(vla)
+    return Pipeline(vla, language=language)

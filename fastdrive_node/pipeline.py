@@ -13,6 +13,7 @@ from fastdrive_node.planning.answer import parse_answer
 from fastdrive_node.planning.checks import PlanLimits, check_plan
 from fastdrive_node.planning.decode import Answer, decode
 from fastdrive_node.planning.language import LanguageModel
+from fastdrive_node.planning.language_backend import LanguageBackend
 from fastdrive_node.planning.layer_pruning import LayerPruner
 from fastdrive_node.planning.model import Vla
 from fastdrive_node.planning.prefill import prefill, prune_prompt
@@ -70,6 +71,7 @@ class Pipeline:
         scores: what is done with the pruner's scores before the best are taken. With a threshold ``drop`` is the most
             that is kept. The temporal terms' state passes from a plan to the next one, never from a set without a plan.
         calibration: of the pruner, for the options that need one.
+        language: runs the language half; None for torch on the VLA's device.
 
     Raises:
         InputError: ``drop`` is out of range.
@@ -86,6 +88,7 @@ class Pipeline:
         limits: PlanLimits | None = None,
         scores: ScoreOptions | None = None,
         calibration: Calibration | None = None,
+        language: LanguageBackend | None = None,
     ):
         self.vla = vla
         self.pruner = pruner or NoPruner()
@@ -97,7 +100,7 @@ class Pipeline:
         self.vision = backend or TorchVision(vla.model.model.visual, vla.spec.image_size, len(vla.spec.cameras))
         if tuple(self.vision.grid) != tuple(vla.grid):
             raise ModelError(f"vision backend: token grid {self.vision.grid}, but {vla.path} has {vla.grid}")
-        self.language = LanguageModel(vla)
+        self.language = language or LanguageModel(vla)
         self.limits = limits or PlanLimits()
         self.scores, self.calibration = scores or ScoreOptions(), calibration
         check_options(self.scores, calibration, vla.spec.cameras)

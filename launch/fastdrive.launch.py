@@ -35,7 +35,8 @@ ARGUMENTS = {
     "drop": ("", "pruning ratio p, 0 to 0.95"),
     "vision_backend": ("", "torch, onnxruntime or tensorrt: what runs vision encoder and pruner"),
     "engine": ("", "engine file for onnxruntime or tensorrt"),
-    "build_only": ("false", "build the engine and exit; the node is not started"),
+    "language_engine": ("", "engine file of the language model, for onnxruntime"),
+    "build_only": ("false", "build the vision engine and exit; the node is not started"),
     "precision": ("fp32", "of the engine that build_only builds: fp32, fp16 or bf16"),
     "params_file": ("", "parameter file; empty: the shipped config/fastdrive.yaml"),
     "image_transport": ("", "raw or compressed"),
@@ -115,7 +116,7 @@ def program() -> dict:
 def overrides(given: dict[str, str]) -> dict:
     """Parameters from arguments; they win over the parameter file."""
     values: dict = {"use_sim_time": is_true(given, "use_sim_time")}
-    for name in ("vla", "pruner", "vision_backend", "engine", "image_transport"):
+    for name in ("vla", "pruner", "vision_backend", "engine", "language_engine", "image_transport"):
         if given[name]:
             values[name] = given[name]
     if given["drop"]:

@@ -12,6 +12,8 @@ from fastdrive_node.cli import write_json
 from fastdrive_node.types import ONNX_PROVIDERS, InputError, ModelError
 from fastdrive_node.vision.manifest import KINDS, FileFacts, Manifest, check_files, read_manifest
 
+PARTS = ("vision", "language")
+
 
 @dataclass(frozen=True)
 class Subcommand:
@@ -26,8 +28,8 @@ class Subcommand:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "One file that turns six images into scored tokens: the vision tower, the pruner and the top-K, with a "
-        "manifest beside it that says what it was made from."
+        "One file that turns six images into scored tokens: the vision tower, the pruner and the top-K; with "
+        "--part language another one for the language model. A manifest beside each says what it was made from."
     )
     parser.epilog = "`fastdrive export SUBCOMMAND --help` shows more. " + SUBCOMMANDS["build"].example
     subparsers = parser.add_subparsers(dest="subcommand", metavar="SUBCOMMAND", required=True)
@@ -47,9 +49,12 @@ def run(args: argparse.Namespace) -> None:
     figures = SUBCOMMANDS[args.subcommand].run(args)
     write_json(figures, args.json)
     if args.subcommand == "verify" and not figures["passed"]:
-        overlap = min(figures["kept_overlap"].values())
+        if "kept_overlap" in figures:
+            other = f"kept_overlap {min(figures['kept_overlap'].values()):.4f}"
+        else:
+            other = f"same_tokens {figures['same_tokens']:.4f}"
         raise ModelError(
-            f"{args.file}: parity: cosine {figures['cosine']:.5f}, kept_overlap {overlap:.4f}: too far from torch; "
+            f"{args.file}: parity: cosine {figures['cosine']:.5f}, {other}: too far from torch; "
             "build it with --precision bf16 or fp32, or with more blocks in --fp32-mlp"
         )
 
@@ -66,6 +71,7 @@ def _model_arguments(parser: argparse.ArgumentParser, default: str) -> None:
 def _build_arguments(parser: argparse.ArgumentParser) -> None:
     _model_arguments(parser, "the shipped tiny one")
     add = parser.add_argument
+    add("--part", choices=PARTS, default="vision", help="tower and pruner, or the language model (%(default)s)")
     add("--backend", choices=tuple(KINDS.values()), default="onnxruntime", help="what will run it (%(default)s)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the engine and its manifest")
     add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the matrix products (%(default)s)")
@@ -88,7 +94,12 @@ def _build(args: argparse.Namespace) -> dict:
     from fastdrive_export.build import GraphOptions, build_onnx
 
     options = GraphOptions(args.precision, args.opset, args.max_keep, args.fp32_mlp)
-    if args.backend == "tensorrt":
+    if args.part == "language":
+        from fastdrive_export.language_build import build_language
+
+        _check_language_options(args)
+        file, manifest = build_language(args.vla, args.out, options)
+    elif args.backend == "tensorrt":
         from fastdrive_export.tensorrt_build import BuilderSettings, build_tensorrt
 
         settings = BuilderSettings(args.workspace_mib, args.optimization_level)
@@ -99,6 +110,13 @@ def _build(args: argparse.Namespace) -> dict:
         _say(args, f"{file.with_name(name)}  {facts.bytes / 1e6:.1f} MB")
     _say(args, f"compare it with torch: fastdrive export verify {file}")
     return {"file": str(file), "manifest": asdict(manifest)}
+
+
+def _check_language_options(args: argparse.Namespace) -> None:
+    if args.backend != "onnxruntime":
+        raise InputError("--part language: is built for onnxruntime only; leave --backend out")
+    if args.pruner is not None:
+        raise InputError("--part language: has no pruner; leave --pruner out")
 
 
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
@@ -167,8 +185,8 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dataset", type=Path, metavar="DIR", help="pictures of a dataset in the nuScenes schema (synthetic ones)")
     add("--split", metavar="S", help="of the dataset (all)")
     add("--sets", type=int, default=8, metavar="N", help="sets of pictures (%(default)s)")
-    add("--drop", type=float, metavar="P", help="pruning ratio of the compared answers (0.5)")
-    add("--no-plans", action="store_true", help="compare tokens and kept sets only, not the answers")
+    add("--drop", type=float, metavar="P", help="pruning ratio of the compared answers (0.5; language: 0, 0.5, 0.75)")
+    add("--no-plans", action="store_true", help="compare tokens and kept sets, or logits, only; not the answers")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of torch; auto: cuda where there is one")
     add("--provider", choices=ONNX_PROVIDERS, default="auto", help="what onnxruntime runs on (%(default)s)")
 
@@ -179,6 +197,7 @@ def _verify(args: argparse.Namespace) -> dict:
         raise InputError(f"--sets: {args.sets}; give 1 or more")
     import torch
 
+    from fastdrive_export.language_parity import verify_language
     from fastdrive_export.parity import verify_engine
     from fastdrive_export.samples import dataset_samples, synthetic_samples
     from fastdrive_node.planning.vla import load_vla
@@ -192,18 +211,30 @@ def _verify(args: argparse.Namespace) -> dict:
         samples = synthetic_samples(vla, args.sets)
     else:
         samples = dataset_samples(vla, args.dataset, args.split, args.sets)
-    pruner = args.pruner or Path(manifest.source.pruner)
-    parity = verify_engine(args.file, vla, pruner, samples, args.drop, args.provider, not args.no_plans)
+    if manifest.part == "language":
+        pruner = args.pruner or _shipped_pruner(vla.path)
+        parity = verify_language(args.file, vla, pruner, samples, args.drop, args.provider, not args.no_plans)
+    else:
+        pruner = args.pruner or Path(manifest.source.pruner)
+        parity = verify_engine(args.file, vla, pruner, samples, args.drop, args.provider, not args.no_plans)
     figures = asdict(parity)
     _say(args, "\n".join(f"{name:20} {_plain(value)}" for name, value in figures.items()))
     return figures
+
+
+def _shipped_pruner(vla_dir: Path) -> Path | None:
+    """Chooses the tokens of pruned prompts; without one, unpruned prompts alone are compared."""
+    from fastdrive_node.models import SHIPPED_PRUNER
+
+    file = vla_dir / SHIPPED_PRUNER
+    return file if file.is_file() else None
 
 
 SUBCOMMANDS = {
     "build": Subcommand(
         "write an engine",
         "Write an engine for a VLA directory and its pruner, with a manifest beside it. A TensorRT engine must be "
-        "built on the machine that runs it.",
+        "built on the machine that runs it. --part language writes one for the language model, which needs no pruner.",
         "example:\n  fastdrive export build --vla my_vla --backend onnxruntime --precision fp16 --out engines\n",
         _build_arguments,
         _build,
@@ -217,8 +248,9 @@ SUBCOMMANDS = {
     ),
     "verify": Subcommand(
         "compare an engine with torch",
-        "Run an engine and torch in float32 on the same pictures, compare tokens, kept sets and answers, and write the "
-        "figures into the manifest. Exits 1 where the engine is too far off; the node refuses it from then on.",
+        "Run an engine and torch in float32 on the same pictures, compare tokens, kept sets and answers (of a language "
+        "engine logits and answers), and write the figures into the manifest. Exits 1 where the engine is too far off; "
+        "the node refuses it from then on.",
         "example:\n  fastdrive export verify engines/vision.onnx --dataset data/sim_val --sets 200 --json out.json\n",
         _verify_arguments,
         _verify,

@@ -41,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", type=Path, metavar="FILE", help="for another backend than torch, from `fastdrive export build`"
     )
+    parser.add_argument(
+        "--language-engine",
+        type=Path,
+        metavar="FILE",
+        help="runs the language model by onnxruntime; from `fastdrive export build --part language`",
+    )
     parser.add_argument("--speed", type=float, default=0.0, metavar="V", help="current speed in m/s (default: 0)")
     parser.add_argument(
         "--command",
@@ -56,10 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from fastdrive_node.models import open_pipeline  # heavy imports, not needed for --help
+    from fastdrive_node.planning.language_engine import LanguageChoice
     from fastdrive_node.vision.engine import choose_engine
 
     engine = choose_engine(args.backend, args.engine)
-    pipeline = open_pipeline(args.vla, args.pruner, args.drop, engine=engine)
+    language = None if args.language_engine is None else LanguageChoice(args.language_engine)
+    pipeline = open_pipeline(args.vla, args.pruner, args.drop, engine=engine, language_engine=language)
     files = order_images(args.images, pipeline.vla.spec.cameras)
     frames = tuple(image_frame(camera, file) for camera, file in zip(pipeline.vla.spec.cameras, files, strict=True))
     pipeline.warm_up()  # so that the times are those of a running vehicle

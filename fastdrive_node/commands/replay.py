@@ -43,6 +43,7 @@ class ReplayOptions:
     drop: float | None = None
     backend: str | None = None
     engine: Path | None = None
+    language_engine: Path | None = None
     params: Path | None = None
     out: Path | None = None
     json: str | None = None
@@ -57,16 +58,19 @@ class ReplayOptions:
             raise UsageError(f"--loop {self.loop}: give 1 or more")
         if self.drop is not None and not 0 <= self.drop <= 0.95:
             raise UsageError(f"--drop {self.drop:g}: give a pruning ratio of 0 to 0.95")
-        of_own_node = (self.vla, self.pruner, self.params, self.drop, self.backend, self.engine)
+        engines = (self.backend, self.engine, self.language_engine)
+        of_own_node = (self.vla, self.pruner, self.params, self.drop, *engines)
         if self.node == "external" and any(value is not None for value in of_own_node):
             raise UsageError(
-                "--node external: --vla, --pruner, --drop, --backend, --engine and --params are for a node that replay "
-                "starts"
+                "--node external: --vla, --pruner, --drop, --backend, --engine, --language-engine and --params are for "
+                "a node that replay starts"
             )
         if self.engine is not None and self.backend in (None, "torch"):
             raise UsageError("--engine: give --backend onnxruntime or tensorrt with it")
         if self.engine is not None and not self.engine.is_file():
             raise InputError(f"{self.engine}: no such engine file; correct --engine")
+        if self.language_engine is not None and not self.language_engine.is_file():
+            raise InputError(f"{self.language_engine}: no such engine file; correct --language-engine")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--drop", type=float, metavar="P", help="pruning ratio (default: 0.5 with a pruner, else 0)")
     add("--backend", choices=VISION_BACKENDS, help="what runs vision encoder and pruner (default: torch)")
     add("--engine", type=Path, metavar="FILE", help="for another backend than torch, from `fastdrive export build`")
+    add("--language-engine", type=Path, metavar="FILE", help="runs the language model by onnxruntime (default: torch)")
     add("--params", type=Path, metavar="FILE", help="ROS 2 parameter file of the node; the options here win")
     add("--out", type=Path, metavar="DIR", help="write a picture of each plan, plans.jsonl and unplanned.jsonl")
     add("--node", choices=("own", "external"), default="own", help="start a node, or use one that runs")
@@ -178,6 +183,7 @@ def node_options(options: ReplayOptions, command: Sequence[str] | None) -> NodeO
         "drop": None if options.drop is None else float(options.drop),
         "vision_backend": options.backend,
         "engine": options.engine and str(options.engine.resolve()),
+        "language_engine": options.language_engine and str(options.language_engine.resolve()),
     }
     return NodeOptions(
         external=options.node == "external",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastdrive_node.planning.language import KvCache, LanguageModel
+from fastdrive_node.planning.language_backend import Cache, LanguageBackend
 from fastdrive_node.planning.model import Vla
 from fastdrive_node.planning.prefill import PrunedPrompt, prefill, prune_prompt
 from fastdrive_node.planning.prompt import Prompt
@@ -23,11 +23,11 @@ class Answer:
 
 @torch.inference_mode()
 def decode(
-    language: LanguageModel,
+    language: LanguageBackend,
     vla: Vla,
     prompts: Sequence[PrunedPrompt],
     logits: torch.Tensor,
-    cache: KvCache,
+    cache: Cache,
 ) -> list[Answer]:
     """Take the likeliest token again and again, until each answer has stopped or has ``max_new_tokens``.
 
@@ -52,9 +52,7 @@ def decode(
                     open_rows.discard(row)
         if not open_rows or step == limit - 1:
             break
-        logits = language.forward(
-            language.embed(tokens)[:, None], cos[:, step : step + 1], sin[:, step : step + 1], cache
-        )
+        logits = language.step(tokens, cos[:, step : step + 1], sin[:, step : step + 1], cache)
     return [_answer(vla, row) for row in ids]
 
 
@@ -64,7 +62,7 @@ def _answer(vla: Vla, ids: list[int]) -> Answer:
 
 
 def generate(
-    language: LanguageModel, vla: Vla, tokens: torch.Tensor, kept: torch.Tensor | None, prompt: Prompt
+    language: LanguageBackend, vla: Vla, tokens: torch.Tensor, kept: torch.Tensor | None, prompt: Prompt
 ) -> Answer:
     """The answer to one prompt.
 
@@ -77,7 +75,7 @@ def generate(
 
 @torch.inference_mode()
 def generate_batch(
-    language: LanguageModel,
+    language: LanguageBackend,
     vla: Vla,
     tokens: Sequence[torch.Tensor],
     kept: Sequence[torch.Tensor | None],

@@ -75,6 +75,32 @@ class LanguageModel:
         half = self._head_dim // 2
         return cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
 
+    def embed_with(
+        self, ids: torch.Tensor, places: Sequence[torch.Tensor], visual: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """Embeddings [B, L, D] of prompts with their visual tokens put in; the arguments are those of ``start``."""
+        embeddings = self.embed(ids)
+        for row, place, tokens in zip(embeddings, places, visual, strict=True):
+            row[place] = tokens.to(row.dtype)
+        return embeddings
+
+    def start(
+        self,
+        ids: torch.Tensor,
+        places: Sequence[torch.Tensor],
+        visual: Sequence[torch.Tensor],
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        room: int,
+    ) -> tuple[torch.Tensor, KvCache]:
+        """See ``LanguageBackend``."""
+        cache = self.cache(len(ids), ids.shape[1] + room)
+        return self.forward(self.embed_with(ids, places, visual), cos, sin, cache), cache
+
+    def step(self, ids: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: KvCache) -> torch.Tensor:
+        """See ``LanguageBackend``."""
+        return self.forward(self.embed(ids)[:, None], cos, sin, cache)
+
     def forward(self, embeddings: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: KvCache) -> torch.Tensor:
         """Run new positions behind those in the cache.
 

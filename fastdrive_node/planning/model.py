@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 from fastdrive_node.planning.spec import VlaSpec
-from fastdrive_node.vision.fingerprint import encoder_fingerprint
+from fastdrive_node.vision.fingerprint import encoder_fingerprint, language_fingerprint
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,13 @@ class Vla:
     def encoder_fingerprint(self) -> str:
         """SHA-256 of the vision tower's stored tensors."""
         return encoder_fingerprint(self.path)
+
+    @cached_property
+    def language_fingerprint(self) -> str:
+        """SHA-256 of the language half's stored tensors and of what a graph of it bakes in beside them."""
+        config = self.model.config.text_config
+        facts = {name: getattr(config, name) for name in ("rms_norm_eps", "num_attention_heads", "tie_word_embeddings")}
+        return language_fingerprint(self.path, json.dumps(facts))
 
     @cached_property
     def position_cache(self) -> dict[bytes, tuple[torch.Tensor, int]]:

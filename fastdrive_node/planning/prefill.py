@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fastdrive_node.planning.language import KvCache, LanguageModel
+from fastdrive_node.planning.language import LanguageModel
+from fastdrive_node.planning.language_backend import Cache, LanguageBackend
 from fastdrive_node.planning.prompt import Prompt
 
 
@@ -52,16 +53,18 @@ def embed_prompts(
     language: LanguageModel, prompts: Sequence[PrunedPrompt], tokens: Sequence[torch.Tensor]
 ) -> torch.Tensor:
     """Embeddings [B, L', D] of prompts of equal length; ``tokens`` holds the kept visual tokens [K, D] of each."""
-    device = tokens[0].device
-    embeddings = language.embed(torch.stack([prompt.input_ids for prompt in prompts]).to(device))
-    for row, prompt, visual in zip(embeddings, prompts, tokens, strict=True):
-        row[prompt.visual.to(device)] = visual.to(row.dtype)
-    return embeddings
+    ids, places = _ids_and_places(prompts, tokens[0].device)
+    return language.embed_with(ids, places, tokens)
+
+
+def _ids_and_places(prompts: Sequence[PrunedPrompt], device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    ids = torch.stack([prompt.input_ids for prompt in prompts]).to(device)
+    return ids, [prompt.visual.to(device) for prompt in prompts]
 
 
 def prefill(
-    language: LanguageModel, prompts: Sequence[PrunedPrompt], tokens: Sequence[torch.Tensor], room: int
-) -> tuple[torch.Tensor, KvCache]:
+    language: LanguageBackend, prompts: Sequence[PrunedPrompt], tokens: Sequence[torch.Tensor], room: int
+) -> tuple[torch.Tensor, Cache]:
     """Run prompts of equal length through the language model.
 
     Args:
@@ -71,7 +74,6 @@ def prefill(
     Returns:
         Logits of the last position [B, vocabulary], and the filled cache.
     """
-    embeddings = embed_prompts(language, prompts, tokens)
-    positions = torch.stack([prompt.position_ids for prompt in prompts], dim=1).to(embeddings.device)
-    cache = language.cache(len(prompts), embeddings.shape[1] + room)
-    return language.forward(embeddings, *language.rotary(positions), cache), cache
+    ids, places = _ids_and_places(prompts, tokens[0].device)
+    positions = torch.stack([prompt.position_ids for prompt in prompts], dim=1).to(ids.device)
+    return language.start(ids, places, tokens, *language.rotary(positions), room)

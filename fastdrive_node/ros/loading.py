@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdrive_node.ros.parameters import Settings
@@ -39,9 +40,13 @@ def load_planner(settings: Settings) -> LoadedPlanner:
     import torch
 
     from fastdrive_node.models import open_pipeline
+    from fastdrive_node.planning.language_engine import EngineLanguage, LanguageChoice
     from fastdrive_node.vision.engine import EngineVision, choose_engine
 
     device = _device(settings.device)
+    language = None
+    if settings.language_engine:
+        language = LanguageChoice(Path(settings.language_engine), settings.onnx_provider)
     pipeline = open_pipeline(
         settings.vla or None,
         settings.pruner or None,
@@ -50,6 +55,7 @@ def load_planner(settings: Settings) -> LoadedPlanner:
         getattr(torch, settings.dtype),
         choose_engine(settings.vision_backend, settings.engine, settings.onnx_provider),
         settings.score_options(),
+        language,
     )
     if settings.warm_up:
         pipeline.warm_up()
@@ -64,6 +70,8 @@ def load_planner(settings: Settings) -> LoadedPlanner:
     }
     if isinstance(pipeline.vision, EngineVision):
         fixed |= pipeline.vision.identity()
+    if isinstance(pipeline.language, EngineLanguage):
+        fixed |= pipeline.language.identity()
     fixed |= _score_facts(pipeline)
     if device == "cuda":
         fixed["GPU"] = torch.cuda.get_device_name()

@@ -46,6 +46,7 @@ PARAMETERS = (
     Parameter("drop", -1.0, "pruning ratio p; -1: 0.5 with a pruner, 0 without", -1.0, 0.95, read_only=False),
     Parameter("vision_backend", "torch", "what runs vision encoder and pruner", choices=VISION_BACKENDS),
     Parameter("engine", "", "engine file for vision_backend onnxruntime or tensorrt, from `fastdrive export build`"),
+    Parameter("language_engine", "", "engine file of the language model, run by onnxruntime; empty: torch"),
     Parameter(
         "onnx_provider",
         "auto",
@@ -99,6 +100,7 @@ class Settings:
     drop: float
     vision_backend: str
     engine: str
+    language_engine: str
     onnx_provider: str
     device: str
     dtype: str

@@ -219,19 +219,14 @@ def open_engine(choice: EngineChoice, vla: Vla, pruner_file: str | Path | None =
             f"{file}: kind: the file is for {KINDS[manifest.kind]!r}, but the vision backend is {choice.backend!r}; "
             f"set vision_backend to {KINDS[manifest.kind]!r}"
         )
-    if manifest.parity is not None and not manifest.parity.passed:
-        raise ModelError(
-            f"{file}: parity: `fastdrive export verify` found a cosine of {manifest.parity.cosine:.4f}, which is too "
-            f"low; change --precision; {build_hint(file, manifest, vla.path)}"
-        )
-    if manifest.parity is None:
-        _log.warning("%s was never compared with torch; run: fastdrive export verify %s", file, file)
+    check_parity(file, manifest, vla)
     return load_engine(file, manifest, vla, choice.provider)
 
 
 def check_engine(file: Path, vla: Vla, pruner_file: str | Path | None) -> Manifest:
     """The manifest of an engine that is whole and of this VLA and pruner. Raises ModelError as ``open_engine``."""
     manifest = read_manifest(file)
+    check_part(file, manifest, "vision")
     check_identity(file, manifest, vla, pruner_file)
     check_files(file, manifest)
     return manifest
@@ -272,14 +267,42 @@ def check_identity(file: Path, manifest: Manifest, vla: Vla, pruner_file: str | 
         "width": vla.width,
         "encoder": vla.encoder_fingerprint,
     }
+    hint = build_hint(file, manifest, vla.path, None if pruner_file is None else Path(pruner_file))
+    refuse_others(file, manifest, expected, vla.path, hint)
     if pruner_file is not None:
-        expected["pruner"] = pruner_fingerprint(pruner_file)
+        refuse_others(file, manifest, {"pruner": pruner_fingerprint(pruner_file)}, pruner_file, hint)
+
+
+def refuse_others(file: Path, manifest: Manifest, expected: Mapping[str, object], place: str | Path, hint: str) -> None:
+    """Fields of the manifest's graph are those of a model. Raises ModelError where one differs.
+
+    Args:
+        place: where the model lies, and ``hint`` what makes a right engine, for the text.
+    """
     for name, ours in expected.items():
         theirs = getattr(manifest.graph, name)
         if theirs != ours:
-            place = pruner_file if name == "pruner" else vla.path
-            hint = build_hint(file, manifest, vla.path, None if pruner_file is None else Path(pruner_file))
             raise ModelError(f"{file}: {name}: the engine has {short(theirs)}, but {place} has {short(ours)}; {hint}")
+
+
+def check_part(file: Path, manifest: Manifest, part: str) -> None:
+    """Raises ModelError where the engine holds another part of a VLA."""
+    if manifest.part != part:
+        raise ModelError(
+            f"{file}: part: it is a {manifest.part} engine, but a {part} engine is needed; the parameter for vision "
+            "engines is engine (--engine), for language engines language_engine (--language-engine)"
+        )
+
+
+def check_parity(file: Path, manifest: Manifest, vla: Vla) -> None:
+    """Raises ModelError where the engine was found too far from torch; warns where nobody looked."""
+    if manifest.parity is not None and not manifest.parity.passed:
+        raise ModelError(
+            f"{file}: parity: `fastdrive export verify` found a cosine of {manifest.parity.cosine:.4f}, which is too "
+            f"low; change --precision; {build_hint(file, manifest, vla.path)}"
+        )
+    if manifest.parity is None:
+        _log.warning("%s was never compared with torch; run: fastdrive export verify %s", file, file)
 
 
 def _empty(facts: TensorFacts, device: torch.device) -> torch.Tensor:

@@ -13,16 +13,21 @@ from safetensors import SafetensorError, safe_open
 from fastdrive_node.types import ModelError
 
 _PREFIXES = ("model.visual.", "visual.")  # in memory, and in checkpoints
+_LANGUAGE_PREFIXES = ("model.language_model.", "language_model.", "model.", "lm_head.")
 
 
 def tensors_fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     """SHA-256 over (name, dtype, shape, bytes) of tensors in name order; names without the model's prefix."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        digest.update(f"{name}|{dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        _add(digest, name, tensor)
     return digest.hexdigest()
+
+
+def _add(digest, name: str, tensor: torch.Tensor) -> None:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    digest.update(f"{name}|{dtype}|{tuple(tensor.shape)}|".encode())
+    digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
 
 
 def encoder_fingerprint(vla_dir: str | Path) -> str:
@@ -31,9 +36,22 @@ def encoder_fingerprint(vla_dir: str | Path) -> str:
     Raises:
         ModelError: no readable safetensors file, or none that holds a vision tower.
     """
+    return _stored_fingerprint(str(vla_dir), _weight_files(vla_dir))
+
+
+def language_fingerprint(vla_dir: str | Path, configuration: str) -> str:
+    """Fingerprint of a VLA's language half: its tensors as stored, and the configuration that a graph of it bakes in.
+
+    Raises:
+        ModelError: no readable safetensors file, or none that holds a language model.
+    """
+    stored = _stored_language_fingerprint(str(vla_dir), _weight_files(vla_dir))
+    return hashlib.sha256(f"{configuration}|{stored}".encode()).hexdigest()
+
+
+def _weight_files(vla_dir: str | Path) -> tuple[tuple[str, int, int], ...]:
     files = sorted(Path(vla_dir).glob("*.safetensors"))
-    key = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-    return _stored_fingerprint(str(vla_dir), key)
+    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
 
 
 @lru_cache(maxsize=8)
@@ -42,6 +60,42 @@ def _stored_fingerprint(vla_dir: str, files: tuple[tuple[str, int, int], ...]) -
     if not tensors:
         raise ModelError(f"{vla_dir}: no safetensors file holds a vision tower (tensors named 'visual.*')")
     return tensors_fingerprint(tensors)
+
+
+@lru_cache(maxsize=8)
+def _stored_language_fingerprint(vla_dir: str, files: tuple[tuple[str, int, int], ...]) -> str:
+    """One tensor at a time is in memory: this is most of a VLA."""
+    places = {}
+    for file, _, _ in files:
+        places |= {name: file for name in _names(file) if _is_language(name)}
+    if not places:
+        raise ModelError(f"{vla_dir}: no safetensors file holds a language model (tensors named 'model.*')")
+    digest = hashlib.sha256()
+    for name in sorted(places, key=_bare):
+        try:
+            with safe_open(places[name], framework="pt") as stored:
+                _add(digest, _bare(name), stored.get_tensor(name))
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{places[name]}: not a readable safetensors file ({error}); fetch it again") from error
+    return digest.hexdigest()
+
+
+def _names(file: str) -> list[str]:
+    try:
+        with safe_open(file, framework="pt") as stored:
+            return list(stored.keys())
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file}: not a readable safetensors file ({error}); fetch it again") from error
+
+
+def _is_language(name: str) -> bool:
+    return name.startswith(_LANGUAGE_PREFIXES) and not name.startswith(_PREFIXES)
+
+
+def _bare(name: str) -> str:
+    """Checkpoints of several versions name the same tensor differently."""
+    prefix = next((each for each in _LANGUAGE_PREFIXES[:3] if name.startswith(each)), "")
+    return name.removeprefix(prefix)
 
 
 def _tower_tensors(file: str) -> list[tuple[str, torch.Tensor]]:

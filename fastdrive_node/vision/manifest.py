@@ -12,12 +12,15 @@ import json
 import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import jsonschema
 
 from fastdrive_node.planning.spec import refuse_constant
 from fastdrive_node.types import ModelError
-from fastdrive_node.vision.manifest_schema import FORMAT, SCHEMA, VERSION
+from fastdrive_node.vision.facts import FileFacts, TensorFacts
+from fastdrive_node.vision.language_facts import LanguageFacts, LanguageParity
+from fastdrive_node.vision.manifest_schema import FORMAT, SCHEMAS, VERSION
 
 IMAGES, TOKENS, INDICES, SCORES = "images", "tokens", "indices", "scores"  # the engine's tensors
 METADATA_KEY = "fastdrive.graph"  # in an ONNX file: the manifest's graph section
@@ -25,28 +28,14 @@ KINDS = {"onnx": "onnxruntime", "tensorrt": "tensorrt"}  # kind of file -> backe
 DATA_SUFFIX = ".data"  # of the file that an ONNX file's weights lie in
 MAX_MANIFEST_BYTES = 1 << 20
 _BLOCK = 1 << 20
-_VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
-
-
-@dataclass(frozen=True)
-class FileFacts:
-    """One file of an engine."""
-
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class TensorFacts:
-    """An input or output."""
-
-    dtype: str  # uint8, int32, float32
-    shape: tuple[int, ...]
+_VALIDATORS = {part: jsonschema.Draft202012Validator(schema) for part, schema in SCHEMAS.items()}
 
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """The network. It is the same for an ONNX file and the plan that was built of it."""
+    """The network of a vision engine. It is the same for an ONNX file and the plan that was built of it."""
+
+    part: ClassVar[str] = "vision"  # a language engine's facts have it as a field
 
     opset: int
     precision: str  # fp32, fp16, bf16
@@ -63,6 +52,10 @@ class GraphFacts:
     def total(self) -> int:
         """N, tokens of all cameras."""
         return len(self.cameras) * self.grid[0] * self.grid[1]
+
+    def faults(self) -> dict[str, tuple[bool, str]]:
+        """What the schema cannot say: by field, whether it is wrong, and why."""
+        return {"graph.max_keep": (self.max_keep > self.total, f"{self.max_keep} of {self.total} tokens")}
 
     def inputs(self) -> dict[str, TensorFacts]:
         return {IMAGES: TensorFacts("uint8", (len(self.cameras), 3, *self.image_size))}
@@ -91,7 +84,7 @@ class SourceFacts:
     """Where the models lay at the build; only ``fastdrive export verify`` looks there."""
 
     vla: str
-    pruner: str
+    pruner: str  # empty for a language engine
 
 
 @dataclass(frozen=True)
@@ -119,12 +112,20 @@ class Manifest:
 
     kind: str  # a key of KINDS
     files: dict[str, FileFacts]  # by name, all in the manifest's folder
-    graph: GraphFacts
+    graph: GraphFacts | LanguageFacts
     source: SourceFacts
     versions: dict[str, str]  # of the packages that built it
     onnx: dict[str, FileFacts] = field(default_factory=dict)  # for a plan: the ONNX files that it was built of
     target: TargetFacts | None = None
-    parity: ParityFacts | None = None
+    parity: ParityFacts | LanguageParity | None = None
+
+    @property
+    def part(self) -> str:
+        """Of the VLA: a key of ``manifest_schema.SCHEMAS``."""
+        return self.graph.part
+
+
+_KINDS_OF_FACTS = {"vision": (GraphFacts, ParityFacts), "language": (LanguageFacts, LanguageParity)}
 
 
 def manifest_path(file: str | Path) -> Path:
@@ -181,7 +182,7 @@ def read_manifest(file: str | Path) -> Manifest:
             f"{path}: seal: {short(seal)!r} is not the content's; it was changed by hand or is damaged; "
             f"{build_hint(file)}"
         )
-    fault = jsonschema.exceptions.best_match(_VALIDATOR.iter_errors(content))
+    fault = jsonschema.exceptions.best_match(_VALIDATORS[_part_of(content)].iter_errors(content))
     if fault is not None:
         where = " ".join(fault.json_path.removeprefix("$.").split())[:100]
         raise ModelError(f"{path}: {where}: {fault.message[:200]}; {build_hint(file)}")
@@ -206,17 +207,24 @@ def _read_json(path: Path, file: Path) -> tuple[dict, str]:
     return content, text
 
 
+def _part_of(content: dict) -> str:
+    """A vision engine's graph has no field ``part``; what has another value fails the schema."""
+    graph = content.get("graph")
+    return "language" if isinstance(graph, dict) and graph.get("part") == "language" else "vision"
+
+
 def _parse(content: dict) -> Manifest:
+    facts, figures = _KINDS_OF_FACTS[_part_of(content)]
     graph = {name: tuple(value) if isinstance(value, list) else value for name, value in content["graph"].items()}
     return Manifest(
         kind=content["kind"],
         files={name: FileFacts(**facts) for name, facts in content["files"].items()},
-        graph=GraphFacts(**graph),
+        graph=facts(**graph),
         source=SourceFacts(**content["source"]),
         versions=content["versions"],
         onnx={name: FileFacts(**facts) for name, facts in content["onnx"].items()},
         target=None if content["target"] is None else TargetFacts(**content["target"]),
-        parity=None if content["parity"] is None else ParityFacts(**content["parity"]),
+        parity=None if content["parity"] is None else figures(**content["parity"]),
     )
 
 
@@ -229,7 +237,7 @@ def _check_consistent(path: Path, file: Path, manifest: Manifest, content: dict)
             (manifest.kind == "tensorrt") != (manifest.target is not None),
             f"{'missing' if manifest.target is None else 'given'} for kind {manifest.kind}",
         ),
-        "graph.max_keep": (graph.max_keep > graph.total, f"{graph.max_keep} of {graph.total} tokens"),
+        **graph.faults(),
     }
     for name in ("inputs", "outputs"):
         stated = {key: TensorFacts(each["dtype"], tuple(each["shape"])) for key, each in content[name].items()}
@@ -283,14 +291,16 @@ def build_hint(
 ) -> str:
     """The command that makes a right engine, for an error's text."""
     backend = "tensorrt" if file.suffix == ".plan" else "onnxruntime"
-    words = {"--vla": vla, "--pruner": pruner, "--backend": backend, "--out": file.parent}
+    part = "language" if file.name.startswith("language") else None
+    words = {"--part": part, "--vla": vla, "--pruner": pruner, "--backend": backend, "--out": file.parent}
     if manifest is not None:
+        words["--part"] = None if manifest.part == "vision" else manifest.part
         words |= {"--backend": KINDS[manifest.kind], "--precision": manifest.graph.precision}
         words["--vla"] = words["--vla"] or manifest.source.vla
         words["--pruner"] = words["--pruner"] or manifest.source.pruner
-        if manifest.graph.max_keep < manifest.graph.total:
+        if manifest.part == "vision" and manifest.graph.max_keep < manifest.graph.total:
             words["--max-keep"] = manifest.graph.max_keep
-    given = " ".join(f"{name} {shlex.quote(str(value))}" for name, value in words.items() if value is not None)
+    given = " ".join(f"{name} {shlex.quote(str(value))}" for name, value in words.items() if value not in (None, ""))
     return f"build it with: fastdrive export build {given}"
 
 

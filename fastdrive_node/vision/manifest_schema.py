@@ -1,4 +1,4 @@
-"""JSON schema of an engine's manifest."""
+"""JSON schemas of the manifests of vision and language engines."""
 
 from __future__ import annotations
 
@@ -81,17 +81,70 @@ _PARITY = _record(
     latency_ms=_record(reference=_SIZE, engine=_SIZE),
 )
 
-SCHEMA = _record(
-    format={"const": FORMAT},
-    version={"const": VERSION},
-    kind={"enum": ["onnx", "tensorrt"]},
-    files={**_FILES, "minProperties": 1},
-    onnx=_FILES,
-    graph=_GRAPH,
-    inputs=_TENSORS,
-    outputs=_TENSORS,
-    source=_record(vla=_TEXT, pruner=_TEXT),
-    versions={"type": "object", "maxProperties": 32, "additionalProperties": _TEXT},
-    target={"anyOf": [{"type": "null"}, _TARGET]},
-    parity={"anyOf": [{"type": "null"}, _PARITY]},
+_MAX_LAYERS = 512
+_LANGUAGE_TENSORS = {
+    "type": "object",
+    "maxProperties": 2 * _MAX_LAYERS + 16,
+    "additionalProperties": _record(
+        dtype={"enum": ["int32", "float32", "float16", "bfloat16"]},
+        shape={
+            "type": "array",
+            "items": {"anyOf": [_COUNT, {"type": "string", "pattern": "^[a-z_]{1,32}$"}]},
+            "minItems": 1,
+            "maxItems": 4,
+        },
+    ),
+}
+_LANGUAGE_GRAPH = _record(
+    part={"const": "language"},
+    opset={"enum": [17, 18]},
+    precision={"enum": ["fp32", "fp16", "bf16"]},
+    fp32_mlp={"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": _MAX_LAYERS},
+    layers={"type": "integer", "minimum": 1, "maximum": _MAX_LAYERS},
+    heads={"type": "integer", "minimum": 1, "maximum": 1024},
+    kv_heads={"type": "integer", "minimum": 1, "maximum": 1024},
+    head_dim={"type": "integer", "minimum": 2, "maximum": 1024},
+    width=_COUNT,
+    vocabulary=_COUNT,
+    language=_HASH,
 )
+_COSINE = {"type": "number", "minimum": -1, "maximum": 1}
+_LANGUAGE_PARITY = _record(
+    passed={"type": "boolean"},
+    images=_TEXT,
+    sets=_COUNT,
+    steps=_COUNT,
+    cosine=_COSINE,
+    cosine_min=_COSINE,
+    max_abs_error=_SIZE,
+    prefill_max_abs_error=_SIZE,
+    same_tokens=_SHARE,
+    answers_equal={"type": "boolean"},
+    answers_compared={"type": "integer", "minimum": 0},
+    answers_same={"type": "integer", "minimum": 0},
+    runtime=_TEXT,
+    latency_ms=_record(reference_prefill=_SIZE, engine_prefill=_SIZE, reference_answer=_SIZE, engine_answer=_SIZE),
+)
+
+
+def _manifest(graph: dict, tensors: dict, parity: dict) -> dict:
+    return _record(
+        format={"const": FORMAT},
+        version={"const": VERSION},
+        kind={"enum": ["onnx", "tensorrt"]},
+        files={**_FILES, "minProperties": 1},
+        onnx=_FILES,
+        graph=graph,
+        inputs=tensors,
+        outputs=tensors,
+        source=_record(vla=_TEXT, pruner=_TEXT),
+        versions={"type": "object", "maxProperties": 32, "additionalProperties": _TEXT},
+        target={"anyOf": [{"type": "null"}, _TARGET]},
+        parity={"anyOf": [{"type": "null"}, parity]},
+    )
+
+
+SCHEMAS = {  # by part of the VLA
+    "vision": _manifest(_GRAPH, _TENSORS, _PARITY),
+    "language": _manifest(_LANGUAGE_GRAPH, _LANGUAGE_TENSORS, _LANGUAGE_PARITY),
+}

@@ -20,7 +20,14 @@ _PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
-_TYPES = {"tensor(uint8)": "uint8", "tensor(int32)": "int32", "tensor(float)": "float32"}
+_TYPES = {
+    "tensor(uint8)": "uint8",
+    "tensor(int32)": "int32",
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+}
+_BFLOAT16 = 16  # TensorProto.DataType; numpy has no such type
 _log = logging.getLogger(__name__)
 
 
@@ -46,19 +53,29 @@ class OnnxRunner:
         self._facts = manifest.graph.inputs() | manifest.graph.outputs()
         self._inputs = set(manifest.graph.inputs())
         _check_session(file, manifest, self._session)
+        self._bound: tuple[dict[str, int], dict[str, int]] | None = None
+        self._binding: onnxruntime.IOBinding | None = None
 
-    def execute(self, pointers: Mapping[str, int]) -> None:
-        """Run once and wait; see ``engine.Runner``."""
+    def execute(self, pointers: Mapping[str, int], lengths: Mapping[str, int] | None = None) -> None:
+        """Run once and wait; see ``engine.Runner``. ``lengths``: of the names in the tensors' shapes."""
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()  # the session runs on a stream of its own
+        wanted = (dict(pointers), dict(lengths or {}))
+        if self._bound != wanted:
+            self._binding, self._bound = self._bind(*wanted), wanted
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # onnxruntime raises many kinds
+            raise ModelError(f"onnxruntime: the engine failed ({_first_line(error)})") from error
+
+    def _bind(self, pointers: dict[str, int], lengths: dict[str, int]) -> onnxruntime.IOBinding:
         binding = self._session.io_binding()
         for name, facts in self._facts.items():
             bind = binding.bind_input if name in self._inputs else binding.bind_output
-            bind(name, self.device.type, self.device.index or 0, np.dtype(facts.dtype), facts.shape, pointers[name])
-        try:
-            self._session.run_with_iobinding(binding)
-        except Exception as error:  # onnxruntime raises many kinds
-            raise ModelError(f"onnxruntime: the engine failed ({_first_line(error)})") from error
+            shape = [lengths[side] if isinstance(side, str) else side for side in facts.shape]
+            dtype = _BFLOAT16 if facts.dtype == "bfloat16" else np.dtype(facts.dtype)
+            bind(name, self.device.type, self.device.index or 0, dtype, shape, pointers[name])
+        return binding
 
 
 def _choose(provider: str, device: torch.device) -> str:

@@ -12,8 +12,11 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from fastdrive_node.planning.language_engine import check_language_engine
 from fastdrive_node.types import CAMERAS
+from fastdrive_node.vision.engine import check_engine
 from fastdrive_node.vision.fingerprint import pruner_fingerprint
+from fastdrive_node.vision.language_facts import LanguageFacts, LanguageParity
 from fastdrive_node.vision.manifest import (
     FileFacts,
     GraphFacts,
@@ -35,6 +38,12 @@ class SmallEngine:
     manifest: Manifest
     vla: SimpleNamespace  # what the checks read of a VLA
     pruner_file: Path
+
+    def check(self) -> Manifest:
+        """The manifest, where all is well. Raises ModelError as the loading of an engine."""
+        if self.manifest.part == "language":
+            return check_language_engine(self.file, self.vla)
+        return check_engine(self.file, self.vla, self.pruner_file)
 
 
 def small_engine(folder: Path, kind: str = "onnx") -> SmallEngine:
@@ -79,6 +88,33 @@ def small_engine(folder: Path, kind: str = "onnx") -> SmallEngine:
     spec = SimpleNamespace(cameras=CAMERAS, image_size=(112, 224))
     vla = SimpleNamespace(path=Path("/models/vla"), spec=spec, grid=(4, 8), width=128, encoder_fingerprint=ENCODER)
     return SmallEngine(file, manifest, vla, pruner_file)
+
+
+def small_language_engine(folder: Path) -> SmallEngine:
+    """As ``small_engine``, of a language model."""
+    file = folder / "language.onnx"
+    names = [file.name, f"{file.name}.data"]
+    for name in names:
+        (folder / name).write_bytes(np.random.default_rng(1).bytes(300))
+    times = dict.fromkeys(("reference_prefill", "engine_prefill", "reference_answer", "engine_answer"), 1.0)
+    manifest = Manifest(
+        kind="onnx",
+        files={name: FileFacts(300, file_digest(folder / name)) for name in names},
+        graph=LanguageFacts(18, "fp16", (1,), 2, 4, 2, 32, 128, 2048, ENCODER),
+        source=SourceFacts("/models/vla", ""),
+        versions={"torch": "2.13.0", "onnx": "1.23.2"},
+        parity=LanguageParity(True, "synthetic", 2, 50, 0.9999, 0.999, 0.01, 0.01, 1.0, True, 2, 2, "runtime", times),
+    )
+    manifest_path(file).write_text(manifest_text(manifest))
+    text = SimpleNamespace(
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, hidden_size=128, vocab_size=2048
+    )
+    vla = SimpleNamespace(
+        path=Path("/models/vla"),
+        model=SimpleNamespace(config=SimpleNamespace(text_config=text)),
+        language_fingerprint=ENCODER,
+    )
+    return SmallEngine(file, manifest, vla, folder / "no pruner")
 
 
 def sealed(content: dict) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from engine_fixtures import SmallEngine, sealed, small_engine
+from engine_fixtures import SmallEngine, sealed, small_engine, small_language_engine
 from engine_toys import Toy, make_toy
 
 pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[export]")
@@ -22,8 +22,12 @@ import onnx
 
 from fastdrive_export.build import GraphOptions, build_onnx
 from fastdrive_export.files import facts_of
+from fastdrive_export.language_build import build_language
+from fastdrive_node.planning.decode import generate
+from fastdrive_node.planning.language_engine import LanguageChoice, open_language_engine
+from fastdrive_node.planning.prompt import build_prompt
 from fastdrive_node.types import ModelError
-from fastdrive_node.vision.engine import EngineChoice, check_engine, open_engine
+from fastdrive_node.vision.engine import EngineChoice, open_engine
 from fastdrive_node.vision.manifest import manifest_path
 from fastdrive_training.tiny_vla import TinySize
 
@@ -32,7 +36,10 @@ RUNTIME_CASES = 150
 JUNK = (None, True, False, 0, -1, 1, 2**63, 10**400, 1.5, -0.0, 1e308, "", "x", "0" * 64, "../../etc/passwd", "\0",
         "\ud800", [], [[]], [0] * 100, {}, {"a": {}}, "a" * 5000)  # fmt: skip
 CHECKED = ("format", "version", "kind", "files", "inputs", "outputs")  # sections where every change must show
-CHECKED_GRAPH = ("cameras", "image_size", "grid", "width", "max_keep", "encoder", "pruner")
+CHECKED_GRAPH = {
+    "vision": ("cameras", "image_size", "grid", "width", "max_keep", "encoder", "pruner"),
+    "language": ("part", "layers", "heads", "kv_heads", "head_dim", "width", "vocabulary", "language"),
+}
 
 Damage = Callable[[random.Random, SmallEngine, dict[str, bytes]], None]
 
@@ -92,7 +99,8 @@ def change_value(rng: random.Random, engine: SmallEngine, files: dict[str, bytes
 def change_checked_value(rng: random.Random, engine: SmallEngine, files: dict[str, bytes]) -> None:
     """A value that is compared with files, VLA or graph, with a seal that fits."""
     content = json.loads(files[manifest_path(engine.file).name])
-    sections = [(content, name) for name in CHECKED] + [(content["graph"], name) for name in CHECKED_GRAPH]
+    of_graph = CHECKED_GRAPH[engine.manifest.part]
+    sections = [(content, name) for name in CHECKED] + [(content["graph"], name) for name in of_graph]
     inside = [
         pair for parent, name in sections if isinstance(parent[name], dict | list) for pair in places(parent[name])
     ]
@@ -159,20 +167,20 @@ def memory_path(tmp_path):
 def test_every_damage_is_refused_with_a_typed_error(memory_path):
     rng, reasons = random.Random(0), Counter()
     engines = []
-    for kind in ("onnx", "tensorrt"):
+    for kind in ("onnx", "tensorrt", "language"):
         folder = memory_path / kind
         folder.mkdir()
-        engine = small_engine(folder, kind)
+        engine = small_language_engine(folder) if kind == "language" else small_engine(folder, kind)
         engines.append((engine, {path.name: path.read_bytes() for path in folder.iterdir()}))
     for case in range(CASES):
-        engine, files = engines[case % 2]
-        damage = DAMAGES[case // 2 % len(DAMAGES)]
+        engine, files = engines[case % 3]
+        damage = DAMAGES[case // 3 % len(DAMAGES)]
         damage(rng, engine, files)
         damaged = changed(engine, files)
         if not damaged:
             continue  # such as bytes cut out behind the end
         try:
-            check_engine(engine.file, engine.vla, engine.pruner_file)
+            engine.check()
             pytest.fail(f"case {case}, {damage.__name__}: accepted {manifest_path(engine.file).read_text()}")
         except ModelError as refusal:
             assert "\n" not in str(refusal), f"case {case}: {refusal}"
@@ -205,6 +213,24 @@ def test_a_damaged_graph_with_a_manifest_that_fits_it_is_refused_or_runs(smalles
         try:
             engine = open_engine(EngineChoice("onnxruntime", copy, "cpu"), toy.vla, toy.pruner_file)
             engine.encode(toy.images)
+        except ModelError:
+            refused += 1
+    assert refused > RUNTIME_CASES / 2
+
+
+def test_a_damaged_language_graph_with_a_manifest_that_fits_it_is_refused_or_runs(smallest, tmp_path, ego_history):
+    toy = smallest[0]
+    file, _ = build_language(toy.vla.path, tmp_path / "whole")
+    rng, refused = random.Random(2), 0
+    graph, content = file.read_bytes(), json.loads(manifest_path(file).read_text())
+    prompt, copy = build_prompt(toy.vla, ego_history), tmp_path / file.name
+    for _ in range(RUNTIME_CASES):
+        copy.write_bytes(damage_bytes(rng, graph))
+        facts = facts_of(copy)
+        content["files"] = {copy.name: {"bytes": facts.bytes, "sha256": facts.sha256}}
+        manifest_path(copy).write_text(sealed(content))
+        try:
+            generate(open_language_engine(LanguageChoice(copy, "cpu"), toy.vla), toy.vla, toy.tokens, None, prompt)
         except ModelError:
             refused += 1
     assert refused > RUNTIME_CASES / 2

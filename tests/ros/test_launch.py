@@ -54,6 +54,8 @@ def test_arguments_win_over_the_parameter_file_only_where_given(file):
 def test_the_engine_is_given_by_two_arguments(file):
     values = file.overrides(given(file, vision_backend="onnxruntime", engine="/engines/vision.onnx"))
     assert values == {"use_sim_time": False, "vision_backend": "onnxruntime", "engine": "/engines/vision.onnx"}
+    values = file.overrides(given(file, language_engine="/engines/language.onnx"))
+    assert values == {"use_sim_time": False, "language_engine": "/engines/language.onnx"}
 
 
 @pytest.mark.parametrize("code", [0, 1])

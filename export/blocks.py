@@ -1,0 +1,67 @@
+"""Parts that the graphs of encoder, pruner and language model have in common."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fastdrive_export.graph_writer import FLOAT, GraphWriter, Value
+from fastdrive_export.precision import Precision
+
+
+class Blocks:
+    """Emits parts of a network into a graph; see ``precision`` for the types.
+
+    Args:
+        graph: to write to.
+        precision: types of the parts.
+    """
+
+    def __init__(self, graph: GraphWriter, precision: Precision):
+        self.graph = graph
+        self.precision = precision
+
+    def _rotate(self, states: Value, cos: Value, sin: Value) -> Value:
+        """Rotary embedding in float32; the sign of rotate-half is folded into ``sin``.
+
+        Args:
+            states: [..., heads, head dim].
+            cos, sin: float32 that broadcast with it.
+        """
+        graph, states = self.graph, self._wide(states)
+        size = states.shape[-1]
+        swapped = graph.concat([graph.slice(states, -1, size // 2, size), graph.slice(states, -1, 0, size // 2)], -1)
+        turned = graph.mul(swapped, sin)
+        return graph.add(graph.mul(states, cos), turned)
+
+    def _gated(self, mlp: nn.Module, normed: Value, name: str, narrow: bool) -> Value:
+        """The gated MLP; ``narrow``: its product and down projection compute in the half type. float32 out."""
+        graph = self.graph
+        gate, up = (self._linear(getattr(mlp, part), normed, f"{name}.{part}") for part in ("gate_proj", "up_proj"))
+        dtype = self.precision.compute if narrow else FLOAT
+        gate, up = graph.cast(gate, dtype), graph.cast(up, dtype)
+        product = graph.mul(graph.mul(gate, graph.unary("Sigmoid", gate)), up)
+        return self._wide(self._linear(mlp.down_proj, product, f"{name}.down_proj", dtype))
+
+    def _linear(self, linear: nn.Linear, x: Value, name: str, dtype: int | None = None) -> Value:
+        """``x`` in ``dtype`` (None: the compute type) through a linear layer."""
+        graph, dtype = self.graph, self.precision.compute if dtype is None else dtype
+        shape = (linear.in_features, linear.out_features)
+        weight = graph.weight(f"{name}.weight", shape, lambda: linear.weight.T, dtype)
+        product = graph.matmul(graph.cast(x, dtype), weight)
+        if linear.bias is None:
+            return product
+        return graph.add(product, graph.weight(f"{name}.bias", shape[1:], lambda: linear.bias, dtype))
+
+    def _norm(self, norm: nn.Module, x: Value, name: str) -> Value:
+        graph = self.graph
+        weight = graph.weight(f"{name}.weight", norm.weight.shape, lambda: norm.weight)
+        return graph.mul(self._rms(x, norm.variance_epsilon), weight)
+
+    def _rms(self, x: Value, epsilon: float) -> Value:
+        """x / RMS(x) over the last axis, float32."""
+        graph = self.graph
+        deviation = graph.unary("Sqrt", graph.add(graph.mean(graph.mul(x, x)), epsilon))
+        return graph.div(x, deviation)
+
+    def _wide(self, x: Value) -> Value:
+        return self.graph.cast(x, FLOAT)
