@@ -33,7 +33,7 @@ from fastdrive_training.vla_loop import Run, fit
 CLASSES = 16  # at least the simulator's labels
 WAYPOINT_SCALE_M = 5.0
 FOREGROUND_LABELS = (2, 3, 8, 9, 10, 11, 12)  # of the simulator: road, marks, vehicles, people, lights, signs, barriers
-PRUNED_BY = ("foreground", "random")
+PRUNED_BY = ("foreground", "random", "mixed", "none")
 UNPRUNED = 0.35  # of the samples show all tokens to the language half, the others 20 to 90 %
 KNOWN_HISTORY = 0.88  # of the samples; the others stand for a vehicle that has just started
 WEIGHTS = {"numbers": 0.3, "words": 0.3, "waypoints": 3.0, "light": 0.3, "gaps": 1.0, "dense": 0.5}
@@ -157,7 +157,7 @@ class LanguageRecipe(TowerRecipe):
     """Keys of a ``vla_language`` recipe."""
 
     tower_run: str = "runs/tiny_tower"  # ``out`` of the tower's recipe
-    pruned_by: str = "foreground"  # which tokens pruned samples show: PRUNED_BY
+    pruned_by: str = "foreground"  # which tokens pruned samples show (PRUNED_BY); none: no sample is pruned
 
     def __post_init__(self) -> None:
         if self.pruned_by not in PRUNED_BY:
@@ -224,7 +224,9 @@ def train_language(recipe: dict, resume: bool) -> dict[str, float]:
 
     def losses(indices: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         visual = torch.from_numpy(tokens[indices]).float()
-        kept = keep_some(data.labels[indices], planner.vision.grid, rng, settings.pruned_by)
+        kept = None
+        if settings.pruned_by != "none":
+            kept = keep_some(data.labels[indices], planner.vision.grid, rng, settings.pruned_by)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             return planner.plan_losses(visual, data, indices, rng, kept)
 
@@ -242,7 +244,8 @@ def keep_some(
 
     Args:
         labels: uint8 [B, C, rows, columns], class of each fine cell.
-        pruned_by: "foreground" keeps those of most foreground, with more or less chance; "random" any.
+        pruned_by: "foreground" keeps those of most foreground, with more or less chance; "random" any; "mixed" does
+            either, by chance for each sample.
 
     Returns:
         bool [B, C * n].
@@ -250,7 +253,10 @@ def keep_some(
     batch, cameras = labels.shape[:2]
     fine = np.isin(labels, FOREGROUND_LABELS).reshape(batch, cameras, grid[0], 28 // CELL_PX, grid[1], 28 // CELL_PX)
     score = fine.mean((3, 5)).reshape(batch, -1)
-    score = score * (pruned_by == "foreground") + rng.uniform(0.05, 1.5, (batch, 1)) * rng.random(score.shape)
+    by_foreground = {"foreground": 1.0, "random": 0.0, "mixed": 0.5}[pruned_by]
+    score = score + rng.uniform(0.05, 1.5, (batch, 1)) * rng.random(score.shape)
+    if by_foreground < 1:  # the draws above stay those of a run by foreground alone
+        score = np.where(rng.random((batch, 1)) < by_foreground, score, rng.random(score.shape))
     drop = np.where(rng.random(batch) < UNPRUNED, 0.0, rng.uniform(0.1, 0.8, batch))
     rank = score.argsort(1).argsort(1)  # 0 is the lowest
     return torch.from_numpy(rank >= (drop * score.shape[1])[:, None])
