@@ -107,7 +107,11 @@ class KeyframeDataset(Sequence[Keyframe]):
         scenes = [scene for scene in self._tables.scene if names is None or scene["name"] in names]
         self._samples = [(scene, token) for scene in scenes for token in self._sample_tokens(scene)]
         if not self._samples:
-            raise InputError(f"{self.root}: split {split or 'all'} has no keyframes; write or choose another split")
+            here = {scene["name"] for scene in self._tables.scene}
+            filled = [name for name, scenes in self.splits()[0].items() if here & set(scenes)]
+            raise InputError(
+                f"{self.root}: split {split or 'all'} has no keyframes; write one, or choose of {', '.join(filled)}"
+            )
         self._mask_root = self.root if masks is None else Path(masks)
         if masks is not None:
             self.mask_folder.require(CAMERAS, self.tokens)

@@ -140,6 +140,7 @@ def write_dataset(
     if finished := _open_folder(out, spec):
         return {**finished, "keyframes_per_s": None}
     plans = plan_scenes(spec)
+    _warn_of_empty_splits(spec, plans)
     todo = [plan for plan in plans if not _shard(out, plan).exists()]
     started = time.perf_counter()
     done = sum(plan.keyframes for plan in plans) - sum(plan.keyframes for plan in todo)
@@ -153,6 +154,16 @@ def write_dataset(
     counts = _merge(out, spec, plans)
     rate = round((spec.keyframes - done) / elapsed, 2) if todo else None
     return {**counts, "keyframes_per_s": rate}
+
+
+def _warn_of_empty_splits(spec: DatasetSpec, plans: Sequence[ScenePlan]) -> None:
+    empty = [split for split in SPLITS if split not in {plan.split for plan in plans}]
+    if empty and spec.split is None:
+        print(
+            f"warning: of {len(plans)} scenes none is for {' and '.join(empty)}, all are for train; give more "
+            "--keyframes, fewer --scene-keyframes, or a --split",
+            file=sys.stderr,
+        )
 
 
 def _open_folder(out: Path, spec: DatasetSpec) -> dict | None:
@@ -282,13 +293,6 @@ def _merge(out: Path, spec: DatasetSpec, plans: Sequence[ScenePlan]) -> dict:
     tables.rename(out / VERSION)
     (work / "extras.json").replace(out / "extras.json")
     splits = {split: [plan.name for plan in plans if plan.split == split] for split in SPLITS}
-    empty = [split for split in SPLITS if not splits[split]]
-    if empty and spec.split is None:
-        print(
-            f"{out}: {len(plans)} scenes are too few for {' and '.join(empty)}; give more --keyframes, fewer "
-            "--scene-keyframes, or a --split",
-            file=sys.stderr,
-        )
     _write_whole(out / "splits.json", json.dumps(splits, indent=1))
     _write_whole(out / "sim.json", json.dumps(_sim_json(spec, counts, scenes), indent=1))
     shutil.rmtree(work)
