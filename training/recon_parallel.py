@@ -5,6 +5,7 @@ Gradients and figures are means over the processes, so that a run does not depen
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -80,5 +81,13 @@ def launched() -> int:
 def _join(device: str) -> Accelerator:
     from accelerate import Accelerator, InitProcessGroupKwargs
 
+    if not torch.distributed.is_initialized():
+        atexit.register(_leave)
     waiting = InitProcessGroupKwargs(timeout=PATIENCE)
     return Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[waiting])
+
+
+def _leave() -> None:
+    """End the group's threads: one that still runs when the interpreter is gone aborts the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
