@@ -7,11 +7,6 @@ from setuptools import find_packages, setup
 NAME = "fastdrive_node"
 
 
-def room(package: str, folder: str) -> list[str]:
-    """A top-level folder and its subpackages under their import name."""
-    return [package] + [f"{package}.{sub}" for sub in find_packages(folder)]
-
-
 ROS = [
     "ros-rclpy[fastrtps]==7.1.6",
     "ros-jazzy-sensor-msgs",
@@ -46,15 +41,16 @@ setup(
     description="FastDriveVLA's ReconPruner in a ROS 2 node: six cameras to a trajectory, in time",
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
-    packages=find_packages(include=[NAME, f"{NAME}.*"])
-    + room("fastdrive_training", "training")
-    + room("fastdrive_export", "export"),
-    package_dir={"fastdrive_training": "training", "fastdrive_export": "export"},
+    packages=find_packages(include=[NAME, f"{NAME}.*"]) + find_packages("training") + find_packages("export"),
+    package_dir={
+        "fastdrive_training": "training/fastdrive_training",
+        "fastdrive_export": "export/fastdrive_export",
+    },
     package_data={
         "fastdrive_training": ["recipes/*.yaml"],
         "fastdrive_training.annotate": ["*.yaml"],
-        "fastdrive_training.open_loop_report": ["*.j2"],
-        "fastdrive_training.report": ["*.j2"],
+        "fastdrive_training.reports.open_loop": ["*.j2"],
+        "fastdrive_training.reports.pruner_run": ["*.j2"],
     },
     install_requires=[
         "numpy>=1.24,<2",
@@ -86,7 +82,7 @@ setup(
     entry_points={
         "console_scripts": [
             "fastdrive = fastdrive_node.cli:main",
-            "fastdrive_node = fastdrive_node.node:main",
+            "fastdrive_node = fastdrive_node.ros.node:main",
         ]
     },
 )

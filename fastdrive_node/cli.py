@@ -9,7 +9,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from fastdrive_node.types import FastDriveError, UsageError
+from fastdrive_node.errors import FastDriveError, UsageError
 
 COMMANDS = {
     "replay": ("fastdrive_node.commands.replay", "a rosbag2 through the real node"),
@@ -23,7 +23,10 @@ COMMANDS = {
     "evaluate": ("fastdrive_training.commands.evaluate", "open-loop planning"),
     "evaluate-report": ("fastdrive_training.commands.evaluate_report", "one page of a finished open-loop evaluation"),
     "view-weights": ("fastdrive_training.commands.view_weights", "how Prune2Drive shares tokens out over the cameras"),
-    "metrics": ("fastdrive_training.commands.metrics", "the figures of every planning convention for plans in a file"),
+    "metrics": (
+        "fastdrive_training.commands.planning_metrics",
+        "the figures of every planning convention for plans in a file",
+    ),
     "export": ("fastdrive_export.commands.export", "engines: images to scored tokens, and the language model"),
     "bench": ("fastdrive_node.commands.bench", "every stage against plain transformers"),
 }

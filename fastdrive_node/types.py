@@ -1,4 +1,4 @@
-"""The dataclasses that cross rooms, and the errors that users see.
+"""The dataclasses that cross packages.
 
 Units are SI; the ego frame is x forward, y left, origin on the ground under the rear axle (nuScenes).
 ``_ns`` marks nanoseconds since the clock's epoch.
@@ -22,26 +22,6 @@ CAMERAS = (
 )
 VISION_BACKENDS = ("torch", "onnxruntime", "tensorrt")
 ONNX_PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
-
-
-class FastDriveError(Exception):
-    """An error whose one-line text names the field or file, and the mend."""
-
-
-class InputError(FastDriveError):
-    """Data from outside (a bag, an image, a message) that cannot be used."""
-
-
-class UsageError(InputError):
-    """An argument of a command that is out of range; the command exits with 2."""
-
-
-class ModelError(FastDriveError):
-    """A VLA directory, pruner file or engine that cannot be used."""
-
-
-class AnswerError(FastDriveError):
-    """A model's answer that is not a plan. It is refused, never repaired."""
 
 
 class Command(str, Enum):

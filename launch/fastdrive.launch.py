@@ -20,11 +20,12 @@ from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironment
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
+from fastdrive_node.errors import InputError
+from fastdrive_node.files import package_share_file
 from fastdrive_node.ros.parameters import check_parameter_file
+from fastdrive_node.ros.topics import COMMAND_INPUT, ODOMETRY_INPUT, camera_input, load_topic_map
 from fastdrive_node.ros.transport import profile_environment
-from fastdrive_node.share import shared_file
-from fastdrive_node.topics import COMMAND_INPUT, ODOMETRY_INPUT, camera_input, load_topic_map
-from fastdrive_node.types import CAMERAS, InputError
+from fastdrive_node.types import CAMERAS
 
 PACKAGE = "fastdrive_node"
 SHIPPED = "shipped"
@@ -67,7 +68,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         return []
     profile = profile_environment(None if given["fastdds_profile"] == SHIPPED else given["fastdds_profile"])
     actions: list[LaunchDescriptionEntity] = [SetEnvironmentVariable(name, value) for name, value in profile.items()]
-    params_file = given["params_file"] or str(shared_file("config/fastdrive.yaml"))
+    params_file = given["params_file"] or str(package_share_file("config/fastdrive.yaml"))
     check_parameter_file(params_file)
     actions.append(
         Node(
@@ -82,7 +83,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         )
     )
     if is_true(given, "rviz"):
-        config = str(shared_file("config/fastdrive.rviz"))
+        config = str(package_share_file("config/fastdrive.rviz"))
         actions.append(Node(package="rviz2", executable="rviz2", arguments=["-d", config], output="log"))
     return actions
 
@@ -109,7 +110,7 @@ def program() -> dict:
     try:
         get_package_prefix(PACKAGE)
     except (PackageNotFoundError, LookupError, OSError):
-        return {"executable": sys.executable, "arguments": ["-m", "fastdrive_node.node"]}
+        return {"executable": sys.executable, "arguments": ["-m", "fastdrive_node.ros.node"]}
     return {"package": PACKAGE, "executable": "fastdrive_node"}
 
 

@@ -1,12 +1,16 @@
-"""Fixtures of several rooms: untrained tiny VLAs."""
+"""Fixtures of several packages: a ROS context, untrained tiny VLAs, toy engines."""
+
+import os
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
-from fastdrive_node.planning.vla import Vla, load_vla
+from fastdrive_node.families.loading import Vla, load_vla
 from fastdrive_node.types import EgoHistory, EgoState
-from fastdrive_training.tiny_vla import build_tiny_vla
+from fastdrive_training.vla.tiny_model import build_tiny_vla
+from tests.engines.engine_toys import SIZES, Toy, make_toy
 
 torch.set_num_threads(1)
 settings.register_profile("suite", deadline=None)  # times vary with the machine's load
@@ -31,3 +35,35 @@ def ego_history() -> EgoHistory:
         EgoState(-int(5e8 * k), 10 - 2.6 * k, 5 - 0.1 * k * k, 0.3 - 0.05 * k, 5.2, 0.1, 0.1) for k in range(5)
     )
     return EgoHistory(states, interval_s=0.5)
+
+
+@pytest.fixture(scope="session")
+def ros():
+    """rclpy on a domain of its own, on this host only."""
+    rclpy = pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
+    from fastdrive_node.ros.domain import own_domain
+
+    with own_domain() as domain:
+        os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+        os.environ["ROS_DOMAIN_ID"] = str(domain)
+        rclpy.init(args=[], domain_id=domain)
+        yield rclpy
+        rclpy.try_shutdown()
+
+
+@pytest.fixture(scope="session")
+def toys(tmp_path_factory) -> dict[str, Toy]:
+    return {name: make_toy(tmp_path_factory.mktemp(name), size) for name, size in SIZES.items()}
+
+
+@pytest.fixture(scope="session")
+def toy(toys) -> Toy:
+    return toys["ragged"]
+
+
+@pytest.fixture(scope="session")
+def engine_file(toy, tmp_path_factory) -> Path:
+    """An fp32 engine of the ragged toy; tests must not change it."""
+    from fastdrive_export.build import build_onnx
+
+    return build_onnx(toy.vla.path, toy.pruner_file, tmp_path_factory.mktemp("engine"))[0]

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 
 from fastdrive_node.benchmark.agreement import NOTE, agreement
-from fastdrive_node.benchmark.machine import describe
 from fastdrive_node.benchmark.sides import Ours, Transformers, Workload
 from fastdrive_node.benchmark.timing import Case, Timing, measure, ratio
-from fastdrive_node.pipeline import Pipeline
+from fastdrive_node.devices import describe
+from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
+from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
+from fastdrive_node.families.vla import Vla
 from fastdrive_node.planning.decode import generate
-from fastdrive_node.planning.language import LanguageModel
-from fastdrive_node.planning.model import Vla
-from fastdrive_node.planning.prompt import build_prompt
+from fastdrive_node.planning.pipeline import Pipeline
 from fastdrive_node.types import Command, EgoHistory, EgoState
 
 STAGES = ("encode", "prefill", "decode", "end_to_end")

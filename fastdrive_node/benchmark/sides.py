@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from fastdrive_node.families.qwen2_5_vl.language import KvCache, LanguageModel
+from fastdrive_node.families.qwen2_5_vl.prompt import Prompt
+from fastdrive_node.families.vision_backend import VisionBackend
+from fastdrive_node.families.vla import Vla
 from fastdrive_node.planning.decode import decode
-from fastdrive_node.planning.language import KvCache, LanguageModel
-from fastdrive_node.planning.model import Vla
 from fastdrive_node.planning.prefill import PrunedPrompt, prefill, prune_prompt
-from fastdrive_node.planning.prompt import Prompt
 from fastdrive_node.pruning.baselines import NoPruner
 from fastdrive_node.pruning.pruner import Pruner, PruningContext, choose
 from fastdrive_node.pruning.select import keep_count
-from fastdrive_node.vision.backend import VisionBackend
 
 
 class FixedLength(Vla):

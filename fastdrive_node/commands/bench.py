@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from fastdrive_node.cli import pruning_ratio, write_json
-from fastdrive_node.types import InputError, UsageError
+from fastdrive_node.errors import InputError, UsageError
 
 EXAMPLE = """example:
   fastdrive bench --drop 0.75 --json bench.json
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     import torch  # heavy imports, not needed for --help
 
     from fastdrive_node.benchmark.comparison import compare
-    from fastdrive_node.models import open_pipeline
+    from fastdrive_node.planning.loading import open_pipeline
 
     if args.runs < 1:
         raise UsageError(f"--runs: {args.runs}; give 1 or more")

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from fastdrive_node.cli import pruning_ratio, write_json
-from fastdrive_node.types import VISION_BACKENDS, CameraFrame, Command, EgoHistory, EgoState, FrameSet, InputError, Plan
+from fastdrive_node.errors import InputError
+from fastdrive_node.types import VISION_BACKENDS, CameraFrame, Command, EgoHistory, EgoState, FrameSet, Plan
 
 EXAMPLE = """example:
   fastdrive plan drive/*__CAM_*.jpg --speed 8.3 --command left --picture plan.png
@@ -61,9 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from fastdrive_node.models import open_pipeline  # heavy imports, not needed for --help
-    from fastdrive_node.planning.language_engine import LanguageChoice
-    from fastdrive_node.vision.engine import choose_engine
+    from fastdrive_node.engines.language_engine import LanguageChoice
+    from fastdrive_node.engines.vision_engine import choose_engine
+    from fastdrive_node.planning.loading import open_pipeline  # heavy imports, not needed for --help
 
     engine = choose_engine(args.backend, args.engine)
     language = None if args.language_engine is None else LanguageChoice(args.language_engine)
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     print(table(plan), file=sys.stderr if args.json == "-" else sys.stdout)
     write_json(plan_json(plan), args.json)
     if args.picture is not None:
-        from fastdrive_node.pictures import draw_plan, save_picture
+        from fastdrive_node.visualization.pictures import draw_plan, save_picture
 
         images = [read_image(file) for file in files]
         picture = draw_plan(plan, images, pipeline.vla.spec.cameras, args.speed, args.command)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdrive_node.cli import write_json
-from fastdrive_node.types import CAMERAS, VISION_BACKENDS, InputError, UsageError
+from fastdrive_node.errors import InputError, UsageError
+from fastdrive_node.types import CAMERAS, VISION_BACKENDS
 
 if TYPE_CHECKING:
-    from fastdrive_node.ros.replay_bag import Recording
-    from fastdrive_node.ros.replay_session import NodeOptions
+    from fastdrive_node.replay.bag import Recording
+    from fastdrive_node.replay.session import NodeOptions
 
 EXAMPLE = """examples:
   fastdrive replay drive_bag --json summary.json
@@ -124,7 +125,7 @@ def replay(
 
     from rich.console import Console
 
-    from fastdrive_node.ros.replay_report import (
+    from fastdrive_node.replay.report import (
         draw_pictures,
         print_table,
         summary,
@@ -132,7 +133,7 @@ def replay(
         write_lines,
         write_plans,
     )
-    from fastdrive_node.ros.replay_session import play_bag
+    from fastdrive_node.replay.session import play_bag
 
     passes, identity = play_bag(recording, node_options(options, node_command), options.rate, options.loop)
     result = tally([(each.counter, each.records) for each in passes])
@@ -151,8 +152,8 @@ def replay(
 
 def open_recording(options: ReplayOptions, cameras: tuple[str, ...]) -> Recording:
     """The bag, checked against its topic map before anything starts."""
-    from fastdrive_node.ros.replay_bag import Bag, Recording, check_topics, choose_topics
-    from fastdrive_node.topics import load_topic_map
+    from fastdrive_node.replay.bag import Bag, Recording, check_topics, choose_topics
+    from fastdrive_node.ros.topics import load_topic_map
 
     bag = Bag.open(options.bag)
     known = tuple(dict.fromkeys((*CAMERAS, *cameras)))
@@ -164,10 +165,10 @@ def model_cameras(options: ReplayOptions) -> tuple[str, ...]:
     """The cameras of the VLA directory; a wrong one is found before anything starts."""
     if options.node == "external":
         return CAMERAS
-    from fastdrive_node.planning.spec import load_spec
-    from fastdrive_node.share import shared_file
+    from fastdrive_node.families.spec import load_spec
+    from fastdrive_node.files import package_share_file
 
-    folder = options.vla or shared_file("models/tiny/vla.json").parent
+    folder = options.vla or package_share_file("models/tiny/vla.json").parent
     if options.pruner is not None and not options.pruner.is_file():
         raise InputError(f"{options.pruner}: no such pruner file; correct --pruner")
     return load_spec(folder).cameras
@@ -175,7 +176,7 @@ def model_cameras(options: ReplayOptions) -> tuple[str, ...]:
 
 def node_options(options: ReplayOptions, command: Sequence[str] | None) -> NodeOptions:
     """Paths are made absolute: the node may run elsewhere."""
-    from fastdrive_node.ros.replay_session import NODE_COMMAND, NodeOptions
+    from fastdrive_node.replay.session import NODE_COMMAND, NodeOptions
 
     given = {
         "vla": options.vla and str(options.vla.resolve()),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastdrive_node.types import AnswerError
+from fastdrive_node.errors import AnswerError
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from fastdrive_node.planning.language_backend import Cache, LanguageBackend
-from fastdrive_node.planning.model import Vla
+from fastdrive_node.families.language_backend import Cache, LanguageBackend
+from fastdrive_node.families.qwen2_5_vl.prompt import Prompt
+from fastdrive_node.families.vla import Vla
 from fastdrive_node.planning.prefill import PrunedPrompt, prefill, prune_prompt
-from fastdrive_node.planning.prompt import Prompt
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from fastdrive_node.planning.language import LanguageModel
-from fastdrive_node.planning.language_backend import Cache, LanguageBackend
-from fastdrive_node.planning.prompt import Prompt
+from fastdrive_node.families.language_backend import Cache, LanguageBackend
+from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
+from fastdrive_node.families.qwen2_5_vl.prompt import Prompt
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 import jsonschema
 import torch
 
-from fastdrive_node.planning.spec import refuse_constant
-from fastdrive_node.types import ModelError
+from fastdrive_node.errors import ModelError
+from fastdrive_node.families.spec import refuse_constant
 
 _NUMBER = {"type": "number", "minimum": -1e6, "maximum": 1e6}
 _SHARE = {"type": "number", "minimum": 0, "maximum": 1}

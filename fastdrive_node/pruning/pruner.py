@@ -8,8 +8,8 @@ from typing import Protocol
 
 import torch
 
+from fastdrive_node.errors import ModelError
 from fastdrive_node.pruning.temporal import Moment, TemporalState
-from fastdrive_node.types import ModelError
 
 
 class Need(str, Enum):

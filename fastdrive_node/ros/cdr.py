@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from fastdrive_node.types import InputError
+from fastdrive_node.errors import InputError
 
 _BYTE_ORDER = {b"\x00\x00": ">", b"\x00\x01": "<"}  # CDR_BE, CDR_LE; messages of ROS 2 are final types in plain CDR
 _MAX_TEXT = 1024  # bytes; frame ids and encodings are short

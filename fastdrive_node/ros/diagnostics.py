@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
-from fastdrive_node.frames import CameraStatus
-from fastdrive_node.worker import WorkerStatus
+from fastdrive_node.sync.frames import CameraStatus
+from fastdrive_node.sync.worker import WorkerStatus
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 

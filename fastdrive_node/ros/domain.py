@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fastdrive_node.types import FastDriveError
+from fastdrive_node.errors import FastDriveError
 
 DOMAINS = range(1, 102)  # 0 is everybody's; above 101 the ports of Linux's ephemeral range begin
 

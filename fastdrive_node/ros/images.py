@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from fastdrive_node.errors import InputError
 from fastdrive_node.ros.cdr import CompressedView, ImageView, parse_compressed, parse_image
-from fastdrive_node.types import CameraFrame, InputError
+from fastdrive_node.types import CameraFrame
 
 MAX_PIXELS = 64_000_000  # of one image; a compressed one that is larger is not worth the memory
 RAW_TYPE = "sensor_msgs/msg/Image"

@@ -9,12 +9,12 @@ from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
+from fastdrive_node.errors import InputError
 from fastdrive_node.ros.images import camera_frame
 from fastdrive_node.ros.messages import driving_command, ego_state
 from fastdrive_node.ros.qos import COMMAND, ODOMETRY, SENSOR, QosLog, subscribe
-from fastdrive_node.topics import COMMAND_INPUT, ODOMETRY_INPUT, camera_input
-from fastdrive_node.types import InputError
-from fastdrive_node.worker import Worker
+from fastdrive_node.ros.topics import COMMAND_INPUT, ODOMETRY_INPUT, camera_input
+from fastdrive_node.sync.worker import Worker
 
 WARN_EVERY_S = 5.0  # of messages that cannot be used
 

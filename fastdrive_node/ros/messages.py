@@ -17,9 +17,10 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from trajectory_msgs.msg import MultiDOFJointTrajectory, MultiDOFJointTrajectoryPoint
 
-from fastdrive_node.motion import Motion, motion_of
-from fastdrive_node.types import Command, EgoState, InputError, ModelError, Plan
-from fastdrive_node.worker import Outcome
+from fastdrive_node.errors import InputError, ModelError
+from fastdrive_node.planning.motion import Motion, motion_of
+from fastdrive_node.sync.worker import Outcome
+from fastdrive_node.types import Command, EgoState, Plan
 
 _SECOND_NS = 1_000_000_000
 

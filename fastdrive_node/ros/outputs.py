@@ -22,8 +22,8 @@ from fastdrive_node.ros.messages import (
     record_text,
 )
 from fastdrive_node.ros.qos import RECORDS, QosLog, advertise
+from fastdrive_node.sync.worker import Outcome
 from fastdrive_node.types import FrameSet, Plan
-from fastdrive_node.worker import Outcome
 
 RECORDS_TOPIC = "~/output/plan_json"
 
@@ -92,7 +92,7 @@ class Outputs:
         wanted = [camera for camera, publisher in self._overlays.items() if publisher.get_subscription_count()]
         if not wanted or plan.kept is None:
             return
-        from fastdrive_node.pictures import overlay
+        from fastdrive_node.visualization.pictures import overlay
 
         masks = plan.kept.mask()
         scores = None if plan.kept.scores is None else plan.kept.scores.reshape(plan.kept.grid)

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 import yaml
 
-from fastdrive_node.frames import FrameLimits
-from fastdrive_node.odometry import OdometryLimits
-from fastdrive_node.types import ONNX_PROVIDERS, VISION_BACKENDS, InputError
-from fastdrive_node.worker import WorkerLimits
+from fastdrive_node.errors import InputError
+from fastdrive_node.sync.frames import FrameLimits
+from fastdrive_node.sync.odometry import OdometryLimits
+from fastdrive_node.sync.worker import WorkerLimits
+from fastdrive_node.types import ONNX_PROVIDERS, VISION_BACKENDS
 
 if TYPE_CHECKING:
-    from fastdrive_node.pruning.refine import ScoreOptions
+    from fastdrive_node.pruning.score_options import ScoreOptions
 
 Value = bool | int | float | str
 _JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
@@ -134,7 +135,9 @@ class Settings:
 
     def score_options(self) -> ScoreOptions:
         """Raises InputError for a value out of range."""
-        from fastdrive_node.pruning.refine import ScoreOptions  # torch, which checking a parameter file does not need
+        from fastdrive_node.pruning.score_options import (
+            ScoreOptions,  # torch, which checking a parameter file does not need
+        )
         from fastdrive_node.pruning.temporal import TemporalSettings
 
         temporal = None

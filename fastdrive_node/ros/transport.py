@@ -6,8 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
-from fastdrive_node.share import shared_file
-from fastdrive_node.types import InputError
+from fastdrive_node.errors import InputError
+from fastdrive_node.files import package_share_file
 
 VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")  # up to Jazzy, and after it
 SHIPPED = "config/fastdds.xml"
@@ -30,7 +30,7 @@ def profile_environment(profile: str | None = None) -> dict[str, str]:
     """
     if profile == "" or (profile is None and any(os.environ.get(name) for name in VARIABLES)):
         return {}
-    path = shared_file(SHIPPED) if profile is None else Path(profile)
+    path = package_share_file(SHIPPED) if profile is None else Path(profile)
     if not path.is_file():
         raise InputError(f"{path}: no such Fast DDS profile; give an XML file, or '' for none")
     if profile is None and not has_shared_memory():

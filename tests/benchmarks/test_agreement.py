@@ -3,7 +3,7 @@ import torch
 from fastdrive_node.benchmark.agreement import agreement
 from fastdrive_node.benchmark.comparison import example_workload
 from fastdrive_node.benchmark.sides import Ours, Transformers
-from fastdrive_node.pipeline import Pipeline
+from fastdrive_node.planning.pipeline import Pipeline
 
 
 class Off(Ours):

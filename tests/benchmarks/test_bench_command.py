@@ -8,10 +8,10 @@ import torch
 
 from fastdrive_node.benchmark import comparison
 from fastdrive_node.cli import main
-from fastdrive_node.models import SHIPPED_PRUNER
-from fastdrive_node.planning.language import LanguageModel
-from fastdrive_node.planning.vla import load_vla
-from fastdrive_node.pruning.files import save_pruner
+from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
+from fastdrive_node.planning.loading import SHIPPED_PRUNER
+from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 
 

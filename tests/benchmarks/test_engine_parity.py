@@ -1,4 +1,4 @@
-"""benchmarks/engine_parity.py at its tiny size."""
+"""benchmarks/perf/engine_parity.py at its tiny size."""
 
 import importlib.util
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "engine_parity.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "perf" / "engine_parity.py"
 
 
 @pytest.mark.parametrize(("precision", "least"), [("fp32", 0.999999), ("fp16", 0.9999)])

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 
-from fastdrive_node.planning.vla import load_vla
+from fastdrive_node.families.loading import load_vla
 
 
 def test_only_the_tower_is_that_of_the_source(tiny_dir, tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("fair_vla", Path(__file__).parents[2] / "benchmarks" / "fair_vla.py")
+    spec = importlib.util.spec_from_file_location(
+        "fair_vla", Path(__file__).parents[2] / "benchmarks" / "studies" / "fair_vla.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.main(["--vla", str(tiny_dir), "--out", str(tmp_path / "run"), "--seed", "77"])

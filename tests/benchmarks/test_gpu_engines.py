@@ -1,4 +1,4 @@
-"""The step ``engines`` of benchmarks/gpu_suite.py on the CPU: a stand-in for TensorRT 8.5 computes with onnxruntime."""
+"""The step ``engines`` of the GPU suite on the CPU: a stand-in for TensorRT 8.5 computes with onnxruntime."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import torch
 pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[export]")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
 
-from fastdrive_node.vision.manifest import TargetFacts
-from fastdrive_node.vision.tensorrt_plan import PlanExecutor
+from fastdrive_node.engines.manifest import TargetFacts
+from fastdrive_node.engines.tensorrt_plan import PlanExecutor
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "benchmarks" / "gpu_suite.py"
+SCRIPT = ROOT / "benchmarks" / "perf" / "gpu_suite.py"
 STAND_INS = Path(__file__).resolve().parent / "stand_ins"
 SCENE = "six_cameras_224x112"
 QUICK = ("--device", "cpu", "--sizes", "tiny", "--quick", "--steps", "engines", "--compile-backend", "eager")
@@ -146,7 +146,7 @@ def test_a_tensorrt_of_this_python_takes_turns_with_torch(gpu_suite, monkeypatch
     spec.loader.exec_module(sys.modules["tensorrt"])
     monkeypatch.setattr("fastdrive_export.tensorrt_build.present_target", lambda trt, device: target)
     monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
-    monkeypatch.setattr("fastdrive_node.vision.tensorrt_backend.TensorRtRunner", Runner)
+    monkeypatch.setattr("fastdrive_node.engines.tensorrt_runner.TensorRtRunner", Runner)
     out, work = tmp_path / "suite.json", tmp_path / "work"
     row = run(gpu_suite, out, "--precisions", "fp16", "--work", str(work))["rows"]["fp16"]
     assert row["tensorrt"]["runtime"] == "stand-in" and row["tensorrt"]["layers"] == 1
@@ -162,11 +162,11 @@ def test_a_checkout_that_is_not_installed_is_enough():
     code = f"import runpy; runpy.run_path({str(SCRIPT)!r}); import fastdrive_export.precision as p; print(p.__file__)"
     result = subprocess.run([sys.executable, "-S", "-c", code], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == str(ROOT / "export" / "precision.py")
+    assert result.stdout.strip() == str(ROOT / "export" / "fastdrive_export" / "precision.py")
 
 
 def test_the_wrong_order_or_numbers_are_no_result(gpu_suite):
-    from vision_path import compare
+    from benchmarks.perf.vision_path import compare
 
     good = {
         "tokens": torch.eye(4),

@@ -1,4 +1,4 @@
-"""benchmarks/gpu_suite.py at its tiny size, on the CPU."""
+"""benchmarks/perf/gpu_suite.py at its tiny size, on the CPU."""
 
 import importlib.util
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_suite.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "perf" / "gpu_suite.py"
 SCENES = {"one_image_168x168": 36, "six_cameras_224x112": 192}
 DROPS = ("ours_drop_0", "ours_drop_0.25", "ours_drop_0.5", "ours_drop_0.75")
 QUICK = ("--device", "cpu", "--sizes", "tiny", "--quick", "--steps", "models,compile", "--compile-backend", "eager")

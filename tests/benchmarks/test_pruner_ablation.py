@@ -1,4 +1,4 @@
-"""benchmarks/pruner_ablation.py on a small written data set and an untrained VLA; runs go in this process."""
+"""benchmarks/studies/pruner_ablation.py on a small written data set and an untrained VLA; runs go in this process."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ def _load(name: str, path: Path):
 @pytest.fixture(scope="module")
 def ablation():
     path = list(sys.path)
-    yield _load("pruner_ablation", ROOT / "benchmarks" / "pruner_ablation.py")
+    yield _load("pruner_ablation", ROOT / "benchmarks" / "studies" / "pruner_ablation.py")
     sys.path[:] = path
 
 
@@ -50,7 +50,7 @@ def started(ablation, monkeypatch):
 
     def start(job, threads):
         names.append(job.folder.name)
-        sys.modules["ablation_runs"].run_job(job)
+        sys.modules["benchmarks.studies.ablation_runs"].run_job(job)
 
     monkeypatch.setattr(ablation, "_start", start)
     return names
@@ -88,7 +88,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(ablation, words, monk
     def start(job, threads):
         if job.arm == "foreground_only":
             return "no memory (run.log)"
-        sys.modules["ablation_runs"].run_job(job)
+        sys.modules["benchmarks.studies.ablation_runs"].run_job(job)
 
     monkeypatch.setattr(ablation, "_start", start)
     assert ablation.main([*words, "--reference-seeds", "0"]) == 1
@@ -99,8 +99,8 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(ablation, words, monk
 
 
 def test_the_arms_differ_in_what_they_say(ablation, words):
-    from fastdrive_training.recipe import parse_recipe
-    from fastdrive_training.recon_recipe import ReconRecipe
+    from fastdrive_training.engine.config import parse_recipe
+    from fastdrive_training.pruner.config import ReconRecipe
 
     args = ablation.parse_arguments([*words, "--arms", ",".join(ablation.ARMS), "--seeds", "1"])
     recipes = {job.arm: parse_recipe(ReconRecipe, job.recipe) for job in ablation.plan(args)}

@@ -1,4 +1,4 @@
-"""benchmarks/pruner_memory.py: what it counts without allocating is what there is."""
+"""benchmarks/studies/pruner_memory.py: what it counts without allocating is what there is."""
 
 import importlib.util
 import json
@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_training.recon_model import ReconDecoder
+from fastdrive_training.pruner.decoder import ReconDecoder
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "pruner_memory.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "studies" / "pruner_memory.py"
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from fastdrive_node.cli import main
-from fastdrive_node.types import InputError
-from fastdrive_training.nuscenes_data import KeyframeDataset
-from fastdrive_training.open_loop import evaluation
-from fastdrive_training.open_loop.samples import World
-from fastdrive_training.planning_metrics import judge_plan
+from fastdrive_node.errors import InputError
+from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+from fastdrive_training.evaluation import run as evaluation
+from fastdrive_training.evaluation.metrics import judge_plan
+from fastdrive_training.evaluation.samples import World
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -27,7 +27,9 @@ pytestmark = pytest.mark.skipif(not TRUTH.exists(), reason="scene-0103 (../share
 
 @pytest.fixture(scope="module")
 def recorded_scene():
-    spec = importlib.util.spec_from_file_location("recorded_scene", ROOT / "benchmarks" / "recorded_scene.py")
+    spec = importlib.util.spec_from_file_location(
+        "recorded_scene", ROOT / "benchmarks" / "studies" / "recorded_scene.py"
+    )
     module = importlib.util.module_from_spec(spec)
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up

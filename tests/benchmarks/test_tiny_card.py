@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def tiny_card():
-    spec = importlib.util.spec_from_file_location("tiny_card", ROOT / "benchmarks" / "tiny_card.py")
+    spec = importlib.util.spec_from_file_location("tiny_card", ROOT / "benchmarks" / "studies" / "tiny_card.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -12,8 +12,8 @@ pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[expo
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
 
 from fastdrive_node.cli import main
-from fastdrive_node.types import InputError
-from fastdrive_node.vision.manifest import manifest_path, read_manifest
+from fastdrive_node.engines.manifest import manifest_path, read_manifest
+from fastdrive_node.errors import InputError
 
 
 def export(*words) -> int:
@@ -62,9 +62,9 @@ def test_an_engine_that_is_too_far_off_fails_and_is_refused_from_then_on(engine,
     assert export("verify", engine, "--sets", 1, "--no-plans", "--device", "cpu") == 1
     assert "too far from torch; build it with --precision" in capsys.readouterr().err
     assert not read_manifest(engine).parity.passed and read_manifest(engine).parity.plans_compared == 0
-    from fastdrive_node.models import open_pipeline
-    from fastdrive_node.types import ModelError
-    from fastdrive_node.vision.engine import EngineChoice
+    from fastdrive_node.engines.vision_engine import EngineChoice
+    from fastdrive_node.planning.loading import open_pipeline
+    from fastdrive_node.errors import ModelError
 
     with pytest.raises(ModelError, match="parity"):
         open_pipeline(toy.vla.path, toy.pruner_file, engine=EngineChoice("onnxruntime", engine))

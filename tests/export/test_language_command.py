@@ -11,8 +11,8 @@ pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[expo
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
 
 from fastdrive_node.cli import main
-from fastdrive_node.types import InputError
-from fastdrive_node.vision.manifest import read_manifest
+from fastdrive_node.engines.manifest import read_manifest
+from fastdrive_node.errors import InputError
 
 
 def export(*words) -> int:

@@ -13,7 +13,6 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip ins
 
 import onnx
 import onnxruntime
-from engine_toys import Toy, make_toy
 from onnx.reference import ReferenceEvaluator
 
 from fastdrive_export.build import GraphOptions
@@ -22,15 +21,17 @@ from fastdrive_export.language_build import build_language
 from fastdrive_export.language_parity import Question, forced_logits
 from fastdrive_export.layers import layer_table
 from fastdrive_export.onnx_file import check_onnx
-from fastdrive_node.planning.language import LanguageModel
-from fastdrive_node.planning.language_engine import HIDDEN, EngineLanguage, LanguageChoice, open_language_engine
+from fastdrive_node.engines.language_engine import HIDDEN, EngineLanguage, LanguageChoice, open_language_engine
+from fastdrive_node.engines.language_info import NEW, PAST, SEEN, SHOWN
+from fastdrive_node.engines.manifest import check_files
+from fastdrive_node.errors import InputError, ModelError
+from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
+from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
 from fastdrive_node.planning.prefill import prune_prompt
-from fastdrive_node.planning.prompt import build_prompt
-from fastdrive_node.planning.vla import load_vla
-from fastdrive_node.types import Command, EgoHistory, InputError, ModelError
-from fastdrive_node.vision.language_facts import NEW, PAST, SEEN, SHOWN
-from fastdrive_node.vision.manifest import check_files
-from fastdrive_training.tiny_vla import TinySize
+from fastdrive_node.types import Command, EgoHistory
+from fastdrive_training.vla.tiny_model import TinySize
+from tests.engines.engine_toys import Toy, make_toy
 
 ANSWER = (19, 20, 30, 77, 29, 5, 21)  # any tokens
 # heads that share keys and values in groups of 4, 2 and 1

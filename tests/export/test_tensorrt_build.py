@@ -8,17 +8,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tensorrt_stand_ins import Builder, Config, enum, stand_in
+
+from tests.engines.tensorrt_stand_ins import Builder, Config, enum, stand_in
 
 pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[export]")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
 
 from fastdrive_export.build import GraphOptions, build_onnx
 from fastdrive_export.tensorrt_build import build_plan, build_tensorrt, plan_layers
-from fastdrive_node.types import InputError, ModelError
-from fastdrive_node.vision.manifest import TargetFacts
-from fastdrive_node.vision.tensorrt_api import BuilderSettings, check_opset
-from fastdrive_node.vision.tensorrt_plan import serialize_plan
+from fastdrive_node.engines.manifest import TargetFacts
+from fastdrive_node.engines.tensorrt_api import BuilderSettings, check_opset
+from fastdrive_node.engines.tensorrt_plan import serialize_plan
+from fastdrive_node.errors import InputError, ModelError
 
 
 @pytest.mark.parametrize(("version", "opset"), [("8.5.3.1", 18), ("8.6.1.6", 18), ("10.3.0.26", 17)])
@@ -77,7 +78,7 @@ def test_a_build_writes_plan_layers_and_manifest(toy, tmp_path, monkeypatch):
     file, manifest = build_tensorrt(toy.vla.path, toy.pruner_file, tmp_path / "trt", GraphOptions("fp16", opset=None))
     assert manifest.kind == "tensorrt" and manifest.graph == onnx.graph and list(manifest.onnx) == ["vision.onnx"]
     assert manifest.target.flags["strongly_typed"] is True and manifest.versions["tensorrt"] == "10.3.0.26"
-    from fastdrive_node.vision.engine import check_engine
+    from fastdrive_node.engines.vision_engine import check_engine
 
     assert check_engine(file, toy.vla, toy.pruner_file) == manifest
     assert plan_layers(file, manifest) == [{"name": "myelin", "type": "kgen", "precision": ""}]

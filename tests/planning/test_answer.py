@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastdrive_node.planning.answer import example_answer, format_answer, parse_answer
-from fastdrive_node.planning.numbers import NumberFormat
-from fastdrive_node.planning.spec import AnswerSpec
-from fastdrive_node.types import AnswerError
+from fastdrive_node.errors import AnswerError
+from fastdrive_node.families.numbers import NumberFormat
+from fastdrive_node.families.spec import AnswerSpec
+from fastdrive_node.planning.answer_format import example_answer, format_answer, parse_answer
 
 FIXED = AnswerSpec("<PLANNING>Trajectory [x, y]: ", 6, 0.5, "</PLANNING>", 96, NumberFormat(2, 2))
 PLAIN = AnswerSpec(

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from fastdrive_node.errors import AnswerError
 from fastdrive_node.planning.checks import PlanLimits, check_plan
-from fastdrive_node.types import AnswerError
 
 DT = 0.5
 

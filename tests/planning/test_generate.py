@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
+from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
+from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
 from fastdrive_node.planning.decode import generate, generate_batch
-from fastdrive_node.planning.language import LanguageModel
 from fastdrive_node.planning.prefill import prune_prompt
-from fastdrive_node.planning.prompt import build_prompt
-from fastdrive_node.planning.vla import load_vla
 from fastdrive_node.types import Command, EgoHistory
-from fastdrive_node.vision import TorchVision
-from fastdrive_training.tiny_vla import TinySize, build_tiny_vla
+from fastdrive_training.vla.tiny_model import TinySize, build_tiny_vla
 
 SIZES = {
     "tiny": TinySize(),

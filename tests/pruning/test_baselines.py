@@ -3,11 +3,11 @@ import itertools
 import pytest
 import torch
 
+from fastdrive_node.errors import ModelError
 from fastdrive_node.pruning.baselines import PRUNERS, PruningContext, ScorePruner, make_pruner
 from fastdrive_node.pruning.baselines import choose as choose_tokens
-from fastdrive_node.pruning.files import save_pruner
+from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_node.types import ModelError
 
 TOKENS = torch.randn(6, 32, 128, generator=torch.Generator().manual_seed(0))
 CONTEXT = PruningContext(TOKENS, (4, 8))

@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from fastdrive_node.errors import ModelError
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
-from fastdrive_node.pruning.files import load_calibration, load_pruner, save_calibration, save_pruner
+from fastdrive_node.pruning.checkpoint import load_calibration, load_pruner, save_calibration, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_node.types import ModelError
 
 CAMERAS = ("CAM_FRONT", "CAM_BACK")
 FIT = FitRecord("sim", "val", 800, 0.04, 0.01)

@@ -9,12 +9,13 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fastdrive_node.planning.vla import load_vla
+from fastdrive_node.errors import ModelError
+from fastdrive_node.families.loading import load_vla
 from fastdrive_node.pruning.baselines import Need, PruningContext, choose, make_pruner
 from fastdrive_node.pruning.baselines.diversity import DivPrune, directions, farthest_points, loneliest
 from fastdrive_node.pruning.baselines.prune2drive import WEIGHTS_FILE, Prune2Drive, save_weights, share_out
 from fastdrive_node.pruning.baselines.vispruner import VisPruner, without_duplicates
-from fastdrive_node.types import CAMERAS, ModelError
+from fastdrive_node.types import CAMERAS
 
 
 def at_angles(*degrees):

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from fastdrive_node.planning.language import LanguageModel
-from fastdrive_node.planning.layer_pruning import LayerStep, prefill_by_layers
+from fastdrive_node.errors import ModelError
+from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
+from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
 from fastdrive_node.planning.prefill import prune_prompt
-from fastdrive_node.planning.prompt import build_prompt
 from fastdrive_node.pruning.baselines import make_pruner
 from fastdrive_node.pruning.baselines.fastv import FastV
 from fastdrive_node.pruning.baselines.sparsevlm import (
@@ -18,7 +18,7 @@ from fastdrive_node.pruning.baselines.sparsevlm import (
     merge_by_density,
     recycled_count,
 )
-from fastdrive_node.types import ModelError
+from fastdrive_node.pruning.layer_pruning import LayerStep, prefill_by_layers
 
 V2 = SparseVlm(merge=False, name="sparsevlm-v2")
 

@@ -7,11 +7,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fastdrive_node.planning.vla import load_vla
-from fastdrive_node.pruning.files import load_pruner, save_pruner
+from fastdrive_node.errors import ModelError
+from fastdrive_node.families.loading import load_vla
+from fastdrive_node.pruning.checkpoint import load_pruner, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_node.types import ModelError
-from fastdrive_training.tiny_vla import TinySize, build_tiny_vla
+from fastdrive_training.vla.tiny_model import TinySize, build_tiny_vla
 
 
 @pytest.fixture(scope="module")

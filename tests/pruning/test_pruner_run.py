@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from fastdrive_node.pipeline import Pipeline
+from fastdrive_node.errors import ModelError
+from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
+from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
+from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
 from fastdrive_node.planning.decode import generate
-from fastdrive_node.planning.language import LanguageModel
-from fastdrive_node.planning.layer_pruning import text_attention
-from fastdrive_node.planning.prompt import build_prompt
-from fastdrive_node.planning.vla import load_vla
+from fastdrive_node.planning.pipeline import Pipeline
+from fastdrive_node.planning.pruned_generation import answer_pruned, build_context, prefill_pruned, text_behind
 from fastdrive_node.pruning.baselines import PRUNERS, LayerPruner, Need, choose, make_pruner
-from fastdrive_node.pruning.files import save_pruner
+from fastdrive_node.pruning.checkpoint import save_pruner
+from fastdrive_node.pruning.layer_pruning import text_attention
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_node.pruning.run import answer_pruned, build_context, prefill_pruned, text_behind
-from fastdrive_node.types import Command, EgoHistory, ModelError
-from fastdrive_node.vision import TorchVision
-from fastdrive_training.tiny_vla import build_tiny_vla
+from fastdrive_node.types import Command, EgoHistory
+from fastdrive_training.vla.tiny_model import build_tiny_vla
 
 KEEP = 48
 

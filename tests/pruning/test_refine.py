@@ -6,12 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
 from fastdrive_node.pruning.pruner import PruningContext
-from fastdrive_node.pruning.refine import ScoreOptions, refine
+from fastdrive_node.pruning.score_options import ScoreOptions, refine
 from fastdrive_node.pruning.select import keep_above, select_top
 from fastdrive_node.pruning.temporal import Moment, TemporalSettings
-from fastdrive_node.types import EgoState, InputError, ModelError
+from fastdrive_node.types import EgoState
 
 GRID = (2, 3)
 CAMERAS = ("CAM_FRONT", "CAM_BACK")

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from fastdrive_node.errors import ModelError
 from fastdrive_node.pruning.baselines import PruningContext, choose
 from fastdrive_node.pruning.baselines.cdpruner import CdPruner, likeliest_set
 from fastdrive_node.pruning.baselines.diversity import directions
 from fastdrive_node.pruning.baselines.oracle import OraclePruner
-from fastdrive_node.types import ModelError
 
 
 def draw(*shape, seed=0):

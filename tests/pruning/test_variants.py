@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from fastdrive_node.errors import ModelError
 from fastdrive_node.pruning.baselines import VARIANTS, PruningContext, RefinedPruner, ScorePruner, choose, make_pruner
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
-from fastdrive_node.pruning.files import save_pruner
+from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_node.pruning.refine import ScoreOptions
+from fastdrive_node.pruning.score_options import ScoreOptions
 from fastdrive_node.pruning.temporal import Moment, TemporalSettings
-from fastdrive_node.types import EgoState, ModelError
+from fastdrive_node.types import EgoState
 
 GRID = (2, 3)
 FIT = FitRecord("toy", "val", 10, 0.1, 0.01)

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import io
-import os
 import threading
 from collections import defaultdict
 
 import numpy as np
 import pytest
-from fake_planner import FakePlanner, factory_of
 from PIL import Image
 
 from fastdrive_node.types import CAMERAS
+from tests.ros.fake_planner import FakePlanner, factory_of
 
 PATIENCE_S = 30.0  # for an event that must come; only a failing test waits that long
-
-
-@pytest.fixture(scope="session")
-def ros():
-    """rclpy on a domain of its own, on this host only."""
-    rclpy = pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
-    from fastdrive_node.ros.domain import own_domain
-
-    with own_domain() as domain:
-        os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-        os.environ["ROS_DOMAIN_ID"] = str(domain)
-        rclpy.init(args=[], domain_id=domain)
-        yield rclpy
-        rclpy.try_shutdown()
 
 
 def picture(shade: int = 90, size: tuple[int, int] = (32, 24)) -> bytes:
@@ -44,7 +29,7 @@ class Rig:
         from rclpy.executors import SingleThreadedExecutor
         from rclpy.parameter import Parameter
 
-        from fastdrive_node.node import FastDriveNode
+        from fastdrive_node.ros.node import FastDriveNode
 
         self.planner = planner or FakePlanner()
         overrides = [Parameter(name, value=value) for name, value in parameters.items()]

@@ -13,7 +13,8 @@ import time
 
 import numpy as np
 
-from fastdrive_node.types import CAMERAS, AnswerError, Command, EgoHistory, FrameSet, InputError, KeptTokens, Plan
+from fastdrive_node.errors import AnswerError, InputError
+from fastdrive_node.types import CAMERAS, Command, EgoHistory, FrameSet, KeptTokens, Plan
 
 GRID = (6, 4, 8)
 
@@ -60,13 +61,13 @@ def straight_plan(frames: FrameSet, history: EgoHistory, command: Command = Comm
 
 
 def factory_of(planner: FakePlanner):
-    from fastdrive_node.ros.loading import LoadedPlanner
+    from fastdrive_node.ros.planner_factory import LoadedPlanner
 
     return lambda settings: LoadedPlanner(planner, planner.cameras, 6, 0.5, True, lambda: {"vla": "fake"})
 
 
 if __name__ == "__main__":
-    from fastdrive_node.node import main
+    from fastdrive_node.ros.node import main
 
     planner = FakePlanner()
     planner.delay_s = float(os.environ.get("FAKE_PLANNER_DELAY_S", 0))

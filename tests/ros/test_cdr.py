@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rosbags.typesys import Stores, get_typestore
 
+from fastdrive_node.errors import InputError
 from fastdrive_node.ros.cdr import CompressedView, ImageView, parse_compressed, parse_image
-from fastdrive_node.types import InputError
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
 TYPES = STORE.types

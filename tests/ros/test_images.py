@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fastdrive_node.errors import InputError
 from fastdrive_node.ros.cdr import CompressedView, ImageView
 from fastdrive_node.ros.images import camera_frame, decode_compressed, decode_image, loader
-from fastdrive_node.types import InputError
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 

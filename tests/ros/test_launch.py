@@ -14,7 +14,7 @@ from launch import LaunchContext
 from launch.actions import SetEnvironmentVariable
 from launch_ros.actions import Node
 
-from fastdrive_node.types import InputError
+from fastdrive_node.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 NUSCENES = str(ROOT / "config" / "topics_nuscenes.yaml")

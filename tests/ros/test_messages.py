@@ -12,10 +12,11 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ro
 
 from nav_msgs.msg import Odometry
 
+from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.ros import messages
 from fastdrive_node.ros.markers import marker_array
-from fastdrive_node.types import Command, InputError, ModelError, Plan, Refusal
-from fastdrive_node.worker import Outcome
+from fastdrive_node.sync.worker import Outcome
+from fastdrive_node.types import Command, Plan, Refusal
 
 T0 = 1_533_151_603_999_999_999
 TIMES = 0.5 * np.arange(1, 7)

@@ -6,7 +6,8 @@ import json
 import os
 
 import pytest
-from conftest import picture
+
+from tests.ros.conftest import picture
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
 
@@ -236,7 +237,7 @@ def test_parameters_change_while_running_and_bad_values_are_refused_with_a_reaso
 
 
 def test_a_wrong_choice_is_refused_at_the_start(ros):
-    from fastdrive_node.node import FastDriveNode
+    from fastdrive_node.ros.node import FastDriveNode
 
     with pytest.raises(Exception, match="image_transport: 'jpeg' is not one of raw, compressed"):
         FastDriveNode(parameter_overrides=[Parameter("image_transport", value="jpeg")])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fastdrive_node.errors import InputError
 from fastdrive_node.ros.parameters import (
     BY_NAME,
     PARAMETERS,
@@ -19,7 +20,6 @@ from fastdrive_node.ros.parameters import (
     problem,
     schema_text,
 )
-from fastdrive_node.types import InputError
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from fastdrive_node.errors import ModelError
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
-from fastdrive_node.pruning.files import save_calibration, save_pruner
+from fastdrive_node.pruning.checkpoint import save_calibration, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_node.pruning.refine import ScoreOptions
-from fastdrive_node.ros.loading import load_planner
+from fastdrive_node.pruning.score_options import ScoreOptions
 from fastdrive_node.ros.parameters import Settings, problem
-from fastdrive_node.types import CAMERAS, KeptTokens, ModelError, Plan
-from fastdrive_node.worker import Outcome
+from fastdrive_node.ros.planner_factory import load_planner
+from fastdrive_node.sync.worker import Outcome
+from fastdrive_node.types import CAMERAS, KeptTokens, Plan
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from fastdrive_node.errors import FastDriveError, InputError
 from fastdrive_node.ros import transport
 from fastdrive_node.ros.domain import DOMAINS, own_domain
 from fastdrive_node.ros.transport import VARIABLES, profile_environment
-from fastdrive_node.types import FastDriveError, InputError
 
 CHILD = """
 import rclpy, os

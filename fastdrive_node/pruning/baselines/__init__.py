@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from fastdrive_node.planning.layer_pruning import LayerPruner
-from fastdrive_node.planning.model import Vla
+from fastdrive_node.errors import ModelError
+from fastdrive_node.families.vla import Vla
 from fastdrive_node.pruning.baselines.cdpruner import CdPruner
 from fastdrive_node.pruning.baselines.diversity import DivPrune
 from fastdrive_node.pruning.baselines.fastv import FastV
@@ -17,10 +17,10 @@ from fastdrive_node.pruning.baselines.simple import NoPruner, RandomPruner, Unif
 from fastdrive_node.pruning.baselines.sparsevlm import SparseVlm
 from fastdrive_node.pruning.baselines.variants import VARIANTS, RefinedPruner
 from fastdrive_node.pruning.baselines.vispruner import VisPruner
-from fastdrive_node.pruning.files import load_calibration, load_pruner
+from fastdrive_node.pruning.checkpoint import load_calibration, load_pruner
+from fastdrive_node.pruning.layer_pruning import LayerPruner
 from fastdrive_node.pruning.pruner import Need, Pruner, PruningContext, choose
-from fastdrive_node.pruning.refine import check_options
-from fastdrive_node.types import ModelError
+from fastdrive_node.pruning.score_options import check_options
 
 __all__ = [
     "PRUNERS",

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from fastdrive_node.planning.layer_pruning import LayerChoice, LayerPruner, LayerStep
+from fastdrive_node.errors import ModelError
+from fastdrive_node.pruning.layer_pruning import LayerChoice, LayerPruner, LayerStep
 from fastdrive_node.pruning.select import select_top
-from fastdrive_node.types import ModelError
 
 
 @dataclass

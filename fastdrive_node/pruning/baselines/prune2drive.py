@@ -10,11 +10,11 @@ from pathlib import Path
 import jsonschema
 import torch
 
-from fastdrive_node.planning.model import Vla
-from fastdrive_node.planning.spec import refuse_constant
+from fastdrive_node.errors import ModelError
+from fastdrive_node.families.spec import refuse_constant
+from fastdrive_node.families.vla import Vla
 from fastdrive_node.pruning.baselines.diversity import directions, farthest_points
 from fastdrive_node.pruning.pruner import Need, PruningContext
-from fastdrive_node.types import ModelError
 
 WEIGHTS_FILE = "prune2drive.json"  # in the VLA directory
 _SCHEMA = {

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from fastdrive_node.planning.layer_pruning import LayerChoice, LayerPruner, LayerStep
+from fastdrive_node.errors import ModelError
+from fastdrive_node.pruning.layer_pruning import LayerChoice, LayerPruner, LayerStep
 from fastdrive_node.pruning.select import select_top
-from fastdrive_node.types import ModelError
 
 PLACES = (2 / 32, 6 / 32, 15 / 32)  # of the layers in front of which tokens are dropped, over the depth
 RECYCLED = 0.3  # of the dropped tokens, the best of which are merged

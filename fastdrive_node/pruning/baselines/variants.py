@@ -10,7 +10,7 @@ from torch import Tensor
 from fastdrive_node.pruning.baselines.scores import ScorePruner
 from fastdrive_node.pruning.calibration import Calibration
 from fastdrive_node.pruning.pruner import Need, PruningContext
-from fastdrive_node.pruning.refine import Refined, ScoreOptions, refine
+from fastdrive_node.pruning.score_options import Refined, ScoreOptions, refine
 from fastdrive_node.pruning.temporal import TemporalSettings, TemporalState
 
 ADAPTIVE_THRESHOLD = 0.05  # a token with a chance of one in twenty to be foreground is kept

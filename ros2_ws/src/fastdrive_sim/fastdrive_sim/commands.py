@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastdrive_node.cli import write_json
-from fastdrive_node.types import FastDriveError, UsageError
+from fastdrive_node.errors import FastDriveError, UsageError
 from fastdrive_sim.bag import STORAGES, TRANSPORTS, BagSpec, write_bag
 from fastdrive_sim.dataset import SPLITS, DatasetSpec, write_dataset
 from fastdrive_sim.errors import SimError, SimUsageError

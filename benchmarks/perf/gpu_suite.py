@@ -1,0 +1,345 @@
+"""Every stage against plain transformers at the paper's full size, with random weights, in one call.
+
+    python benchmarks/perf/gpu_suite.py --out benchmarks/results/gpu_suite.json
+
+Needs torch, transformers, numpy and a checkout, which need not be installed; no ROS, weights or network. There are
+three steps, which --steps chooses among:
+
+    models   encoding, pruning, prefill, decoding and the whole. transformers reads all visual tokens; this package is
+             measured at each pruning ratio.
+    compile  tower and pruner by torch.compile.
+    engines  TensorRT plans of tower and pruner, built here, against torch. Needs the package onnx, and a TensorRT:
+             this Python's, or that of --tensorrt-python, where numpy and cuda-python are enough beside it. Packages
+             that are missing here may lie in a folder on PYTHONPATH.
+
+Sides and ratios take turns within a stage. What fails (out of memory) is recorded as an error and the rest goes on;
+the JSON is written after each stage, so that an interrupted run leaves what it had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import json
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "export")]
+if importlib.util.find_spec("jsonschema") is None:  # checks vla.json, of which there is none here
+    sys.modules["jsonschema"] = types.ModuleType("jsonschema")
+
+from benchmarks.perf.gpu_compile import NOTE as COMPILE_NOTE  # noqa: E402
+from benchmarks.perf.gpu_compile import vision_cases  # noqa: E402
+from benchmarks.perf.gpu_engines import EngineScene, EngineSettings  # noqa: E402
+from benchmarks.perf.random_models import SIZES, Scene, Size, build_model, build_pruner, build_workload  # noqa: E402
+from fastdrive_node.benchmark.agreement import NOTE, agreement  # noqa: E402
+from fastdrive_node.benchmark.sides import Ours, Transformers, Workload  # noqa: E402
+from fastdrive_node.benchmark.timing import Case, Timing, measure, ratio  # noqa: E402
+from fastdrive_node.devices import describe  # noqa: E402
+from fastdrive_node.pruning.baselines import ScorePruner  # noqa: E402
+
+DROPS = (0.0, 0.25, 0.5, 0.75)
+STOCK = "transformers"
+STEPS = ("models", "compile", "engines")
+PRECISIONS = ("fp16", "fp32", "bf16")
+SEED = 0
+
+
+def ours_at(drop: float) -> str:
+    """Name of this package's side at a pruning ratio."""
+    return f"ours_drop_{drop:g}"
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="JSON file (default: standard output)")
+    parser.add_argument("--sizes", default="tiny,3b", help="of 3b and tiny, with commas (default: both)")
+    parser.add_argument("--steps", default=",".join(STEPS), help="with commas (default: all)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), help="(default: bfloat16 on a GPU, float32 on a CPU)"
+    )
+    parser.add_argument("--runs", type=int, default=20, help="timed runs; end to end a quarter of them (default: 20)")
+    parser.add_argument("--quick", action="store_true", help="2 runs and short answers: to see whether it works")
+    parser.add_argument(
+        "--compile-backend", metavar="B", default="inductor", help="of torch.compile, or none (default: inductor)"
+    )
+    engines = parser.add_argument_group("engines")
+    engines.add_argument("--tensorrt-python", type=Path, metavar="P", help="interpreter that has TensorRT")
+    engines.add_argument("--precisions", default=",".join(PRECISIONS), help="with commas (default: fp16,fp32,bf16)")
+    engines.add_argument(
+        "--engine-scenes", metavar="NAMES", default="six_cameras", help="how their names start (default: six_cameras)"
+    )
+    engines.add_argument("--work", type=Path, metavar="DIR", help="keep plans and timing caches (default: temporary)")
+    args = parser.parse_args(argv)
+    for name, known in (("sizes", SIZES), ("steps", STEPS), ("precisions", PRECISIONS)):
+        unknown = set(getattr(args, name).split(",")) - set(known)
+        if unknown:
+            parser.error(f"--{name}: {min(unknown)!r} is not one of {', '.join(known)}")
+    if args.runs < 1:
+        parser.error("--runs: give 1 or more")
+    return args
+
+
+class Suite:
+    """One run of the suite; ``report`` is its JSON."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.device = torch.device(args.device)
+        self.dtype = getattr(torch, args.dtype or ("bfloat16" if args.device == "cuda" else "float32"))
+        self.out: Path | None = args.out
+        self.sizes, self.steps = args.sizes.split(","), args.steps.split(",")
+        self.runs = 2 if args.quick else args.runs
+        self.long_runs = 1 if args.quick else max(3, args.runs // 4)
+        self.warm_up = 1 if args.quick else 3
+        self.quick = args.quick
+        self.backend = None if args.compile_backend == "none" else args.compile_backend
+        self.engine_scenes = tuple(args.engine_scenes.split(","))
+        self.engines = EngineSettings(
+            precisions=tuple(args.precisions.split(",")),
+            python=args.tensorrt_python,
+            backend=self.backend,
+            folder=args.work,
+            runs=self.runs,
+            warm_up=self.warm_up,
+            seed=SEED,
+        )
+        self.report = {
+            "machine": describe(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "attention": "sdpa",
+            "weights": f"random, seed {SEED}",
+            "quick": args.quick,
+            "agreement_note": NOTE,
+            "vision_note": COMPILE_NOTE,
+            "sizes": {},
+        }
+
+    def run(self) -> dict:
+        for name in self.sizes:
+            entry = self.report["sizes"][name] = {}
+            if {"models", "compile"} & set(self.steps):
+                self._guarded(entry, lambda name=name, entry=entry: self._size(SIZES[name], entry))
+            if "engines" in self.steps:
+                self._engines(name, entry.setdefault("engines", {}))
+        self.report["finished"] = True
+        self._save()
+        return self.report
+
+    def _guarded(self, entry: dict, step: Callable[[], None]) -> None:
+        """Run a step; its failure becomes an error in ``entry``."""
+        try:
+            step()
+        except Exception as error:
+            entry["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            print(f"failed: {entry['error']}", file=sys.stderr)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._save()
+
+    def _save(self) -> None:
+        if self.out is not None:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self.out.write_text(json.dumps(self.report, indent=2) + "\n")
+
+    def _engines(self, name: str, entry: dict) -> None:
+        for scene in SIZES[name].scenes:
+            if scene.name.startswith(self.engine_scenes):
+                found = entry[scene.name] = {}
+                stage = EngineScene(self.engines, self.device, self._guarded)
+                self._guarded(found, lambda scene=scene, stage=stage, found=found: stage.run(name, scene, found))
+
+    @torch.inference_mode()
+    def _size(self, size: Size, entry: dict) -> None:
+        start = time.perf_counter()
+        model = build_model(size, self.device, self.dtype, SEED)
+        pruner = build_pruner(model, SEED)
+        entry |= {
+            "shape": {"vision": size.vision, "text": size.text},
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "pruner_parameters": sum(parameter.numel() for parameter in pruner.module.parameters()),
+            "build_s": round(time.perf_counter() - start, 1),
+            "scenes": {},
+        }
+        for scene in size.scenes:
+            found = entry["scenes"][scene.name] = {}
+            self._guarded(found, lambda scene=scene, found=found: self._scene(model, pruner, size, scene, found))
+        if self.dtype != torch.float32 and "models" in self.steps:
+            model.float()  # where rounding breaks no ties, both sides must choose the same tokens
+            for scene in size.scenes:
+                found = entry["scenes"][scene.name].setdefault("agreement", {})["float32"] = {}
+                self._guarded(found, lambda scene=scene, found=found: self._agree(model, scene, found))
+
+    def _scene(self, model, pruner: ScorePruner, size: Size, scene: Scene, figures: dict) -> None:
+        answer = 8 if self.quick else size.answer_tokens
+        work = build_workload(model, scene, answer, SEED)
+        stages = figures.setdefault("stages", {})
+        timings: dict[str, dict[str, Timing]] = {}
+        figures |= {
+            "images": scene.images,
+            "image_size": {"width": scene.width, "height": scene.height},
+            "visual_tokens": work.vla.tokens,
+            "prompt_tokens": len(work.prompt),
+            "answer_tokens": answer,
+        }
+        if "compile" in self.steps and self.backend is not None:
+            facts = figures.setdefault("compiled", {})
+            cases = vision_cases(work, pruner, self.backend, facts)
+            stages["vision"] = self._measured(scene, "vision", cases, self.runs, timings)
+            figures["vision_ratios"] = {
+                side: ratio(timings["vision"]["ours"], timing) for side, timing in timings["vision"].items()
+            }
+        if "models" in self.steps:
+            self._stages(model, pruner, work, answer, scene, figures, timings)
+
+    def _stages(
+        self, model, pruner: ScorePruner, work: Workload, answer: int, scene: Scene, figures: dict, timings: dict
+    ) -> None:
+        """The step ``models``."""
+        figures["kept_tokens"] = {ours_at(drop): self._ours(work, answer, pruner, drop).keep for drop in DROPS}
+        found = figures.setdefault("agreement", {})[self.report["dtype"]] = {}
+        self._guarded(found, lambda: self._agree(model, scene, found))
+        steps = 4 if self.quick else 33  # the first token of an answer is the prefill's
+        for name, cases, runs, parts in (
+            ("encode", encode_cases(work), self.runs, 1),
+            ("prune", self._prune_cases(work, pruner), self.runs, 1),
+            ("prefill", self._prefill_cases(work, pruner, answer), self.runs, 1),
+            ("decode_per_token", self._decode_cases(work, pruner, steps), self.long_runs, steps - 1),
+            ("end_to_end", self._whole_cases(work, pruner, answer), self.long_runs, 1),
+        ):
+            figures["stages"][name] = self._measured(scene, name, cases, runs, timings, parts)
+            self._save()
+        figures["ratios"] = ratios(timings)
+
+    def _measured(self, scene: Scene, name: str, cases: dict, runs: int, timings: dict, parts: int = 1) -> dict:
+        """Figures of one stage; its times are put into ``timings``."""
+        print(f"{scene.name}: {name}", file=sys.stderr)
+        warm_up = self.warm_up if runs == self.runs else 1
+        timings[name] = measure(cases, runs, self.device, warm_up, tolerant=True)
+        return {side: timing.figures(parts) for side, timing in timings[name].items()}
+
+    def _agree(self, model, scene: Scene, found: dict) -> None:
+        """Fill in the agreement of both sides over all tokens, in the dtype that the model has now."""
+        steps = 8 if self.quick else 32
+        work = build_workload(model, scene, steps, SEED)
+        found |= agreement(Ours(work, steps), Transformers(work, steps))
+
+    def _ours(self, work: Workload, answer_tokens: int, pruner: ScorePruner, drop: float) -> Ours:
+        """This package at a pruning ratio; without dropping it runs no pruner."""
+        return Ours(work, answer_tokens, pruner if drop else None, drop)
+
+    def _prune_cases(self, work: Workload, pruner: ScorePruner) -> dict[str, Case]:
+        sides = {drop: self._ours(work, 1, pruner, drop) for drop in DROPS if drop}
+        return {ours_at(drop): Case(side.prune, side.encode) for drop, side in sides.items()}
+
+    def _prefill_cases(self, work: Workload, pruner: ScorePruner, answer: int) -> dict[str, Case]:
+        stock = Transformers(work, answer)
+        cases = {STOCK: Case(stock.prefill, stock.encode)}
+        for drop in DROPS:
+            side = self._ours(work, answer, pruner, drop)
+            cases[ours_at(drop)] = Case(lambda state, side=side: side.prefill(*state), lambda side=side: pruned(side))
+        return cases
+
+    def _decode_cases(self, work: Workload, pruner: ScorePruner, answer: int) -> dict[str, Case]:
+        stock = Transformers(work, answer)
+        cases = {STOCK: Case(stock.decode, lambda: stock.prefill(stock.encode()))}
+        for drop in DROPS:
+            side = self._ours(work, answer, pruner, drop)
+            cases[ours_at(drop)] = Case(side.decode, lambda side=side: side.prefill(*pruned(side)))
+        return cases
+
+    def _whole_cases(self, work: Workload, pruner: ScorePruner, answer: int) -> dict[str, Case]:
+        sides = {STOCK: Transformers(work, answer)}
+        sides |= {ours_at(drop): self._ours(work, answer, pruner, drop) for drop in DROPS}
+        return {name: Case(lambda _, side=side: side.end_to_end()) for name, side in sides.items()}
+
+
+def encode_cases(work: Workload) -> dict[str, Case]:
+    stock, ours = Transformers(work, 1), Ours(work, 1)
+    return {STOCK: Case(lambda _: stock.encode()), "ours": Case(lambda _: ours.encode())}
+
+
+def pruned(side: Ours) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens, and the indices of the kept ones."""
+    tokens = side.encode()
+    return tokens, side.prune(tokens)
+
+
+def ratios(timings: dict[str, dict[str, Timing]]) -> dict:
+    """How many times faster, by medians: than transformers, and at each ratio than this package without dropping."""
+    against_stock = {"encode": {"ours": ratio(timings["encode"][STOCK], timings["encode"]["ours"])}}
+    against_none = {}
+    for stage in ("prefill", "decode_per_token", "end_to_end"):
+        sides = timings[stage]
+        against_stock[stage] = {ours_at(drop): ratio(sides[STOCK], sides[ours_at(drop)]) for drop in DROPS}
+        against_none[stage] = {
+            ours_at(drop): ratio(sides[ours_at(0.0)], sides[ours_at(drop)]) for drop in DROPS if drop
+        }
+    against_stock["prefill_with_pruner"] = {
+        ours_at(drop): _with_pruner(timings, ours_at(drop)) for drop in DROPS if drop
+    }
+    return {"transformers_over_ours": against_stock, "ours_drop_0_over_ours": against_none}
+
+
+def _with_pruner(timings: dict[str, dict[str, Timing]], side: str) -> float | None:
+    """transformers' prefill over this package's pruner and prefill."""
+    parts = [timings["prefill"][STOCK], timings["prefill"][side], timings["prune"][side]]
+    if any(part.error is not None for part in parts):
+        return None
+    stock, prefill, prune = (part.median_ms for part in parts)
+    return round(stock / (prefill + prune), 3)
+
+
+def table(report: dict) -> str:
+    """Medians in lines for people, in ms."""
+    lines = [f"{report['machine']['device']}, {report['dtype']}"]
+    for size, entry in report["sizes"].items():
+        for scene, figures in entry.get("scenes", {}).items():
+            lines.append(f"{size} {scene}: {figures.get('visual_tokens')} visual tokens {figures.get('error', '')}")
+            for dtype, found in figures.get("agreement", {}).items():
+                lines.append(f"  same tokens in {dtype}: {found.get('same_tokens', found.get('error'))}")
+            for stage, sides in figures.get("stages", {}).items():
+                cells = (f"{side} {times.get('median_ms', 'failed')}" for side, times in sides.items())
+                lines.append(f"  {stage}: {', '.join(cells)}")
+        for scene, found in entry.get("engines", {}).items():
+            lines += [f"{size} {scene}: engines {found.get('error', '')}", *engine_lines(found)]
+        if "error" in entry:
+            lines.append(f"{size}: {entry['error']}")
+    return "\n".join(lines)
+
+
+def engine_lines(found: dict) -> list[str]:
+    """One line for each precision."""
+    lines = []
+    for precision, row in found.get("rows", {}).items():
+        trt = row.get("tensorrt", {})
+        sides = {name: times.get("median_ms", "failed") for name, times in row.get("latency", {}).items()}
+        for name, key in (("tensorrt", "latency"), ("tensorrt_cuda_graph", "latency_cuda_graph")):
+            if "wall" in trt.get(key, {}):
+                sides[name] = trt[key]["wall"]["median_ms"]
+        cosine = trt.get("against_torch", {}).get("cosine")
+        note = trt.get("error") or trt.get("skipped") or f"cosine of TensorRT {cosine:.6f}" if trt else ""
+        cells = ", ".join(f"{name} {value}" for name, value in sides.items())
+        lines.append(f"  {precision}: {row.get('error', cells)}; {note}")
+    return lines
+
+
+def main(argv: list[str] | None = None) -> dict:
+    args = parse_arguments(argv)
+    report = Suite(args).run()
+    print(table(report), file=sys.stderr)
+    if args.out is None:
+        print(json.dumps(report, indent=2))
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""The language half by torch and by onnxruntime: prefill, decode and whole answers, and whether they are the same.
+
+    fastdrive sim dataset data/lm_val --keyframes 240 --seed 101 --split val
+    python benchmarks/perf/language_engine.py --dataset data/lm_val --split val --sets 200 \\
+        --json benchmarks/results/language_onnxruntime.json
+
+Times are of one process, the sides in turn. The mid-size model has random weights, for its times only. Answers of the
+shipped model are compared on keyframes of a dataset, where one is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks.perf.random_models import SIZES, Scene, Size, build_model, build_pruner, build_workload
+from fastdrive_export.build import GraphOptions
+from fastdrive_export.language_build import LANGUAGE_FILE, write_language
+from fastdrive_export.language_parity import LanguageParityRun
+from fastdrive_export.samples import dataset_samples, synthetic_samples
+from fastdrive_node.benchmark.sides import FixedLength, Ours, Workload
+from fastdrive_node.benchmark.timing import Case, measure, ratio
+from fastdrive_node.cli import write_json
+from fastdrive_node.devices import describe
+from fastdrive_node.engines.language_engine import EngineLanguage, load_language_engine
+from fastdrive_node.engines.language_info import NEW, PAST, SEEN, SHOWN, LanguageFacts
+from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
+from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
+from fastdrive_node.families.vla import Vla
+from fastdrive_node.planning.loading import SHIPPED_PRUNER, default_vla_dir
+from fastdrive_node.pruning.baselines import make_pruner
+from fastdrive_node.pruning.pruner import Pruner
+
+DROPS = (0.0, 0.25, 0.5, 0.75)
+ANSWER_TOKENS = 28  # of models/tiny
+CPU = torch.device("cpu")
+MIDDLE = Size(
+    vision={**SIZES["tiny"].vision, "out_hidden_size": 1024},
+    text={
+        "hidden_size": 1024,
+        "num_hidden_layers": 8,
+        "intermediate_size": 2816,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "vocab_size": 20000,
+        "max_position_embeddings": 4096,
+        "initializer_range": 0.05,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+    },
+    scenes=(Scene("six_cameras_224x112", 6, 112, 224),),
+)
+
+
+class RandomVla(FixedLength):
+    """A VLA that lies in no directory."""
+
+    language_fingerprint = "0" * 64
+
+
+def open_engine(vla: Vla, folder: Path) -> EngineLanguage:
+    """A float32 engine of a VLA, written into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = write_language(vla, GraphOptions(), folder)
+    return load_language_engine(folder / LANGUAGE_FILE, manifest, vla, "cpu")
+
+
+def compare_times(work: Workload, pruner: Pruner, engine: EngineLanguage, drop: float, runs: int) -> dict:
+    """Medians of both sides at one pruning ratio, and whether the answers were the same."""
+    sides = {name: Ours(work, ANSWER_TOKENS, pruner, drop) for name in ("torch", "onnxruntime")}
+    sides["onnxruntime"].language = engine
+    tokens = sides["torch"].encode()
+    kept = sides["torch"].prune(tokens)
+    cases, answers = {}, set()
+    for name, side in sides.items():
+        cases[f"{name} prefill"] = Case(lambda _, side=side: side.prefill(tokens, kept))
+        cases[f"{name} decode"] = Case(
+            lambda state, side=side: side.decode(state), lambda side=side: side.prefill(tokens, kept)
+        )
+        cases[f"{name} answer"] = Case(lambda _, side=side: side.decode(side.prefill(tokens, kept)))
+        answers.add(side.decode(side.prefill(tokens, kept)))
+    times = measure(cases, runs, CPU, warm_up=1)
+    steps = ANSWER_TOKENS - 1  # the first token comes of the prefill
+    figures: dict = {
+        "prompt_tokens": len(sides["torch"].prefill(tokens, kept).prompt),
+        "same_answer": len(answers) == 1,
+    }
+    for part, parts in (("prefill", 1), ("decode", steps), ("answer", 1)):
+        pair = [times[f"{name} {part}"] for name in sides]
+        figures[part if parts == 1 else f"{part}_per_token"] = {
+            **{name: timing.figures(parts) for name, timing in zip(sides, pair, strict=True)},
+            "speedup": ratio(*pair),
+        }
+    return figures
+
+
+def shipped(folder: Path, threads: int) -> tuple[Workload, Pruner, EngineLanguage]:
+    torch.set_num_threads(threads)
+    vla = load_vla(default_vla_dir())
+    sample = synthetic_samples(vla, 1).samples[0]
+    vision = TorchVision(vla.model.model.visual, vla.spec.image_size)
+    prompt = build_prompt(vla, sample.history, sample.command)
+    work = Workload(vla, vision, vision.preprocess(sample.images), prompt)
+    return work, make_pruner("reconpruner", vla, vla.path / SHIPPED_PRUNER), open_engine(vla, folder)
+
+
+def middle(folder: Path, threads: int) -> tuple[Workload, Pruner, EngineLanguage]:
+    torch.set_num_threads(threads)
+    model = build_model(MIDDLE, CPU, torch.float32, 0)
+    work = build_workload(model, MIDDLE.scenes[0], ANSWER_TOKENS, 0)
+    vla = RandomVla(**{name: getattr(work.vla, name) for name in ("path", "model", "tokenizer", "spec", "template")})
+    return replace(work, vla=vla), build_pruner(model, 0), open_engine(vla, folder)
+
+
+def compare_lengths(file: Path, facts: LanguageFacts, prompt: int, shown: int, runs: int) -> dict:
+    """A session for any lengths against one for exactly these: the same runs on zeros, in turn, and their memory."""
+    room = prompt + ANSWER_TOKENS
+    lengths = {
+        "prefill": {NEW: prompt, PAST: 1, SEEN: prompt + 1, SHOWN: shown},
+        "decode": {NEW: 1, PAST: room, SEEN: room + 1, SHOWN: 1},
+    }
+    before = _resident_mib()
+    free = _session(file, {})
+    memory = {"any lengths": round(_resident_mib() - before, 1)}
+    cases = {}
+    for name, sides in lengths.items():
+        before = _resident_mib()
+        fixed = _session(file, sides)
+        memory[f"fixed lengths, {name}"] = round(_resident_mib() - before, 1)
+        for kind, session in (("any lengths", free), ("fixed lengths", fixed)):
+            binding = _binding(session, facts, sides)
+            cases[f"{kind}, {name}"] = Case(
+                lambda _, session=session, binding=binding: session.run_with_iobinding(binding[0])
+            )
+            cases[f"{kind}, {name}"].run(None)
+    times = measure(cases, runs, CPU)
+    return {"times": {name: timing.figures() for name, timing in times.items()}, "memory_of_the_session_mib": memory}
+
+
+def _session(file: Path, sides: dict[str, int]) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    for name, length in sides.items():
+        options.add_free_dimension_override_by_name(name, length)
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+
+def _binding(session: onnxruntime.InferenceSession, facts: LanguageFacts, sides: dict[str, int]) -> tuple:
+    """A binding, and the arrays that it needs to live."""
+    binding, arrays = session.io_binding(), []
+    for bind, tensors in ((binding.bind_input, facts.inputs()), (binding.bind_output, facts.outputs())):
+        for name, each in tensors.items():
+            arrays.append(np.zeros([sides.get(side, side) for side in each.shape], each.dtype))
+            bind(name, "cpu", 0, arrays[-1].dtype, arrays[-1].shape, arrays[-1].ctypes.data)
+    return binding, arrays
+
+
+def _resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+
+def compare_answers(dataset: Path, split: str | None, sets: int, folder: Path) -> dict:
+    """The shipped model's logits and answers on keyframes of a dataset at pruning ratios 0, 0.5 and 0.75."""
+    vla = load_vla(default_vla_dir())
+    pruner = make_pruner("reconpruner", vla, vla.path / SHIPPED_PRUNER)
+    run = LanguageParityRun(vla, open_engine(vla, folder), pruner)
+    return asdict(run.run(dataset_samples(vla, dataset, split, sets)))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", type=Path, metavar="DIR", help="in the nuScenes schema; without it no answers")
+    parser.add_argument("--split", metavar="S")
+    parser.add_argument("--sets", type=int, default=200, metavar="N")
+    parser.add_argument("--runs", type=int, default=30, metavar="N", help="timed runs of each side (%(default)s)")
+    parser.add_argument("--threads", type=int, nargs="+", default=(1, 2), metavar="N", help="of both sides (1 2)")
+    parser.add_argument("--json", metavar="F", default="-")
+    args = parser.parse_args(arguments)
+    figures: dict = {**describe(CPU), "onnxruntime": onnxruntime.__version__, "answer_tokens": ANSWER_TOKENS}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        plan = (("models/tiny", shipped, args.runs, DROPS), ("middle", middle, max(3, args.runs // 6), (0.0, 0.75)))
+        for name, make, runs, drops in plan:
+            for threads in args.threads:
+                work, pruner, engine = make(folder / name.replace("/", "_"), threads)
+                place = figures.setdefault(name, {}).setdefault(f"threads_{threads}", {"load": os.getloadavg()[0]})
+                for drop in drops:
+                    place[f"drop_{drop:g}"] = compare_times(work, pruner, engine, drop, runs)
+                    print(name, threads, drop, place[f"drop_{drop:g}"], file=sys.stderr)
+                prompt = place["drop_0"]["prompt_tokens"]
+                place["lengths"] = compare_lengths(engine.file, engine.facts, prompt, work.vla.tokens, runs)
+        if args.dataset is not None:
+            torch.set_num_threads(max(args.threads))
+            figures["answers"] = compare_answers(args.dataset, args.split, args.sets, folder / "answers")
+    figures.pop("threads")
+    write_json(figures, args.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Qwen2.5-VL at full and toy size with random weights, made on the device, and scenes for it.
+
+Times do not depend on the weights' values, so no checkpoint is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding
+
+from fastdrive_node.benchmark.sides import Workload
+from fastdrive_node.families.qwen2_5_vl.prompt import Prompt, full_positions
+from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
+from fastdrive_node.families.spec import AnswerSpec, HistorySpec, VlaSpec
+from fastdrive_node.families.vla import Vla
+from fastdrive_node.pruning.baselines import ScorePruner
+from fastdrive_node.pruning.recon_pruner import ReconPruner
+
+TEXT_BEFORE, TEXT_BEHIND = 40, 160  # words of the prompt around the images, ego history included
+VISION_START, VISION_END = 2, 3  # of the tokens below 8, which no random word is
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Images of one request."""
+
+    name: str
+    images: int
+    height: int  # px
+    width: int  # px
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of a model, and the scenes that it is measured on."""
+
+    vision: dict
+    text: dict
+    scenes: tuple[Scene, ...]
+    answer_tokens: int = 140  # a preamble and six points
+
+
+SIZES = {
+    "3b": Size(  # Qwen2.5-VL-3B-Instruct
+        vision={
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+            "window_size": 112,
+            "patch_size": 14,
+            "out_hidden_size": 2048,
+        },
+        text={
+            "hidden_size": 2048,
+            "num_hidden_layers": 36,
+            "intermediate_size": 11008,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "vocab_size": 151936,
+            "max_position_embeddings": 128000,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+        },
+        # the paper's 3249 tokens, and 6 x 336 tokens: Impromptu-VLA's 262,144 px an image
+        scenes=(Scene("one_image_1596x1596", 1, 1596, 1596), Scene("six_cameras_672x392", 6, 392, 672)),
+    ),
+    "tiny": Size(
+        vision={
+            "depth": 4,
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_heads": 4,
+            "fullatt_block_indexes": [1, 3],
+            "window_size": 112,
+            "patch_size": 14,
+            "out_hidden_size": 128,
+        },
+        text={
+            "hidden_size": 128,
+            "num_hidden_layers": 4,
+            "intermediate_size": 384,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 256,
+            "max_position_embeddings": 1024,
+            "initializer_range": 0.2,  # else a tiny random model repeats one token
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
+        },
+        scenes=(Scene("one_image_168x168", 1, 168, 168), Scene("six_cameras_224x112", 6, 112, 224)),
+        answer_tokens=96,
+    ),
+}
+
+
+class NoWords:
+    """Stands for a tokenizer: prompts are random ids here, and answers are not read."""
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        return []
+
+    def decode(self, ids: list[int]) -> str:
+        return ""
+
+
+def build_model(size: Size, device: torch.device, dtype: torch.dtype, seed: int) -> Qwen2_5_VLForConditionalGeneration:
+    """A model with random weights, allocated on the device."""
+    config = Qwen2_5_VLConfig(
+        text_config={**size.text, "bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": True},
+        vision_config=size.vision,
+        image_token_id=0,
+        video_token_id=1,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(seed)
+    with torch.device(device):
+        model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa")
+    model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
+    return model.requires_grad_(False).eval()
+
+
+def build_pruner(model: Qwen2_5_VLForConditionalGeneration, seed: int) -> ScorePruner:
+    """An untrained ReconPruner on the model's device and in its dtype."""
+    torch.manual_seed(seed)
+    with torch.device(model.device):
+        module = ReconPruner.from_config(model.config.text_config).to(model.dtype)
+        module.rotary = Qwen2_5_VLRotaryEmbedding(module.config)  # its frequencies stay float32
+    return ScorePruner(module.requires_grad_(False).eval())
+
+
+def build_workload(model: Qwen2_5_VLForConditionalGeneration, scene: Scene, answer_tokens: int, seed: int) -> Workload:
+    """Random images and a random prompt around them."""
+    spec = VlaSpec(
+        cameras=tuple(f"CAM_{index}" for index in range(scene.images)),
+        image_size=(scene.height, scene.width),
+        prompt_file="",
+        history=HistorySpec(steps=(), interval_s=0.5),
+        answer=AnswerSpec(preamble="", points=6, interval_s=0.5, closing="", max_new_tokens=answer_tokens),
+    )
+    vla = Vla(Path("random weights"), model, NoWords(), spec, "")
+    vision = TorchVision(model.model.visual, spec.image_size, scene.images)
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (scene.images, 3, scene.height, scene.width), generator=generator).byte()
+    return Workload(vla, vision, vision.patches(pixels.to(model.device)), _prompt(vla, generator))
+
+
+def _prompt(vla: Vla, generator: torch.Generator) -> Prompt:
+    config = vla.model.config
+
+    def words(count: int) -> torch.Tensor:
+        return torch.randint(8, config.text_config.vocab_size, (count,), generator=generator)
+
+    each = vla.tokens // len(vla.spec.cameras)
+    image = torch.tensor([VISION_START, *[config.image_token_id] * each, VISION_END])
+    ids = torch.cat([words(TEXT_BEFORE), *[image] * len(vla.spec.cameras), words(TEXT_BEHIND)])
+    positions, next_position = full_positions(vla, ids)
+    return Prompt("", ids, positions, (ids == config.image_token_id).nonzero().flatten(), next_position)

@@ -1,0 +1,85 @@
+"""Writing engines: one builder at a time, whole files or none, the manifest last."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fastdrive_node.engines.manifest import DATA_SUFFIX, FileFacts, Manifest, file_digest, manifest_path, manifest_text
+from fastdrive_node.errors import InputError
+
+LOCK_FILE = ".fastdrive_export.lock"
+STAGE = ".fastdrive_export.building"
+
+
+@contextmanager
+def builder_lock(folder: Path) -> Iterator[None]:
+    """Held while engines in ``folder`` are written; it is made where absent. A builder that dies lets go of it.
+
+    Raises:
+        InputError: another process holds it, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); give another --out") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise InputError(
+            f"{folder}: another process builds or verifies an engine here; wait for it, or give another --out"
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """An empty folder on the same file system, gone afterwards. Needs ``builder_lock``."""
+    stage = folder / STAGE
+    shutil.rmtree(stage, ignore_errors=True)  # of a builder that died
+    stage.mkdir()
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def publish(stage: Path, file: Path, manifest: Manifest) -> None:
+    """Move an engine's files from ``stage`` to their place, then write the manifest.
+
+    A reader meets the old engine, the new one, or files that do not fit their manifest, which it refuses.
+    """
+    old_data = file.name + DATA_SUFFIX
+    if old_data not in manifest.files:
+        file.with_name(old_data).unlink(missing_ok=True)
+    for name in manifest.files:
+        _sync(stage / name)
+        os.replace(stage / name, file.with_name(name))
+    write_manifest(file, manifest)
+
+
+def write_manifest(file: Path, manifest: Manifest) -> None:
+    """Write the manifest of an engine file atomically."""
+    path = manifest_path(file)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(manifest_text(manifest), encoding="utf-8")
+    _sync(partial)
+    os.replace(partial, path)
+
+
+def facts_of(path: Path) -> FileFacts:
+    return FileFacts(path.stat().st_size, file_digest(path))
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())

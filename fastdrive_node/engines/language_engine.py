@@ -1,0 +1,274 @@
+"""The language half as an engine: prefill and single tokens by onnxruntime, over a cache that stays on the device.
+
+The graph gives new keys and values only; they are put into the cache here, whose address does not change while an
+answer is written. See ``fastdrive_export.language_network`` for the graph, and ``vision.engine`` for the other half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from fastdrive_node.engines.language_info import (
+    COS,
+    IDS,
+    LAST,
+    LOGITS,
+    MASK,
+    NEW,
+    NEW_KEYS,
+    NEW_VALUES,
+    PAST,
+    SEEN,
+    SHOWN,
+    SIN,
+    SOURCE,
+    STORED_TYPES,
+    VISUAL,
+    LanguageFacts,
+    cache_names,
+)
+from fastdrive_node.engines.manifest import KINDS, Manifest, build_hint, check_files, read_manifest, short
+from fastdrive_node.engines.vision_engine import check_parity, check_part, refuse_others
+from fastdrive_node.errors import ModelError
+from fastdrive_node.families.vla import Vla
+
+HIDDEN = -1e9  # added to the attention's logits of what is not seen; finite, so that no row turns into NaN
+
+
+class LanguageRunner(Protocol):
+    """Runs a language engine on raw memory."""
+
+    device: torch.device
+    name: str  # runtime, version and provider
+
+    def execute(self, pointers: Mapping[str, int], lengths: Mapping[str, int]) -> None:
+        """Run once and wait: addresses of all inputs and outputs, contiguous, on ``device``; the lengths by name."""
+
+
+@dataclass(frozen=True)
+class LanguageChoice:
+    """Which language engine runs on what; see ``open_language_engine``."""
+
+    file: Path  # its manifest lies beside it
+    provider: str = "auto"  # one of types.ONNX_PROVIDERS
+
+
+@dataclass
+class EngineCache:
+    """Keys and values of one prompt and its answer. What is not filled is zero, for it is multiplied by zero."""
+
+    keys: torch.Tensor  # [layers, key/value heads, head dim, C]
+    values: torch.Tensor  # [layers, key/value heads, C, head dim]
+    mask: torch.Tensor  # float32 [1, C + 1], of a step: the cache, then the new token
+    used: int = 0
+    pointers: dict[str, int] = field(init=False)  # of each layer's part, by the graph's names
+
+    def __post_init__(self) -> None:
+        self.pointers = {}
+        for layer, pair in enumerate(zip(self.keys, self.values, strict=True)):
+            names = cache_names(layer)
+            self.pointers |= {name: part.data_ptr() for name, part in zip(names, pair, strict=True)}
+
+    @property
+    def length(self) -> int:
+        """C, positions that may be run."""
+        return self.values.shape[2]
+
+
+class EngineLanguage:
+    """A ``LanguageBackend``, one prompt at a time.
+
+    Args:
+        file, manifest, runner: the engine, checked and loaded.
+        vla: gives the rotary angles; its weights are not used.
+    """
+
+    def __init__(self, file: Path, manifest: Manifest, runner: LanguageRunner, vla: Vla):
+        self.file, self.manifest, self.runner = file, manifest, runner
+        self.facts: LanguageFacts = manifest.graph
+        self._rotary = vla.model.model.language_model.rotary_emb
+        self._stored = getattr(torch, STORED_TYPES[self.facts.precision])
+        self._step = self._buffers(1)  # of every step; the mask is the cache's
+        groups, size = self.facts.kv_heads, self.facts.head_dim
+        self._before = torch.zeros(groups * size, dtype=self._stored, device=runner.device)  # P = 1, of a prefill
+
+    def rotary(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``LanguageBackend``; float32 whatever the VLA's type is."""
+        cos, sin = self._rotary(torch.empty(0, device=position_ids.device), position_ids)
+        half = self.facts.head_dim // 2
+        return cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+
+    def start(
+        self,
+        ids: torch.Tensor,
+        places: Sequence[torch.Tensor],
+        visual: Sequence[torch.Tensor],
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        room: int,
+    ) -> tuple[torch.Tensor, EngineCache]:
+        """See ``LanguageBackend``.
+
+        Raises:
+            ModelError: more than one prompt, or logits that are not finite.
+        """
+        if len(ids) != 1:
+            raise ModelError(f"language engine: {len(ids)} prompts at a time; it runs one, torch runs batches")
+        length = ids.shape[1]
+        source = torch.arange(length, device=ids.device)
+        source[places[0]] = length + torch.arange(len(places[0]), device=ids.device)
+        tensors = self._buffers(length, max(1, len(visual[0])))
+        tensors[IDS].copy_(ids[0])
+        tensors[SOURCE].copy_(source)
+        tensors[VISUAL][: len(visual[0])] = visual[0]
+        tensors[COS].copy_(cos[0])
+        tensors[SIN].copy_(sin[0])
+        tensors[LAST].fill_(length - 1)
+        tensors[MASK] = self._causal(length)
+        past = {name: self._before.data_ptr() for layer in range(self.facts.layers) for name in cache_names(layer)}
+        self._run(tensors, past, length, 1)
+        if not bool(torch.isfinite(tensors[LOGITS]).all()):
+            raise ModelError(
+                "language engine: logits that are not finite; run `fastdrive export verify`, or build it with "
+                "--precision bf16 or fp32"
+            )
+        cache = self._cache(length + room)
+        _append(cache, tensors, length)
+        return tensors[LOGITS].to(ids.device), cache
+
+    def step(self, ids: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: EngineCache) -> torch.Tensor:
+        """See ``LanguageBackend``.
+
+        Raises:
+            ModelError: the cache is full.
+        """
+        if cache.used >= cache.length:
+            raise ModelError(f"language engine: the cache's {cache.length} positions are used up; give it more room")
+        tensors = {**self._step, MASK: cache.mask}
+        tensors[IDS].copy_(ids)
+        tensors[COS].copy_(cos[0])
+        tensors[SIN].copy_(sin[0])
+        cache.mask[:, cache.used : -1] = HIDDEN  # ``used`` may have been set back
+        self._run(tensors, cache.pointers, 1, cache.length)
+        _append(cache, tensors, 1)
+        return tensors[LOGITS].to(ids.device, copy=True)
+
+    def identity(self) -> dict[str, str]:
+        """What runs, for the diagnostics."""
+        parity = self.manifest.parity
+        return {
+            "language engine": f"{self.file} ({short(self.manifest.files[self.file.name].sha256)})",
+            "language runtime": self.runner.name,
+            "language precision": self.facts.precision,
+            "language parity": "not verified" if parity is None else f"cosine {parity.cosine:.6f}",
+        }
+
+    def _run(self, tensors: Mapping[str, torch.Tensor], past: Mapping[str, int], new: int, earlier: int) -> None:
+        pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()} | past
+        lengths = {NEW: new, PAST: earlier, SEEN: earlier + new, SHOWN: len(tensors[VISUAL])}
+        self.runner.execute(pointers, lengths)
+
+    def _buffers(self, new: int, shown: int = 1) -> dict[str, torch.Tensor]:
+        """Zeros for every input and output but the mask and the cache."""
+        lengths = {NEW: new, SHOWN: shown}
+        facts = self.facts.inputs() | self.facts.outputs()
+        names = (IDS, SOURCE, VISUAL, COS, SIN, LAST, LOGITS, NEW_KEYS, NEW_VALUES)
+        return {
+            name: torch.zeros(
+                [lengths.get(side, side) for side in facts[name].shape],
+                dtype=getattr(torch, facts[name].dtype),
+                device=self.runner.device,
+            )
+            for name in names
+        }
+
+    def _causal(self, length: int) -> torch.Tensor:
+        """The mask of a prefill: the one earlier position is hidden from all."""
+        mask = torch.full((length, length + 1), HIDDEN, device=self.runner.device).triu(2)
+        mask[:, 0] = HIDDEN
+        return mask
+
+    def _cache(self, length: int) -> EngineCache:
+        facts, device = self.facts, self.runner.device
+        shape = (facts.layers, facts.kv_heads)
+        mask = torch.full((1, length + 1), HIDDEN, device=device)
+        mask[:, -1] = 0
+        return EngineCache(
+            torch.zeros(*shape, facts.head_dim, length, dtype=self._stored, device=device),
+            torch.zeros(*shape, length, facts.head_dim, dtype=self._stored, device=device),
+            mask,
+        )
+
+
+def _append(cache: EngineCache, tensors: Mapping[str, torch.Tensor], count: int) -> None:
+    """Put what a run gave behind what the cache holds."""
+    stop = cache.used + count
+    cache.keys[..., cache.used : stop] = tensors[NEW_KEYS]
+    cache.values[:, :, cache.used : stop] = tensors[NEW_VALUES]
+    cache.mask[:, cache.used : stop] = 0
+    cache.used = stop
+
+
+def open_language_engine(choice: LanguageChoice, vla: Vla) -> EngineLanguage:
+    """Check a language engine against its manifest and a VLA, and load it.
+
+    Args:
+        choice: ``provider`` auto is cuda where the VLA is on a GPU and onnxruntime has it, else cpu.
+
+    Raises:
+        ModelError: file, manifest and VLA do not fit together, or onnxruntime is absent or cannot run it; the text
+            names the field, both values and the command that mends it.
+    """
+    manifest = check_language_engine(choice.file, vla)
+    check_parity(choice.file, manifest, vla)
+    return load_language_engine(choice.file, manifest, vla, choice.provider)
+
+
+def check_language_engine(file: Path, vla: Vla) -> Manifest:
+    """The manifest of an engine that is whole and of this VLA. Raises ModelError as ``open_language_engine``."""
+    manifest = read_manifest(file)
+    check_part(file, manifest, "language")
+    refuse_others(file, manifest, language_sizes(vla), vla.path, build_hint(file, manifest, vla.path))
+    check_files(file, manifest)
+    return manifest
+
+
+def load_language_engine(file: Path, manifest: Manifest, vla: Vla, provider: str = "auto") -> EngineLanguage:
+    """Load an engine that was checked. Raises ModelError where its runtime cannot run it."""
+    if manifest.kind != "onnx":
+        raise ModelError(f"{file}: kind: a language engine runs with onnxruntime only, not with {KINDS[manifest.kind]}")
+    try:
+        from fastdrive_node.engines.onnx_runner import OnnxRunner
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"{file}: the Python package {error.name!r} is missing; it comes with pip install -e .[export]"
+        ) from error
+    if provider == "tensorrt":
+        provider = "cuda"  # it would build anew for lengths that it has not seen, for minutes, between two plans
+    return EngineLanguage(file, manifest, OnnxRunner(file, manifest, vla.device, provider), vla)
+
+
+def language_sizes(vla: Vla) -> dict[str, int | str]:
+    """What an engine's facts say of the VLA: sizes of its language half, and the fingerprint of its weights."""
+    config = vla.model.config.text_config
+    return {
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads,
+        "head_dim": config.hidden_size // config.num_attention_heads,
+        "width": config.hidden_size,
+        "vocabulary": config.vocab_size,
+        "language": vla.language_fingerprint,
+    }
+
+
+def drop_language_weights(vla: Vla) -> None:
+    """Let go of the torch weights that an engine stands for; the final norm stays, which tells the VLA's device."""
+    text = vla.model.model.language_model
+    text.layers, text.embed_tokens = torch.nn.ModuleList(), None
+    vla.model.lm_head = None

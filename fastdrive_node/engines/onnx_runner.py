@@ -1,0 +1,158 @@
+"""onnxruntime as the engine's runtime: the portable one, on the CPU, CUDA or its TensorRT provider."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+
+from fastdrive_node.engines.manifest import METADATA_KEY, Manifest, TensorFacts, build_hint, short
+from fastdrive_node.errors import ModelError
+
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+_TYPES = {
+    "tensor(uint8)": "uint8",
+    "tensor(int32)": "int32",
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+}
+_BFLOAT16 = 16  # TensorProto.DataType; numpy has no such type
+_log = logging.getLogger(__name__)
+
+
+class OnnxRunner:
+    """A session with its memory bound by address, so that nothing is copied to the host on a GPU.
+
+    Args:
+        file: checked ONNX file.
+        manifest: of it.
+        device: of the VLA; ``auto`` follows it.
+        provider: auto, cpu, cuda or tensorrt. The TensorRT provider builds its engines at the first start, which takes
+            minutes, and keeps them in the folder ``<file>.trt_cache``.
+
+    Raises:
+        ModelError: the provider is absent, or the file is none that it runs or not the manifest's.
+    """
+
+    def __init__(self, file: Path, manifest: Manifest, device: torch.device, provider: str = "auto"):
+        provider = _choose(provider, device)
+        self.device = torch.device("cpu") if provider == "cpu" else torch.device("cuda", device.index or 0)
+        self._session = _open(file, manifest, provider, self.device)
+        self.name = f"onnxruntime {onnxruntime.__version__} {provider}"
+        self._facts = manifest.graph.inputs() | manifest.graph.outputs()
+        self._inputs = set(manifest.graph.inputs())
+        _check_session(file, manifest, self._session)
+        self._bound: tuple[dict[str, int], dict[str, int]] | None = None
+        self._binding: onnxruntime.IOBinding | None = None
+
+    def execute(self, pointers: Mapping[str, int], lengths: Mapping[str, int] | None = None) -> None:
+        """Run once and wait; see ``engine.Runner``. ``lengths``: of the names in the tensors' shapes."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()  # the session runs on a stream of its own
+        wanted = (dict(pointers), dict(lengths or {}))
+        if self._bound != wanted:
+            self._binding, self._bound = self._bind(*wanted), wanted
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # onnxruntime raises many kinds
+            raise ModelError(f"onnxruntime: the engine failed ({_first_line(error)})") from error
+
+    def _bind(self, pointers: dict[str, int], lengths: dict[str, int]) -> onnxruntime.IOBinding:
+        binding = self._session.io_binding()
+        for name, facts in self._facts.items():
+            bind = binding.bind_input if name in self._inputs else binding.bind_output
+            shape = [lengths[side] if isinstance(side, str) else side for side in facts.shape]
+            dtype = _BFLOAT16 if facts.dtype == "bfloat16" else np.dtype(facts.dtype)
+            bind(name, self.device.type, self.device.index or 0, dtype, shape, pointers[name])
+        return binding
+
+
+def _choose(provider: str, device: torch.device) -> str:
+    present = onnxruntime.get_available_providers()
+    if provider == "auto":
+        if device.type == "cuda" and _PROVIDERS["cuda"] not in present:
+            _log.warning("onnxruntime has no CUDA provider: the engine runs on the CPU; install onnxruntime-gpu")
+        return "cuda" if device.type == "cuda" and _PROVIDERS["cuda"] in present else "cpu"
+    if _PROVIDERS[provider] not in present:
+        raise ModelError(
+            f"onnx_provider: {provider!r} is not in this onnxruntime ({', '.join(present)}); install onnxruntime-gpu, "
+            "or use cpu"
+        )
+    return provider
+
+
+def _open(file: Path, manifest: Manifest, provider: str, device: torch.device) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    wanted = _PROVIDERS[provider]
+    providers: list = [(wanted, _provider_options(file, manifest, provider, device))]
+    if provider == "tensorrt":
+        providers.append((_PROVIDERS["cuda"], {"device_id": str(device.index or 0)}))
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=providers)
+    except Exception as error:  # onnxruntime raises many kinds for what it cannot read or run
+        text = _first_line(error)
+        if "NOT_IMPLEMENTED" in text and manifest.graph.precision == "bf16":
+            raise ModelError(
+                f"{file}: precision: bf16, which onnxruntime's {provider} provider does not compute ({text}); build it "
+                "with --precision fp16 or fp32"
+            ) from error
+        raise ModelError(
+            f"{file}: not an ONNX file that onnxruntime runs ({text}); {build_hint(file, manifest)}"
+        ) from error
+    if wanted not in session.get_providers():
+        raise ModelError(
+            f"onnx_provider: {provider!r} could not be loaded by onnxruntime; install its CUDA libraries, or use cpu"
+        )
+    return session
+
+
+def _provider_options(file: Path, manifest: Manifest, provider: str, device: torch.device) -> dict[str, str]:
+    if provider == "cpu":
+        return {}
+    options = {"device_id": str(device.index or 0)}
+    if provider == "tensorrt":
+        # The manifest's hash in the name keeps a cache from serving another graph.
+        cache = file.with_name(f"{file.name}.trt_cache") / manifest.files[file.name].sha256[:12]
+        options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache)}
+    return options
+
+
+def _check_session(file: Path, manifest: Manifest, session: onnxruntime.InferenceSession) -> None:
+    """The tensors and facts inside of the file are the manifest's."""
+    hint = build_hint(file, manifest)
+    sides = {"inputs": session.get_inputs(), "outputs": session.get_outputs()}
+    for side, arguments in sides.items():
+        found = {each.name: TensorFacts(_TYPES.get(each.type, each.type), tuple(each.shape)) for each in arguments}
+        expected = getattr(manifest.graph, side)()
+        if found != expected:
+            name = min(key for key in found | expected if found.get(key) != expected.get(key))
+            raise ModelError(
+                f"{file}: {side}.{name}: {found.get(name)}, but the manifest has {expected.get(name)}; {hint}"
+            )
+    try:
+        inside = json.loads(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
+    except (ValueError, RecursionError):
+        inside = {}
+    stated = json.loads(json.dumps(asdict(manifest.graph)))
+    for name, value in stated.items():
+        if not isinstance(inside, dict) or inside.get(name) != value:
+            found = short(inside.get(name)) if isinstance(inside, dict) else "nothing"
+            raise ModelError(f"{file}: {name}: the graph says {found}, its manifest {short(value)}; {hint}")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

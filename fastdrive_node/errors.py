@@ -1,0 +1,27 @@
+"""Every error that a user can see. The text is one line that names the field or file and how to fix it."""
+
+from __future__ import annotations
+
+
+class FastDriveError(Exception):
+    """Base class: an error that is meant for the user, not for a traceback."""
+
+
+class InputError(FastDriveError):
+    """Data from outside (a bag, an image, a message, a file) that cannot be used."""
+
+
+class UsageError(InputError):
+    """An argument of a command that is out of range; the command exits with 2."""
+
+
+class ModelError(FastDriveError):
+    """A VLA directory, pruner file or engine that cannot be used."""
+
+
+class AnswerError(FastDriveError):
+    """A model's answer that is not a plan. It is refused, never repaired."""
+
+
+class TrainingError(FastDriveError):
+    """A training run that cannot continue; the text says why and what was kept."""

@@ -1,0 +1,211 @@
+"""The language half run lean: transformers' own modules and weights over a preallocated key/value cache.
+
+At a driving VLA's sizes the time of a decode step on a CPU is mostly Python: this loop calls the same layers with the
+same mathematics as ``Qwen2_5_VLTextModel.forward``, without its mask, cache and hook machinery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+
+from fastdrive_node.errors import ModelError
+from fastdrive_node.families.vla import Vla
+
+
+class KvCache:
+    """Keys and values, preallocated for each layer; ``used`` positions have been run.
+
+    Args:
+        length: positions that may be run.
+        dropped: for each layer, how many of them do not reach it; none where not given.
+    """
+
+    def __init__(
+        self,
+        config,
+        batch: int,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        dropped: Sequence[int] | None = None,
+    ):
+        self.dropped = tuple(dropped or [0] * config.num_hidden_layers)
+        self.used = 0
+        head_dim = config.hidden_size // config.num_attention_heads
+        shapes = [(batch, config.num_key_value_heads, length - missing, head_dim) for missing in self.dropped]
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
+
+
+class LanguageModel:
+    """Prefill and single-token steps of a VLA's language half, for inference only.
+
+    Raises:
+        ModelError: the configuration has sliding-window layers or another activation than SiLU.
+    """
+
+    def __init__(self, vla: Vla):
+        self.config = vla.model.config.text_config
+        if "sliding_attention" in self.config.layer_types or self.config.hidden_act != "silu":
+            raise ModelError(
+                f"{vla.path / 'config.json'}: text_config: sliding windows and activations other than "
+                "silu are not supported"
+            )
+        self._text = vla.model.model.language_model
+        self._head = vla.model.lm_head
+        self.layers = len(self._text.layers)
+        self._head_dim = self.config.hidden_size // self.config.num_attention_heads
+
+    def cache(self, batch: int, length: int, dropped: Sequence[int] | None = None) -> KvCache:
+        """An empty cache; the arguments are those of ``KvCache``."""
+        weight = self._head.weight
+        return KvCache(self.config, batch, length, weight.dtype, weight.device, dropped)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids [...] -> embeddings [..., D]."""
+        return self._text.embed_tokens(ids)
+
+    def rotary(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """M-RoPE ids [3, B, L] -> cos and sin, each [B, L, head dim]; rotate-half's sign is folded into sin."""
+        cos, sin = self._text.rotary_emb(self._head.weight, position_ids)
+        half = self._head_dim // 2
+        return cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+
+    def embed_with(
+        self, ids: torch.Tensor, places: Sequence[torch.Tensor], visual: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """Embeddings [B, L, D] of prompts with their visual tokens put in; the arguments are those of ``start``."""
+        embeddings = self.embed(ids)
+        for row, place, tokens in zip(embeddings, places, visual, strict=True):
+            row[place] = tokens.to(row.dtype)
+        return embeddings
+
+    def start(
+        self,
+        ids: torch.Tensor,
+        places: Sequence[torch.Tensor],
+        visual: Sequence[torch.Tensor],
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        room: int,
+    ) -> tuple[torch.Tensor, KvCache]:
+        """See ``LanguageBackend``."""
+        cache = self.cache(len(ids), ids.shape[1] + room)
+        return self.forward(self.embed_with(ids, places, visual), cos, sin, cache), cache
+
+    def step(self, ids: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: KvCache) -> torch.Tensor:
+        """See ``LanguageBackend``."""
+        return self.forward(self.embed(ids)[:, None], cos, sin, cache)
+
+    def forward(self, embeddings: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: KvCache) -> torch.Tensor:
+        """Run new positions behind those in the cache.
+
+        Args:
+            embeddings: [B, L, D]; L > 1 only on an empty cache (prefill), else 1 (a decode step).
+            cos, sin: [B, L, head dim] of the new positions.
+            cache: filled in place.
+
+        Returns:
+            Logits of the last position only, [B, vocabulary].
+        """
+        hidden, cos, sin = embeddings, cos.unsqueeze(2), sin.unsqueeze(2)
+        for index in range(self.layers):
+            hidden = self.layer(index, hidden, cos, sin, cache, cache.used - cache.dropped[index])
+        cache.used += embeddings.shape[1]
+        return self.logits(hidden)
+
+    def layer(
+        self, index: int, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: KvCache, start: int
+    ) -> torch.Tensor:
+        """One layer on new positions; fills its part of the cache, and leaves ``cache.used`` to the caller.
+
+        Args:
+            hidden: [B, L, D], the layer's input.
+            cos, sin: [B, L, 1, head dim].
+            start: positions that the layer's cache holds already; L > 1 only where there are none.
+
+        Returns:
+            [B, L, D]; of the last layer only the last position, [B, 1, D].
+        """
+        layer = self._text.layers[index]
+        hidden = hidden + self._attend(
+            layer.self_attn,
+            _norm(layer.input_layernorm, hidden),
+            cos,
+            sin,
+            cache.keys[index],
+            cache.values[index],
+            start,
+            start + hidden.shape[1],
+        )
+        if index == self.layers - 1:
+            hidden = hidden[:, -1:]  # the others only mattered as keys and values
+        mlp, normed = layer.mlp, _norm(layer.post_attention_layernorm, hidden)
+        return hidden + _linear(mlp.down_proj, silu(_linear(mlp.gate_proj, normed)) * _linear(mlp.up_proj, normed))
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Output of the last layer [B, L, D] -> logits of the last position [B, vocabulary]."""
+        return _linear(self._head, _norm(self._text.norm, hidden[:, -1]))
+
+    def attention(
+        self,
+        index: int,
+        hidden: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        rows: torch.Tensor,
+        keys: torch.Tensor,
+    ) -> torch.Tensor:
+        """Causal attention weights of some positions of one sequence in a layer.
+
+        Args:
+            hidden: [L, D], the layer's input.
+            cos, sin: [L, 1, head dim].
+            rows: int64 [R], the positions that attend.
+            keys: [key/value heads, L, head dim] as the cache holds them.
+
+        Returns:
+            float32 [heads, R, L]; each row sums to one.
+        """
+        layer = self._text.layers[index]
+        normed = _norm(layer.input_layernorm, hidden[rows])
+        query = _linear(layer.self_attn.q_proj, normed).view(len(rows), -1, self._head_dim)
+        query = _rotate(query, cos[rows], sin[rows]).unflatten(1, (len(keys), -1))  # [R, kv heads, group, head dim]
+        scores = torch.einsum("rkgd,kld->kgrl", query, keys).flatten(0, 1).float() * layer.self_attn.scaling
+        later = torch.arange(keys.shape[1], device=rows.device) > rows[:, None]
+        return scores.masked_fill(later, -torch.inf).softmax(dim=-1)
+
+    def _attend(self, attention, hidden, cos, sin, keys, values, start, stop):
+        batch, length, width = hidden.shape
+        shape = (batch, length, -1, self._head_dim)
+        query = _rotate(_linear(attention.q_proj, hidden).view(shape), cos, sin)
+        keys[:, :, start:stop] = _rotate(_linear(attention.k_proj, hidden).view(shape), cos, sin).transpose(1, 2)
+        values[:, :, start:stop] = _linear(attention.v_proj, hidden).view(shape).transpose(1, 2)
+        mixed = scaled_dot_product_attention(
+            query.transpose(1, 2),
+            keys[:, :, :stop],
+            values[:, :, :stop],
+            is_causal=length > 1,
+            scale=attention.scaling,
+            enable_gqa=True,
+        )
+        return _linear(attention.o_proj, mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+def _linear(module: nn.Module, values: torch.Tensor) -> torch.Tensor:
+    return linear(values, module.weight, module.bias)
+
+
+def _norm(module: nn.Module, values: torch.Tensor) -> torch.Tensor:
+    if values.dtype != torch.float32:
+        return module(values)  # its rounding between normalisation and weight is part of the model
+    return rms_norm(values, values.shape[-1:], module.weight, module.variance_epsilon)
+
+
+def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    half = states.shape[-1] // 2
+    return states * cos + torch.cat([states[..., half:], states[..., :half]], dim=-1) * sin

@@ -1,0 +1,78 @@
+"""The answer's grammar: a fixed preamble, points ``[x, y]``, a closing. Anything else is refused, never repaired."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+import numpy as np
+
+from fastdrive_node.errors import AnswerError
+from fastdrive_node.families.spec import AnswerSpec
+
+_EXCERPT = 80
+
+
+def format_answer(waypoints_m: np.ndarray, spec: AnswerSpec) -> str:
+    """The answer text of a trajectory, as a VLA is trained to give it.
+
+    Args:
+        waypoints_m: [points, 2], x forward, y left, metres.
+
+    Raises:
+        ValueError: another number of points, or a coordinate that is not finite or does not fit the form.
+    """
+    waypoints_m = np.asarray(waypoints_m, dtype=np.float64)
+    if waypoints_m.shape != (spec.points, 2):
+        raise ValueError(f"waypoints: expected shape ({spec.points}, 2), got {waypoints_m.shape}")
+    points = (f"[{spec.number.write(x)}, {spec.number.write(y)}]" for x, y in waypoints_m)
+    return f"{spec.preamble}{', '.join(points)}{spec.closing}"
+
+
+def example_answer(spec: AnswerSpec) -> str:
+    """An answer whose points are all the origin."""
+    return format_answer(np.zeros((spec.points, 2)), spec)
+
+
+def parse_answer(text: str, spec: AnswerSpec) -> np.ndarray:
+    """The trajectory that a text states: float64 [points, 2] in metres.
+
+    The whole text must follow the grammar, with exactly the number form that the VLA's spec states.
+
+    Raises:
+        AnswerError: it does not; the reason says where.
+    """
+    whole, point = _grammar(spec)
+    if whole.fullmatch(text) is None:
+        raise AnswerError(f"answer: {_reason(text, spec, point)}: {_excerpt(text)}")
+    body = text[len(spec.preamble) : len(text) - len(spec.closing)]
+    return np.array([[float(x), float(y)] for x, y in point.findall(body)], dtype=np.float64)
+
+
+@lru_cache(maxsize=16)
+def _grammar(spec: AnswerSpec) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    number = spec.number.pattern
+    point = rf"\[({number}), ({number})\]"
+    more = rf"(?:, {point}){{{spec.points - 1}}}"
+    whole = re.escape(spec.preamble) + point + more + re.escape(spec.closing)
+    return re.compile(whole, re.ASCII), re.compile(point, re.ASCII)
+
+
+def _reason(text: str, spec: AnswerSpec, point: re.Pattern[str]) -> str:
+    if not text.startswith(spec.preamble):
+        return f"does not start with {spec.preamble!r}"
+    end = text.find(spec.closing, len(spec.preamble))
+    if end < 0:
+        return f"is cut off before {spec.closing!r}"
+    if end + len(spec.closing) != len(text):
+        return f"has text after {spec.closing!r}"
+    found = len(point.findall(text))
+    if found != spec.points:
+        return (
+            f"has {found} readable points of {spec.points} in the form [x, y] with numbers like {spec.number.example()}"
+        )
+    return "has other text between its points"
+
+
+def _excerpt(text: str) -> str:
+    return repr(text if len(text) <= _EXCERPT else f"{text[: _EXCERPT // 2]} ... {text[-_EXCERPT // 2 :]}")

@@ -1,0 +1,197 @@
+"""A rosbag2 as the replay needs it: checked against a topic map, messages as serialized bytes. No ROS installation."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rosbags.rosbag2 import Reader
+
+from fastdrive_node.errors import InputError
+from fastdrive_node.ros.images import COMPRESSED_TYPE, RAW_TYPE, camera_frame
+from fastdrive_node.ros.topics import TopicMap, simulator_topics
+from fastdrive_node.sync.frames import FrameBuffer, FrameLimits
+from fastdrive_node.types import CameraFrame, FrameSet, Refusal
+
+ODOMETRY_TYPE = "nav_msgs/msg/Odometry"
+COMMAND_TYPE = "std_msgs/msg/String"
+
+
+@dataclass(frozen=True)
+class BagMessage:
+    """One recorded message."""
+
+    topic: str
+    stamp_ns: int  # when it was recorded
+    raw: bytes
+
+
+@dataclass(frozen=True)
+class Bag:
+    """What a bag holds; the messages are read when asked for."""
+
+    path: Path
+    types: dict[str, str]  # by topic
+    counts: dict[str, int]  # messages, by topic
+    start_ns: int
+    end_ns: int
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bag:
+        """Read a bag's index.
+
+        Raises:
+            InputError: it is no rosbag2, or is damaged.
+        """
+        path = Path(path)
+        with _reading(path) as reader:
+            types = {connection.topic: connection.msgtype for connection in reader.connections}
+            counts = dict.fromkeys(types, 0)
+            for connection in reader.connections:
+                counts[connection.topic] += connection.msgcount
+            if not sum(counts.values()):
+                raise InputError(f"{path}: the bag is empty")
+            return cls(path, types, counts, reader.start_time, reader.end_time)
+
+    def messages(self, topics: Sequence[str]) -> Iterator[BagMessage]:
+        """Messages of some topics in the order of their recording.
+
+        Raises:
+            InputError: the bag is damaged.
+        """
+        with _reading(self.path) as reader:
+            wanted = [connection for connection in reader.connections if connection.topic in topics]
+            for connection, stamp_ns, raw in reader.messages(connections=wanted):
+                yield BagMessage(connection.topic, stamp_ns, bytes(raw))
+
+    def listing(self) -> str:
+        return ", ".join(f"{topic} ({kind})" for topic, kind in sorted(self.types.items()))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Reader]:
+    if not path.exists():
+        raise InputError(f"{path}: no such bag")
+    try:
+        with Reader(path) as reader:
+            yield reader
+    except InputError:
+        raise
+    except Exception as error:  # of many kinds, for a folder that is no bag and for a damaged one
+        detail = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"{path}: not a readable rosbag2 ({detail}); give the folder with metadata.yaml, in MCAP or sqlite3"
+        ) from error
+
+
+def choose_topics(bag: Bag, given: TopicMap | None) -> TopicMap:
+    """The given map, or the simulator's topics in the transport that the bag has."""
+    if given is not None:
+        return given
+    maps = [simulator_topics(compressed=False), simulator_topics(compressed=True)]
+    found = max(maps, key=lambda candidate: sum(topic in bag.types for topic in candidate.cameras.values()))
+    if found.command in bag.types:
+        return found
+    return TopicMap(found.cameras, found.odometry, None, found.name)
+
+
+def check_topics(bag: Bag, topics: TopicMap, cameras: Sequence[str]) -> bool:
+    """Whether the bag has what the map says, for these cameras. True where the images are compressed.
+
+    Raises:
+        InputError: a camera is not in the map, or a topic is missing, empty, or of another type; the text names it
+            and lists what the bag has.
+    """
+    for camera in cameras:
+        if camera not in topics.cameras:
+            raise InputError(f"{topics.name}: cameras: {camera} is missing, and the model needs it; give its topic")
+    kinds = {_check(bag, topics, camera, topics.cameras[camera], (RAW_TYPE, COMPRESSED_TYPE)) for camera in cameras}
+    _check(bag, topics, "odometry", topics.odometry, (ODOMETRY_TYPE,))
+    if topics.command is not None:
+        _check(bag, topics, "command", topics.command, (COMMAND_TYPE,), may_be_empty=True)
+    if len(kinds) > 1:
+        raise InputError(f"{topics.name}: cameras: some topics are raw and some compressed; give six of one transport")
+    return kinds == {COMPRESSED_TYPE}
+
+
+def _check(bag: Bag, topics: TopicMap, key: str, topic: str, kinds: Sequence[str], may_be_empty: bool = False) -> str:
+    kind = bag.types.get(topic)
+    if kind is None:
+        near = difflib.get_close_matches(topic, bag.types, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(
+            f"{bag.path}: {key}: topic {topic} of {topics.name} is not in the bag; {hint}give a topic map with "
+            f"--topics; the bag has {bag.listing()}"
+        )
+    if kind not in kinds:
+        raise InputError(
+            f"{bag.path}: {key}: topic {topic} is of type {kind}, but must be {' or '.join(kinds)}; correct "
+            f"{topics.name}; the bag has {bag.listing()}"
+        )
+    if not bag.counts[topic] and not may_be_empty:
+        raise InputError(f"{bag.path}: {key}: topic {topic} has no messages")
+    return kind
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A checked bag with what it is to the node."""
+
+    bag: Bag
+    topics: TopicMap
+    cameras: tuple[str, ...]
+    compressed: bool
+
+
+class SetCounter:
+    """The frame sets that a bag's messages make, by the node's own rules.
+
+    Args:
+        on_set: called with every complete set; its frames can be loaded.
+    """
+
+    def __init__(
+        self,
+        topics: TopicMap,
+        cameras: Sequence[str],
+        compressed: bool,
+        limits: FrameLimits | None = None,
+        on_set: Callable[[FrameSet], None] | None = None,
+    ):
+        self.complete: list[int] = []  # t0 of each, in ns
+        self.incomplete: list[Refusal] = []
+        self.limits = limits or FrameLimits()
+        self._buffer = FrameBuffer(cameras, self.limits)
+        self._compressed = compressed
+        self._camera_of = {topics.cameras[camera]: camera for camera in cameras}
+        self._on_set = on_set
+
+    def add(self, message: BagMessage) -> None:
+        camera = self._camera_of.get(message.topic)
+        if camera is not None and (frame := self._frame(camera, message)) is not None:
+            self._buffer.add(frame)
+            self._collect()
+        self._buffer.expire(message.stamp_ns)
+        self._collect()
+
+    def finish(self, end_ns: int) -> None:
+        """The last messages were added; what still waits for a camera is incomplete."""
+        self._buffer.expire(end_ns + round(self.limits.missing_timeout_s * 1e9) + 1)
+        self._collect()
+
+    def _frame(self, camera: str, message: BagMessage) -> CameraFrame | None:
+        try:
+            return camera_frame(camera, message.raw, message.stamp_ns, self._compressed)
+        except InputError:
+            return None  # as the node: a message without a header that can be read belongs to no set
+
+    def _collect(self) -> None:
+        found = self._buffer.pending
+        if found is not None and (not self.complete or self.complete[-1] != found.t0_ns):
+            self.complete.append(found.t0_ns)
+            if self._on_set is not None:
+                self._on_set(found)
+        self.incomplete += [report for report in self._buffer.drain_reports() if report.stage != "dropped"]

@@ -1,0 +1,99 @@
+"""The node as a process of its own, watched."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from fastdrive_node.errors import FastDriveError
+from fastdrive_node.ros.topics import TopicMap
+
+NODE_COMMAND = (sys.executable, "-m", "fastdrive_node.ros.node")
+TAIL_LINES = 3
+STOP_S = 15.0  # for the plan in progress, before the process is killed
+_LOG_PREFIX = re.compile(r"^\[\w+\] \[[\d.]+\] ")
+
+
+class NodeProcess:
+    """Started on entering, ended on leaving.
+
+    Args:
+        topics: the node's inputs are remapped to these.
+        parameters: values for the node.
+        environment: variables beside those of this process.
+        parameter_file: read before ``parameters``, which win.
+        on_exit: called from another thread when the process ends.
+        command: what runs the node.
+    """
+
+    def __init__(
+        self,
+        topics: TopicMap,
+        parameters: Mapping[str, object],
+        environment: Mapping[str, str],
+        parameter_file: Path | None = None,
+        on_exit: Callable[[], None] = lambda: None,
+        command: Sequence[str] = NODE_COMMAND,
+    ):
+        self._topics = topics
+        self._parameters = parameters
+        self._environment = environment
+        self._parameter_file = parameter_file
+        self.on_exit = on_exit
+        self._command = command
+        self._tail: deque[str] = deque(maxlen=50)
+
+    def __enter__(self) -> NodeProcess:
+        self._folder = tempfile.TemporaryDirectory(prefix="fastdrive_node_")
+        values = Path(self._folder.name, "parameters.yaml")
+        values.write_text(yaml.safe_dump({"/**": {"ros__parameters": dict(self._parameters)}}))
+        files = [*([self._parameter_file] if self._parameter_file else []), values]
+        arguments = [word for file in files for word in ("--params-file", str(file))]
+        arguments += [word for name, topic in self._topics.remappings() for word in ("-r", f"{name}:={topic}")]
+        self._process = subprocess.Popen(
+            [*self._command, "--ros-args", *arguments],
+            env={**os.environ, "ROS_LOG_DIR": self._folder.name, **self._environment, "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.on_exit = lambda: None
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join()
+        self._folder.cleanup()
+
+    def check(self) -> None:
+        """Raises FastDriveError where the process has ended, with what it said last."""
+        if self._reader.is_alive():
+            return
+        code = self._process.wait()
+        said = " / ".join(list(self._tail)[-TAIL_LINES:]) or "nothing on stderr"
+        raise FastDriveError(f"the node ended with exit code {code}: {said}")
+
+    def _read(self) -> None:
+        for line in self._process.stderr:
+            if text := _LOG_PREFIX.sub("", line.strip()):
+                self._tail.append(text)
+        self._process.wait()
+        self.on_exit()

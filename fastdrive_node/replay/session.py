@@ -1,0 +1,107 @@
+"""A replay from the first process to the last record: domain, node, player."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fastdrive_node.replay.bag import Recording, SetCounter
+from fastdrive_node.replay.node_process import NODE_COMMAND, NodeProcess
+from fastdrive_node.replay.player import LoopResult, Player
+from fastdrive_node.ros.domain import own_domain
+from fastdrive_node.ros.parameters import BY_NAME, Settings, check_parameter_file
+from fastdrive_node.ros.transport import profile_environment
+
+STARTUP_S = 600.0  # a large model loads slowly; a node that ends is noticed at once
+EXTERNAL_S = 15.0  # for the diagnostics of a node that runs already
+CONNECT_S = 30.0
+# A set waits longer for its odometry than in a vehicle, so that plans do not depend on the machine's load.
+REPLAY_PARAMETERS = {"use_sim_time": True, "autostart": True, "diagnostics_period_s": 0.2, "odometry_wait_s": 2.0}
+
+
+@dataclass(frozen=True)
+class NodeOptions:
+    """The node to play to."""
+
+    external: bool = False
+    name: str = "fastdrive"
+    parameters: Mapping[str, object] = ()  # beside those of every replay
+    parameter_file: Path | None = None
+    fastdds_profile: str | None = None  # see ``profile_environment``
+    command: Sequence[str] = NODE_COMMAND
+
+
+def play_bag(recording: Recording, node: NodeOptions, rate: float, loops: int) -> tuple[list[LoopResult], dict]:
+    """Play a bag ``loops`` times. Returns each pass, and what the node says of its model.
+
+    Raises:
+        InputError: the parameter file, profile or bag cannot be used.
+        FastDriveError: the node ended, or was not ready in time.
+    """
+    parameters = {**REPLAY_PARAMETERS, **dict(node.parameters)}
+    parameters["image_transport"] = "compressed" if recording.compressed else "raw"
+    limits = _settings(parameters, node.parameter_file).frame_limits()
+    environment = profile_environment(node.fastdds_profile)
+    with ExitStack() as stack:
+        domain = None if node.external else stack.enter_context(own_domain())
+        if domain is not None:
+            environment |= {"ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+        stack.enter_context(_environment(environment))
+        process = None
+        if not node.external:
+            process = NodeProcess(recording.topics, parameters, environment, node.parameter_file, command=node.command)
+        player = stack.enter_context(_player(recording, node, rate, domain, process))
+        if process is not None:
+            process.on_exit = player.wake
+            stack.enter_context(process)
+        player.wait_until_ready(EXTERNAL_S if node.external else STARTUP_S, CONNECT_S)
+        passes = []
+        for index in range(loops):
+            if index:
+                player.rewind()
+            counter = SetCounter(recording.topics, recording.cameras, recording.compressed, limits)
+            passes.append(player.play(counter))
+        return passes, player.identity
+
+
+def _player(
+    recording: Recording, node: NodeOptions, rate: float, domain: int | None, process: NodeProcess | None
+) -> Player:
+    return Player(
+        recording.bag,
+        recording.topics,
+        recording.cameras,
+        recording.compressed,
+        rate,
+        node.name.strip("/") if node.external else "fastdrive",
+        domain,
+        check=process.check if process is not None else lambda: None,
+    )
+
+
+def _settings(parameters: Mapping[str, object], parameter_file: Path | None) -> Settings:
+    """The settings that the node will have, so that sets are counted by its limits."""
+    values: dict[str, object] = {}
+    if parameter_file is not None:
+        for section in check_parameter_file(parameter_file).values():
+            values |= section["ros__parameters"]
+    values |= parameters
+    return replace(Settings.defaults(), **{name: value for name, value in values.items() if name in BY_NAME})
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for the middleware of this process, and set them back."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

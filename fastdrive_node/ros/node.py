@@ -1,0 +1,240 @@
+"""The lifecycle node ``fastdrive``: parameters, topics, diagnostics. It wires the parts; the work is theirs."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, JumpThreshold, TimeJump
+from rclpy.clock_type import ClockType
+from rclpy.duration import Duration
+from rclpy.exceptions import ParameterException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter as RosParameter
+
+from fastdrive_node.errors import FastDriveError
+from fastdrive_node.ros.diagnostics import NodeStatus, diagnostic_array
+from fastdrive_node.ros.inputs import Inputs
+from fastdrive_node.ros.outputs import Outputs
+from fastdrive_node.ros.parameters import BY_NAME, PARAMETERS, Settings, descriptor, problem
+from fastdrive_node.ros.planner_factory import LoadedPlanner, PlannerFactory, load_planner
+from fastdrive_node.ros.qos import OUTPUT, QosLog
+from fastdrive_node.sync.frames import FrameBuffer
+from fastdrive_node.sync.odometry import OdometryBuffer
+from fastdrive_node.sync.worker import Outcome, Worker
+from fastdrive_node.types import Plan
+
+NODE_NAME = "fastdrive"
+JUMP_BACK_S = 0.5  # of the clock; less is jitter
+
+
+class FastDriveNode(LifecycleNode):
+    """Six cameras to a trajectory.
+
+    unconfigured -> inactive: the model is loaded, the outputs are advertised. inactive -> active: the inputs are
+    subscribed and the worker runs. Diagnostics come in every state.
+
+    Args:
+        planner_factory: makes the planner when the node is configured.
+    """
+
+    def __init__(self, planner_factory: PlannerFactory = load_planner, **node_arguments):
+        super().__init__(NODE_NAME, **node_arguments)
+        self._planner_factory = planner_factory
+        self.settings = self._declare_parameters()
+        self._label = "unconfigured"
+        self._qos_log = QosLog(self)
+        self._loaded: LoadedPlanner | None = None
+        self._outputs: Outputs | None = None
+        self._inputs: Inputs | None = None
+        self._worker: Worker | None = None
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", OUTPUT)
+        self._timer = self.create_timer(
+            self.settings.diagnostics_period_s, self.publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME)
+        )
+        threshold = JumpThreshold(min_forward=None, min_backward=Duration(seconds=-JUMP_BACK_S), on_clock_change=True)
+        self._jumps = self.get_clock().create_jump_callback(threshold, post_callback=self._on_time_jump)
+
+    def start(self) -> bool:
+        """Configure and activate; False where one of them failed, which is logged."""
+        success = TransitionCallbackReturn.SUCCESS
+        return self.trigger_configure() == success and self.trigger_activate() == success
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._transition("inactive", self._configure)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._transition("active", self._activate)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._transition("inactive", self._deactivate)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._transition("unconfigured", self._clean_up)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._transition("finalized", self._clean_up)
+
+    def destroy_node(self) -> None:
+        self._clean_up()
+        self._jumps.unregister()
+        super().destroy_node()
+
+    def publish_diagnostics(self) -> None:
+        inputs, outputs, loaded, worker = self._inputs, self._outputs, self._loaded, self._worker
+        if inputs is not None:
+            inputs.check_types()
+        status = NodeStatus(
+            name=self.get_fully_qualified_name().lstrip("/"),
+            lifecycle=self._label,
+            worker=worker.status() if worker else None,
+            max_age_s=self.settings.max_set_age_s,
+            publishers=inputs.publishers() if inputs else {},
+            records_readers=outputs.readers() if outputs else 0,
+            identity=loaded.identity() if loaded else {},
+            problems=list(self._qos_log.problems.values()),
+        )
+        self._diagnostics.publish(diagnostic_array(status, self.get_clock().now().to_msg()))
+
+    def _declare_parameters(self) -> Settings:
+        values = {
+            parameter.name: self.declare_parameter(parameter.name, parameter.default, descriptor(parameter)).value
+            for parameter in PARAMETERS
+        }
+        for name, value in values.items():
+            if (reason := problem(name, value)) is not None:
+                raise ParameterException(reason, [name])
+        self.add_on_set_parameters_callback(self._check_update)
+        self.add_post_set_parameters_callback(self._apply_update)
+        return Settings(**values)
+
+    def _check_update(self, parameters: Sequence[RosParameter]) -> SetParametersResult:
+        for parameter in parameters:
+            reason = problem(parameter.name, parameter.value) if parameter.name in BY_NAME else None
+            if reason is None and parameter.name == "drop":
+                reason = self._drop_problem(parameter.value)
+            if reason is not None:
+                return SetParametersResult(successful=False, reason=reason)
+        return SetParametersResult(successful=True)
+
+    def _drop_problem(self, drop: float) -> str | None:
+        if self._loaded is None:
+            return None
+        if drop < 0:
+            return "drop: give 0 or more while the model is loaded"
+        return "drop: the model runs without a pruner; give 0" if drop > 0 and not self._loaded.can_drop else None
+
+    def _apply_update(self, parameters: Sequence[RosParameter]) -> None:
+        values = {parameter.name: parameter.value for parameter in parameters if parameter.name in BY_NAME}
+        self.settings = replace(self.settings, **values)
+        if self._worker is not None:
+            self._worker.configure(
+                values.get("drop"),
+                self.settings.frame_limits(),
+                self.settings.odometry_limits(),
+                self.settings.worker_limits(),
+            )
+        elif self._loaded is not None and "drop" in values:
+            self._loaded.planner.drop = values["drop"]
+
+    def _transition(self, label: str, work) -> TransitionCallbackReturn:
+        """Run a transition; a failure is logged (rclpy would swallow it) and leaves the node where it was."""
+        try:
+            work()
+        except FastDriveError as error:
+            self.get_logger().error(" ".join(str(error).split()))
+            return TransitionCallbackReturn.FAILURE
+        except Exception as error:
+            self.get_logger().error(f"{type(error).__name__}: {error}")
+            logging.getLogger(__name__).exception("transition to %s failed", label)
+            return TransitionCallbackReturn.FAILURE
+        self._label = label
+        self.get_logger().info(label)
+        return TransitionCallbackReturn.SUCCESS
+
+    def _configure(self) -> None:
+        loaded = self._planner_factory(self.settings)
+        self._outputs = Outputs(
+            self, loaded.cameras, self.settings.base_frame, self.settings.trajectory_type, self._qos_log
+        )
+        self._loaded = loaded
+        if self.settings.drop < 0:
+            self.set_parameters([RosParameter("drop", value=float(loaded.planner.drop))])
+
+    def _activate(self) -> None:
+        loaded, settings = self._loaded, self.settings
+        self._worker = Worker(
+            loaded.planner,
+            FrameBuffer(loaded.cameras, settings.frame_limits()),
+            OdometryBuffer(loaded.history_steps, loaded.history_interval_s, settings.odometry_limits()),
+            clock=lambda: self.get_clock().now().nanoseconds,
+            report=self._on_outcome,
+            limits=settings.worker_limits(),
+        )
+        self._inputs = Inputs(self, self._worker, loaded.cameras, settings.compressed, self._qos_log)
+        self._worker.start()
+
+    def _deactivate(self) -> None:
+        if self._inputs is not None:
+            self._inputs.destroy()
+        if self._worker is not None:
+            self._worker.stop()
+        self._inputs = self._worker = None
+
+    def _clean_up(self) -> None:
+        self._deactivate()
+        if self._outputs is not None:
+            self._outputs.destroy()
+        self._outputs = self._loaded = None
+
+    def _on_outcome(self, outcome: Outcome) -> None:
+        """In the worker's thread."""
+        if not self.context.ok():
+            return
+        self._outputs.publish(outcome)
+        result = outcome.result
+        if not isinstance(result, Plan) and result.stage != "dropped":
+            self.get_logger().warning(f"refused ({result.stage}): {result.reason}", throttle_duration_sec=1.0)
+
+    def _on_time_jump(self, jump: TimeJump) -> None:
+        if self._worker is not None:
+            self.get_logger().warning("time jumped back or changed its source: the state is reset")
+            self._worker.time_jumped(self.get_clock().now().nanoseconds)
+
+
+def main(arguments: Sequence[str] | None = None, planner_factory: PlannerFactory = load_planner) -> int:
+    """Run the node until it is told to stop. Returns 0, or 1 where it could not start."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    rclpy.init(args=arguments)
+    node = None
+    try:
+        node = FastDriveNode(planner_factory)
+        if node.settings.autostart and not node.start():
+            return 1
+        # 360 of 360 images of 4.3 MB at 60 a second, 7 ms after their stamp (p50); with more threads fewer arrive, for
+        # taking a message holds the GIL, and the experimental EventsExecutor of rclpy 7.1.6's wheels delivered none.
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        executor.spin()
+    except ParameterException as error:
+        print(f"fastdrive_node: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal and a launch file each send one
+        if node is not None:
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

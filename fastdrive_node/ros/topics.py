@@ -1,0 +1,104 @@
+"""Topic maps: which topic carries which camera, the odometry and the driving command. YAML, no ROS."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from fastdrive_node.errors import InputError
+from fastdrive_node.types import CAMERAS
+
+_TOPIC = re.compile(r"^/[A-Za-z][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*$")
+_KEYS = ("cameras", "odometry", "command")
+_MAX_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class TopicMap:
+    """Absolute topic names."""
+
+    cameras: Mapping[str, str]
+    odometry: str
+    command: str | None = None
+    name: str = "topic map"  # for messages: the file, or what it stands for
+
+    def topics(self) -> list[str]:
+        return [*self.cameras.values(), self.odometry, *([self.command] if self.command else [])]
+
+    def remappings(self) -> list[tuple[str, str]]:
+        """From the node's private names to these topics."""
+        pairs = [(camera_input(camera), topic) for camera, topic in self.cameras.items()]
+        pairs.append((ODOMETRY_INPUT, self.odometry))
+        return [*pairs, (COMMAND_INPUT, self.command)] if self.command else pairs
+
+
+ODOMETRY_INPUT = "~/input/odometry"
+COMMAND_INPUT = "~/input/command"
+
+
+def camera_input(camera: str) -> str:
+    """The node's name for a camera's image topic, whatever its transport."""
+    return f"~/input/{camera.lower()}/image"
+
+
+def simulator_topics(compressed: bool = False) -> TopicMap:
+    """The topics of the simulator's bags."""
+    suffix = "/compressed" if compressed else ""
+    cameras = {camera: f"/{camera}/image_raw{suffix}" for camera in CAMERAS}
+    return TopicMap(cameras, "/odom", "/driving_command", "the simulator's topics")
+
+
+def load_topic_map(path: str | Path, known: Sequence[str] = CAMERAS) -> TopicMap:
+    """Read ``cameras: {CAM_FRONT: /topic, ...}``, ``odometry: /topic``, ``command: /topic`` (optional).
+
+    Raises:
+        InputError: the file cannot be read, or a key, camera or topic name is wrong; the text names it.
+    """
+    path = Path(path)
+    content = _read(path)
+    unknown = [str(key) for key in content if key not in _KEYS]
+    if unknown:
+        raise InputError(f"{path}: {unknown[0][:60]}: unknown key; a topic map has {', '.join(_KEYS)}")
+    cameras = content.get("cameras")
+    if not isinstance(cameras, dict) or not cameras:
+        raise InputError(f"{path}: cameras: missing; give one topic a camera, like CAM_FRONT: /camera/front/image_raw")
+    for camera in cameras:
+        if camera not in known:
+            raise InputError(f"{path}: cameras: unknown camera {str(camera)[:60]!r}; known are {', '.join(known)}")
+    if "odometry" not in content:
+        raise InputError(f"{path}: odometry: missing; give the topic of nav_msgs/Odometry")
+    named = {**{f"cameras.{camera}": topic for camera, topic in cameras.items()}, "odometry": content["odometry"]}
+    if content.get("command") is not None:
+        named["command"] = content["command"]
+    for key, topic in named.items():
+        if not isinstance(topic, str) or not _TOPIC.match(topic):
+            given = repr(topic[:60]) if isinstance(topic, str) else f"a {type(topic).__name__}"
+            raise InputError(f"{path}: {key}: {given} is no absolute topic name like /camera/front/image_raw")
+    _refuse_doubles(path, named)
+    return TopicMap(dict(cameras), content["odometry"], content.get("command"), str(path))
+
+
+def _read(path: Path) -> dict:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise InputError(f"{path}: larger than {_MAX_BYTES} bytes; this is no topic map")
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); --topics needs a topic map in YAML") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())[:120]})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a topic map; it has the keys {', '.join(_KEYS)}")
+    return content
+
+
+def _refuse_doubles(path: Path, named: Mapping[str, str]) -> None:
+    seen: dict[str, str] = {}
+    for key, topic in named.items():
+        if topic in seen:
+            raise InputError(f"{path}: {key}: {topic} is that of {seen[topic]} too; each input has its own topic")
+        seen[topic] = key

@@ -1,0 +1,155 @@
+"""Odometry to the ego history at t0. No ROS.
+
+States between two samples are interpolated; outside of the samples they are extrapolated for a short time at constant
+speed and yaw rate. A history is shorter where the vehicle has just started, never made up.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from dataclasses import dataclass, replace
+
+from fastdrive_node.errors import InputError
+from fastdrive_node.types import EgoHistory, EgoState
+
+ACCEL_WINDOW_S = 0.5  # the acceleration is the mean over this time, as in the training data
+
+
+@dataclass(frozen=True)
+class OdometryLimits:
+    """Times in seconds."""
+
+    max_age_s: float = 0.2  # how far a state may lie outside of the samples
+    max_gap_s: float = 1.0  # between samples that are interpolated
+    jump_back_s: float = 0.5  # a stamp this much before the newest one: a loop, the state is reset
+
+
+class OdometryBuffer:
+    """The last seconds of odometry. Not thread-safe: the caller holds a lock."""
+
+    def __init__(self, steps: int = 6, interval_s: float = 0.5, limits: OdometryLimits | None = None):
+        self.steps = steps
+        self.interval_s = interval_s
+        self.limits = limits or OdometryLimits()
+        self._states: list[EgoState] = []
+
+    @property
+    def newest_ns(self) -> int | None:
+        return self._states[-1].stamp_ns if self._states else None
+
+    def add(self, state: EgoState) -> None:
+        """Store a state. Late ones are ignored; a jump back in time forgets what came before.
+
+        Raises InputError for a state with a number that is not finite.
+        """
+        values = (state.x_m, state.y_m, state.yaw_rad, state.speed_mps, state.yaw_rate_radps)
+        if not all(map(math.isfinite, values)):
+            raise InputError("odometry: a value is not finite; the message is ignored")
+        if self._states and state.stamp_ns <= self._states[-1].stamp_ns:
+            if self._states[-1].stamp_ns - state.stamp_ns < self.limits.jump_back_s * 1e9:
+                return
+            self.reset()
+        self._states.append(state)
+        horizon_ns = state.stamp_ns - ((self.steps + 2) * self.interval_s + self.limits.max_gap_s) * 1e9
+        while self._states[0].stamp_ns < horizon_ns:
+            self._states.pop(0)
+
+    def covers(self, stamp_ns: int) -> bool:
+        """Whether later odometry could not change the state at ``stamp_ns``."""
+        return bool(self._states) and self._states[-1].stamp_ns >= stamp_ns
+
+    def reset(self, keep_until_ns: int | None = None) -> None:
+        """Forget the past after a jump back in time; states just before ``keep_until_ns`` stay."""
+        if keep_until_ns is None:
+            self._states = []
+            return
+        oldest_ns = keep_until_ns - self.limits.jump_back_s * 1e9
+        self._states = [state for state in self._states if oldest_ns <= state.stamp_ns <= keep_until_ns]
+
+    def history(self, t0_ns: int) -> EgoHistory:
+        """States at t0, t0 - dt, ... (newest first), at most ``steps`` + 1 of them.
+
+        Raises InputError where there is no odometry near enough to t0.
+        """
+        if not self._states:
+            raise InputError("odometry: no message yet; is ~/input/odometry remapped to a topic that is published?")
+        states = []
+        for step in range(self.steps + 1):
+            state = self._at(t0_ns - round(step * self.interval_s * 1e9))
+            if state is None:
+                break
+            states.append(state)
+        if not states:
+            raise InputError(self._uncovered(t0_ns))
+        return EgoHistory(tuple(states), self.interval_s)
+
+    def _uncovered(self, t0_ns: int) -> str:
+        limit = f"the limit is {self.limits.max_age_s:.2f} s (max_odometry_age_s)"
+        after_s = (t0_ns - self._states[-1].stamp_ns) * 1e-9
+        before_s = (self._states[0].stamp_ns - t0_ns) * 1e-9
+        if after_s > 0:
+            return f"odometry: the newest is {after_s:.2f} s before t0, {limit}"
+        if before_s > 0:
+            return f"odometry: the oldest is {before_s:.2f} s after t0, {limit}"
+        return f"odometry: a gap of more than {self.limits.max_gap_s:.2f} s around t0"
+
+    def _at(self, stamp_ns: int) -> EgoState | None:
+        state = self._motion_at(stamp_ns)
+        if state is None:
+            return None
+        first_ns = max(stamp_ns - round(ACCEL_WINDOW_S * 1e9), self._states[0].stamp_ns)
+        before = self._motion_at(first_ns) if first_ns < stamp_ns else None
+        if before is None or first_ns > stamp_ns - 1_000_000:
+            return state
+        accel = (state.speed_mps - before.speed_mps) / ((stamp_ns - first_ns) * 1e-9)
+        return replace(state, accel_mps2=accel)
+
+    def _motion_at(self, stamp_ns: int) -> EgoState | None:
+        index = bisect_left(self._states, stamp_ns, key=lambda state: state.stamp_ns)
+        if index < len(self._states) and self._states[index].stamp_ns == stamp_ns:
+            return self._states[index]
+        if index == 0:
+            return self._extrapolate(self._states[0], stamp_ns)
+        if index == len(self._states):
+            return self._extrapolate(self._states[-1], stamp_ns)
+        before, after = self._states[index - 1], self._states[index]
+        if after.stamp_ns - before.stamp_ns > self.limits.max_gap_s * 1e9:
+            return None
+        return _interpolate(before, after, stamp_ns)
+
+    def _extrapolate(self, state: EgoState, stamp_ns: int) -> EgoState | None:
+        dt = (stamp_ns - state.stamp_ns) * 1e-9
+        if abs(dt) > self.limits.max_age_s:
+            return None
+        yaw = state.yaw_rad + state.yaw_rate_radps * dt
+        middle = state.yaw_rad + state.yaw_rate_radps * dt / 2
+        return replace(
+            state,
+            stamp_ns=stamp_ns,
+            x_m=state.x_m + state.speed_mps * math.cos(middle) * dt,
+            y_m=state.y_m + state.speed_mps * math.sin(middle) * dt,
+            yaw_rad=wrap_angle(yaw),
+        )
+
+
+def wrap_angle(angle_rad: float) -> float:
+    """The same angle in [-pi, pi)."""
+    return (angle_rad + math.pi) % (2 * math.pi) - math.pi
+
+
+def _interpolate(before: EgoState, after: EgoState, stamp_ns: int) -> EgoState:
+    share = (stamp_ns - before.stamp_ns) / (after.stamp_ns - before.stamp_ns)
+
+    def between(a: float, b: float) -> float:
+        return a + share * (b - a)
+
+    turn = wrap_angle(after.yaw_rad - before.yaw_rad)
+    return EgoState(
+        stamp_ns=stamp_ns,
+        x_m=between(before.x_m, after.x_m),
+        y_m=between(before.y_m, after.y_m),
+        yaw_rad=wrap_angle(before.yaw_rad + share * turn),
+        speed_mps=between(before.speed_mps, after.speed_mps),
+        yaw_rate_radps=between(before.yaw_rate_radps, after.yaw_rate_radps),
+    )

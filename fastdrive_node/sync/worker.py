@@ -1,0 +1,285 @@
+"""One worker thread between the streams and the planner: the newest set wins, nothing queues. No ROS.
+
+The executor's thread only stores what arrives. Every set ends in exactly one ``Outcome``: a plan, a refusal, or a
+refusal of stage "dropped" for a set that was superseded.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from fastdrive_node.errors import AnswerError, FastDriveError, InputError
+from fastdrive_node.sync.frames import CameraStatus, FrameBuffer, FrameCounters, FrameLimits
+from fastdrive_node.sync.odometry import OdometryBuffer, OdometryLimits
+from fastdrive_node.types import CameraFrame, Command, EgoHistory, EgoState, FrameSet, Plan, Refusal
+
+TICK_S = 0.05  # how often waiting sets are looked at, in wall time
+log = logging.getLogger(__name__)
+
+
+class Planner(Protocol):
+    """What the worker needs of ``pipeline.Pipeline``."""
+
+    drop: float  # pruning ratio; may be set between plans
+
+    def plan(self, frame_set: FrameSet, history: EgoHistory, command: Command) -> Plan:
+        """Raises InputError for an image or ego state, AnswerError for an answer, both naming the cause."""
+
+
+@dataclass(frozen=True)
+class WorkerLimits:
+    """Times in seconds."""
+
+    odometry_wait_s: float = 0.2  # wall time that a complete set waits for odometry at t0 or later
+    max_command_age_s: float = 0.0  # of the driving command when the set is complete; 0: no limit
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a set. Times in milliseconds of wall time."""
+
+    result: Plan | Refusal
+    frames: FrameSet | None = None  # None where the set was never planned
+    history: EgoHistory | None = None
+    command: Command = Command.NONE
+    waited_ms: float = 0.0  # from complete to the start of planning
+    planning_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """A snapshot for the diagnostics."""
+
+    cameras: dict[str, CameraStatus]
+    frames: FrameCounters
+    odometry_age_s: float | None
+    command: Command
+    command_age_s: float | None
+    plans: int
+    refused: int
+    busy: bool  # a set is being planned, or waits
+    last_refusal: str
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A complete set with the command that held when it became complete, however long it waits for the planner."""
+
+    frames: FrameSet
+    command: Command
+    complete_at: float  # monotonic seconds
+
+
+@dataclass
+class _State:
+    plans: int = 0
+    refused: int = 0
+    last_refusal: str = ""
+    generation: int = 0  # of time; a jump back starts a new one
+    busy: bool = False
+    command: Command = Command.NONE
+    command_ns: int | None = None
+    waiting: _Job | None = None
+
+
+class Worker:
+    """Owns the buffers and the thread that plans.
+
+    Args:
+        planner: plans one set at a time, in the worker's thread.
+        frames: the frame buffer; from now on only the worker touches it.
+        odometry: likewise.
+        clock: the node's time in nanoseconds.
+        report: called in the worker's thread with every outcome, in order.
+    """
+
+    def __init__(
+        self,
+        planner: Planner,
+        frames: FrameBuffer,
+        odometry: OdometryBuffer,
+        clock: Callable[[], int],
+        report: Callable[[Outcome], None],
+        limits: WorkerLimits | None = None,
+    ):
+        self.planner = planner
+        self.limits = limits or WorkerLimits()
+        self._frames = frames
+        self._odometry = odometry
+        self._clock = clock
+        self._report = report
+        self._changed = threading.Condition()
+        self._state = _State()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="planner", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop after the plan in progress. Sets that still wait are not planned."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def add_frame(self, frame: CameraFrame) -> None:
+        """Raises InputError for a camera that the model does not have."""
+        with self._changed:
+            resets = self._frames.counters.resets
+            self._frames.add(frame)
+            if self._frames.counters.resets != resets:
+                self._state.generation += 1
+            self._note_complete()
+            self._changed.notify_all()
+
+    def add_odometry(self, state: EgoState) -> None:
+        """Raises InputError for a value that is not finite."""
+        with self._changed:
+            self._odometry.add(state)
+            self._changed.notify_all()
+
+    def set_command(self, command: Command) -> None:
+        with self._changed:
+            self._state.command, self._state.command_ns = command, self._clock()
+
+    def time_jumped(self, now_ns: int) -> None:
+        """The clock went back to ``now_ns``: forget everything that is later, and the plan in progress."""
+        with self._changed:
+            self._frames.reset(keep_until_ns=now_ns)
+            self._odometry.reset(keep_until_ns=now_ns)
+            self._state.generation += 1
+            self._state.command, self._state.command_ns = Command.NONE, None
+            self._note_complete()
+            self._changed.notify_all()
+
+    def configure(
+        self,
+        drop: float | None = None,
+        frames: FrameLimits | None = None,
+        odometry: OdometryLimits | None = None,
+        limits: WorkerLimits | None = None,
+    ) -> None:
+        """Change what is given while running. Raises InputError for a drop ratio out of range."""
+        with self._changed:
+            if drop is not None:
+                self.planner.drop = drop
+            self._frames.limits = frames or self._frames.limits
+            self._odometry.limits = odometry or self._odometry.limits
+            self.limits = limits or self.limits
+
+    def status(self) -> WorkerStatus:
+        with self._changed:
+            now, state, newest = self._clock(), self._state, self._odometry.newest_ns
+            return WorkerStatus(
+                cameras=self._frames.status(now),
+                frames=replace(self._frames.counters),
+                odometry_age_s=None if newest is None else (now - newest) * 1e-9,
+                command=state.command,
+                command_age_s=None if state.command_ns is None else (now - state.command_ns) * 1e-9,
+                plans=state.plans,
+                refused=state.refused,
+                busy=state.busy or self._frames.pending is not None,
+                last_refusal=state.last_refusal,
+            )
+
+    def _note_complete(self) -> None:
+        pending, waiting = self._frames.pending, self._state.waiting
+        if pending is None:
+            self._state.waiting = None
+        elif waiting is None or waiting.frames is not pending:
+            self._state.waiting = _Job(pending, self._current_command(), time.monotonic())
+
+    def _current_command(self) -> Command:
+        state, limit_s = self._state, self.limits.max_command_age_s
+        if state.command_ns is None:
+            return Command.NONE
+        too_old = limit_s > 0 and (self._clock() - state.command_ns) * 1e-9 > limit_s
+        return Command.NONE if too_old else state.command
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._state.busy = False
+                self._changed.wait_for(lambda: self._stopping or self._has_work(), timeout=TICK_S)
+                if self._stopping:
+                    return
+                job = self._next()
+                reports = self._frames.drain_reports()
+                generation, self._state.busy = self._state.generation, bool(job or reports)
+            for refusal in reports:
+                self._publish(Outcome(refusal))
+            if isinstance(job, Refusal):
+                self._publish(Outcome(job))
+            elif job is not None:
+                self._publish(self._plan(job, generation))
+
+    def _has_work(self) -> bool:
+        return bool(self._frames.reports) or self._can_plan()
+
+    def _can_plan(self) -> bool:
+        """A complete set waits, and odometry that could still change its ego state is here or was waited for."""
+        waiting = self._state.waiting
+        if waiting is None:
+            return False
+        waited_s = time.monotonic() - waiting.complete_at
+        return self._odometry.covers(waiting.frames.t0_ns) or waited_s >= self.limits.odometry_wait_s
+
+    def _next(self) -> _Job | Refusal | None:
+        now_ns = self._clock()
+        self._frames.expire(now_ns)
+        self._note_complete()
+        if not self._can_plan():
+            return None
+        job, self._state.waiting = self._state.waiting, None
+        taken = self._frames.take(now_ns)
+        return taken if isinstance(taken, Refusal) else job
+
+    def _plan(self, job: _Job, generation: int) -> Outcome:
+        start = time.monotonic()
+        history, result = self._attempt(job)
+        planning_ms = (time.monotonic() - start) * 1e3
+        with self._changed:
+            if generation != self._state.generation:
+                result = Refusal(job.frames.t0_ns, "time jumped back while it was planned", "dropped")
+        return Outcome(result, job.frames, history, job.command, (start - job.complete_at) * 1e3, planning_ms)
+
+    def _attempt(self, job: _Job) -> tuple[EgoHistory | None, Plan | Refusal]:
+        t0_ns = job.frames.t0_ns
+        try:
+            with self._changed:
+                history = self._odometry.history(t0_ns)
+        except InputError as error:
+            return None, Refusal(t0_ns, str(error), "odometry")
+        try:
+            return history, self.planner.plan(job.frames, history, job.command)
+        except InputError as error:
+            return history, Refusal(t0_ns, str(error), "image")
+        except AnswerError as error:
+            return history, Refusal(t0_ns, str(error), "answer")
+        except FastDriveError as error:
+            return history, Refusal(t0_ns, str(error), "model")
+        except Exception as error:  # one set that fails must not end the node
+            log.exception("planning failed")
+            return history, Refusal(t0_ns, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", "internal")
+
+    def _publish(self, outcome: Outcome) -> None:
+        with self._changed:
+            if isinstance(outcome.result, Plan):
+                self._state.plans += 1
+            elif outcome.result.stage != "dropped":
+                self._state.refused += 1
+                self._state.last_refusal = f"{outcome.result.stage}: {outcome.result.reason}"
+        try:
+            self._report(outcome)
+        except Exception:  # e.g. the context is shut down while a plan is published
+            log.exception("reporting an outcome failed")

@@ -1,0 +1,178 @@
+"""Plans of the ONNX backend are those of torch: pipeline, node and options."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[export]")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
+
+from fastdrive_export.build import GraphOptions, build_onnx
+from fastdrive_node.engines.vision_engine import EngineChoice, EnginePruner, EngineVision
+from fastdrive_node.errors import InputError, ModelError
+from fastdrive_node.planning.loading import open_pipeline
+from fastdrive_node.planning.pipeline import Pipeline
+from fastdrive_node.pruning.pruner import PruningContext
+from fastdrive_node.ros.parameters import Settings
+from fastdrive_node.ros.planner_factory import load_planner
+from fastdrive_node.types import CAMERAS, CameraFrame, Command, FrameSet
+
+
+@pytest.fixture(autouse=True)
+def answers_are_read_as_they_are(monkeypatch):
+    """An untrained model writes no plans; what counts here is that both backends make it write the same."""
+    monkeypatch.setattr("fastdrive_node.planning.pipeline.parse_answer", lambda text, spec: np.zeros((6, 2)))
+    monkeypatch.setattr("fastdrive_node.planning.pipeline.check_plan", lambda *arguments: None)
+
+
+def frame_set(seed: int) -> FrameSet:
+    def image(camera: int) -> np.ndarray:
+        return np.random.default_rng([seed, camera]).integers(0, 256, (90, 160, 3), dtype=np.uint8)
+
+    frames = tuple(CameraFrame(name, 0, 0, lambda i=i: image(i)) for i, name in enumerate(CAMERAS))
+    return FrameSet(frames, t0_ns=seed)
+
+
+def pipelines(toy, file, drop) -> list[Pipeline]:
+    choices = (None, EngineChoice("onnxruntime", file))
+    return [open_pipeline(toy.vla.path, toy.pruner_file, drop, engine=choice) for choice in choices]
+
+
+def plans(pipeline, ego_history, sets=4):
+    return [pipeline.plan(frame_set(seed), ego_history, Command.LEFT) for seed in range(sets)]
+
+
+@pytest.mark.parametrize("windows", ["ragged", "full"])
+def test_plans_equal_those_of_torch_at_every_budget(toys, tmp_path, ego_history, windows):
+    toy = toys[windows]
+    torch_side, engine_side = pipelines(toy, build_onnx(toy.vla.path, toy.pruner_file, tmp_path)[0], 0.0)
+    texts = set()
+    for drop in (0.0, 0.25, 0.75):  # K = N, and K < N of the same engine
+        torch_side.drop = engine_side.drop = drop
+        for ours, theirs in zip(plans(engine_side, ego_history), plans(torch_side, ego_history), strict=True):
+            assert ours.text == theirs.text and ours.kept.grid == theirs.kept.grid
+            assert np.array_equal(ours.kept.indices, theirs.kept.indices)
+            np.testing.assert_allclose(ours.kept.scores, theirs.kept.scores, atol=2e-5)
+            texts.add(theirs.text)
+    assert len(texts) > 6, "the answers hardly depend on the pictures: the test compares nothing"
+
+
+def test_an_engine_of_fewer_tokens_gives_the_same_plans_up_to_its_own(toy, tmp_path, ego_history):
+    file, _ = build_onnx(toy.vla.path, toy.pruner_file, tmp_path, GraphOptions(max_keep=90))
+    torch_side, engine_side = pipelines(toy, file, 0.5)
+    for drop in (0.5, 0.75):
+        torch_side.drop = engine_side.drop = drop
+        pairs = zip(plans(engine_side, ego_history), plans(torch_side, ego_history), strict=True)
+        assert all(ours.text == theirs.text for ours, theirs in pairs)
+    with pytest.raises(InputError, match=r"drop: 0\.25 keeps 135 of 180 tokens, the engine gives 90; .*--max-keep"):
+        engine_side.drop = 0.25
+    assert engine_side.drop == 0.75
+    assert open_pipeline(toy.vla.path, toy.pruner_file, engine=EngineChoice("onnxruntime", file)).drop == 0.5
+
+
+def test_the_default_ratio_is_one_that_the_engine_serves(toy, tmp_path):
+    file, _ = build_onnx(toy.vla.path, toy.pruner_file, tmp_path, GraphOptions(max_keep=36))
+    pipeline = open_pipeline(toy.vla.path, toy.pruner_file, engine=EngineChoice("onnxruntime", file))
+    assert pipeline.drop == pytest.approx(0.8)
+
+
+def test_the_torch_tower_is_let_go(toy, engine_file):
+    pipeline = open_pipeline(toy.vla.path, toy.pruner_file, engine=EngineChoice("onnxruntime", engine_file))
+    assert pipeline.vla.model.model.visual is None
+    pipeline.warm_up()
+
+
+def settings(toy, **values) -> Settings:
+    return Settings(**{**vars(Settings.defaults()), "vla": str(toy.vla.path), "pruner": str(toy.pruner_file), **values})
+
+
+def test_the_node_runs_on_an_engine_by_its_parameters(toy, engine_file, ego_history):
+    loaded = load_planner(settings(toy, vision_backend="onnxruntime", engine=str(engine_file), device="cpu"))
+    facts = loaded.identity()
+    assert str(engine_file) in facts["engine"] and "cpu" in facts["runtime"] and facts["parity"] == "not verified"
+    assert loaded.can_drop
+    theirs = load_planner(settings(toy, device="cpu")).planner.plan(frame_set(0), ego_history)
+    assert loaded.planner.plan(frame_set(0), ego_history).text == theirs.text
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "reason"),
+    [
+        ({"vision_backend": "onnxruntime"}, InputError, "needs an engine file"),
+        ({"engine": "vision.onnx"}, InputError, "vision_backend is torch"),
+        (
+            {"vision_backend": "tensorrt", "engine": "ENGINE"},
+            ModelError,
+            "kind: .* set vision_backend to 'onnxruntime'",
+        ),
+        ({"vision_backend": "onnxruntime", "engine": "absent.onnx"}, ModelError, "absent.onnx: no such engine file"),
+        (
+            {"vision_backend": "onnxruntime", "engine": "ENGINE", "onnx_provider": "cuda"},
+            ModelError,
+            "onnx_provider: 'cuda' is not in this onnxruntime",
+        ),
+    ],
+)
+def test_parameters_that_do_not_fit_are_refused(toy, engine_file, values, error, reason):
+    values = {name: str(engine_file) if value == "ENGINE" else value for name, value in values.items()}
+    with pytest.raises(error, match=reason):
+        load_planner(settings(toy, device="cpu", warm_up=False, **values))
+
+
+class BrokenRunner:
+    """Gives what it is told to."""
+
+    device, name = torch.device("cpu"), "broken"
+
+    def __init__(self, engine: EngineVision, **outputs):
+        self.engine, self.outputs = engine, outputs
+
+    def execute(self, pointers) -> None:
+        for name, value in self.outputs.items():
+            self.engine._tensors[name].fill_(value)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "reason"),
+    [
+        ({"scores": float("nan"), "indices": 0}, "scores: not finite"),
+        ({"scores": 1.0, "indices": 180}, "indices: not 180 different tokens"),
+        ({"scores": 1.0, "indices": -1}, "indices: not 180 different tokens"),
+        ({"scores": 1.0, "indices": 3}, "indices: not 180 different tokens"),
+    ],
+)
+def test_numbers_that_no_sound_engine_gives_are_refused(toy, engine_file, outputs, reason):
+    choice = EngineChoice("onnxruntime", engine_file)
+    engine = open_pipeline(toy.vla.path, toy.pruner_file, engine=choice).vision
+    engine.runner = BrokenRunner(engine, **outputs)
+    with pytest.raises(ModelError, match=reason):
+        engine.encode(toy.images)
+
+
+def test_scores_belong_to_the_tokens_of_the_same_run(toy, engine_file):
+    engine = open_pipeline(toy.vla.path, toy.pruner_file, engine=EngineChoice("onnxruntime", engine_file)).vision
+    first = engine.encode(toy.images)
+    engine.encode(toy.images[::-1].copy())
+    with pytest.raises(ModelError, match="tokens that it gave last"):
+        EnginePruner(engine).score(PruningContext(first, engine.grid))
+
+
+def test_other_scores_choose_among_the_tokens_that_the_engine_gives(toy, tmp_path):
+    file, _ = build_onnx(toy.vla.path, toy.pruner_file, tmp_path, GraphOptions(max_keep=20))
+    engine = open_pipeline(toy.vla.path, toy.pruner_file, engine=EngineChoice("onnxruntime", file)).vision
+    context = PruningContext(engine.encode(toy.images), engine.grid)
+    pruner = EnginePruner(engine)
+    own = pruner.score(context)
+    turned = pruner.select(context, -own, 5)
+    assert len(turned) == 5 and not context.tokens.flatten(0, 1)[turned].isnan().any()
+    assert set(turned.tolist()) == set(engine.run_of(context.tokens).order[-5:].tolist())
+    with pytest.raises(ValueError, match=r"keep: 21 is not in 1\.\.20"):
+        pruner.select(context, own, 21)
+
+
+def test_pictures_of_another_form_are_refused(toy, engine_file):
+    engine = open_pipeline(toy.vla.path, toy.pruner_file, engine=EngineChoice("onnxruntime", engine_file)).vision
+    with pytest.raises(InputError, match="engine: images"):
+        engine.encode(toy.images[:5])

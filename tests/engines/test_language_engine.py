@@ -1,0 +1,263 @@
+"""A language engine in the planner: answers and plans of torch, and what is refused with which words."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[export]")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
+
+from fastdrive_export.build import GraphOptions
+from fastdrive_export.files import write_manifest
+from fastdrive_export.language_build import build_language
+from fastdrive_node.engines.language_engine import LanguageChoice, check_language_engine, open_language_engine
+from fastdrive_node.engines.language_info import LOGITS, LanguageParity
+from fastdrive_node.engines.manifest import manifest_path, read_manifest
+from fastdrive_node.engines.vision_engine import EngineChoice, open_engine
+from fastdrive_node.errors import ModelError
+from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
+from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
+from fastdrive_node.families.vla import Vla
+from fastdrive_node.planning.decode import generate, generate_batch
+from fastdrive_node.planning.loading import open_pipeline
+from fastdrive_node.planning.prefill import prefill, prune_prompt
+from fastdrive_node.ros.parameters import Settings
+from fastdrive_node.ros.planner_factory import load_planner
+from fastdrive_node.types import CAMERAS, CameraFrame, Command, EgoHistory, FrameSet
+from tests.engines.engine_fixtures import sealed
+from tests.engines.engine_toys import SIZES, make_toy
+
+
+@pytest.fixture(scope="module")
+def language_file(toy, tmp_path_factory) -> Path:
+    """An fp32 engine of the ragged toy; tests must not change it."""
+    return build_language(toy.vla.path, tmp_path_factory.mktemp("language"))[0]
+
+
+@pytest.fixture
+def copy(language_file, tmp_path) -> Path:
+    shutil.copy(manifest_path(language_file), tmp_path)
+    return Path(shutil.copy(language_file, tmp_path))
+
+
+@pytest.fixture(scope="module")
+def engine(toy, language_file):
+    return open_language_engine(LanguageChoice(language_file), toy.vla)
+
+
+def kept(toy, count, seed):
+    return torch.randperm(toy.vla.tokens, generator=torch.Generator().manual_seed(seed))[:count].sort().values
+
+
+def test_answers_are_those_of_torch_at_every_budget_and_length(toy, engine, ego_history):
+    torch_side, answers = LanguageModel(toy.vla), set()
+    for seed, (count, states, command) in enumerate(
+        [(180, 5, Command.LEFT), (90, 1, Command.NONE), (45, 3, Command.STRAIGHT), (1, 2, Command.RIGHT)] * 3
+    ):
+        prompt = build_prompt(toy.vla, EgoHistory(ego_history.states[:states], 0.5), command)
+        asked = (toy.vla, toy.tokens + 0.2 * seed, kept(toy, count, seed), prompt)
+        answer = generate(engine, *asked)
+        assert answer == generate(torch_side, *asked)
+        answers.add(answer)
+    assert len(answers) > 6, "the answers hardly depend on the question: the test compares nothing"
+
+
+def test_an_answer_does_not_depend_on_the_one_before(toy, engine, ego_history):
+    prompt = build_prompt(toy.vla, ego_history, Command.LEFT)
+    first = generate(engine, toy.vla, toy.tokens, kept(toy, 60, 0), prompt)
+    generate(engine, toy.vla, toy.tokens + 1, kept(toy, 150, 1), prompt)
+    assert generate(engine, toy.vla, toy.tokens, kept(toy, 60, 0), prompt) == first
+
+
+@torch.inference_mode()
+def test_a_cache_that_was_set_back_forgets_and_is_refused_when_it_is_full(toy, engine, ego_history):
+    prompt = prune_prompt(build_prompt(toy.vla, ego_history, Command.LEFT), kept(toy, 60, 0))
+    seen = toy.tokens.flatten(0, 1)[kept(toy, 60, 0)]
+    positions = (prompt.next_position + torch.arange(3)).expand(3, 1, -1)
+    cos, sin = engine.rotary(positions)
+
+    def step(cache, place, token):
+        return engine.step(torch.tensor([token]), cos[:, place : place + 1], sin[:, place : place + 1], cache)
+
+    logits, cache = prefill(engine, [prompt], [seen], 3)
+    first = logits.clone()
+    fresh = step(cache, 0, 30)
+    for place, token in ((1, 77), (2, 29)):
+        step(cache, place, token)
+    with pytest.raises(ModelError, match=f"the cache's {len(prompt) + 3} positions are used up"):
+        step(cache, 2, 29)
+    cache.used = len(prompt)
+    assert torch.equal(step(cache, 0, 30), fresh)
+    assert torch.equal(logits, first), "logits that were given are not written over"
+
+
+def test_a_batch_is_left_to_torch(toy, engine, ego_history):
+    prompts = [build_prompt(toy.vla, ego_history, command) for command in (Command.LEFT, Command.RIGHT)]
+    with pytest.raises(ModelError, match="2 prompts at a time; it runs one, torch runs batches"):
+        generate_batch(engine, toy.vla, [toy.tokens] * 2, [None] * 2, prompts)
+
+
+def test_logits_that_are_not_finite_are_refused(toy, engine, ego_history):
+    prompt = build_prompt(toy.vla, ego_history, Command.LEFT)
+    with pytest.raises(ModelError, match="logits that are not finite; run `fastdrive export verify`"):
+        generate(engine, toy.vla, toy.tokens * torch.nan, None, prompt)
+
+
+def test_a_runtime_that_fails_is_a_typed_error(toy, language_file, ego_history):
+    engine = open_language_engine(LanguageChoice(language_file), toy.vla)
+    prompt = build_prompt(toy.vla, ego_history, Command.LEFT)
+    prompt.input_ids[0] = 10**6  # no such word
+    with pytest.raises(ModelError, match="onnxruntime: the engine failed"):
+        generate(engine, toy.vla, toy.tokens, None, prompt)
+
+
+def frame_set(seed: int) -> FrameSet:
+    def image(camera: int) -> np.ndarray:
+        return np.random.default_rng([seed, camera]).integers(0, 256, (90, 160, 3), dtype=np.uint8)
+
+    return FrameSet(tuple(CameraFrame(name, 0, 0, lambda i=i: image(i)) for i, name in enumerate(CAMERAS)), t0_ns=seed)
+
+
+@pytest.fixture
+def answers_are_read_as_they_are(monkeypatch):
+    """An untrained model writes no plans."""
+    monkeypatch.setattr("fastdrive_node.planning.pipeline.parse_answer", lambda text, spec: np.zeros((6, 2)))
+    monkeypatch.setattr("fastdrive_node.planning.pipeline.check_plan", lambda *arguments: None)
+
+
+@pytest.mark.usefixtures("answers_are_read_as_they_are")
+@pytest.mark.parametrize("both", [False, True], ids=["language", "vision and language"])
+def test_plans_equal_those_of_torch(toy, engine_file, language_file, ego_history, both):
+    choice = EngineChoice("onnxruntime", engine_file) if both else None
+    reference = open_pipeline(toy.vla.path, toy.pruner_file)
+    pipeline = open_pipeline(
+        toy.vla.path, toy.pruner_file, engine=choice, language_engine=LanguageChoice(language_file)
+    )
+    assert not list(pipeline.vla.model.model.language_model.layers), "torch's own weights are let go"
+    texts = set()
+    for drop in (0.0, 0.5, 0.75):
+        reference.drop = pipeline.drop = drop
+        for seed in range(3):
+            ours, theirs = (each.plan(frame_set(seed), ego_history, Command.LEFT) for each in (pipeline, reference))
+            assert ours.text == theirs.text
+            texts.add(ours.text)
+    assert len(texts) > 4
+
+
+def test_the_node_runs_it_and_tells_what_runs(toy, language_file):
+    settings = dataclasses.replace(
+        Settings.defaults(),
+        vla=str(toy.vla.path),
+        pruner=str(toy.pruner_file),
+        device="cpu",
+        language_engine=str(language_file),
+        onnx_provider="cpu",
+    )
+    facts = load_planner(settings).identity()
+    assert str(language_file) in facts["language engine"] and facts["language runtime"].endswith("cpu")
+    assert facts["language parity"] == "not verified" and "engine" not in facts
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory) -> Vla:
+    """A VLA of the same sizes with other weights."""
+    return make_toy(tmp_path_factory.mktemp("other"), SIZES["ragged"], seed=1).vla
+
+
+def test_the_tensorrt_provider_counts_as_cuda(toy, language_file, monkeypatch):
+    """It would build for minutes whenever a prompt has another length."""
+    monkeypatch.setattr("fastdrive_node.engines.onnx_runner.onnxruntime.get_available_providers", lambda: [])
+    with pytest.raises(ModelError, match="onnx_provider: 'cuda' is not in this onnxruntime"):
+        open_language_engine(LanguageChoice(language_file, "tensorrt"), toy.vla)
+
+
+def test_an_engine_of_other_weights_is_refused_with_the_command(copy, other):
+    with pytest.raises(
+        ModelError,
+        match=r"language: the engine has [0-9a-f]{12}, but .* has [0-9a-f]{12}; build it with: fastdrive export build "
+        r"--part language --vla .* --backend onnxruntime --out .* --precision fp32$",
+    ):
+        open_language_engine(LanguageChoice(copy), other)
+
+
+def test_sizes_of_another_model_are_named(toy, copy, tmp_path):
+    vla = load_vla(toy.vla.path)
+    vla.model.config.text_config.num_key_value_heads = 1
+    with pytest.raises(ModelError, match=r"kv_heads: the engine has 2, but .* has 1;"):
+        check_language_engine(copy, vla)
+
+
+def test_the_fingerprint_is_of_the_weights_and_of_what_the_graph_bakes_in(toy, toys, other):
+    """The image size is no part of it: the language half of these two is the same."""
+    assert toys["full"].vla.language_fingerprint == toys["ragged"].vla.language_fingerprint
+    assert other.language_fingerprint != toy.vla.language_fingerprint != toy.vla.encoder_fingerprint
+    vla = load_vla(toy.vla.path)
+    vla.model.config.text_config.rms_norm_eps *= 2
+    assert vla.language_fingerprint != toy.vla.language_fingerprint
+
+
+def test_the_two_kinds_of_engines_are_told_apart(toy, engine_file, language_file):
+    with pytest.raises(ModelError, match="part: it is a vision engine, but a language engine is needed"):
+        open_language_engine(LanguageChoice(engine_file), toy.vla)
+    with pytest.raises(ModelError, match=r"part: it is a language engine, but a vision .*language_engine"):
+        open_engine(EngineChoice("onnxruntime", language_file), toy.vla)
+
+
+def change(file, **values):
+    content = json.loads(manifest_path(file).read_text())
+    for name, value in values.items():
+        *parents, last = name.split("__")
+        place = content
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    manifest_path(file).write_text(sealed(content))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"graph__part": "speech"}, "graph"),
+        ({"graph__part": "vision"}, "graph"),
+        ({"graph__layers": 0}, "graph.layers: 0 is less"),
+        ({"graph__layers": 3}, "inputs: they are not those of the manifest's graph"),
+        ({"graph__kv_heads": 3}, "graph.kv_heads: 2 heads cannot share 3|4 heads cannot share 3"),
+        ({"graph__fp32_mlp": [9]}, "graph.fp32_mlp: layer 9 of 4"),
+        ({"graph__precision": "fp16"}, "inputs: they are not those of the manifest's graph"),
+        ({"outputs__logits__shape": [2, "new"]}, "outputs: they are not those"),
+        ({"outputs__logits__shape": [2, "NEW LENGTH"]}, "outputs.logits.shape"),
+        ({"kind": "tensorrt"}, "target: missing for kind tensorrt"),
+        ({"graph__opset": 17}, "opset: the graph says 18, its manifest 17"),
+    ],
+)
+def test_a_wrong_field_is_named(toy, copy, values, reason):
+    change(copy, **values)
+    with pytest.raises(ModelError, match=reason):
+        open_language_engine(LanguageChoice(copy), toy.vla)
+
+
+def test_an_engine_that_failed_its_comparison_is_refused(toy, copy):
+    manifest = read_manifest(copy)
+    times = dict.fromkeys(("reference_prefill", "engine_prefill", "reference_answer", "engine_answer"), 1.0)
+    parity = LanguageParity(False, "x", 1, 1, 0.14, 0.1, 9.0, 9.0, 0.1, False, 1, 0, "x", times)
+    write_manifest(copy, dataclasses.replace(manifest, parity=parity))
+    assert read_manifest(copy).parity == parity
+    with pytest.raises(ModelError, match=r"found a cosine of 0\.1400"):
+        open_language_engine(LanguageChoice(copy), toy.vla)
+
+
+def test_half_types_keep_their_cache_in_them(toy, tmp_path, ego_history):
+    file, manifest = build_language(toy.vla.path, tmp_path, GraphOptions("fp16"))
+    engine = open_language_engine(LanguageChoice(file), toy.vla)
+    assert manifest.graph.outputs()[LOGITS].dtype == "float32"
+    prompt = prune_prompt(build_prompt(toy.vla, ego_history, Command.LEFT), None)
+    logits, cache = prefill(engine, [prompt], [toy.tokens.flatten(0, 1)], 2)
+    assert cache.keys.dtype == cache.values.dtype == torch.float16 and logits.dtype == torch.float32

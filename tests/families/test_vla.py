@@ -1,0 +1,191 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fastdrive_node.errors import ModelError
+from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families.spec import load_spec, spec_json
+from fastdrive_node.types import CAMERAS
+from fastdrive_training.vla.tiny_model import build_tiny_vla, tiny_spec
+
+
+@pytest.fixture
+def broken(tiny_dir, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(tiny_dir, tmp_path / "vla")
+
+
+def edit_json(path, change):
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_a_tiny_vla_loads_for_inference(tiny_vla):
+    assert tiny_vla.spec == tiny_spec()
+    assert tiny_vla.spec.cameras == CAMERAS
+    assert (tiny_vla.grid, tiny_vla.tokens, tiny_vla.width) == ((4, 8), 192, 128)
+    assert not tiny_vla.model.training and not any(p.requires_grad for p in tiny_vla.model.parameters())
+    assert len(tiny_vla.tokenizer) == 2048
+    assert {tiny_vla.tokenizer.decode([token]) for token in tiny_vla.stop_ids} == {"<|im_end|>", "</PLANNING>"}
+
+
+def test_the_seed_gives_the_weights(tiny_dir, tmp_path):
+    same, other = build_tiny_vla(tmp_path / "same", seed=0), build_tiny_vla(tmp_path / "other", seed=1)
+    name = "model.safetensors"
+    assert (same / name).read_bytes() == (tiny_dir / name).read_bytes() != (other / name).read_bytes()
+
+
+def test_the_language_model_is_tied_and_positions_fit_the_heads(tiny_vla):
+    model = tiny_vla.model
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert sum(model.config.text_config.rope_parameters["mrope_section"]) == 16
+
+
+def test_it_loads_in_another_dtype_with_the_same_fingerprint(tiny_dir, tiny_vla):
+    half = load_vla(tiny_dir, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    assert half.encoder_fingerprint == tiny_vla.encoder_fingerprint
+
+
+@pytest.mark.parametrize("name", ["vla.json", "prompt.txt", "config.json", "model.safetensors", "tokenizer.json"])
+def test_a_missing_file_is_named(broken, name):
+    (broken / name).unlink()
+    with pytest.raises(ModelError, match=rf"{name}: missing; a VLA directory needs it"):
+        load_vla(broken)
+
+
+def test_a_missing_directory_is_named(tmp_path):
+    with pytest.raises(ModelError, match="nowhere: no such VLA directory"):
+        load_vla(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["vla.json", "config.json", "model.safetensors", "tokenizer.json", "prompt.txt"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe{", b'{"a": [1, 2'], ids=["empty", "binary", "cut"])
+def test_a_damaged_file_is_named(broken, name, content):
+    (broken / name).write_bytes(content)
+    with pytest.raises(ModelError, match=name.replace(".", r"\.")):
+        load_vla(broken)
+
+
+def test_weights_that_are_cut_off_are_named(broken):
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=r"model\.safetensors: not a readable safetensors file"):
+        load_vla(broken)
+
+
+def test_pickled_weights_are_not_read(broken):
+    torch.save(load_file(broken / "model.safetensors"), broken / "pytorch_model.bin")
+    (broken / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"model\.safetensors: missing"):
+        load_vla(broken)
+
+
+def test_code_beside_the_weights_is_not_run(broken, tmp_path):
+    mark = tmp_path / "ran"
+    (broken / "modeling_evil.py").write_text(f"open({str(mark)!r}, 'w')\nclass Evil: pass\n")
+    edit_json(broken / "config.json", lambda c: c.update(auto_map={"AutoModel": "modeling_evil.Evil"}))
+    load_vla(broken)
+    assert not mark.exists()
+
+
+def test_missing_weights_are_named_and_not_drawn_by_chance(broken):
+    weights = load_file(broken / "model.safetensors")
+    del weights["visual.blocks.1.mlp.up_proj.weight"]
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"missing keys in the weights: .*blocks\.1\.mlp\.up_proj"):
+        load_vla(broken)
+
+
+def test_weights_of_another_size_are_refused(broken):
+    edit_json(broken / "config.json", lambda c: c["text_config"].update(intermediate_size=400))
+    with pytest.raises(ModelError, match=r"do not fit config\.json"):
+        load_vla(broken)
+
+
+def test_another_model_type_is_refused(broken):
+    edit_json(broken / "config.json", lambda c: c.update(model_type="llama"))
+    with pytest.raises(ModelError, match="model_type: only 'qwen2_5_vl' is supported"):
+        load_vla(broken)
+
+
+@pytest.mark.parametrize(
+    "change,field",
+    [
+        (lambda d: d.pop("answer"), "'answer' is a required property"),
+        (lambda d: d.update(format=2), "format: 1 was expected"),
+        (lambda d: d.update(cameras=[]), "cameras"),
+        (lambda d: d.update(cameras=["../x"]), r"cameras\[0\]"),
+        (lambda d: d["answer"].update(points="six"), r"answer\.points: 'six' is not of type 'integer'"),
+        (lambda d: d["answer"].update(points=10**9), r"answer\.points"),
+        (lambda d: d["answer"].update(interval_s=0), r"answer\.interval_s"),
+        (lambda d: d["answer"].update(max_new_tokens=10), r"answer\.max_new_tokens: 10 is too few"),
+        (lambda d: d["answer"].update(preamble="<PLANNING>Zebra: "), "does not give this text back"),
+        (lambda d: d["history"].update(step=1), r"history: .*'step' was unexpected"),
+        (lambda d: d["history"].update(item="{x.__class__}{z}"), r"history\.item: unknown marker \{z\}"),
+        (lambda d: d["image_size"].update(width=225), r"image_size\.width: 225 is not a multiple of 28 px"),
+        (lambda d: d.update(prompt="../../etc/passwd"), "prompt"),
+        (lambda d: d.update(camera_item="{camera}"), r"camera_item: the marker \{image\} is missing"),
+        (lambda d: d.update(frame="enu"), "frame"),
+    ],
+)
+def test_a_wrong_field_of_vla_json_is_named(broken, change, field):
+    edit_json(broken / "vla.json", change)
+    with pytest.raises(ModelError, match=field):
+        load_vla(broken)
+
+
+@pytest.mark.parametrize(
+    "template,reason",
+    [
+        ("{images}{weather}", r"prompt\.txt: unknown marker \{weather\}"),
+        ("Past: {history}", r"prompt\.txt: the marker \{images\} is missing"),
+        ("{images}zebra", r"prompt\.txt: tokenizer\.json does not give this text back"),
+        ("{images}<|image_pad|>", "image tokens"),
+    ],
+)
+def test_a_wrong_prompt_template_is_named(broken, template, reason):
+    (broken / "prompt.txt").write_text(template)
+    with pytest.raises(ModelError, match=reason):
+        load_vla(broken)
+
+
+def test_a_tokenizer_of_another_model_is_refused(broken):
+    edit_json(broken / "config.json", lambda c: c.update(image_token_id=7))
+    with pytest.raises(ModelError, match=r"<\|image_pad\|> is not token 7"):
+        load_vla(broken)
+
+
+def test_a_weight_index_cannot_name_files_elsewhere(broken):
+    index = {"metadata": {}, "weight_map": {"a": "../../secret.safetensors"}}
+    (broken / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="weight_map: names a file outside"):
+        load_vla(broken)
+
+
+def test_the_spec_survives_its_file(tiny_vla):
+    assert spec_json(tiny_vla.spec) == json.loads((tiny_vla.path / "vla.json").read_text())
+
+
+def test_fields_with_defaults_may_be_left_out(broken):
+    def shorten(data):
+        data.pop("commands"), data.pop("numbers")
+        data["answer"].pop("number")
+        data["answer"].update(max_new_tokens=200)  # plain numbers have a token per digit
+        data["history"].update(steps=[])
+
+    edit_json(broken / "vla.json", shorten)
+    spec = load_vla(broken).spec
+    assert spec.answer.number.integer_digits == 0 and spec.history.steps == ()
+
+
+def test_the_documented_example_is_a_valid_spec(tmp_path):
+    page = Path(__file__).parents[2] / "docs" / "vla_directory.md"
+    (tmp_path / "vla.json").write_text(re.search(r"```json\n(.*?)```", page.read_text(), re.DOTALL)[1])
+    assert load_spec(tmp_path).answer.points == 6

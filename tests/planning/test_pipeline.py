@@ -1,0 +1,172 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from fastdrive_node.errors import AnswerError, InputError, ModelError
+from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
+from fastdrive_node.planning.answer_format import example_answer, format_answer
+from fastdrive_node.planning.decode import Answer, generate
+from fastdrive_node.planning.pipeline import STAGES, Pipeline
+from fastdrive_node.pruning.baselines import PruningContext, ScorePruner, choose, make_pruner
+from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_node.types import CAMERAS, CameraFrame, Command, FrameSet
+
+
+def frame(camera, load, stamp_ns=10**9):
+    return CameraFrame(camera, stamp_ns, stamp_ns, load)
+
+
+def image_of(index, height=112, width=224):
+    return np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def frames():
+    return tuple(frame(camera, lambda i=i: image_of(i)) for i, camera in enumerate(CAMERAS))
+
+
+@pytest.fixture
+def frame_set(frames):
+    return FrameSet(frames, t0_ns=10**9)
+
+
+@pytest.fixture(scope="module")
+def pruner(tiny_vla):
+    torch.manual_seed(0)
+    return ScorePruner(ReconPruner.from_config(tiny_vla.model.config.text_config).requires_grad_(False).eval())
+
+
+@pytest.fixture
+def says(monkeypatch):
+    """Sets what the language model answers; everything before still runs."""
+
+    def set_answer(text):
+        monkeypatch.setattr("fastdrive_node.planning.pipeline.decode", lambda *arguments: [Answer(text, ())])
+
+    return set_answer
+
+
+@pytest.fixture
+def good_plan(tiny_vla, says):
+    waypoints = np.array([[2.5 * k, 0.2] for k in range(1, 7)])
+    says(format_answer(waypoints, tiny_vla.spec.answer))
+    return waypoints
+
+
+def test_a_frame_set_becomes_a_plan_stamped_t0(tiny_vla, frame_set, ego_history, good_plan):
+    plan = Pipeline(tiny_vla).plan(frame_set, ego_history, Command.LEFT)
+    assert plan.t0_ns == frame_set.t0_ns and plan.dt_s == 0.5 and plan.mode == "nominal"
+    assert np.array_equal(plan.waypoints_m, good_plan)
+    assert plan.kept.total == plan.kept.kept == 192 and plan.kept.scores is None
+
+
+def test_every_stage_is_timed_and_they_make_up_the_total(tiny_vla, pruner, frame_set, ego_history, good_plan):
+    times = Pipeline(tiny_vla, pruner, drop=0.75).plan(frame_set, ego_history).stage_ms
+    assert tuple(times) == STAGES
+    parts = sum(times.values()) - times["total"]
+    assert all(time >= 0 for time in times.values()) and parts <= times["total"]
+
+
+def test_it_drops_the_asked_share_by_score(tiny_vla, pruner, frame_set, ego_history, good_plan):
+    kept = Pipeline(tiny_vla, pruner, drop=0.75).plan(frame_set, ego_history).kept
+    assert kept.kept == 48 and kept.grid == (6, 4, 8) and kept.mask().sum() == 48
+    assert kept.scores.shape == (192,)
+    assert kept.scores[kept.mask().ravel()].min() >= kept.scores[~kept.mask().ravel()].max()
+
+
+def test_the_text_is_that_of_the_lower_level_api(tiny_dir, pruner, frame_set, ego_history, monkeypatch):
+    vla = load_vla(tiny_dir)
+    torch.manual_seed(0)
+    for parameter in vla.model.model.language_model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)  # untrained weights repeat one token; these do not
+    read = []
+    monkeypatch.setattr("fastdrive_node.planning.pipeline.parse_answer", lambda text, spec: read.append(text))
+    monkeypatch.setattr("fastdrive_node.planning.pipeline.check_plan", lambda *arguments: None)
+    pipeline = Pipeline(vla, pruner, drop=0.5)
+    with torch.inference_mode():
+        tokens = pipeline.vision.encode([image_of(i) for i in range(6)])
+        kept = choose(pruner, PruningContext(tokens, vla.grid), 96)
+    prompt = build_prompt(vla, ego_history, Command.RIGHT)
+    expected = generate(pipeline.language, vla, tokens, kept, prompt).text
+    assert pipeline.plan(frame_set, ego_history, Command.RIGHT).text == expected == read[0]
+
+
+def test_the_ratio_can_change_between_plans(tiny_vla, frame_set, ego_history, good_plan):
+    pipeline = Pipeline(tiny_vla, make_pruner("random"), drop=0.75)
+    assert pipeline.plan(frame_set, ego_history).kept.kept == 48
+    pipeline.drop = 0.25
+    assert pipeline.plan(frame_set, ego_history).kept.kept == 144
+
+
+@pytest.mark.parametrize("drop", [-0.1, 1.0, 0.999, float("nan")])
+def test_a_ratio_out_of_range_is_refused(tiny_vla, drop):
+    with pytest.raises(InputError, match="drop"):
+        Pipeline(tiny_vla, drop=drop)
+
+
+def test_images_of_any_size_are_planned(tiny_vla, frames, ego_history, good_plan):
+    large = frame(CAMERAS[2], lambda: image_of(2, 900, 1600))
+    Pipeline(tiny_vla).plan(FrameSet((*frames[:2], large, *frames[3:]), 0), ego_history)
+
+
+def test_a_missing_camera_shows_in_the_mode(tiny_vla, frame_set, ego_history, good_plan):
+    degraded = dataclasses.replace(frame_set, missing=("CAM_BACK",))
+    assert Pipeline(tiny_vla).plan(degraded, ego_history).mode == "degraded: no image of CAM_BACK"
+
+
+@pytest.mark.parametrize("order", [(1, 0, 2, 3, 4, 5), (0, 1, 2, 3, 4), ()])
+def test_other_cameras_or_another_order_are_refused(tiny_vla, frames, ego_history, order):
+    with pytest.raises(InputError, match="in this order"):
+        Pipeline(tiny_vla).plan(FrameSet(tuple(frames[i] for i in order), 0), ego_history)
+
+
+@pytest.mark.parametrize("error", [InputError("JPEG cut off"), ValueError("bad"), OSError("gone"), MemoryError("big")])
+def test_an_image_that_cannot_be_decoded_is_refused_with_its_camera(tiny_vla, frames, ego_history, error):
+    def fail():
+        raise error
+
+    broken = FrameSet((*frames[:3], frame(CAMERAS[3], fail), *frames[4:]), 0)
+    with pytest.raises(InputError, match=f"CAM_BACK: {error}"):
+        Pipeline(tiny_vla).plan(broken, ego_history)
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), None]
+)
+def test_an_image_of_another_kind_is_refused_with_its_camera(tiny_vla, frames, ego_history, image):
+    broken = FrameSet((frame(CAMERAS[0], lambda: image), *frames[1:]), 0)
+    with pytest.raises(InputError, match="CAM_FRONT: expected a uint8 RGB image"):
+        Pipeline(tiny_vla).plan(broken, ego_history)
+
+
+def test_an_answer_that_is_no_plan_is_refused(tiny_vla, frame_set, ego_history, says):
+    says("no idea")
+    with pytest.raises(AnswerError, match="does not start with"):
+        Pipeline(tiny_vla).plan(frame_set, ego_history)
+
+
+def test_a_plan_that_cannot_be_driven_is_refused(tiny_vla, frame_set, ego_history, says):
+    says(example_answer(dataclasses.replace(tiny_vla.spec.answer)))  # to stand at once, from 5.2 m/s
+    with pytest.raises(AnswerError, match="acceleration"):
+        Pipeline(tiny_vla).plan(frame_set, ego_history)
+
+
+def test_it_plans_on_after_a_refusal(tiny_vla, frames, frame_set, ego_history, good_plan):
+    pipeline = Pipeline(tiny_vla)
+    with pytest.raises(InputError):
+        pipeline.plan(FrameSet(frames[:2], 0), ego_history)
+    assert np.array_equal(pipeline.plan(frame_set, ego_history).waypoints_m, good_plan)
+
+
+def test_scores_that_are_not_finite_are_refused(tiny_vla, frame_set, ego_history):
+    module = ReconPruner.from_config(tiny_vla.model.config.text_config).requires_grad_(False)
+    module.scorer.weight.fill_(float("nan"))
+    with pytest.raises(ModelError, match="pruner reconpruner: scores: not finite"):
+        Pipeline(tiny_vla, ScorePruner(module), drop=0.5).plan(frame_set, ego_history)
+
+
+def test_warming_up_needs_no_trained_model(tiny_vla, pruner):
+    Pipeline(tiny_vla, pruner, drop=0.5).warm_up()

@@ -1,0 +1,160 @@
+"""A bag through the node in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.replay.bags import START_NS, BagPlan, without_camera, write_bag
+
+pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
+
+from fastdrive_node.commands.replay import ReplayOptions, replay
+from fastdrive_node.errors import FastDriveError, InputError
+from fastdrive_node.types import CAMERAS
+
+HERE = Path(__file__).resolve().parent
+NODE = (sys.executable, str(HERE.parent / "ros" / "fake_planner.py"))
+DATA = HERE.parents[2] / "shared" / "data"
+STEP_NS = 500_000_000
+
+
+def run(bag: Path, folder: Path, **options) -> tuple[dict, list[dict]]:
+    figures = replay(ReplayOptions(bag, json=str(folder / "summary.json"), **options), NODE, CAMERAS)
+    assert json.loads((folder / "summary.json").read_text()) == figures
+    plans = [json.loads(line) for line in Path(figures["plans_file"]).read_text().splitlines()]
+    return figures, plans
+
+
+def counts(figures: dict) -> tuple[int, ...]:
+    return tuple(figures[name] for name in ("sets", "plans", "refused", "dropped"))
+
+
+@pytest.mark.parametrize(("transport", "storage"), [("raw", "mcap"), ("compressed", "sqlite3")])
+def test_every_set_of_a_bag_is_planned_and_stamped_with_its_time(tmp_path, transport, storage):
+    bag = write_bag(tmp_path / "bag", BagPlan(transport=transport, storage=storage, spread_ms=8.0))
+    figures, plans = run(bag, tmp_path, out=tmp_path / "out")
+    assert counts(figures) == (3, 3, 0, 0)
+    assert [plan["t0_ns"] for plan in plans] == [START_NS + k * STEP_NS for k in range(3)]
+    assert [plan["text"] for plan in plans] == [f"left, {k} states" for k in (1, 2, 3)]
+    assert (figures["total_tokens"], figures["kept_tokens"]) == (192, 96)
+    assert {"load", "encode", "total", "end_to_end"} <= set(figures["latency_ms"])
+    assert figures["node"]["vla"] == "fake" and figures["pictures"] == 3
+    assert Path(figures["plans_file"]) == tmp_path / "out" / "plans.jsonl"
+
+
+def test_a_loop_is_a_jump_back_in_time_and_gives_the_same_plans(tmp_path):
+    figures, plans = run(write_bag(tmp_path / "bag"), tmp_path, loop=2, rate=2.0)
+    assert counts(figures) == (6, 6, 0, 0)
+    assert plans[:3] == plans[3:]
+
+
+def damaged(index: int, camera: str, message):
+    """Set 1: a wrong step. Set 2: a camera is absent. Set 3: its header says more rows than it has."""
+    if camera != "CAM_BACK" or index not in (1, 2, 3):
+        return message
+    return {1: replace(message, step=90), 2: None, 3: replace(message, height=1000)}[index]
+
+
+def test_damaged_sets_are_refused_by_name_and_the_others_are_planned(tmp_path):
+    figures, plans = run(write_bag(tmp_path / "bag", BagPlan(sets=5, change=damaged)), tmp_path)
+    assert [plan["t0_ns"] for plan in plans] == [START_NS, START_NS + 4 * STEP_NS]
+    assert (figures["sets"], figures["refused"], figures["incomplete"], figures["dropped"]) == (4, 3, 1, 0)
+    reasons = " | ".join(figures["refusals"])
+    assert "image: CAM_BACK: step: 90" in reasons
+    assert "frames: incomplete set: CAM_BACK missing" in reasons
+    assert "image: CAM_BACK: data: 2304 bytes" in reasons
+
+
+def test_truncated_jpegs_are_refused_by_name_and_the_others_are_planned(tmp_path):
+    def cut(index: int, camera: str, message):
+        return replace(message, data=message.data[:300]) if (index, camera) == (1, "CAM_FRONT") else message
+
+    figures, _ = run(write_bag(tmp_path / "bag", BagPlan(transport="compressed", change=cut)), tmp_path)
+    assert counts(figures) == (3, 2, 1, 0)
+    assert [key for key in figures["refusals"] if key.startswith("image: CAM_FRONT: data: 300 bytes")]
+
+
+def test_a_last_set_without_a_camera_does_not_hold_the_replay(tmp_path):
+    figures, _ = run(write_bag(tmp_path / "bag", without_camera("CAM_BACK_LEFT", 2)), tmp_path)
+    assert (figures["sets"], figures["plans"], figures["refused"], figures["incomplete"]) == (2, 2, 1, 1)
+
+
+def test_a_source_faster_than_the_planner_drops_sets_and_counts_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_PLANNER_DELAY_S", "0.3")
+    figures, plans = run(write_bag(tmp_path / "bag", BagPlan(sets=20, period_s=0.1)), tmp_path, params=slow(tmp_path))
+    sets, made, refused, dropped = counts(figures)
+    assert sets == 20 and dropped > 0 and made + refused + dropped == 20
+    assert plans[-1]["t0_ns"] == START_NS + 19 * 100_000_000  # the newest wins
+
+
+def slow(tmp_path: Path) -> Path:
+    path = tmp_path / "parameters.yaml"
+    path.write_text("fastdrive:\n  ros__parameters:\n    max_set_age_s: 30.0\n    max_spread_s: 0.04\n")
+    return path
+
+
+def test_a_node_that_dies_ends_the_replay_with_its_last_words(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_PLANNER_DIES", "1")
+    with pytest.raises(FastDriveError, match=r"the node ended with exit code 7: .*a fatal fault"):
+        run(write_bag(tmp_path / "bag"), tmp_path)
+
+
+def test_a_node_that_cannot_start_says_why(tmp_path):
+    command = (sys.executable, "-c", "import sys; sys.exit('no model here')")
+    with pytest.raises(FastDriveError, match="the node ended with exit code 1: no model here"):
+        replay(ReplayOptions(write_bag(tmp_path / "bag")), command, CAMERAS)
+
+
+def test_nothing_is_started_for_a_bag_that_does_not_fit(tmp_path):
+    started = tmp_path / "started"
+    command = (sys.executable, "-c", f"open({str(started)!r}, 'w')")
+    bag = write_bag(tmp_path / "bag", BagPlan(without={"/CAM_BACK/image_raw"}))
+    with pytest.raises(InputError, match="CAM_BACK"):
+        replay(ReplayOptions(bag), command, CAMERAS)
+    assert not started.exists()
+
+
+def test_wrong_parameters_are_refused_before_the_start(tmp_path):
+    path = tmp_path / "parameters.yaml"
+    path.write_text("fastdrive:\n  ros__parameters:\n    dorp: 0.5\n")
+    with pytest.raises(InputError, match="dorp"):
+        run(write_bag(tmp_path / "bag"), tmp_path, params=path)
+
+
+def test_an_external_node_is_used_and_left_running(tmp_path, ros):
+    bag = write_bag(tmp_path / "bag")
+    remaps = [f"~/input/{camera.lower()}/image:=/{camera}/image_raw" for camera in CAMERAS]
+    remaps += ["~/input/odometry:=/odom", "~/input/command:=/driving_command", "__ns:=/car"]
+    arguments = [word for remap in remaps for word in ("-r", remap)]
+    command = [*NODE, "--ros-args", "-p", "use_sim_time:=true", "-p", "diagnostics_period_s:=0.2", *arguments]
+    node = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(2):
+            figures, _ = run(bag, tmp_path, node="external", node_name="/car/fastdrive")
+            assert counts(figures) == (3, 3, 0, 0)
+        assert node.poll() is None
+    finally:
+        node.terminate()
+        node.wait(20)
+    assert os.environ["ROS_DOMAIN_ID"]
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real keyframes (shared/data beside the checkout) are not here")
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_real_keyframes_are_all_planned(tmp_path, storage):
+    topics = HERE.parents[1] / "config" / "topics_nuscenes.yaml"
+    figures, plans = run(DATA / f"nuscenes_scene0103_{storage}", tmp_path, topics=topics)
+    assert counts(figures) == (4, 4, 0, 0)
+    stamps = [1533151603504799000, 1533151604005234000, 1533151604505102000, 1533151605005102000]
+    assert [plan["t0_ns"] for plan in plans] == stamps
+    assert [plan["text"] for plan in plans] == [f"none, {k} states" for k in (1, 2, 3, 4)]
+    speeds = [plan["waypoints"][0][0] / 0.5 for plan in plans]
+    assert np.allclose(speeds, [8.564, 8.368, 8.245, 8.195], atol=2e-3)

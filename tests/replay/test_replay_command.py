@@ -1,0 +1,72 @@
+"""The command as people call it: help, usage errors, one-line failures."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.replay.bags import BagPlan, write_bag
+
+
+def fastdrive(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "fastdrive_node.cli", *words], capture_output=True, text=True, timeout=120
+    )
+
+
+def test_help_has_an_example():
+    result = fastdrive("replay", "--help")
+    assert result.returncode == 0 and "fastdrive replay drive_bag" in result.stdout
+
+
+def test_wrong_usage_is_2():
+    assert fastdrive("replay").returncode == 2
+    assert fastdrive("replay", "bag", "--backend", "abacus").returncode == 2
+
+
+@pytest.mark.parametrize("case", ["absent", "no_camera", "bad_map", "no_vla"])
+def test_a_failure_is_1_with_one_line_on_stderr(tmp_path, tiny_dir, case):
+    words = [str(write_bag(tmp_path / "bag")), "--vla", str(tiny_dir)]
+    if case == "absent":
+        words[0] = str(tmp_path / "absent")
+        expected = "absent: no such bag"
+    if case == "no_camera":
+        words[0] = str(write_bag(tmp_path / "bag5", BagPlan(without={"/CAM_BACK/image_raw"})))
+        expected = "/CAM_BACK/image_raw of the simulator's topics is not in the bag"
+    if case == "bad_map":
+        (tmp_path / "map.yaml").write_text("cameras: {CAM_ROOF: /roof}\nodometry: /odom\n")
+        words += ["--topics", str(tmp_path / "map.yaml")]
+        expected = "unknown camera 'CAM_ROOF'"
+    if case == "no_vla":
+        words[2] = str(tmp_path / "no_vla")
+        expected = "vla.json: missing"
+    result = fastdrive("replay", *words)
+    assert result.returncode == 1 and result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("fastdrive replay: ") and expected in line
+
+
+def test_a_vla_with_a_missing_file_ends_with_the_nodes_reason(tmp_path, tiny_dir):
+    pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
+    import shutil
+
+    broken = shutil.copytree(tiny_dir, tmp_path / "vla")
+    (broken / "tokenizer.json").unlink()
+    result = fastdrive("replay", str(write_bag(tmp_path / "bag")), "--vla", str(broken))
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert "the node ended with exit code 1" in line and "tokenizer.json: missing" in line
+
+
+def test_an_untrained_model_is_refused_set_by_set_and_the_node_runs_on(tmp_path, tiny_dir):
+    pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
+    import json
+
+    bag = write_bag(tmp_path / "bag", BagPlan(period_s=2.0))
+    result = fastdrive("replay", str(bag), "--vla", str(tiny_dir), "--drop", "0", "--json", "-")
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(result.stdout)
+    assert figures["sets"] == 3 == figures["plans"] + figures["refused"] + figures["dropped"]
+    assert all(reason.startswith("answer: ") for reason in figures["refusals"])

@@ -1,0 +1,233 @@
+"""``fastdrive evaluate`` on small written datasets, with an untrained VLA and with answers put in its mouth."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from fastdrive_node.cli import main
+from fastdrive_node.errors import InputError
+from fastdrive_node.families.loading import load_vla
+from fastdrive_node.planning.answer_format import format_answer
+from fastdrive_node.planning.decode import Answer
+from fastdrive_node.pruning.baselines import PRUNERS
+from fastdrive_node.pruning.checkpoint import save_pruner
+from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_node.types import CAMERAS
+from fastdrive_training.commands import options
+from fastdrive_training.data import features
+from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+from fastdrive_training.evaluation import (
+    OpenLoopSettings,
+    answers,
+    constant_velocity,
+    efficiency,
+    evaluate,
+    other_scenes,
+)
+from fastdrive_training.evaluation import run as evaluation
+from fastdrive_training.vla.tiny_model import build_tiny_vla
+from tests.training.evaluation.planning_scenes import add_object, draw_road
+from tests.training.tiny_nuscenes import write_dataset
+
+SPEED = 4.0  # of scene 0; scene 1 drives 1 m/s faster
+SAMPLES = [0, 1, 8, 9]  # keyframes with 3 s of future
+
+
+@pytest.fixture(scope="module")
+def vla_dir(tmp_path_factory):
+    """An untrained VLA with an untrained pruner beside it."""
+    path = build_tiny_vla(tmp_path_factory.mktemp("vla") / "tiny", seed=0)
+    vla = load_vla(path)
+    save_pruner(
+        path / "reconpruner.safetensors", ReconPruner.from_config(vla.model.config.text_config), vla.encoder_fingerprint
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "d", scenes=2, keyframes=8, speed=SPEED)
+
+
+@pytest.fixture
+def silent(monkeypatch):
+    """No row is timed."""
+    monkeypatch.setattr(evaluation, "measure", lambda _, rows, __: [{} for _ in rows])
+
+
+def _run(tmp_path, *words) -> dict:
+    assert main([*map(str, words), "--json", str(tmp_path / "figures.json")]) == 0
+    return json.loads((tmp_path / "figures.json").read_text())
+
+
+def _speak(monkeypatch, text_of_call) -> list[tuple[int, ...]]:
+    """Every answer becomes ``text_of_call(number)``; returns what was kept, call by call."""
+    kept = []
+
+    def generate(language, vla, tokens, chosen, prompts):
+        kept.extend(tuple(indices.tolist()) for indices in chosen)
+        return [Answer(text_of_call(len(kept) - len(prompts) + index), ()) for index in range(len(prompts))]
+
+    monkeypatch.setattr(answers, "generate_batch", generate)
+    return kept
+
+
+def test_untrained_vla_is_refused_throughout_and_scored_nowhere(tmp_path, root, vla_dir, monkeypatch):
+    monkeypatch.setattr(efficiency, "TIMED_SAMPLES", 1)
+    words = ("--pruners", "none,random,reconpruner,fastv", "--drop", "0.75", "--seeds", 2)
+    figures = _run(tmp_path, "evaluate", root, "--vla", vla_dir, *words)
+    rows = figures["rows"]
+    assert [(row["pruner"], row["drop"], row["seed"]) for row in rows] == [
+        ("none", 0.0, 0),
+        ("random", 0.75, 0),
+        ("random", 0.75, 1),
+        ("reconpruner", 0.75, 0),
+        ("fastv", 0.75, 0),
+        ("constant-velocity", 0.0, 0),
+    ]
+    assert (figures["samples"], figures["without_future"], figures["vla"]) == (4, 12, str(vla_dir))
+    for row in rows[:-1]:
+        assert (row["samples"], row["refused"]) == (4, 4)
+        assert row["l2_avg_to_t"] == {"1s": None, "2s": None, "3s": None, "avg": None}
+        assert row["collision_polygon"] is row["off_drivable"] is row["intersection"] is None
+        assert row["tokens"] == int(192 * (1 - row["drop"]))
+        assert min(row[name] for name in ("prefill_ms", "decode_ms_per_token", "flops", "peak_memory_mb")) > 0
+    assert rows[0]["pruner_ms"] is None and rows[4]["pruner_ms"] is None and rows[3]["pruner_ms"] > 0
+    assert rows[1]["flops"] == rows[2]["flops"]  # the seeds of one row cost the same
+    assert rows[2]["flops"] < rows[3]["flops"] < rows[4]["flops"] < rows[0]["flops"]
+    assert rows[4]["tokens_by_layer"] == [192, 192, 48, 48] and "tokens_by_layer" not in rows[3]
+    assert rows[-1]["tokens"] is None and rows[-1]["refused"] == 0
+    assert rows[-1]["l2_avg_to_t"]["avg"] == pytest.approx(0.0, abs=1e-6)  # the scenes go straight at one speed
+    assert figures["comparisons"] == []
+
+
+def test_every_pruner_gives_a_row(root, vla_dir, silent):
+    settings = OpenLoopSettings(drops=(0.5,), limit=2, pruner_file=vla_dir / "reconpruner.safetensors")
+    rows = evaluate(KeyframeDataset(root), load_vla(vla_dir), settings, progress=False)["rows"]
+    assert [row["pruner"] for row in rows] == [*PRUNERS, "constant-velocity"]
+
+
+def test_answers_are_judged_and_refusals_left_out(tmp_path, vla_dir, monkeypatch, silent):
+    root = write_dataset(tmp_path / "d", scenes=1, keyframes=10, speed=SPEED)
+    # a car that stands on the road 8 m in front of the first sample's 1 s point; the plan stays at full speed
+    add_object(root, "car", {f"s0k{index}": (112.0, 53.0, 0.0) for index in range(10)})
+    draw_road(root, "scene-0", 45.0, 52.0)
+    vla, dataset = load_vla(vla_dir), KeyframeDataset(root)
+    plan = constant_velocity(dataset[0].history)
+    left = plan + np.stack([np.zeros(6), [0, 0, 0, 0, 2, 2.5]], axis=1)
+    texts = [
+        format_answer(left, vla.spec.answer),
+        "no plan",
+        format_answer(plan + np.array([0.0, 60.0]), vla.spec.answer),  # grammatical, but no vehicle drives it
+        format_answer(plan, vla.spec.answer),
+    ]
+    _speak(monkeypatch, texts.__getitem__)
+    out = tmp_path / "run"
+    row = evaluate(dataset, vla, OpenLoopSettings(pruners=("none",), out=out), progress=False)["rows"][0]
+    assert (row["samples"], row["refused"]) == (4, 2)
+    assert row["l2_at_t"] == pytest.approx({"1s": 0, "2s": 0, "3s": 1.25, "avg": 1.25 / 3}, abs=0.01)
+    assert row["judged"] == {"l2_avg_to_t": 2, "collision_polygon": 2, "off_drivable": 2, "intersection": 2}
+    lines = pq.read_table(out / "samples.parquet").to_pylist()
+    first, second, third, fourth = (line for line in lines if line["pruner"] == "none")
+    assert first["collision"] == [False] * 4 + [True, True]
+    assert first["off_drivable"] == [False] * 4 + [True, True]
+    assert row["collision_polygon"] == pytest.approx({"1s": 0, "2s": 0, "3s": 1 / 6, "avg": 1 / 18})
+    assert row["off_drivable"] == pytest.approx({"1s": 0, "2s": 0, "3s": 0.5, "avg": 1 / 6})
+    assert not any(fourth["collision"]) and not any(fourth["off_drivable"])
+    np.testing.assert_allclose(first["plan_m"], left, atol=0.06)
+    assert second["refused"] and second["plan_m"] is None and second["collision"] is None and "plan" in second["reason"]
+    assert third["refused"] and third["errors_m"] is None and "speed" in third["reason"]
+    assert first["kept"] == list(range(192)) and first["sample"] == "s0k0" and not first["refused"]
+
+
+def test_dataset_without_objects_has_no_collision_figure(root, vla_dir, silent):
+    row = evaluate(KeyframeDataset(root), load_vla(vla_dir), OpenLoopSettings(pruners=()), progress=False)["rows"][0]
+    assert row["pruner"] == "constant-velocity"
+    assert row["collision_polygon"] is None and row["judged"]["collision_polygon"] == 0
+    assert row["off_drivable"] == {"1s": 0, "2s": 0, "3s": 0, "avg": 0}
+
+
+def test_shuffled_images_come_from_another_scene(root, vla_dir, monkeypatch, silent):
+    dataset, vla = KeyframeDataset(root), load_vla(vla_dir)
+    donors = other_scenes(dataset, SAMPLES)
+    assert donors == other_scenes(dataset, SAMPLES)
+    scenes = dataset.scenes
+    assert all(scenes[donor] != scenes[sample] for donor, sample in zip(donors, SAMPLES, strict=True))
+    with pytest.raises(InputError, match="two scenes"):
+        other_scenes(dataset, [0, 1])
+    _speak(monkeypatch, lambda _: "no plan")
+    shown = []
+    load = features.FeatureStore.load
+    monkeypatch.setattr(features.FeatureStore, "load", lambda self, which: shown.extend(which) or load(self, which))
+    figures = evaluate(dataset, vla, OpenLoopSettings(pruners=("none",), shuffled=True), progress=False)
+    assert figures["images"] == "shuffled" and shown == donors
+
+
+def test_random_choices_depend_on_seed_and_sample_alone(root, vla_dir, monkeypatch, silent):
+    vla, dataset = load_vla(vla_dir), KeyframeDataset(root)
+    kept = _speak(monkeypatch, lambda _: "no plan")
+    for batch in (1, 3):
+        settings = OpenLoopSettings(pruners=("random",), drops=(0.5,), seeds=2, batch=batch)
+        evaluate(dataset, vla, settings, progress=False)
+    assert kept[:8] == kept[8:]
+    assert len(set(kept)) == 8  # four samples, two seeds
+
+
+def test_constant_velocity_is_straight_ahead_at_the_current_speed(root):
+    plan = constant_velocity(KeyframeDataset(root)[9].history)
+    np.testing.assert_allclose(plan[:, 0], (SPEED + 1) * 0.5 * np.arange(1, 7), atol=1e-6)
+    assert (plan[:, 1] == 0).all()
+
+
+def test_cameras_follow_the_vlas_order(tmp_path, root, vla_dir, monkeypatch, silent):
+    shutil.copytree(vla_dir, tmp_path / "reversed")
+    spec = json.loads((vla_dir / "vla.json").read_text())
+    spec["cameras"] = list(CAMERAS[::-1])
+    (tmp_path / "reversed" / "vla.json").write_text(json.dumps(spec))
+    asked = []
+    read = features.vla_images
+    monkeypatch.setattr(features, "vla_images", lambda keyframe, order: asked.append(order) or read(keyframe, order))
+    _speak(monkeypatch, lambda _: "no plan")
+    evaluate(KeyframeDataset(root), load_vla(tmp_path / "reversed"), OpenLoopSettings(("none",), limit=1), False)
+    assert asked == [[5, 4, 3, 2, 1, 0]]
+
+
+def test_shipped_vla_is_named_as_the_commands_name_it(tmp_path, root, vla_dir, monkeypatch, silent):
+    monkeypatch.setattr(options, "default_vla_dir", lambda: vla_dir)
+    assert _run(tmp_path, "evaluate", root, "--pruners", "none", "--limit", 1)["vla"] == "models/tiny"
+
+
+def test_oracle_needs_masks(tmp_path, vla_dir, capsys, silent):
+    bare = write_dataset(tmp_path / "bare", scenes=1, keyframes=7, masks=False)
+    assert main(["evaluate", str(bare), "--vla", str(vla_dir), "--pruners", "oracle"]) == 1
+    assert "has no masks" in capsys.readouterr().err
+    rows = _run(tmp_path, "evaluate", bare, "--vla", vla_dir, "--drop", "0.9")["rows"]
+    assert {row["pruner"] for row in rows} == {*PRUNERS, "constant-velocity"} - {"oracle"}
+
+
+def test_dataset_without_futures_and_wrong_arguments_are_refused(tmp_path, root, vla_dir, capsys):
+    short = write_dataset(tmp_path / "short", scenes=2, keyframes=3)
+    assert main(["evaluate", str(short), "--vla", str(vla_dir), "--pruners", "none"]) == 1
+    assert "none of the 6 keyframes has a future of 3 s" in capsys.readouterr().err
+    for words, message in (
+        (["--pruners", "best"], "--pruners: 'best' is not known"),
+        (["--drop", "1.5"], "--drop: 1.5 is not in [0, 1)"),
+        (["--pruners", "random", "--drop", "0.999"], "--drop: 0.999 keeps none of 192 tokens"),
+        (["--limit", "0"], "--limit"),
+        (["--seeds", "0"], "--seeds"),
+    ):
+        assert main(["evaluate", str(root), "--vla", str(vla_dir), *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_help_has_an_example(capsys):
+    for command in ("evaluate", "metrics"):
+        with pytest.raises(SystemExit) as caught:
+            main([command, "--help"])
+        assert caught.value.code == 0
+        assert f"fastdrive {command}" in capsys.readouterr().out

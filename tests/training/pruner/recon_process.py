@@ -1,0 +1,54 @@
+"""One of the processes of a test: trains the recipe given, then a run whose second image is no number."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from fastdrive_node.errors import TrainingError
+from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_training.engine.distributed import Processes
+from fastdrive_training.engine.schedule import Schedule
+from fastdrive_training.pruner.collapse import HealthLimits
+from fastdrive_training.pruner.decoder import ReconDecoder
+from fastdrive_training.pruner.losses import LossWeights
+from fastdrive_training.pruner.train import train
+from fastdrive_training.pruner.trainer import ReconTrainer, TrainerOptions
+from tests.training.pruner.recon_fixtures import CELL, GRID, PaintedBatches, text_config
+
+
+def poisoned(folder: Path) -> str:
+    """What a run on painted cells says whose step 3 has an image that is no number."""
+    processes = Processes("cpu")
+    torch.manual_seed(0)
+    trainer = ReconTrainer(
+        ReconPruner(text_config()),
+        ReconDecoder(text_config(), 1, CELL),
+        PaintedBatches(poison=3, parts=processes.count),
+        GRID,
+        folder / "poisoned",
+        Schedule(warmup_steps=1, steps=5, lr=1e-3, checkpoint_every=2),
+        LossWeights(),
+        HealthLimits(),
+        TrainerOptions(progress=False),
+        processes=processes,
+    )
+    try:
+        trainer.run()
+    except TrainingError as error:
+        return str(error)
+    return "no error"
+
+
+def main(recipe: str, folder: Path) -> None:
+    figures = train(json.loads(recipe))
+    said = poisoned(folder)
+    report = {"figures": figures, "poisoned": said, "processes": Processes("cpu").count}
+    (folder / f"rank{Processes('cpu').rank}.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,207 @@
+"""An annotation from a source to a folder of masks: which images, in which order, and what came of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from fastdrive_node.errors import InputError
+from fastdrive_training.annotate.compose import compose
+from fastdrive_training.annotate.models import GroundedSam
+from fastdrive_training.annotate.page import write_page
+from fastdrive_training.annotate.settings import AnnotateSettings
+from fastdrive_training.annotate.store import COMPOSE, DONE, FIND, ImageKey, MaskStore
+from fastdrive_training.data.adapters import ImageSource
+from fastdrive_training.pruner.train import spread
+
+Thing = TypeVar("Thing")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part ``index`` of ``count``: every count-th image, so that the parts are alike."""
+
+    index: int = 0
+    count: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.index}-of-{self.count}"
+
+
+@dataclass
+class Outcome:
+    """What one run did."""
+
+    found: int = 0  # images that went through the models
+    composed: int = 0  # masks made again from stored instances
+    skipped: int = 0  # finished before
+    failed: list[str] = field(default_factory=list)  # the reason of each image that could not be read
+    seconds: float = 0.0  # without the loading of the models
+
+
+@dataclass(frozen=True)
+class _Job:
+    key: ImageKey
+    state: str
+    image: np.ndarray | None = None  # uint8 RGB [H, W, 3] where the models need it
+    problem: str = ""
+
+
+class Annotation:
+    """One run over one shard.
+
+    Args:
+        limit: so many items only, evenly spread; the rest stays for a later run.
+        load_models: called once, and only where an image needs the models.
+
+    Raises:
+        InputError: ``out`` lies in the source; as :class:`MaskStore`.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        out: Path,
+        settings: AnnotateSettings,
+        shard: Shard,
+        load_models: Callable[[], GroundedSam],
+        recompose: bool = False,
+        limit: int | None = None,
+    ):
+        if out.resolve().is_relative_to(source.root.resolve()):
+            raise InputError(f"{out}: lies in the data set {source.root}; choose a folder outside of it for the masks")
+        self.source, self.settings = source, settings
+        self.store = MaskStore(out, source, settings, str(shard), recompose)
+        self.keys = [
+            ImageKey(index, name, camera) for index, name in enumerate(source.names) for camera in source.cameras
+        ]
+        chosen = set(spread(len(source), limit).tolist())
+        keys = [key for key in self.keys if key.index in chosen]
+        self._mine = keys[shard.index :: shard.count]
+        self._load_models, self._models, self._loading_s = load_models, None, 0.0
+
+    def run(self) -> Outcome:
+        """Do what is not done. Images that cannot be read are counted and passed over.
+
+        Raises ModelError where the models cannot be loaded or fail, InputError where they are not the manifest's.
+        """
+        outcome, started = Outcome(), time.perf_counter()
+        bar = tqdm(total=len(self._mine), desc="annotating", unit="image")
+        for job in read_ahead(self._jobs()):
+            self._do(job, outcome)
+            bar.update()
+            bar.set_postfix(skipped=outcome.skipped, failed=len(outcome.failed))
+        bar.close()
+        outcome.seconds = time.perf_counter() - started - self._loading_s
+        return outcome
+
+    def finish(self, outcome: Outcome, samples: int) -> dict:
+        """Write the index (where every image is finished) and the page; returns the figures over all shards."""
+        lines = self.store.finish(self.keys)
+        figures = {
+            "split": self.source.split,
+            "images": len(self.keys),
+            "finished": len(lines),
+            "complete": len(lines) == len(self.keys),
+            "annotated": outcome.found,
+            "recomposed": outcome.composed,
+            "skipped": outcome.skipped,
+            "failed": len(outcome.failed),
+            "images_per_s": outcome.found / outcome.seconds if outcome.seconds else 0.0,
+            **class_counts(lines, self.settings),
+        }
+        if samples and lines:
+            finished = {(line["camera"], line["name"]) for line in lines}
+            keys = [key for key in self.keys if (key.camera, key.name) in finished]
+            places = np.random.default_rng(0).permutation(len(keys))[:samples]  # every camera has its chance
+            write_page(self.source, self.store, [keys[place] for place in sorted(places)], figures)
+        return figures
+
+    def _jobs(self) -> Iterator[_Job]:
+        held, item = -1, None
+        for key in self._mine:
+            state = self.store.state(key)
+            if state != FIND:
+                yield _Job(key, state)
+                continue
+            try:
+                if held != key.index:
+                    held, item = key.index, self.source[key.index]
+                yield _Job(key, state, item.load_image(key.camera))
+            except InputError as error:
+                yield _Job(key, state, problem=str(error))
+
+    def _do(self, job: _Job, outcome: Outcome) -> None:
+        if job.state == DONE:
+            outcome.skipped += 1
+            return
+        if job.problem:
+            outcome.failed.append(job.problem)
+            return
+        if job.state == COMPOSE:
+            instances, size = self.store.read_instances(job.key)
+            outcome.composed += 1
+        else:
+            self._require_models()
+            instances, size = self._models.find(job.image), job.image.shape[:2]
+            self.store.write_instances(job.key, instances, size)
+            outcome.found += 1
+        self.store.write_mask(job.key, instances, compose(instances, size, self.settings))
+
+    def _require_models(self) -> None:
+        if self._models is None:
+            started = time.perf_counter()
+            self._models = self._load_models()
+            self.store.set_models(self._models.identity)
+            self._loading_s = time.perf_counter() - started
+
+
+def read_ahead(things: Iterator[Thing]) -> Iterator[Thing]:
+    """The same things; the next one is made in a thread while the caller works on one."""
+    with ThreadPoolExecutor(1) as reader:
+        pending = reader.submit(next, things, None)
+        while (thing := pending.result()) is not None:
+            pending = reader.submit(next, things, None)
+            yield thing
+
+
+def class_counts(lines: list[dict], settings: AnnotateSettings) -> dict:
+    """Instances and pixels by class over the lines of finished images; shares are of all their pixels."""
+    total = sum(sum(line["pixels"].values()) for line in lines) or 1
+    classes = {}
+    for group in settings.groups:
+        counts = [line["instances"][group.name] for line in lines]
+        sure = sum(count["sure"] for count in counts)
+        pixels = sum(line["pixels"][group.name] for line in lines)
+        classes[group.name] = {
+            "instances": sure,
+            "in_doubt": sum(count["doubt"] for count in counts),
+            "images": sum(count["sure"] > 0 for count in counts),
+            "pixels": pixels,
+            "pixel_share": pixels / total,
+            "mean_score": sum(count["score"] for count in counts) / sure if sure else None,
+        }
+    return {
+        "classes": classes,
+        "ignored_share": sum(line["pixels"]["ignore"] for line in lines) / total,
+        "background_share": sum(line["pixels"]["background"] for line in lines) / total,
+        "images_without_foreground": sum(
+            not any(line["pixels"][group.name] for group in settings.groups) for line in lines
+        ),
+    }
+
+
+def raise_failures(outcome: Outcome) -> None:
+    """Raises InputError where images could not be read, with the first reason."""
+    if outcome.failed:
+        raise InputError(
+            f"{len(outcome.failed)} images could not be read, the others are done; mend them and run again. "
+            f"The first: {outcome.failed[0]}"
+        )

@@ -1,0 +1,102 @@
+"""``fastdrive annotate``: foreground masks by Grounding DINO and SAM."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fastdrive_node.cli import write_json
+from fastdrive_node.errors import InputError
+from fastdrive_training.annotate.models import GroundedSam
+from fastdrive_training.annotate.run import Annotation, Shard, raise_failures
+from fastdrive_training.annotate.settings import load_settings
+from fastdrive_training.data.adapters import KINDS, open_source
+from fastdrive_training.pruner.train import pick_device
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Make foreground masks: Grounding DINO finds humans, roads, vehicles, traffic signs and barriers by text, SAM\n"
+        "cuts them out. What is in doubt is marked to be ignored. A run that stopped goes on where it was; finished\n"
+        "images are skipped, damaged masks are made again. Trainers read the folder in place of a data set's own masks."
+    )
+    parser.epilog = (
+        "examples:\n"
+        "  fastdrive annotate data/nuscenes masks/try --split train --limit 10     # look at masks/try/samples.html\n"
+        "  fastdrive annotate data/nuscenes masks/train --split train --shard 0/4  # and 1/4, 2/4, 3/4 elsewhere\n"
+        "  fastdrive annotate data/nuscenes masks/train --split train --recompose --set composition.accept=0.4"
+    )
+    parser.add_argument(
+        "source", metavar="SOURCE", help="nuScenes-schema data set, KITTI, Waymo, or a folder of images"
+    )
+    parser.add_argument("out", metavar="OUT", help="folder of the masks; one for each split")
+    parser.add_argument("--split", metavar="S", help="of the data set; must be named where it has several")
+    parser.add_argument("--kind", choices=("auto", *KINDS), default="auto", help="layout of SOURCE (by its files)")
+    parser.add_argument("--cameras", type=_names, metavar="A,B", help="only these (all)")
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML of groups, prompts, models, thresholds (the shipped one)"
+    )
+    parser.add_argument("--detector", metavar="M", help="Grounding DINO: a name on the hub or a folder")
+    parser.add_argument("--segmenter", metavar="M", help="SAM: a name on the hub or a folder")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")
+    parser.add_argument("--shard", type=_shard, default=Shard(), metavar="I/N", help="part I of N, from 0 (0/1)")
+    parser.add_argument("--limit", type=int, metavar="N", help="so many items only, evenly spread, to try things out")
+    parser.add_argument("--recompose", action="store_true", help="new thresholds: masks anew from stored instances")
+    parser.add_argument("--samples", type=int, default=24, metavar="N", help="images on the page (%(default)s)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, or auto: cuda where there is one")
+    parser.add_argument("--json", metavar="FILE", help="write the figures here; - is standard output")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises InputError for the data, the configuration or OUT, ModelError for the models."""
+    if args.limit is not None and args.limit < 1:
+        raise InputError(f"--limit {args.limit}: must be at least 1")
+    named = {"detector": args.detector, "segmenter": args.segmenter}
+    models = [f"models.{role}={name}" for role, name in named.items() if name]
+    settings = load_settings(args.config, [*args.set, *models])
+    source = open_source(args.source, args.split, args.kind, cameras=args.cameras, own_masks=False)
+    annotation = Annotation(
+        source,
+        Path(args.out),
+        settings,
+        args.shard,
+        lambda: GroundedSam(settings, pick_device(args.device)),
+        args.recompose,
+        args.limit,
+    )
+    outcome = annotation.run()
+    figures = annotation.finish(outcome, args.samples)
+    console = Console(file=sys.stderr)
+    console.print(table(figures))
+    if not figures["complete"]:
+        console.print(f"{figures['images'] - figures['finished']} images are left; run again, or the other shards")
+    write_json({"source": args.source, "out": args.out, "shard": str(args.shard), **figures}, args.json)
+    raise_failures(outcome)
+
+
+def table(figures: dict) -> Table:
+    """The counts by class for people."""
+    result = Table(title=f"{figures['finished']} of {figures['images']} images, split {figures['split'] or 'none'}")
+    for name in ("class", "instances", "in doubt", "images", "pixels", "mean score"):
+        result.add_column(name, justify="left" if name == "class" else "right")
+    for name, count in figures["classes"].items():
+        score = "-" if count["mean_score"] is None else f"{count['mean_score']:.2f}"
+        counts = [str(count[key]) for key in ("instances", "in_doubt", "images")]
+        result.add_row(name, *counts, f"{count['pixel_share']:.2%}", score)
+    return result
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _shard(text: str) -> Shard:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not int(match[1]) < int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r}: write I/N with I from 0 to N - 1, as in 0/4")
+    return Shard(int(match[1]), int(match[2]))

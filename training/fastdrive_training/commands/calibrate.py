@@ -1,0 +1,78 @@
+"""``fastdrive calibrate``: what a pruner's score says of the chance that a token is foreground, on each camera."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fastdrive_node.cli import write_json
+from fastdrive_node.errors import InputError, UsageError
+from fastdrive_node.pruning.calibration import Calibration, FitRecord
+from fastdrive_node.pruning.checkpoint import load_pruner, save_calibration
+from fastdrive_training.commands.options import add_dataset_arguments, pruner_file
+from fastdrive_training.commands.score import open_sets
+from fastdrive_training.data.adapters.nuscenes import NuscenesSource, only_split
+from fastdrive_training.data.image_sets import SourceSets, score_sets
+from fastdrive_training.pruner.train import spread
+from fastdrive_training.scoring.calibration import calibration_figures, fit_cameras, threshold_figures
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Fit two numbers for each camera that turn a score into the chance that its token is foreground, and write\n"
+        "them into the pruner file. Fit them on a split that the pruner was not trained on; `fastdrive score\n"
+        "--calibrated` on another split says whether they hold. Engines name the pruner file that they were built\n"
+        "with by its content: calibrate before `fastdrive export build`."
+    )
+    parser.epilog = "example:\n  fastdrive calibrate data/sim --split val --vla models/tiny --json calibration.json"
+    add_dataset_arguments(parser)
+    parser.add_argument("--masks", metavar="DIR", help="masks of fastdrive annotate (the data set's own)")
+    parser.add_argument("--out", metavar="FILE", help="write the calibrated pruner here (in place of the pruner file)")
+    parser.set_defaults(topics=None)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises InputError for the data (no masks, several splits) or the scores, ModelError for the VLA or pruner."""
+    if args.limit is not None and args.limit < 1:
+        raise UsageError(f"--limit {args.limit}: must be at least 1")
+    sets, vla = open_sets(args)
+    if not isinstance(sets, SourceSets) or not sets.source.has_masks:
+        raise InputError(f"{args.dataset}: no masks; scores are calibrated against foreground masks")
+    split = args.split or _only_split(sets)
+    file, pruner = pruner_file(args), load_pruner(pruner_file(args), vla)
+    positions = spread(len(sets), args.limit)
+    scores = score_sets(sets, positions, vla, pruner).reshape(len(positions), len(sets.cameras), -1)
+    coverage = sets.coverage(positions, vla.grid)
+    scales = fit_cameras(scores, coverage, sets.cameras)
+    figures = calibration_figures(scores, coverage, sets.cameras, scales)
+    name = Path(args.dataset).resolve().name[:200]
+    record = FitRecord(name, split, len(positions), figures["ece_before"], figures["ece_after"])
+    calibration = Calibration(scales, record)
+    save_calibration(file, calibration, args.out)
+    Console(file=sys.stderr).print(table(figures))
+    facts = {"pruner": str(args.out or file), "dataset": args.dataset, "split": split, "keyframes": len(positions)}
+    thresholds = threshold_figures(scores, coverage, sets.cameras, calibration)
+    write_json({**facts, **figures, "thresholds": thresholds}, args.json)
+
+
+def table(figures: dict) -> Table:
+    """Expected calibration errors by camera, for people."""
+    result = Table(title="expected calibration error")
+    for name in ("camera", "scale", "shift", "before", "after"):
+        result.add_column(name, justify="left" if name == "camera" else "right")
+    for camera, row in figures["cameras"].items():
+        errors = [f"{row[key]:.4f}" if row[key] is not None else "-" for key in ("ece_before", "ece_after")]
+        result.add_row(camera, f"{row['scale']:.3f}", f"{row['shift']:.3f}", *errors)
+    result.add_row("all", "", "", f"{figures['ece_before']:.4f}", f"{figures['ece_after']:.4f}")
+    return result
+
+
+def _only_split(sets: SourceSets) -> str:
+    """The split of a data set that has one; InputError where it has several, for a fit must not mix them."""
+    if isinstance(sets.source, NuscenesSource):
+        return only_split(sets.source.dataset) or ""
+    return sets.source.split or ""

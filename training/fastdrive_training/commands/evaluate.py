@@ -1,0 +1,141 @@
+"""``fastdrive evaluate``: open-loop planning on a dataset."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fastdrive_node.cli import write_json
+from fastdrive_node.families.loading import Vla
+from fastdrive_node.planning.loading import SHIPPED_VLA
+from fastdrive_node.pruning.baselines import PRUNERS, VARIANTS
+from fastdrive_node.pruning.checkpoint import load_calibration
+from fastdrive_training.commands.options import add_dataset_arguments, open_dataset, pruner_file
+from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+from fastdrive_training.evaluation import OpenLoopSettings, evaluate
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Compare plans with the recorded future: L2 in metres (mean of all steps up to t, and at t), collision of\n"
+        "exact boxes, leaving the drivable area, intersection with its boundary, and what each pruner costs.\n"
+        "Refused answers are counted and not scored; keyframes without 3 s of future are skipped and counted.\n"
+        "The row constant-velocity goes straight ahead at the current speed. Intervals are 95 % by the bootstrap;\n"
+        "`comparisons` are paired, sample by sample. With --out the run can be cut off and goes on when called again,\n"
+        "pruners, ratios and seeds may be added, and every answer is kept in OUT/samples.parquet."
+    )
+    parser.epilog = (
+        "example:\n  fastdrive evaluate data/sim --split val --vla models/tiny \\\n"
+        "      --pruners none,random,reconpruner --drop 0.5,0.75 --seeds 3 --out runs/open_loop --json -"
+    )
+    add_dataset_arguments(parser)
+    parser.add_argument(
+        "--pruners",
+        type=_names,
+        metavar="A,B",
+        help=f"of {', '.join((*PRUNERS, *VARIANTS))} (all but the last, as far as masks and calibration allow)",
+    )
+    parser.add_argument("--drop", type=_ratios, default=(0.25, 0.5, 0.75), metavar="P,P", help="pruning ratios p")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of the random pruner (%(default)s)")
+    parser.add_argument("--images", choices=("own", "shuffled"), default="own", help="shuffled: of another scene")
+    parser.add_argument("--batch", type=int, default=16, metavar="N", help="keyframes at a time (%(default)s)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="keep the run here and go on with it")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep encoder features here (OUT/features)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises InputError for the data or an argument, ModelError for the VLA or pruner."""
+    dataset, vla = open_dataset(args)
+    pruners = args.pruners or all_pruners(dataset, vla, pruner_file(args))
+    settings = OpenLoopSettings(
+        pruners=pruners,
+        drops=args.drop,
+        seeds=args.seeds,
+        pruner_file=pruner_file(args),
+        shuffled=args.images == "shuffled",
+        limit=args.limit,
+        batch=args.batch,
+        out=args.out,
+        cache=args.cache,
+    )
+    figures = evaluate(dataset, vla, settings)
+    console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 132)
+    for each in tables(figures):
+        console.print(each)
+    write_json({"dataset": args.dataset, "split": args.split, "vla": args.vla or SHIPPED_VLA, **figures}, args.json)
+
+
+def all_pruners(dataset: KeyframeDataset, vla: Vla, file: Path) -> tuple[str, ...]:
+    """What the data and the pruner file allow.
+
+    Left out are the oracle without masks, the variants that are calibrated without a calibration for all cameras, and
+    the one with a memory, which at the usual two keyframes a second is as without.
+    """
+    calibration = load_calibration(file)
+    names = [name for name in PRUNERS if name != "oracle" or dataset.has_masks]
+    if calibration is not None and set(vla.spec.cameras) <= set(calibration.cameras):
+        names += [name for name, options in VARIANTS.items() if options.needs_calibration]
+    return tuple(names)
+
+
+def tables(figures: dict) -> list[Table]:
+    """The rows for people, no wider than 100 columns: how they plan, with shares as the mean of 1, 2 and 3 s, and what
+    they cost."""
+    title = f"{figures['samples']} samples, {figures['images']} images; {figures['without_future']} without future"
+    planning = _table(title, "drop", "seed", "refused", "L2 [m]", "95 %", "at 3 s", "coll. [%]", "off [%]", "cross [%]")
+    costs = _table(
+        "medians of single samples", "drop", "tokens", "GFLOPs", "pruner [ms]", "prefill [ms]", "token [ms]", "MB"
+    )
+    for row in figures["rows"]:
+        l2, ends = row["l2_avg_to_t"], row["interval_95"]["l2_avg_to_t"]
+        shares = [
+            row[name] and 100 * row[name]["avg"] for name in ("collision_polygon", "off_drivable", "intersection")
+        ]
+        planning.add_row(
+            row["pruner"],
+            f"{row['drop']:g}",
+            str(row["seed"]),
+            str(row["refused"]),
+            _text(l2["avg"], ".3f"),
+            "-" if ends is None else f"{ends[0]:.3f}..{ends[1]:.3f}",
+            _text(l2["3s"], ".3f"),
+            *(_text(share, ".2f") for share in shares),
+        )
+        if row["seed"] or row["flops"] is None:
+            continue  # seeds cost the same, and a plan without a model nothing
+        costs.add_row(
+            row["pruner"],
+            f"{row['drop']:g}",
+            _text(row["tokens"], ".4g"),
+            _text(row["flops"] / 1e9, ".3g"),
+            *(_text(row[name], ".2f") for name in ("pruner_ms", "prefill_ms", "decode_ms_per_token")),
+            _text(row["peak_memory_mb"], ".4g"),
+        )
+    return [planning, costs]
+
+
+def _table(title: str, *columns: str) -> Table:
+    result = Table(title=title)
+    result.add_column("pruner", no_wrap=True)
+    for name in columns:
+        result.add_column(name, justify="right")
+    return result
+
+
+def _text(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _ratios(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: write ratios as in 0.25,0.5") from None

@@ -1,0 +1,127 @@
+"""``fastdrive score``: a pruner's token scores against the foreground masks, and as pictures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from fastdrive_node.cli import write_json
+from fastdrive_node.errors import InputError, UsageError
+from fastdrive_node.families.loading import Vla, load_vla
+from fastdrive_node.pruning.checkpoint import load_pruner
+from fastdrive_training.commands.options import DTYPES, add_dataset_arguments, pruner_file, vla_dir
+from fastdrive_training.data.adapters import detect_kind, open_source
+from fastdrive_training.data.adapters.nuscenes import NuscenesSource
+from fastdrive_training.data.bag_sets import BagSets, is_bag
+from fastdrive_training.data.image_sets import ImageSets, SourceSets, score_sets, write_score_maps
+from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+from fastdrive_training.pruner.train import pick_device, spread
+from fastdrive_training.scoring.calibrated import add_arguments as add_extra_arguments
+from fastdrive_training.scoring.calibrated import extra_figures
+from fastdrive_training.scoring.score import score_figures
+
+EXAMPLE = """examples:
+  fastdrive score data/sim --split val --vla models/tiny --json -
+  fastdrive score data/sim --split val --pictures maps
+  fastdrive score drive_bag --topics topics.yaml --pictures maps
+  fastdrive score data/sim_step_out --split test --temporal --json -
+
+With --pictures, DATASET may also be data without masks or a rosbag2: then the figures that need masks are null.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Rank tokens by score and compare with the masks: a token is positive where at least half of its cell is\n"
+        "foreground. Area under the ROC curve and average precision over the tokens of all cameras; recall is the\n"
+        "share of positive tokens that are kept, by keep ratio. --pictures draws the scores over the images."
+    )
+    parser.epilog = EXAMPLE
+    add_dataset_arguments(parser)
+    parser.add_argument("--masks", metavar="DIR", help="masks of fastdrive annotate (the data set's own)")
+    parser.add_argument("--pictures", metavar="DIR", help="write score maps over the cameras, a PNG a keyframe")
+    parser.add_argument(
+        "--picture-count", type=int, default=12, metavar="N", help="at most so many, evenly spread (%(default)s)"
+    )
+    parser.add_argument("--topics", metavar="MAP.yaml", help="topic map of a bag (the simulator's topics)")
+    add_extra_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises InputError for the data (no masks among it) or an argument, ModelError for the VLA or pruner."""
+    for option, value in (("--limit", args.limit), ("--picture-count", args.picture_count)):
+        if value is not None and value < 1:
+            raise UsageError(f"{option} {value}: must be at least 1")
+    sets, vla = open_sets(args)
+    masked = isinstance(sets, SourceSets) and sets.source.has_masks
+    if not masked and not args.pictures:
+        raise InputError(
+            f"{args.dataset}: no masks folder; scores are compared with foreground masks: give those of fastdrive "
+            "annotate with --masks, or --pictures to see the scores alone"
+        )
+    pruner = load_pruner(pruner_file(args), vla)
+    positions = spread(len(sets), args.limit)
+    scores = score_sets(sets, positions, vla, pruner)
+    coverage = sets.coverage(positions, vla.grid) if masked else None
+    figures = unmasked_figures(scores) if coverage is None else _figures(args, scores, coverage)
+    figures |= extra_figures(args, sets, vla, pruner, scores, coverage)
+    Console(file=sys.stderr).print(summary(figures))
+    if args.pictures:
+        chosen = spread(len(positions), args.picture_count)
+        files = write_score_maps(args.pictures, sets, positions[chosen], scores[chosen])
+        figures["pictures"] = [str(file) for file in files]
+        print(f"{len(files)} pictures in {args.pictures}", file=sys.stderr)
+    write_json(figures, args.json)
+
+
+def open_sets(args: argparse.Namespace) -> tuple[ImageSets, Vla]:
+    """The data that the arguments name, and the VLA. Raises InputError or ModelError."""
+
+    def vla() -> Vla:  # after the data, whose mistakes are seen sooner
+        return load_vla(vla_dir(args), pick_device(args.device), DTYPES[args.dtype])
+
+    root = Path(args.dataset)
+    if is_bag(root):
+        if args.split or args.masks:
+            raise InputError(f"{'--split' if args.split else '--masks'}: {root} is a bag, which has none; leave it out")
+        loaded = vla()
+        return BagSets.open(root, args.topics, loaded.spec.cameras), loaded
+    if args.topics:
+        raise InputError(f"--topics: {root} is no bag; leave it out")
+    if root.is_dir() and detect_kind(root) != "nuscenes":
+        return SourceSets(open_source(root, args.split, masks=args.masks)), vla()
+    dataset = KeyframeDataset(root, args.split, masks=args.masks)
+    loaded = vla()
+    return SourceSets(NuscenesSource(dataset, tuple(loaded.spec.cameras))), loaded
+
+
+def unmasked_figures(scores: np.ndarray) -> dict[str, Any]:
+    """The figures of ``score_figures`` as far as they need no masks; the others are None."""
+    unknown = dict.fromkeys(("auroc", "average_precision"))
+    share = float((scores > 0).mean())
+    return {**unknown, "recall": {}, "positive_share": share, "foreground_share": None, "keyframes": len(scores)}
+
+
+def summary(figures: dict[str, Any]) -> str:
+    """The figures in a line for people."""
+    if figures["auroc"] is None:
+        share, keyframes = figures["positive_share"], figures["keyframes"]
+        return f"{share:.1%} of the tokens of {keyframes} keyframes are above zero; no masks to compare with"
+    recall = ", ".join(f"{ratio} {value:.3f}" for ratio, value in figures["recall"].items())
+    return (
+        f"AUROC {figures['auroc']:.4f}, average precision {figures['average_precision']:.4f} over "
+        f"{figures['keyframes']} keyframes; recall by keep ratio: {recall}"
+    )
+
+
+def _figures(args: argparse.Namespace, scores: np.ndarray, coverage: np.ndarray) -> dict[str, Any]:
+    figures = score_figures(scores.reshape(len(scores), -1), coverage)
+    if figures["auroc"] is None:
+        kind = "all" if figures["foreground_share"] else "none"
+        raise InputError(f"{args.dataset}: {kind} of the tokens are foreground; a ranking needs both kinds")
+    return figures

@@ -1,0 +1,46 @@
+"""``fastdrive train``: VLA or pruner training from a recipe."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+
+from fastdrive_node.cli import write_json
+from fastdrive_training.engine.config import RecipeError, load_recipe, set_keys
+
+# kind -> module:function; the function takes (recipe: dict, resume: bool) and returns its figures
+KINDS = {
+    "recon_pruner": "fastdrive_training.pruner.train:train",
+    "vla_tower": "fastdrive_training.vla.train:train_tower",
+    "vla_language": "fastdrive_training.vla.train:train_language",
+    "tiny_vla": "fastdrive_training.vla.tiny_recipe:build",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Train from a YAML recipe. Paths in a recipe are relative to the working directory."
+    parser.epilog = (
+        "example:\n  fastdrive train recon_tiny --set seed=1 --set schedule.steps=500 --json -\n\n"
+        f"kinds of recipes: {', '.join(KINDS)}"
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the recipe's run")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")
+    parser.add_argument("--json", metavar="FILE", help="write the figures here; - is standard output")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises RecipeError that names the file and key, and what the training itself raises."""
+    path, recipe = load_recipe(args.recipe)
+    set_keys(recipe, args.set)
+    kind = recipe.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise RecipeError(f"{path}: kind: must be one of {', '.join(KINDS)}, is {kind!r}")
+    module, function = KINDS[kind].split(":")
+    try:
+        figures = getattr(importlib.import_module(module), function)(recipe, args.resume)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+    if os.environ.get("RANK", "0") == "0":  # one of several processes that a launcher started
+        write_json(figures, args.json)

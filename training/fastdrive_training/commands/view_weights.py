@@ -1,0 +1,49 @@
+"""``fastdrive view-weights``: how Prune2Drive shares its tokens out over the cameras."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fastdrive_node.cli import pruning_ratio, write_json
+from fastdrive_node.errors import UsageError
+from fastdrive_node.pruning.baselines.prune2drive import WEIGHTS_FILE, save_weights
+from fastdrive_training.commands.options import add_dataset_arguments, open_dataset
+from fastdrive_training.scoring.view_weights import PlanningError, best_trial, search_weights
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Search the weights by which Prune2Drive shares its tokens out over the cameras, by the plans' L2 error.\n"
+        f"They are written to {WEIGHTS_FILE} in the VLA directory, where `fastdrive evaluate` finds them.\n"
+        "Search on keyframes that no figure is reported of."
+    )
+    parser.epilog = (
+        "example:\n  fastdrive view-weights data/sim --split train --vla models/tiny --drop 0.5 --limit 96 --trials 40"
+    )
+    add_dataset_arguments(parser)
+    parser.add_argument("--drop", type=pruning_ratio, default=0.5, metavar="P", help="pruning ratio p (%(default)s)")
+    parser.add_argument("--trials", type=int, default=40, metavar="N", help="weights that are tried (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the search (%(default)s)")
+    parser.add_argument("--out", metavar="FILE", help=f"write the weights here ({WEIGHTS_FILE} in the VLA directory)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises InputError for the data or an argument, ModelError for the VLA."""
+    if args.trials < 1:
+        raise UsageError("--trials: must be at least 1")
+    dataset, vla = open_dataset(args)
+    objective = PlanningError(dataset, vla, args.limit or len(dataset), args.drop)
+    trials = search_weights(objective, len(vla.spec.cameras), args.trials, args.seed)
+    best = best_trial(trials)
+    cameras = dict(zip(vla.spec.cameras, best.weights, strict=True))
+    figures = {
+        "drop": args.drop,
+        "keyframes": len(objective),
+        "trials": len(trials),
+        "seed": args.seed,
+        "l2_m": best.error,
+        "l2_equal_weights_m": trials[0].error,
+    }
+    save_weights(Path(args.out) if args.out else vla.path / WEIGHTS_FILE, cameras, **figures)
+    write_json({**figures, "cameras": cameras}, args.json)

@@ -1,0 +1,145 @@
+"""The objects around a keyframe at each future step, from nuScenes annotations, simulated or real.
+
+The simulator writes what its annotations do not reach, the last 3 s of a scene, into ``extras.json``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from pyquaternion import Quaternion
+
+from fastdrive_node.errors import InputError
+from fastdrive_training.data.nuscenes.ego_track import FUTURE_POINTS, INTERVAL_S
+from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+
+HORIZON_S = FUTURE_POINTS * INTERVAL_S
+EXACT_S = 1e-3  # a keyframe this near to a step is the step's own
+REACH_S = 0.1  # a step this far behind the last keyframe takes its boxes: real ones are not exactly 0.5 s apart
+
+
+@dataclass(frozen=True)
+class _Object:
+    """One annotation in the world frame."""
+
+    centre_m: np.ndarray  # float64 [3]
+    heading: np.ndarray  # float64 [3], unit vector along its length
+    size_m: tuple[float, float]  # length, width
+
+
+class SceneObjects:
+    """Future boxes of a dataset's samples.
+
+    Where the dataset has a lidar, annotations without any lidar or radar point are left out, as public evaluators do.
+    """
+
+    def __init__(self, dataset: KeyframeDataset):
+        self._dataset, self._tables = dataset, dataset.tables
+        self._has_lidar = any(sensor["channel"] == "LIDAR_TOP" for sensor in self._tables.sensor)
+        self._objects = lru_cache(maxsize=256)(self._read)
+
+    def future_boxes(self, token: str) -> tuple[np.ndarray, ...] | None:
+        """Boxes 0.5 s ... 3 s after the sample, each float64 [n, 5] (x, y, yaw, length, width) in its ego frame.
+
+        Between keyframes they are interpolated; an object that only one of the two has counts in the nearer half. None
+        where the dataset has no annotations at all, or none up to 3 s behind this sample and no ``future_boxes`` in its
+        extras. Raises InputError for an unusable annotation or entry.
+        """
+        if not self._tables.sample_annotation:
+            return None
+        tokens, stamps_s = self._ahead(token)
+        wanted_s = INTERVAL_S * np.arange(1, FUTURE_POINTS + 1)
+        if stamps_s[-1] + REACH_S < HORIZON_S:
+            return self._written(token)
+        pose = self._dataset.ego_pose(token)
+        position = np.array(pose["translation"], np.float64)
+        rotation = Quaternion(pose["rotation"]).rotation_matrix
+        return tuple(_boxes(self._at(tokens, stamps_s, at_s), position, rotation) for at_s in wanted_s)
+
+    def _written(self, token: str) -> tuple[np.ndarray, ...] | None:
+        """The boxes that the dataset's extras hold of a sample; None where there are none."""
+        entry = self._dataset.extras(token).get("future_boxes")
+        if entry is None:
+            return None
+        try:
+            steps = tuple(np.array(boxes, np.float64).reshape(-1, 5) for boxes in entry)
+        except (TypeError, ValueError):
+            steps = ()
+        if len(steps) != FUTURE_POINTS or not all(np.isfinite(boxes).all() for boxes in steps):
+            problem = f"needs {FUTURE_POINTS} lists of finite boxes [x, y, yaw, length, width]"
+        elif not all((boxes[:, 3:] > 0).all() for boxes in steps):
+            problem = "a box has a size that is not above 0"
+        else:
+            return steps
+        raise InputError(
+            f"{self._dataset.root / 'extras.json'}: future_boxes of sample {token}: {problem}; write the dataset again"
+        )
+
+    def _ahead(self, token: str) -> tuple[list[str], np.ndarray]:
+        """The sample and those behind it up to the horizon, and their times from it in s."""
+        sample = self._tables.get("sample", token)
+        start_us, tokens, stamps_s = sample["timestamp"], [], []
+        while True:
+            tokens.append(sample["token"])
+            stamps_s.append((sample["timestamp"] - start_us) * 1e-6)
+            if not sample["next"] or stamps_s[-1] > HORIZON_S:
+                return tokens, np.array(stamps_s)
+            sample = self._tables.get("sample", sample["next"])
+
+    def _at(self, tokens: list[str], stamps_s: np.ndarray, at_s: float) -> list[_Object]:
+        """The objects at a time, in the world frame."""
+        after = int(np.searchsorted(stamps_s, at_s - EXACT_S))
+        if after == len(tokens):
+            return list(self._objects(tokens[-1]).values())
+        later = self._objects(tokens[after])
+        if stamps_s[after] <= at_s + EXACT_S:
+            return list(later.values())
+        earlier = self._objects(tokens[after - 1])
+        share = float((at_s - stamps_s[after - 1]) / (stamps_s[after] - stamps_s[after - 1]))
+        nearer = later if share >= 0.5 else earlier
+        both = [_between(earlier[key], later[key], share) for key in earlier if key in later]
+        return both + [nearer[key] for key in nearer if not (key in earlier and key in later)]
+
+    def _read(self, token: str) -> dict[str, _Object]:
+        """The sample's objects by instance."""
+        found = {}
+        for annotation_token in self._tables.get("sample", token)["anns"]:
+            annotation = self._tables.get("sample_annotation", annotation_token)
+            if self._has_lidar and not annotation["num_lidar_pts"] + annotation["num_radar_pts"]:
+                continue
+            found[annotation["instance_token"]] = self._object(annotation)
+        return found
+
+    def _object(self, annotation: dict) -> _Object:
+        try:
+            centre = np.array(annotation["translation"], np.float64).reshape(3)
+            heading = Quaternion(annotation["rotation"]).rotation_matrix[:, 0]
+            width, length, _ = (float(side) for side in annotation["size"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._error(annotation, repr(error)) from None
+        if not (np.isfinite(centre).all() and np.isfinite(heading).all() and width > 0 and length > 0):
+            raise self._error(annotation, "a number is not finite, or a size not above 0")
+        return _Object(centre, heading, (length, width))
+
+    def _error(self, annotation: dict, problem: str) -> InputError:
+        path = self._dataset.root / self._dataset.version / "sample_annotation.json"
+        return InputError(f"{path}: annotation {annotation.get('token')}: {problem}; fetch or write the dataset again")
+
+
+def _between(earlier: _Object, later: _Object, share: float) -> _Object:
+    centre = (1 - share) * earlier.centre_m + share * later.centre_m
+    heading = (1 - share) * earlier.heading + share * later.heading
+    if np.linalg.norm(heading) < 1e-6:  # turned by 180 degrees: no way between is better than another
+        heading = later.heading
+    return _Object(centre, heading, earlier.size_m)
+
+
+def _boxes(objects: list[_Object], position: np.ndarray, rotation: np.ndarray) -> np.ndarray:
+    if not objects:
+        return np.zeros((0, 5))
+    centres = (np.stack([one.centre_m for one in objects]) - position) @ rotation
+    headings = np.stack([one.heading for one in objects]) @ rotation
+    yaws = np.arctan2(headings[:, 1], headings[:, 0])
+    return np.column_stack([centres[:, :2], yaws, np.array([one.size_m for one in objects])])

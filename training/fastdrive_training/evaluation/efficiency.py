@@ -1,0 +1,196 @@
+"""What a row costs: times of single samples as in the vehicle, floating-point operations, peak memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastdrive_node.planning.decode import decode
+from fastdrive_node.planning.prefill import prefill, prune_prompt
+from fastdrive_node.planning.pruned_generation import Prefilled, prefill_pruned
+from fastdrive_node.pruning.baselines import LayerPruner, choose
+from fastdrive_training.evaluation.answers import Answerer, Row, Sample
+
+TIMED_SAMPLES = 20  # keyframes that the times are the medians of, one at a time
+COUNTED_SAMPLES = 5  # of them, those whose operations are counted: prompts, and an adaptive K, differ
+COLUMNS = ("pruner_ms", "prefill_ms", "decode_ms_per_token", "flops", "decode_flops_per_token", "peak_memory_mb")
+_SDPA = ("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu")
+
+
+def measure(answerer: Answerer, rows: Sequence[Row], samples: Sequence[Sample]) -> list[dict]:
+    """The efficiency columns of some rows, which take turns on each sample, so that all see the same machine.
+
+    Each is a median over samples. ``pruner_ms`` is what the pruner looks at, its scores and its choice (with a memory,
+    without the sets before, which have run when a set comes); None for pruners inside of the language model, whose
+    choice is part of the prefill, and for none. ``flops`` is of pruner and prefill, ``decode_flops_per_token`` of a
+    decode step. ``peak_memory_mb`` is what weights and tensors take at once while a sample is pruned, prefilled and
+    decoded. ``tokens_by_layer`` is there for pruners inside of the language model only.
+    """
+    counted = [_medians([_count(answerer, row, one) for one in samples[:COUNTED_SAMPLES]]) for row in rows]  # warms up
+    times: list[list[dict]] = [[] for _ in rows]
+    for turn, sample in enumerate(samples[:TIMED_SAMPLES]):
+        for place in range(len(rows)):
+            number = (place + turn) % len(rows)
+            times[number].append(_times(answerer, rows[number], sample))
+    medians = [_medians(each) for each in times]
+    return [{**dict.fromkeys(COLUMNS), **figures, **each} for figures, each in zip(counted, medians, strict=True)]
+
+
+def _medians(figures: Sequence[dict]) -> dict:
+    """Median of each column; of a list, entry by entry. Counts stay whole numbers."""
+    result = {}
+    for name in figures[0] if figures else ():
+        values = np.median([each[name] for each in figures], axis=0)
+        whole = isinstance(figures[0][name], (int, list))
+        result[name] = np.round(values).astype(int).tolist() if whole else float(values)
+    return result
+
+
+def _times(answerer: Answerer, row: Row, sample: Sample) -> dict[str, float]:
+    """Milliseconds of one sample by itself."""
+    run = _Stages(answerer, row, sample)
+    times = {"pruner_ms": _clock(answerer, run.choose), "prefill_ms": _clock(answerer, run.prefill)}
+    if not run.chooses:
+        del times["pruner_ms"]
+    times["decode_ms_per_token"] = _clock(answerer, run.decode) / run.decoded
+    return times
+
+
+def _count(answerer: Answerer, row: Row, sample: Sample) -> dict:
+    """Operations and memory of one sample by itself."""
+    device, run = answerer.vla.device, _Stages(answerer, row, sample)
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    memory = PeakMemory()
+    with nullcontext() if on_gpu else memory:
+        flops = count_flops(run.before_decode)
+        decode_flops = count_flops(run.decode)
+    weights = sum(tensor.nbytes for tensor in answerer.vla.model.parameters())
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else weights + memory.peak
+    result = {
+        "flops": flops,
+        "decode_flops_per_token": round(decode_flops / run.decoded),
+        "peak_memory_mb": peak / 1e6,
+    }
+    if isinstance(row.pruner, LayerPruner):
+        result["tokens_by_layer"] = list(run.prefilled.tokens)
+    return result
+
+
+class _Stages:
+    """One sample on its way through a row, stage by stage."""
+
+    def __init__(self, answerer: Answerer, row: Row, sample: Sample):
+        self._answerer, self._row, self._sample = answerer, row, sample
+        self._pruner = row.pruner_for(sample.keyframe.token)
+        self._room = answerer.vla.spec.answer.max_new_tokens
+        self.prefilled: Prefilled | None = None
+        self.decoded = 1  # tokens of the answer
+
+    @property
+    def chooses(self) -> bool:
+        """Whether tokens are chosen in front of the language model."""
+        return self._row.key.pruner != "none" and not isinstance(self._row.pruner, LayerPruner)
+
+    def before_decode(self) -> None:
+        self.choose()
+        self.prefill()
+
+    @torch.inference_mode()
+    def choose(self) -> None:
+        self._context = self._answerer.context(self._row, self._sample)
+        if not isinstance(self._pruner, LayerPruner):
+            self._kept = choose(self._pruner, self._context, self._row.keep)
+
+    @torch.inference_mode()
+    def prefill(self) -> None:
+        language, prompt = self._answerer.language, self._sample.prompt
+        if isinstance(self._pruner, LayerPruner):
+            self.prefilled = prefill_pruned(
+                self._pruner, language, [self._context], [prompt], self._row.keep, self._room
+            )
+            return
+        pruned = [prune_prompt(prompt, self._kept)]
+        tokens = self._context.tokens.flatten(0, 1)
+        logits, cache = prefill(language, pruned, [tokens[self._kept.to(tokens.device)]], self._room)
+        self.prefilled = Prefilled(pruned, logits, cache, [self._kept], (len(self._kept),) * language.layers)
+
+    @torch.inference_mode()
+    def decode(self) -> None:
+        done = self.prefilled
+        answers = decode(self._answerer.language, self._answerer.vla, done.prompts, done.logits, done.cache)
+        self.decoded = len(answers[0].ids)
+
+
+def _clock(answerer: Answerer, stage: Callable[[], None]) -> float:
+    """Wall time of a stage in ms; waits for the GPU where there is one."""
+    wait = torch.cuda.synchronize if answerer.vla.device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    stage()
+    wait()
+    return (time.perf_counter() - start) * 1e3
+
+
+def count_flops(work: Callable[[], None]) -> int:
+    """Floating-point operations of matrix products, convolutions and attention, a multiply-add as two.
+
+    By torch's own counter. Attention is counted in full, as torch does for every kernel: a causal mask halves the
+    products that matter and not the ones that are counted.
+    """
+    aten = torch.ops.aten
+    mapping = {getattr(aten, name): _attention_flops for name in _SDPA if hasattr(aten, name)}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def _attention_flops(query, key, value, *_, **__) -> int:
+    """2 B H L S (d_k + d_v) from the shapes [B, H, L, d], H being the query's heads."""
+    batch, heads, length, width = query
+    return 2 * batch * heads * length * key[-2] * (width + value[-1])
+
+
+class PeakMemory(TorchDispatchMode):
+    """The most bytes that tensors made in its block take at once (``peak``), on any device.
+
+    What lives before the block, and the scratch space inside of a kernel, is not seen.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.peak = 0
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}  # by address, which a weak reference keeps from reuse
+        self._bytes = 0  # of all in ``_made``, those that are gone included
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        known = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._made and storage._cdata not in known:
+                self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+                self._bytes += storage.nbytes()
+        if self._bytes > self.peak:
+            self._made = {key: entry for key, entry in self._made.items() if not entry[0].expired()}
+            self._bytes = sum(size for _, size in self._made.values())
+            self.peak = max(self.peak, self._bytes)
+        return result
+
+
+def _tensors(value) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return []
+    return [tensor for item in value for tensor in _tensors(item)]

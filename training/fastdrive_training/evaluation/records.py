@@ -1,0 +1,202 @@
+"""Verdicts of every sample and row: in memory, or in a run folder as Parquet, from which an evaluation goes on.
+
+A run folder holds ``run.json`` (what the run belongs to), ``parts/<row>/<segment>.parquet``, ``efficiency.json`` and,
+of a finished evaluation, ``samples.parquet``: one line for each sample and row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fastdrive_node.errors import InputError
+from fastdrive_node.families.loading import Vla
+from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+from fastdrive_training.evaluation.answers import Verdict
+from fastdrive_training.evaluation.samples import Samples
+from fastdrive_training.evaluation.settings import OpenLoopSettings, RowKey
+
+_STEPS = pa.list_(pa.bool_())
+SCHEMA = pa.schema(
+    [
+        ("pruner", pa.string()),
+        ("drop", pa.float64()),
+        ("seed", pa.int32()),
+        ("sample", pa.string()),
+        ("scene", pa.string()),
+        ("refused", pa.bool_()),
+        ("reason", pa.string()),  # null where it was not refused
+        ("text", pa.string()),
+        ("plan_m", pa.list_(pa.list_(pa.float64()))),  # [x, y] of each point; null where refused
+        ("errors_m", pa.list_(pa.float64())),  # of each step; null where refused
+        ("collision", _STEPS),  # of each step; null where refused or not known, as the next two
+        ("off_drivable", _STEPS),
+        ("intersection", _STEPS),
+        ("tokens", pa.int32()),  # how many visual tokens the last layer saw; null without a model
+        ("kept", pa.list_(pa.int32())),  # which
+    ]
+)
+
+LEAN = [name for name in SCHEMA.names if name not in ("reason", "text", "plan_m", "kept")]  # what figures need
+
+
+def to_table(key: RowKey, verdicts: Iterable[Verdict]) -> pa.Table:
+    """The verdicts of one row as lines of ``SCHEMA``."""
+    return pa.Table.from_pylist([_line(key, verdict) for verdict in verdicts], SCHEMA)
+
+
+def _line(key: RowKey, verdict: Verdict) -> dict:
+    judged = verdict.judgement
+    steps = {
+        "errors_m": judged and judged.errors_m,
+        "collision": judged and judged.collision,
+        "off_drivable": judged and judged.off_drivable,
+        "intersection": judged and judged.intersection,
+    }
+    return {
+        "pruner": key.pruner,
+        "drop": key.drop,
+        "seed": key.seed,
+        "sample": verdict.token,
+        "scene": verdict.scene,
+        "refused": verdict.plan_m is None,
+        "reason": verdict.reason,
+        "text": verdict.text,
+        "plan_m": None if verdict.plan_m is None else verdict.plan_m.tolist(),
+        **{name: None if values is None else values.tolist() for name, values in steps.items()},
+        "tokens": None if verdict.kept is None else len(verdict.kept),
+        "kept": None if verdict.kept is None else verdict.kept.tolist(),
+    }
+
+
+class RecordStore:
+    """The lines of an evaluation by row and segment of samples; ``efficiency`` holds the measured columns.
+
+    In memory it keeps the columns that figures need, for the kept tokens of a large model are many.
+
+    Args:
+        folder: of the run; None keeps everything in memory.
+        identity: what the run belongs to.
+
+    Raises:
+        InputError: the folder belongs to another run, or cannot be read.
+    """
+
+    def __init__(self, folder: Path | None, identity: dict):
+        self._folder = folder
+        self._tables: dict[tuple[RowKey, int], pa.Table] = {}
+        self.efficiency: dict[str, dict] = {}
+        if folder is not None:
+            _claim(folder, identity)
+            self.efficiency = _read_json(folder / "efficiency.json", {})
+
+    def has(self, key: RowKey, segment: int) -> bool:
+        """Whether the segment of this row is there, whole."""
+        return (key, segment) in self._tables or self._read(key, segment) is not None
+
+    def put(self, key: RowKey, segment: int, verdicts: Sequence[Verdict]) -> None:
+        """Keep a segment of a row."""
+        table = to_table(key, verdicts)
+        self._tables[key, segment] = table.select(LEAN)
+        if self._folder is not None:
+            path = self._path(key, segment)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _replace(path, lambda partial: pq.write_table(table, partial))
+
+    def put_efficiency(self, key: RowKey, figures: dict) -> None:
+        """Keep the efficiency columns of a row, which are those of all its seeds."""
+        self.efficiency[key.kind] = figures
+        if self._folder is not None:
+            text = json.dumps(self.efficiency, indent=1)
+            _replace(self._folder / "efficiency.json", lambda partial: Path(partial).write_text(text))
+
+    def row(self, key: RowKey, segments: int) -> pa.Table:
+        """All lines of a row in the order of the samples, the columns that figures need."""
+        return pa.concat_tables([self._tables[key, segment] for segment in range(segments)])
+
+    def finish(self, keys: Sequence[RowKey], segments: int) -> None:
+        """Write ``samples.parquet``: all lines of these rows, with all columns."""
+        if self._folder is not None:
+            parts = [self._path(key, segment) for key in keys for segment in range(segments)]
+            _replace(self._folder / "samples.parquet", lambda partial: _join(parts, partial))
+
+    def _path(self, key: RowKey, segment: int) -> Path:
+        return self._folder / "parts" / key.slug / f"{segment:05d}.parquet"
+
+    def _read(self, key: RowKey, segment: int) -> pa.Table | None:
+        if self._folder is None or not self._path(key, segment).exists():
+            return None
+        try:
+            if pq.read_schema(self._path(key, segment)) != SCHEMA:
+                return None
+            table = pq.read_table(self._path(key, segment), columns=LEAN)
+        except (pa.ArrowException, OSError):
+            return None  # damaged: it is answered again
+        self._tables[key, segment] = table
+        return table
+
+
+def identity_of(dataset: KeyframeDataset, vla: Vla, samples: Samples, settings: OpenLoopSettings, segment: int) -> dict:
+    """What the lines of a run depend on beside pruner, drop and seed."""
+    tokens = [[dataset.tokens[index] for index in indices] for indices in (samples.own, samples.pictures)]
+    return {
+        "dataset": str(dataset.root.resolve()),
+        "samples": hashlib.sha256(json.dumps([tokens, segment]).encode()).hexdigest(),
+        "vla": _digest(sorted(path for path in vla.path.iterdir() if path.suffix in (".json", ".txt", ".safetensors"))),
+        "dtype": str(vla.dtype),
+        "pruner": _digest([settings.pruner_file]) if settings.reads_pruner else None,
+    }
+
+
+def _digest(paths: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _claim(folder: Path, identity: dict) -> None:
+    """Write ``run.json``, or compare with the one that is there; a run without reconpruner fits any pruner file."""
+    path = folder / "run.json"
+    known = _read_json(path, None)
+    if known is not None:
+        for name, value in identity.items():
+            if value is not None and known.get(name) not in (value, None):
+                raise InputError(f"{path}: belongs to another evaluation ({name} differs); give another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    merged = {**(known or {}), **{name: value for name, value in identity.items() if value is not None}}
+    text = json.dumps(merged, indent=1)
+    _replace(path, lambda partial: Path(partial).write_text(text))
+
+
+def _read_json(path: Path, default):
+    if not path.exists():
+        return default
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); remove it or give another --out") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a JSON object; remove it or give another --out")
+    return content
+
+
+def _join(parts: Sequence[Path], target: Path) -> None:
+    with pq.ParquetWriter(target, SCHEMA) as writer:
+        for part in parts:
+            writer.write_table(pq.read_table(part, schema=SCHEMA))
+
+
+def _replace(path: Path, write) -> None:
+    partial = path.with_suffix(".part")
+    write(partial)
+    os.replace(partial, path)

@@ -1,0 +1,81 @@
+"""What to compare, and the rows that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastdrive_node.errors import UsageError
+from fastdrive_node.pruning.baselines import PRUNERS, VARIANTS
+
+SEEDED = frozenset({"random"})  # pruners that a seed changes
+KNOWN = (*PRUNERS, *VARIANTS)
+
+
+@dataclass(frozen=True)
+class OpenLoopSettings:
+    """What to compare, and where to keep it."""
+
+    pruners: tuple[str, ...] = PRUNERS
+    drops: tuple[float, ...] = (0.25, 0.5, 0.75)
+    seeds: int = 1  # of the random pruner
+    pruner_file: Path | None = None  # for reconpruner and its variants
+    shuffled: bool = False  # each sample sees the pictures of a sample of another scene
+    limit: int | None = None  # samples, evenly spread over the data set
+    batch: int = 16
+    out: Path | None = None  # folder of a run that can be resumed; None keeps nothing
+    cache: Path | None = None  # folder for encoder features; None: ``features`` in ``out``
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.pruners if name not in KNOWN]
+        if unknown:
+            raise UsageError(f"--pruners: {unknown[0]!r} is not known; known are {', '.join(KNOWN)}")
+        outside = [drop for drop in self.drops if not 0 <= drop < 1]
+        if outside:
+            raise UsageError(f"--drop: {outside[0]} is not in [0, 1)")
+        for name in ("seeds", "batch"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name}: must be at least 1")
+        if self.limit is not None and self.limit < 1:
+            raise UsageError("--limit: must be at least 1")
+
+    @property
+    def rows(self) -> list[RowKey]:
+        """Every row of the table, each once, in the order of the pruners as given."""
+        keys = []
+        for name in self.pruners:
+            if name == "none":
+                keys.append(RowKey("none", 0.0))
+                continue
+            for drop in self.drops:
+                keys += [RowKey(name, drop, seed) for seed in range(self.seeds if name in SEEDED else 1)]
+        return list(dict.fromkeys(keys))
+
+    @property
+    def reads_pruner(self) -> bool:
+        """Whether a row depends on the pruner file."""
+        return any(name == "reconpruner" or name in VARIANTS for name in self.pruners)
+
+    @property
+    def features(self) -> Path | None:
+        """Where encoder features are kept between runs; None: nowhere."""
+        return self.cache or (self.out / "features" if self.out else None)
+
+
+@dataclass(frozen=True)
+class RowKey:
+    """One row of the table."""
+
+    pruner: str
+    drop: float
+    seed: int = 0
+
+    @property
+    def kind(self) -> str:
+        """Pruner and ratio; rows of one kind cost the same."""
+        return f"{self.pruner}-{self.drop:g}"
+
+    @property
+    def slug(self) -> str:
+        """A name that can be a file's."""
+        return f"{self.kind}-{self.seed}"

@@ -1,0 +1,159 @@
+"""Recipes of kind ``recon_pruner``: train a ReconPruner for the frozen vision tower of a VLA."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastdrive_node.families.loading import Vla, load_vla
+from fastdrive_node.planning.loading import SHIPPED_PRUNER
+from fastdrive_node.pruning.checkpoint import save_pruner
+from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_training.data.adapters import ImageSource, open_source
+from fastdrive_training.data.token_cache import build_token_cache, pixel_encoder
+from fastdrive_training.engine.config import RecipeError, parse_recipe
+from fastdrive_training.engine.distributed import Processes
+from fastdrive_training.engine.io import set_aside
+from fastdrive_training.pruner.collapse import CollapseError
+from fastdrive_training.pruner.config import ReconRecipe, pick_device, usable_device, usable_precision
+from fastdrive_training.pruner.data import ReconBatches, require_masks
+from fastdrive_training.pruner.decoder import ReconDecoder, start_from_layers
+from fastdrive_training.pruner.trainer import Evaluate, ReconTrainer, TrainerOptions
+from fastdrive_training.pruner.validate import evaluator, read_held_out
+
+__all__ = ["FIGURES_FILE", "ReconRecipe", "ReconRun", "pick_device", "prepare", "spread", "train"]
+
+FIGURES_FILE = "figures.json"
+
+
+@dataclass(frozen=True)
+class ReconRun:
+    """A run that is ready to start."""
+
+    settings: ReconRecipe
+    vla: Vla
+    trainer: ReconTrainer
+    processes: Processes
+
+
+def train(recipe: dict, resume: bool = False) -> dict:
+    """Train from a recipe's mapping; returns the final losses, held-out figures and ``images_per_s``.
+
+    An earlier run in the same folder is set aside unless it is resumed. Writes the pruner file only where the run came
+    to its end in health. Under a launcher (``torchrun``, ``accelerate launch``) the processes share each batch, and the
+    first of them writes.
+
+    Raises:
+        RecipeError, InputError, ModelError: the recipe, the data or the VLA cannot be used.
+        TrainingError, CollapseError: see :class:`ReconTrainer`.
+    """
+    run = prepare(parse_recipe(ReconRecipe, recipe))
+    trainer, folder, first = run.trainer, run.trainer.out, run.processes.first
+    if first and not resume:
+        set_aside(folder)
+        run.settings.write(folder)
+    try:
+        figures = {**trainer.run(resume), "pruner": None, "encoder": run.vla.encoder_fingerprint}
+    except CollapseError:
+        if first:
+            _write_figures(folder, {**trainer.last, "collapsed": trainer.health.collapsed, "pruner": None})
+        raise
+    if run.settings.mask == "pruner" and not figures["collapsed"]:
+        figures["pruner"] = str(folder / SHIPPED_PRUNER)
+    if first:
+        if figures["pruner"]:
+            save_pruner(figures["pruner"], trainer.result, run.vla.encoder_fingerprint)
+        _write_figures(folder, figures)
+    return figures
+
+
+def prepare(settings: ReconRecipe) -> ReconRun:
+    """Load the VLA, its tokens and the data, and build pruner, decoder and trainer. Raises as :func:`train`."""
+    processes = Processes(usable_device(settings.device))
+    precision = usable_precision(settings.precision, str(processes.device))
+    source = _open(settings, settings.dataset, settings.train_split, settings.masks)
+    vla = _load_encoder(settings.vla, processes.device, precision)
+    identity = f"{settings.identity}/{vla.encoder_fingerprint}"
+    evaluate = _evaluator(settings, vla) if processes.first and settings.mask == "pruner" else None
+    trainer = ReconTrainer(
+        *build_modules(settings, vla),
+        _batches(settings, vla, source, processes),
+        vla.grid,
+        Path(settings.out),
+        settings.schedule,
+        settings.loss,
+        settings.health,
+        TrainerOptions(settings.seed, identity, precision, settings.mask, settings.tensorboard, processes.first),
+        evaluate,
+        pixel_encoder(vla) if settings.features == "live" else None,
+        processes,
+    )
+    return ReconRun(settings, vla, trainer, processes)
+
+
+def build_modules(settings: ReconRecipe, vla: Vla) -> tuple[ReconPruner, ReconDecoder]:
+    """Pruner and decoder on the CPU, their weights from the recipe's seed and, where it says so, the VLA's layers."""
+    torch.manual_seed(settings.seed)
+    text_config, vision = vla.model.config.text_config, vla.model.config.vision_config
+    pruner = ReconPruner.from_config(text_config, settings.normalise)
+    cell = vision.patch_size * vision.spatial_merge_size
+    decoder = ReconDecoder(text_config, settings.decoder_layers, cell, settings.loss.channels)
+    layers = vla.model.model.language_model.layers
+    try:
+        start_from_layers(pruner, decoder, layers, settings.pruner_init, settings.decoder_init)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    return pruner, decoder
+
+
+def _load_encoder(path: str, device: torch.device, precision: str) -> Vla:
+    """A VLA whose vision tower is on the device, in bfloat16 where the GPU trains in it; the rest stays on the CPU."""
+    dtype = torch.bfloat16 if precision == "bfloat16" and device.type == "cuda" else torch.float32
+    vla = load_vla(path, "cpu", dtype)
+    vla.model.model.visual.to(device)
+    return vla
+
+
+def _open(settings: ReconRecipe, root: str, split: str, masks: str | None) -> ImageSource:
+    source = open_source(root, split, settings.dataset_kind, masks, settings.cameras)
+    require_masks(source)
+    return source
+
+
+def _batches(settings: ReconRecipe, vla: Vla, source: ImageSource, processes: Processes) -> ReconBatches:
+    tokens = None
+    if settings.features == "cached":
+        with processes.first_goes_ahead():
+            tokens = build_token_cache(source, vla, settings.cache).tokens
+    return ReconBatches(
+        source,
+        tokens,
+        vla.spec.image_size,
+        settings.schedule.batch,
+        settings.seed,
+        spread(len(source), settings.keyframes),
+        parts=processes.count * settings.schedule.accumulate,
+        workers=settings.workers,
+    )
+
+
+def _evaluator(settings: ReconRecipe, vla: Vla) -> Evaluate:
+    root = settings.val_dataset or settings.dataset
+    source = _open(settings, root, settings.val_split, settings.val_masks)
+    return evaluator(read_held_out(source, vla, spread(len(source), settings.val_keyframes)), Path(settings.out))
+
+
+def _write_figures(folder: Path, figures: dict[str, Any]) -> None:
+    (folder / FIGURES_FILE).write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def spread(total: int, count: int | None) -> np.ndarray:
+    """int64 positions of ``count`` keyframes of ``total``, evenly spread; all where ``count`` is None or larger."""
+    if count is None or count >= total:
+        return np.arange(total)
+    return (np.arange(count) * total) // count

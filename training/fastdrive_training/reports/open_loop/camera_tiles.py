@@ -1,0 +1,93 @@
+"""The cameras of a sample as small pictures inside the page: dropped tokens dim, plans on the road."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from fastdrive_node.visualization.pictures import SMOOTH, camera_layout, draw_smooth, overlay, path_through
+from fastdrive_node.visualization.projection import CameraModel
+from fastdrive_training.reports.document import picture_address
+from fastdrive_training.reports.open_loop.source import Rig, Source
+from fastdrive_training.reports.tiles import Tile
+from fastdrive_training.scoring.pictures import camera_title
+
+WIDTH, LEAST_WIDTH = 400, 160  # px of a picture
+FULL_SIZE = 10  # samples; the pictures of more are smaller, so that the page stays small
+QUALITY = 76  # of JPEG
+NEAR_M = 0.8  # what is nearer to a camera is not drawn
+SPARE = 3.0  # sizes of the picture beyond which no line is drawn
+
+
+@dataclass(frozen=True)
+class Way:
+    """A plan, or where the vehicle really drove, as a line on the road."""
+
+    points_m: np.ndarray  # float64 [points, 2], ego frame
+    color: tuple[int, int, int]
+    width: float  # px
+    dots: bool = False
+
+
+def tile_width(samples: int) -> int:
+    """px of each picture where so many samples are shown."""
+    return max(LEAST_WIDTH, round(WIDTH * min(1.0, (FULL_SIZE / max(samples, 1)) ** 0.5)))
+
+
+def camera_tiles(
+    source: Source, rig: Rig, sample: int, kept: np.ndarray | None, ways: Sequence[Way], width: int
+) -> list[list[Tile]]:
+    """Rows of pictures in the layout of the rig.
+
+    Args:
+        kept: int [K], the tokens that were kept; None for all.
+        ways: the last one lies on top.
+
+    Raises:
+        InputError: a picture is missing or not readable.
+    """
+    mask = rig.mask(kept)
+    return [
+        [_tile(source, sample, name, mask[rig.cameras.index(name)], ways, width) for name in row]
+        for row in camera_layout(rig.cameras)
+    ]
+
+
+def _tile(source: Source, sample: int, name: str, mask: np.ndarray, ways: Sequence[Way], width: int) -> Tile:
+    picture, camera = source.picture(sample, name)
+    size = (width, max(1, round(width * picture.shape[0] / picture.shape[1])))
+    small = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+    tile = Image.fromarray(small if mask.all() else overlay(small, mask))
+    if camera is not None and ways:
+        scaled = camera.scaled(size[0] * SMOOTH, size[1] * SMOOTH)
+        tile = draw_smooth(tile, lambda draw: _draw(draw, ways, scaled))
+    title, caption = camera_title(name), f"{int(mask.sum())} of {mask.size} tokens"
+    address = picture_address(np.asarray(tile), "jpeg", quality=QUALITY, optimize=True)
+    return Tile(address, f"{title} camera, {caption} kept", caption, title)
+
+
+def _draw(draw: ImageDraw.ImageDraw, ways: Sequence[Way], camera: CameraModel) -> None:
+    for way in ways:
+        path, depths = camera.project(_on_ground(path_through(way.points_m)))
+        seen = (depths > NEAR_M) & (np.abs(path) < SPARE * max(camera.size)).all(axis=1)
+        for first in np.flatnonzero(seen[:-1] & seen[1:]):
+            ends = [tuple(path[first]), tuple(path[first + 1])]
+            draw.line(ends, fill=(*way.color, 235), width=round(way.width * SMOOTH))
+        if way.dots:
+            _dots(draw, way, camera)
+
+
+def _dots(draw: ImageDraw.ImageDraw, way: Way, camera: CameraModel) -> None:
+    places, depths = camera.project(_on_ground(way.points_m))
+    for (x, y), depth in zip(places, depths, strict=True):
+        if depth > NEAR_M:
+            radius = SMOOTH * float(np.clip(50 / depth, 2.5, 5))
+            box = (x - radius, y - 0.7 * radius, x + radius, y + 0.7 * radius)
+            draw.ellipse(box, fill=(255, 255, 255, 240), outline=(*way.color, 255), width=SMOOTH)
+
+
+def _on_ground(points: np.ndarray) -> np.ndarray:
+    return np.concatenate([points, np.zeros((len(points), 1))], axis=1)

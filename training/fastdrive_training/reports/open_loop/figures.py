@@ -1,0 +1,181 @@
+"""The tables of a page as data: one line for each pruner and ratio, from the rows of the evaluation itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from fastdrive_training.evaluation.intervals import FIGURES, interval, sample_figures, seed_mean
+from fastdrive_training.evaluation.run import STRAIGHT_ON, comparisons, row_figures
+from fastdrive_training.evaluation.settings import RowKey
+from fastdrive_training.reports.open_loop.run_folder import SUBJECT, OpenLoopRun
+
+GROUND_TRUTH = frozenset({"oracle"})  # pruners that see the ground truth: never best, never first
+VARIANT = f"{SUBJECT}-"  # how the names of its variants start
+COSTS = ("flops", "pruner_ms", "prefill_ms", "decode_ms_per_token", "peak_memory_mb")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The mean of a figure over 1, 2 and 3 s, metres for L2 and a share in 0..1 for the others."""
+
+    value: float
+    interval: tuple[float, float] | None  # 95 %
+    relative: float | None  # to ``none``, 0.02 for 2 % more; None where that is 0 or was not run
+    best: bool = False  # lowest at its ratio among the lines that are ranked
+
+
+@dataclass(frozen=True)
+class Line:
+    """A pruner at a ratio; seeds are averaged."""
+
+    pruner: str
+    drop: float
+    seeds: int
+    samples: int
+    refused: float  # samples, mean over seeds
+    tokens: float | None  # that the last layer sees, mean over samples; None without a model
+    figures: dict[str, Figure]  # those of FIGURES that the data set tells
+    costs: dict[str, float] = field(default_factory=dict)  # those of COSTS that were measured
+    tokens_by_layer: tuple[float, ...] | None = None
+
+    @property
+    def sees_truth(self) -> bool:
+        return self.pruner in GROUND_TRUTH
+
+    @property
+    def is_variant(self) -> bool:
+        return self.pruner.startswith(VARIANT)
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether it can be first: not with the ground truth; a variant stands beside ReconPruner, not against it."""
+        return not self.sees_truth and not self.is_variant
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How much larger a figure of a pruner is than of ReconPruner, over the samples that both answered."""
+
+    difference: float
+    interval: tuple[float, float]
+    samples: int
+
+    @property
+    def swapped(self) -> Paired:
+        """ReconPruner's less the other's."""
+        return Paired(-self.difference, (-self.interval[1], -self.interval[0]), self.samples)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """All lines of a run, and its paired differences."""
+
+    whole: Line | None  # ``none``
+    straight_on: Line | None  # ``constant-velocity``
+    lines: dict[float, tuple[Line, ...]]  # at each ratio, in the order of the rows
+    paired: dict[tuple[float, str, str], Paired]  # by drop, pruner and figure; against ``subject``
+    subject: str  # what the differences are against: ReconPruner, or none where it was not run
+
+    @cached_property
+    def figures(self) -> tuple[str, ...]:
+        """The figures that some row has."""
+        rows = [self.whole, self.straight_on, *(line for lines in self.lines.values() for line in lines)]
+        return tuple(name for name in FIGURES if any(row is not None and name in row.figures for row in rows))
+
+    def at(self, drop: float, pruner: str) -> Line | None:
+        return next((line for line in self.lines.get(drop, ()) if line.pruner == pruner), None)
+
+    def variants(self, drop: float) -> list[Line]:
+        """The oracle, ReconPruner and its variants at a ratio."""
+        wanted = [line for line in self.lines[drop] if line.sees_truth or line.pruner == SUBJECT or line.is_variant]
+        return sorted(wanted, key=lambda line: (not line.sees_truth, line.is_variant))
+
+
+def make_tables(run: OpenLoopRun) -> Tables:
+    """The figures of every row and the paired differences, computed by the evaluation's own functions."""
+    found = {group: _line(run, keys) for group, keys in run.groups.items()}
+    whole = next((line for line in found.values() if line.pruner == "none"), None)
+    lines = {
+        drop: _ranked([_relative(line, whole) for (name, at), line in found.items() if at == drop and _pruned(name)])
+        for drop in run.drops
+    }
+    paired = comparisons({key: table for key, table in run.tables.items() if key != STRAIGHT_ON})
+    straight_on = found.get((STRAIGHT_ON.pruner, STRAIGHT_ON.drop))
+    return Tables(
+        whole=whole,
+        straight_on=None if straight_on is None else _relative(straight_on, whole),
+        lines=lines,
+        paired={
+            (one["drop"], one["pruner"], one["figure"]): Paired(
+                one["difference"], tuple(one["interval_95"]), one["samples"]
+            )
+            for one in paired
+        },
+        subject=SUBJECT if any(name == SUBJECT for name, _ in found) else "none",
+    )
+
+
+def _pruned(name: str) -> bool:
+    return name not in ("none", STRAIGHT_ON.pruner)
+
+
+def _line(run: OpenLoopRun, keys: Sequence[RowKey]) -> Line:
+    """The rows of one pruner and ratio. The interval of several seeds is that of each sample's mean over them."""
+    efficiency = run.efficiency.get(keys[0].kind, {})
+    rows = [row_figures(key, run.tables[key], efficiency) for key in keys]
+    figures = {}
+    for name in FIGURES:
+        values = [row[name]["avg"] for row in rows if row[name] is not None and row[name]["avg"] is not None]
+        if values:
+            ends = rows[0]["interval_95"][name]
+            if len(keys) > 1:
+                ends = interval(seed_mean([sample_figures(run.tables[key], name) for key in keys]), run.scenes)
+            figures[name] = Figure(float(np.mean(values)), None if ends is None else tuple(ends), None)
+    tokens = [row["tokens"] for row in rows if row["tokens"] is not None]
+    layers = efficiency.get("tokens_by_layer")
+    return Line(
+        pruner=keys[0].pruner,
+        drop=keys[0].drop,
+        seeds=len(keys),
+        samples=len(run.samples),
+        refused=float(np.mean([row["refused"] for row in rows])),
+        tokens=float(np.mean(tokens)) if tokens else None,
+        figures=figures,
+        costs={name: float(rows[0][name]) for name in COSTS if isinstance(rows[0][name], int | float)},
+        tokens_by_layer=tuple(layers) if isinstance(layers, list) else None,
+    )
+
+
+def _relative(line: Line, whole: Line | None) -> Line:
+    if whole is None:
+        return line
+    figures = dict(line.figures)
+    for name, figure in line.figures.items():
+        base = whole.figures.get(name)
+        if base is not None and base.value:
+            figures[name] = replace(figure, relative=figure.value / base.value - 1)
+    return replace(line, figures=figures)
+
+
+def _ranked(lines: Sequence[Line]) -> tuple[Line, ...]:
+    """With the best of each figure marked; equal ones are all best."""
+    blind = [line for line in lines if line.is_ranked]
+    lowest = {
+        name: min(line.figures[name].value for line in blind if name in line.figures)
+        for name in FIGURES
+        if any(name in line.figures for line in blind)
+    }
+    return tuple(
+        replace(
+            line,
+            figures={
+                name: replace(figure, best=line.is_ranked and figure.value == lowest.get(name))
+                for name, figure in line.figures.items()
+            },
+        )
+        for line in lines
+    )

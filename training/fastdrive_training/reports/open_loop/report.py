@@ -1,0 +1,126 @@
+"""All that a page says, gathered from the run's folder, its data set and its VLA."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastdrive_node.errors import FastDriveError, UsageError
+from fastdrive_training.reports.open_loop.figures import SUBJECT, Tables, make_tables
+from fastdrive_training.reports.open_loop.labels import percent_text
+from fastdrive_training.reports.open_loop.ranking import Statement, statements
+from fastdrive_training.reports.open_loop.run_folder import RUN, OpenLoopRun, read_run
+from fastdrive_training.reports.open_loop.scenes import Disagreement, Scenes, WorstSample
+from fastdrive_training.reports.open_loop.source import Source, read_rig, shown_samples, vla_folder
+
+USUAL_DROP = 0.75
+MAX_REASONS, MAX_REASON_TEXT = 12, 160
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """What to show of a run."""
+
+    dataset: Path | None = None  # None for the one that run.json names
+    vla: Path | None = None  # None for the shipped one
+    split: str | None = None  # of a data set with several table folders
+    drop: float | None = None  # ratio of the samples; None for 0.75, or the largest of the run
+    worst: int = 10  # samples
+
+    def __post_init__(self) -> None:
+        if self.worst < 0:
+            raise UsageError(f"--worst {self.worst}: must be 0 or more")
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a row refused answers: one of its reasons, and how often."""
+
+    pruner: str
+    drop: float
+    count: int
+    text: str
+
+
+@dataclass(frozen=True)
+class OpenLoopReport:
+    """All that a page says."""
+
+    run: OpenLoopRun
+    tables: Tables
+    statements: tuple[Statement, ...]
+    reasons: tuple[Reason, ...]
+    drop: float | None  # of the samples; None where nothing was pruned
+    subject: str  # whose worst samples they are
+    worst: tuple[WorstSample, ...]
+    disagreement: Disagreement | None
+    no_pictures: str  # why there are none; empty where there are
+    shuffled: bool  # each sample saw the pictures of another scene
+
+
+def build_report(folder: str | Path, settings: ReportSettings) -> OpenLoopReport:
+    """Read a run and gather its page.
+
+    Raises:
+        ReportError: the run has not finished, is damaged, or belongs to another VLA.
+        UsageError: the run lacks the ratio.
+        InputError: the data set that was named cannot be used.
+        ModelError: the VLA directory cannot be read.
+    """
+    run = read_run(folder)
+    vla = vla_folder(settings.vla)
+    shown = shown_samples(run, vla)
+    own = shown == tuple(range(len(shown)))
+    drop = _drop(run, settings.drop)
+    source, no_pictures = _source(run, settings, shown)
+    scenes = Scenes(run, drop, read_rig(vla), source, own) if drop is not None else None
+    tables = make_tables(run)
+    return OpenLoopReport(
+        run=run,
+        tables=tables,
+        statements=tuple(statements(tables)),
+        reasons=_reasons(run),
+        drop=drop,
+        subject=SUBJECT if scenes is None else scenes.subject.pruner,
+        worst=() if scenes is None else tuple(scenes.worst(settings.worst)),
+        disagreement=None if scenes is None else scenes.disagreement(),
+        no_pictures=no_pictures,
+        shuffled=not own,
+    )
+
+
+def _drop(run: OpenLoopRun, wanted: float | None) -> float | None:
+    if wanted is None:
+        return USUAL_DROP if USUAL_DROP in run.drops else max(run.drops, default=None)
+    if wanted not in run.drops:
+        known = ", ".join(f"{drop:g}" for drop in run.drops) or "no ratio at all"
+        raise UsageError(f"--drop {wanted:g}: {run.path} has {known}; name one of them, or evaluate this one as well")
+    return wanted
+
+
+def _source(run: OpenLoopRun, settings: ReportSettings, shown: tuple[int, ...]) -> tuple[Source | None, str]:
+    """The data set, or why there is none: only one that was named must be there."""
+    if settings.dataset is not None:
+        return Source(settings.dataset, settings.split, run.samples, shown), ""
+    named = run.identity.get("dataset")
+    if not isinstance(named, str) or not named:
+        return None, f"{RUN} names no data set; name it with --dataset"
+    try:
+        return Source(Path(named), settings.split, run.samples, shown), ""
+    except FastDriveError as error:
+        return None, f"{error} (another place of the data set can be named with --dataset)"
+    except (OSError, ValueError) as error:  # a name that is no path
+        return None, f"{RUN}: dataset is no folder's name ({type(error).__name__}); name it with --dataset"
+
+
+def _reasons(run: OpenLoopRun) -> tuple[Reason, ...]:
+    """The most frequent reasons of refusals."""
+    counts = Counter(
+        (key.pruner, key.drop, text[:MAX_REASON_TEXT]) for key, texts in run.reasons().items() for text in texts
+    )
+    return tuple(Reason(name, drop, count, text) for (name, drop, text), count in counts.most_common(MAX_REASONS))
+
+
+def drop_text(report: OpenLoopReport) -> str:
+    return "" if report.drop is None else percent_text(report.drop)

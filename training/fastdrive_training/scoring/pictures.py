@@ -1,0 +1,175 @@
+"""Score maps: a pruner's scores as heat over the pictures, six cameras in the layout of the rig."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from fastdrive_node.errors import InputError
+from fastdrive_node.visualization.pictures import BACKGROUND, FAINT, GAP, TEXT, TILE_WIDTH, camera_layout
+
+COLORMAP = "inferno"  # even in lightness, so that it reads without colour vision
+HEAT = 0.7  # share of the heat in a pixel; the rest is the picture
+RELIEF = 0.55  # how strongly edges of the picture stand out from the heat
+TITLE_HEIGHT, FOOT_HEIGHT = 48, 56
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The scores that the ends of the colour map stand for; low < high."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, scores: np.ndarray) -> Scale:
+        """The 1st and 99th percentile of all scores, any shape. Raises InputError where some are no finite numbers."""
+        if not np.size(scores) or not np.isfinite(scores).all():
+            raise InputError("scores: some are no finite numbers; the pruner file is damaged or its training failed")
+        low, high = (float(value) for value in np.percentile(np.asarray(scores, np.float64), (1, 99)))
+        margin = 1e-6 * max(abs(low), abs(high), 1e-6)
+        return cls(low, high) if high - low > margin else cls(low - margin, high + margin)
+
+    def share(self, scores: np.ndarray) -> np.ndarray:
+        """Scores as a place on the colour map, 0..1."""
+        return np.clip((np.asarray(scores, np.float64) - self.low) / (self.high - self.low), 0, 1)
+
+
+def heat_overlay(image: np.ndarray, scores: np.ndarray, scale: Scale) -> np.ndarray:
+    """One camera's picture under its scores, a cell a token; a white line divides scores above zero from the others.
+
+    Args:
+        image: uint8 RGB [H, W, 3].
+        scores: float [rows, cols].
+
+    Returns:
+        uint8 RGB [H, W, 3].
+    """
+    height, width = image.shape[:2]
+    cells = np.ix_(
+        *(np.arange(side) * count // side for side, count in zip((height, width), scores.shape, strict=True))
+    )
+    heat = 255 * _colors(scale.share(scores))[cells]
+    grey = Image.fromarray(image).convert("L")
+    brightness = np.asarray(grey, np.float64)
+    relief = brightness - np.asarray(grey.filter(ImageFilter.GaussianBlur(width / 12)), np.float64)
+    mixed = HEAT * heat + ((1 - HEAT) * brightness + RELIEF * relief)[..., None]
+    picture = np.clip(mixed, 0, 255).astype(np.uint8)
+    _draw_border(picture, (scores > 0)[cells])
+    return picture
+
+
+def draw_score_maps(
+    images: Sequence[np.ndarray],
+    scores: np.ndarray,
+    cameras: Sequence[str],
+    title: str = "",
+    scale: Scale | None = None,
+) -> np.ndarray:
+    """One picture of a keyframe's score maps.
+
+    Args:
+        images: uint8 RGB [H, W, 3], one for each of ``cameras``; sizes may differ.
+        scores: float [cameras, rows, cols].
+        title: the keyframe's name.
+        scale: None for the scores' own; give one to compare pictures.
+
+    Returns:
+        uint8 RGB [height, width, 3]; :func:`fastdrive_node.visualization.pictures.save_picture` writes it.
+
+    Raises:
+        InputError: the counts of images, scores and cameras differ, or a score is no finite number.
+    """
+    if not len(images) == len(scores) == len(cameras):
+        raise InputError(f"{len(images)} images and {len(scores)} score maps for {len(cameras)} cameras: must be equal")
+    scale = scale or Scale.of(scores)
+    rows = camera_layout(cameras)
+    tile_height = min(max(round(TILE_WIDTH * images[0].shape[0] / images[0].shape[1]), 40), 2 * TILE_WIDTH)
+    columns = max(map(len, rows))
+    bottom = TITLE_HEIGHT + len(rows) * (tile_height + GAP)
+    canvas = Image.new("RGB", (GAP + columns * (TILE_WIDTH + GAP), bottom + FOOT_HEIGHT), BACKGROUND)
+    for row, names in enumerate(rows):
+        for column, name in enumerate(names):
+            index = list(cameras).index(name)
+            tile = _tile(images[index], scores[index], name, tile_height, scale)
+            canvas.paste(tile, (GAP + column * (TILE_WIDTH + GAP), TITLE_HEIGHT + row * (tile_height + GAP)))
+    _title(canvas, title, scores)
+    _foot(canvas, bottom, scale)
+    return np.asarray(canvas)
+
+
+def camera_title(name: str) -> str:
+    """A camera's name for people: ``CAM_FRONT_LEFT`` is "front left"."""
+    return name.removeprefix("CAM_").replace("_", " ").lower()
+
+
+def color_stops(count: int = 9) -> list[str]:
+    """The colour map from low to high as ``#rrggbb``."""
+    return ["#" + bytes(color).hex() for color in (255 * _colors(np.linspace(0, 1, count))).astype(np.uint8)]
+
+
+def _colors(share: np.ndarray) -> np.ndarray:
+    """float [..., 3] in 0..1."""
+    return matplotlib.colormaps[COLORMAP](share)[..., :3]
+
+
+def _draw_border(picture: np.ndarray, above: np.ndarray) -> None:
+    """Draw the border of the bool mask ``above`` [H, W] into ``picture`` in place: white on black, readable on any."""
+    border = np.zeros(above.shape, bool)
+    border[:, 1:] |= above[:, 1:] != above[:, :-1]
+    border[1:] |= above[1:] != above[:-1]
+    thin = max(1, round(picture.shape[1] / 240))
+    picture[_thicken(border, thin + 1)] = 0
+    picture[_thicken(border, thin - 1)] = 255
+
+
+def _thicken(mask: np.ndarray, pixels: int) -> np.ndarray:
+    if pixels < 1:
+        return mask
+    grown = Image.fromarray(mask.astype(np.uint8)).filter(ImageFilter.MaxFilter(2 * (pixels // 2) + 1))
+    return np.asarray(grown) > 0
+
+
+def _tile(image: np.ndarray, scores: np.ndarray, name: str, height: int, scale: Scale) -> Image.Image:
+    small = Image.fromarray(image).resize((TILE_WIDTH, height), Image.Resampling.LANCZOS)
+    tile = Image.fromarray(heat_overlay(np.asarray(small), scores, scale))
+    draw = ImageDraw.Draw(tile, "RGBA")
+    text = f"{camera_title(name)}   {int((scores > 0).sum())}/{scores.size} above zero"
+    draw.rounded_rectangle((8, 8, 20 + draw.textlength(text, _font(15)), 32), 6, fill=(*BACKGROUND, 190))
+    draw.text((14, 20), text, TEXT, _font(15), anchor="lm")
+    return tile
+
+
+def _title(canvas: Image.Image, title: str, scores: np.ndarray) -> None:
+    draw = ImageDraw.Draw(canvas)
+    shown = " ".join(title.split())[:120]
+    draw.text((GAP, TITLE_HEIGHT / 2), shown, TEXT, _font(20), anchor="lm")
+    figures = f"{(scores > 0).mean():.0%} of {scores.size} tokens above zero"
+    draw.text((canvas.width - GAP, TITLE_HEIGHT / 2), figures, FAINT, _font(16), anchor="rm")
+
+
+def _foot(canvas: Image.Image, top: int, scale: Scale) -> None:
+    """The colour map with its ends, and zero where it lies between them."""
+    draw = ImageDraw.Draw(canvas)
+    left, width, height = GAP, 480, 16
+    bar = np.broadcast_to((255 * _colors(np.linspace(0, 1, width))).astype(np.uint8), (height, width, 3))
+    canvas.paste(Image.fromarray(np.ascontiguousarray(bar)), (left, top + 6))
+    draw.text((left, top + 38), f"{scale.low:.3g}", TEXT, _font(14), anchor="lm")
+    draw.text((left + width, top + 38), f"{scale.high:.3g}", TEXT, _font(14), anchor="rm")
+    if scale.low < 0 < scale.high:
+        zero = left + width * -scale.low / (scale.high - scale.low)
+        draw.line((zero, top + 4, zero, top + 24), (255, 255, 255), 2)
+        if left + 60 < zero < left + width - 60:
+            draw.text((zero, top + 38), "0", TEXT, _font(14), anchor="mm")
+    note = "score of each token; the white line divides those above zero (foreground) from the others"
+    draw.text((left + width + 24, top + 14), note, FAINT, _font(14), anchor="lm")
+
+
+@lru_cache(maxsize=16)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

@@ -1,0 +1,55 @@
+"""Scores of a pruner against the foreground masks."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastdrive_training.scoring.token_metrics import POSITIVE_COVERAGE, ranking, recall_at_keep
+
+_CAMERAS_AT_ONCE = 256
+
+
+def score_tokens(pruner: nn.Module, tokens: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Scores float32 [keyframes, cameras * N] of tokens [keyframes, cameras, N, D] (numpy, any float type)."""
+    parameter = next(pruner.parameters())
+    flat = tokens.reshape(-1, *tokens.shape[2:])
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(flat), _CAMERAS_AT_ONCE):
+            part = torch.from_numpy(np.asarray(flat[start : start + _CAMERAS_AT_ONCE], np.float32)).to(parameter)
+            parts.append(pruner(part, grid).float().cpu().numpy())
+    return np.concatenate(parts).reshape(len(tokens), -1)
+
+
+def score_figures(scores: np.ndarray, coverage: np.ndarray) -> dict:
+    """The figures of ``fastdrive score``.
+
+    Args:
+        scores: [keyframes, cameras * N].
+        coverage: foreground share of each token's cell, [keyframes, cameras, N]; at least 0.5 makes a token positive.
+            NaN where the label is in doubt: such a token is neither, though it takes its place among the kept ones.
+
+    Returns:
+        ``auroc`` and ``average_precision`` over the pooled tokens (None where only one class is there), ``recall`` by
+        keep ratio, ``positive_share`` (of scores above zero), ``foreground_share`` (of positive tokens), ``keyframes``.
+    """
+    ranked, positive = known_tokens(scores, coverage)
+    return {
+        **ranking(ranked, positive),
+        "recall": recall_at_keep(scores, coverage.reshape(scores.shape) >= POSITIVE_COVERAGE),
+        "positive_share": float((scores > 0).mean()),
+        "foreground_share": float(positive.mean()),
+        "keyframes": len(scores),
+    }
+
+
+def known_tokens(scores: np.ndarray, coverage: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and, bool, which are positive, of the tokens whose coverage is known, both [tokens].
+
+    Arguments as in :func:`score_figures`.
+    """
+    flat = coverage.reshape(scores.shape)
+    known = ~np.isnan(flat)
+    return scores[known], flat[known] >= POSITIVE_COVERAGE

@@ -1,0 +1,128 @@
+"""Weights of the views for Prune2Drive, found offline on keyframes that no figure is reported of.
+
+The paper (Xiong et al., CVPR 2026, arXiv 2508.13305) finds a keep ratio for each view by black-box optimisation. With
+six numbers and a noisy objective a random search is enough here: equal weights, draws over the whole simplex, then
+small steps from the best one so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fastdrive_node.errors import AnswerError, InputError
+from fastdrive_node.families.loading import Vla
+from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
+from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
+from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
+from fastdrive_node.planning.answer_format import parse_answer
+from fastdrive_node.planning.pruned_generation import answer_pruned, build_context
+from fastdrive_node.pruning.baselines.prune2drive import Prune2Drive
+from fastdrive_node.pruning.select import keep_count
+from fastdrive_training.data.nuscenes.keyframes import Keyframe, KeyframeDataset
+from fastdrive_training.data.token_cache import camera_order, encode_keyframes, vla_images
+from fastdrive_training.evaluation.metrics.l2 import step_errors
+
+REFUSED_M = 10.0  # what an answer that is no plan counts as
+STEP = 0.5  # deviation of the logarithm of a weight in a small step
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One set of weights and what it cost."""
+
+    weights: tuple[float, ...]  # of the views, their sum is 1
+    error: float
+
+
+def search_weights(
+    objective: Callable[[tuple[float, ...]], float], views: int, trials: int, seed: int = 0, progress: bool = True
+) -> list[Trial]:
+    """Every trial in order; the first has equal weights.
+
+    Args:
+        objective: weights -> error, less is better.
+    """
+    generator = np.random.default_rng(seed)
+    done: list[Trial] = []
+    for index in tqdm(range(trials), desc="weights", unit="trial", disable=not progress):
+        if index == 0:
+            weights = np.full(views, 1 / views)
+        elif index <= trials // 2:
+            weights = generator.dirichlet(np.ones(views))
+        else:
+            weights = np.array(best_trial(done).weights) * np.exp(STEP * generator.standard_normal(views))
+            weights /= weights.sum()
+        chosen = tuple(float(weight) for weight in weights)
+        done.append(Trial(chosen, objective(chosen)))
+    return done
+
+
+def best_trial(trials: Sequence[Trial]) -> Trial:
+    """The one of the least error; of equal ones the first."""
+    return min(trials, key=lambda trial: trial.error)
+
+
+class PlanningError:
+    """The objective: mean L2 over the steps of all plans under Prune2Drive, in metres, on a fixed set of keyframes.
+
+    Args:
+        limit: keyframes, evenly spread over those with a full future.
+        drop: pruning ratio p.
+
+    Raises:
+        InputError: no keyframe has a future, an image is unreadable, or ``drop`` is out of range.
+    """
+
+    def __init__(self, dataset: KeyframeDataset, vla: Vla, limit: int, drop: float):
+        self._vla, self._language = vla, LanguageModel(vla)
+        try:
+            self._keep = keep_count(vla.tokens, drop)
+        except ValueError as error:
+            raise InputError(f"--{error}") from error
+        known = [keyframe for keyframe in dataset if keyframe.future_m is not None]
+        if not known:
+            raise InputError(f"{dataset.root}: no keyframe has a future of 3 s; use longer scenes")
+        count = min(limit, len(known))
+        self._keyframes = [known[place * len(known) // count] for place in range(count)]
+        self._prompts = [build_prompt(vla, keyframe.history, keyframe.command) for keyframe in self._keyframes]
+        self._tokens = self._encode(camera_order(vla))
+
+    def __len__(self) -> int:
+        return len(self._keyframes)
+
+    def __call__(self, weights: tuple[float, ...]) -> float:
+        pruner = Prune2Drive(weights)
+        errors = []
+        for start in range(0, len(self), BATCH):
+            span = slice(start, start + BATCH)
+            contexts = [
+                build_context(pruner, self._language, tokens, self._vla.grid, prompt)
+                for tokens, prompt in zip(self._tokens[span], self._prompts[span], strict=True)
+            ]
+            answers = answer_pruned(pruner, self._language, self._vla, contexts, self._prompts[span], self._keep)
+            errors += [
+                self._error(answer.text, keyframe)
+                for (answer, _), keyframe in zip(answers, self._keyframes[span], strict=True)
+            ]
+        return float(np.mean(errors))
+
+    def _encode(self, order: list[int]) -> list[torch.Tensor]:
+        vision = TorchVision(self._vla.model.model.visual, self._vla.spec.image_size, len(order))
+        tokens: list[torch.Tensor] = []
+        for start in tqdm(range(0, len(self), BATCH), desc="encoding", unit="batch"):
+            keyframes = self._keyframes[start : start + BATCH]
+            tokens += encode_keyframes(vision, [vla_images(keyframe, order) for keyframe in keyframes])
+        return tokens
+
+    def _error(self, text: str, keyframe: Keyframe) -> float:
+        try:
+            plan = parse_answer(text, self._vla.spec.answer)
+        except AnswerError:
+            return REFUSED_M
+        return min(REFUSED_M, float(step_errors(plan, keyframe.future_m).mean()))

@@ -1,0 +1,175 @@
+"""What training a VLA reads: pixels, dense labels and text of every keyframe, decoded once and kept on disk.
+
+Decoding 84,000 JPEG images takes minutes; an epoch over the arrays takes none of that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from fastdrive_node.errors import InputError
+from fastdrive_node.families.qwen2_5_vl.preprocess import resize
+from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
+from fastdrive_node.families.spec import spec_json
+from fastdrive_node.families.vla import Vla
+from fastdrive_node.planning.answer_format import format_answer
+from fastdrive_node.types import CAMERAS, EgoHistory
+from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+
+CELL_PX = 7  # dense labels are four times finer than the tokens on each side
+RARE_SHARE = 0.12  # a small thing names its cell when it covers this much of it
+GAPS = ("light_gap_m", "vehicle_gap_m", "pedestrian_gap_m")
+LIGHTS = ("none", "green", "yellow", "red", "red_yellow")
+NO_GAP_M = 60.0
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Every keyframe with a future, as arrays; K keyframes, C cameras."""
+
+    pixels: np.ndarray  # uint8 [K, C, 3, H, W] at the VLA's image size
+    labels: np.ndarray  # uint8 [K, C, H / 7, W / 7], the class of each cell; all zero where the dataset has no masks
+    prompts: np.ndarray  # int16 [K, V, L] prompt tokens: the whole history first, then with only 1, 2, 3 states known
+    answers: np.ndarray  # int16 [K, A] answer tokens, end of turn included
+    futures: np.ndarray  # float32 [K, 6, 2] m
+    lights: np.ndarray  # int64 [K] index in LIGHTS
+    gaps: np.ndarray  # float32 [K, 3] m, capped at NO_GAP_M
+
+    def __len__(self) -> int:
+        return len(self.futures)
+
+    @staticmethod
+    def load(*folders: Path) -> Arrays:
+        """Open arrays that ``prepare`` wrote."""
+        files = {path.stem: path for folder in folders for path in folder.glob("*.npy")}
+        return Arrays(**{name: np.load(files[name], mmap_mode="r") for name in Arrays.__annotations__})
+
+
+def prepare(vla: Vla, dataset: KeyframeDataset, cache: Path) -> Arrays:
+    """Decode a dataset for a VLA, or reuse what an earlier run decoded.
+
+    Args:
+        cache: a folder for the arrays; those of one VLA form and dataset are kept under their own name.
+
+    Raises:
+        InputError: no keyframe has a future, or one of its files is missing or unreadable.
+    """
+    pictures = [str(dataset.root.resolve()), dataset.split, vla.spec.image_size, len(dataset)]
+    words = [*pictures, vla.template, spec_json(vla.spec), vla.tokenizer.get_vocab()]
+    return Arrays.load(
+        _once(cache, "pictures", pictures, lambda folder: _write_pictures(vla, dataset, folder)),
+        _once(cache, "words", words, lambda folder: _write_words(vla, dataset, folder)),
+    )
+
+
+def _once(cache: Path, kind: str, key: list, write: Callable[[Path], None]) -> Path:
+    """The folder of ``key``, written by the first who asks."""
+    text = json.dumps(key, sort_keys=True)
+    folder = cache / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    if not (folder / "complete").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder)
+        (folder / "complete").write_text(text + "\n")
+    return folder
+
+
+class _Decoder(Dataset):
+    """One keyframe to pixels and labels, in a worker process."""
+
+    def __init__(self, dataset: KeyframeDataset, indices: list[int], image_size: tuple[int, int]):
+        self.dataset, self.indices, self.image_size = dataset, indices, image_size
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+        keyframe = self.dataset[self.indices[place]]
+        pixels = resize(keyframe.load_images(), self.image_size)
+        rows, columns = (side // CELL_PX for side in self.image_size)
+        if keyframe.masks is None:
+            return pixels, torch.zeros(len(CAMERAS), rows, columns, dtype=torch.uint8)
+        cells = [cell_labels(keyframe.load_labels(camera), rows, columns) for camera in range(len(CAMERAS))]
+        return pixels, torch.from_numpy(np.stack(cells))
+
+
+def cell_labels(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """The class of each cell of a label image: the largest, or a small thing's that covers enough of it.
+
+    Args:
+        mask: uint8 [H, W] label ids.
+
+    Returns:
+        uint8 [rows, columns].
+    """
+    height, width = mask.shape
+    y = (np.arange(rows * CELL_PX) * height) // (rows * CELL_PX)
+    x = (np.arange(columns * CELL_PX) * width) // (columns * CELL_PX)
+    cells = mask[np.ix_(y, x)].reshape(rows, CELL_PX, columns, CELL_PX)
+    ids = np.unique(cells)
+    share = np.stack([(cells == label).mean((1, 3)) for label in ids])
+    area = share.mean((1, 2))
+    weight = np.where(share > RARE_SHARE, share / np.sqrt(area + 0.01)[:, None, None], 0.1 * share)
+    return ids[weight.argmax(0)]
+
+
+def _with_future(dataset: KeyframeDataset) -> list[int]:
+    indices = [index for index, keyframe in enumerate(dataset) if keyframe.future_m is not None]
+    if not indices:
+        raise InputError(f"{dataset.root}: no keyframe has a future of 3 s; write longer scenes")
+    return indices
+
+
+def _write_pictures(vla: Vla, dataset: KeyframeDataset, folder: Path) -> None:
+    indices = _with_future(dataset)
+    count, (height, width) = len(indices), vla.spec.image_size
+    shape = (count, len(CAMERAS), 3, height, width)
+    pixels = open_memmap(folder / "pixels.npy", "w+", np.uint8, shape)
+    labels = open_memmap(folder / "labels.npy", "w+", np.uint8, (*shape[:2], height // CELL_PX, width // CELL_PX))
+    decoder = _Decoder(dataset, indices, vla.spec.image_size)
+    for place, (image, cells) in enumerate(
+        tqdm(DataLoader(decoder, batch_size=None, num_workers=2), desc="decode", unit="keyframe")
+    ):
+        pixels[place], labels[place] = image.numpy(), cells.numpy()
+    pixels.flush()
+    labels.flush()
+
+
+def histories(whole: EgoHistory) -> list[EgoHistory]:
+    """The history, and what of it a vehicle would know that has just started; one state alone tells no acceleration."""
+    short = [EgoHistory(whole.states[:known], whole.interval_s) for known in (1, 2, 3)]
+    short[0] = EgoHistory((replace(whole.now, accel_mps2=0.0),), whole.interval_s)
+    return [whole, *short]
+
+
+def _extras(dataset: KeyframeDataset) -> dict:
+    path = dataset.root / "extras.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _write_words(vla: Vla, dataset: KeyframeDataset, folder: Path) -> None:
+    keyframes, extras = [dataset[index] for index in _with_future(dataset)], _extras(dataset)
+    stop = vla.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    prompts = [
+        [build_prompt(vla, history, keyframe.command).input_ids.numpy() for history in histories(keyframe.history)]
+        for keyframe in tqdm(keyframes, desc="prompts", unit="keyframe")
+    ]
+    texts = [format_answer(keyframe.future_m, vla.spec.answer) for keyframe in keyframes]
+    answers = [[*vla.tokenizer.encode(text, add_special_tokens=False), stop] for text in texts]
+    ahead = [extras.get(keyframe.token, {}).get("ahead", {}) for keyframe in keyframes]
+    np.save(folder / "prompts.npy", np.array(prompts, np.int16))
+    np.save(folder / "answers.npy", np.array(answers, np.int16))
+    np.save(folder / "futures.npy", np.array([keyframe.future_m for keyframe in keyframes], np.float32))
+    np.save(folder / "lights.npy", np.array([LIGHTS.index(a["light"]) if "light" in a else IGNORE for a in ahead]))
+    gaps = [[min(max(a.get(name, NO_GAP_M), 0.0), NO_GAP_M) for name in GAPS] for a in ahead]
+    np.save(folder / "gaps.npy", np.array(gaps, np.float32))

@@ -1,0 +1,205 @@
+"""An untrained tiny VLA: Qwen2.5-VL's own classes at a toy size, with a tokenizer of its own.
+
+The tokenizer writes a length or speed, sign to tenth, as one token. A model of this size cannot carry a plan from digit
+to digit: with a token per digit its text was worse than its hidden states, and lost digits (docs/decisions/0002).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from fastdrive_node.families.numbers import NumberFormat
+from fastdrive_node.families.spec import SPEC_FILE, AnswerSpec, HistorySpec, NumberSpec, VlaSpec, spec_json
+from fastdrive_node.types import CAMERAS
+
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+UNKNOWN = "<unk>"
+PREAMBLE = "<PLANNING>Trajectory [x, y]: "
+CLOSING = "</PLANNING>"
+TEMPLATE = (
+    "<|im_start|>user\n{images}"
+    "Past: {history}. Speed: {speed}, acceleration: {accel}, yaw rate: {yaw_rate}. Command: {command}.<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
+# One token each: the words between the numbers, with their spaces; longer ones are matched first.
+PHRASES = (
+    "user",
+    "assistant",
+    "Past: ",
+    ". Speed: ",
+    ", acceleration: ",
+    ", yaw rate: ",
+    ". Command: ",
+    "left",
+    "straight",
+    "right",
+    "none",
+    "<PLANNING>",
+    "Trajectory [x, y]: ",
+    "</PLANNING>",
+    *CAMERAS,
+)
+SYMBOLS = ("], [", ", ", "[", "]", "+", "-", ".", "?", " ", "\n", *"0123456789")
+NUMBER = NumberFormat(decimals=1, integer_digits=2)
+UNKNOWN_NUMBER = NUMBER.unknown(HistorySpec.missing)
+NUMBERS = tuple(NUMBER.write(tenth / 10) for tenth in range(-999, 1000))
+WAVELENGTHS_M = (0.8, 400.0)  # shortest and longest of the first embeddings of numbers
+
+
+@dataclass(frozen=True)
+class TinySize:
+    """Sizes of the toy model; the defaults are those of models/tiny."""
+
+    image_height: int = 112
+    image_width: int = 224
+    tower_depth: int = 4
+    tower_width: int = 128
+    tower_intermediate: int = 256
+    full_attention_blocks: tuple[int, ...] = (1, 3)
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    kv_heads: int = 2
+    intermediate: int = 384
+
+
+def tiny_spec(size: TinySize | None = None) -> VlaSpec:
+    """Six cameras, a compact history, and answers of constant length."""
+    size = size or TinySize()
+    return VlaSpec(
+        cameras=CAMERAS,
+        image_size=(size.image_height, size.image_width),
+        prompt_file="prompt.txt",
+        camera_item="{camera}{image}",
+        history=HistorySpec(steps=(4, 2, 1), interval_s=0.5),
+        numbers=NumberSpec(
+            position=NUMBER,
+            speed=NUMBER,
+            accel=NUMBER,
+            yaw_rate=NumberFormat(decimals=2, integer_digits=1),
+        ),
+        answer=AnswerSpec(
+            preamble=PREAMBLE,
+            points=6,
+            interval_s=0.5,
+            closing=CLOSING,
+            max_new_tokens=32,
+            number=NUMBER,
+        ),
+    )
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """A word-level tokenizer whose words are the prompt's phrases, numbers and symbols; any other text is unknown.
+
+    Decoding gives exactly the encoded text back.
+    """
+    words = (*SPECIAL, UNKNOWN, *PHRASES, *SYMBOLS, UNKNOWN_NUMBER, *NUMBERS)
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN))
+    alternatives = sorted((*PHRASES, *SYMBOLS, UNKNOWN_NUMBER), key=len, reverse=True)
+    pattern = "|".join([f"{NUMBER.pattern}(?![0-9])", *(_escape(word) for word in alternatives)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (*SPECIAL, UNKNOWN)])
+    return tokenizer
+
+
+def _escape(word: str) -> str:
+    """The word as a regular expression of the tokenizers library (Oniguruma)."""
+    return "".join(f"\\{char}" if char in "\\[](){}.+*?|^$-/" else char for char in word)
+
+
+def tiny_config(tokenizer: Tokenizer, size: TinySize) -> Qwen2_5_VLConfig:
+    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL}
+    pairs = size.width // size.heads // 2
+    time = pairs // 4  # as in the full-size model: a quarter for time, the rest halved between rows and columns
+    rows = (pairs - time) // 2
+    return Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": tokenizer.get_vocab_size(),
+            "hidden_size": size.width,
+            "intermediate_size": size.intermediate,
+            "num_hidden_layers": size.layers,
+            "num_attention_heads": size.heads,
+            "num_key_value_heads": size.kv_heads,
+            "max_position_embeddings": 1024,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [time, rows, pairs - time - rows],
+            },
+            "bos_token_id": None,
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+            "tie_word_embeddings": True,
+        },
+        vision_config={
+            "depth": size.tower_depth,
+            "hidden_size": size.tower_width,
+            "intermediate_size": size.tower_intermediate,
+            "num_heads": 4,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "window_size": 112,
+            "fullatt_block_indexes": list(size.full_attention_blocks),
+            "out_hidden_size": size.width,
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+
+
+def build_tiny_vla(path: str | Path, seed: int, size: TinySize | None = None) -> Path:
+    """Write an untrained tiny VLA directory with weights drawn from ``seed``.
+
+    Args:
+        path: the directory; made where absent.
+        size: model and image sizes; None for those of models/tiny.
+    """
+    size = size or TinySize()
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    tokenizer = tiny_tokenizer()
+    config = tiny_config(tokenizer, size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(config)
+        _embed_numbers(model.get_input_embeddings().weight, tokenizer, config.text_config.initializer_range)
+    stop, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
+    model.generation_config = GenerationConfig(eos_token_id=stop, pad_token_id=pad, do_sample=False)
+    model.save_pretrained(path)
+    tokenizer.save(str(path / "tokenizer.json"))
+    spec = tiny_spec(size)
+    (path / spec.prompt_file).write_text(TEMPLATE, encoding="utf-8")
+    (path / SPEC_FILE).write_text(json.dumps(spec_json(spec), indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+@torch.no_grad()
+def _embed_numbers(weight: torch.Tensor, tokenizer: Tokenizer, deviation: float) -> None:
+    """Numbers start out close to their neighbours: sines and cosines of the value, then learned like any other row."""
+    values = torch.tensor([float(word) for word in NUMBERS])
+    rows = torch.tensor([tokenizer.token_to_id(word) for word in NUMBERS])
+    wavelengths = torch.from_numpy(np.geomspace(*WAVELENGTHS_M, weight.shape[1] // 2)).float()
+    angle = 2 * math.pi * values[:, None] / wavelengths
+    weight[rows] = math.sqrt(2) * deviation * torch.cat([angle.sin(), angle.cos()], 1)
