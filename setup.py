@@ -58,6 +58,8 @@ setup(
         "transformers>=5.23,<6",
         "safetensors>=0.4",
         "pillow>=10",
+        "pydantic>=2.7,<3",
+        "filelock>=3.13",
         "pyyaml>=6",
         "jsonschema>=4",
         "rich>=13",

@@ -14,7 +14,7 @@ import argparse
 import os
 import sys
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +31,8 @@ from fastdrive_node.benchmark.sides import FixedLength, Ours, Workload
 from fastdrive_node.benchmark.timing import Case, measure, ratio
 from fastdrive_node.cli import write_json
 from fastdrive_node.devices import describe
+from fastdrive_node.engines.graph_info import NEW, PAST, SEEN, SHOWN, LanguageGraphInfo
 from fastdrive_node.engines.language_engine import EngineLanguage, load_language_engine
-from fastdrive_node.engines.language_info import NEW, PAST, SEEN, SHOWN, LanguageFacts
 from fastdrive_node.families.loading import load_vla
 from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
 from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
@@ -121,7 +121,7 @@ def middle(folder: Path, threads: int) -> tuple[Workload, Pruner, EngineLanguage
     return replace(work, vla=vla), build_pruner(model, 0), open_engine(vla, folder)
 
 
-def compare_lengths(file: Path, facts: LanguageFacts, prompt: int, shown: int, runs: int) -> dict:
+def compare_lengths(file: Path, facts: LanguageGraphInfo, prompt: int, shown: int, runs: int) -> dict:
     """A session for any lengths against one for exactly these: the same runs on zeros, in turn, and their memory."""
     room = prompt + ANSWER_TOKENS
     lengths = {
@@ -155,7 +155,7 @@ def _session(file: Path, sides: dict[str, int]) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
-def _binding(session: onnxruntime.InferenceSession, facts: LanguageFacts, sides: dict[str, int]) -> tuple:
+def _binding(session: onnxruntime.InferenceSession, facts: LanguageGraphInfo, sides: dict[str, int]) -> tuple:
     """A binding, and the arrays that it needs to live."""
     binding, arrays = session.io_binding(), []
     for bind, tensors in ((binding.bind_input, facts.inputs()), (binding.bind_output, facts.outputs())):
@@ -174,7 +174,7 @@ def compare_answers(dataset: Path, split: str | None, sets: int, folder: Path) -
     vla = load_vla(default_vla_dir())
     pruner = make_pruner("reconpruner", vla, vla.path / SHIPPED_PRUNER)
     run = LanguageParityRun(vla, open_engine(vla, folder), pruner)
-    return asdict(run.run(dataset_samples(vla, dataset, split, sets)))
+    return run.run(dataset_samples(vla, dataset, split, sets)).model_dump(mode="json")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from fastdrive_export.files import builder_lock, facts_of, publish, staging
+from fastdrive_export.files import builder_lock, file_info, publish, staging
 from fastdrive_export.graph_writer import GraphWriter
 from fastdrive_export.network import Network
 from fastdrive_export.onnx_file import write_onnx
 from fastdrive_export.precision import Precision, choose_precision
 from fastdrive_export.source import Source, load_source
 from fastdrive_node.engines.fingerprint import pruner_fingerprint
-from fastdrive_node.engines.manifest import GraphFacts, Manifest, SourceFacts
+from fastdrive_node.engines.graph_info import VisionGraphInfo
+from fastdrive_node.engines.manifest import SourceInfo, VisionManifest
 from fastdrive_node.errors import InputError
 
 OPSETS = (17, 18)
@@ -50,7 +51,7 @@ class GraphOptions:
 
 def build_onnx(
     vla_dir: str | Path | None, pruner_file: str | Path | None, out: str | Path, options: GraphOptions | None = None
-) -> tuple[Path, Manifest]:
+) -> tuple[Path, VisionManifest]:
     """Write ``vision.onnx`` and its manifest. Returns both.
 
     Args:
@@ -72,7 +73,7 @@ def build_onnx(
     return file, manifest
 
 
-def write_engine(source: Source, options: GraphOptions, folder: Path) -> Manifest:
+def write_engine(source: Source, options: GraphOptions, folder: Path) -> VisionManifest:
     """Write the ONNX files of a source into a folder. Returns their manifest, unwritten. Raises as ``build_onnx``."""
     depth = len(source.vision.visual.blocks)
     precision = choose_precision(options.precision, depth, options.fp32_mlp)
@@ -80,22 +81,25 @@ def write_engine(source: Source, options: GraphOptions, folder: Path) -> Manifes
     graph = GraphWriter(options.opset)
     outputs = Network(graph, source.vision, source.pruner, precision).build(facts.max_keep)
     files = write_onnx(graph, outputs, facts, folder / ONNX_FILE, options.external)
-    return Manifest(
+    return VisionManifest(
         kind="onnx",
-        files={path.name: facts_of(path) for path in files},
+        files={path.name: file_info(path) for path in files},
         graph=facts,
-        source=SourceFacts(str(source.vla.path.resolve()), str(source.pruner_file.resolve())),
+        source=SourceInfo(vla=str(source.vla.path.resolve()), pruner=str(source.pruner_file.resolve())),
         versions=package_versions(),
+        onnx={},
+        target=None,
+        parity=None,
     )
 
 
-def graph_facts(source: Source, options: GraphOptions, precision: Precision) -> GraphFacts:
+def graph_facts(source: Source, options: GraphOptions, precision: Precision) -> VisionGraphInfo:
     """The manifest's graph section. Raises InputError where ``max_keep`` is out of range."""
     vla = source.vla
     max_keep = vla.tokens if options.max_keep is None else options.max_keep
     if not 1 <= max_keep <= vla.tokens:
         raise InputError(f"max_keep: {max_keep} is not in 1..{vla.tokens}, the tokens of {vla.path}")
-    return GraphFacts(
+    return VisionGraphInfo(
         opset=options.opset,
         precision=precision.name,
         fp32_mlp=precision.fp32_mlp,

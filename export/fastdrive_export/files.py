@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastdrive_node.engines.manifest import DATA_SUFFIX, FileFacts, Manifest, file_digest, manifest_path, manifest_text
+from fastdrive_node.engines.manifest import DATA_SUFFIX, FileInfo, Manifest, file_digest, manifest_path, manifest_text
 from fastdrive_node.errors import InputError
 
 LOCK_FILE = ".fastdrive_export.lock"
@@ -76,8 +76,8 @@ def write_manifest(file: Path, manifest: Manifest) -> None:
     os.replace(partial, path)
 
 
-def facts_of(path: Path) -> FileFacts:
-    return FileFacts(path.stat().st_size, file_digest(path))
+def file_info(path: Path) -> FileInfo:
+    return FileInfo(bytes=path.stat().st_size, sha256=file_digest(path))
 
 
 def _sync(path: Path) -> None:

@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastdrive_export.build import GraphOptions, package_versions
-from fastdrive_export.files import builder_lock, facts_of, publish, staging
+from fastdrive_export.files import builder_lock, file_info, publish, staging
 from fastdrive_export.graph_writer import GraphWriter
 from fastdrive_export.language_network import LanguageNetwork
 from fastdrive_export.onnx_file import write_onnx
 from fastdrive_export.precision import choose_precision
+from fastdrive_node.engines.graph_info import LanguageGraphInfo
 from fastdrive_node.engines.language_engine import language_sizes
-from fastdrive_node.engines.language_info import LanguageFacts
-from fastdrive_node.engines.manifest import Manifest, SourceFacts
+from fastdrive_node.engines.manifest import LanguageManifest, SourceInfo
 from fastdrive_node.errors import InputError
 from fastdrive_node.families.loading import load_vla
 from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
@@ -25,7 +25,7 @@ LANGUAGE_FILE = "language.onnx"
 
 def build_language(
     vla_dir: str | Path | None, out: str | Path, options: GraphOptions | None = None
-) -> tuple[Path, Manifest]:
+) -> tuple[Path, LanguageManifest]:
     """Write ``language.onnx`` and its manifest. Returns both.
 
     Args:
@@ -48,21 +48,26 @@ def build_language(
     return file, manifest
 
 
-def write_language(vla: Vla, options: GraphOptions, folder: Path) -> Manifest:
+def write_language(vla: Vla, options: GraphOptions, folder: Path) -> LanguageManifest:
     """Write the ONNX files into a folder. Returns their manifest, unwritten. Raises as ``build_language``."""
     LanguageModel(vla)  # refuses what the graph does not have either
     options = replace(options, opset=options.opset or 18)
     sizes = language_sizes(vla)
     # which layers leave fp16's range is a checkpoint's matter: none but those that are given
     precision = choose_precision(options.precision, sizes["layers"], options.fp32_mlp or (), "language model")
-    facts = LanguageFacts(opset=options.opset, precision=precision.name, fp32_mlp=precision.fp32_mlp, **sizes)
+    facts = LanguageGraphInfo(
+        opset=options.opset, precision=precision.name, fp32_mlp=precision.fp32_mlp, part="language", **sizes
+    )
     graph = GraphWriter(options.opset)
     outputs = LanguageNetwork(graph, vla.model.model.language_model, vla.model.lm_head, facts, precision).build()
     files = write_onnx(graph, outputs, facts, folder / LANGUAGE_FILE, options.external)
-    return Manifest(
+    return LanguageManifest(
         kind="onnx",
-        files={path.name: facts_of(path) for path in files},
+        files={path.name: file_info(path) for path in files},
         graph=facts,
-        source=SourceFacts(str(vla.path.resolve()), ""),
+        source=SourceInfo(vla=str(vla.path.resolve()), pruner=""),
         versions=package_versions(),
+        onnx={},
+        target=None,
+        parity=None,
     )

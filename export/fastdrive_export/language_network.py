@@ -9,7 +9,7 @@ The layers are those of ``planning.language``: explicit RMSNorm, one product for
 and up, rotary angles from outside, key/value heads shared by broadcasting, and of the last layer only the position that
 the logits are wanted of.
 
-Inputs and outputs, H heads of which G are of keys and values; see ``LanguageFacts`` for the types:
+Inputs and outputs, H heads of which G are of keys and values; see ``LanguageGraphInfo`` for the types:
     ids            [S], token ids, any where a visual token stands
     source         [S], of each position: s is the embedding of ids[s], S + k the visual token k
     visual         [V, D], at least one row; which rows are read says ``source``
@@ -31,7 +31,7 @@ from torch import nn
 from fastdrive_export.blocks import Blocks
 from fastdrive_export.graph_writer import FLOAT, TORCH_TYPES, GraphWriter, Value
 from fastdrive_export.precision import Precision
-from fastdrive_node.engines.language_info import (
+from fastdrive_node.engines.graph_info import (
     COS,
     IDS,
     LAST,
@@ -43,7 +43,7 @@ from fastdrive_node.engines.language_info import (
     SIN,
     SOURCE,
     VISUAL,
-    LanguageFacts,
+    LanguageGraphInfo,
     cache_names,
 )
 
@@ -62,7 +62,7 @@ class LanguageNetwork(Blocks):
     """
 
     def __init__(
-        self, graph: GraphWriter, text: nn.Module, head: nn.Linear, facts: LanguageFacts, precision: Precision
+        self, graph: GraphWriter, text: nn.Module, head: nn.Linear, facts: LanguageGraphInfo, precision: Precision
     ):
         super().__init__(graph, precision)
         self.text, self.head, self.facts = text, head, facts

@@ -7,7 +7,7 @@ answer, which is forced on both. Answers are compared as each side writes them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from fastdrive_export.files import builder_lock, write_manifest
 from fastdrive_export.samples import Sample, Samples
 from fastdrive_node.benchmark.timing import Case, measure
 from fastdrive_node.engines.language_engine import EngineLanguage, check_language_engine, load_language_engine
-from fastdrive_node.engines.language_info import LanguageParity
+from fastdrive_node.engines.manifest import LanguageParity
 from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.families.language_backend import LanguageBackend
 from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
@@ -188,5 +188,5 @@ def verify_language(
         pruner = None if pruner_file is None else make_pruner("reconpruner", vla, pruner_file)
         engine = load_language_engine(file, manifest, vla, provider)
         parity = LanguageParityRun(vla, engine, pruner, drop).run(samples, plans)
-        write_manifest(file, replace(manifest, parity=parity))
+        write_manifest(file, manifest.model_copy(update={"parity": parity}))
     return parity

@@ -23,7 +23,7 @@ from torch import nn
 from fastdrive_export.blocks import Blocks
 from fastdrive_export.graph_writer import FLOAT, GraphWriter, Value
 from fastdrive_export.precision import Precision
-from fastdrive_node.engines.manifest import IMAGES, INDICES, SCORES, TOKENS
+from fastdrive_node.engines.graph_info import IMAGES, INDICES, SCORES, TOKENS
 from fastdrive_node.families.qwen2_5_vl.preprocess import MEAN, STD
 from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
 from fastdrive_node.pruning.recon_pruner import ReconPruner, query_and_grid_positions

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import onnx
@@ -11,8 +10,8 @@ from onnx import TensorProto, helper
 from tqdm import tqdm
 
 from fastdrive_export.graph_writer import GraphWriter, Value, Weight
-from fastdrive_node.engines.language_info import LanguageFacts
-from fastdrive_node.engines.manifest import DATA_SUFFIX, METADATA_KEY, GraphFacts
+from fastdrive_node.engines.graph_info import METADATA_KEY, LanguageGraphInfo, VisionGraphInfo
+from fastdrive_node.engines.manifest import DATA_SUFFIX
 from fastdrive_node.errors import ModelError
 
 INLINE_BYTES = 1 << 30  # a protobuf ends at 2 GiB
@@ -28,7 +27,7 @@ ALLOWED_OPERATORS = frozenset(
 def write_onnx(
     graph: GraphWriter,
     outputs: list[Value],
-    facts: GraphFacts | LanguageFacts,
+    facts: VisionGraphInfo | LanguageGraphInfo,
     path: Path,
     external: bool | None = None,
 ) -> list[Path]:
@@ -46,7 +45,8 @@ def write_onnx(
         tensors = _write_external(weights, files[1])
     else:
         tensors = [_inline(weight) for weight in weights]
-    model = graph.model(f"fastdrive_{facts.part}", outputs, tensors, {METADATA_KEY: json.dumps(asdict(facts))})
+    metadata = {METADATA_KEY: json.dumps(facts.model_dump(mode="json"))}
+    model = graph.model(f"fastdrive_{facts.part}", outputs, tensors, metadata)
     path.write_bytes(model.SerializeToString())
     check_onnx(path, facts.opset)
     return files

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from fastdrive_export.files import builder_lock, write_manifest
 from fastdrive_export.samples import Sample, Samples
 from fastdrive_node.benchmark.timing import Case, measure
-from fastdrive_node.engines.manifest import Manifest, ParityFacts
+from fastdrive_node.engines.manifest import VisionParity
 from fastdrive_node.engines.vision_engine import EnginePruner, EngineVision, check_engine, load_engine
 from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
@@ -78,7 +78,7 @@ class Parity:
             raise InputError(str(error)) from error
 
     @torch.inference_mode()
-    def run(self, samples: Samples, plans: bool = True) -> ParityFacts:
+    def run(self, samples: Samples, plans: bool = True) -> VisionParity:
         """Compare on samples. Raises ModelError where the engine gives numbers that are not finite."""
         sums = _Sums()
         for sample in tqdm(samples.samples, desc="parity", unit="set", leave=False, disable=None):
@@ -90,7 +90,7 @@ class Parity:
         overlap = {f"{drop:g}": _mean(sums.overlaps[drop]) for drop in self.drops}
         cosine, cosine_min = (min(max(value, -1.0), 1.0) for value in figures[:2])  # rounding passes 1
         least_cosine, least_overlap = REQUIRED[self.engine.manifest.graph.precision]
-        return ParityFacts(
+        return VisionParity(
             passed=cosine >= least_cosine and min(overlap.values()) >= least_overlap,
             images=samples.origin,
             sets=len(samples.samples),
@@ -148,7 +148,7 @@ def verify_engine(
     drop: float | None = None,
     provider: str = "auto",
     plans: bool = True,
-) -> ParityFacts:
+) -> VisionParity:
     """Check an engine, compare it with torch, and write what was found into its manifest.
 
     Args:
@@ -160,9 +160,9 @@ def verify_engine(
         InputError: another process builds or verifies in the same folder.
     """
     with builder_lock(file.parent):
-        manifest: Manifest = check_engine(file, vla, pruner_file)
+        manifest = check_engine(file, vla, pruner_file)
         parity = Parity(vla, pruner_file, load_engine(file, manifest, vla, provider), drop).run(samples, plans)
-        write_manifest(file, replace(manifest, parity=parity))
+        write_manifest(file, manifest.model_copy(update={"parity": parity}))
     return parity
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from fastdrive_export.build import ONNX_FILE, GraphOptions, write_engine
-from fastdrive_export.files import builder_lock, facts_of, publish, staging
+from fastdrive_export.files import builder_lock, file_info, publish, staging
 from fastdrive_export.source import load_source
-from fastdrive_node.engines.manifest import Manifest
+from fastdrive_node.engines.manifest import VisionManifest
 from fastdrive_node.engines.tensorrt_api import MAX_TOP_K, BuilderSettings, check_opset, default_opset, load_tensorrt
 from fastdrive_node.engines.tensorrt_plan import PlanExecutor, engine_information, layer_rows, serialize_plan
 from fastdrive_node.engines.tensorrt_runner import check_tensors, io_table, present_target
@@ -28,7 +28,7 @@ def build_tensorrt(
     out: str | Path,
     options: GraphOptions | None = None,
     settings: BuilderSettings | None = None,
-) -> tuple[Path, Manifest]:
+) -> tuple[Path, VisionManifest]:
     """Write ``vision.plan``, the list of its layers and its manifest. Returns the plan's path and the manifest.
 
     Args:
@@ -71,8 +71,8 @@ def check_top_k(keep: int) -> None:
 
 
 def build_plan(
-    trt: Any, onnx_path: Path, onnx: Manifest, stage: Path, settings: BuilderSettings, cache_folder: Path
-) -> Manifest:
+    trt: Any, onnx_path: Path, onnx: VisionManifest, stage: Path, settings: BuilderSettings, cache_folder: Path
+) -> VisionManifest:
     """Build a plan of an ONNX file into ``stage``. Returns its manifest, unwritten.
 
     Args:
@@ -92,13 +92,15 @@ def build_plan(
     executor = PlanExecutor(trt, plan)
     layers = file.with_name(file.name + LAYERS_SUFFIX)
     layers.write_text(json.dumps(layer_rows(engine_information(trt, executor.engine)), indent=1) + "\n")
-    manifest = replace(
-        onnx,
+    manifest = VisionManifest(
         kind="tensorrt",
-        files={path.name: facts_of(path) for path in (file, layers)},
+        files={path.name: file_info(path) for path in (file, layers)},
+        graph=onnx.graph,
+        source=onnx.source,
         versions={**onnx.versions, "tensorrt": trt.__version__},
         onnx=onnx.files,
-        target=replace(target, flags=flags),
+        target=target.model_copy(update={"flags": flags}),
+        parity=None,
     )
     check_tensors(file, manifest, *io_table(trt, executor.engine))
     return manifest
@@ -108,7 +110,7 @@ def _cache_name(target) -> str:
     return f"tensorrt-{target.tensorrt}-sm{target.compute_capability.replace('.', '')}.timing"
 
 
-def plan_layers(file: Path, manifest: Manifest) -> list[dict]:
+def plan_layers(file: Path, manifest: VisionManifest) -> list[dict]:
     """The layers of a plan as they were listed at its build; no TensorRT is needed.
 
     Raises:

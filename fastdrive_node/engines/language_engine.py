@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from fastdrive_node.engines.language_info import (
+from fastdrive_node.engines.graph_info import (
     COS,
     IDS,
     LAST,
@@ -29,10 +29,10 @@ from fastdrive_node.engines.language_info import (
     SOURCE,
     STORED_TYPES,
     VISUAL,
-    LanguageFacts,
+    LanguageGraphInfo,
     cache_names,
 )
-from fastdrive_node.engines.manifest import KINDS, Manifest, build_hint, check_files, read_manifest, short
+from fastdrive_node.engines.manifest import Manifest, build_hint, check_files, read_manifest, short
 from fastdrive_node.engines.vision_engine import check_parity, check_part, refuse_others
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families.vla import Vla
@@ -90,7 +90,7 @@ class EngineLanguage:
 
     def __init__(self, file: Path, manifest: Manifest, runner: LanguageRunner, vla: Vla):
         self.file, self.manifest, self.runner = file, manifest, runner
-        self.facts: LanguageFacts = manifest.graph
+        self.facts: LanguageGraphInfo = manifest.graph
         self._rotary = vla.model.model.language_model.rotary_emb
         self._stored = getattr(torch, STORED_TYPES[self.facts.precision])
         self._step = self._buffers(1)  # of every step; the mask is the cache's
@@ -241,7 +241,7 @@ def check_language_engine(file: Path, vla: Vla) -> Manifest:
 def load_language_engine(file: Path, manifest: Manifest, vla: Vla, provider: str = "auto") -> EngineLanguage:
     """Load an engine that was checked. Raises ModelError where its runtime cannot run it."""
     if manifest.kind != "onnx":
-        raise ModelError(f"{file}: kind: a language engine runs with onnxruntime only, not with {KINDS[manifest.kind]}")
+        raise ModelError(f"{file}: kind: a language engine runs with onnxruntime only, not with {manifest.backend}")
     try:
         from fastdrive_node.engines.onnx_runner import OnnxRunner
     except ModuleNotFoundError as error:

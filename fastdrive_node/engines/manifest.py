@@ -1,8 +1,14 @@
-"""The manifest beside an engine file: what it was made from, what goes in and out, where it may run, how right it is.
+"""The manifest beside an engine file: what it was made from, what goes in and out, where it runs, how right it is.
 
-``vision.onnx`` has ``vision.onnx.json``. The manifest holds the size and SHA-256 of each file of the engine and a seal,
-the SHA-256 of its own content; it is written in one canonical form, so that any change of a byte shows. This module
-only reads and checks; it needs none of the runtimes.
+``vision.onnx`` has ``vision.onnx.json``. The manifest holds the size and SHA-256 of each file of the engine, and a
+seal: the SHA-256 of its own content. It has one canonical form, so any changed byte is found. This module only reads
+and checks; it needs neither torch nor a runtime. The words that it uses:
+
+    part      of the VLA that the engine holds: vision (vision tower, pruner, top-K) or language
+    kind      format of the engine file: onnx or tensorrt
+    backend   what runs files of a kind: onnxruntime or tensorrt; see ``BACKENDS``
+    provider  what onnxruntime computes with: cpu, cuda or tensorrt
+    runtime   backend, version and provider that ran an engine, as text for people
 """
 
 from __future__ import annotations
@@ -10,122 +16,126 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, Literal
 
-import jsonschema
+from pydantic import Field, ValidationError, model_validator
 
-from fastdrive_node.engines.graph_info import FileFacts, TensorFacts
-from fastdrive_node.engines.language_info import LanguageFacts, LanguageParity
-from fastdrive_node.engines.manifest_schema import FORMAT, SCHEMAS, VERSION
-from fastdrive_node.errors import ModelError
-from fastdrive_node.families.spec import refuse_constant
+from fastdrive_node.engines.graph_info import Count, LanguageGraphInfo, Record, Sha256, VisionGraphInfo
+from fastdrive_node.errors import ModelError, first_fault
 
-IMAGES, TOKENS, INDICES, SCORES = "images", "tokens", "indices", "scores"  # the engine's tensors
-METADATA_KEY = "fastdrive.graph"  # in an ONNX file: the manifest's graph section
-KINDS = {"onnx": "onnxruntime", "tensorrt": "tensorrt"}  # kind of file -> backend that runs it
+FORMAT, VERSION = "fastdrive-engine", 1
+BACKENDS = {"onnx": "onnxruntime", "tensorrt": "tensorrt"}  # by kind
 DATA_SUFFIX = ".data"  # of the file that an ONNX file's weights lie in
 MAX_MANIFEST_BYTES = 1 << 20
-_BLOCK = 1 << 20
-_VALIDATORS = {part: jsonschema.Draft202012Validator(schema) for part, schema in SCHEMAS.items()}
+
+_Text = Annotated[str, Field(max_length=4096)]
+_Natural = Annotated[int, Field(ge=0)]
+_Fraction = Annotated[float, Field(ge=0, le=1)]
+_Cosine = Annotated[float, Field(ge=-1, le=1)]
+_NonNegative = Annotated[float, Field(ge=0)]
+_FileName = Annotated[str, Field(pattern="^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")]
 
 
-@dataclass(frozen=True)
-class GraphFacts:
-    """The network of a vision engine. It is the same for an ONNX file and the plan that was built of it."""
+class FileInfo(Record):
+    """One file of an engine."""
 
-    part: ClassVar[str] = "vision"  # a language engine's facts have it as a field
-
-    opset: int
-    precision: str  # fp32, fp16, bf16
-    fp32_mlp: tuple[int, ...]  # blocks whose gated product and down projection are float32
-    cameras: tuple[str, ...]
-    image_size: tuple[int, int]  # height, width in px
-    grid: tuple[int, int]  # token rows, columns of an image
-    width: int  # D
-    max_keep: int  # K_max
-    encoder: str  # fingerprint of the vision tower
-    pruner: str  # fingerprint of the pruner
-
-    @property
-    def total(self) -> int:
-        """N, tokens of all cameras."""
-        return len(self.cameras) * self.grid[0] * self.grid[1]
-
-    def faults(self) -> dict[str, tuple[bool, str]]:
-        """What the schema cannot say: by field, whether it is wrong, and why."""
-        return {"graph.max_keep": (self.max_keep > self.total, f"{self.max_keep} of {self.total} tokens")}
-
-    def inputs(self) -> dict[str, TensorFacts]:
-        return {IMAGES: TensorFacts("uint8", (len(self.cameras), 3, *self.image_size))}
-
-    def outputs(self) -> dict[str, TensorFacts]:
-        return {
-            TOKENS: TensorFacts("float32", (self.max_keep, self.width)),
-            INDICES: TensorFacts("int32", (self.max_keep,)),
-            SCORES: TensorFacts("float32", (len(self.cameras), self.grid[0] * self.grid[1])),
-        }
+    bytes: _Natural
+    sha256: Sha256
 
 
-@dataclass(frozen=True)
-class TargetFacts:
+_Files = Annotated[dict[_FileName, FileInfo], Field(max_length=16)]  # by name, all in the manifest's folder
+
+
+class TargetInfo(Record):
     """The machine that a TensorRT plan was built on, and how."""
 
-    tensorrt: str
-    compute_capability: str  # such as "8.7"
-    device: str
-    driver: str
-    flags: dict[str, bool | int | str]  # of the builder
+    tensorrt: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+){1,4}[A-Za-z0-9.+-]{0,20}$")]
+    compute_capability: Annotated[str, Field(pattern=r"^[0-9]{1,2}\.[0-9]$")]  # such as "8.7"
+    device: _Text
+    driver: _Text
+    flags: Annotated[dict[str, bool | int | str], Field(max_length=64)]  # of the builder
 
 
-@dataclass(frozen=True)
-class SourceFacts:
-    """Where the models lay at the build; only ``fastdrive export verify`` looks there."""
+class SourceInfo(Record):
+    """Where the models were at the build; only ``fastdrive export verify`` and the hints of errors use it."""
 
-    vla: str
-    pruner: str  # empty for a language engine
+    vla: _Text
+    pruner: _Text  # empty for a language engine
 
 
-@dataclass(frozen=True)
-class ParityFacts:
-    """The engine against torch in float32 on the same images."""
+class _Parity(Record):
+    """An engine against torch in float32."""
 
     passed: bool
-    images: str  # which
-    sets: int
-    cosine: float  # mean over tokens
-    cosine_min: float
-    max_abs_error: float  # of the tokens
-    score_max_abs_error: float
-    kept_overlap: dict[str, float]  # by pruning ratio: mean share of kept tokens in common
+    images: _Text  # which
+    sets: Count
+    cosine: _Cosine  # mean over tokens, or over steps
+    cosine_min: _Cosine
+    max_abs_error: _NonNegative  # of tokens, or of logits
+    runtime: _Text  # what ran the engine
+
+
+class VisionParity(_Parity):
+    """Tokens, scores, kept sets and answers on the same images."""
+
+    score_max_abs_error: _NonNegative
+    kept_overlap: Annotated[dict[str, _Fraction], Field(max_length=32)]  # by pruning ratio, mean: kept by both / kept
     plans_equal: bool
-    plans_compared: int
-    plans_same: int
-    runtime: str  # what ran the engine
-    latency_ms: dict[str, float]  # reference, engine: medians of encode and score
+    plans_compared: _Natural
+    plans_same: _Natural
+    # medians of encoding and scoring one frame set; empty where a comparison ended before it was timed
+    latency_ms: dict[Literal["reference", "engine"], _NonNegative]
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """See the module's text and ``manifest_schema``."""
+class LanguageParity(_Parity):
+    """Logits and answers on the same prompts; for the logits both are given the tokens of torch's answer."""
 
-    kind: str  # a key of KINDS
-    files: dict[str, FileFacts]  # by name, all in the manifest's folder
-    graph: GraphFacts | LanguageFacts
-    source: SourceFacts
-    versions: dict[str, str]  # of the packages that built it
-    onnx: dict[str, FileFacts] = field(default_factory=dict)  # for a plan: the ONNX files that it was built of
-    target: TargetFacts | None = None
-    parity: ParityFacts | LanguageParity | None = None
+    steps: Count  # compared logits, those of the prefills included
+    prefill_max_abs_error: _NonNegative  # of the logits at the end of the prompts
+    same_tokens: _Fraction  # of the steps: those with the same most likely token
+    answers_equal: bool  # each decodes by itself
+    answers_compared: _Natural
+    answers_same: _Natural
+    # medians of one prompt; empty where a comparison ended before it was timed
+    latency_ms: dict[Literal["reference_prefill", "engine_prefill", "reference_answer", "engine_answer"], _NonNegative]
+
+
+class _Manifest(Record):
+    kind: Literal["onnx", "tensorrt"]
+    files: Annotated[_Files, Field(min_length=1)]
+    source: SourceInfo
+    versions: Annotated[dict[str, _Text], Field(max_length=32)]  # of the packages that built it
+    onnx: _Files  # of a plan: the ONNX files that it was built from
+    target: TargetInfo | None
+
+    @model_validator(mode="after")
+    def _check_target(self) -> _Manifest:
+        if (self.kind == "tensorrt") != (self.target is not None):
+            raise ValueError(f"target: {'missing' if self.target is None else 'given'} for kind {self.kind}")
+        return self
 
     @property
     def part(self) -> str:
-        """Of the VLA: a key of ``manifest_schema.SCHEMAS``."""
         return self.graph.part
 
+    @property
+    def backend(self) -> str:
+        return BACKENDS[self.kind]
 
-_KINDS_OF_FACTS = {"vision": (GraphFacts, ParityFacts), "language": (LanguageFacts, LanguageParity)}
+
+class VisionManifest(_Manifest):
+    graph: VisionGraphInfo
+    parity: VisionParity | None
+
+
+class LanguageManifest(_Manifest):
+    graph: LanguageGraphInfo
+    parity: LanguageParity | None
+
+
+Manifest = VisionManifest | LanguageManifest
 
 
 def manifest_path(file: str | Path) -> Path:
@@ -136,11 +146,14 @@ def manifest_path(file: str | Path) -> Path:
 
 def manifest_text(manifest: Manifest) -> str:
     """The file's content, sealed."""
-    content = asdict(manifest)
-    content |= {"format": FORMAT, "version": VERSION, "inputs": {}, "outputs": {}}
-    for name in ("inputs", "outputs"):
-        content[name] = {key: asdict(facts) for key, facts in getattr(manifest.graph, name)().items()}
+    content = {**manifest.model_dump(mode="json"), **_tensors(manifest), "format": FORMAT, "version": VERSION}
     return _canonical({**content, "seal": _seal(content)})
+
+
+def _tensors(manifest: Manifest) -> dict[str, dict]:
+    """The sections that follow from the graph: people and other programs read them."""
+    sections = {"inputs": manifest.graph.inputs(), "outputs": manifest.graph.outputs()}
+    return {name: {key: asdict(info) for key, info in section.items()} for name, section in sections.items()}
 
 
 def _canonical(content: dict) -> str:
@@ -154,7 +167,7 @@ def _seal(content: dict) -> str:
 def _is_sealed(content: dict, seal: object, text: str) -> bool:
     try:
         return seal == _seal(content) and text == _canonical({**content, "seal": seal})
-    except (ValueError, RecursionError):  # infinite numbers, or too deep to be written
+    except (ValueError, RecursionError):  # infinite numbers, or nested too deep to be written
         return False
 
 
@@ -172,23 +185,17 @@ def read_manifest(file: str | Path) -> Manifest:
         raise ModelError(f"{path}: missing; an engine is used only with its manifest; {build_hint(file)}")
     content, text = _read_json(path, file)
     for name, expected in (("format", FORMAT), ("version", VERSION)):
-        if content.get(name) != expected:
+        if json.dumps(content.get(name)) != json.dumps(expected):  # 1 is neither true nor 1.0
             raise ModelError(
                 f"{path}: {name}: {str(content.get(name))[:40]!r}, expected {expected!r}; {build_hint(file)}"
             )
     seal = content.pop("seal", None)
     if not _is_sealed(content, seal, text):
         raise ModelError(
-            f"{path}: seal: {short(seal)!r} is not the content's; it was changed by hand or is damaged; "
+            f"{path}: seal: {short(seal)!r} does not match the content; it was changed by hand or is damaged; "
             f"{build_hint(file)}"
         )
-    fault = jsonschema.exceptions.best_match(_VALIDATORS[_part_of(content)].iter_errors(content))
-    if fault is not None:
-        where = " ".join(fault.json_path.removeprefix("$.").split())[:100]
-        raise ModelError(f"{path}: {where}: {fault.message[:200]}; {build_hint(file)}")
-    manifest = _parse(content)
-    _check_consistent(path, file, manifest, content)
-    return manifest
+    return _parse(path, file, content)
 
 
 def _read_json(path: Path, file: Path) -> tuple[dict, str]:
@@ -198,7 +205,7 @@ def _read_json(path: Path, file: Path) -> tuple[dict, str]:
         if len(raw) > MAX_MANIFEST_BYTES:
             raise ValueError(f"larger than {MAX_MANIFEST_BYTES} bytes")
         text = raw.decode("utf-8")
-        content = json.loads(text, parse_constant=refuse_constant)
+        content = json.loads(text)
         if not isinstance(content, dict):
             raise ValueError("not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
@@ -207,73 +214,51 @@ def _read_json(path: Path, file: Path) -> tuple[dict, str]:
     return content, text
 
 
-def _part_of(content: dict) -> str:
-    """A vision engine's graph has no field ``part``; what has another value fails the schema."""
+def _parse(path: Path, file: Path, content: dict) -> Manifest:
+    """The manifest of sealed content. Raises ModelError where a field is wrong."""
     graph = content.get("graph")
-    return "language" if isinstance(graph, dict) and graph.get("part") == "language" else "vision"
-
-
-def _parse(content: dict) -> Manifest:
-    facts, figures = _KINDS_OF_FACTS[_part_of(content)]
-    graph = {name: tuple(value) if isinstance(value, list) else value for name, value in content["graph"].items()}
-    return Manifest(
-        kind=content["kind"],
-        files={name: FileFacts(**facts) for name, facts in content["files"].items()},
-        graph=facts(**graph),
-        source=SourceFacts(**content["source"]),
-        versions=content["versions"],
-        onnx={name: FileFacts(**facts) for name, facts in content["onnx"].items()},
-        target=None if content["target"] is None else TargetFacts(**content["target"]),
-        parity=None if content["parity"] is None else figures(**content["parity"]),
-    )
-
-
-def _check_consistent(path: Path, file: Path, manifest: Manifest, content: dict) -> None:
-    """What the schema cannot say."""
-    graph = manifest.graph
-    faults = {
-        "files": (file.name not in manifest.files, f"{sorted(manifest.files)} lacks {file.name}"),
-        "target": (
-            (manifest.kind == "tensorrt") != (manifest.target is not None),
-            f"{'missing' if manifest.target is None else 'given'} for kind {manifest.kind}",
-        ),
-        **graph.faults(),
-    }
-    for name in ("inputs", "outputs"):
-        stated = {key: TensorFacts(each["dtype"], tuple(each["shape"])) for key, each in content[name].items()}
-        faults[name] = (stated != getattr(graph, name)(), "they are not those of the manifest's graph")
-    for name, (wrong, text) in faults.items():
-        if wrong:
-            raise ModelError(f"{path}: {name}: {text}; {build_hint(file, manifest)}")
+    kind = LanguageManifest if isinstance(graph, dict) and graph.get("part") == "language" else VisionManifest
+    apart = {name: content.pop(name, None) for name in ("inputs", "outputs", "format", "version")}
+    try:
+        manifest = kind.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        raise ModelError(f"{path}: {first_fault(error)}; {build_hint(file)}") from error
+    if file.name not in manifest.files:
+        raise ModelError(f"{path}: files: {sorted(manifest.files)} lacks {file.name}; {build_hint(file, manifest)}")
+    for name, expected in _tensors(manifest).items():
+        if _canonical(apart[name]) != _canonical(expected):
+            raise ModelError(
+                f"{path}: {name}: they are not those of the manifest's graph; {build_hint(file, manifest)}"
+            )
+    return manifest
 
 
 def check_files(file: str | Path, manifest: Manifest) -> None:
     """Compare size and SHA-256 of every file of an engine with its manifest.
 
     Raises:
-        ModelError: a file is missing, cut off or another one, or weights lie beside that the manifest does not name.
+        ModelError: a file is missing, cut off or another one, or there are weights that the manifest does not name.
     """
     file = Path(file)
-    beside = file.name + DATA_SUFFIX
-    if beside not in manifest.files and file.with_name(beside).exists():
-        raise ModelError(
-            f"{file}: files: {beside} lies beside, but the manifest does not name it; {build_hint(file, manifest)}"
-        )
-    for name, facts in manifest.files.items():
+    hint = build_hint(file, manifest)
+    data = file.name + DATA_SUFFIX
+    if data not in manifest.files and file.with_name(data).exists():
+        raise ModelError(f"{file}: files: {data} exists, but the manifest does not name it; {hint}")
+    for name, info in manifest.files.items():
         path = file.with_name(name)
         try:
-            size = path.stat().st_size if path.is_file() else None
-            found = FileFacts(size, file_digest(path)) if size == facts.bytes else FileFacts(size or 0, "")
+            if not path.is_file():
+                raise ModelError(f"{path}: missing, though the manifest names it; {hint}")
+            size = path.stat().st_size
+            found = {"bytes": size, "sha256": file_digest(path) if size == info.bytes else ""}
         except OSError as error:
-            raise ModelError(f"{path}: not readable ({error.strerror}); {build_hint(file, manifest)}") from error
-        if size is None:
-            raise ModelError(f"{path}: missing, though the manifest names it; {build_hint(file, manifest)}")
-        for field_name in ("bytes", "sha256"):
-            ours, stated = getattr(found, field_name), getattr(facts, field_name)
+            raise ModelError(f"{path}: not readable ({error.strerror}); {hint}") from error
+        for field, ours in found.items():
+            stated = getattr(info, field)
             if ours != stated:
                 raise ModelError(
-                    f"{path}: {field_name}: the file has {short(ours)}, its manifest says {short(stated)}; it is cut "
-                    f"off, damaged or of another build; {build_hint(file, manifest)}"
+                    f"{path}: {field}: the file has {short(ours)}, its manifest says {short(stated)}; it is cut off, "
+                    f"damaged or of another build; {hint}"
                 )
 
 
@@ -281,7 +266,7 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
+        while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
@@ -292,15 +277,15 @@ def build_hint(
     """The command that makes a right engine, for an error's text."""
     backend = "tensorrt" if file.suffix == ".plan" else "onnxruntime"
     part = "language" if file.name.startswith("language") else None
-    words = {"--part": part, "--vla": vla, "--pruner": pruner, "--backend": backend, "--out": file.parent}
+    options = {"--part": part, "--vla": vla, "--pruner": pruner, "--backend": backend, "--out": file.parent}
     if manifest is not None:
-        words["--part"] = None if manifest.part == "vision" else manifest.part
-        words |= {"--backend": KINDS[manifest.kind], "--precision": manifest.graph.precision}
-        words["--vla"] = words["--vla"] or manifest.source.vla
-        words["--pruner"] = words["--pruner"] or manifest.source.pruner
-        if manifest.part == "vision" and manifest.graph.max_keep < manifest.graph.total:
-            words["--max-keep"] = manifest.graph.max_keep
-    given = " ".join(f"{name} {shlex.quote(str(value))}" for name, value in words.items() if value not in (None, ""))
+        options["--part"] = None if manifest.part == "vision" else manifest.part
+        options |= {"--backend": manifest.backend, "--precision": manifest.graph.precision}
+        options["--vla"] = vla or manifest.source.vla
+        options["--pruner"] = pruner or manifest.source.pruner
+        if isinstance(manifest, VisionManifest) and manifest.graph.max_keep < manifest.graph.total:
+            options["--max-keep"] = manifest.graph.max_keep
+    given = " ".join(f"{name} {shlex.quote(str(value))}" for name, value in options.items() if value not in (None, ""))
     return f"build it with: fastdrive export build {given}"
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import torch
 
-from fastdrive_node.engines.manifest import METADATA_KEY, Manifest, TensorFacts, build_hint, short
+from fastdrive_node.engines.graph_info import METADATA_KEY, TensorInfo
+from fastdrive_node.engines.manifest import Manifest, build_hint, short
 from fastdrive_node.errors import ModelError
 
 _PROVIDERS = {
@@ -135,7 +135,7 @@ def _check_session(file: Path, manifest: Manifest, session: onnxruntime.Inferenc
     hint = build_hint(file, manifest)
     sides = {"inputs": session.get_inputs(), "outputs": session.get_outputs()}
     for side, arguments in sides.items():
-        found = {each.name: TensorFacts(_TYPES.get(each.type, each.type), tuple(each.shape)) for each in arguments}
+        found = {each.name: TensorInfo(_TYPES.get(each.type, each.type), tuple(each.shape)) for each in arguments}
         expected = getattr(manifest.graph, side)()
         if found != expected:
             name = min(key for key in found | expected if found.get(key) != expected.get(key))
@@ -146,7 +146,7 @@ def _check_session(file: Path, manifest: Manifest, session: onnxruntime.Inferenc
         inside = json.loads(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
     except (ValueError, RecursionError):
         inside = {}
-    stated = json.loads(json.dumps(asdict(manifest.graph)))
+    stated = manifest.graph.model_dump(mode="json")
     for name, value in stated.items():
         if not isinstance(inside, dict) or inside.get(name) != value:
             found = short(inside.get(name)) if isinstance(inside, dict) else "nothing"

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from fastdrive_node.devices import describe
-from fastdrive_node.engines.manifest import Manifest, TargetFacts, TensorFacts, build_hint
+from fastdrive_node.engines.graph_info import TensorInfo
+from fastdrive_node.engines.manifest import Manifest, TargetInfo, build_hint
 from fastdrive_node.engines.tensorrt_api import device_memory_bytes, io_tensors, load_tensorrt
 from fastdrive_node.engines.tensorrt_plan import PlanExecutor
 from fastdrive_node.errors import ModelError
@@ -79,18 +80,18 @@ class TensorRtRunner:
         return graph
 
 
-def io_table(trt: Any, engine: Any) -> tuple[dict[str, TensorFacts], dict[str, TensorFacts]]:
+def io_table(trt: Any, engine: Any) -> tuple[dict[str, TensorInfo], dict[str, TensorInfo]]:
     """Inputs and outputs of an engine, as a manifest has them."""
     inputs, outputs = {}, {}
     for each in io_tensors(trt, engine):
-        (inputs if each.is_input else outputs)[each.name] = TensorFacts(each.dtype, each.shape)
+        (inputs if each.is_input else outputs)[each.name] = TensorInfo(each.dtype, each.shape)
     return inputs, outputs
 
 
-def present_target(trt: Any, device: torch.device, flags: dict | None = None) -> TargetFacts:
+def present_target(trt: Any, device: torch.device, flags: dict | None = None) -> TargetInfo:
     """This machine as the manifest has it."""
     major, minor = torch.cuda.get_device_capability(device)
-    return TargetFacts(
+    return TargetInfo(
         tensorrt=trt.__version__,
         compute_capability=f"{major}.{minor}",
         device=torch.cuda.get_device_name(device),
@@ -99,7 +100,7 @@ def present_target(trt: Any, device: torch.device, flags: dict | None = None) ->
     )
 
 
-def check_target(file: Path, manifest: Manifest, present: TargetFacts) -> None:
+def check_target(file: Path, manifest: Manifest, present: TargetInfo) -> None:
     """The plan was built by this TensorRT for this GPU. Another driver is only warned of: plans outlive drivers.
 
     Raises:

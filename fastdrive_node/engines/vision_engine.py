@@ -16,19 +16,8 @@ import numpy as np
 import torch
 
 from fastdrive_node.engines.fingerprint import pruner_fingerprint
-from fastdrive_node.engines.manifest import (
-    IMAGES,
-    INDICES,
-    KINDS,
-    SCORES,
-    TOKENS,
-    Manifest,
-    TensorFacts,
-    build_hint,
-    check_files,
-    read_manifest,
-    short,
-)
+from fastdrive_node.engines.graph_info import IMAGES, INDICES, SCORES, TOKENS, TensorInfo
+from fastdrive_node.engines.manifest import Manifest, build_hint, check_files, read_manifest, short
 from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.families.qwen2_5_vl.preprocess import resize
 from fastdrive_node.families.vla import Vla
@@ -214,10 +203,10 @@ def open_engine(choice: EngineChoice, vla: Vla, pruner_file: str | Path | None =
     """
     file = choice.file
     manifest = check_engine(file, vla, pruner_file)
-    if KINDS[manifest.kind] != choice.backend:
+    if manifest.backend != choice.backend:
         raise ModelError(
-            f"{file}: kind: the file is for {KINDS[manifest.kind]!r}, but the vision backend is {choice.backend!r}; "
-            f"set vision_backend to {KINDS[manifest.kind]!r}"
+            f"{file}: kind: the file is for {manifest.backend!r}, but the vision backend is {choice.backend!r}; "
+            f"set vision_backend to {manifest.backend!r}"
         )
     check_parity(file, manifest, vla)
     return load_engine(file, manifest, vla, choice.provider)
@@ -305,5 +294,5 @@ def check_parity(file: Path, manifest: Manifest, vla: Vla) -> None:
         _log.warning("%s was never compared with torch; run: fastdrive export verify %s", file, file)
 
 
-def _empty(facts: TensorFacts, device: torch.device) -> torch.Tensor:
+def _empty(facts: TensorInfo, device: torch.device) -> torch.Tensor:
     return torch.empty(facts.shape, dtype=getattr(torch, facts.dtype), device=device)

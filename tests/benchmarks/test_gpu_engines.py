@@ -15,15 +15,15 @@ import torch
 pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[export]")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
 
-from fastdrive_node.engines.manifest import TargetFacts
 from fastdrive_node.engines.tensorrt_plan import PlanExecutor
+from tests.engines.engine_fixtures import orin_target
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "perf" / "gpu_suite.py"
 STAND_INS = Path(__file__).resolve().parent / "stand_ins"
 SCENE = "six_cameras_224x112"
 QUICK = ("--device", "cpu", "--sizes", "tiny", "--quick", "--steps", "engines", "--compile-backend", "eager")
-ABSENT = ("torch", "transformers", "tqdm", "jsonschema")  # from an interpreter that has TensorRT only
+ABSENT = ("torch", "transformers", "tqdm", "jsonschema", "pydantic")  # from an interpreter that has TensorRT only
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ class Runner:
 
 
 def test_a_tensorrt_of_this_python_takes_turns_with_torch(gpu_suite, monkeypatch, tmp_path):
-    target = TargetFacts("8.5.3.1", "9.0", "GPU", "580.1", {})
+    target = orin_target("8.5.3.1", compute_capability="9.0")
     spec = importlib.util.spec_from_file_location("tensorrt", STAND_INS / "tensorrt.py")
     monkeypatch.setitem(sys.modules, "tensorrt", importlib.util.module_from_spec(spec))
     spec.loader.exec_module(sys.modules["tensorrt"])

@@ -12,17 +12,19 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from fastdrive_export.files import file_info
 from fastdrive_node.engines.fingerprint import pruner_fingerprint
+from fastdrive_node.engines.graph_info import LanguageGraphInfo, VisionGraphInfo
 from fastdrive_node.engines.language_engine import check_language_engine
-from fastdrive_node.engines.language_info import LanguageFacts, LanguageParity
 from fastdrive_node.engines.manifest import (
-    FileFacts,
-    GraphFacts,
+    FileInfo,
+    LanguageManifest,
+    LanguageParity,
     Manifest,
-    ParityFacts,
-    SourceFacts,
-    TargetFacts,
-    file_digest,
+    SourceInfo,
+    TargetInfo,
+    VisionManifest,
+    VisionParity,
     manifest_path,
     manifest_text,
 )
@@ -55,39 +57,71 @@ def small_engine(folder: Path, kind: str = "onnx") -> SmallEngine:
         (folder / name).write_bytes(random.bytes(300))
     pruner_file = folder / "reconpruner.safetensors"
     save_file({"scorer.weight": torch.ones(1, 8)}, pruner_file, {"config": "{}", "encoder": ENCODER})
-    parity = ParityFacts(
-        True,
-        "synthetic",
-        2,
-        0.9999,
-        0.999,
-        0.01,
-        0.01,
-        {"0.5": 1.0},
-        True,
-        2,
-        2,
-        "runtime",
-        {"reference": 2.0, "engine": 1.0},
-    )
-    target = TargetFacts("10.3.0.26", "8.7", "Orin", "540.4.0", {"optimization_level": 3})
-    graph = GraphFacts(
-        18, "fp16", (3,), CAMERAS, (112, 224), (4, 8), 128, 192, ENCODER, pruner_fingerprint(pruner_file)
-    )
-    manifest = Manifest(
+    manifest = VisionManifest(
         kind=kind,
-        files={name: FileFacts(300, file_digest(folder / name)) for name in names},
-        graph=graph,
-        source=SourceFacts("/models/vla", "/models/vla/reconpruner.safetensors"),
+        files={name: file_info(folder / name) for name in names},
+        graph=VisionGraphInfo(
+            opset=18,
+            precision="fp16",
+            fp32_mlp=(3,),
+            cameras=CAMERAS,
+            image_size=(112, 224),
+            grid=(4, 8),
+            width=128,
+            max_keep=192,
+            encoder=ENCODER,
+            pruner=pruner_fingerprint(pruner_file),
+        ),
+        source=SourceInfo(vla="/models/vla", pruner="/models/vla/reconpruner.safetensors"),
         versions={"torch": "2.13.0", "onnx": "1.23.2"},
-        onnx={} if kind == "onnx" else {"vision.onnx": FileFacts(300, ENCODER)},
-        target=None if kind == "onnx" else target,
-        parity=parity,
+        onnx={} if kind == "onnx" else {"vision.onnx": FileInfo(bytes=300, sha256=ENCODER)},
+        target=None if kind == "onnx" else orin_target(flags={"optimization_level": 3}),
+        parity=VisionParity(
+            passed=True,
+            images="synthetic",
+            sets=2,
+            cosine=0.9999,
+            cosine_min=0.999,
+            max_abs_error=0.01,
+            runtime="runtime",
+            score_max_abs_error=0.01,
+            kept_overlap={"0.5": 1.0},
+            plans_equal=True,
+            plans_compared=2,
+            plans_same=2,
+            latency_ms={"reference": 2.0, "engine": 1.0},
+        ),
     )
     manifest_path(file).write_text(manifest_text(manifest))
     spec = SimpleNamespace(cameras=CAMERAS, image_size=(112, 224))
     vla = SimpleNamespace(path=Path("/models/vla"), spec=spec, grid=(4, 8), width=128, encoder_fingerprint=ENCODER)
     return SmallEngine(file, manifest, vla, pruner_file)
+
+
+def orin_target(tensorrt: str = "10.3.0.26", **changes) -> TargetInfo:
+    values = {"compute_capability": "8.7", "device": "Orin", "driver": "540.4.0", "flags": {}}
+    return TargetInfo(tensorrt=tensorrt, **(values | changes))
+
+
+def language_parity(**changes) -> LanguageParity:
+    """A comparison that passed."""
+    values = {
+        "passed": True,
+        "images": "synthetic",
+        "sets": 2,
+        "cosine": 0.9999,
+        "cosine_min": 0.999,
+        "max_abs_error": 0.01,
+        "runtime": "runtime",
+        "steps": 50,
+        "prefill_max_abs_error": 0.01,
+        "same_tokens": 1.0,
+        "answers_equal": True,
+        "answers_compared": 2,
+        "answers_same": 2,
+        "latency_ms": dict.fromkeys(("reference_prefill", "engine_prefill", "reference_answer", "engine_answer"), 1.0),
+    }
+    return LanguageParity(**(values | changes))
 
 
 def small_language_engine(folder: Path) -> SmallEngine:
@@ -96,14 +130,27 @@ def small_language_engine(folder: Path) -> SmallEngine:
     names = [file.name, f"{file.name}.data"]
     for name in names:
         (folder / name).write_bytes(np.random.default_rng(1).bytes(300))
-    times = dict.fromkeys(("reference_prefill", "engine_prefill", "reference_answer", "engine_answer"), 1.0)
-    manifest = Manifest(
+    manifest = LanguageManifest(
         kind="onnx",
-        files={name: FileFacts(300, file_digest(folder / name)) for name in names},
-        graph=LanguageFacts(18, "fp16", (1,), 2, 4, 2, 32, 128, 2048, ENCODER),
-        source=SourceFacts("/models/vla", ""),
+        files={name: file_info(folder / name) for name in names},
+        graph=LanguageGraphInfo(
+            opset=18,
+            precision="fp16",
+            fp32_mlp=(1,),
+            layers=2,
+            heads=4,
+            kv_heads=2,
+            head_dim=32,
+            width=128,
+            vocabulary=2048,
+            language=ENCODER,
+            part="language",
+        ),
+        source=SourceInfo(vla="/models/vla", pruner=""),
         versions={"torch": "2.13.0", "onnx": "1.23.2"},
-        parity=LanguageParity(True, "synthetic", 2, 50, 0.9999, 0.999, 0.01, 0.01, 1.0, True, 2, 2, "runtime", times),
+        onnx={},
+        target=None,
+        parity=language_parity(),
     )
     manifest_path(file).write_text(manifest_text(manifest))
     text = SimpleNamespace(

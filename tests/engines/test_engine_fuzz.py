@@ -22,7 +22,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip ins
 import onnx
 
 from fastdrive_export.build import GraphOptions, build_onnx
-from fastdrive_export.files import facts_of
+from fastdrive_export.files import file_info
 from fastdrive_export.language_build import build_language
 from fastdrive_node.engines.language_engine import LanguageChoice, open_language_engine
 from fastdrive_node.engines.manifest import manifest_path
@@ -208,7 +208,7 @@ def test_a_damaged_graph_with_a_manifest_that_fits_it_is_refused_or_runs(smalles
     copy = tmp_path / file.name
     for _ in range(RUNTIME_CASES):
         copy.write_bytes(damage_bytes(rng, graph))
-        facts = facts_of(copy)
+        facts = file_info(copy)
         content["files"] = {copy.name: {"bytes": facts.bytes, "sha256": facts.sha256}}
         manifest_path(copy).write_text(sealed(content))
         try:
@@ -227,7 +227,7 @@ def test_a_damaged_language_graph_with_a_manifest_that_fits_it_is_refused_or_run
     prompt, copy = build_prompt(toy.vla, ego_history), tmp_path / file.name
     for _ in range(RUNTIME_CASES):
         copy.write_bytes(damage_bytes(rng, graph))
-        facts = facts_of(copy)
+        facts = file_info(copy)
         content["files"] = {copy.name: {"bytes": facts.bytes, "sha256": facts.sha256}}
         manifest_path(copy).write_text(sealed(content))
         try:
@@ -244,7 +244,7 @@ def test_an_engine_whose_tensors_or_facts_are_not_the_manifests_is_refused(small
 
     def refusal(model: onnx.ModelProto) -> str:
         copy.write_bytes(model.SerializeToString())
-        facts = facts_of(copy)
+        facts = file_info(copy)
         content["files"] = {copy.name: {"bytes": facts.bytes, "sha256": facts.sha256}}
         manifest_path(copy).write_text(sealed(content))
         with pytest.raises(ModelError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import time
@@ -239,7 +238,7 @@ def test_the_newer_memory_size_wins_where_there_are_both():
 )
 def test_a_plan_of_another_machine_is_refused_with_both_values(tmp_path, name, value):
     engine = small_engine(tmp_path, "tensorrt")
-    here = dataclasses.replace(engine.manifest.target, **{name: value})
+    here = engine.manifest.target.model_copy(update={name: value})
     theirs = getattr(engine.manifest.target, name)
     expected = f"target.{name}: built with '{theirs}', but here is '{value}'; .*export build .*--backend tensorrt"
     with pytest.raises(ModelError, match=expected):
@@ -248,7 +247,7 @@ def test_a_plan_of_another_machine_is_refused_with_both_values(tmp_path, name, v
 
 def test_another_driver_is_warned_of(tmp_path, caplog):
     engine = small_engine(tmp_path, "tensorrt")
-    check_target(engine.file, engine.manifest, dataclasses.replace(engine.manifest.target, driver="560.1"))
+    check_target(engine.file, engine.manifest, engine.manifest.target.model_copy(update={"driver": "560.1"}))
     assert "driver 540.4.0, here is 560.1" in caplog.text
 
 

@@ -63,8 +63,8 @@ def test_an_engine_that_is_too_far_off_fails_and_is_refused_from_then_on(engine,
     assert "too far from torch; build it with --precision" in capsys.readouterr().err
     assert not read_manifest(engine).parity.passed and read_manifest(engine).parity.plans_compared == 0
     from fastdrive_node.engines.vision_engine import EngineChoice
-    from fastdrive_node.planning.loading import open_pipeline
     from fastdrive_node.errors import ModelError
+    from fastdrive_node.planning.loading import open_pipeline
 
     with pytest.raises(ModelError, match="parity"):
         open_pipeline(toy.vla.path, toy.pruner_file, engine=EngineChoice("onnxruntime", engine))

@@ -21,8 +21,8 @@ from fastdrive_export.language_build import build_language
 from fastdrive_export.language_parity import Question, forced_logits
 from fastdrive_export.layers import layer_table
 from fastdrive_export.onnx_file import check_onnx
+from fastdrive_node.engines.graph_info import NEW, PAST, SEEN, SHOWN
 from fastdrive_node.engines.language_engine import HIDDEN, EngineLanguage, LanguageChoice, open_language_engine
-from fastdrive_node.engines.language_info import NEW, PAST, SEEN, SHOWN
 from fastdrive_node.engines.manifest import check_files
 from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.families.loading import load_vla

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.engines.engine_fixtures import orin_target
 from tests.engines.tensorrt_stand_ins import Builder, Config, enum, stand_in
 
 pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[export]")
@@ -16,7 +17,6 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip ins
 
 from fastdrive_export.build import GraphOptions, build_onnx
 from fastdrive_export.tensorrt_build import build_plan, build_tensorrt, plan_layers
-from fastdrive_node.engines.manifest import TargetFacts
 from fastdrive_node.engines.tensorrt_api import BuilderSettings, check_opset
 from fastdrive_node.engines.tensorrt_plan import serialize_plan
 from fastdrive_node.errors import InputError, ModelError
@@ -28,7 +28,7 @@ def test_no_graph_of_another_opset_reaches_a_parser(version, opset, tmp_path, to
     with pytest.raises(InputError, match=f"opset: {opset}, but TensorRT {version} is given {35 - opset}"):
         check_opset(stand_in(version), opset)
     file, onnx = build_onnx(toy.vla.path, toy.pruner_file, tmp_path, GraphOptions("fp16", opset))
-    target = TargetFacts("8.5.3.1", "8.7", "Orin", "540.4.0", {})
+    target = orin_target("8.5.3.1")
     monkeypatch.setattr("fastdrive_export.tensorrt_build.present_target", lambda trt, device: target)
     monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
     with pytest.raises(InputError, match=f"opset: {opset}"):
@@ -70,7 +70,7 @@ def fake_tensorrt(graph_facts):
 
 def test_a_build_writes_plan_layers_and_manifest(toy, tmp_path, monkeypatch):
     _, onnx = build_onnx(toy.vla.path, toy.pruner_file, tmp_path / "onnx", GraphOptions("fp16"))
-    target = TargetFacts("10.3.0.26", "8.7", "Orin", "540.4.0", {})
+    target = orin_target()
     monkeypatch.setattr("fastdrive_export.tensorrt_build.load_tensorrt", lambda: fake_tensorrt(onnx.graph))
     monkeypatch.setattr("fastdrive_export.tensorrt_build.present_target", lambda trt, device: target)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

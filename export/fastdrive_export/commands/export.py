@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastdrive_node.cli import write_json
-from fastdrive_node.engines.manifest import KINDS, FileFacts, Manifest, check_files, read_manifest
+from fastdrive_node.engines.manifest import BACKENDS, FileInfo, Manifest, check_files, read_manifest
 from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.types import ONNX_PROVIDERS
 
@@ -73,7 +73,7 @@ def _build_arguments(parser: argparse.ArgumentParser) -> None:
     _model_arguments(parser, "the shipped tiny one")
     add = parser.add_argument
     add("--part", choices=PARTS, default="vision", help="tower and pruner, or the language model (%(default)s)")
-    add("--backend", choices=tuple(KINDS.values()), default="onnxruntime", help="what will run it (%(default)s)")
+    add("--backend", choices=tuple(BACKENDS.values()), default="onnxruntime", help="what will run it (%(default)s)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the engine and its manifest")
     add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the matrix products (%(default)s)")
     add("--opset", type=int, choices=(17, 18), help="17 for TensorRT 8.5 and 8.6, 18 for all others (by the backend)")
@@ -110,7 +110,7 @@ def _build(args: argparse.Namespace) -> dict:
     for name, facts in manifest.files.items():
         _say(args, f"{file.with_name(name)}  {facts.bytes / 1e6:.1f} MB")
     _say(args, f"compare it with torch: fastdrive export verify {file}")
-    return {"file": str(file), "manifest": asdict(manifest)}
+    return {"file": str(file), "manifest": manifest.model_dump(mode="json")}
 
 
 def _check_language_options(args: argparse.Namespace) -> None:
@@ -129,7 +129,7 @@ def _inspect(args: argparse.Namespace) -> dict:
     check_files(args.file, manifest)
     layers = _layers(args.file, manifest)
     _say(args, "\n".join([*_manifest_lines(manifest), "", *_layer_lines(layers)]))
-    return {"manifest": asdict(manifest), "layers": layers}
+    return {"manifest": manifest.model_dump(mode="json"), "layers": layers}
 
 
 def _layers(file: Path, manifest: Manifest) -> list[dict]:
@@ -143,7 +143,7 @@ def _layers(file: Path, manifest: Manifest) -> list[dict]:
 
 
 def _manifest_lines(manifest: Manifest) -> list[str]:
-    content = asdict(manifest)
+    content = manifest.model_dump(mode="json")
     lines = [f"{'kind':18} {manifest.kind}"]
     for name, facts in manifest.files.items():
         lines.append(_file_line(name, facts))
@@ -156,7 +156,7 @@ def _manifest_lines(manifest: Manifest) -> list[str]:
     return lines
 
 
-def _file_line(name: str, facts: FileFacts) -> str:
+def _file_line(name: str, facts: FileInfo) -> str:
     return f"{'file':18} {name}, {facts.bytes} bytes, SHA-256 {facts.sha256[:12]}"
 
 
@@ -218,7 +218,7 @@ def _verify(args: argparse.Namespace) -> dict:
     else:
         pruner = args.pruner or Path(manifest.source.pruner)
         parity = verify_engine(args.file, vla, pruner, samples, args.drop, args.provider, not args.no_plans)
-    figures = asdict(parity)
+    figures = parity.model_dump(mode="json")
     _say(args, "\n".join(f"{name:20} {_plain(value)}" for name, value in figures.items()))
     return figures
 
