@@ -122,15 +122,8 @@ class Plan:
     kept: KeptTokens | None = None
     stage_ms: dict[str, float] = field(default_factory=dict)  # wall time of each stage
 
-    def to_json(self) -> dict:
-        """The line of ``plans.jsonl``."""
-        return {
-            "t0_ns": self.t0_ns,
-            "waypoints": [[float(x), float(y)] for x, y in self.waypoints_m],
-            "dt_s": self.dt_s,
-            "mode": self.mode,
-            "text": self.text,
-        }
+
+SUPERSEDED = "dropped"  # stage of a frame set that a newer one superseded before it was planned
 
 
 @dataclass(frozen=True)

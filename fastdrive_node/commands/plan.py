@@ -12,6 +12,7 @@ from PIL import Image
 
 from fastdrive_node.cli import pruning_ratio, write_json
 from fastdrive_node.errors import InputError
+from fastdrive_node.record import PlanRecord
 from fastdrive_node.types import VISION_BACKENDS, CameraFrame, Command, EgoHistory, EgoState, FrameSet, Plan
 
 EXAMPLE = """example:
@@ -132,8 +133,10 @@ def standing_start(speed_mps: float, interval_s: float) -> EgoHistory:
 
 def plan_json(plan: Plan) -> dict:
     """The plan with its tokens and times."""
+    record = PlanRecord(plan)
     tokens = {"total_tokens": plan.kept.total, "kept_tokens": plan.kept.kept}
-    return {**plan.to_json(), **tokens, "stage_ms": {name: round(ms, 3) for name, ms in plan.stage_ms.items()}}
+    stage_ms = {name: round(ms, 3) for name, ms in plan.stage_ms.items()}
+    return {"kind": record.kind, **record.line(), **tokens, "stage_ms": stage_ms}
 
 
 def table(plan: Plan) -> str:

@@ -38,6 +38,7 @@ class ReplayOptions:
     bag: Path
     topics: Path | None = None
     rate: float = 1.0
+    lockstep: bool = False
     loop: int = 1
     vla: Path | None = None
     pruner: Path | None = None
@@ -55,6 +56,8 @@ class ReplayOptions:
     def __post_init__(self) -> None:
         if not 0.01 <= self.rate <= 100:
             raise UsageError(f"--rate {self.rate:g}: give a speed of 0.01 to 100 times real time")
+        if self.lockstep and self.rate != 1.0:
+            raise UsageError(f"--rate {self.rate:g}: --lockstep goes as fast as the plans come; leave one of them out")
         if self.loop < 1:
             raise UsageError(f"--loop {self.loop}: give 1 or more")
         if self.drop is not None and not 0 <= self.drop <= 0.95:
@@ -77,14 +80,20 @@ class ReplayOptions:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Play a rosbag2 with its timing and /clock to the node, in a process of its own, and collect the plans. Prints "
-        "a table; every complete frame set of the bag ends as a plan, a refusal with its reason, or dropped because a "
-        "newer one came."
+        "a table; every complete frame set of the bag ends as a plan, a refusal with its reason, or superseded by a "
+        "newer one."
     )
     parser.epilog = EXAMPLE
     add = parser.add_argument
     add("bag", type=Path, metavar="BAG", help="rosbag2 folder, MCAP or sqlite3")
     add("--topics", type=Path, metavar="MAP.yaml", help="topic map (default: the simulator's topics)")
     add("--rate", type=float, default=1.0, metavar="R", help="times real time (default: 1)")
+    add(
+        "--lockstep",
+        action="store_true",
+        help="play the next frame set when the outcome of the last one has arrived: nothing is superseded, and the "
+        "plans are the same every time, on any machine (default: real time)",
+    )
     add("--loop", type=int, default=1, metavar="N", help="play the bag N times; time jumps back between (default: 1)")
     add("--vla", type=Path, metavar="DIR", help="VLA directory (default: the shipped tiny one)")
     add("--pruner", type=Path, metavar="FILE", help="pruner file (default: the one in the VLA directory)")
@@ -131,20 +140,21 @@ def replay(
         summary,
         tally,
         write_lines,
-        write_plans,
     )
     from fastdrive_node.replay.session import play_bag
 
-    passes, identity = play_bag(recording, node_options(options, node_command), options.rate, options.loop)
-    result = tally([(each.counter, each.records) for each in passes])
+    rate = None if options.lockstep else options.rate
+    passes, identity = play_bag(recording, node_options(options, node_command), rate, options.loop)
+    result = tally(passes)
+    plans = [each.record for each in result.plans]
     plans_file = plans_path(options)
     unplanned_file = plans_file.with_name(plans_file.name.replace("plans", "unplanned"))
-    write_plans(plans_file, result.plans)
+    write_lines(plans_file, [plan.line() for plan in plans])
     write_lines(unplanned_file, result.unplanned)
-    facts = {"bag": str(options.bag), "rate": options.rate, "loops": options.loop, "node": identity}
-    figures = summary(result, plans_file, unplanned_file, facts)
+    run_values = {"bag": str(options.bag), "rate": rate, "lockstep": options.lockstep, "loops": options.loop}
+    figures = summary(result, plans_file, unplanned_file, {**run_values, "node": identity})
     if options.out is not None:
-        figures["pictures"] = draw_pictures(options.out, result.plans, recording, passes[0].counter.limits)
+        figures["pictures"] = draw_pictures(options.out, plans, recording, passes[0].counter.limits)
     print_table(figures, Console(stderr=options.json == "-"))
     write_json(figures, options.json)
     return figures

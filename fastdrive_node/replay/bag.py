@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,8 @@ from pathlib import Path
 from rosbags.rosbag2 import Reader
 
 from fastdrive_node.errors import InputError
-from fastdrive_node.ros.images import COMPRESSED_TYPE, RAW_TYPE, camera_frame
+from fastdrive_node.ros.images import COMPRESSED_TYPE, RAW_TYPE
 from fastdrive_node.ros.topics import TopicMap, simulator_topics
-from fastdrive_node.sync.frames import FrameBuffer, FrameLimits
-from fastdrive_node.types import CameraFrame, FrameSet, Refusal
 
 ODOMETRY_TYPE = "nav_msgs/msg/Odometry"
 COMMAND_TYPE = "std_msgs/msg/String"
@@ -144,54 +142,3 @@ class Recording:
     topics: TopicMap
     cameras: tuple[str, ...]
     compressed: bool
-
-
-class SetCounter:
-    """The frame sets that a bag's messages make, by the node's own rules.
-
-    Args:
-        on_set: called with every complete set; its frames can be loaded.
-    """
-
-    def __init__(
-        self,
-        topics: TopicMap,
-        cameras: Sequence[str],
-        compressed: bool,
-        limits: FrameLimits | None = None,
-        on_set: Callable[[FrameSet], None] | None = None,
-    ):
-        self.complete: list[int] = []  # t0 of each, in ns
-        self.incomplete: list[Refusal] = []
-        self.limits = limits or FrameLimits()
-        self._buffer = FrameBuffer(cameras, self.limits)
-        self._compressed = compressed
-        self._camera_of = {topics.cameras[camera]: camera for camera in cameras}
-        self._on_set = on_set
-
-    def add(self, message: BagMessage) -> None:
-        camera = self._camera_of.get(message.topic)
-        if camera is not None and (frame := self._frame(camera, message)) is not None:
-            self._buffer.add(frame)
-            self._collect()
-        self._buffer.expire(message.stamp_ns)
-        self._collect()
-
-    def finish(self, end_ns: int) -> None:
-        """The last messages were added; what still waits for a camera is incomplete."""
-        self._buffer.expire(end_ns + round(self.limits.missing_timeout_s * 1e9) + 1)
-        self._collect()
-
-    def _frame(self, camera: str, message: BagMessage) -> CameraFrame | None:
-        try:
-            return camera_frame(camera, message.raw, message.stamp_ns, self._compressed)
-        except InputError:
-            return None  # as the node: a message without a header that can be read belongs to no set
-
-    def _collect(self) -> None:
-        found = self._buffer.pending
-        if found is not None and (not self.complete or self.complete[-1] != found.t0_ns):
-            self.complete.append(found.t0_ns)
-            if self._on_set is not None:
-                self._on_set(found)
-        self.incomplete += [report for report in self._buffer.drain_reports() if report.stage != "dropped"]

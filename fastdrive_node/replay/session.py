@@ -8,9 +8,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fastdrive_node.replay.bag import Recording, SetCounter
+from fastdrive_node.replay.bag import Recording
+from fastdrive_node.replay.connection import NodeConnection
+from fastdrive_node.replay.frame_sets import LoopResult, SetCounter
 from fastdrive_node.replay.node_process import NODE_COMMAND, NodeProcess
-from fastdrive_node.replay.player import LoopResult, Player
+from fastdrive_node.replay.player import Player
 from fastdrive_node.ros.domain import own_domain
 from fastdrive_node.ros.parameters import BY_NAME, Settings, check_parameter_file
 from fastdrive_node.ros.transport import profile_environment
@@ -34,8 +36,12 @@ class NodeOptions:
     command: Sequence[str] = NODE_COMMAND
 
 
-def play_bag(recording: Recording, node: NodeOptions, rate: float, loops: int) -> tuple[list[LoopResult], dict]:
-    """Play a bag ``loops`` times. Returns each pass, and what the node says of its model.
+def play_bag(
+    recording: Recording, node: NodeOptions, rate: float | None, loops: int
+) -> tuple[list[LoopResult], dict[str, str]]:
+    """Play a bag ``loops`` times, ``rate`` times real time or, with None, in lockstep.
+
+    Returns each pass, and what the node says of its model.
 
     Raises:
         InputError: the parameter file, profile or bag cannot be used.
@@ -43,6 +49,9 @@ def play_bag(recording: Recording, node: NodeOptions, rate: float, loops: int) -
     """
     parameters = {**REPLAY_PARAMETERS, **dict(node.parameters)}
     parameters["image_transport"] = "compressed" if recording.compressed else "raw"
+    if rate is None:
+        topics = (*recording.topics.cameras.values(), recording.topics.odometry)
+        parameters |= {f"qos_overrides.{topic}.subscription.reliability": "reliable" for topic in topics}
     limits = _settings(parameters, node.parameter_file).frame_limits()
     environment = profile_environment(node.fastdds_profile)
     with ExitStack() as stack:
@@ -53,33 +62,21 @@ def play_bag(recording: Recording, node: NodeOptions, rate: float, loops: int) -
         process = None
         if not node.external:
             process = NodeProcess(recording.topics, parameters, environment, node.parameter_file, command=node.command)
-        player = stack.enter_context(_player(recording, node, rate, domain, process))
+        name = node.name.strip("/") if node.external else "fastdrive"
+        check = process.check if process is not None else lambda: None
+        connection = stack.enter_context(NodeConnection(recording, name, domain, check))
         if process is not None:
-            process.on_exit = player.wake
+            process.on_exit = connection.wake
             stack.enter_context(process)
-        player.wait_until_ready(EXTERNAL_S if node.external else STARTUP_S, CONNECT_S)
+        connection.wait_until_ready(EXTERNAL_S if node.external else STARTUP_S, CONNECT_S)
+        player = Player(recording, connection, rate)
         passes = []
         for index in range(loops):
             if index:
                 player.rewind()
             counter = SetCounter(recording.topics, recording.cameras, recording.compressed, limits)
             passes.append(player.play(counter))
-        return passes, player.identity
-
-
-def _player(
-    recording: Recording, node: NodeOptions, rate: float, domain: int | None, process: NodeProcess | None
-) -> Player:
-    return Player(
-        recording.bag,
-        recording.topics,
-        recording.cameras,
-        recording.compressed,
-        rate,
-        node.name.strip("/") if node.external else "fastdrive",
-        domain,
-        check=process.check if process is not None else lambda: None,
-    )
+        return passes, connection.identity
 
 
 def _settings(parameters: Mapping[str, object], parameter_file: Path | None) -> Settings:

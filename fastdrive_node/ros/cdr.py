@@ -115,3 +115,12 @@ def parse_compressed(raw: bytes | memoryview) -> CompressedView:
         format=reader.text("format"),
         data=reader.block("data"),
     )
+
+
+def parse_stamp_ns(raw: bytes | memoryview) -> int:
+    """The stamp of any serialized message that begins with a std_msgs/Header.
+
+    Raises:
+        InputError: the bytes are no such message; the text names the field.
+    """
+    return _Reader(raw).stamp_ns()

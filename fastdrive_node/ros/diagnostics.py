@@ -11,6 +11,8 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from fastdrive_node.sync.frames import CameraStatus
 from fastdrive_node.sync.worker import WorkerStatus
 
+PLANNER_STATUS, MODEL_STATUS = "planner", "model"  # parts that the replay reads, with the key and value that say ready
+LIFECYCLE_KEY, ACTIVE = "lifecycle", "active"
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
 
@@ -46,9 +48,9 @@ def _status(status: NodeStatus, part: str, level: bytes, text: str, values: Mapp
 
 
 def _planner(status: NodeStatus) -> DiagnosticStatus:
-    values: dict[str, object] = {"lifecycle": status.lifecycle, "plan_json_readers": status.records_readers}
+    values: dict[str, object] = {LIFECYCLE_KEY: status.lifecycle, "plan_json_readers": status.records_readers}
     if status.worker is None:
-        return _status(status, "planner", WARN, f"{status.lifecycle}: not activated", values)
+        return _status(status, PLANNER_STATUS, WARN, f"{status.lifecycle}: not activated", values)
     worker, frames = status.worker, status.worker.frames
     values |= {
         "busy": worker.busy,
@@ -65,8 +67,8 @@ def _planner(status: NodeStatus) -> DiagnosticStatus:
         "last refusal": worker.last_refusal or "none",
     }
     if worker.plans == 0 and worker.refused > 0:
-        return _status(status, "planner", ERROR, f"every set was refused; the last: {worker.last_refusal}", values)
-    return _status(status, "planner", OK, "active", values)
+        return _status(status, PLANNER_STATUS, ERROR, f"every set was refused; the last: {worker.last_refusal}", values)
+    return _status(status, PLANNER_STATUS, OK, "active", values)
 
 
 def _camera(status: NodeStatus, camera: str, values: CameraStatus) -> DiagnosticStatus:
@@ -100,7 +102,7 @@ def _odometry(status: NodeStatus, worker: WorkerStatus) -> DiagnosticStatus:
 
 def _model(status: NodeStatus) -> DiagnosticStatus:
     level, text = (OK, "loaded") if status.identity else (WARN, "not loaded")
-    return _status(status, "model", level, text, status.identity)
+    return _status(status, MODEL_STATUS, level, text, status.identity)
 
 
 def _topics(status: NodeStatus) -> DiagnosticStatus:

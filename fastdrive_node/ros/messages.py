@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import importlib
-import json
 import math
 from types import ModuleType
 from typing import Any
@@ -19,7 +18,6 @@ from trajectory_msgs.msg import MultiDOFJointTrajectory, MultiDOFJointTrajectory
 
 from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.planning.motion import Motion, motion_of
-from fastdrive_node.sync.worker import Outcome
 from fastdrive_node.types import Command, EgoState, Plan
 
 _SECOND_NS = 1_000_000_000
@@ -149,36 +147,3 @@ def image_message(image: np.ndarray, stamp: int, frame: str) -> Image:
     pixels.frombytes(np.ascontiguousarray(image).tobytes())
     message.data = pixels
     return message
-
-
-def record(outcome: Outcome, latency_ms: float) -> dict:
-    """The whole outcome as JSON: ``kind`` is "plan", "refused" or "dropped".
-
-    Args:
-        latency_ms: from t0 to now in the node's time.
-    """
-    result = outcome.result
-    common = {
-        "t0_ns": result.t0_ns,
-        "command": outcome.command.value,
-        "waited_ms": outcome.waited_ms,
-        "planning_ms": outcome.planning_ms,
-        "latency_ms": latency_ms,
-    }
-    if outcome.frames is not None:
-        common["spread_s"] = outcome.frames.spread_s
-    if outcome.history is not None:
-        common["speed_mps"] = outcome.history.now.speed_mps
-    if not isinstance(result, Plan):
-        kind = "dropped" if result.stage == "dropped" else "refused"
-        return {"kind": kind, **common, "stage": result.stage, "reason": result.reason}
-    kept = result.kept
-    tokens = None
-    if kept is not None:
-        indices = [int(index) for index in kept.indices]
-        tokens = {"grid": list(kept.grid), "kept": indices, "temporal": kept.temporal}
-    return {"kind": "plan", **result.to_json(), **common, "stage_ms": result.stage_ms, "tokens": tokens}
-
-
-def record_text(outcome: Outcome, latency_ms: float) -> str:
-    return json.dumps(record(outcome, latency_ms))

@@ -20,7 +20,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter as RosParameter
 
 from fastdrive_node.errors import FastDriveError
-from fastdrive_node.ros.diagnostics import NodeStatus, diagnostic_array
+from fastdrive_node.ros.diagnostics import ACTIVE, NodeStatus, diagnostic_array
 from fastdrive_node.ros.inputs import Inputs
 from fastdrive_node.ros.outputs import Outputs
 from fastdrive_node.ros.parameters import BY_NAME, PARAMETERS, Settings, descriptor, problem
@@ -71,7 +71,7 @@ class FastDriveNode(LifecycleNode):
         return self._transition("inactive", self._configure)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._transition("active", self._activate)
+        return self._transition(ACTIVE, self._activate)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         return self._transition("inactive", self._deactivate)

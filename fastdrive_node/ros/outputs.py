@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from std_msgs.msg import Float64, String
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 from visualization_msgs.msg import MarkerArray
 
+from fastdrive_node.record import PlanRecord
 from fastdrive_node.ros.markers import marker_array
 from fastdrive_node.ros.messages import (
     autoware_message,
@@ -19,7 +21,6 @@ from fastdrive_node.ros.messages import (
     image_message,
     multi_dof_message,
     path_message,
-    record_text,
 )
 from fastdrive_node.ros.qos import RECORDS, QosLog, advertise
 from fastdrive_node.sync.worker import Outcome
@@ -63,7 +64,7 @@ class Outputs:
         if isinstance(result, Plan):
             self._publish_plan(result, outcome.planning_ms)
         latency_ms = (self._node.get_clock().now().nanoseconds - result.t0_ns) * 1e-6
-        self._records.publish(String(data=record_text(outcome, latency_ms)))
+        self._records.publish(String(data=json.dumps(PlanRecord.of_outcome(outcome, latency_ms).to_dict())))
         if isinstance(result, Plan):
             self._times["pipeline_latency_ms"].publish(Float64(data=latency_ms))
         if (isinstance(result, Plan) or result.stage != "dropped") and self._markers.get_subscription_count():

@@ -8,6 +8,7 @@ from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallba
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
+from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 
 SENSOR = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)  # only the newest image is of use
@@ -49,15 +50,19 @@ def type_name(message: type) -> str:
 def subscribe(
     node: Node, log: QosLog, message: type, topic: str, callback: Callable, qos: QoSProfile, raw: bool = False
 ) -> Subscription:
-    """A subscription that reports publishers of an incompatible QoS."""
+    """A subscription that reports publishers of an incompatible QoS.
+
+    Parameters like ``qos_overrides./topic.subscription.reliability`` win over ``qos``.
+    """
     resolved = node.resolve_topic_name(topic)
     events = SubscriptionEventCallbacks(
         incompatible_qos=lambda event: log.incompatible(resolved, "publisher", event.last_policy_kind)
     )
+    options = {"raw": raw, "qos_overriding_options": QoSOverridingOptions.with_default_policies()}
     try:
-        return node.create_subscription(message, topic, callback, qos, raw=raw, event_callbacks=events)
+        return node.create_subscription(message, topic, callback, qos, event_callbacks=events, **options)
     except UnsupportedEventTypeError:  # a middleware without these events
-        return node.create_subscription(message, topic, callback, qos, raw=raw)
+        return node.create_subscription(message, topic, callback, qos, **options)
 
 
 def advertise(node: Node, log: QosLog, message: type, topic: str, qos: QoSProfile = OUTPUT) -> Publisher:

@@ -139,12 +139,16 @@ class FrameBuffer:
     def expire(self, now_ns: int) -> FrameSet | None:
         """Give up the sets that waited too long for a camera. Returns a degraded set where the limits allow one."""
         degraded = None
-        while group := self._oldest_group():
-            waited_s = (now_ns - max(frame.received_ns for frame in group)) * 1e-9
-            if waited_s < self.limits.missing_timeout_s:
-                break
-            degraded = self._give_up(group) or degraded
+        while (expiry_ns := self.next_expiry_ns()) is not None and expiry_ns <= now_ns:
+            degraded = self._give_up(self._oldest_group()) or degraded
         return degraded
+
+    def next_expiry_ns(self) -> int | None:
+        """When the oldest incomplete set will be given up; None where none waits."""
+        group = self._oldest_group()
+        if not group:
+            return None
+        return max(frame.received_ns for frame in group) + round(self.limits.missing_timeout_s * 1e9)
 
     def drain_reports(self) -> list[Refusal]:
         """What was dropped or given up since the last call, in order."""

@@ -136,6 +136,7 @@ class Worker:
         """Raises InputError for a camera that the model does not have."""
         with self._changed:
             resets = self._frames.counters.resets
+            self._frames.expire(self._clock())  # so that sets depend on time alone, not on when the thread runs
             self._frames.add(frame)
             if self._frames.counters.resets != resets:
                 self._state.generation += 1

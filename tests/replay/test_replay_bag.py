@@ -9,7 +9,8 @@ import pytest
 
 from fastdrive_node.commands.replay import ReplayOptions, open_recording
 from fastdrive_node.errors import InputError
-from fastdrive_node.replay.bag import Bag, Recording, SetCounter
+from fastdrive_node.replay.bag import Bag, Recording
+from fastdrive_node.replay.frame_sets import SetCounter
 from fastdrive_node.ros.topics import load_topic_map, simulator_topics
 from fastdrive_node.types import CAMERAS
 from tests.replay.bags import START_NS, BagPlan, without_camera, write_bag

@@ -15,7 +15,6 @@ from nav_msgs.msg import Odometry
 from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.ros import messages
 from fastdrive_node.ros.markers import marker_array
-from fastdrive_node.sync.worker import Outcome
 from fastdrive_node.types import Command, Plan, Refusal
 
 T0 = 1_533_151_603_999_999_999
@@ -107,18 +106,6 @@ def test_images_keep_their_pixels():
     message = messages.image_message(image, T0, "CAM_BACK")
     assert (message.height, message.width, message.step, message.encoding) == (4, 6, 18, "rgb8")
     assert bytes(message.data) == image.tobytes()
-
-
-def test_the_record_of_a_refusal_has_its_reason():
-    record = messages.record(Outcome(Refusal(T0, "CAM_BACK: cut", "image")), latency_ms=5.0)
-    assert (record["kind"], record["t0_ns"], record["stage"], record["reason"]) == (
-        "refused",
-        T0,
-        "image",
-        "CAM_BACK: cut",
-    )
-    dropped = messages.record(Outcome(Refusal(T0, "a newer set", "dropped")), latency_ms=5.0)
-    assert dropped["kind"] == "dropped"
 
 
 def test_markers_are_amber_for_a_degraded_plan_and_red_for_a_refusal():

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,8 +12,7 @@ from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.pruning.score_options import ScoreOptions
 from fastdrive_node.ros.parameters import Settings, problem
 from fastdrive_node.ros.planner_factory import load_planner
-from fastdrive_node.sync.worker import Outcome
-from fastdrive_node.types import CAMERAS, KeptTokens, Plan
+from fastdrive_node.types import CAMERAS
 
 
 @pytest.fixture
@@ -72,12 +70,3 @@ def test_a_pruner_without_calibration_is_refused_at_start(settings, tiny_vla):
     save_pruner(settings.pruner, pruner, tiny_vla.encoder_fingerprint)
     with pytest.raises(ModelError, match="no calibration"):
         load_planner(replace(settings, calibrated_scores=True))
-
-
-def test_the_record_of_a_plan_says_what_became_of_the_set_before():
-    pytest.importorskip("std_msgs.msg", reason="ROS 2 messages are not installed")
-    from fastdrive_node.ros.messages import record
-
-    kept = KeptTokens(np.array([0, 3]), None, (1, 2, 2), "dropped: gap of 1.00 s")
-    plan = Plan(0, np.zeros((6, 2)), 0.5, "text", kept=kept)
-    assert record(Outcome(plan), 1.0)["tokens"] == {"grid": [1, 2, 2], "kept": [0, 3], "temporal": kept.temporal}

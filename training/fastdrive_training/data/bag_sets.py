@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fastdrive_node.replay.bag import Bag, SetCounter, check_topics, choose_topics
+from fastdrive_node.replay.bag import Bag, check_topics, choose_topics
+from fastdrive_node.replay.frame_sets import SetCounter
 from fastdrive_node.ros.topics import TopicMap, load_topic_map
 from fastdrive_node.errors import InputError
 from fastdrive_node.types import FrameSet

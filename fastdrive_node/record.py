@@ -1,0 +1,138 @@
+"""The plan record: what became of one frame set, as JSON. The node writes it, and `replay` and `plan --json` too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastdrive_node.errors import InputError
+from fastdrive_node.sync.worker import Outcome
+from fastdrive_node.types import SUPERSEDED, Command, KeptTokens, Plan, Refusal
+
+PLAN_LINE = ("t0_ns", "waypoints", "dt_s", "mode", "text")  # the fields of a line of plans.jsonl
+REFUSAL_LINE = ("t0_ns", "kind", "stage", "reason")  # and of unplanned.jsonl
+MAX_TOKENS = 1 << 24  # of one frame set; a record that claims more is damaged
+
+
+@dataclass(frozen=True)
+class PlanRecord:
+    """A plan, or a refusal with its reason, and what the node knows beside it. Times in milliseconds of wall time."""
+
+    result: Plan | Refusal
+    command: Command = Command.NONE
+    waited_ms: float = 0.0  # from the complete frame set to the start of planning
+    planning_ms: float = 0.0
+    latency_ms: float = 0.0  # from t0 to publishing, in the node's time
+    spread_s: float | None = None  # between the exposures; None where the set was not complete
+    speed_mps: float | None = None  # at t0; None where there was no odometry
+
+    @classmethod
+    def of_outcome(cls, outcome: Outcome, latency_ms: float) -> PlanRecord:
+        return cls(
+            outcome.result,
+            outcome.command,
+            outcome.waited_ms,
+            outcome.planning_ms,
+            latency_ms,
+            None if outcome.frames is None else outcome.frames.spread_s,
+            None if outcome.history is None else outcome.history.now.speed_mps,
+        )
+
+    @property
+    def t0_ns(self) -> int:
+        return self.result.t0_ns
+
+    @property
+    def kind(self) -> str:
+        """``plan``, ``refused``, or ``dropped`` for a frame set that was superseded by a newer one."""
+        if isinstance(self.result, Plan):
+            return "plan"
+        return "dropped" if self.result.stage == SUPERSEDED else "refused"
+
+    @property
+    def reason(self) -> str:
+        """Stage and reason of a refusal, the stage once; empty for a plan."""
+        if isinstance(self.result, Plan):
+            return ""
+        stage, reason = self.result.stage, self.result.reason
+        return reason if reason.startswith(f"{stage}: ") else f"{stage}: {reason}"
+
+    def to_dict(self) -> dict:
+        """The record as JSON values; ``kept`` holds the indices of the tokens that the language model sees."""
+        values = {name: getattr(self, name) for name in ("kind", "t0_ns", "waited_ms", "planning_ms", "latency_ms")}
+        values["command"] = self.command.value
+        values |= {name: value for name in ("spread_s", "speed_mps") if (value := getattr(self, name)) is not None}
+        result = self.result
+        if isinstance(result, Refusal):
+            return {**values, "stage": result.stage, "reason": result.reason}
+        tokens = None
+        if (kept := result.kept) is not None:
+            indices = [int(index) for index in kept.indices]
+            tokens = {"grid": list(kept.grid), "kept": indices, "temporal": kept.temporal}
+        return {
+            **values,
+            "waypoints": [[float(x), float(y)] for x, y in result.waypoints_m],
+            "dt_s": result.dt_s,
+            "mode": result.mode,
+            "text": result.text,
+            "stage_ms": dict(result.stage_ms),
+            "tokens": tokens,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> PlanRecord:
+        """The record that ``to_dict`` gave; a plan comes without its scores, which are not written.
+
+        Raises:
+            InputError: a field is missing or of another type; the text names it.
+        """
+        try:
+            result = _plan(values) if values["kind"] == "plan" else _refusal(values)
+            return cls(
+                result,
+                Command(values["command"]),
+                *(float(values[name]) for name in ("waited_ms", "planning_ms", "latency_ms")),
+                *(None if values.get(name) is None else float(values[name]) for name in ("spread_s", "speed_mps")),
+            )
+        except KeyError as error:
+            raise InputError(f"plan record: {error.args[0]}: missing; another version of the node wrote it") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            detail = " ".join(str(error).split())[:160]
+            raise InputError(f"plan record: not readable ({detail}); another version of the node wrote it") from error
+
+    def line(self) -> dict:
+        """The line of ``plans.jsonl``, or of ``unplanned.jsonl``."""
+        values = self.to_dict()
+        return {name: values[name] for name in (PLAN_LINE if self.kind == "plan" else REFUSAL_LINE)}
+
+
+def _plan(values: Mapping) -> Plan:
+    waypoints = np.array(values["waypoints"], np.float64)
+    if waypoints.ndim != 2 or waypoints.shape[1] != 2 or not np.isfinite(waypoints).all():
+        raise ValueError("waypoints: expected a list of finite [x, y]")
+    return Plan(
+        t0_ns=int(values["t0_ns"]),
+        waypoints_m=waypoints,
+        dt_s=float(values["dt_s"]),
+        text=str(values["text"]),
+        mode=str(values["mode"]),
+        kept=None if values["tokens"] is None else _tokens(values["tokens"]),
+        stage_ms={str(name): float(ms) for name, ms in values["stage_ms"].items()},
+    )
+
+
+def _tokens(values: Mapping) -> KeptTokens:
+    cameras, rows, columns = (int(value) for value in values["grid"])
+    total = cameras * rows * columns
+    indices = np.array(values["kept"], np.int64)
+    if min(cameras, rows, columns) < 1 or total > MAX_TOKENS:
+        raise ValueError(f"tokens.grid: {cameras} x {rows} x {columns} is no token grid")
+    if indices.ndim != 1 or (np.diff(indices) <= 0).any() or (indices < 0).any() or (indices >= total).any():
+        raise ValueError(f"tokens.kept: expected ascending indices below {total}")
+    return KeptTokens(indices, None, (cameras, rows, columns), str(values["temporal"]))
+
+
+def _refusal(values: Mapping) -> Refusal:
+    return Refusal(int(values["t0_ns"]), str(values["reason"]), str(values["stage"]))
