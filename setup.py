@@ -85,6 +85,9 @@ setup(
         "console_scripts": [
             "fastdrive = fastdrive_node.cli:main",
             "fastdrive_node = fastdrive_node.ros.node:main",
-        ]
+        ],
+        "fastdrive.commands": [
+            f"{package} = {package}.commands" for package in (NAME, "fastdrive_training", "fastdrive_export")
+        ],
     },
 )

@@ -1,4 +1,9 @@
-"""``fastdrive``: one console script; each command lives in the room that does its work and is imported when called."""
+"""``fastdrive``: one console script. Every package declares its commands; a command is imported when it is chosen.
+
+A package declares a table ``COMMANDS`` in its module ``commands``: the name of a command -> (summary, module), or
+(summary, table) for a command with subcommands. The module has ``add_arguments(parser)`` and ``run(args)``. A package
+of another distribution is found by its entry point in the group ``fastdrive.commands``.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +12,14 @@ import importlib
 import json
 import sys
 import traceback
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from fastdrive_node.errors import FastDriveError, UsageError
 
-COMMANDS = {
-    "replay": ("fastdrive_node.commands.replay", "a rosbag2 through the real node"),
-    "plan": ("fastdrive_node.commands.plan", "one set of images to one plan"),
-    "sim": ("fastdrive_sim.commands", "datasets and bags from the simulator"),
-    "annotate": ("fastdrive_training.commands.annotate", "foreground masks by Grounding DINO and SAM"),
-    "train": ("fastdrive_training.commands.train", "VLA or pruner training from a recipe"),
-    "train-report": ("fastdrive_training.commands.train_report", "one HTML page of a training run"),
-    "calibrate": ("fastdrive_training.commands.calibrate", "turn a pruner's scores into chances, camera by camera"),
-    "score": ("fastdrive_training.commands.score", "token scores against mask coverage"),
-    "evaluate": ("fastdrive_training.commands.evaluate", "open-loop planning"),
-    "evaluate-report": ("fastdrive_training.commands.evaluate_report", "one page of a finished open-loop evaluation"),
-    "view-weights": ("fastdrive_training.commands.view_weights", "how Prune2Drive shares tokens out over the cameras"),
-    "metrics": (
-        "fastdrive_training.commands.planning_metrics",
-        "the figures of every planning convention for plans in a file",
-    ),
-    "export": ("fastdrive_export.commands.export", "engines: images to scored tokens, and the language model"),
-    "bench": ("fastdrive_node.commands.bench", "every stage against plain transformers"),
-}
-
+GROUP = "fastdrive.commands"
+# Of this repository: they are found in a checkout too, where nothing is installed.
+PACKAGES = ("fastdrive_node", "fastdrive_training", "fastdrive_export", "fastdrive_sim")
 INSTALL_HINTS = {
     "fastdrive_sim": "pip install -e ros2_ws/src/fastdrive_sim",
     "fastdrive_training": "pip install -e .[train]",
@@ -40,40 +29,79 @@ INSTALL_HINTS = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def find_commands() -> dict[str, tuple[str, str | dict]]:
+    """The commands of all packages that are there: name -> (summary, module or table of subcommands)."""
+    modules = [f"{package}.commands" for package in PACKAGES]
+    modules += [entry.value for entry in entry_points(group=GROUP)]
+    commands: dict[str, tuple[str, str | dict]] = {}
+    for module in dict.fromkeys(modules):
+        try:
+            commands.update(importlib.import_module(module).COMMANDS)
+        except ModuleNotFoundError as error:
+            if not module.startswith(error.name or " "):  # the package is there, what it imports is not
+                raise
+    return commands
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser that imports its command when it parses: ``fastdrive --help`` imports none of them."""
+
+    module: str | None = None  # with add_arguments and run
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        if self.module is not None:
+            command = importlib.import_module(self.module)
+            command.add_arguments(self)
+            self.set_defaults(run=command.run)
+            self.module = None
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:  # said with the usage of the command, not of ``fastdrive``
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
+
+
+def build_parser() -> CommandParser:
+    """The parser of ``fastdrive`` with all its commands."""
+    parser = CommandParser(
         prog="fastdrive",
-        description="Six cameras to a trajectory, on the visual tokens a driver would look at.",
+        description="Camera images to a trajectory, on the visual tokens that matter for driving.",
         epilog="`fastdrive COMMAND --help` shows an example of each.",
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (_, summary) in COMMANDS.items():
-        commands.add_parser(name, help=summary, add_help=False)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error; of every command")
+    _add_commands(parser, find_commands())
     return parser
 
 
+def _add_commands(parser: CommandParser, commands: dict[str, tuple[str, str | dict]]) -> None:
+    children = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (summary, target) in commands.items():
+        child = children.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if isinstance(target, str):
+            child.module = target
+        else:
+            child.description = f"{summary[0].upper()}{summary[1:]}."
+            child.epilog = f"example: {child.prog} {next(iter(target))} --help"
+            _add_commands(child, target)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Returns 0 (done), 1 (failed) or 2 (wrong usage; argparse exits with it itself)."""
+    """Run one command. Returns 0 (done), 1 (failed) or 2 (wrong usage; argparse exits with 2 by itself)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
-    argv = [word for word in argv if word != "--debug"]
-    name = build_parser().parse_known_args(argv)[0].command
-    rest = argv[argv.index(name) + 1 :]
+    argv = [argument for argument in argv if argument != "--debug"]
+    name = f"fastdrive {argv[0]}" if argv else "fastdrive"
     try:
-        module = importlib.import_module(COMMANDS[name][0])
-        parser = argparse.ArgumentParser(prog=f"fastdrive {name}", formatter_class=argparse.RawDescriptionHelpFormatter)
-        module.add_arguments(parser)
-        module.run(parser.parse_args(rest))
+        args = build_parser().parse_args(argv)
+        args.run(args)
         return 0
     except KeyboardInterrupt:
-        print(f"fastdrive {name}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return 1
     except Exception as error:
         if debug:
             traceback.print_exc()
         else:
-            print(f"fastdrive {name}: {one_line(error)}", file=sys.stderr)
+            print(f"{name}: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
 
 
@@ -86,17 +114,6 @@ def one_line(error: Exception) -> str:
     if isinstance(error, FastDriveError):
         return text
     return f"{type(error).__name__}: {text} (--debug shows where)"
-
-
-def pruning_ratio(text: str) -> float:
-    """A pruning ratio p in [0, 1); an argparse type."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number; give a pruning ratio such as 0.5") from None
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
-    return value
 
 
 def write_json(figures: dict, target: str | None) -> None:

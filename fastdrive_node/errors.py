@@ -32,6 +32,10 @@ class TrainingError(FastDriveError):
     """A training run that cannot continue; the text says why and what was kept."""
 
 
+class SimError(FastDriveError):
+    """A world, folder or renderer of the simulator that cannot be used."""
+
+
 def first_fault(error: ValidationError) -> str:
     """The first fault that pydantic found, in one line: ``graph.width: -1: Input should be greater than 0``.
 

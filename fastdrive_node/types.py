@@ -6,6 +6,7 @@ Units are SI; the ego frame is x forward, y left, origin on the ground under the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -31,6 +32,27 @@ class Command(str, Enum):
     STRAIGHT = "straight"
     RIGHT = "right"
     NONE = "none"
+
+
+class PruningRatio(float):
+    """The pruning ratio p of the paper: the fraction of the visual tokens that is dropped, in [0, 1).
+
+    Raises:
+        ValueError: not a number in [0, 1).
+    """
+
+    def __new__(cls, value: float | str) -> PruningRatio:
+        ratio = super().__new__(cls, value)
+        if not 0 <= ratio < 1:
+            raise ValueError(f"drop: {value} is not in [0, 1)")
+        return ratio
+
+    def keep_count(self, total: int) -> int:
+        """K = floor(N (1 - p)): tokens kept of ``total``. Raises ValueError where nothing would be kept."""
+        keep = math.floor(total * (1 - self) + 1e-9)  # 10 * (1 - 0.9) is 0.99...98 in floating point
+        if keep < 1:
+            raise ValueError(f"drop: {self:g} keeps none of {total} tokens")
+        return keep
 
 
 @dataclass(frozen=True)

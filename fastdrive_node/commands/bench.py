@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from fastdrive_node.cli import pruning_ratio, write_json
+from fastdrive_node.cli import write_json
+from fastdrive_node.commands.options import add_json_argument, add_model_arguments
 from fastdrive_node.errors import InputError, UsageError
 
 EXAMPLE = """example:
@@ -21,19 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "as transformers' own answer has. Times are medians."
     )
     parser.epilog = EXAMPLE
-    parser.add_argument("--vla", type=Path, metavar="DIR", help="VLA directory (default: the shipped tiny one)")
-    parser.add_argument(
-        "--pruner", type=Path, metavar="FILE", help="pruner file (default: the one in the VLA directory)"
-    )
-    parser.add_argument(
-        "--drop", type=pruning_ratio, metavar="P", help="pruning ratio in [0, 1) (default: 0.5 with a pruner, else 0)"
-    )
+    add_model_arguments(parser)
     parser.add_argument("--runs", type=int, default=20, metavar="N", help="timed runs of each stage (default: 20)")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one"
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: float32)")
-    parser.add_argument("--json", metavar="F", help="write the figures as JSON; '-' is standard output")
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:

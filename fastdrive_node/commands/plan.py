@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastdrive_node.cli import pruning_ratio, write_json
+from fastdrive_node.cli import write_json
+from fastdrive_node.commands.options import add_engine_arguments, add_model_arguments
 from fastdrive_node.errors import InputError
 from fastdrive_node.record import PlanRecord
-from fastdrive_node.types import VISION_BACKENDS, CameraFrame, Command, EgoHistory, EgoState, FrameSet, Plan
+from fastdrive_node.types import CameraFrame, Command, EgoHistory, EgoState, FrameSet, Plan
 
 EXAMPLE = """example:
   fastdrive plan drive/*__CAM_*.jpg --speed 8.3 --command left --picture plan.png
@@ -27,28 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = EXAMPLE
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGES", help="one image file of each camera")
-    parser.add_argument("--vla", type=Path, metavar="DIR", help="VLA directory (default: the shipped tiny one)")
-    parser.add_argument(
-        "--pruner", type=Path, metavar="FILE", help="pruner file (default: the one in the VLA directory)"
-    )
-    parser.add_argument(
-        "--drop", type=pruning_ratio, metavar="P", help="pruning ratio in [0, 1) (default: 0.5 with a pruner, else 0)"
-    )
-    parser.add_argument(
-        "--backend",
-        choices=VISION_BACKENDS,
-        default="torch",
-        help="what runs vision encoder and pruner (default: torch)",
-    )
-    parser.add_argument(
-        "--engine", type=Path, metavar="FILE", help="for another backend than torch, from `fastdrive export build`"
-    )
-    parser.add_argument(
-        "--language-engine",
-        type=Path,
-        metavar="FILE",
-        help="runs the language model by onnxruntime; from `fastdrive export build --part language`",
-    )
+    add_model_arguments(parser)
+    add_engine_arguments(parser)
     parser.add_argument("--speed", type=float, default=0.0, metavar="V", help="current speed in m/s (default: 0)")
     parser.add_argument(
         "--command",
@@ -67,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     from fastdrive_node.engines.vision_engine import choose_engine
     from fastdrive_node.planning.loading import open_pipeline  # heavy imports, not needed for --help
 
-    engine = choose_engine(args.backend, args.engine)
+    engine = choose_engine(args.backend or "torch", args.engine)
     language = None if args.language_engine is None else LanguageChoice(args.language_engine)
     pipeline = open_pipeline(args.vla, args.pruner, args.drop, engine=engine, language_engine=language)
     files = order_images(args.images, pipeline.vla.spec.cameras)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdrive_node.cli import write_json
+from fastdrive_node.commands.options import add_engine_arguments, add_model_arguments
 from fastdrive_node.errors import InputError, UsageError
-from fastdrive_node.types import CAMERAS, VISION_BACKENDS
+from fastdrive_node.types import CAMERAS
 
 if TYPE_CHECKING:
     from fastdrive_node.replay.bag import Recording
@@ -95,12 +96,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "plans are the same every time, on any machine (default: real time)",
     )
     add("--loop", type=int, default=1, metavar="N", help="play the bag N times; time jumps back between (default: 1)")
-    add("--vla", type=Path, metavar="DIR", help="VLA directory (default: the shipped tiny one)")
-    add("--pruner", type=Path, metavar="FILE", help="pruner file (default: the one in the VLA directory)")
-    add("--drop", type=float, metavar="P", help="pruning ratio (default: 0.5 with a pruner, else 0)")
-    add("--backend", choices=VISION_BACKENDS, help="what runs vision encoder and pruner (default: torch)")
-    add("--engine", type=Path, metavar="FILE", help="for another backend than torch, from `fastdrive export build`")
-    add("--language-engine", type=Path, metavar="FILE", help="runs the language model by onnxruntime (default: torch)")
+    add_model_arguments(parser)
+    add_engine_arguments(parser)
     add("--params", type=Path, metavar="FILE", help="ROS 2 parameter file of the node; the options here win")
     add("--out", type=Path, metavar="DIR", help="write a picture of each plan, plans.jsonl and unplanned.jsonl")
     add("--node", choices=("own", "external"), default="own", help="start a node, or use one that runs")

@@ -6,6 +6,8 @@ import math
 
 import torch
 
+from fastdrive_node.types import PruningRatio
+
 
 def keep_count(total: int, drop: float) -> int:
     """K = floor(N (1 - p)): tokens kept of ``total`` at the pruning ratio ``drop``.
@@ -13,12 +15,7 @@ def keep_count(total: int, drop: float) -> int:
     Raises:
         ValueError: ``drop`` is not in [0, 1), or nothing would be kept.
     """
-    if not 0 <= drop < 1:
-        raise ValueError(f"drop: {drop} is not in [0, 1)")
-    keep = math.floor(total * (1 - drop) + 1e-9)  # 10 * (1 - 0.9) is 0.99...98 in floating point
-    if keep < 1:
-        raise ValueError(f"drop: {drop} keeps none of {total} tokens")
-    return keep
+    return PruningRatio(drop).keep_count(total)
 
 
 def keep_above(logits: torch.Tensor, threshold: float, k_min: int, k_max: int) -> int:

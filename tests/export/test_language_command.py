@@ -76,16 +76,16 @@ def test_an_engine_that_is_too_far_off_fails_and_is_refused_from_then_on(engine,
 
 
 @pytest.mark.parametrize(
-    ("words", "reason"),
+    ("words", "code", "reason"),
     [
-        (["--backend", "tensorrt"], "--part language: is built for onnxruntime only"),
-        (["--pruner", "a.safetensors"], "--part language: has no pruner"),
-        (["--max-keep", "9"], "max_keep: is of vision engines"),
-        (["--vla", "absent"], "absent: no such VLA directory"),
+        (["--backend", "tensorrt"], 2, "--part language: is built for onnxruntime only"),
+        (["--pruner", "a.safetensors"], 2, "--part language: has no pruner"),
+        (["--max-keep", "9"], 2, "--part language: --max-keep is for vision engines"),
+        (["--vla", "absent"], 1, "absent: no such VLA directory"),
     ],
 )
-def test_options_that_do_not_fit_are_one_line(tmp_path, capsys, words, reason):
-    assert export("build", "--part", "language", "--out", tmp_path, *words) == 1
+def test_options_that_do_not_fit_are_one_line(tmp_path, capsys, words, code, reason):
+    assert export("build", "--part", "language", "--out", tmp_path, *words) == code
     error = capsys.readouterr().err.strip().splitlines()
     assert error[-1].startswith("fastdrive export: ") and reason in error[-1]
 

@@ -7,11 +7,12 @@ NAME = "fastdrive_sim"
 setup(
     name=NAME,
     version="0.1.0",
-    description="A six-camera driving world: nuScenes-schema datasets and rosbag2 bags for fastdrive_node",
+    description="A driving world seen by cameras: nuScenes-schema datasets and rosbag2 bags for fastdrive_node",
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
     install_requires=[
+        "fastdrive_node",
         "numpy>=1.24,<2",
         "moderngl>=5.11",
         "opencv-python-headless>=4.8,<5",
@@ -23,4 +24,5 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
     ],
+    entry_points={"fastdrive.commands": [f"{NAME} = {NAME}.commands"]},
 )

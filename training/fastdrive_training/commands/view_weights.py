@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fastdrive_node.cli import pruning_ratio, write_json
+from fastdrive_node.cli import write_json
+from fastdrive_node.commands.options import pruning_ratio
 from fastdrive_node.errors import UsageError
 from fastdrive_node.pruning.baselines.prune2drive import WEIGHTS_FILE, save_weights
 from fastdrive_training.commands.options import add_dataset_arguments, open_dataset

@@ -29,7 +29,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 from tqdm import tqdm
 
-from fastdrive_sim.errors import SimError, SimUsageError
+from fastdrive_node.errors import SimError, UsageError
 from fastdrive_sim.geometry import quaternion_of_matrix, quaternion_of_yaw, to_ego
 from fastdrive_sim.rig import RIG
 from fastdrive_sim.scenarios import SCENARIOS
@@ -62,23 +62,23 @@ class BagSpec:
 
     def __post_init__(self) -> None:
         if self.seed < 0:
-            raise SimUsageError(f"--seed {self.seed}: give 0 or more")
+            raise UsageError(f"--seed {self.seed}: give 0 or more")
         if not 0 < self.seconds <= 3600:
-            raise SimUsageError(f"--seconds {self.seconds:g}: give more than 0, at most 3600")
+            raise UsageError(f"--seconds {self.seconds:g}: give more than 0, at most 3600")
         if not 0 < self.hz <= ODOMETRY_HZ or abs(ODOMETRY_HZ / self.hz - self.stride) > 1e-6:
-            raise SimUsageError(
+            raise UsageError(
                 f"--hz {self.hz:g}: image sets are taken from {ODOMETRY_HZ} Hz; give a rate that divides it"
             )
         if self.storage not in STORAGES:
-            raise SimUsageError(f"--storage {self.storage}: give one of {', '.join(STORAGES)}")
+            raise UsageError(f"--storage {self.storage}: give one of {', '.join(STORAGES)}")
         if self.transport not in TRANSPORTS:
-            raise SimUsageError(f"--transport {self.transport}: give one of {', '.join(TRANSPORTS)}")
+            raise UsageError(f"--transport {self.transport}: give one of {', '.join(TRANSPORTS)}")
         if not 16 <= self.width <= 4096 or not 16 <= self.height <= 4096:
-            raise SimUsageError(f"--size {self.width}x{self.height}: give sides of 16 to 4096 pixels")
+            raise UsageError(f"--size {self.width}x{self.height}: give sides of 16 to 4096 pixels")
         if not 1 <= self.jpeg_quality <= 100:
-            raise SimUsageError(f"--jpeg-quality {self.jpeg_quality}: give 1 to 100")
+            raise UsageError(f"--jpeg-quality {self.jpeg_quality}: give 1 to 100")
         if self.scenario not in SCENARIOS:
-            raise SimUsageError(f"--scenario {self.scenario}: give one of {', '.join(SCENARIOS)}")
+            raise UsageError(f"--scenario {self.scenario}: give one of {', '.join(SCENARIOS)}")
 
     @property
     def stride(self) -> int:

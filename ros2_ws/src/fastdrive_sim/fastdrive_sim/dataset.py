@@ -36,8 +36,8 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
+from fastdrive_node.errors import SimError, UsageError
 from fastdrive_sim import __version__
-from fastdrive_sim.errors import SimError, SimUsageError
 from fastdrive_sim.nuscenes_schema import SCENE_TABLES, VERSION, shared_tables
 from fastdrive_sim.rig import RIG
 from fastdrive_sim.scenarios import SCENARIOS
@@ -68,21 +68,21 @@ class DatasetSpec:
 
     def __post_init__(self) -> None:
         if self.seed < 0:
-            raise SimUsageError(f"--seed {self.seed}: give 0 or more")
+            raise UsageError(f"--seed {self.seed}: give 0 or more")
         if self.keyframes < 1:
-            raise SimUsageError(f"--keyframes {self.keyframes}: give 1 or more")
+            raise UsageError(f"--keyframes {self.keyframes}: give 1 or more")
         if self.scene_keyframes < 1:
-            raise SimUsageError(f"--scene-keyframes {self.scene_keyframes}: give 1 or more")
+            raise UsageError(f"--scene-keyframes {self.scene_keyframes}: give 1 or more")
         if self.split is not None and self.split not in SPLITS:
-            raise SimUsageError(f"--split {self.split}: give one of {', '.join(SPLITS)}")
+            raise UsageError(f"--split {self.split}: give one of {', '.join(SPLITS)}")
         if self.hz < 1 or SIM_HZ % self.hz:
-            raise SimUsageError(f"--hz {self.hz}: keyframes are taken from {SIM_HZ} Hz; give a divisor of {SIM_HZ}")
+            raise UsageError(f"--hz {self.hz}: keyframes are taken from {SIM_HZ} Hz; give a divisor of {SIM_HZ}")
         if not 16 <= self.width <= 4096 or not 16 <= self.height <= 4096:
-            raise SimUsageError(f"--size {self.width}x{self.height}: give sides of 16 to 4096 pixels")
+            raise UsageError(f"--size {self.width}x{self.height}: give sides of 16 to 4096 pixels")
         if not 1 <= self.jpeg_quality <= 100:
-            raise SimUsageError(f"--jpeg-quality {self.jpeg_quality}: give 1 to 100")
+            raise UsageError(f"--jpeg-quality {self.jpeg_quality}: give 1 to 100")
         if self.scenario not in SCENARIOS:
-            raise SimUsageError(f"--scenario {self.scenario}: give one of {', '.join(SCENARIOS)}")
+            raise UsageError(f"--scenario {self.scenario}: give one of {', '.join(SCENARIOS)}")
 
     def arguments(self) -> dict:
         """What a rerun must repeat to go on with a dataset; the scenario where it is not the default one."""

@@ -13,8 +13,8 @@ import cv2
 import moderngl
 import numpy as np
 
+from fastdrive_node.errors import SimError
 from fastdrive_sim import scene, shaders, textures
-from fastdrive_sim.errors import SimError
 from fastdrive_sim.rig import RIG
 from fastdrive_sim.types import Camera, Snapshot, Views, World
 

@@ -9,8 +9,8 @@ from functools import cache
 
 import numpy as np
 
+from fastdrive_node.errors import SimError
 from fastdrive_sim import textures
-from fastdrive_sim.errors import SimError
 from fastdrive_sim.shapes import shape_of
 from fastdrive_sim.types import KINDS, Camera, EgoPose, Label, Surface, Thing, World
 

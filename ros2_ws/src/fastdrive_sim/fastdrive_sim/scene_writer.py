@@ -14,8 +14,8 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from fastdrive_node.errors import SimError
 from fastdrive_sim.drivable import draw_mask
-from fastdrive_sim.errors import SimError
 from fastdrive_sim.geometry import to_ego, wrap
 from fastdrive_sim.nuscenes_schema import SceneTables, annotated_things
 from fastdrive_sim.rig import RIG

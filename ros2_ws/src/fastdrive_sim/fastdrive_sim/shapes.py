@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+from fastdrive_node.errors import SimError
 from fastdrive_sim import textures
-from fastdrive_sim.errors import SimError
 from fastdrive_sim.meshes import Builder, Mesh
 from fastdrive_sim.types import KINDS, Thing
 from fastdrive_sim.vehicles import bus, car, truck

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from fastdrive_sim.errors import SimError
+from fastdrive_node.errors import SimError
 from fastdrive_sim.types import Snapshot, Views, World
 
 

@@ -13,8 +13,8 @@ from rosbags.interfaces import QosDurability
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 
+from fastdrive_node.errors import SimError, UsageError
 from fastdrive_sim.bag import EPOCH_NS, STORAGES, TRANSPORTS, BagSpec, write_bag
-from fastdrive_sim.errors import SimError
 from fastdrive_sim.rig import RIG
 from fastdrive_sim.sources import Sources
 
@@ -203,5 +203,5 @@ def test_a_failed_bag_leaves_nothing_behind(tmp_path):
     ],
 )
 def test_impossible_arguments_are_named(change, name):
-    with pytest.raises(SimError, match=name):
+    with pytest.raises(UsageError, match=name):
         spec(**change)

@@ -15,8 +15,8 @@ import pytest
 import sim_fakes
 from sim_tables import chain, ego_pose, in_frame, read
 
+from fastdrive_node.errors import SimError, UsageError
 from fastdrive_sim.dataset import DatasetSpec, plan_scenes, write_dataset
-from fastdrive_sim.errors import SimError
 from fastdrive_sim.nuscenes_schema import TABLES, VERSION
 from fastdrive_sim.rig import RIG
 from fastdrive_sim.types import Label
@@ -368,5 +368,5 @@ def test_workers_keep_opengl_to_one_thread(tmp_path):
     ],
 )
 def test_impossible_arguments_are_named(change, name):
-    with pytest.raises(SimError, match=name):
+    with pytest.raises(UsageError, match=name):
         DatasetSpec(**{"keyframes": 1, "seed": 1, **change})

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
+from fastdrive_node.errors import SimError
 from fastdrive_sim.bag import BagSpec, write_bag
 from fastdrive_sim.dataset import DatasetSpec, write_dataset
-from fastdrive_sim.errors import SimError
 from fastdrive_sim.nuscenes_schema import VERSION
 from fastdrive_sim.types import Label
 

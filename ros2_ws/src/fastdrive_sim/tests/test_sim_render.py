@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sim_scenes import rectangle, street, traffic
 
+from fastdrive_node.errors import SimError
 from fastdrive_sim import render
-from fastdrive_sim.errors import SimError
 from fastdrive_sim.render import Renderer
 from fastdrive_sim.rig import RIG
 from fastdrive_sim.types import KINDS, Camera, EgoPose, Label, Snapshot, Surface, Thing, World

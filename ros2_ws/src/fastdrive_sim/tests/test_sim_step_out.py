@@ -14,10 +14,9 @@ import pytest
 import sim_fakes
 
 from fastdrive_node.cli import main
-from fastdrive_sim import commands
+from fastdrive_node.errors import SimError, UsageError
 from fastdrive_sim.bag import BagSpec, write_bag
 from fastdrive_sim.dataset import DatasetSpec, plan_scenes, write_dataset
-from fastdrive_sim.errors import SimError
 from fastdrive_sim.expert import FRONT_M
 from fastdrive_sim.geometry import box_corners, to_ego
 from fastdrive_sim.rig import RIG
@@ -171,7 +170,7 @@ def test_scenarios_share_no_world_and_no_name():
 
 @pytest.mark.parametrize("spec", [DatasetSpec, BagSpec])
 def test_an_unknown_scenario_is_refused(spec):
-    with pytest.raises(SimError, match="--scenario rain: give one of default, step-out"):
+    with pytest.raises(UsageError, match="--scenario rain: give one of default, step-out"):
         spec(**({"keyframes": 1} if spec is DatasetSpec else {"seconds": 1, "hz": 2}), seed=1, scenario="rain")
 
 
@@ -319,8 +318,9 @@ def test_a_bag_is_of_its_scenario(tmp_path):
 
 def test_the_flag_reaches_data_set_and_bag(tmp_path, monkeypatch):
     seen = []
-    for name in ("write_dataset", "write_bag"):
-        monkeypatch.setattr(commands, name, lambda out, spec, **_: seen.append(spec.scenario) or {})
+    for name in ("dataset", "bag"):
+        write = f"fastdrive_sim.commands.{name}.write_{name}"
+        monkeypatch.setattr(write, lambda out, spec, **_: seen.append(spec.scenario) or {})
     arguments = ["--seed", "1", "--scenario", "step-out"]
     assert main(["sim", "dataset", str(tmp_path / "d"), "--keyframes", "1", *arguments]) == 0
     assert main(["sim", "bag", str(tmp_path / "b"), "--seconds", "1", "--hz", "2", *arguments]) == 0

@@ -1,0 +1,47 @@
+"""Arguments that several commands share. Nothing here imports torch: ``--help`` is fast."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fastdrive_node.types import VISION_BACKENDS, PruningRatio
+
+DROP_HELP = "pruning ratio in [0, 1) (default: 0.5 with a pruner, else 0)"
+JSON_HELP = "write the figures as JSON; '-' is standard output"
+
+
+def pruning_ratio(text: str) -> PruningRatio:
+    """A pruning ratio; an argparse type."""
+    try:
+        return PruningRatio(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1); give a pruning ratio such as 0.5") from None
+
+
+def at_least_one(text: str) -> int:
+    """A count; an argparse type."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give 1 or more")
+    return int(text)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--vla``, ``--pruner`` and ``--drop``."""
+    add = parser.add_argument
+    add("--vla", type=Path, metavar="DIR", help="VLA directory (default: the shipped tiny one)")
+    add("--pruner", type=Path, metavar="FILE", help="pruner file (default: the one in the VLA directory)")
+    add("--drop", type=pruning_ratio, metavar="P", help=DROP_HELP)
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--backend``, ``--engine`` and ``--language-engine``; without them all parts run in torch."""
+    add = parser.add_argument
+    add("--backend", choices=VISION_BACKENDS, help="what runs vision encoder and pruner (default: torch)")
+    add("--engine", type=Path, metavar="FILE", help="for another backend than torch, from `fastdrive export build`")
+    language = "runs the language model by onnxruntime; from `fastdrive export build --part language`"
+    add("--language-engine", type=Path, metavar="FILE", help=language)
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", metavar="FILE", help=JSON_HELP)

@@ -1,0 +1,40 @@
+"""``fastdrive sim bag``: a rosbag2 with the topics of a vehicle."""
+
+from __future__ import annotations
+
+import argparse
+
+from fastdrive_node.cli import write_json
+from fastdrive_sim.bag import STORAGES, TRANSPORTS, BagSpec, write_bag
+from fastdrive_sim.commands.options import add_image_arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write a rosbag2: six image topics with camera info, /odom at 20 Hz, /driving_command and /tf_static."
+    )
+    parser.epilog = (
+        "example: fastdrive sim bag data/drive --seconds 120 --hz 2 --seed 1 --transport compressed --json -"
+    )
+    add_image_arguments(parser)
+    parser.add_argument("--seconds", type=float, required=True, help="length of the drive")
+    parser.add_argument("--hz", type=float, required=True, help="image sets a second, a rate that divides 20")
+    parser.add_argument("--storage", choices=tuple(STORAGES), default="mcap", help="(mcap)")
+    parser.add_argument("--transport", choices=TRANSPORTS, default="raw", help="raw rgb8 or JPEG (raw)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Raises UsageError for an argument out of range, SimError for the folder or the machine."""
+    width, height = args.size
+    spec = BagSpec(
+        seconds=args.seconds,
+        hz=args.hz,
+        seed=args.seed,
+        storage=args.storage,
+        transport=args.transport,
+        width=width,
+        height=height,
+        jpeg_quality=args.jpeg_quality,
+        scenario=args.scenario,
+    )
+    write_json(write_bag(args.out, spec), args.json)

@@ -1,0 +1,33 @@
+"""Arguments that the subcommands of ``fastdrive sim`` share."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from fastdrive_node.commands.options import add_json_argument
+from fastdrive_sim.scenarios import SCENARIOS
+
+
+def size(text: str) -> tuple[int, int]:
+    """``280x168`` as (width, height); an argparse type."""
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write WIDTHxHEIGHT, as in 280x168")
+    return int(match[1]), int(match[2])
+
+
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is written where, from which world, and as which images."""
+    parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
+    parser.add_argument("--seed", type=int, required=True, help="decides the worlds; same seed, same bytes")
+    parser.add_argument("--size", type=size, default=(280, 168), metavar="WxH", help="of each image (280x168)")
+    parser.add_argument("--jpeg-quality", type=int, default=92, help="1 to 100 (92)")
+    parser.add_argument(
+        "--scenario",
+        choices=SCENARIOS,
+        default="default",
+        help="step-out: pedestrians step out in front of the vehicle from behind parked trucks and buses (default)",
+    )
+    add_json_argument(parser)
