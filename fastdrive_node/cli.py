@@ -52,7 +52,7 @@ class CommandParser(argparse.ArgumentParser):
         if self.module is not None:
             command = importlib.import_module(self.module)
             command.add_arguments(self)
-            self.set_defaults(run=command.run)
+            self.set_defaults(_run=command.run)  # no argument has this name
             self.module = None
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:  # said with the usage of the command, not of ``fastdrive``
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     name = f"fastdrive {argv[0]}" if argv else "fastdrive"
     try:
         args = build_parser().parse_args(argv)
-        args.run(args)
+        args._run(args)
         return 0
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
