@@ -18,6 +18,7 @@ demo: install-demo
 
 test: system-packages install-test tensorrt-bindings
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	FASTDRIVE_TENSORRT_WHEELS="$${FASTDRIVE_TENSORRT_WHEELS:-$(CURDIR)/$(BINDINGS)}" $(BIN)/python -m pytest
 
 install-demo: $(VENV)/.demo
@@ -28,7 +29,7 @@ $(VENV)/.made:
 	$(PYTHON) -m venv $(if $(SOURCED_ROS),--system-site-packages) $(VENV)
 	touch $@
 
-$(VENV)/.demo: $(VENV)/.made setup.py constraints.txt
+$(VENV)/.demo: $(VENV)/.made pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt -e ".[$(if $(SOURCED_ROS),,ros)]"
 	touch $@

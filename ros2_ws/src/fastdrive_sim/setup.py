@@ -6,7 +6,7 @@ NAME = "fastdrive_sim"
 
 setup(
     name=NAME,
-    version="0.1.0",
+    version="0.2.0",
     description="A driving world seen by cameras: nuScenes-schema datasets and rosbag2 bags for fastdrive_node",
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",

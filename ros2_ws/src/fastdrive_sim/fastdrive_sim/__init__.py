@@ -1,3 +1,3 @@
 """A six-camera driving world: roads, traffic, an expert, and what the cameras see."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,0 +1,164 @@
+"""Declared dependencies: all that is imported and nothing else, and installable on every Python that is supported."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from tests.packaging.source_imports import PACKAGES, ROOT, imports
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # a dependency of pytest there
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONSTRAINTS = ROOT / "constraints.txt"
+PYTHONS = ("3.10", "3.11", "3.12")
+
+DISTRIBUTIONS = {  # where the name differs from the import's
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "nuscenes": "nuscenes-devkit",
+    "rclpy": "ros-rclpy",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
+WITH_RCLPY = {"ament_index_python", "builtin_interfaces", "lifecycle_msgs", "rcl_interfaces", "rosgraph_msgs"}
+# Not on PyPI: TensorRT comes with the vehicle's computer, the others with a ROS installation.
+NOT_ON_PYPI = {"tensorrt", "autoware_planning_msgs", "launch", "launch_ros"}
+# Used by another package, or as a program, without an import of ours.
+NOT_IMPORTED = {
+    "cv-bridge",
+    "filelock",
+    "hypothesis",
+    "pydantic",
+    "pyright",
+    "pytest",
+    "ruff",
+    "tensorboard",
+    "torchmetrics",
+    "uv",
+}
+EXTRAS = {
+    "fastdrive_node": ("ros", "export"),  # onnxruntime runs engines
+    "fastdrive_training": ("train",),
+    "fastdrive_export": ("export",),
+    "fastdrive_sim": ("sim",),
+    "benchmarks": ("train", "sim", "export"),
+}
+
+
+def _name(requirement: str) -> str:
+    return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
+
+
+def _declared(*extras: str) -> set[str]:
+    optional = PROJECT["optional-dependencies"]
+    return {
+        _name(requirement)
+        for group in (PROJECT["dependencies"], *(optional[x] for x in extras))
+        for requirement in group
+    }
+
+
+def _distribution(module: str) -> str:
+    if module in WITH_RCLPY:
+        return "ros-rclpy"
+    if module.endswith("_msgs"):
+        return f"ros-jazzy-{module.replace('_', '-')}"
+    return DISTRIBUTIONS.get(module, module).lower()
+
+
+def _third_party(package: str) -> dict[str, str]:
+    """Distribution of each import of a package from outside of the project, with one place that imports it."""
+    roots = {found.module.split(".")[0]: str(found) for found in imports(package)}
+    ours = sys.stdlib_module_names | PACKAGES.keys() | NOT_ON_PYPI
+    return {_distribution(root): place for root, place in roots.items() if root not in ours}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_import_is_declared(package):
+    declared = _declared(*EXTRAS[package])
+    missing = {name: place for name, place in _third_party(package).items() if name not in declared}
+    assert not missing, "declare in pyproject.toml"
+
+
+def test_every_declared_dependency_is_imported():
+    used = {name for package in PACKAGES for name in _third_party(package)}
+    assert _declared(*PROJECT["optional-dependencies"]) - used - NOT_IMPORTED == set()
+
+
+def test_every_declared_dependency_has_a_tested_version():
+    pinned = {_name(line) for line in CONSTRAINTS.read_text().splitlines() if line and not line.startswith("#")}
+    declared = _declared(*PROJECT["optional-dependencies"])
+    assert pinned == declared
+
+
+def test_package_xml_names_the_ros_packages_that_the_node_imports():
+    named = {element.text for element in ElementTree.parse(ROOT / "package.xml").iter("exec_depend")}
+    roots = {found.module.split(".")[0] for found in imports("fastdrive_node")}
+    ros = {root for root in roots if root.endswith(("_msgs", "_interfaces")) or root in ("rclpy", "ament_index_python")}
+    assert ros - NOT_ON_PYPI <= named
+    assert {name for name in named if name.endswith(("_msgs", "_interfaces"))} <= ros, "named, but not imported"
+
+
+def test_versions_agree_everywhere():
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "fastdrive_node" / "__init__.py").read_text())[1]
+    simulator = PACKAGES["fastdrive_sim"].parent
+    assert "version" in PROJECT["dynamic"]
+    for text in (PACKAGES["fastdrive_sim"] / "__init__.py", simulator / "setup.py"):
+        assert re.search(r'version(?:__)? ?= ?"(.+)"', text.read_text())[1] == version, text
+    for manifest in (ROOT / "package.xml", simulator / "package.xml"):
+        assert ElementTree.parse(manifest).findtext("version") == version, manifest
+    assert re.search(r"^## \[?(\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == version
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def _resolve(python: str, constraints: Path) -> subprocess.Popen[str]:
+    """uv chooses versions for another Python from the index's metadata; nothing is installed or built for it."""
+    uv = Path(sys.executable).with_name("uv")
+    program = str(uv) if uv.is_file() else shutil.which("uv")
+    if program is None:
+        pytest.skip("uv is not installed: pip install -e .[dev]")
+    command = [program, "pip", "compile", "--all-extras", "--constraints", str(constraints)]
+    command += ["--python-version", python, "--python-platform", "x86_64-manylinux_2_28"]
+    pinned = {_name(line) for line in CONSTRAINTS.read_text().splitlines() if line and not line.startswith("#")}
+    command += [part for name in sorted(pinned) for part in ("--only-binary", name)]
+    return subprocess.Popen(
+        [*command, "pyproject.toml"], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def _outcome(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=180)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        pytest.skip("the package index does not answer")
+    if process.returncode and re.search(r"[Ff]ailed to fetch|error sending request|client error", err):
+        pytest.skip(f"the package index cannot be reached: {err.splitlines()[0]}")
+    return process.returncode, out, err
+
+
+def test_the_tested_versions_install_on_every_supported_python():
+    assert PROJECT["requires-python"] == f">={PYTHONS[0]},<3.13"
+    processes = [_resolve(python, CONSTRAINTS) for python in PYTHONS]
+    for process in processes:
+        code, out, err = _outcome(process)
+        assert code == 0, err
+        assert "torch==" in out and "ros-rclpy==" in out
+
+
+def test_a_version_that_has_left_python_3_10_is_found(tmp_path):
+    constraints = tmp_path / "constraints.txt"
+    constraints.write_text(re.sub(r"^pillow.*$", "pillow==13.0.0", CONSTRAINTS.read_text(), flags=re.MULTILINE))
+    code, _, err = _outcome(_resolve("3.10", constraints))
+    assert code != 0 and "pillow" in err
