@@ -97,7 +97,7 @@ class Player:
         """
         ended_s = time.monotonic()
         while missing := t0s_ns - (recorded := self._recorded()):
-            silent_s = time.monotonic() - max(ended_s, *(each.at_s for each in self._node.arrivals[-1:]))
+            silent_s = time.monotonic() - max([ended_s, *(each.at_s for each in self._node.arrivals[-1:])])
             lost = bool(recorded) and max(missing) < max(recorded)
             if silent_s > (LINGER_S if lost else SILENCE_S):
                 if not recorded:

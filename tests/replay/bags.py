@@ -32,6 +32,7 @@ class BagPlan:
     without: Collection[str] = ()  # topics
     types: dict[str, str] = field(default_factory=dict)  # topics that are of another type
     spread_ms: float = 0.0  # between neighbouring cameras
+    odometry_delay_s: float = 0.0  # from its stamp to its recording
     change: Callable[[int, str, object], object | None] = lambda index, camera, message: message
 
 
@@ -93,23 +94,26 @@ def write_bag(path: Path, plan: BagPlan | None = None) -> Path:
     with Writer(path, version=9, storage_plugin=STORAGES[plan.storage]) as writer:
         connections = {topic: writer.add_connection(topic, kind, typestore=STORE) for topic, kind in topics.items()}
 
-        def write(topic: str, message: object | None, stamp_ns: int) -> None:
+        messages = []
+
+        def add(topic: str, message: object | None, stamp_ns: int) -> None:
             if topic in connections and message is not None and topic not in plan.types:
-                kind = connections[topic].msgtype
-                writer.write(connections[topic], stamp_ns, STORE.serialize_cdr(message, kind))
+                messages.append((stamp_ns, topic, message))
 
         steps = round((plan.sets - 1) * plan.period_s / 0.05) + 1
         sets = {round(index * plan.period_s / 0.05): index for index in range(plan.sets)}
         for step in range(steps):
             stamp_ns = START_NS + step * 50_000_000
-            write("/odom", odometry(stamp_ns, 5.0), stamp_ns)
+            add("/odom", odometry(stamp_ns, 5.0), stamp_ns + round(plan.odometry_delay_s * 1e9))
             if step in sets:
-                write("/driving_command", TYPES["std_msgs/msg/String"]("left"), stamp_ns + 1)
+                add("/driving_command", TYPES["std_msgs/msg/String"]("left"), stamp_ns + 1)
                 for offset, camera in enumerate(CAMERAS):
                     exposed_ns = stamp_ns + round(offset * plan.spread_ms * 1e6)
                     message = image(plan.transport, exposed_ns, camera, 40 * offset)
                     message = plan.change(sets[step], camera, message)
-                    write(image_topic(camera, plan.transport), message, exposed_ns + 2 + offset)
+                    add(image_topic(camera, plan.transport), message, exposed_ns + 2 + offset)
+        for stamp_ns, topic, message in sorted(messages, key=lambda each: each[0]):
+            writer.write(connections[topic], stamp_ns, STORE.serialize_cdr(message, connections[topic].msgtype))
     return path
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,12 +23,15 @@ from fastdrive_node.types import CAMERAS
 
 HERE = Path(__file__).resolve().parent
 NODE = (sys.executable, str(HERE.parent / "ros" / "fake_planner.py"))
+CITY = HERE.parents[1] / "samples" / "city"
 DATA = HERE.parents[2] / "shared" / "data"
 STEP_NS = 500_000_000
 
 
-def run(bag: Path, folder: Path, **options) -> tuple[dict, list[dict]]:
-    figures = replay(ReplayOptions(bag, json=str(folder / "summary.json"), **options), NODE, CAMERAS)
+def run(bag: Path, folder: Path, lockstep: bool = True, **options) -> tuple[dict, list[dict]]:
+    """In lockstep, so that no set is lost on a busy machine."""
+    chosen = ReplayOptions(bag, json=str(folder / "summary.json"), lockstep=lockstep, **options)
+    figures = replay(chosen, NODE, CAMERAS)
     assert json.loads((folder / "summary.json").read_text()) == figures
     plans = [json.loads(line) for line in Path(figures["plans_file"]).read_text().splitlines()]
     return figures, plans
@@ -51,7 +55,7 @@ def test_every_set_of_a_bag_is_planned_and_stamped_with_its_time(tmp_path, trans
 
 
 def test_a_loop_is_a_jump_back_in_time_and_gives_the_same_plans(tmp_path):
-    figures, plans = run(write_bag(tmp_path / "bag"), tmp_path, loop=2, rate=2.0)
+    figures, plans = run(write_bag(tmp_path / "bag"), tmp_path, loop=2)
     assert counts(figures) == (6, 6, 0, 0)
     assert plans[:3] == plans[3:]
 
@@ -87,21 +91,57 @@ def test_a_last_set_without_a_camera_does_not_hold_the_replay(tmp_path):
     assert (figures["sets"], figures["plans"], figures["refused"], figures["incomplete"]) == (2, 2, 1, 1)
 
 
-def test_a_source_faster_than_the_planner_drops_sets_and_counts_them(tmp_path, monkeypatch):
-    monkeypatch.setenv("FAKE_PLANNER_DELAY_S", "0.3")
-    figures, plans = run(write_bag(tmp_path / "bag", BagPlan(sets=20, period_s=0.1)), tmp_path, params=slow(tmp_path))
+def test_in_real_time_a_slow_planner_plans_the_newest_set_and_every_set_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_PLANNER_DELAY_S", "3.0")
+    bag = write_bag(tmp_path / "bag", BagPlan(sets=6, period_s=0.1))
+    start = time.monotonic()
+    figures, _ = run(bag, tmp_path, lockstep=False, params=narrow(tmp_path))
+    assert time.monotonic() - start > 0.5  # the bag's length
     sets, made, refused, dropped = counts(figures)
-    assert sets == 20 and dropped > 0 and made + refused + dropped == 20
-    assert plans[-1]["t0_ns"] == START_NS + 19 * 100_000_000  # the newest wins
+    assert sets == 6 and dropped > 0 and made + refused - figures["incomplete"] + dropped == 6
+    assert figures["rate"] == 1.0 and not figures["lockstep"]
 
 
-def slow(tmp_path: Path) -> Path:
+def test_in_lockstep_nothing_is_superseded_by_a_slow_planner(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_PLANNER_DELAY_S", "0.3")
+    figures, plans = run(write_bag(tmp_path / "bag", BagPlan(sets=20, period_s=0.1)), tmp_path, params=narrow(tmp_path))
+    assert counts(figures) == (20, 20, 0, 0) and figures["lost"] == 0
+    assert [plan["t0_ns"] for plan in plans] == [START_NS + k * 100_000_000 for k in range(20)]
+    assert figures["rate"] is None and figures["lockstep"]
+
+
+def test_in_lockstep_late_odometry_does_not_change_the_plans(tmp_path):
+    _, expected = run(write_bag(tmp_path / "on_time"), tmp_path)
+    figures, plans = run(write_bag(tmp_path / "late", BagPlan(odometry_delay_s=1.2)), tmp_path)
+    assert counts(figures) == (3, 3, 0, 0) and plans == expected
+
+
+def test_in_lockstep_a_node_that_gives_no_outcome_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_PLANNER_DELAY_S", "1000")
+    monkeypatch.setattr("fastdrive_node.replay.player.SILENCE_S", 0.5)
+    monkeypatch.setattr("fastdrive_node.replay.node_process.STOP_S", 0.1)
+    with pytest.raises(FastDriveError, match=f"no plan record of the frame set at {START_NS} ns"):
+        run(write_bag(tmp_path / "bag"), tmp_path)
+
+
+def narrow(tmp_path: Path) -> Path:
+    """Parameters for sets that are 0.1 s apart."""
     path = tmp_path / "parameters.yaml"
     path.write_text("fastdrive:\n  ros__parameters:\n    max_set_age_s: 30.0\n    max_spread_s: 0.04\n")
     return path
 
 
-def test_a_node_that_dies_ends_the_replay_with_its_last_words(tmp_path, monkeypatch):
+def test_two_replays_in_lockstep_of_the_shipped_model_give_the_same_plans(tmp_path):
+    files = []
+    for name in ("first", "second"):
+        figures = replay(ReplayOptions(CITY, json=str(tmp_path / f"{name}.json"), lockstep=True))
+        assert counts(figures) == (20, 20, 0, 0)
+        assert (figures["total_tokens"], figures["kept_tokens"]) == (192, 96)
+        files.append(Path(figures["plans_file"]).read_bytes())
+    assert files[0] == files[1]
+
+
+def test_a_node_that_dies_ends_the_replay_with_what_it_said_last(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_PLANNER_DIES", "1")
     with pytest.raises(FastDriveError, match=r"the node ended with exit code 7: .*a fatal fault"):
         run(write_bag(tmp_path / "bag"), tmp_path)
@@ -133,7 +173,7 @@ def test_an_external_node_is_used_and_left_running(tmp_path, ros):
     bag = write_bag(tmp_path / "bag")
     remaps = [f"~/input/{camera.lower()}/image:=/{camera}/image_raw" for camera in CAMERAS]
     remaps += ["~/input/odometry:=/odom", "~/input/command:=/driving_command", "__ns:=/car"]
-    arguments = [word for remap in remaps for word in ("-r", remap)]
+    arguments = [argument for remap in remaps for argument in ("-r", remap)]
     command = [*NODE, "--ros-args", "-p", "use_sim_time:=true", "-p", "diagnostics_period_s:=0.2", *arguments]
     node = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
