@@ -36,6 +36,7 @@ NOT_ON_PYPI = {"tensorrt", "autoware_planning_msgs", "launch", "launch_ros"}
 # Used by another package, or as a program, without an import of ours.
 NOT_IMPORTED = {
     "cv-bridge",
+    "filelock",
     "hypothesis",
     "pyright",
     "pytest",
