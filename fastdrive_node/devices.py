@@ -10,14 +10,15 @@ from pathlib import Path
 
 import torch
 
-from fastdrive_node.errors import InputError
+from fastdrive_node.errors import InputError, UsageError
 
 
 def choose_device(name: str = "auto", field: str = "device") -> torch.device:
     """The device that an option names: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; auto is cuda where there is one.
 
     Raises:
-        InputError: no such device on this machine; the text names ``field``.
+        UsageError: not a device's name; the text names ``field``.
+        InputError: no such device on this machine.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -26,7 +27,7 @@ def choose_device(name: str = "auto", field: str = "device") -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise InputError(f"{field}: {name!r} is no device; use auto, cpu, cuda or cuda:<index>")
+        raise UsageError(f"{field}: {name!r} is no device; use auto, cpu, cuda or cuda:<index>")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"{field}: {name!r}, but torch finds {torch.cuda.device_count()} GPUs; use auto or cpu")
     return device

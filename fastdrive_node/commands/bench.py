@@ -6,8 +6,8 @@ import argparse
 import sys
 
 from fastdrive_node.cli import write_json
-from fastdrive_node.commands.options import add_json_argument, add_model_arguments
-from fastdrive_node.errors import InputError, UsageError
+from fastdrive_node.commands.options import add_device_argument, add_json_argument, add_model_arguments
+from fastdrive_node.errors import UsageError
 
 EXAMPLE = """example:
   fastdrive bench --drop 0.75 --json bench.json
@@ -23,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
     add_model_arguments(parser)
     parser.add_argument("--runs", type=int, default=20, metavar="N", help="timed runs of each stage (default: 20)")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one"
-    )
+    add_device_argument(parser)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: float32)")
     add_json_argument(parser)
 
@@ -34,13 +32,12 @@ def run(args: argparse.Namespace) -> None:
     import torch  # heavy imports, not needed for --help
 
     from fastdrive_node.benchmark.comparison import compare
+    from fastdrive_node.devices import choose_device
     from fastdrive_node.planning.loading import open_pipeline
 
     if args.runs < 1:
         raise UsageError(f"--runs: {args.runs}; give 1 or more")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device: 'cuda', but torch finds no GPU; use cpu or auto")
-    device = "cpu" if args.device == "cpu" or not torch.cuda.is_available() else "cuda"
+    device = choose_device(args.device, "--device")
     pipeline = open_pipeline(args.vla, args.pruner, args.drop, device, getattr(torch, args.dtype))
     figures = compare(pipeline, args.runs)
     print(table(figures), file=sys.stderr if args.json == "-" else sys.stdout)

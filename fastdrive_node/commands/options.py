@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fastdrive_node.errors import UsageError
 from fastdrive_node.types import VISION_BACKENDS, PruningRatio
 
 DROP_HELP = "pruning ratio in [0, 1) (default: 0.5 with a pruner, else 0)"
@@ -41,6 +42,17 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     add("--engine", type=Path, metavar="FILE", help="for another backend than torch, from `fastdrive export build`")
     language = "runs the language model by onnxruntime; from `fastdrive export build --part language`"
     add("--language-engine", type=Path, metavar="FILE", help=language)
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    help_text = "what torch runs on: cpu, cuda, cuda:<index>, or auto: cuda where there is one (%(default)s)"
+    parser.add_argument("--device", default="auto", metavar="D", help=help_text)
+
+
+def check_engine_arguments(backend: str | None, engine: Path | None) -> None:
+    """Raises UsageError for an engine file without the backend that runs it."""
+    if engine is not None and backend in (None, "torch"):
+        raise UsageError("--engine: give --backend onnxruntime or tensorrt with it")
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from fastdrive_node.cli import write_json
-from fastdrive_node.commands.options import add_engine_arguments, add_model_arguments
-from fastdrive_node.errors import InputError
+from fastdrive_node.commands.options import add_engine_arguments, add_model_arguments, check_engine_arguments
+from fastdrive_node.errors import InputError, UsageError
 from fastdrive_node.record import PlanRecord
 from fastdrive_node.types import CameraFrame, Command, EgoHistory, EgoState, FrameSet, Plan
 
@@ -48,6 +48,11 @@ def run(args: argparse.Namespace) -> None:
     from fastdrive_node.engines.vision_engine import choose_engine
     from fastdrive_node.planning.loading import open_pipeline  # heavy imports, not needed for --help
 
+    check_engine_arguments(args.backend, args.engine)
+    if args.engine is None and args.backend not in (None, "torch"):
+        raise UsageError(
+            f"--backend {args.backend}: give the engine file with --engine; make it by fastdrive export build"
+        )
     engine = choose_engine(args.backend or "torch", args.engine)
     language = None if args.language_engine is None else LanguageChoice(args.language_engine)
     pipeline = open_pipeline(args.vla, args.pruner, args.drop, engine=engine, language_engine=language)

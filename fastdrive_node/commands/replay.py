@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdrive_node.cli import write_json
-from fastdrive_node.commands.options import add_engine_arguments, add_model_arguments
+from fastdrive_node.commands.options import add_engine_arguments, add_model_arguments, check_engine_arguments
 from fastdrive_node.errors import InputError, UsageError
 from fastdrive_node.types import CAMERAS
 
@@ -70,8 +70,7 @@ class ReplayOptions:
                 "--node external: --vla, --pruner, --drop, --backend, --engine, --language-engine and --params are for "
                 "a node that replay starts"
             )
-        if self.engine is not None and self.backend in (None, "torch"):
-            raise UsageError("--engine: give --backend onnxruntime or tensorrt with it")
+        check_engine_arguments(self.backend, self.engine)
         if self.engine is not None and not self.engine.is_file():
             raise InputError(f"{self.engine}: no such engine file; correct --engine")
         if self.language_engine is not None and not self.language_engine.is_file():

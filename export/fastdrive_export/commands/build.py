@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastdrive_export.commands.options import add_source_arguments, say
 from fastdrive_node.cli import write_json
-from fastdrive_node.commands.options import add_json_argument
+from fastdrive_node.commands.options import add_json_argument, at_least_one
 from fastdrive_node.engines.manifest import BACKENDS
 from fastdrive_node.errors import UsageError
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the engine and its manifest")
     add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the matrix products (%(default)s)")
     add("--opset", type=int, choices=(17, 18), help="17 for TensorRT 8.5 and 8.6, 18 for all others (by the backend)")
-    add("--max-keep", type=int, metavar="K", help="tokens that it gives at most, of all cameras (all)")
+    add("--max-keep", type=at_least_one, metavar="K", help="tokens that it gives at most, of all cameras (all)")
     add(
         "--fp32-mlp",
         type=int,

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastdrive_node.cli import write_json
-from fastdrive_node.errors import InputError
+from fastdrive_node.errors import UsageError
 from fastdrive_training.annotate.models import GroundedSam
 from fastdrive_training.annotate.run import Annotation, Shard, raise_failures
 from fastdrive_training.annotate.settings import load_settings
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Raises InputError for the data, the configuration or OUT, ModelError for the models."""
     if args.limit is not None and args.limit < 1:
-        raise InputError(f"--limit {args.limit}: must be at least 1")
+        raise UsageError(f"--limit {args.limit}: must be at least 1")
     named = {"detector": args.detector, "segmenter": args.segmenter}
     models = [f"models.{role}={name}" for role, name in named.items() if name]
     settings = load_settings(args.config, [*args.set, *models])

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from fastdrive_node.cli import write_json
+from fastdrive_node.commands.options import pruning_ratio
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", metavar="S", help="of a data set that holds several; any that has the samples")
     parser.add_argument("--vla", type=Path, metavar="DIR", help="the run's VLA directory (the shipped tiny one)")
     parser.add_argument(
-        "--drop", type=float, metavar="P", help="ratio of the samples shown (0.75, or the run's largest)"
+        "--drop", type=pruning_ratio, metavar="P", help="ratio of the samples shown (0.75, or the run's largest)"
     )
     parser.add_argument("--worst", type=int, default=10, metavar="N", help="samples with pictures (%(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page (report.html in the run's folder)")
