@@ -11,9 +11,31 @@ if TYPE_CHECKING:
 class FastDriveError(Exception):
     """Base class: an error that is meant for the user, not for a traceback."""
 
+    stage = "model"  # of the refusal that the node reports where a frame set ends in this error
+
 
 class InputError(FastDriveError):
     """Data from outside (a bag, an image, a message, a file) that cannot be used."""
+
+    stage = "input"
+
+
+class ImageError(InputError):
+    """An image that cannot be decoded or has another type or size than expected."""
+
+    stage = "image"
+
+
+class FrameSetError(InputError):
+    """A frame set whose cameras are not those of the VLA."""
+
+    stage = "frames"
+
+
+class EgoStateError(InputError):
+    """Odometry or an ego history that cannot be used for a plan."""
+
+    stage = "odometry"
 
 
 class UsageError(InputError):
@@ -26,6 +48,8 @@ class ModelError(FastDriveError):
 
 class AnswerError(FastDriveError):
     """A model's answer that is not a plan. It is refused, never repaired."""
+
+    stage = "answer"
 
 
 class TrainingError(FastDriveError):

@@ -46,10 +46,10 @@ class PlanRecord:
 
     @property
     def kind(self) -> str:
-        """``plan``, ``refused``, or ``dropped`` for a frame set that was superseded by a newer one."""
+        """``plan``, ``refused``, or ``superseded``."""
         if isinstance(self.result, Plan):
             return "plan"
-        return "dropped" if self.result.stage == SUPERSEDED else "refused"
+        return SUPERSEDED if self.result.stage == SUPERSEDED else "refused"
 
     @property
     def reason(self) -> str:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -21,8 +22,13 @@ CAMERAS = (
     "CAM_BACK_LEFT",
     "CAM_FRONT_LEFT",
 )
-VISION_BACKENDS = ("torch", "onnxruntime", "tensorrt")
-ONNX_PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
+VisionBackendName = Literal["torch", "onnxruntime", "tensorrt"]
+VISION_BACKENDS: tuple[str, ...] = get_args(VisionBackendName)
+OnnxProviderName = Literal["auto", "cpu", "cuda", "tensorrt"]
+ONNX_PROVIDERS: tuple[str, ...] = get_args(OnnxProviderName)
+JUMP_BACK_S = 0.5  # a clock or stamp that goes back by at least this has jumped (a bag starts again); less is jitter
+TEMPORAL_RANGES = {"change": (0.0, 10.0), "memory": (0.0, 0.95), "max_gap_s": (0.01, 2.0)}  # of TemporalSettings
+SUPERSEDED = "superseded"  # stage of a set that a newer one replaced before it was planned, or that a time jump ended
 
 
 class Command(str, Enum):
@@ -84,6 +90,21 @@ class FrameSet:
 
 
 @dataclass(frozen=True)
+class Vehicle:
+    """Dimensions of the ego vehicle in metres. The defaults are those of nuScenes' car, a Renault Zoe."""
+
+    length_m: float = 4.084
+    width_m: float = 1.85
+    rear_overhang_m: float = 0.657  # from the rear bumper to the rear axle, under which the ego frame's origin is
+    wheel_base_m: float = 2.588  # from the rear axle to the front axle
+
+    @property
+    def center_m(self) -> float:
+        """x of the vehicle's center in the ego frame."""
+        return self.length_m / 2 - self.rear_overhang_m
+
+
+@dataclass(frozen=True)
 class EgoState:
     """Ego motion at one instant, in a fixed world or odometry frame."""
 
@@ -94,6 +115,8 @@ class EgoState:
     speed_mps: float
     accel_mps2: float = 0.0  # along x
     yaw_rate_radps: float = 0.0
+    z_m: float = 0.0  # of the ground under the rear axle
+    frame: str = "map"  # name of the fixed frame
 
 
 @dataclass(frozen=True)
@@ -145,13 +168,10 @@ class Plan:
     stage_ms: dict[str, float] = field(default_factory=dict)  # wall time of each stage
 
 
-SUPERSEDED = "dropped"  # stage of a frame set that a newer one superseded before it was planned
-
-
 @dataclass(frozen=True)
 class Refusal:
     """A frame set that gave no plan, and why."""
 
     t0_ns: int
     reason: str  # one line, naming the camera or field
-    stage: str  # "frames", "decode", "answer", "checks", ...
+    stage: str  # SUPERSEDED, "internal", or that of an error: "frames", "odometry", "image", "answer", "model", "input"

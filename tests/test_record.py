@@ -55,7 +55,7 @@ def test_the_line_of_a_plan_has_the_fields_that_scripts_read():
     }
 
 
-@pytest.mark.parametrize(("stage", "kind"), [("image", "refused"), (SUPERSEDED, "dropped")])
+@pytest.mark.parametrize(("stage", "kind"), [("image", "refused"), (SUPERSEDED, SUPERSEDED)])
 def test_a_refusal_has_its_stage_and_reason(stage, kind):
     record = PlanRecord(Refusal(T0, "CAM_BACK: cut", stage), waited_ms=1.0)
     assert record.line() == {"t0_ns": T0, "kind": kind, "stage": stage, "reason": "CAM_BACK: cut"}

@@ -12,6 +12,7 @@ from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.families.loading import load_vla
 from fastdrive_node.families.spec import SPEC_FILE
 from fastdrive_node.files import package_share_file
+from fastdrive_node.planning.checks import PlanLimits
 from fastdrive_node.planning.pipeline import Pipeline
 from fastdrive_node.pruning.baselines import make_pruner
 from fastdrive_node.pruning.checkpoint import load_calibration
@@ -43,6 +44,7 @@ def open_pipeline(
     engine: EngineChoice | None = None,
     scores: ScoreOptions | None = None,
     language_engine: LanguageChoice | None = None,
+    limits: PlanLimits | None = None,
 ) -> Pipeline:
     """A pipeline from files.
 
@@ -54,6 +56,7 @@ def open_pipeline(
             is, must be the one that the engine was built with.
         scores: what is done with the pruner's scores; a calibration is read from the pruner file.
         language_engine: what runs the language model; None for torch.
+        limits: of plans; None for the defaults.
 
     Raises:
         ModelError: a model or engine cannot be used, ``drop`` is above 0 or score options are on without a pruner, or
@@ -76,11 +79,11 @@ def open_pipeline(
         vla.model.model.visual = None  # the engine has its own
         least = 1 - vision.max_keep / vla.tokens
         drop = max(DEFAULT_DROP, least) if drop is None else drop
-        return Pipeline(vla, EnginePruner(vision), drop, vision, None, scores, calibration, language)
+        return Pipeline(vla, EnginePruner(vision), drop, vision, limits, scores, calibration, language)
     if pruner_file is not None:
         pruner = make_pruner("reconpruner", vla, pruner_file)
         drop = DEFAULT_DROP if drop is None else drop
-        return Pipeline(vla, pruner, drop, scores=scores, calibration=calibration, language=language)
+        return Pipeline(vla, pruner, drop, limits=limits, scores=scores, calibration=calibration, language=language)
     if drop:
         raise ModelError(
             f"drop {drop:g} needs a pruner, and {vla_dir} has no {SHIPPED_PRUNER}; give --pruner FILE or --drop 0"
@@ -90,4 +93,4 @@ def open_pipeline(
             f"calibrated_scores, keep_threshold, temporal_change, temporal_memory: need a pruner, and {vla_dir} has no "
             f"{SHIPPED_PRUNER}; give a pruner file or turn them off"
         )
-    return Pipeline(vla, language=language)
+    return Pipeline(vla, limits=limits, language=language)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from fastdrive_node.errors import InputError, ModelError
+from fastdrive_node.errors import FrameSetError, ImageError, InputError, ModelError
 from fastdrive_node.families.language_backend import LanguageBackend
 from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
 from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
@@ -104,6 +104,14 @@ class Pipeline:
 
     @drop.setter
     def drop(self, value: float) -> None:
+        self._drop, self._keep = value, self.check_drop(value)
+
+    def check_drop(self, value: float) -> int:
+        """The number of tokens that a pruning ratio keeps, without a change of the present one.
+
+        Raises:
+            InputError: it is out of range, or it keeps more tokens than the engine gives, or it needs a pruner.
+        """
         try:
             keep = keep_count(self.vla.tokens, value)
         except ValueError as error:
@@ -113,7 +121,9 @@ class Pipeline:
                 f"drop: {value:g} keeps {keep} of {self.vla.tokens} tokens, the engine gives {self.vision.max_keep}; "
                 "give a larger drop, or build the engine with a larger --max-keep"
             )
-        self._drop, self._keep = value, keep
+        if value > 0 and self.pruner.name == "none":
+            raise InputError(f"drop: {value:g}, but the model runs without a pruner; give 0")
+        return keep
 
     @torch.inference_mode()
     def plan(self, frame_set: FrameSet, history: EgoHistory, command: Command = Command.NONE) -> Plan:
@@ -124,7 +134,9 @@ class Pipeline:
             history: ego states, newest (at t0) first.
 
         Raises:
-            InputError: an image cannot be decoded, a camera is missing, or the ego state cannot be written.
+            ImageError: an image cannot be decoded.
+            FrameSetError: the cameras are not those of the VLA.
+            EgoStateError: the ego state cannot be written.
             AnswerError: the answer follows not the grammar, or is no drivable plan.
             ModelError: the pruner's scores are not finite.
         """
@@ -169,7 +181,7 @@ class Pipeline:
     def _check_cameras(self, frame_set: FrameSet) -> None:
         found = tuple(frame.camera for frame in frame_set.frames)
         if found != self.vla.spec.cameras:
-            raise InputError(
+            raise FrameSetError(
                 f"frame set: cameras {', '.join(found) or 'none'}; the VLA reads {', '.join(self.vla.spec.cameras)}, "
                 "in this order"
             )
@@ -205,16 +217,16 @@ def load_image(frame: CameraFrame) -> np.ndarray:
     """Decode a frame: uint8 RGB [H, W, 3].
 
     Raises:
-        InputError: it cannot be decoded; the text names the camera.
+        ImageError: it cannot be decoded; the text names the camera.
     """
     try:
         image = frame.load()
     except Exception as error:  # decoders raise many kinds for damaged data
         text = str(error).removeprefix(f"{frame.camera}: ")  # some loaders name the camera themselves
-        raise InputError(f"{frame.camera}: {text}") from error
+        raise ImageError(f"{frame.camera}: {text}") from error
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise InputError(f"{frame.camera}: expected a uint8 RGB image, got {kind}")
+        raise ImageError(f"{frame.camera}: expected a uint8 RGB image, got {kind}")
     if 0 in image.shape:
-        raise InputError(f"{frame.camera}: expected a uint8 RGB image, got an empty one, {image.shape}")
+        raise ImageError(f"{frame.camera}: expected a uint8 RGB image, got an empty one, {image.shape}")
     return image

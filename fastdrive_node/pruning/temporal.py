@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import normalize
 
-from fastdrive_node.types import EgoState
+from fastdrive_node.types import TEMPORAL_RANGES, EgoState
 
 _LARGEST_CHANGE = 1.0  # in deviations: beyond, it says more of the vehicle's speed than of what is new
 _STILL = 0.01  # least deviation: of pictures that stand still, what is left is noise
@@ -42,10 +42,10 @@ class TemporalSettings:
     max_slip_rad: float = 0.35  # likewise of its heading
 
     def __post_init__(self) -> None:
-        highest = {"change": 100, "memory": 0.99, "reach": 64, "max_gap_s": 10, "max_slip_m": 100, "max_slip_rad": 3.15}
-        for name, high in highest.items():
-            if not 0 <= getattr(self, name) <= high:
-                raise ValueError(f"{name}: {getattr(self, name)} is not in 0 .. {high:g}")
+        own = {"reach": (0, 64), "max_slip_m": (0, 100), "max_slip_rad": (0, 3.15)}
+        for name, (low, high) in {**TEMPORAL_RANGES, **own}.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name}: {getattr(self, name)} is not in {low:g} .. {high:g}")
 
 
 @dataclass(frozen=True)

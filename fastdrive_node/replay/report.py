@@ -18,7 +18,7 @@ from fastdrive_node.record import PlanRecord
 from fastdrive_node.replay.bag import Recording
 from fastdrive_node.replay.frame_sets import LoopResult, Received, SetCounter
 from fastdrive_node.sync.frames import FrameLimits
-from fastdrive_node.types import FrameSet
+from fastdrive_node.types import SUPERSEDED, FrameSet
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def tally(loops: Sequence[LoopResult]) -> Tally:
         refused += [each for each in loop.received if each.record.kind == "refused"]
         sets += len(complete)
         incomplete += sum(kind == "refused" and t0_ns not in complete for t0_ns, kind in kinds.items())
-        superseded += len(missing) + sum(kinds.get(t0_ns) == "dropped" for t0_ns in complete)
+        superseded += len(missing) + sum(kinds.get(t0_ns) == SUPERSEDED for t0_ns in complete)
         lost += len(missing)
         lines = [{"t0_ns": t0_ns, "kind": "lost"} for t0_ns in missing]
         lines += [each.record.line() for each in loop.received if each.record.kind != "plan"]

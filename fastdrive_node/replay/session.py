@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastdrive_node.replay.bag import Recording
@@ -14,7 +14,7 @@ from fastdrive_node.replay.frame_sets import LoopResult, SetCounter
 from fastdrive_node.replay.node_process import NODE_COMMAND, NodeProcess
 from fastdrive_node.replay.player import Player
 from fastdrive_node.ros.domain import own_domain
-from fastdrive_node.ros.parameters import BY_NAME, Settings, check_parameter_file
+from fastdrive_node.ros.parameters import PARAMETERS, Settings, check_parameter_file, make_settings
 from fastdrive_node.ros.transport import profile_environment
 
 STARTUP_S = 600.0  # a large model loads slowly; a node that ends is noticed at once
@@ -81,12 +81,9 @@ def play_bag(
 
 def _settings(parameters: Mapping[str, object], parameter_file: Path | None) -> Settings:
     """The settings that the node will have, so that sets are counted by its limits."""
-    values: dict[str, object] = {}
-    if parameter_file is not None:
-        for section in check_parameter_file(parameter_file).values():
-            values |= section["ros__parameters"]
+    values = {} if parameter_file is None else check_parameter_file(parameter_file)
     values |= parameters
-    return replace(Settings.defaults(), **{name: value for name, value in values.items() if name in BY_NAME})
+    return make_settings({name: value for name, value in values.items() if name in PARAMETERS})
 
 
 @contextmanager

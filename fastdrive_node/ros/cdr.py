@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from fastdrive_node.errors import InputError
+from fastdrive_node.errors import ImageError
 
 _BYTE_ORDER = {b"\x00\x00": ">", b"\x00\x01": "<"}  # CDR_BE, CDR_LE; messages of ROS 2 are final types in plain CDR
 _MAX_TEXT = 1024  # bytes; frame ids and encodings are short
@@ -45,7 +45,7 @@ class _Reader:
         view = memoryview(raw).cast("B")
         order = _BYTE_ORDER.get(bytes(view[:2]))
         if len(view) < 4 or order is None:
-            raise InputError("encapsulation: not plain CDR; the message is malformed or of another middleware")
+            raise ImageError("encapsulation: not plain CDR; the message is malformed or of another middleware")
         self._view = view[4:]
         self._order = order
         self._at = 0
@@ -54,7 +54,7 @@ class _Reader:
         size = struct.calcsize(code)
         start = self._at + -self._at % size
         if start + size > len(self._view):
-            raise InputError(f"{field}: the message ends before it")
+            raise ImageError(f"{field}: the message ends before it")
         self._at = start + size
         return struct.unpack_from(self._order + code, self._view, start)[0]
 
@@ -62,7 +62,7 @@ class _Reader:
         """A sequence of bytes."""
         length = self.number("I", field)
         if length > len(self._view) - self._at:
-            raise InputError(f"{field}: a length of {length} bytes, but {len(self._view) - self._at} are left")
+            raise ImageError(f"{field}: a length of {length} bytes, but {len(self._view) - self._at} are left")
         block = self._view[self._at : self._at + length]
         self._at += length
         return block
@@ -70,16 +70,16 @@ class _Reader:
     def text(self, field: str) -> str:
         block = self.block(field)
         if len(block) > _MAX_TEXT:
-            raise InputError(f"{field}: {len(block)} bytes long, more than {_MAX_TEXT}")
+            raise ImageError(f"{field}: {len(block)} bytes long, more than {_MAX_TEXT}")
         try:
             return bytes(block).rstrip(b"\0").decode()
         except UnicodeDecodeError as error:
-            raise InputError(f"{field}: not UTF-8") from error
+            raise ImageError(f"{field}: not UTF-8") from error
 
     def stamp_ns(self) -> int:
         seconds, nanoseconds = self.number("i", "header.stamp.sec"), self.number("I", "header.stamp.nanosec")
         if seconds < 0 or nanoseconds >= 1_000_000_000:
-            raise InputError(f"header.stamp: {seconds} s {nanoseconds} ns is no time")
+            raise ImageError(f"header.stamp: {seconds} s {nanoseconds} ns is no time")
         return seconds * 1_000_000_000 + nanoseconds
 
 
@@ -87,7 +87,7 @@ def parse_image(raw: bytes | memoryview) -> ImageView:
     """A serialized sensor_msgs/Image.
 
     Raises:
-        InputError: the bytes are no such message; the text names the field.
+        ImageError: the bytes are no such message; the text names the field.
     """
     reader = _Reader(raw)
     return ImageView(
@@ -106,7 +106,7 @@ def parse_compressed(raw: bytes | memoryview) -> CompressedView:
     """A serialized sensor_msgs/CompressedImage.
 
     Raises:
-        InputError: the bytes are no such message; the text names the field.
+        ImageError: the bytes are no such message; the text names the field.
     """
     reader = _Reader(raw)
     return CompressedView(

@@ -1,4 +1,4 @@
-"""/diagnostics: who is late, what runs, what was refused."""
+"""/diagnostics: age and rate of every input, what runs, what was refused. docs/node.md lists the levels."""
 
 from __future__ import annotations
 
@@ -8,30 +8,33 @@ from dataclasses import dataclass, field
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
+from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.sync.frames import CameraStatus
 from fastdrive_node.sync.worker import WorkerStatus
 
 PLANNER_STATUS, MODEL_STATUS = "planner", "model"  # parts that the replay reads, with the key and value that say ready
 LIFECYCLE_KEY, ACTIVE = "lifecycle", "active"
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+LEAST_RECENT = 5  # the fraction refused is of at least this many sets, so that one refusal at the start is no ERROR
 
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """Everything that the diagnostics say."""
+    """Everything that the diagnostics report."""
 
     name: str  # of the node
     lifecycle: str  # state label
+    settings: Settings = field(default_factory=Settings)
     worker: WorkerStatus | None = None  # None before activation
-    max_age_s: float = 1.0
     publishers: Mapping[str, int] = field(default_factory=dict)  # matched, by input
     records_readers: int = 0  # matched subscriptions of ~/output/plan_json
     identity: Mapping[str, str] = field(default_factory=dict)  # model, pruner, drop ratio, device
     problems: Sequence[str] = ()  # of QoS and types
+    update_problem: str = ""  # a parameter that was accepted but could not be applied
 
 
 def diagnostic_array(status: NodeStatus, stamp: Time) -> DiagnosticArray:
-    """One status each for the cameras, the odometry, the planner, the model and the topics."""
+    """One status each for the planner, the model, the topics, every camera and the odometry."""
     message = DiagnosticArray()
     message.header.stamp = stamp
     message.status = [_planner(status), _model(status), _topics(status)]
@@ -55,34 +58,53 @@ def _planner(status: NodeStatus) -> DiagnosticStatus:
     values |= {
         "busy": worker.busy,
         "plans": worker.plans,
+        "plan_age_s": _seconds(worker.plan_age_s),
         "refused": worker.refused,
+        "recent_sets": worker.recent,
+        "recent_refusals": ", ".join(f"{stage} {count}" for stage, count in worker.recent_refusals.items()) or "none",
+        "last_refusal": worker.last_refusal or "none",
         "sets": frames.sets,
-        "degraded sets": frames.degraded,
-        "dropped sets": frames.dropped,
-        "late frames": frames.late,
-        "duplicate frames": frames.duplicates,
-        "jumps back in time": frames.resets,
+        "degraded_sets": frames.degraded,
+        "superseded_sets": frames.superseded,
+        "late_frames": frames.late,
+        "duplicate_frames": frames.duplicates,
+        "time_jumps": frames.resets,
         "command": worker.command.value,
-        "command age s": _seconds(worker.command_age_s),
-        "last refusal": worker.last_refusal or "none",
+        "command_age_s": _seconds(worker.command_age_s),
     }
-    if worker.plans == 0 and worker.refused > 0:
-        return _status(status, PLANNER_STATUS, ERROR, f"every set was refused; the last: {worker.last_refusal}", values)
-    return _status(status, PLANNER_STATUS, OK, "active", values)
+    if status.update_problem:
+        return _status(status, PLANNER_STATUS, ERROR, status.update_problem, values)
+    return _status(status, PLANNER_STATUS, *_planning_level(status.settings, worker), values)
+
+
+def _planning_level(settings: Settings, worker: WorkerStatus) -> tuple[bytes, str]:
+    """By the age of the last plan and the fraction of recent sets that were refused; the worse of both counts."""
+    refused = sum(worker.recent_refusals.values())
+    text = f"{refused} of the last {worker.recent} sets were refused; the last: {worker.last_refusal}"
+    fraction = refused / max(worker.recent, LEAST_RECENT)
+    if worker.recent and refused == worker.recent:
+        fraction = 1.0
+    age_s = worker.plan_age_s or 0.0
+    late = f"no plan for {age_s:.1f} s" + (f"; {text}" if refused else "; no complete frame set since then")
+    if fraction > settings.refused_error_fraction:
+        return ERROR, text
+    if age_s > settings.plan_age_error_s:
+        return ERROR, late
+    if fraction > settings.refused_warn_fraction:
+        return WARN, text
+    if age_s > settings.plan_age_warn_s:
+        return WARN, late
+    return (OK, "active") if worker.plans else (WARN, "active, no frame set yet")
 
 
 def _camera(status: NodeStatus, camera: str, values: CameraStatus) -> DiagnosticStatus:
     publishers = status.publishers.get(camera, 0)
-    level, text = OK, "ok"
-    if values.age_s is None:
-        level, text = ERROR, "no image yet" if publishers else "no image yet, and nobody publishes its topic"
-    elif values.age_s > status.max_age_s:
-        level, text = ERROR, f"the newest image is {values.age_s:.2f} s old"
+    level, text = _input_level("image", values.age_s, status.settings.max_set_age_s, "max_set_age_s", publishers)
     pairs = {
-        "age s": _seconds(values.age_s),
-        "rate Hz": f"{values.rate_hz:.2f}",
+        "age_s": _seconds(values.age_s),
+        "rate_hz": f"{values.rate_hz:.2f}",
         "received": values.received,
-        "late": values.late,
+        "late_frames": values.late,
         "publishers": publishers,
     }
     return _status(status, camera, level, text, pairs)
@@ -90,14 +112,17 @@ def _camera(status: NodeStatus, camera: str, values: CameraStatus) -> Diagnostic
 
 def _odometry(status: NodeStatus, worker: WorkerStatus) -> DiagnosticStatus:
     publishers = status.publishers.get("odometry", 0)
-    level, text = OK, "ok"
-    if worker.odometry_age_s is None:
-        level, text = ERROR, "no message yet" if publishers else "no message yet, and nobody publishes its topic"
-    elif worker.odometry_age_s > status.max_age_s:
-        level, text = ERROR, f"the newest message is {worker.odometry_age_s:.2f} s old"
-    return _status(
-        status, "odometry", level, text, {"age s": _seconds(worker.odometry_age_s), "publishers": publishers}
-    )
+    age_s, limit_s = worker.odometry_age_s, status.settings.max_odometry_age_s
+    level, text = _input_level("message", age_s, limit_s, "max_odometry_age_s", publishers)
+    return _status(status, "odometry", level, text, {"age_s": _seconds(age_s), "publishers": publishers})
+
+
+def _input_level(kind: str, age_s: float | None, limit_s: float, name: str, publishers: int) -> tuple[bytes, str]:
+    if age_s is None:
+        return ERROR, f"no {kind} yet" if publishers else f"no {kind} yet, and no node publishes its topic"
+    if age_s > limit_s:
+        return ERROR, f"the newest {kind} is {age_s:.2f} s old, the limit is {limit_s:.2f} s ({name})"
+    return OK, "ok"
 
 
 def _model(status: NodeStatus) -> DiagnosticStatus:

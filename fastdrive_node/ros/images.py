@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from fastdrive_node.errors import InputError
+from fastdrive_node.errors import ImageError
 from fastdrive_node.ros.cdr import CompressedView, ImageView, parse_compressed, parse_image
 from fastdrive_node.types import CameraFrame
 
@@ -55,23 +55,23 @@ def camera_frame(camera: str, raw: bytes | memoryview, received_ns: int, compres
     """A frame from a serialized message; the pixels are decoded when the frame is loaded.
 
     Raises:
-        InputError: the header is malformed; the text names the camera and field. ``load`` raises it for the pixels.
+        ImageError: the header is malformed; the text names the camera and field. ``load`` raises it for the pixels.
     """
     try:
         view = parse_compressed(raw) if compressed else parse_image(raw)
-    except InputError as error:
-        raise InputError(f"{camera}: {error}") from error
+    except ImageError as error:
+        raise ImageError(f"{camera}: {error}") from error
     return CameraFrame(camera, view.stamp_ns, received_ns, loader(camera, view))
 
 
 def loader(camera: str, view: ImageView | CompressedView) -> Callable[[], np.ndarray]:
-    """The function that decodes a view: uint8 [H, W, 3] RGB, or an InputError that names the camera and field."""
+    """The function that decodes a view: uint8 [H, W, 3] RGB, or an ImageError that names the camera and field."""
 
     def load() -> np.ndarray:
         try:
             return decode_compressed(view) if isinstance(view, CompressedView) else decode_image(view)
-        except InputError as error:
-            raise InputError(f"{camera}: {error}") from error
+        except ImageError as error:
+            raise ImageError(f"{camera}: {error}") from error
 
     return load
 
@@ -80,11 +80,11 @@ def decode_image(image: ImageView) -> np.ndarray:
     """uint8 [H, W, 3] RGB; a view of the message where its bytes allow.
 
     Raises:
-        InputError: an encoding that is not supported, or a step or data length that does not fit; the text names it.
+        ImageError: an encoding that is not supported, or a step or data length that does not fit; the text names it.
     """
     encoding = _ENCODINGS.get(image.encoding)
     if encoding is None:
-        raise InputError(f"encoding: {image.encoding[:40]!r} is not supported; use one of {', '.join(_ENCODINGS)}")
+        raise ImageError(f"encoding: {image.encoding[:40]!r} is not supported; use one of {', '.join(_ENCODINGS)}")
     rows = _rows(image, encoding)
     if encoding.rgb is not None:
         pixels = rows.reshape(image.height, image.width, encoding.channels)
@@ -96,35 +96,35 @@ def decode_compressed(image: CompressedView) -> np.ndarray:
     """uint8 [H, W, 3] RGB from a JPEG or PNG.
 
     Raises:
-        InputError: the data is no such picture, is cut short, or is larger than 64 megapixels.
+        ImageError: the data is no such picture, is cut short, or is larger than 64 megapixels.
     """
     if not len(image.data):
-        raise InputError("data: empty")
+        raise ImageError("data: empty")
     try:
         with Image.open(io.BytesIO(image.data), formats=("JPEG", "PNG")) as picture:
             if picture.width * picture.height > MAX_PIXELS:
-                raise InputError(f"data: {picture.width}x{picture.height} pixels are more than {MAX_PIXELS}")
+                raise ImageError(f"data: {picture.width}x{picture.height} pixels are more than {MAX_PIXELS}")
             return np.asarray(picture.convert("RGB"))
-    except InputError:
+    except ImageError:
         raise
     except Exception as error:  # the decoders raise many kinds for damaged data
-        raise InputError(f"data: {len(image.data)} bytes are no whole JPEG or PNG ({_brief(error)})") from error
+        raise ImageError(f"data: {len(image.data)} bytes are no whole JPEG or PNG ({_brief(error)})") from error
 
 
 def _rows(image: ImageView, encoding: _Encoding) -> np.ndarray:
     """The bytes of each row without its padding, uint8 [H, W * channels]; checks sizes before anything is read."""
     if not image.height or not image.width:
-        raise InputError(f"height, width: {image.height} x {image.width} is no image")
+        raise ImageError(f"height, width: {image.height} x {image.width} is no image")
     used = image.width * encoding.channels
     if image.step < used:
-        raise InputError(f"step: {image.step}, but {image.width} pixels of {image.encoding} need {used} bytes")
+        raise ImageError(f"step: {image.step}, but {image.width} pixels of {image.encoding} need {used} bytes")
     if len(image.data) != image.step * image.height:
-        raise InputError(
+        raise ImageError(
             f"data: {len(image.data)} bytes, but step {image.step} x height {image.height} is "
             f"{image.step * image.height}; one of them is wrong"
         )
     if ("w" in encoding.even and image.width % 2) or ("h" in encoding.even and image.height % 2):
-        raise InputError(f"height, width: {image.height} x {image.width} must be even for {image.encoding}")
+        raise ImageError(f"height, width: {image.height} x {image.width} must be even for {image.encoding}")
     return np.frombuffer(image.data, np.uint8).reshape(image.height, image.step)[:, :used]
 
 
@@ -132,7 +132,7 @@ def _convert(rows: np.ndarray, image: ImageView, encoding: _Encoding) -> np.ndar
     try:
         import cv2  # only these encodings need it
     except ImportError as error:
-        raise InputError(f"encoding: {image.encoding} needs OpenCV; install opencv-python-headless") from error
+        raise ImageError(f"encoding: {image.encoding} needs OpenCV; install opencv-python-headless") from error
     shape = (image.height, image.width) if encoding.channels == 1 else (image.height, image.width, encoding.channels)
     packed = np.ascontiguousarray(rows).reshape(shape)
     return cv2.cvtColor(packed, getattr(cv2, encoding.code))

@@ -6,7 +6,6 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
@@ -19,20 +18,19 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter as RosParameter
 
-from fastdrive_node.errors import FastDriveError
+from fastdrive_node.errors import FastDriveError, InputError
 from fastdrive_node.ros.diagnostics import ACTIVE, NodeStatus, diagnostic_array
 from fastdrive_node.ros.inputs import Inputs
 from fastdrive_node.ros.outputs import Outputs
-from fastdrive_node.ros.parameters import BY_NAME, PARAMETERS, Settings, descriptor, problem
+from fastdrive_node.ros.parameters import PARAMETERS, Settings, descriptor, make_settings, validate
 from fastdrive_node.ros.planner_factory import LoadedPlanner, PlannerFactory, load_planner
 from fastdrive_node.ros.qos import OUTPUT, QosLog
 from fastdrive_node.sync.frames import FrameBuffer
 from fastdrive_node.sync.odometry import OdometryBuffer
 from fastdrive_node.sync.worker import Outcome, Worker
-from fastdrive_node.types import Plan
+from fastdrive_node.types import JUMP_BACK_S, SUPERSEDED, Plan
 
 NODE_NAME = "fastdrive"
-JUMP_BACK_S = 0.5  # of the clock; less is jitter
 
 
 class FastDriveNode(LifecycleNode):
@@ -50,6 +48,7 @@ class FastDriveNode(LifecycleNode):
         self._planner_factory = planner_factory
         self.settings = self._declare_parameters()
         self._label = "unconfigured"
+        self._update_problem = ""
         self._qos_log = QosLog(self)
         self._loaded: LoadedPlanner | None = None
         self._outputs: Outputs | None = None
@@ -95,7 +94,8 @@ class FastDriveNode(LifecycleNode):
             name=self.get_fully_qualified_name().lstrip("/"),
             lifecycle=self._label,
             worker=worker.status() if worker else None,
-            max_age_s=self.settings.max_set_age_s,
+            settings=self.settings,
+            update_problem=self._update_problem,
             publishers=inputs.publishers() if inputs else {},
             records_readers=outputs.readers() if outputs else 0,
             identity=loaded.identity() if loaded else {},
@@ -105,35 +105,43 @@ class FastDriveNode(LifecycleNode):
 
     def _declare_parameters(self) -> Settings:
         values = {
-            parameter.name: self.declare_parameter(parameter.name, parameter.default, descriptor(parameter)).value
-            for parameter in PARAMETERS
+            name: self.declare_parameter(name, schema["default"], descriptor(name)).value
+            for name, schema in PARAMETERS.items()
         }
-        for name, value in values.items():
-            if (reason := problem(name, value)) is not None:
-                raise ParameterException(reason, [name])
+        try:
+            settings = make_settings(values)
+        except InputError as error:
+            raise ParameterException(str(error), []) from error
         self.add_on_set_parameters_callback(self._check_update)
-        self.add_post_set_parameters_callback(self._apply_update)
-        return Settings(**values)
+        self.add_post_set_parameters_callback(self._on_update)
+        return settings
 
     def _check_update(self, parameters: Sequence[RosParameter]) -> SetParametersResult:
-        for parameter in parameters:
-            reason = problem(parameter.name, parameter.value) if parameter.name in BY_NAME else None
-            if reason is None and parameter.name == "drop":
-                reason = self._drop_problem(parameter.value)
-            if reason is not None:
-                return SetParametersResult(successful=False, reason=reason)
+        """An exception in a parameter callback would end the process, so that none may leave this one."""
+        try:
+            for parameter in parameters:
+                reason = validate(parameter.name, parameter.value) if parameter.name in PARAMETERS else None
+                if reason is not None:
+                    return SetParametersResult(successful=False, reason=reason)
+                if parameter.name == "drop" and self._loaded is not None:
+                    self._loaded.planner.check_drop(parameter.value)
+        except Exception as error:
+            return SetParametersResult(successful=False, reason=_one_line(error))
         return SetParametersResult(successful=True)
 
-    def _drop_problem(self, drop: float) -> str | None:
-        if self._loaded is None:
-            return None
-        if drop < 0:
-            return "drop: give 0 or more while the model is loaded"
-        return "drop: the model runs without a pruner; give 0" if drop > 0 and not self._loaded.can_drop else None
+    def _on_update(self, parameters: Sequence[RosParameter]) -> None:
+        """After a change was accepted. A fault is logged and stays in the diagnostics until the next change."""
+        self._update_problem = ""
+        try:
+            self._apply_update(parameters)
+        except Exception as error:
+            names = ", ".join(parameter.name for parameter in parameters)
+            self._update_problem = f"{names}: accepted but not applied: {_one_line(error)}"
+            self.get_logger().error(self._update_problem)
 
     def _apply_update(self, parameters: Sequence[RosParameter]) -> None:
-        values = {parameter.name: parameter.value for parameter in parameters if parameter.name in BY_NAME}
-        self.settings = replace(self.settings, **values)
+        values = {parameter.name: parameter.value for parameter in parameters if parameter.name in PARAMETERS}
+        self.settings = self.settings.model_copy(update=values)
         if self._worker is not None:
             self._worker.configure(
                 values.get("drop"),
@@ -148,12 +156,10 @@ class FastDriveNode(LifecycleNode):
         """Run a transition; a failure is logged (rclpy would swallow it) and leaves the node where it was."""
         try:
             work()
-        except FastDriveError as error:
-            self.get_logger().error(" ".join(str(error).split()))
-            return TransitionCallbackReturn.FAILURE
         except Exception as error:
-            self.get_logger().error(f"{type(error).__name__}: {error}")
-            logging.getLogger(__name__).exception("transition to %s failed", label)
+            self.get_logger().error(_one_line(error))
+            if not isinstance(error, FastDriveError):
+                logging.getLogger(__name__).exception("transition to %s failed", label)
             return TransitionCallbackReturn.FAILURE
         self._label = label
         self.get_logger().info(label)
@@ -200,13 +206,18 @@ class FastDriveNode(LifecycleNode):
             return
         self._outputs.publish(outcome)
         result = outcome.result
-        if not isinstance(result, Plan) and result.stage != "dropped":
+        if not isinstance(result, Plan) and result.stage != SUPERSEDED:
             self.get_logger().warning(f"refused ({result.stage}): {result.reason}", throttle_duration_sec=1.0)
 
     def _on_time_jump(self, jump: TimeJump) -> None:
         if self._worker is not None:
             self.get_logger().warning("time jumped back or changed its source: the state is reset")
             self._worker.time_jumped(self.get_clock().now().nanoseconds)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, FastDriveError) else f"{type(error).__name__}: {text}"
 
 
 def main(arguments: Sequence[str] | None = None, planner_factory: PlannerFactory = load_planner) -> int:

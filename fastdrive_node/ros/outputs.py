@@ -24,7 +24,7 @@ from fastdrive_node.ros.messages import (
 )
 from fastdrive_node.ros.qos import RECORDS, QosLog, advertise
 from fastdrive_node.sync.worker import Outcome
-from fastdrive_node.types import FrameSet, Plan
+from fastdrive_node.types import SUPERSEDED, FrameSet, Plan
 
 RECORDS_TOPIC = "~/output/plan_json"
 
@@ -59,7 +59,7 @@ class Outputs:
         return self._records.get_subscription_count()
 
     def publish(self, outcome: Outcome) -> None:
-        """Everything that an outcome gives; a dropped set gives its record only."""
+        """Everything that an outcome gives; a superseded set gives its record only."""
         result = outcome.result
         if isinstance(result, Plan):
             self._publish_plan(result, outcome.planning_ms)
@@ -67,7 +67,7 @@ class Outputs:
         self._records.publish(String(data=json.dumps(PlanRecord.of_outcome(outcome, latency_ms).to_dict())))
         if isinstance(result, Plan):
             self._times["pipeline_latency_ms"].publish(Float64(data=latency_ms))
-        if (isinstance(result, Plan) or result.stage != "dropped") and self._markers.get_subscription_count():
+        if (isinstance(result, Plan) or result.stage != SUPERSEDED) and self._markers.get_subscription_count():
             self._markers.publish(marker_array(result, self._frame))
         if isinstance(result, Plan) and outcome.frames is not None:
             self._publish_overlays(result, outcome.frames)

@@ -1,143 +1,173 @@
-"""The node's parameters: one table gives the descriptors, the checks and the JSON schema of parameter files."""
+"""The node's parameters, defined once: ``Settings``.
+
+Descriptors and checks follow from it, and ``parameter_files`` writes config/fastdrive.yaml, its JSON schema and the
+table in docs/node.md from it. No ROS, and no torch: the launch file imports this.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import jsonschema
 import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    RootModel,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from fastdrive_node.errors import InputError
+from fastdrive_node.planning.checks import PlanLimits
 from fastdrive_node.sync.frames import FrameLimits
 from fastdrive_node.sync.odometry import OdometryLimits
 from fastdrive_node.sync.worker import WorkerLimits
-from fastdrive_node.types import ONNX_PROVIDERS, VISION_BACKENDS
+from fastdrive_node.types import TEMPORAL_RANGES, OnnxProviderName, Vehicle, VisionBackendName
 
 if TYPE_CHECKING:
     from fastdrive_node.pruning.score_options import ScoreOptions
 
-Value = bool | int | float | str
-_JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
+_NODE_NAME = r"^(/\*\*|/?([A-Za-z_*][A-Za-z0-9_*]*/)*[A-Za-z_][A-Za-z0-9_]*)$"
+SCHEMA_FILE = "config/fastdrive.schema.json"
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter. A float or integer has a range, a string may have choices."""
-
-    name: str
-    default: Value
-    description: str
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str, ...] = ()
-    read_only: bool = True
-
-    @property
-    def kind(self) -> type:
-        return type(self.default)
+def _fixed(default: Any, description: str, low: float | None = None, high: float | None = None, **extra: Any) -> Any:
+    """A parameter that is read when the node is configured."""
+    return Field(default, description=description, ge=low, le=high, json_schema_extra={"readOnly": True, **extra})
 
 
-PARAMETERS = (
-    Parameter("vla", "", "VLA directory; empty: the shipped models/tiny"),
-    Parameter("pruner", "", "pruner file; empty: reconpruner.safetensors in the VLA directory, where it is"),
-    Parameter("drop", -1.0, "pruning ratio p; -1: 0.5 with a pruner, 0 without", -1.0, 0.95, read_only=False),
-    Parameter("vision_backend", "torch", "what runs vision encoder and pruner", choices=VISION_BACKENDS),
-    Parameter("engine", "", "engine file for vision_backend onnxruntime or tensorrt, from `fastdrive export build`"),
-    Parameter("language_engine", "", "engine file of the language model, run by onnxruntime; empty: torch"),
-    Parameter(
-        "onnx_provider",
-        "auto",
-        "what onnxruntime runs on; auto: cuda where the model is on a GPU and onnxruntime has it, else cpu",
-        choices=ONNX_PROVIDERS,
-    ),
-    Parameter("device", "auto", "where the model runs; auto: cuda where there is one", choices=("auto", "cpu", "cuda")),
-    Parameter("dtype", "float32", "of weights and activations", choices=("float32", "bfloat16", "float16")),
-    Parameter("warm_up", True, "plan once on black images before the node is ready"),
-    Parameter("calibrated_scores", False, "rank the tokens of all cameras by their chance of being foreground"),
-    Parameter(
-        "keep_threshold",
+def _live(default: Any, description: str, low: float, high: float, **extra: Any) -> Any:
+    """A parameter that may change while the node runs."""
+    return Field(default, description=description, ge=low, le=high, json_schema_extra=extra)
+
+
+class Settings(BaseModel):
+    """The values of all parameters. Lengths in metres, times in seconds, as the names say."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    vla: str = _fixed("", "VLA directory; empty: the shipped models/tiny", section="Model")
+    pruner: str = _fixed("", "pruner file; empty: reconpruner.safetensors in the VLA directory, where it is")
+    drop: float = _live(-1.0, "pruning ratio p; -1: 0.5 with a pruner, 0 without", -1.0, 0.95)
+    vision_backend: VisionBackendName = _fixed("torch", "what runs vision encoder and pruner")
+    engine: str = _fixed("", "engine file for vision_backend onnxruntime or tensorrt, from `fastdrive export build`")
+    language_engine: str = _fixed(
+        "", "engine file of the language model, from `fastdrive export build --part language`; empty: torch"
+    )
+    onnx_provider: OnnxProviderName = _fixed(
+        "auto", "what onnxruntime runs on; auto: cuda where the model is on a GPU and onnxruntime has it, else cpu"
+    )
+    device: Literal["auto", "cpu", "cuda"] = _fixed("auto", "where the model runs; auto: cuda where there is a GPU")
+    dtype: Literal["float32", "bfloat16", "float16"] = _fixed("float32", "type of weights and activations")
+    warm_up: bool = _fixed(True, "plan once on black images before the node is ready")
+
+    calibrated_scores: bool = _fixed(
+        False,
+        "rank the tokens of all cameras by their probability of being foreground; needs a calibrated pruner file",
+        section="Scores of the pruner (docs/temporal_and_calibrated.md)",
+    )
+    keep_threshold: float = _fixed(
         0.0,
-        "keep tokens of at least this chance of being foreground, at most as many as drop leaves; 0: always as many",
+        "keep the tokens of at least this foreground probability, and at most as many as drop leaves; 0: off",
         0.0,
         0.999,
-    ),
-    Parameter("k_min", 16, "with keep_threshold, tokens that are kept at least", 1, 100_000),
-    Parameter("temporal_change", 0.0, "weight of what is new since the set before; 0: none", 0.0, 10.0),
-    Parameter("temporal_memory", 0.0, "share of the set before in a score; 0: none", 0.0, 0.95),
-    Parameter("temporal_max_gap_s", 0.25, "between two sets that know of each other", 0.01, 2.0),
-    Parameter("autostart", True, "configure and activate at start; false: wait for a lifecycle manager"),
-    Parameter("image_transport", "raw", "type of the image topics", choices=("raw", "compressed")),
-    Parameter("base_frame", "base_link", "frame of the outputs: x forward, y left, origin under the rear axle"),
-    Parameter(
-        "trajectory_type",
+    )
+    k_min: int = _fixed(16, "smallest number of tokens that keep_threshold keeps", 1, 100_000)
+    temporal_change: float = _fixed(
+        0.0, "weight of what is new since the previous set; 0: off", *TEMPORAL_RANGES["change"]
+    )
+    temporal_memory: float = _fixed(
+        0.0, "weight of the previous set's score in a token's score; 0: off", *TEMPORAL_RANGES["memory"]
+    )
+    temporal_max_gap_s: float = _fixed(
+        0.25, "longest time between two sets that the temporal terms connect", *TEMPORAL_RANGES["max_gap_s"]
+    )
+
+    autostart: bool = _fixed(
+        True, "configure and activate at start; false: wait for a lifecycle manager", section="Node and topics"
+    )
+    image_transport: Literal["raw", "compressed"] = _fixed("raw", "type of the image topics")
+    base_frame: str = _fixed("base_link", "frame of path and markers: x forward, y left, origin under the rear axle")
+    trajectory_type: Literal["multi_dof", "autoware"] = _fixed(
         "multi_dof",
-        "type of ~/output/trajectory: trajectory_msgs/MultiDOFJointTrajectory or autoware_planning_msgs/Trajectory",
-        choices=("multi_dof", "autoware"),
-    ),
-    Parameter("max_spread_s", 0.15, "between the exposures of one set", 0.001, 1.0, read_only=False),
-    Parameter("max_set_age_s", 1.0, "of a set's oldest image when planning begins", 0.05, 60.0, read_only=False),
-    Parameter("missing_timeout_s", 0.3, "after which an incomplete set is given up", 0.02, 10.0, read_only=False),
-    Parameter(
-        "max_missing_cameras", 0, "cameras that may be replaced by black; plans say so", 0, 5, read_only=False
-    ),
-    Parameter("max_odometry_age_s", 0.2, "of the newest odometry at a set's time", 0.0, 5.0, read_only=False),
-    Parameter("odometry_wait_s", 0.2, "that a set waits for odometry of its time", 0.0, 2.0, read_only=False),
-    Parameter("max_command_age_s", 0.0, "of the driving command; 0: no limit", 0.0, 3600.0, read_only=False),
-    Parameter("diagnostics_period_s", 1.0, "between two messages on /diagnostics", 0.1, 10.0),
-)  # fmt: skip
-BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
+        "type of ~/output/trajectory: trajectory_msgs/MultiDOFJointTrajectory in base_frame, or "
+        "autoware_planning_msgs/Trajectory in the frame of the odometry",
+    )
+    diagnostics_period_s: float = _fixed(1.0, "between two messages on /diagnostics", 0.1, 10.0)
 
+    max_spread_s: float = _live(
+        FrameLimits.max_spread_s,
+        "longest time between the exposures of one set",
+        0.001,
+        1.0,
+        section="Frame sets, odometry and command",
+    )
+    max_set_age_s: float = _live(
+        FrameLimits.max_age_s, "largest age of a set's oldest image when planning begins", 0.05, 60.0
+    )
+    missing_timeout_s: float = _live(
+        FrameLimits.missing_timeout_s, "time after which an incomplete set is given up", 0.02, 10.0
+    )
+    max_missing_cameras: int = _live(
+        FrameLimits.max_missing_cameras, "number of cameras that black images may replace; plans say so", 0, 31
+    )
+    max_odometry_age_s: float = _live(
+        OdometryLimits.max_age_s, "largest age of the newest odometry at a set's time", 0.0, 5.0
+    )
+    odometry_wait_s: float = _live(
+        WorkerLimits.odometry_wait_s, "time that a complete set waits for odometry of its time", 0.0, 2.0
+    )
+    max_command_age_s: float = _live(
+        WorkerLimits.max_command_age_s, "largest age of the driving command; 0: no limit", 0.0, 3600.0
+    )
 
-@dataclass(frozen=True)
-class Settings:
-    """The values of ``PARAMETERS``; see there."""
+    plan_age_warn_s: float = _live(
+        2.0, "age of the last plan above which the planner is at WARN", 0.05, 3600.0, section="Diagnostics"
+    )
+    plan_age_error_s: float = _live(5.0, "age of the last plan above which the planner is at ERROR", 0.05, 3600.0)
+    refused_warn_fraction: float = _live(
+        0.1, "fraction of the last 20 sets refused, above which the planner is at WARN", 0.0, 1.0
+    )
+    refused_error_fraction: float = _live(
+        0.5, "fraction of the last 20 sets refused, above which the planner is at ERROR", 0.0, 1.0
+    )
 
-    vla: str
-    pruner: str
-    drop: float
-    vision_backend: str
-    engine: str
-    language_engine: str
-    onnx_provider: str
-    device: str
-    dtype: str
-    warm_up: bool
-    calibrated_scores: bool
-    keep_threshold: float
-    k_min: int
-    temporal_change: float
-    temporal_memory: float
-    temporal_max_gap_s: float
-    autostart: bool
-    image_transport: str
-    base_frame: str
-    trajectory_type: str
-    max_spread_s: float
-    max_set_age_s: float
-    missing_timeout_s: float
-    max_missing_cameras: int
-    max_odometry_age_s: float
-    odometry_wait_s: float
-    max_command_age_s: float
-    diagnostics_period_s: float
+    max_plan_speed_mps: float = _fixed(
+        PlanLimits.speed_mps, "largest speed of a plan", 0.1, 100.0, section="Vehicle and plan limits"
+    )
+    max_plan_accel_mps2: float = _fixed(
+        PlanLimits.accel_mps2, "largest change of speed of a plan, faster or slower", 0.1, 100.0
+    )
+    max_plan_curvature_per_m: float = _fixed(PlanLimits.curvature_per_m, "largest curvature of a plan", 0.01, 10.0)
+    plan_curvature_min_step_m: float = _fixed(
+        PlanLimits.curvature_min_step_m, "steps of a plan shorter than this are not checked for curvature", 0.1, 20.0
+    )
+    vehicle_length_m: float = _fixed(Vehicle.length_m, "length of the vehicle", 0.5, 30.0)
+    vehicle_width_m: float = _fixed(Vehicle.width_m, "width of the vehicle", 0.3, 5.0)
+    vehicle_rear_overhang_m: float = _fixed(Vehicle.rear_overhang_m, "from the rear bumper to the rear axle", 0.0, 10.0)
+    vehicle_wheel_base_m: float = _fixed(Vehicle.wheel_base_m, "from the rear axle to the front axle", 0.3, 20.0)
 
+    @field_validator("*", mode="before")
     @classmethod
-    def defaults(cls) -> Settings:
-        return cls(**{parameter.name: parameter.default for parameter in PARAMETERS})
+    def _has_type(cls, value: object, info: ValidationInfo) -> object:
+        """ROS 2 refuses 1 for 1.0, and so does this."""
+        kind = type(cls.model_fields[str(info.field_name)].default)
+        if type(value) is not kind:
+            raise ValueError(f"of type {type(value).__name__}, not {kind.__name__}")
+        return value
 
     @property
     def compressed(self) -> bool:
         return self.image_transport == "compressed"
 
     def score_options(self) -> ScoreOptions:
-        """Raises InputError for a value out of range."""
-        from fastdrive_node.pruning.score_options import (
-            ScoreOptions,  # torch, which checking a parameter file does not need
-        )
+        """Raises InputError for a combination that the pruner's scores do not allow."""
+        from fastdrive_node.pruning.score_options import ScoreOptions  # imports torch
         from fastdrive_node.pruning.temporal import TemporalSettings
 
         temporal = None
@@ -159,79 +189,98 @@ class Settings:
     def worker_limits(self) -> WorkerLimits:
         return WorkerLimits(odometry_wait_s=self.odometry_wait_s, max_command_age_s=self.max_command_age_s)
 
+    def plan_limits(self) -> PlanLimits:
+        return PlanLimits(
+            speed_mps=self.max_plan_speed_mps,
+            accel_mps2=self.max_plan_accel_mps2,
+            curvature_per_m=self.max_plan_curvature_per_m,
+            curvature_min_step_m=self.plan_curvature_min_step_m,
+        )
 
-def problem(name: str, value: Any) -> str | None:
+    def vehicle(self) -> Vehicle:
+        return Vehicle(
+            length_m=self.vehicle_length_m,
+            width_m=self.vehicle_width_m,
+            rear_overhang_m=self.vehicle_rear_overhang_m,
+            wheel_base_m=self.vehicle_wheel_base_m,
+        )
+
+
+class _FileValues(Settings):
+    use_sim_time: bool = Field(False, description="take the time from /clock")
+
+
+class _FileSection(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    ros__parameters: _FileValues
+
+
+class ParameterFile(RootModel):
+    """A ROS 2 parameter file: names of nodes, or patterns of them, with values."""
+
+    model_config = ConfigDict(title="Parameters of fastdrive_node")
+
+    root: Annotated[dict[Annotated[str, StringConstraints(pattern=_NODE_NAME)], _FileSection], Field(min_length=1)]
+
+
+PARAMETERS: dict[str, dict[str, Any]] = Settings.model_json_schema()["properties"]  # JSON schema of each, by name
+
+
+def validate(name: str, value: object) -> str | None:
     """Why a value is not one for this parameter, or None."""
-    parameter = BY_NAME.get(name)
-    if parameter is None:
-        return f"{name}: no such parameter; there are {', '.join(BY_NAME)}"
-    if type(value) is not parameter.kind:
-        return f"{name}: {value!r} is of type {type(value).__name__}, not {parameter.kind.__name__}"
-    if parameter.choices and value not in parameter.choices:
-        return f"{name}: {value!r} is not one of {', '.join(parameter.choices)}"
-    if parameter.low is not None and not parameter.low <= value <= parameter.high:
-        return f"{name}: {value!r} is not in {parameter.low:g} ... {parameter.high:g}"
+    if name not in PARAMETERS:
+        return f"{name}: no such parameter; there are {', '.join(PARAMETERS)}"
+    try:
+        Settings(**{name: value})
+    except ValidationError as error:
+        return f"{name}: {value!r}: {_reason(error)}"
     return None
 
 
-def descriptor(parameter: Parameter):
+def _reason(error: ValidationError) -> str:
+    text = error.errors()[0]["msg"].removeprefix("Value error, ")
+    return text.replace("Input should", "should")
+
+
+def make_settings(values: Mapping[str, object]) -> Settings:
+    """Defaults with some values of one's own.
+
+    Raises:
+        InputError: a name or value is wrong; the text names it.
+    """
+    for name, value in values.items():
+        if (reason := validate(name, value)) is not None:
+            raise InputError(reason)
+    return Settings(**values)
+
+
+def descriptor(name: str):
     """rcl_interfaces/ParameterDescriptor."""
     from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 
+    schema = PARAMETERS[name]
+    choices = schema.get("enum", ())
     message = ParameterDescriptor(
-        name=parameter.name,
-        description=parameter.description,
-        read_only=parameter.read_only,
-        additional_constraints=f"one of {', '.join(parameter.choices)}" if parameter.choices else "",
+        name=name,
+        description=schema["description"],
+        read_only=schema.get("readOnly", False),
+        additional_constraints=f"one of {', '.join(choices)}" if choices else "",
     )
-    if parameter.kind is float and parameter.low is not None:
-        message.floating_point_range = [FloatingPointRange(from_value=parameter.low, to_value=parameter.high)]
-    if parameter.kind is int and parameter.low is not None:
-        message.integer_range = [IntegerRange(from_value=int(parameter.low), to_value=int(parameter.high))]
+    if schema["type"] == "number":
+        message.floating_point_range = [
+            FloatingPointRange(from_value=float(schema["minimum"]), to_value=float(schema["maximum"]))
+        ]
+    if schema["type"] == "integer":
+        message.integer_range = [IntegerRange(from_value=schema["minimum"], to_value=schema["maximum"])]
     return message
 
 
-def json_schema() -> dict:
-    """JSON schema of a ROS 2 parameter file for this node; ``config/fastdrive.schema.json`` is its dump."""
-    node = {
-        "type": "object",
-        "additionalProperties": False,
-        "required": ["ros__parameters"],
-        "properties": {
-            "ros__parameters": {
-                "type": "object",
-                "additionalProperties": False,
-                "properties": {
-                    "use_sim_time": {"type": "boolean", "description": "take the time from /clock"},
-                    **{parameter.name: _value_schema(parameter) for parameter in PARAMETERS},
-                },
-            }
-        },
-    }
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Parameters of fastdrive_node",
-        "type": "object",
-        "minProperties": 1,
-        "patternProperties": {r"^(/\*\*|/?([A-Za-z_*][A-Za-z0-9_*]*/)*[A-Za-z_][A-Za-z0-9_]*)$": node},
-        "additionalProperties": False,
-    }
+def check_parameter_file(path: str | Path) -> dict[str, object]:
+    """Read a ROS 2 parameter file and check it; the node itself ignores names that it does not know.
 
-
-def _value_schema(parameter: Parameter) -> dict:
-    schema: dict[str, Any] = {"type": _JSON_TYPES[parameter.kind], "description": parameter.description}
-    schema["default"] = parameter.default
-    if parameter.choices:
-        schema["enum"] = list(parameter.choices)
-    if parameter.low is not None:
-        schema.update(minimum=parameter.low, maximum=parameter.high)
-    if parameter.read_only:
-        schema["readOnly"] = True
-    return schema
-
-
-def check_parameter_file(path: str | Path) -> Mapping:
-    """Read a ROS 2 parameter file and check it against the schema; the node itself ignores names it does not know.
+    Returns:
+        The values of this node's parameters, those of later sections over those of earlier ones.
 
     Raises:
         InputError: it cannot be read, or a name or value is wrong; the text names it.
@@ -241,13 +290,12 @@ def check_parameter_file(path: str | Path) -> Mapping:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:160]})") from error
-    fault = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(json_schema()).iter_errors(content))
-    if fault is not None:
-        where = ".".join(str(part) for part in fault.absolute_path) or "the file"
-        raise InputError(f"{path}: {where}: {fault.message[:200]}; config/fastdrive.schema.json has the parameters")
-    return content
-
-
-def schema_text() -> str:
-    """The content of ``config/fastdrive.schema.json``."""
-    return json.dumps(json_schema(), indent=2) + "\n"
+    try:
+        sections = [section.ros__parameters for section in ParameterFile.model_validate(content).root.values()]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        given = "" if isinstance(first["input"], dict) else f" {first['input']!r:.80}:"
+        raise InputError(f"{path}: {where}:{given} {_reason(error)}; {SCHEMA_FILE} has the parameters") from error
+    given = {name: getattr(values, name) for values in sections for name in values.model_fields_set}
+    return {name: value for name, value in given.items() if name in PARAMETERS}

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdrive_node.errors import ModelError
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.sync.worker import Planner
+
+if TYPE_CHECKING:
+    from fastdrive_node.planning.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,8 @@ class LoadedPlanner:
     cameras: tuple[str, ...]  # in the model's order
     history_steps: int  # ego states before t0
     history_interval_s: float
-    can_drop: bool  # has a pruner
     identity: Callable[[], dict[str, str]]  # for the diagnostics
 
-
-if TYPE_CHECKING:
-    from fastdrive_node.planning.pipeline import Pipeline
 
 PlannerFactory = Callable[[Settings], LoadedPlanner]
 
@@ -34,28 +32,30 @@ def load_planner(settings: Settings) -> LoadedPlanner:
     """Open the VLA and pruner that the settings name.
 
     Raises:
-        ModelError: one of them cannot be used, or the device is absent.
-        InputError: the drop ratio or a score option is out of range.
+        ModelError: one of them cannot be used.
+        InputError: the device is absent, or the drop ratio or a score option is out of range.
     """
     import torch
 
+    from fastdrive_node.devices import choose_device, device_name
     from fastdrive_node.engines.language_engine import EngineLanguage, LanguageChoice
     from fastdrive_node.engines.vision_engine import EngineVision, choose_engine
     from fastdrive_node.planning.loading import open_pipeline
 
-    device = _device(settings.device)
+    device = choose_device(settings.device)
     language = None
     if settings.language_engine:
         language = LanguageChoice(Path(settings.language_engine), settings.onnx_provider)
     pipeline = open_pipeline(
         settings.vla or None,
         settings.pruner or None,
-        None if settings.drop < 0 else settings.drop,
-        device,
-        getattr(torch, settings.dtype),
-        choose_engine(settings.vision_backend, settings.engine, settings.onnx_provider),
-        settings.score_options(),
-        language,
+        drop=None if settings.drop < 0 else settings.drop,
+        device=device,
+        dtype=getattr(torch, settings.dtype),
+        engine=choose_engine(settings.vision_backend, settings.engine, settings.onnx_provider),
+        scores=settings.score_options(),
+        language_engine=language,
+        limits=settings.plan_limits(),
     )
     if settings.warm_up:
         pipeline.warm_up()
@@ -64,7 +64,7 @@ def load_planner(settings: Settings) -> LoadedPlanner:
         "vla": str(vla.path),
         "encoder": vla.encoder_fingerprint[:12],
         "pruner": pruner if pruner == "none" else f"{pruner} {settings.pruner or '(beside the VLA)'}",
-        "device": device,
+        "device": device.type,
         "dtype": settings.dtype,
         "torch": torch.__version__,
     }
@@ -72,42 +72,30 @@ def load_planner(settings: Settings) -> LoadedPlanner:
         fixed |= pipeline.vision.identity()
     if isinstance(pipeline.language, EngineLanguage):
         fixed |= pipeline.language.identity()
-    fixed |= _score_facts(pipeline)
-    if device == "cuda":
-        fixed["GPU"] = torch.cuda.get_device_name()
+    fixed |= _score_options(pipeline)
+    if device.type == "cuda":
+        fixed["gpu"] = device_name(device)
 
     def identity() -> dict[str, str]:
-        facts = {**fixed, "drop": f"{pipeline.drop:g}"}
-        if device == "cuda":
-            facts["GPU memory MB"] = f"{torch.cuda.memory_allocated() / 1e6:.0f}"
-        return facts
+        values = {**fixed, "drop": f"{pipeline.drop:g}"}
+        if device.type == "cuda":
+            values["gpu_memory_mb"] = f"{torch.cuda.memory_allocated() / 1e6:.0f}"
+        return values
 
     history = vla.spec.history
-    return LoadedPlanner(
-        pipeline, tuple(vla.spec.cameras), max(history.steps, default=0), history.interval_s, pruner != "none", identity
-    )
+    return LoadedPlanner(pipeline, tuple(vla.spec.cameras), max(history.steps, default=0), history.interval_s, identity)
 
 
-def _score_facts(pipeline: Pipeline) -> dict[str, str]:
+def _score_options(pipeline: Pipeline) -> dict[str, str]:
     """Which options of the scores are on, for the diagnostics."""
     options, calibration = pipeline.scores, pipeline.calibration
-    facts = {}
+    values = {}
     if calibration is not None:
         fit = calibration.fit
-        facts["calibration"] = f"{fit.dataset} {fit.split}, expected calibration error {fit.ece_after:.3f}"
+        values["calibration"] = f"{fit.dataset} {fit.split}, expected calibration error {fit.ece_after:.3f}"
     if options.keep_threshold:
-        facts["keep_threshold"] = f"{options.keep_threshold:g}, at least {options.k_min} tokens"
+        values["keep_threshold"] = f"{options.keep_threshold:g}, at least {options.k_min} tokens"
     if options.temporal is not None:
         terms = options.temporal
-        facts["temporal"] = f"change {terms.change:g}, memory {terms.memory:g}, up to {terms.max_gap_s:g} s"
-    return facts
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device: 'cuda', but torch finds no GPU; set device to 'cpu' or 'auto'")
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+        values["temporal"] = f"change {terms.change:g}, memory {terms.memory:g}, up to {terms.max_gap_s:g} s"
+    return values

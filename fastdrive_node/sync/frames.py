@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fastdrive_node.errors import InputError
-from fastdrive_node.types import CameraFrame, FrameSet, Refusal
+from fastdrive_node.types import JUMP_BACK_S, SUPERSEDED, CameraFrame, FrameSet, Refusal
 
 DEPTH = 8  # frames held for each camera; a camera may lag the others by this many
 TIGHTER = 0.75  # a set that reuses frames has at most this share of the spread of the set that used them
@@ -31,7 +31,6 @@ class FrameLimits:
     max_ahead_s: float = 0.5  # of the newest exposure before the clock; more means a wrong clock
     missing_timeout_s: float = 0.3  # after the last frame that came, until a set is given up
     max_missing_cameras: int = 0  # more than 0: plan with black pictures, Plan.mode says so
-    jump_back_s: float = 0.5  # a camera's stamp this much before its last one: a loop, the state is reset
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class FrameCounters:
 
     sets: int = 0  # complete ones
     degraded: int = 0
-    dropped: int = 0  # complete, and superseded before planning
+    superseded: int = 0  # complete, and replaced by a newer one before planning
     refused: int = 0  # stale or incomplete
     late: int = 0
     duplicates: int = 0
@@ -88,7 +87,7 @@ class _Stream:
 class FrameBuffer:
     """Collects frames, gives the newest complete set. Not thread-safe: the caller holds a lock.
 
-    ``reports`` receives a ``Refusal`` for every set that is dropped (stage "dropped") or given up (stage "frames").
+    ``reports`` receives a ``Refusal`` for every set that is superseded, or given up (stage "frames").
     """
 
     def __init__(self, cameras: Sequence[str], limits: FrameLimits | None = None):
@@ -113,7 +112,7 @@ class FrameBuffer:
         stream = self._streams.get(frame.camera)
         if stream is None:
             raise InputError(f"{frame.camera}: not a camera of the model, which has {', '.join(self.cameras)}")
-        if stream.newest_ns is not None and frame.stamp_ns < stream.newest_ns - self.limits.jump_back_s * 1e9:
+        if stream.newest_ns is not None and frame.stamp_ns < stream.newest_ns - JUMP_BACK_S * 1e9:
             self.reset(keep_until_ns=frame.stamp_ns)
             stream = self._streams[frame.camera]
         if not self._store(stream, frame):
@@ -151,7 +150,7 @@ class FrameBuffer:
         return max(frame.received_ns for frame in group) + round(self.limits.missing_timeout_s * 1e9)
 
     def drain_reports(self) -> list[Refusal]:
-        """What was dropped or given up since the last call, in order."""
+        """What was superseded or given up since the last call, in order."""
         reports = list(self.reports)
         self.reports.clear()
         return reports
@@ -165,7 +164,7 @@ class FrameBuffer:
                 stream.newest_ns = stream.frames[-1].stamp_ns if stream.frames else stream.used_ns
             return
         if self._pending is not None:
-            self._drop(self._pending, "time jumped back before it was planned")
+            self._supersede(self._pending, "time jumped back before it was planned")
         self._last = self._pending = None
         old, self._streams = self._streams, {}
         for camera, stream in old.items():
@@ -180,7 +179,7 @@ class FrameBuffer:
         if now_ns is None:
             return False
         margin_ns = self.limits.max_spread_s * 1e9
-        return now_ns - self.limits.jump_back_s * 1e9 - margin_ns <= stamp_ns <= now_ns + margin_ns
+        return now_ns - JUMP_BACK_S * 1e9 - margin_ns <= stamp_ns <= now_ns + margin_ns
 
     def status(self, now_ns: int) -> dict[str, CameraStatus]:
         """Age and rate of every camera at ``now_ns``."""
@@ -234,16 +233,16 @@ class FrameBuffer:
 
     def _emit(self, found: FrameSet) -> None:
         if self._pending is not None:
-            self._drop(self._pending, "a newer set was complete before it could be planned")
+            self._supersede(self._pending, "a newer set was complete before it could be planned")
         self.counters.sets += 1
         for frame in found.frames:
             if frame.camera not in found.missing:
                 self._streams[frame.camera].use(frame.stamp_ns)
         self._pending = self._last = found
 
-    def _drop(self, frames: FrameSet, reason: str) -> None:
-        self.counters.dropped += 1
-        self.reports.append(Refusal(frames.t0_ns, reason, "dropped"))
+    def _supersede(self, frames: FrameSet, reason: str) -> None:
+        self.counters.superseded += 1
+        self.reports.append(Refusal(frames.t0_ns, reason, SUPERSEDED))
 
     def _oldest_group(self) -> list[CameraFrame]:
         """The oldest frame that no set used, with what the other cameras have within the spread; empty: none."""

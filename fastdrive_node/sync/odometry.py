@@ -10,8 +10,9 @@ import math
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 
-from fastdrive_node.errors import InputError
-from fastdrive_node.types import EgoHistory, EgoState
+from fastdrive_node.errors import EgoStateError
+from fastdrive_node.geometry import wrap_angle
+from fastdrive_node.types import JUMP_BACK_S, EgoHistory, EgoState
 
 ACCEL_WINDOW_S = 0.5  # the acceleration is the mean over this time, as in the training data
 
@@ -22,7 +23,6 @@ class OdometryLimits:
 
     max_age_s: float = 0.2  # how far a state may lie outside of the samples
     max_gap_s: float = 1.0  # between samples that are interpolated
-    jump_back_s: float = 0.5  # a stamp this much before the newest one: a loop, the state is reset
 
 
 class OdometryBuffer:
@@ -41,13 +41,13 @@ class OdometryBuffer:
     def add(self, state: EgoState) -> None:
         """Store a state. Late ones are ignored; a jump back in time forgets what came before.
 
-        Raises InputError for a state with a number that is not finite.
+        Raises EgoStateError for a state with a number that is not finite.
         """
-        values = (state.x_m, state.y_m, state.yaw_rad, state.speed_mps, state.yaw_rate_radps)
+        values = (state.x_m, state.y_m, state.z_m, state.yaw_rad, state.speed_mps, state.yaw_rate_radps)
         if not all(map(math.isfinite, values)):
-            raise InputError("odometry: a value is not finite; the message is ignored")
+            raise EgoStateError("odometry: a value is not finite; the message is ignored")
         if self._states and state.stamp_ns <= self._states[-1].stamp_ns:
-            if self._states[-1].stamp_ns - state.stamp_ns < self.limits.jump_back_s * 1e9:
+            if self._states[-1].stamp_ns - state.stamp_ns < JUMP_BACK_S * 1e9:
                 return
             self.reset()
         self._states.append(state)
@@ -64,16 +64,16 @@ class OdometryBuffer:
         if keep_until_ns is None:
             self._states = []
             return
-        oldest_ns = keep_until_ns - self.limits.jump_back_s * 1e9
+        oldest_ns = keep_until_ns - JUMP_BACK_S * 1e9
         self._states = [state for state in self._states if oldest_ns <= state.stamp_ns <= keep_until_ns]
 
     def history(self, t0_ns: int) -> EgoHistory:
         """States at t0, t0 - dt, ... (newest first), at most ``steps`` + 1 of them.
 
-        Raises InputError where there is no odometry near enough to t0.
+        Raises EgoStateError where there is no odometry near enough to t0.
         """
         if not self._states:
-            raise InputError("odometry: no message yet; is ~/input/odometry remapped to a topic that is published?")
+            raise EgoStateError("odometry: no message yet; is ~/input/odometry remapped to a topic that is published?")
         states = []
         for step in range(self.steps + 1):
             state = self._at(t0_ns - round(step * self.interval_s * 1e9))
@@ -81,7 +81,7 @@ class OdometryBuffer:
                 break
             states.append(state)
         if not states:
-            raise InputError(self._uncovered(t0_ns))
+            raise EgoStateError(self._uncovered(t0_ns))
         return EgoHistory(tuple(states), self.interval_s)
 
     def _uncovered(self, t0_ns: int) -> str:
@@ -133,23 +133,21 @@ class OdometryBuffer:
         )
 
 
-def wrap_angle(angle_rad: float) -> float:
-    """The same angle in [-pi, pi)."""
-    return (angle_rad + math.pi) % (2 * math.pi) - math.pi
-
-
 def _interpolate(before: EgoState, after: EgoState, stamp_ns: int) -> EgoState:
-    share = (stamp_ns - before.stamp_ns) / (after.stamp_ns - before.stamp_ns)
+    fraction = (stamp_ns - before.stamp_ns) / (after.stamp_ns - before.stamp_ns)
 
     def between(a: float, b: float) -> float:
-        return a + share * (b - a)
+        return a + fraction * (b - a)
 
     turn = wrap_angle(after.yaw_rad - before.yaw_rad)
-    return EgoState(
+    return replace(
+        before,
         stamp_ns=stamp_ns,
         x_m=between(before.x_m, after.x_m),
         y_m=between(before.y_m, after.y_m),
-        yaw_rad=wrap_angle(before.yaw_rad + share * turn),
+        z_m=between(before.z_m, after.z_m),
+        yaw_rad=wrap_angle(before.yaw_rad + fraction * turn),
+        accel_mps2=0.0,  # set by _at
         speed_mps=between(before.speed_mps, after.speed_mps),
         yaw_rate_radps=between(before.yaw_rate_radps, after.yaw_rate_radps),
     )

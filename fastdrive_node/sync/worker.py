@@ -1,7 +1,7 @@
 """One worker thread between the streams and the planner: the newest set wins, nothing queues. No ROS.
 
 The executor's thread only stores what arrives. Every set ends in exactly one ``Outcome``: a plan, a refusal, or a
-refusal of stage "dropped" for a set that was superseded.
+refusal of stage "superseded" for a set that a newer one replaced before it was planned.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from fastdrive_node.errors import AnswerError, FastDriveError, InputError
+from fastdrive_node.errors import FastDriveError
 from fastdrive_node.sync.frames import CameraStatus, FrameBuffer, FrameCounters, FrameLimits
 from fastdrive_node.sync.odometry import OdometryBuffer, OdometryLimits
-from fastdrive_node.types import CameraFrame, Command, EgoHistory, EgoState, FrameSet, Plan, Refusal
+from fastdrive_node.types import SUPERSEDED, CameraFrame, Command, EgoHistory, EgoState, FrameSet, Plan, Refusal
 
 TICK_S = 0.05  # how often waiting sets are looked at, in wall time
+RECENT = 20  # plans and refusals that the diagnostics judge by
 log = logging.getLogger(__name__)
 
 
@@ -27,8 +29,11 @@ class Planner(Protocol):
 
     drop: float  # pruning ratio; may be set between plans
 
+    def check_drop(self, value: float) -> object:
+        """Raises InputError, with the reason, for a pruning ratio that ``drop`` would not take."""
+
     def plan(self, frame_set: FrameSet, history: EgoHistory, command: Command) -> Plan:
-        """Raises InputError for an image or ego state, AnswerError for an answer, both naming the cause."""
+        """Raises FastDriveError: ImageError, EgoStateError, AnswerError, ...; ``stage`` and text name the cause."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,10 @@ class WorkerStatus:
     plans: int
     refused: int
     busy: bool  # a set is being planned, or waits
-    last_refusal: str
+    last_refusal: str  # "stage: reason", or empty
+    plan_age_s: float | None  # since the last plan was ready; None: no plan yet
+    recent: int  # plans and refusals in the window of the last RECENT
+    recent_refusals: dict[str, int]  # of them, refusals by stage, the most frequent first
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,8 @@ class _State:
     plans: int = 0
     refused: int = 0
     last_refusal: str = ""
+    plan_ns: int | None = None  # when the last plan was ready
+    recent: deque[str] = field(default_factory=lambda: deque(maxlen=RECENT))  # a refusal's stage; "" for a plan
     generation: int = 0  # of time; a jump back starts a new one
     busy: bool = False
     command: Command = Command.NONE
@@ -160,6 +170,7 @@ class Worker:
             self._odometry.reset(keep_until_ns=now_ns)
             self._state.generation += 1
             self._state.command, self._state.command_ns = Command.NONE, None
+            self._state.plan_ns = None
             self._note_complete()
             self._changed.notify_all()
 
@@ -180,17 +191,24 @@ class Worker:
 
     def status(self) -> WorkerStatus:
         with self._changed:
-            now, state, newest = self._clock(), self._state, self._odometry.newest_ns
+            now, state = self._clock(), self._state
+
+            def age_s(stamp_ns: int | None) -> float | None:
+                return None if stamp_ns is None else (now - stamp_ns) * 1e-9
+
             return WorkerStatus(
                 cameras=self._frames.status(now),
                 frames=replace(self._frames.counters),
-                odometry_age_s=None if newest is None else (now - newest) * 1e-9,
+                odometry_age_s=age_s(self._odometry.newest_ns),
                 command=state.command,
-                command_age_s=None if state.command_ns is None else (now - state.command_ns) * 1e-9,
+                command_age_s=age_s(state.command_ns),
                 plans=state.plans,
                 refused=state.refused,
                 busy=state.busy or self._frames.pending is not None,
                 last_refusal=state.last_refusal,
+                plan_age_s=age_s(state.plan_ns),
+                recent=len(state.recent),
+                recent_refusals=dict(Counter(filter(None, state.recent)).most_common()),
             )
 
     def _note_complete(self) -> None:
@@ -251,35 +269,33 @@ class Worker:
         planning_ms = (time.monotonic() - start) * 1e3
         with self._changed:
             if generation != self._state.generation:
-                result = Refusal(job.frames.t0_ns, "time jumped back while it was planned", "dropped")
+                result = Refusal(job.frames.t0_ns, "time jumped back while it was planned", SUPERSEDED)
         return Outcome(result, job.frames, history, job.command, (start - job.complete_at) * 1e3, planning_ms)
 
     def _attempt(self, job: _Job) -> tuple[EgoHistory | None, Plan | Refusal]:
         t0_ns = job.frames.t0_ns
+        history = None
         try:
             with self._changed:
                 history = self._odometry.history(t0_ns)
-        except InputError as error:
-            return None, Refusal(t0_ns, str(error), "odometry")
-        try:
             return history, self.planner.plan(job.frames, history, job.command)
-        except InputError as error:
-            return history, Refusal(t0_ns, str(error), "image")
-        except AnswerError as error:
-            return history, Refusal(t0_ns, str(error), "answer")
         except FastDriveError as error:
-            return history, Refusal(t0_ns, str(error), "model")
+            return history, Refusal(t0_ns, str(error), error.stage)
         except Exception as error:  # one set that fails must not end the node
             log.exception("planning failed")
             return history, Refusal(t0_ns, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", "internal")
 
     def _publish(self, outcome: Outcome) -> None:
+        result, state = outcome.result, self._state
         with self._changed:
-            if isinstance(outcome.result, Plan):
-                self._state.plans += 1
-            elif outcome.result.stage != "dropped":
-                self._state.refused += 1
-                self._state.last_refusal = f"{outcome.result.stage}: {outcome.result.reason}"
+            if isinstance(result, Plan):
+                state.plans += 1
+                state.plan_ns = self._clock()
+                state.recent.append("")
+            elif result.stage != SUPERSEDED:
+                state.refused += 1
+                state.last_refusal = f"{result.stage}: {result.reason}"
+                state.recent.append(result.stage)
         try:
             self._report(outcome)
         except Exception:  # e.g. the context is shut down while a plan is published

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -153,8 +152,7 @@ def test_plans_equal_those_of_torch(toy, engine_file, language_file, ego_history
 
 
 def test_the_node_runs_it_and_tells_what_runs(toy, language_file):
-    settings = dataclasses.replace(
-        Settings.defaults(),
+    settings = Settings(
         vla=str(toy.vla.path),
         pruner=str(toy.pruner_file),
         device="cpu",

@@ -48,7 +48,7 @@ def test_sets_are_plans_refusals_or_superseded_and_lost_ones_are_superseded():
     reason = {"stage": "image", "reason": "CAM_BACK: data: cut"}
     assert result.unplanned == [
         {"t0_ns": 2, "kind": "refused", **reason},
-        {"t0_ns": 3, "kind": "dropped", **reason, "stage": SUPERSEDED},
+        {"t0_ns": 3, "kind": SUPERSEDED, **reason, "stage": SUPERSEDED},
         {"t0_ns": 4, "kind": "lost"},
         {"t0_ns": 9, "kind": "refused", **reason},
     ]

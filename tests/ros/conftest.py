@@ -23,9 +23,9 @@ def picture(shade: int = 90, size: tuple[int, int] = (32, 24)) -> bytes:
 
 
 class Rig:
-    """The node under test with a fake planner, and a second node that sends and collects."""
+    """The node under test, with a fake planner unless a factory is given, and a second node that sends and collects."""
 
-    def __init__(self, rclpy, planner: FakePlanner | None = None, start: bool = True, **parameters):
+    def __init__(self, rclpy, planner: FakePlanner | None = None, start: bool = True, factory=None, **parameters):
         from rclpy.executors import SingleThreadedExecutor
         from rclpy.parameter import Parameter
 
@@ -33,7 +33,7 @@ class Rig:
 
         self.planner = planner or FakePlanner()
         overrides = [Parameter(name, value=value) for name, value in parameters.items()]
-        self.node = FastDriveNode(factory_of(self.planner), parameter_overrides=overrides)
+        self.node = FastDriveNode(factory or factory_of(self.planner), parameter_overrides=overrides)
         self.peer = rclpy.create_node("peer")
         self.messages = defaultdict(list)
         self._changed = threading.Condition()
@@ -46,6 +46,10 @@ class Rig:
         if start:
             assert self.node.start()
         self._thread.start()
+
+    def is_spinning(self) -> bool:
+        """Whether no callback has ended the executor's thread by an exception."""
+        return self._thread.is_alive()
 
     def close(self) -> None:
         self.planner.hold.set()

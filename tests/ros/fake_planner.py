@@ -25,6 +25,7 @@ class FakePlanner:
     def __init__(self, cameras: tuple[str, ...] = CAMERAS):
         self.cameras = cameras
         self.drop = 0.5
+        self.least_drop = 0.0
         self.hold = threading.Event()
         self.hold.set()
         self.started = threading.Event()
@@ -32,16 +33,17 @@ class FakePlanner:
         self.delay_s = 0.0
         self.seen: list[tuple[FrameSet, EgoHistory, Command]] = []
 
+    def check_drop(self, value: float) -> None:
+        if value < self.least_drop:
+            raise InputError(f"drop: {value:g} is less than the engine's {self.least_drop:g}")
+
     def plan(self, frame_set: FrameSet, history: EgoHistory, command: Command) -> Plan:
         self.seen.append((frame_set, history, command))
         self.started.set()
         self.hold.wait(30)
         time.sleep(self.delay_s)
         for frame in frame_set.frames:
-            try:
-                frame.load()
-            except InputError as error:
-                raise InputError(str(error)) from error
+            frame.load()
         if self.crash:
             raise ZeroDivisionError("a fault of the planner")
         if self.refuse:
@@ -63,7 +65,7 @@ def straight_plan(frames: FrameSet, history: EgoHistory, command: Command = Comm
 def factory_of(planner: FakePlanner):
     from fastdrive_node.ros.planner_factory import LoadedPlanner
 
-    return lambda settings: LoadedPlanner(planner, planner.cameras, 6, 0.5, True, lambda: {"vla": "fake"})
+    return lambda settings: LoadedPlanner(planner, planner.cameras, 6, 0.5, lambda: {"vla": "fake"})
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def test_sets_without_odometry_are_refused(rig):
     assert record["stage"] == "odometry" and "s before t0" in record["reason"]
 
 
-def test_a_busy_planner_gets_the_newest_set_and_the_others_are_reported_as_dropped(rig):
+def test_a_busy_planner_gets_the_newest_set_and_the_others_are_reported_as_superseded(rig):
     rig = connected(rig())
     rig.planner.hold.clear()
     stamps = [rig.now_ns() + k * 1_000_000 for k in range(3)]
@@ -145,7 +145,7 @@ def test_a_busy_planner_gets_the_newest_set_and_the_others_are_reported_as_dropp
     rig.planner.hold.set()
     next_record(rig, 3)
     outcome = {record["t0_ns"]: record["kind"] for record in records_of(rig)}
-    assert outcome == {stamps[0]: "plan", stamps[1]: "dropped", stamps[2]: "plan"}
+    assert outcome == {stamps[0]: "plan", stamps[1]: "superseded", stamps[2]: "plan"}
 
 
 def test_a_stale_set_is_not_planned(rig):
@@ -188,7 +188,7 @@ def test_diagnostics_have_the_age_and_rate_of_every_camera_and_the_model(rig):
     rig.listen(DiagnosticArray, "/diagnostics")
     parts = diagnostics(rig)
     front = values(parts["CAM_FRONT"])
-    assert float(front["age s"]) >= 0 and float(front["rate Hz"]) > 0 and front["publishers"] == "1"
+    assert float(front["age_s"]) >= 0 and float(front["rate_hz"]) > 0 and front["publishers"] == "1"
     assert values(parts["model"])["vla"] == "fake"
     assert values(parts["planner"])["lifecycle"] == "active"
 
@@ -230,16 +230,42 @@ def test_parameters_change_while_running_and_bad_values_are_refused_with_a_reaso
     assert attempt("drop", 0.25).successful and node._loaded.planner.drop == 0.25
     assert attempt("max_set_age_s", 0.5).successful and node._worker._frames.limits.max_age_s == 0.5
     assert "drop" in attempt("drop", 0.99).reason
-    assert "give 0 or more" in attempt("drop", -1.0).reason
+    node._loaded.planner.least_drop = 0.2
+    assert attempt("drop", 0.1).reason == "drop: 0.1 is less than the engine's 0.2"
     assert attempt("image_transport", "compressed").reason
     assert attempt("max_missing_cameras", "two").reason
     assert node._loaded.planner.drop == 0.25
 
 
+def test_a_change_that_cannot_be_applied_leaves_the_node_running_and_is_in_the_diagnostics(rig, monkeypatch):
+    rig = connected(rig(diagnostics_period_s=0.1))
+    rig.listen(DiagnosticArray, "/diagnostics")
+
+    def fail(*arguments):
+        raise RuntimeError("a fault of the planner")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.node._worker, "configure", fail)
+        assert rig.node.set_parameters([Parameter("drop", value=0.25)])[0].successful
+    expected = "drop: accepted but not applied: RuntimeError: a fault of the planner"
+    rig.wait(lambda: diagnostics(rig)["planner"].message == expected, "the problem in the diagnostics")
+    rig.send_set(rig.now_ns())
+    assert next_record(rig, 1)["kind"] == "plan"
+    rig.node.set_parameters([Parameter("drop", value=0.25)])
+    rig.wait(lambda: diagnostics(rig)["planner"].message == "active", "the diagnostics without it")
+
+
+def test_a_check_that_fails_refuses_the_change(rig, monkeypatch):
+    made = rig()
+    monkeypatch.setattr(made.planner, "check_drop", lambda value: 1 / 0)
+    result = made.node.set_parameters([Parameter("drop", value=0.25)])[0]
+    assert not result.successful and "ZeroDivisionError" in result.reason
+
+
 def test_a_wrong_choice_is_refused_at_the_start(ros):
     from fastdrive_node.ros.node import FastDriveNode
 
-    with pytest.raises(Exception, match="image_transport: 'jpeg' is not one of raw, compressed"):
+    with pytest.raises(Exception, match="image_transport: 'jpeg': should be 'raw' or 'compressed'"):
         FastDriveNode(parameter_overrides=[Parameter("image_transport", value="jpeg")])
 
 

@@ -2,44 +2,55 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
 from fastdrive_node.errors import InputError
+from fastdrive_node.planning.checks import PlanLimits
+from fastdrive_node.ros.parameter_files import file_texts
 from fastdrive_node.ros.parameters import (
-    BY_NAME,
     PARAMETERS,
+    ParameterFile,
     Settings,
     check_parameter_file,
     descriptor,
-    json_schema,
-    problem,
-    schema_text,
+    make_settings,
+    validate,
 )
+from fastdrive_node.sync.frames import FrameLimits
+from fastdrive_node.types import Vehicle
 
-CONFIG = Path(__file__).resolve().parents[2] / "config"
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_schema_file_is_the_tables():
-    again = "from fastdrive_node.ros.parameters import schema_text; print(schema_text(), end='')"
-    assert (CONFIG / "fastdrive.schema.json").read_text() == schema_text(), f'write it again: python -c "{again}"'
+@pytest.mark.parametrize("name", ["config/fastdrive.yaml", "config/fastdrive.schema.json", "docs/node.md"])
+def test_files_that_follow_from_the_parameters_are_up_to_date(name):
+    expected = file_texts(ROOT)[name]
+    assert (ROOT / name).read_text() == expected, "write it again: python -m fastdrive_node.ros.parameter_files"
 
 
 def test_the_shipped_file_has_every_parameter_with_its_default():
-    content = check_parameter_file(CONFIG / "fastdrive.yaml")
-    assert content["/**"]["ros__parameters"] == {parameter.name: parameter.default for parameter in PARAMETERS}
+    assert check_parameter_file(ROOT / "config" / "fastdrive.yaml") == Settings().model_dump()
 
 
-def test_the_settings_are_those_of_the_table():
-    assert [field.name for field in fields(Settings)] == [parameter.name for parameter in PARAMETERS]
-    settings = Settings.defaults()
-    assert all(type(getattr(settings, p.name)) is p.kind for p in PARAMETERS)
-    assert all(problem(p.name, p.default) is None for p in PARAMETERS)
-    assert all(p.description for p in PARAMETERS)
+def test_every_parameter_is_described_and_its_default_is_valid():
+    for name, value in Settings().model_dump().items():
+        assert PARAMETERS[name]["description"] and validate(name, value) is None
+
+
+def test_defaults_are_those_of_the_parts():
+    settings = Settings()
+    assert settings.frame_limits() == FrameLimits()
+    assert settings.plan_limits() == PlanLimits() and settings.vehicle() == Vehicle()
+
+
+def test_vehicle_and_plan_limits_are_parameters():
+    settings = make_settings({"vehicle_width_m": 2.5, "max_plan_speed_mps": 20.0})
+    assert settings.vehicle().width_m == 2.5 and settings.plan_limits().speed_mps == 20.0
+    with pytest.raises(InputError, match="vehicle_height_m: no such parameter"):
+        make_settings({"vehicle_height_m": 2.5})
 
 
 def write(tmp_path, **values) -> Path:
@@ -60,6 +71,8 @@ def test_a_parameter_file_may_have_some_parameters_and_the_clock(tmp_path):
         ({"drop": "half"}, "drop: 'half'"),
         ({"image_transport": "jpeg"}, "image_transport: 'jpeg'"),
         ({"max_missing_cameras": 1.5}, "max_missing_cameras: 1.5"),
+        ({"max_set_age_s": 1}, "max_set_age_s: 1: of type int, not float"),
+        ({"use_sim_time": "yes"}, "use_sim_time: 'yes'"),
     ],
 )
 def test_a_wrong_parameter_file_names_the_parameter(tmp_path, values, reason):
@@ -78,29 +91,32 @@ def test_what_is_no_parameter_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("drop", 0.96, "0.96 is not in -1 ... 0.95"),
+        ("drop", 0.96, "0.96: should be less than or equal to 0.95"),
         ("drop", 1, "of type int, not float"),
-        ("drop", float("nan"), "nan is not in"),
+        ("drop", float("nan"), "nan: should be a finite number"),
         ("max_missing_cameras", True, "of type bool, not int"),
-        ("device", "tpu", "'tpu' is not one of auto, cpu, cuda"),
+        ("device", "tpu", "'tpu': should be 'auto', 'cpu' or 'cuda'"),
         ("brightness", 1.0, "no such parameter"),
     ],
 )
 def test_a_bad_value_has_its_reason(name, value, reason):
-    assert reason in problem(name, value)
+    assert reason in validate(name, value)
 
 
 def test_descriptors_carry_ranges_and_read_only_flags():
     pytest.importorskip("rcl_interfaces.msg", reason="ROS 2 messages are not installed")
-    drop = descriptor(BY_NAME["drop"])
+    drop = descriptor("drop")
     assert not drop.read_only and drop.floating_point_range[0].to_value == 0.95
-    assert descriptor(BY_NAME["vla"]).read_only
-    assert descriptor(BY_NAME["max_missing_cameras"]).integer_range[0].to_value == 5
-    assert "raw, compressed" in descriptor(BY_NAME["image_transport"]).additional_constraints
+    assert descriptor("vla").read_only
+    assert descriptor("max_missing_cameras").integer_range[0].to_value == 31
+    assert "raw, compressed" in descriptor("image_transport").additional_constraints
 
 
 def test_the_schema_is_a_schema():
     import jsonschema
 
-    jsonschema.Draft202012Validator.check_schema(json_schema())
-    json.dumps(json_schema())
+    schema = ParameterFile.model_json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    assert validator.is_valid(yaml.safe_load((ROOT / "config" / "fastdrive.yaml").read_text()))
+    assert not validator.is_valid({"/**": {"ros__parameters": {"dropp": 0.5}}})

@@ -1,7 +1,5 @@
 """The parameters that switch calibrated scores, thresholds and temporal terms on."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -10,7 +8,7 @@ from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitReco
 from fastdrive_node.pruning.checkpoint import save_calibration, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.pruning.score_options import ScoreOptions
-from fastdrive_node.ros.parameters import Settings, problem
+from fastdrive_node.ros.parameters import Settings, validate
 from fastdrive_node.ros.planner_factory import load_planner
 from fastdrive_node.types import CAMERAS
 
@@ -23,24 +21,24 @@ def settings(tiny_vla, tmp_path):
     save_pruner(file, ReconPruner.from_config(tiny_vla.model.config.text_config), tiny_vla.encoder_fingerprint)
     scales = {camera: CameraScale(1.0, 0.0) for camera in CAMERAS}
     save_calibration(file, Calibration(scales, FitRecord("sim", "val", 800, 0.04, 0.012)))
-    return replace(Settings.defaults(), vla=str(tiny_vla.path), pruner=str(file), device="cpu")
+    return Settings(vla=str(tiny_vla.path), pruner=str(file), device="cpu")
 
 
 def test_the_defaults_do_nothing_to_the_scores():
-    assert Settings.defaults().score_options() == ScoreOptions()
-    assert not Settings.defaults().score_options().active
+    assert Settings().score_options() == ScoreOptions()
+    assert not Settings().score_options().active
 
 
 def test_each_parameter_reaches_its_option():
     values = {"calibrated_scores": True, "keep_threshold": 0.3, "k_min": 8, "temporal_change": 0.4}
-    options = replace(Settings.defaults(), **values, temporal_memory=0.2, temporal_max_gap_s=0.6).score_options()
+    options = Settings(**values, temporal_memory=0.2, temporal_max_gap_s=0.6).score_options()
     assert (options.calibrated, options.keep_threshold, options.k_min) == (True, 0.3, 8)
     assert (options.temporal.change, options.temporal.memory, options.temporal.max_gap_s) == (0.4, 0.2, 0.6)
 
 
 @pytest.mark.parametrize("name", ["temporal_change", "temporal_memory"])
 def test_one_weight_is_enough(name):
-    options = replace(Settings.defaults(), **{name: 0.5}).score_options()
+    options = Settings(**{name: 0.5}).score_options()
     assert options.temporal.change + options.temporal.memory == 0.5
 
 
@@ -48,11 +46,11 @@ def test_one_weight_is_enough(name):
     "name,value", [("keep_threshold", 1.0), ("k_min", 0), ("temporal_memory", 1.0), ("temporal_max_gap_s", 0.0)]
 )
 def test_values_out_of_range_are_refused(name, value):
-    assert name in problem(name, value)
+    assert name in validate(name, value)
 
 
 def test_the_planner_has_the_options_and_the_diagnostics_say_so(settings):
-    on = replace(settings, keep_threshold=0.3, temporal_memory=0.5)
+    on = settings.model_copy(update={"keep_threshold": 0.3, "temporal_memory": 0.5})
     loaded = load_planner(on)
     assert loaded.planner.scores == on.score_options() and loaded.planner.calibration is not None
     facts = loaded.identity()
@@ -69,4 +67,4 @@ def test_a_pruner_without_calibration_is_refused_at_start(settings, tiny_vla):
     pruner = ReconPruner.from_config(tiny_vla.model.config.text_config)
     save_pruner(settings.pruner, pruner, tiny_vla.encoder_fingerprint)
     with pytest.raises(ModelError, match="no calibration"):
-        load_planner(replace(settings, calibrated_scores=True))
+        load_planner(settings.model_copy(update={"calibrated_scores": True}))

@@ -57,8 +57,8 @@ def test_the_newest_set_wins_and_the_superseded_one_is_reported():
     add_round(buffer, 500)
     assert buffer.take(now(560)).t0_ns == now(500)
     (report,) = buffer.drain_reports()
-    assert (report.t0_ns, report.stage) == (now(0), "dropped")
-    assert (buffer.counters.sets, buffer.counters.dropped) == (2, 1)
+    assert (report.t0_ns, report.stage) == (now(0), "superseded")
+    assert (buffer.counters.sets, buffer.counters.superseded) == (2, 1)
 
 
 def test_a_stale_set_is_refused_naming_the_oldest_camera():
@@ -130,7 +130,7 @@ def test_a_jump_back_in_time_starts_anew():
     (again,) = add_round(buffer, 0)
     assert again.t0_ns == now(0)
     assert buffer.counters.resets == 1
-    assert [report.stage for report in buffer.drain_reports()] == ["dropped"]
+    assert [report.stage for report in buffer.drain_reports()] == ["superseded"]
 
 
 def test_a_clock_that_jumps_after_the_first_frames_of_a_loop_does_not_lose_them():
@@ -149,7 +149,7 @@ def test_a_clock_that_jumps_after_a_whole_set_of_a_loop_does_not_plan_it_twice()
     add_round(buffer, 0)
     buffer.reset(keep_until_ns=now(50))
     assert buffer.take(now(50)).t0_ns == now(0)
-    assert buffer.counters.dropped == 0
+    assert buffer.counters.superseded == 0
     buffer.reset(keep_until_ns=now(60))
     assert buffer.take(now(60)) is None
     assert add_round(buffer, 500)[0].t0_ns == now(500)
@@ -266,5 +266,5 @@ def test_whatever_arrives_sets_are_complete_narrow_newer_and_counted(events):
         assert found.spread_s <= limits.max_spread_s
     stamps = [found.t0_ns for found in taken]
     assert stamps == sorted(set(stamps))
-    dropped = [report for report in reports if report.stage == "dropped"]
-    assert buffer.counters.sets == len(taken) + len(dropped) + (buffer.pending is not None)
+    superseded = [report for report in reports if report.stage == "superseded"]
+    assert buffer.counters.sets == len(taken) + len(superseded) + (buffer.pending is not None)

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from fastdrive_node.errors import AnswerError, InputError, ModelError
+from fastdrive_node.errors import AnswerError, EgoStateError, FrameSetError, ImageError, InputError, ModelError
 from fastdrive_node.sync.frames import FrameBuffer, FrameLimits
 from fastdrive_node.sync.odometry import OdometryBuffer
 from fastdrive_node.sync.worker import Worker, WorkerLimits
@@ -92,7 +92,7 @@ def test_only_the_newest_of_the_sets_that_wait_is_planned(bench):
     bench.go.set()
     found = [bench.next() for _ in range(4)]
     kinds = [(o.result.t0_ns // MS, "plan" if isinstance(o.result, Plan) else o.result.stage) for o in found]
-    assert sorted(kinds) == [(0, "plan"), (100, "dropped"), (200, "dropped"), (300, "plan")]
+    assert sorted(kinds) == [(0, "plan"), (100, "superseded"), (200, "superseded"), (300, "plan")]
 
 
 def test_the_command_is_that_of_the_sets_completion(bench):
@@ -142,7 +142,10 @@ def test_the_wait_for_odometry_ends(bench):
 @pytest.mark.parametrize(
     ("fault", "stage", "reason"),
     [
-        (InputError("CAM_BACK: cut"), "image", "CAM_BACK: cut"),
+        (ImageError("CAM_BACK: cut"), "image", "CAM_BACK: cut"),
+        (EgoStateError("ego state: speed_mps"), "odometry", "ego state: speed_mps"),
+        (FrameSetError("frame set: cameras"), "frames", "frame set: cameras"),
+        (InputError("drop: 2"), "input", "drop: 2"),
         (AnswerError("no tag"), "answer", "no tag"),
         (ModelError("scores"), "model", "scores"),
         (MemoryError("full"), "internal", "MemoryError: full"),
@@ -180,7 +183,7 @@ def test_a_plan_from_before_a_jump_in_time_is_not_published(bench):
     bench.now = 0
     bench.worker.time_jumped(0)
     bench.go.set()
-    assert bench.next().result.stage == "dropped"
+    assert bench.next().result.stage == "superseded"
     bench.send(0)
     assert isinstance(bench.next().result, Plan)
 
@@ -192,7 +195,7 @@ def test_a_jump_that_only_the_stamps_show_does_the_same(bench):
     bench.begun.get(timeout=PATIENCE_S)
     bench.send(0)
     bench.go.set()
-    assert bench.next().result.stage == "dropped"
+    assert bench.next().result.stage == "superseded"
     assert isinstance(bench.next().result, Plan)
 
 

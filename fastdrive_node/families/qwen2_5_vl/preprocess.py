@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from fastdrive_node.errors import InputError
+from fastdrive_node.errors import ImageError
 
 # Normalisation of Qwen2.5-VL's image processor (the CLIP training set's), for RGB in [0, 1].
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -31,14 +31,14 @@ def resize(images: Sequence[np.ndarray] | np.ndarray, size: tuple[int, int]) -> 
         uint8 [C, 3, height, width].
 
     Raises:
-        InputError: an image is not uint8 [H, W, 3], or is empty.
+        ImageError: an image is not uint8 [H, W, 3], or is empty.
     """
     return torch.stack([_resize_one(image, index, size) for index, image in enumerate(images)])
 
 
 def _resize_one(image: np.ndarray, index: int, size: tuple[int, int]) -> torch.Tensor:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise InputError(f"image {index}: expected uint8 RGB [height, width, 3], got {image.dtype} {image.shape}")
+        raise ImageError(f"image {index}: expected uint8 RGB [height, width, 3], got {image.dtype} {image.shape}")
     channels_last = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
     if tuple(channels_last.shape[1:]) == tuple(size):
         return channels_last

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastdrive_node.errors import InputError, ModelError
+from fastdrive_node.errors import EgoStateError, ModelError
 from fastdrive_node.families.numbers import NumberFormat
 from fastdrive_node.families.vla import Vla
 from fastdrive_node.planning.answer_format import example_answer
@@ -42,7 +42,7 @@ def build_prompt(vla: Vla, history: EgoHistory, command: Command = Command.NONE)
     """Write and tokenise the prompt.
 
     Raises:
-        InputError: no ego state, a value that is no number or does not fit its form, or a history whose interval
+        EgoStateError: no ego state, a value that is no number or does not fit its form, or a history whose interval
             does not meet the VLA's steps.
     """
     text = prompt_text(vla, history, command)
@@ -78,7 +78,7 @@ def full_positions(vla: Vla, input_ids: torch.Tensor) -> tuple[torch.Tensor, int
 def prompt_text(vla: Vla, history: EgoHistory, command: Command = Command.NONE) -> str:
     """The prompt's text, image placeholders expanded. Raises as ``build_prompt``."""
     if not history.states:
-        raise InputError("ego history: empty; the current ego state is needed for a plan")
+        raise EgoStateError("ego history: empty; the current ego state is needed for a plan")
     spec, now = vla.spec, history.now
     values = {
         "images": _images(vla),
@@ -121,7 +121,7 @@ def _past_state(history: EgoHistory, seconds: float) -> EgoState | None:
     place = seconds / history.interval_s
     index = round(place)
     if abs(place - index) > 1e-3:
-        raise InputError(
+        raise EgoStateError(
             f"ego history: its interval of {history.interval_s} s does not meet t0 - {seconds} s; sample it at the "
             "interval of the VLA's vla.json"
         )
@@ -139,7 +139,7 @@ def _write(form: NumberFormat, value: float, name: str) -> str:
     try:
         return form.write(value)
     except ValueError as error:
-        raise InputError(f"ego state: {name}: {error}") from error
+        raise EgoStateError(f"ego state: {name}: {error}") from error
 
 
 def _fill(template: str, values: dict[str, str]) -> str:

@@ -1,0 +1,111 @@
+"""Levels and texts of /diagnostics, from statuses of a worker."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("diagnostic_msgs.msg", reason="ROS 2 messages are not installed: pip install -e .[ros]")
+
+from builtin_interfaces.msg import Time
+
+from fastdrive_node.ros.diagnostics import ERROR, OK, WARN, NodeStatus, diagnostic_array
+from fastdrive_node.ros.parameters import Settings
+from fastdrive_node.sync.frames import CameraStatus, FrameCounters
+from fastdrive_node.sync.worker import WorkerStatus
+from fastdrive_node.types import Command
+
+PLANNING = WorkerStatus(
+    cameras={"CAM_FRONT": CameraStatus(0.1, 10.0, 5, 0)},
+    frames=FrameCounters(sets=20),
+    odometry_age_s=0.05,
+    command=Command.NONE,
+    command_age_s=None,
+    plans=20,
+    refused=0,
+    busy=False,
+    last_refusal="",
+    plan_age_s=0.1,
+    recent=20,
+    recent_refusals={},
+)
+
+
+def parts_of(worker: WorkerStatus, **changes) -> dict:
+    status = NodeStatus(name="fastdrive", lifecycle="active", worker=worker, **changes)
+    return {part.name.removeprefix("fastdrive: "): part for part in diagnostic_array(status, Time()).status}
+
+
+def planner(**changes):
+    return parts_of(replace(PLANNING, **changes))["planner"]
+
+
+def refusing(count: int, of: int = 20, **changes):
+    return planner(
+        recent=of,
+        recent_refusals={"odometry": count},
+        last_refusal="odometry: the newest is 0.25 s before t0",
+        **changes,
+    )
+
+
+def test_a_planner_that_plans_is_ok():
+    assert (planner().level, planner().message) == (OK, "active")
+    assert planner(plans=0, recent=0, plan_age_s=None).level == WARN
+
+
+def test_an_hour_of_refusals_after_one_plan_is_an_error_with_stage_and_reason():
+    status = refusing(20, plans=1, refused=36_000, plan_age_s=3600.0)
+    assert status.level == ERROR
+    assert status.message == "20 of the last 20 sets were refused; the last: odometry: the newest is 0.25 s before t0"
+    values = {pair.key: pair.value for pair in status.values}
+    assert (values["plan_age_s"], values["recent_refusals"]) == ("3600.000", "odometry 20")
+
+
+@pytest.mark.parametrize(("refused", "level"), [(2, OK), (3, WARN), (10, WARN), (11, ERROR)])
+def test_the_fraction_refused_decides(refused, level):
+    assert refusing(refused).level == level
+
+
+def test_one_refusal_after_the_first_plan_is_no_error():
+    assert refusing(1, of=2, plans=1).level == WARN
+    assert refusing(1, of=1, plans=0, plan_age_s=None).level == ERROR
+
+
+@pytest.mark.parametrize(("age_s", "level"), [(1.9, OK), (2.1, WARN), (5.1, ERROR)])
+def test_the_age_of_the_last_plan_decides(age_s, level):
+    status = planner(plan_age_s=age_s)
+    assert status.level == level
+    assert level == OK or status.message.startswith(f"no plan for {age_s:.1f} s")
+
+
+def test_the_thresholds_are_parameters():
+    settings = Settings(plan_age_error_s=20.0, refused_error_fraction=0.9)
+    worker = replace(PLANNING, plan_age_s=10.0, recent_refusals={"image": 15}, last_refusal="image: x")
+    assert parts_of(worker, settings=settings)["planner"].level == WARN
+    assert parts_of(worker)["planner"].level == ERROR
+
+
+@pytest.mark.parametrize(("age_s", "level"), [(0.15, OK), (0.25, ERROR), (None, ERROR)])
+def test_odometry_is_judged_by_the_age_at_which_sets_are_refused(age_s, level):
+    assert parts_of(replace(PLANNING, odometry_age_s=age_s))["odometry"].level == level
+
+
+def test_odometry_follows_its_own_limit_and_cameras_that_of_sets():
+    settings = Settings(max_odometry_age_s=0.5, max_set_age_s=0.05)
+    parts = parts_of(replace(PLANNING, odometry_age_s=0.4), settings=settings)
+    assert (parts["odometry"].level, parts["CAM_FRONT"].level) == (OK, ERROR)
+    assert "0.05 s (max_set_age_s)" in parts["CAM_FRONT"].message
+
+
+def test_a_parameter_that_was_not_applied_is_an_error():
+    status = parts_of(PLANNING, update_problem="drop: accepted but not applied: x")["planner"]
+    assert (status.level, status.message) == (ERROR, "drop: accepted but not applied: x")
+
+
+def test_keys_are_snake_case_with_units():
+    parts = parts_of(PLANNING)
+    keys = [pair.key for name in ("planner", "CAM_FRONT", "odometry") for pair in parts[name].values]
+    assert all(key.isidentifier() and key == key.lower() for key in keys)
+    assert {"plan_age_s", "rate_hz", "age_s", "superseded_sets"} <= set(keys)

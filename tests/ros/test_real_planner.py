@@ -1,0 +1,95 @@
+"""The node with the real Pipeline, on the shipped models/tiny and on engines."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
+
+from rcl_interfaces.msg import Parameter as ParameterMessage
+from rcl_interfaces.msg import ParameterType, ParameterValue
+from rcl_interfaces.srv import SetParameters
+from std_msgs.msg import String
+
+from fastdrive_node.ros.planner_factory import load_planner
+from tests.ros.conftest import Rig
+from tests.ros.test_node import RECORDS, next_record
+
+
+@pytest.fixture
+def real(ros):
+    made = []
+
+    def make(**parameters) -> Rig:
+        made.append(Rig(ros, factory=load_planner, device="cpu", **parameters))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def set_drop(rig: Rig, value: float):
+    """As `ros2 param set /fastdrive drop VALUE`: over the node's service, so that a fault in a callback ends it."""
+    client = rig.peer.create_client(SetParameters, "/fastdrive/set_parameters")
+    rig.wait(client.service_is_ready, "the parameter service")
+    kind = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value)
+    future = client.call_async(SetParameters.Request(parameters=[ParameterMessage(name="drop", value=kind)]))
+    rig.wait(lambda: future.done() or not rig.is_spinning(), "the answer")
+    assert rig.is_spinning(), "a callback raised"
+    return future.result().results[0]
+
+
+def reaches_the_answer(rig: Rig, count: int) -> bool:
+    """Plan a set of black images; the shipped model's answer to them may be no plan."""
+    rig.send_set(rig.now_ns())
+    record = next_record(rig, count)
+    return record["kind"] == "plan" or record["stage"] == "answer"
+
+
+def connected(rig: Rig) -> Rig:
+    rig.listen(String, RECORDS)
+    rig.connect_inputs()
+    rig.wait(lambda: rig.node._outputs.readers() > 0, "the records to be matched")
+    return rig
+
+
+def test_the_shipped_model_plans_and_takes_another_drop_ratio_over_its_service(real):
+    rig = connected(real(max_set_age_s=60.0))
+    assert rig.node.get_parameter("drop").value == 0.5
+    assert reaches_the_answer(rig, 1)
+    assert set_drop(rig, 0.75).successful
+    assert "out of range" in set_drop(rig, 0.99).reason
+    assert "drop: -0.5 is not in [0, 1)" in set_drop(rig, -0.5).reason
+    assert rig.node._loaded.planner.drop == rig.node.get_parameter("drop").value == 0.75
+    assert reaches_the_answer(rig, 2)
+
+
+def test_a_model_without_pruner_takes_no_drop_ratio(real, tiny_dir):
+    assert not (tiny_dir / "reconpruner.safetensors").exists()
+    rig = real(vla=str(tiny_dir), warm_up=False)
+    assert rig.node.get_parameter("drop").value == 0.0
+    assert set_drop(rig, 0.5).reason == "drop: 0.5, but the model runs without a pruner; give 0"
+
+
+def test_a_drop_ratio_below_what_the_engine_gives_is_refused_and_the_node_runs_on(real, toy, tmp_path):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
+    pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[export]")
+    from fastdrive_export.build import GraphOptions, build_onnx
+
+    tokens = toy.vla.tokens
+    file = build_onnx(toy.vla.path, toy.pruner_file, tmp_path, options=GraphOptions(max_keep=tokens // 4))[0]
+    rig = real(
+        vla=str(toy.vla.path),
+        pruner=str(toy.pruner_file),
+        vision_backend="onnxruntime",
+        engine=str(file),
+        warm_up=False,
+    )
+    refused = set_drop(rig, 0.25)
+    assert not refused.successful
+    assert f"the engine gives {tokens // 4}" in refused.reason
+    assert rig.node._loaded.planner.drop == rig.node.get_parameter("drop").value >= 0.75
+    assert set_drop(rig, 0.9).successful
+    rig.node.trigger_deactivate()
+    assert not set_drop(rig, 0.25).successful
