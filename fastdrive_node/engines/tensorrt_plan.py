@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from fastdrive_node.engines.tensorrt_api import (
 )
 from fastdrive_node.engines.tensorrt_messages import make_logger, progress
 from fastdrive_node.errors import ModelError
+from fastdrive_node.files import write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -50,9 +50,8 @@ def serialize_plan(
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ModelError(f"TensorRT built no plan: {'; '.join(logger.errors)[:400] or 'no reason given'}")
-    partial = cache_file.with_name(cache_file.name + ".partial")
-    partial.write_bytes(timing_cache_bytes(config))
-    os.replace(partial, cache_file)
+    with write_atomically(cache_file) as partial:
+        partial.write_bytes(timing_cache_bytes(config))
     return plan, flags
 
 
@@ -71,10 +70,10 @@ def layer_rows(information: str) -> list[dict]:
         return []
     rows = []
     for entry in layers:
-        facts = {"Name": entry} if isinstance(entry, str) else entry
-        outputs = facts.get("Outputs") or [{}]
-        kind = outputs[0].get("Format/Datatype") or outputs[0].get("Datatype") or ""
-        rows.append({"name": facts.get("Name", ""), "type": facts.get("LayerType", ""), "precision": kind})
+        layer = {"Name": entry} if isinstance(entry, str) else entry
+        outputs = layer.get("Outputs") or [{}]
+        dtype = outputs[0].get("Format/Datatype") or outputs[0].get("Datatype") or ""
+        rows.append({"name": layer.get("Name", ""), "type": layer.get("LayerType", ""), "precision": dtype})
     return rows
 
 
