@@ -23,8 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.perf.random_models import SIZES, Scene, Size, build_model, build_pruner, build_workload
-from fastdrive_export.build import GraphOptions
-from fastdrive_export.language_build import LANGUAGE_FILE, write_language
+from fastdrive_export.build import LANGUAGE_FILE, GraphOptions, write_language
 from fastdrive_export.language_parity import LanguageParityRun
 from fastdrive_export.samples import dataset_samples, synthetic_samples
 from fastdrive_node.benchmark.sides import FixedLength, Ours, Workload

@@ -1,27 +1,32 @@
-"""From a VLA directory and a pruner to an ONNX file with its manifest."""
+"""From a VLA directory, and a pruner for vision, to an ONNX file with its manifest."""
 
 from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fastdrive_export.files import builder_lock, file_info, publish, staging
 from fastdrive_export.graph_writer import GraphWriter
-from fastdrive_export.network import Network
+from fastdrive_export.networks import networks_of
 from fastdrive_export.onnx_file import write_onnx
-from fastdrive_export.precision import Precision, choose_precision
+from fastdrive_export.precision import choose_precision
 from fastdrive_export.source import Source, load_source
 from fastdrive_node.engines.fingerprint import pruner_fingerprint
-from fastdrive_node.engines.graph_info import VisionGraphInfo
-from fastdrive_node.engines.manifest import SourceInfo, VisionManifest
-from fastdrive_node.errors import InputError
+from fastdrive_node.engines.graph_info import LanguageGraphInfo, VisionGraphInfo
+from fastdrive_node.engines.language_engine import language_sizes
+from fastdrive_node.engines.manifest import LanguageManifest, Manifest, SourceInfo, VisionManifest
+from fastdrive_node.errors import UsageError
+from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
+from fastdrive_node.families.vla import Vla
+from fastdrive_node.planning.loading import default_vla_dir
 
 OPSETS = (17, 18)
-ONNX_FILE = "vision.onnx"
+ONNX_FILE, LANGUAGE_FILE = "vision.onnx", "language.onnx"
 _PACKAGES = ("fastdrive_node", "torch", "transformers", "onnx", "onnxruntime")
 _log = logging.getLogger(__name__)
 
@@ -30,23 +35,28 @@ _log = logging.getLogger(__name__)
 class GraphOptions:
     """What the graph shall be.
 
-    ``opset`` None: the backend's. ``max_keep`` is K_max, the tokens that the engine gives; None: all. ``fp32_mlp``: see
-    ``choose_precision``. ``external``: see ``write_onnx``.
+    ``opset`` None: the backend's. ``max_keep`` is K_max, the tokens that a vision engine gives; None: all.
+    ``fp32_mlp``: see ``choose_precision``. ``external``: see ``write_onnx``.
     """
 
     precision: str = "fp32"
-    opset: int | None = 18
+    opset: int | None = None
     max_keep: int | None = None
     fp32_mlp: Sequence[int] | None = None
     external: bool | None = None
 
     def __post_init__(self) -> None:
         if self.opset not in (None, *OPSETS):
-            raise InputError(
+            raise UsageError(
                 f"opset: {self.opset}; give 17 for TensorRT 8.5 and 8.6, 18 for later ones and onnxruntime"
             )
         if self.opset == 17 and self.precision == "bf16":
-            raise InputError("precision: bf16 is for opset 18: TensorRT 8 does not have it; give fp16 or fp32")
+            raise UsageError("precision: bf16 is for opset 18: TensorRT 8 does not have it; give fp16 or fp32")
+
+    @property
+    def graph_opset(self) -> int:
+        """18 where no backend decides."""
+        return self.opset or 18
 
 
 def build_onnx(
@@ -56,51 +66,48 @@ def build_onnx(
 
     Args:
         vla_dir, pruner_file: as in ``load_source``.
-        out: folder, made where absent.
+        out: folder, made where it is missing.
 
     Raises:
         ModelError: VLA or pruner cannot be used.
-        InputError: an option that does not fit them, or another process builds in ``out``.
+        UsageError: an option does not fit them.
+        InputError: another process builds in ``out``.
+    """
+    source = load_source(vla_dir, pruner_file)
+    return _build(Path(out) / ONNX_FILE, lambda stage: write_engine(source, options or GraphOptions(), stage))
+
+
+def build_language(
+    vla_dir: str | Path | None, out: str | Path, options: GraphOptions | None = None
+) -> tuple[Path, LanguageManifest]:
+    """Write ``language.onnx`` and its manifest; as ``build_onnx``.
+
+    Args:
+        options: without ``max_keep``, which is of vision engines.
     """
     options = options or GraphOptions()
-    if options.opset is None:
-        options = replace(options, opset=18)
-    source = load_source(vla_dir, pruner_file)
-    file = Path(out) / ONNX_FILE
+    if options.max_keep is not None:
+        raise UsageError("max_keep: is for vision engines; a language engine takes any number of tokens")
+    vla = load_vla(default_vla_dir() if vla_dir is None else Path(vla_dir), "cpu", "auto")
+    return _build(Path(out) / LANGUAGE_FILE, lambda stage: write_language(vla, options, stage))
+
+
+def _build(file: Path, write: Callable[[Path], Manifest]) -> tuple[Path, Manifest]:
     with builder_lock(file.parent), staging(file.parent) as stage:
-        manifest = write_engine(source, options, stage)
+        manifest = write(stage)
         publish(stage, file, manifest)
     return file, manifest
 
 
 def write_engine(source: Source, options: GraphOptions, folder: Path) -> VisionManifest:
     """Write the ONNX files of a source into a folder. Returns their manifest, unwritten. Raises as ``build_onnx``."""
-    depth = len(source.vision.visual.blocks)
-    precision = choose_precision(options.precision, depth, options.fp32_mlp)
-    facts = graph_facts(source, options, precision)
-    graph = GraphWriter(options.opset)
-    outputs = Network(graph, source.vision, source.pruner, precision).build(facts.max_keep)
-    files = write_onnx(graph, outputs, facts, folder / ONNX_FILE, options.external)
-    return VisionManifest(
-        kind="onnx",
-        files={path.name: file_info(path) for path in files},
-        graph=facts,
-        source=SourceInfo(vla=str(source.vla.path.resolve()), pruner=str(source.pruner_file.resolve())),
-        versions=package_versions(),
-        onnx={},
-        target=None,
-        parity=None,
-    )
-
-
-def graph_facts(source: Source, options: GraphOptions, precision: Precision) -> VisionGraphInfo:
-    """The manifest's graph section. Raises InputError where ``max_keep`` is out of range."""
-    vla = source.vla
+    vla, networks = source.vla, networks_of(source.vla)
+    precision = choose_precision(options.precision, networks.tower_blocks(source), options.fp32_mlp)
     max_keep = vla.tokens if options.max_keep is None else options.max_keep
     if not 1 <= max_keep <= vla.tokens:
-        raise InputError(f"max_keep: {max_keep} is not in 1..{vla.tokens}, the tokens of {vla.path}")
-    return VisionGraphInfo(
-        opset=options.opset,
+        raise UsageError(f"max_keep: {max_keep} is not in 1..{vla.tokens}, the tokens of {vla.path}")
+    info = VisionGraphInfo(
+        opset=options.graph_opset,
         precision=precision.name,
         fp32_mlp=precision.fp32_mlp,
         cameras=tuple(vla.spec.cameras),
@@ -111,10 +118,47 @@ def graph_facts(source: Source, options: GraphOptions, precision: Precision) -> 
         encoder=vla.encoder_fingerprint,
         pruner=pruner_fingerprint(source.pruner_file),
     )
+    graph = GraphWriter(info.opset)
+    outputs = networks.write_vision(graph, source, precision, max_keep)
+    files = write_onnx(graph, outputs, info, folder / ONNX_FILE, options.external)
+    return VisionManifest(graph=info, **_origin(files, vla, str(source.pruner_file.resolve())))
+
+
+def write_language(vla: Vla, options: GraphOptions, folder: Path) -> LanguageManifest:
+    """Write the ONNX files of a language model into a folder. Returns their manifest, unwritten.
+
+    Raises:
+        ModelError: the language model has parts that the graph does not.
+        UsageError: an option does not fit it.
+    """
+    LanguageModel(vla)  # it refuses what the graph does not have either
+    sizes = language_sizes(vla)
+    # which layers leave fp16's range depends on the checkpoint: none but those that are given
+    precision = choose_precision(options.precision, sizes["layers"], options.fp32_mlp or (), "language model")
+    info = LanguageGraphInfo(
+        opset=options.graph_opset, precision=precision.name, fp32_mlp=precision.fp32_mlp, part="language", **sizes
+    )
+    graph = GraphWriter(info.opset)
+    outputs = networks_of(vla).write_language(graph, vla, info, precision)
+    files = write_onnx(graph, outputs, info, folder / LANGUAGE_FILE, options.external)
+    return LanguageManifest(graph=info, **_origin(files, vla, ""))
+
+
+def _origin(files: Sequence[Path], vla: Vla, pruner: str) -> dict:
+    """What the manifests of all ONNX files say about where they come from."""
+    return {
+        "kind": "onnx",
+        "files": {path.name: file_info(path) for path in files},
+        "source": SourceInfo(vla=str(vla.path.resolve()), pruner=pruner),
+        "versions": package_versions(),
+        "onnx": {},
+        "target": None,
+        "parity": None,
+    }
 
 
 def package_versions() -> dict[str, str]:
-    """Of Python and the packages that take part, where they are installed."""
+    """Versions of Python and of the packages that take part, where they are installed."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:

@@ -1,8 +1,9 @@
-"""Writes ONNX graphs node by node, with explicit types and shapes; a side is a number or, where it varies, a name.
+"""Writes ONNX graphs node by node, with explicit types and shapes. A length is a number or, where it varies, a name.
 
-torch's exporters are not used: the one that can write opset 17, which TensorRT 8 needs, is being removed from torch,
-and both run the model once, where this writes the 3B tower's graph in a second. Every value carries its shape and
-type, so a wrong cast or reshape is an error here and not on the target.
+Why torch's exporters are not used (docs/decisions/0005): the one that can write opset 17, which TensorRT 8 needs, is
+being removed from torch; the other one writes opset 18 and later. Both run the model once, while this writes the graph
+of the 3B tower in a second. Every value has its shape and type, so a wrong cast or reshape is an error here and not on
+the target.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ FLOAT, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.B
 TORCH_TYPES = {FLOAT: torch.float32, FLOAT16: torch.float16, BFLOAT16: torch.bfloat16}
 IR_VERSION = 8  # the newest that TensorRT 8.5's parser was made for
 
-Side = int | str  # a name stands for a length that is known when the graph runs
-Shape = tuple[Side, ...]
+Length = int | str  # a name stands for a length that is known when the graph runs
+Shape = tuple[Length, ...]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter whose numbers are made when they are written, so that only one at a time is held twice."""
+    """A parameter whose values are made when they are written: only one at a time is in memory twice."""
 
     value: Value
     make: Callable[[], torch.Tensor]
@@ -56,7 +57,7 @@ class GraphWriter:
     """A graph under construction.
 
     Args:
-        opset: 17 or 18; they differ, for what is used here, in where ReduceMean takes its axes.
+        opset: 17 or 18; of what is used here, only ReduceMean differs: where it takes its axes.
     """
 
     def __init__(self, opset: int):
@@ -77,7 +78,7 @@ class GraphWriter:
         yield
         self._scopes.pop()
 
-    def input(self, name: str, shape: Sequence[Side], dtype: int) -> Value:
+    def input(self, name: str, shape: Sequence[Length], dtype: int) -> Value:
         self.inputs.append(Value(name, tuple(shape), dtype))
         return self.inputs[-1]
 
@@ -88,7 +89,7 @@ class GraphWriter:
         return value
 
     def constant(self, array: np.ndarray | float | Sequence[int]) -> Value:
-        """float32 or int64 numbers that are no parameter; equal ones are stored once."""
+        """float32 or int64 values that are not parameters; equal ones are stored once."""
         array = np.asarray(array)
         array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
         key = (array.dtype.str, array.shape, array.tobytes())
@@ -99,12 +100,12 @@ class GraphWriter:
             self._constants[key] = Value(name, array.shape, dtype)
         return self._constants[key]
 
-    def op(self, kind: str, inputs: Sequence[Value], shape: Sequence[Side], dtype: int, **attributes) -> Value:
+    def op(self, kind: str, inputs: Sequence[Value], shape: Sequence[Length], dtype: int, **attributes) -> Value:
         """One node with one output."""
         return self._node(kind, inputs, [(shape, dtype)], **attributes)[0]
 
     def _node(
-        self, kind: str, inputs: Sequence[Value], outputs: Sequence[tuple[Sequence[Side], int]], **attributes
+        self, kind: str, inputs: Sequence[Value], outputs: Sequence[tuple[Sequence[Length], int]], **attributes
     ) -> list[Value]:
         stem = "/".join([*self._scopes, kind])
         self._counts[stem] += 1
@@ -147,7 +148,7 @@ class GraphWriter:
         return self.op("MatMul", [a, b], shape, a.dtype)
 
     def matmul_transposed(self, a: Value, b: Value) -> Value:
-        """a [m, k] times b [n, k] transposed; the weight lies as torch has it."""
+        """a [m, k] times b [n, k] transposed; the weight has torch's layout."""
         if a.dtype != b.dtype or a.shape[1] != b.shape[1]:
             raise TypeError(f"Gemm of {a} and {b}")
         return self.op("Gemm", [a, b], (a.shape[0], b.shape[0]), a.dtype, transB=1)
@@ -163,12 +164,12 @@ class GraphWriter:
             return self.op("ReduceMean", [x, self.constant([-1])], shape, x.dtype, keepdims=1)
         return self.op("ReduceMean", [x], shape, x.dtype, axes=[-1], keepdims=1)
 
-    def reshape(self, x: Value, shape: Sequence[Side]) -> Value:
+    def reshape(self, x: Value, shape: Sequence[Length]) -> Value:
         """``shape`` has the same names as that of ``x``, one at most."""
-        names = [side for side in shape if isinstance(side, str)]
+        names = [length for length in shape if isinstance(length, str)]
         if _size(shape) != _size(x.shape) or len(names) > 1:
             raise ValueError(f"Reshape of {x} to {shape}")
-        numbers = [-1 if isinstance(side, str) else side for side in shape]
+        numbers = [-1 if isinstance(length, str) else length for length in shape]
         return self.op("Reshape", [x, self.constant(numbers)], shape, x.dtype)
 
     def transpose(self, x: Value, order: Sequence[int]) -> Value:
@@ -189,7 +190,7 @@ class GraphWriter:
         return self.op("Slice", [x, *limits], shape, x.dtype)
 
     def concat(self, parts: Sequence[Value], axis: int, name: str | None = None) -> Value:
-        """``name``: of the joined side, where it varies."""
+        """``name``: of the joined length, where it varies."""
         if len(parts) == 1:
             return parts[0]
         axis %= len(parts[0].shape)
@@ -214,12 +215,12 @@ class GraphWriter:
         self._nodes.append(helper.make_node("Identity", [x.name], [name], name=f"output/{name}"))
         return value
 
-    def model(self, name: str, outputs: Sequence[Value], weights: Sequence[TensorProto], facts: dict) -> ModelProto:
+    def model(self, name: str, outputs: Sequence[Value], weights: Sequence[TensorProto], metadata: dict) -> ModelProto:
         """The finished graph.
 
         Args:
-            weights: the initialisers of ``self.weights``, inline or with their data in another file.
-            facts: text by key, kept in the model's metadata.
+            weights: the initializers of ``self.weights``, inside or with their data in a second file.
+            metadata: text by key.
         """
         graph = helper.make_graph(
             self._nodes,
@@ -231,30 +232,30 @@ class GraphWriter:
         )
         opset = helper.make_opsetid("", self.opset)
         model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="fastdrive_export")
-        helper.set_model_props(model, facts)
+        helper.set_model_props(model, metadata)
         return model
 
 
-def _plain(shape: Sequence[Side]) -> Shape:
-    """numpy's integers are none for protobuf."""
-    return tuple(side if isinstance(side, str) else int(side) for side in shape)
+def _plain(shape: Sequence[Length]) -> Shape:
+    """Protobuf does not take numpy's integers."""
+    return tuple(length if isinstance(length, str) else int(length) for length in shape)
 
 
-def _size(shape: Sequence[Side]) -> tuple[int, list[str]]:
+def _size(shape: Sequence[Length]) -> tuple[int, list[str]]:
     """Values of a tensor: the product of the numbers, and the names."""
-    numbers = [side for side in shape if not isinstance(side, str)]
-    return int(np.prod(numbers)), sorted(side for side in shape if isinstance(side, str))
+    numbers = [length for length in shape if not isinstance(length, str)]
+    return int(np.prod(numbers)), sorted(length for length in shape if isinstance(length, str))
 
 
 def _broadcast(a: Shape, b: Shape) -> Shape:
     """The shape of an elementwise result. A name fits itself and 1. Raises ValueError where they do not fit."""
     rank = max(len(a), len(b))
-    sides = []
+    lengths = []
     for ours, theirs in zip((1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b, strict=True):
         if ours != theirs and 1 not in (ours, theirs):
             raise ValueError(f"shapes {a} and {b} do not fit")
-        sides.append(theirs if ours == 1 else ours)
-    return tuple(sides)
+        lengths.append(theirs if ours == 1 else ours)
+    return tuple(lengths)
 
 
 def _info(value: Value):

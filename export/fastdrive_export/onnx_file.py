@@ -1,8 +1,10 @@
-"""ONNX files: weights inline or beside, and what must hold of a file that was written."""
+"""ONNX files: written with weights inside or in a second file, checked, and listed part by part."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from pathlib import Path
 
 import onnx
@@ -14,8 +16,8 @@ from fastdrive_node.engines.graph_info import METADATA_KEY, LanguageGraphInfo, V
 from fastdrive_node.engines.manifest import DATA_SUFFIX
 from fastdrive_node.errors import ModelError
 
-INLINE_BYTES = 1 << 30  # a protobuf ends at 2 GiB
-INLINE_WEIGHT_BYTES = 1 << 10  # smaller ones stay in the file, where the parsers want shapes and scalars
+INLINE_BYTES = 1 << 30  # a protobuf holds 2 GiB at most
+INLINE_WEIGHT_BYTES = 1 << 10  # smaller ones stay in the file: the parsers expect shapes and scalars there
 _ALIGNMENT = 4096  # so that a runtime can map a weight
 # Newer opsets have operators that the parsers of older TensorRT versions lack or misread.
 ALLOWED_OPERATORS = frozenset(
@@ -27,14 +29,14 @@ ALLOWED_OPERATORS = frozenset(
 def write_onnx(
     graph: GraphWriter,
     outputs: list[Value],
-    facts: VisionGraphInfo | LanguageGraphInfo,
+    info: VisionGraphInfo | LanguageGraphInfo,
     path: Path,
     external: bool | None = None,
 ) -> list[Path]:
-    """Write a graph. Returns the files: ``path``, and ``path`` + ``.data`` where the weights lie beside.
+    """Write a graph. Returns the files: ``path``, and ``path`` + ``.data`` where the weights are in a second file.
 
     Args:
-        external: weights in a file of their own; None: where they pass ``INLINE_BYTES``.
+        external: weights in a file of their own; None: where they are larger than ``INLINE_BYTES``.
     """
     if external is None:
         external = sum(weight.nbytes for weight in graph.weights) > INLINE_BYTES
@@ -45,10 +47,10 @@ def write_onnx(
         tensors = _write_external(weights, files[1])
     else:
         tensors = [_inline(weight) for weight in weights]
-    metadata = {METADATA_KEY: json.dumps(facts.model_dump(mode="json"))}
-    model = graph.model(f"fastdrive_{facts.part}", outputs, tensors, metadata)
+    metadata = {METADATA_KEY: json.dumps(info.model_dump(mode="json"))}
+    model = graph.model(f"fastdrive_{info.part}", outputs, tensors, metadata)
     path.write_bytes(model.SerializeToString())
-    check_onnx(path, facts.opset)
+    check_onnx(path, info.opset)
     return files
 
 
@@ -68,8 +70,8 @@ def _write_external(weights, path: Path) -> list[TensorProto]:
             value = weight.value
             tensor = TensorProto(name=value.name, data_type=value.dtype, dims=value.shape)
             tensor.data_location = TensorProto.EXTERNAL
-            place = {"location": path.name, "offset": str(stream.tell()), "length": str(weight.nbytes)}
-            for key, text in place.items():
+            entries = {"location": path.name, "offset": str(stream.tell()), "length": str(weight.nbytes)}
+            for key, text in entries.items():
                 tensor.external_data.add(key=key, value=text)
             stream.write(weight.raw())
             tensors.append(tensor)
@@ -92,9 +94,9 @@ def check_onnx(path: Path, opset: int) -> None:
     found = [(each.domain, each.version) for each in model.opset_import]
     if found != [("", opset)]:
         raise ModelError(f"{path}: opset: the file has {found}, expected {opset}")
-    strange = {node.op_type for node in model.graph.node} - ALLOWED_OPERATORS
-    if strange:
-        raise ModelError(f"{path}: operators: {', '.join(sorted(strange))} are not in every TensorRT version")
+    unknown = {node.op_type for node in model.graph.node} - ALLOWED_OPERATORS
+    if unknown:
+        raise ModelError(f"{path}: operators: {', '.join(sorted(unknown))} are not in every TensorRT version")
     axes_inside = {len(node.input) == 1 for node in model.graph.node if node.op_type == "ReduceMean"}
     if axes_inside not in (set(), {opset < 18}):
         raise ModelError(f"{path}: ReduceMean: its axes are not where opset {opset} has them")
@@ -106,3 +108,38 @@ def load_graph(path: Path) -> onnx.ModelProto:
         return onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf and onnx raise many kinds
         raise ModelError(f"{path}: not a readable ONNX file ({' '.join(str(error).split())[:160]})") from error
+
+
+def layer_table(path: Path) -> list[dict]:
+    """One row for each part of the network: nodes, parameters, types of the matrix products, multiply-adds.
+
+    Lengths that differ from run to run count as 1: the row of a language engine is of one token.
+
+    Raises:
+        ModelError: no ONNX file.
+    """
+    graph = load_graph(path).graph
+    shapes = {each.name: _shape(each) for each in [*graph.value_info, *graph.input, *graph.output]}
+    types = {each.name: each.type.tensor_type.elem_type for each in graph.value_info}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    shapes |= {name: tuple(tensor.dims) for name, tensor in weights.items()}
+    rows: dict[str, dict] = {}
+    for node in graph.node:
+        part = _part(node.name)
+        row = rows.setdefault(part, {"part": part, "nodes": 0, "parameters": 0, "types": Counter(), "macs": 0})
+        row["nodes"] += 1
+        row["parameters"] += sum(math.prod(shapes[name]) for name in node.input if "." in name and name in weights)
+        if node.op_type in ("MatMul", "Gemm"):
+            row["types"][TensorProto.DataType.Name(types[node.output[0]]).lower()] += 1
+            row["macs"] += math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
+    return [{**row, "types": dict(row["types"])} for row in rows.values()]
+
+
+def _part(name: str) -> str:
+    """``tower/block_3/mlp/MatMul_1`` -> ``tower/block_3``."""
+    scopes = name.split("/")[:-1]
+    return "/".join(scopes[:2]) if scopes[:1] in (["tower"], ["layers"]) else scopes[0] if scopes else name
+
+
+def _shape(info) -> tuple[int, ...]:
+    return tuple(dimension.dim_value or 1 for dimension in info.type.tensor_type.shape.dim)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from fastdrive_node.errors import ModelError
 from fastdrive_node.families.loading import load_vla
 from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
 from fastdrive_node.families.vla import Vla
@@ -31,10 +30,6 @@ class Source:
     pruner: ReconPruner
     pruner_file: Path
 
-    @property
-    def cameras(self) -> int:
-        return len(self.vla.spec.cameras)
-
 
 def load_source(vla_dir: str | Path | None = None, pruner_file: str | Path | None = None) -> Source:
     """Read a VLA directory and a pruner file.
@@ -44,16 +39,11 @@ def load_source(vla_dir: str | Path | None = None, pruner_file: str | Path | Non
         pruner_file: None for ``reconpruner.safetensors`` in the VLA directory.
 
     Raises:
-        ModelError: one of them cannot be used, or the tower has parts that the graph does not.
+        ModelError: one of them cannot be used.
     """
     vla_dir = default_vla_dir() if vla_dir is None else Path(vla_dir)
     pruner_file = vla_dir / SHIPPED_PRUNER if pruner_file is None else Path(pruner_file)
     vla = load_vla(vla_dir, "cpu", "auto")
     pruner = load_pruner(pruner_file, _Float32(vla.path, vla.model, vla.tokenizer, vla.spec, vla.template))
-    config = vla.model.config.vision_config
-    if config.hidden_act != "silu":
-        raise ModelError(
-            f"{vla_dir}: config.json: vision_config.hidden_act: {config.hidden_act!r}; only 'silu' is known"
-        )
     vision = TorchVision(vla.model.model.visual, vla.spec.image_size, len(vla.spec.cameras))
     return Source(vla, vision, pruner, pruner_file)

@@ -21,9 +21,8 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip ins
 
 import onnx
 
-from fastdrive_export.build import GraphOptions, build_onnx
+from fastdrive_export.build import GraphOptions, build_language, build_onnx
 from fastdrive_export.files import file_info
-from fastdrive_export.language_build import build_language
 from fastdrive_node.engines.language_engine import LanguageChoice, open_language_engine
 from fastdrive_node.engines.manifest import manifest_path
 from fastdrive_node.engines.vision_engine import EngineChoice, open_engine

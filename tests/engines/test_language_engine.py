@@ -13,9 +13,8 @@ import torch
 pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[export]")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
 
-from fastdrive_export.build import GraphOptions
+from fastdrive_export.build import GraphOptions, build_language
 from fastdrive_export.files import write_manifest
-from fastdrive_export.language_build import build_language
 from fastdrive_node.engines.graph_info import LOGITS
 from fastdrive_node.engines.language_engine import LanguageChoice, check_language_engine, open_language_engine
 from fastdrive_node.engines.manifest import manifest_path, read_manifest

@@ -15,12 +15,10 @@ import onnx
 import onnxruntime
 from onnx.reference import ReferenceEvaluator
 
-from fastdrive_export.build import GraphOptions
+from fastdrive_export.build import GraphOptions, build_language
 from fastdrive_export.graph_writer import FLOAT, FLOAT16, GraphWriter
-from fastdrive_export.language_build import build_language
 from fastdrive_export.language_parity import Question, forced_logits
-from fastdrive_export.layers import layer_table
-from fastdrive_export.onnx_file import check_onnx
+from fastdrive_export.onnx_file import check_onnx, layer_table
 from fastdrive_node.engines.graph_info import NEW, PAST, SEEN, SHOWN
 from fastdrive_node.engines.language_engine import HIDDEN, EngineLanguage, LanguageChoice, open_language_engine
 from fastdrive_node.engines.manifest import check_files
@@ -224,7 +222,7 @@ def test_the_embeddings_are_stored_once_and_every_parameter_is_counted(pairs, tm
     [
         ({"precision": "int8"}, "precision: 'int8'"),
         ({"precision": "bf16", "opset": 17}, "bf16 is for opset 18"),
-        ({"max_keep": 10}, "max_keep: is of vision engines"),
+        ({"max_keep": 10}, "max_keep: is for vision engines"),
         ({"precision": "fp16", "fp32_mlp": [2]}, "the language model has blocks 0 to 1"),
     ],
 )

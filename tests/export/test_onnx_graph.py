@@ -14,8 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 from fastdrive_export.build import GraphOptions, build_onnx
 from fastdrive_export.graph_writer import FLOAT, FLOAT16, GraphWriter
-from fastdrive_export.layers import layer_table
-from fastdrive_export.onnx_file import check_onnx
+from fastdrive_export.onnx_file import check_onnx, layer_table
 from fastdrive_node.engines.manifest import check_files
 from fastdrive_node.engines.vision_engine import EngineChoice, open_engine
 from fastdrive_node.errors import InputError, ModelError

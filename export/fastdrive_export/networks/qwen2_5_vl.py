@@ -1,38 +1,32 @@
-"""The graph of one engine: images -> normalise, patchify, tower, pruner, top-K sorted by score.
+"""Qwen2.5-VL's graphs: preprocessing, the windowed vision tower, the pruner's layer, the language model.
 
-The image size, and with it the token grid, is baked; the cameras are the batch. Windows of equal size are neighbours
-and run as one batch without masks (see ``vision.tower``). The weights are those of the torch modules, the two equal
-temporal slices of the patch embedding folded into one.
-
-Inputs and outputs, C cameras of n tokens each, N = C n:
-    images   uint8 [C, 3, height, width], RGB
-    tokens   float32 [K_max, D], by descending score: the first K are those that K keeps
-    indices  int32 [K_max], of those tokens, into N (camera after camera, raster order)
-    scores   float32 [C, n], of all tokens in raster order
+Windows of equal size are neighbours and run as one batch without masks (see the family's ``TorchVision``). The weights
+are those of the torch modules; the two equal temporal slices of the patch embedding are folded into one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from onnx import TensorProto
 from torch import nn
 
-from fastdrive_export.blocks import Blocks
 from fastdrive_export.graph_writer import FLOAT, GraphWriter, Value
+from fastdrive_export.networks.language import LanguageNetwork
+from fastdrive_export.networks.vision import VisionNetwork
 from fastdrive_export.precision import Precision
-from fastdrive_node.engines.graph_info import IMAGES, INDICES, SCORES, TOKENS
+from fastdrive_export.source import Source
+from fastdrive_node.engines.graph_info import LanguageGraphInfo
+from fastdrive_node.errors import ModelError
 from fastdrive_node.families.qwen2_5_vl.preprocess import MEAN, STD
-from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
-from fastdrive_node.pruning.recon_pruner import ReconPruner, query_and_grid_positions
+from fastdrive_node.families.vla import Vla
+from fastdrive_node.pruning.recon_pruner import query_and_grid_positions
 
-_PIXELS = 3  # values of a pixel
+_COLORS = 3
 
 
-@dataclass(frozen=True)
-class Rotation:
+class Rotation(NamedTuple):
     """Rotary angles, float32 [1, L, 1, head dim]; the sign of rotate-half is folded into sin."""
 
     cos: np.ndarray
@@ -42,40 +36,34 @@ class Rotation:
         return Rotation(self.cos * np.float32(factor), self.sin * np.float32(factor))
 
 
-class Network(Blocks):
-    """Emits the tower and the pruner into a graph.
+def tower_blocks(source: Source) -> int:
+    """See ``FamilyNetworks``."""
+    return len(source.vision.visual.blocks)
 
-    Args:
-        graph: to write to.
-        vision: the tower for its image size.
-        pruner: for the tower's tokens.
-        precision: types of the parts.
-    """
 
-    def __init__(self, graph: GraphWriter, vision: TorchVision, pruner: ReconPruner, precision: Precision):
-        super().__init__(graph, precision)
-        self.vision = vision
-        self.pruner = pruner
-        self.cameras = vision.cameras
-        rows, columns = vision.grid
-        self.count = rows * columns
+def write_vision(graph: GraphWriter, source: Source, precision: Precision, max_keep: int) -> list[Value]:
+    """See ``FamilyNetworks``."""
+    activation = source.vision.config.hidden_act
+    if activation != "silu":
+        raise ModelError(
+            f"{source.vla.path}: config.json: vision_config.hidden_act: {activation!r}; only 'silu' is supported"
+        )
+    return Qwen25VlVisionNetwork(graph, source, precision).build(max_keep)
 
-    def build(self, max_keep: int) -> list[Value]:
-        """The whole graph. Returns the outputs: tokens, indices, scores."""
-        graph = self.graph
-        images = graph.input(IMAGES, (self.cameras, _PIXELS, *self.vision.image_size), TensorProto.UINT8)
-        with graph.scope("preprocess"):
+
+def write_language(graph: GraphWriter, vla: Vla, info: LanguageGraphInfo, precision: Precision) -> list[Value]:
+    """See ``FamilyNetworks``."""
+    return LanguageNetwork(graph, vla.model.model.language_model, vla.model.lm_head, info, precision).build()
+
+
+class Qwen25VlVisionNetwork(VisionNetwork):
+    """See ``VisionNetwork``."""
+
+    def tokens(self, images: Value) -> Value:
+        with self.graph.scope("preprocess"):
             cells = self._cells(images)
-        with graph.scope("tower"):
-            tokens = self._tower(cells)
-        with graph.scope("pruner"):
-            scores = self._scores(tokens)
-        with graph.scope("select"):
-            order = graph.top(graph.reshape(scores, (self.cameras * self.count,)), max_keep)[1]
-            flat = graph.reshape(tokens, (self.cameras * self.count, tokens.shape[-1]))
-            best = graph.gather(flat, order, 0)
-            indices = graph.cast(order, TensorProto.INT32)
-        return [graph.output(best, TOKENS), graph.output(indices, INDICES), graph.output(scores, SCORES)]
+        with self.graph.scope("tower"):
+            return self._tower(cells)
 
     def _cells(self, images: Value) -> Value:
         """uint8 [C, 3, H, W] -> float32 [C, cells, patches of a cell x patch values], cells in window order."""
@@ -85,9 +73,9 @@ class Network(Blocks):
         pixels = graph.div(graph.cast(images, FLOAT), 255.0)
         pixels = graph.sub(pixels, graph.constant(np.float32(MEAN).reshape(1, 3, 1, 1)))
         pixels = graph.div(pixels, graph.constant(np.float32(STD).reshape(1, 3, 1, 1)))
-        parts = graph.reshape(pixels, (self.cameras, _PIXELS, rows, merge, patch, columns, merge, patch))
+        parts = graph.reshape(pixels, (self.cameras, _COLORS, rows, merge, patch, columns, merge, patch))
         parts = graph.transpose(parts, (0, 2, 5, 3, 6, 1, 4, 7))
-        cells = graph.reshape(parts, (self.cameras, self.count, merge * merge * _PIXELS * patch * patch))
+        cells = graph.reshape(parts, (self.cameras, self.count, merge * merge * _COLORS * patch * patch))
         return graph.gather(cells, graph.constant(self.vision._cells.cpu().numpy()), 1)
 
     def _tower(self, cells: Value) -> Value:
@@ -96,7 +84,7 @@ class Network(Blocks):
         unit = config.spatial_merge_size**2
         patches = graph.reshape(cells, (self.cameras, self.count * unit, cells.shape[-1] // unit))
         projection = visual.patch_embed.proj.weight
-        values = _PIXELS * config.patch_size**2
+        values = _COLORS * config.patch_size**2
         weight = graph.weight(
             "tower.patch_embed",
             (values, config.hidden_size),
@@ -145,35 +133,23 @@ class Network(Blocks):
         inner = self._gelu(self._wide(self._linear(first, cells, "tower.merger.mlp.0")))
         return self._wide(self._linear(last, inner, "tower.merger.mlp.2"))
 
-    def _scores(self, tokens: Value) -> Value:
-        """float32 [C, n, D] -> float32 [C, n]; the module is ``ReconPruner``."""
-        graph, pruner = self.graph, self.pruner
-        layer, attention = pruner.layer, pruner.layer.self_attn
-        width = pruner.width
-        query = graph.weight("pruner.query", (1, 1, width), lambda: pruner.query[None])
-        hidden = graph.concat([graph.expand(query, (self.cameras, 1, width)), tokens], 1)
+    def pruner_layer(self, hidden: Value) -> Value:
+        graph, layer = self.graph, self.pruner.layer
+        attention = layer.self_attn
         with graph.scope("attention"):
             normed = self._norm(layer.input_layernorm, hidden, "pruner.input_layernorm")
             parts = (
                 self._linear(getattr(attention, part), normed, f"pruner.{part}")
                 for part in ("q_proj", "k_proj", "v_proj")
             )
-            heads = (pruner.config.num_attention_heads, pruner.config.num_key_value_heads)
+            heads = (self.pruner.config.num_attention_heads, self.pruner.config.num_key_value_heads)
             mixed = self._attend(*parts, heads, self._pruner_rotation(), ((1, hidden.shape[1]),))
             hidden = graph.add(hidden, self._wide(self._linear(attention.o_proj, mixed, "pruner.o_proj")))
         with graph.scope("mlp"):
             normed = self._norm(layer.post_attention_layernorm, hidden, "pruner.post_attention_layernorm")
             # One layer costs little, and the first layers of language models have the largest activations.
             narrow = self.precision.name != "fp16"
-            hidden = graph.add(hidden, self._gated(layer.mlp, normed, "pruner.mlp", narrow))
-        with graph.scope("scorer"):
-            if pruner.normalise:
-                hidden = self._rms(hidden, pruner.config.rms_norm_eps)
-            query = graph.slice(hidden, 1, 0, 1)
-            product = graph.mul(graph.slice(hidden, 1, 1, 1 + self.count), query)
-            weight = graph.weight("pruner.scorer.weight", (width, 1), lambda: pruner.scorer.weight.T)
-            bias = graph.weight("pruner.scorer.bias", (1,), lambda: pruner.scorer.bias)
-            return graph.reshape(graph.add(graph.matmul(product, weight), bias), (self.cameras, self.count))
+            return graph.add(hidden, self._gated(layer.mlp, normed, "pruner.mlp", narrow))
 
     def _pruner_rotation(self) -> Rotation:
         """The angles of the pruner's layer: M-RoPE over the token grid, the query at the origin."""
@@ -205,8 +181,10 @@ class Network(Blocks):
             graph.reshape(part, (count, length, number, size))
             for part, number in ((query, heads[0]), (key, heads[1]), (value, heads[1]))
         )
-        query = graph.cast(self._turn(query, rotation.scaled(size**-0.5)), self.precision.compute)
-        key = graph.cast(self._turn(key, rotation), self.precision.compute)
+        query, key = (
+            graph.cast(self._rotate(part, *map(graph.constant, angles)), self.precision.compute)
+            for part, angles in ((query, rotation.scaled(size**-0.5)), (key, rotation))
+        )
         outputs, start = [], 0
         for windows, each in runs:
             span = (start, start + windows * each)
@@ -230,10 +208,6 @@ class Network(Blocks):
             return states
         wide = graph.reshape(states, (batch, groups, 1, *rest))
         return graph.reshape(graph.expand(wide, (batch, groups, heads // groups, *rest)), (batch, heads, *rest))
-
-    def _turn(self, states: Value, rotation: Rotation) -> Value:
-        """Rotary embedding; states [C, L, heads, head dim]."""
-        return self._rotate(states, self.graph.constant(rotation.cos), self.graph.constant(rotation.sin))
 
     def _gelu(self, x: Value) -> Value:
         """x (1 + erf(x / sqrt 2)) / 2; opset 20 has Gelu, which TensorRT reads from version 10 on."""

@@ -30,15 +30,16 @@ class Blocks:
         graph, states = self.graph, self._wide(states)
         size = states.shape[-1]
         swapped = graph.concat([graph.slice(states, -1, size // 2, size), graph.slice(states, -1, 0, size // 2)], -1)
-        turned = graph.mul(swapped, sin)
-        return graph.add(graph.mul(states, cos), turned)
+        swapped = graph.mul(swapped, sin)
+        return graph.add(graph.mul(states, cos), swapped)
+
+    def _gate_up(self, mlp: nn.Module, normed: Value, name: str) -> list[Value]:
+        return [self._linear(getattr(mlp, part), normed, f"{name}.{part}") for part in ("gate_proj", "up_proj")]
 
     def _gated(self, mlp: nn.Module, normed: Value, name: str, narrow: bool) -> Value:
         """The gated MLP; ``narrow``: its product and down projection compute in the half type. float32 out."""
-        graph = self.graph
-        gate, up = (self._linear(getattr(mlp, part), normed, f"{name}.{part}") for part in ("gate_proj", "up_proj"))
-        dtype = self.precision.compute if narrow else FLOAT
-        gate, up = graph.cast(gate, dtype), graph.cast(up, dtype)
+        graph, dtype = self.graph, self.precision.compute if narrow else FLOAT
+        gate, up = (graph.cast(part, dtype) for part in self._gate_up(mlp, normed, name))
         product = graph.mul(graph.mul(gate, graph.unary("Sigmoid", gate)), up)
         return self._wide(self._linear(mlp.down_proj, product, f"{name}.down_proj", dtype))
 
