@@ -1,9 +1,9 @@
-"""Which parts of the graph compute in which type.
+"""Which parts of a graph compute in which type.
 
-The types stand in the graph itself: a build flag of the runtime ("--fp16") may lower any layer and gave tokens with a
-cosine of 0.14 to torch's on the 3B tower, where typed graphs gave 0.9997. In fp16 and bf16 the matrix products and the
-softmax compute in the half type; the residual stream, the RMSNorms, rotary angles, GELU, the pruner's product and the
-scores stay float32, and so does the second half of each MLP in ``fp32_mlp``.
+The graph itself states the types: with a build flag of the runtime ("--fp16") any layer may run in the half type. On
+the 3B tower that gave tokens with a cosine of 0.14 to torch's; typed graphs gave 0.9997. In fp16 and bf16 the matrix
+products and the softmax compute in the half type; the residual stream, the RMSNorms, rotary angles, GELU, the pruner's
+product and the scores stay float32, and so does the second half of each MLP in ``fp32_mlp``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fastdrive_export.graph_writer import BFLOAT16, FLOAT, FLOAT16
-from fastdrive_node.errors import InputError
+from fastdrive_node.errors import UsageError
 
 COMPUTE_TYPES = {"fp32": FLOAT, "fp16": FLOAT16, "bf16": BFLOAT16}
 
@@ -33,17 +33,17 @@ class Precision:
 def choose_precision(name: str, depth: int, fp32_mlp: Iterable[int] | None = None, part: str = "tower") -> Precision:
     """A precision for a tower of ``depth`` blocks, or for another part of the VLA.
 
-    ``fp32_mlp`` None: the last block in fp16, none in the others. The last block of Qwen2.5-VL-3B's tower leaves
-    fp16's range there.
+    ``fp32_mlp`` None: the last block in fp16, none in the others. In the last
+    block of the 3B tower the values leave fp16's range.
 
     Raises:
-        InputError: an unknown precision, or a block that is not there.
+        UsageError: an unknown precision, or a block that does not exist.
     """
     if name not in COMPUTE_TYPES:
-        raise InputError(f"precision: {name!r} is not one of {', '.join(COMPUTE_TYPES)}")
+        raise UsageError(f"precision: {name!r} is not one of {', '.join(COMPUTE_TYPES)}")
     if fp32_mlp is None:
         fp32_mlp = (depth - 1,) if name == "fp16" else ()
     blocks = tuple(sorted(set(fp32_mlp)))
     if blocks and not 0 <= blocks[0] <= blocks[-1] < depth:
-        raise InputError(f"fp32_mlp: {list(blocks)}: the {part} has blocks 0 to {depth - 1}")
+        raise UsageError(f"fp32_mlp: {list(blocks)}: the {part} has blocks 0 to {depth - 1}")
     return Precision(name, () if name == "fp32" else blocks)

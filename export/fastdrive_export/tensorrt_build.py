@@ -16,7 +16,7 @@ from fastdrive_node.engines.manifest import VisionManifest
 from fastdrive_node.engines.tensorrt_api import MAX_TOP_K, BuilderSettings, check_opset, default_opset, load_tensorrt
 from fastdrive_node.engines.tensorrt_plan import PlanExecutor, engine_information, layer_rows, serialize_plan
 from fastdrive_node.engines.tensorrt_runner import check_tensors, io_table, present_target
-from fastdrive_node.errors import InputError, ModelError
+from fastdrive_node.errors import ModelError, UsageError
 
 PLAN_FILE = "vision.plan"
 LAYERS_SUFFIX = ".layers.json"
@@ -37,7 +37,8 @@ def build_tensorrt(
 
     Raises:
         ModelError: no TensorRT or GPU, a VLA or pruner that cannot be used, or a graph that TensorRT refuses.
-        InputError: options that do not fit, or another process builds in ``out``.
+        UsageError: options that do not fit.
+        InputError: another process builds in ``out``.
     """
     trt = load_tensorrt()
     if not torch.cuda.is_available():
@@ -56,16 +57,16 @@ def build_tensorrt(
 
 
 def choose_options(trt: Any, options: GraphOptions) -> GraphOptions:
-    """Options with the opset that this TensorRT reads. Raises InputError where they ask for more."""
+    """Options with the opset that this TensorRT reads. Raises UsageError for another one."""
     wanted = default_opset(trt)
     check_opset(trt, wanted if options.opset is None else options.opset)
     return replace(options, opset=wanted)
 
 
 def check_top_k(keep: int) -> None:
-    """Raises InputError where TensorRT cannot sort so many."""
+    """Raises UsageError where TensorRT cannot sort so many."""
     if keep > MAX_TOP_K:
-        raise InputError(
+        raise UsageError(
             f"max_keep: {keep} tokens, but TensorRT sorts at most {MAX_TOP_K}; give --max-keep {MAX_TOP_K} or less"
         )
 
@@ -81,7 +82,7 @@ def build_plan(
 
     Raises:
         ModelError: TensorRT refuses the graph, or gives a plan with other tensors.
-        InputError: the graph is of another opset than this TensorRT reads.
+        UsageError: the graph has another opset than this TensorRT reads.
     """
     device = torch.device("cuda", torch.cuda.current_device())
     target = present_target(trt, device)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from fastdrive_node.errors import InputError, ModelError
+from fastdrive_node.errors import ModelError, UsageError
 
 MAX_TOP_K = 3840  # TopK's largest K in every version
 _NAMES = {"UINT8": "uint8", "INT32": "int32", "FLOAT": "float32"}
@@ -69,11 +69,11 @@ def check_opset(trt: Any, opset: int) -> None:
     """The graph is of the opset that this version reads.
 
     Raises:
-        InputError: it is not. No parser says so: those of 8.x average over all axes where opset 18 names one.
+        UsageError: it is not. No parser says so: those of 8.x average over all axes where opset 18 names one.
     """
     wanted = default_opset(trt)
     if opset != wanted:
-        raise InputError(f"opset: {opset}, but TensorRT {trt.__version__} is given {wanted}; leave --opset out")
+        raise UsageError(f"opset: {opset}, but TensorRT {trt.__version__} is given {wanted}; leave --opset out")
 
 
 def is_strongly_typed(trt: Any) -> bool:

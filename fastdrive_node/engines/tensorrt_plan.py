@@ -36,7 +36,7 @@ def serialize_plan(
 
     Raises:
         ModelError: TensorRT cannot use the GPU, refuses the graph, or finds no way to run it.
-        InputError: another opset than this TensorRT reads.
+        UsageError: another opset than this TensorRT reads.
         KeyboardInterrupt: see ``progress``.
     """
     check_opset(trt, opset)

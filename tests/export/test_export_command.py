@@ -85,6 +85,27 @@ def test_a_failure_is_one_line(engine, toy, tmp_path, capsys, words, reason):
     assert len([line for line in error if line.startswith("fastdrive export: ")]) == 1 and reason in error[-1]
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["build", "--max-keep", 100_000], "max_keep: 100000 is not in 1..180"),
+        (["build", "--max-keep", 0], "--max-keep: 0: give 1 or more"),
+        (["build", "--opset", 17, "--precision", "bf16"], "precision: bf16 is for opset 18"),
+        (["build", "--precision", "fp16", "--fp32-mlp", 99], "fp32_mlp: [99]: the tower has blocks 0 to 3"),
+        (["build", "--part", "language", "--backend", "tensorrt"], "--part language: only onnxruntime runs it"),
+        (["build", "--precision", "int8"], "--precision: invalid choice"),
+    ],
+)
+def test_an_option_out_of_range_is_wrong_usage(toy, tmp_path, capsys, words, reason):
+    given = [*words, "--vla", toy.vla.path, "--out", tmp_path / "out"]
+    given += [] if "language" in words else ["--pruner", toy.pruner_file]
+    try:
+        assert export(*given) == 2
+    except SystemExit as end:
+        assert end.code == 2
+    assert reason in capsys.readouterr().err and not (tmp_path / "out" / "vision.onnx").exists()
+
+
 def test_help_has_examples(capsys):
     for words in (["--help"], ["build", "--help"], ["inspect", "--help"], ["verify", "--help"]):
         with pytest.raises(SystemExit) as end:

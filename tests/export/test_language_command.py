@@ -78,8 +78,8 @@ def test_an_engine_that_is_too_far_off_fails_and_is_refused_from_then_on(engine,
 @pytest.mark.parametrize(
     ("words", "code", "reason"),
     [
-        (["--backend", "tensorrt"], 2, "--part language: is built for onnxruntime only"),
-        (["--pruner", "a.safetensors"], 2, "--part language: has no pruner"),
+        (["--backend", "tensorrt"], 2, "--part language: only onnxruntime runs it"),
+        (["--pruner", "a.safetensors"], 2, "--part language: it has no pruner"),
         (["--max-keep", "9"], 2, "--part language: --max-keep is for vision engines"),
         (["--vla", "absent"], 1, "absent: no such VLA directory"),
     ],

@@ -26,33 +26,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser, "the shipped tiny one")
     add = parser.add_argument
     add("--part", choices=PARTS, default="vision", help="tower and pruner, or the language model (%(default)s)")
-    add("--backend", choices=tuple(BACKENDS.values()), default="onnxruntime", help="what will run it (%(default)s)")
+    add("--backend", choices=tuple(BACKENDS.values()), default="onnxruntime", help="what runs it (%(default)s)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the engine and its manifest")
     add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the matrix products (%(default)s)")
     add("--opset", type=int, choices=(17, 18), help="17 for TensorRT 8.5 and 8.6, 18 for all others (by the backend)")
-    add("--max-keep", type=at_least_one, metavar="K", help="tokens that it gives at most, of all cameras (all)")
-    add(
-        "--fp32-mlp",
-        type=int,
-        nargs="*",
-        metavar="BLOCK",
-        help="blocks whose MLP ends in float32 (the last one in fp16, none in bf16)",
-    )
-    add(
-        "--workspace-mib", type=int, default=2048, metavar="M", help="TensorRT: scratch memory of a layer (%(default)s)"
-    )
+    add("--max-keep", type=at_least_one, metavar="K", help="largest number of tokens, over all cameras (all)")
+    help_mlp = "blocks whose MLP ends in float32 (the last one in fp16, none in bf16)"
+    add("--fp32-mlp", type=int, nargs="*", metavar="BLOCK", help=help_mlp)
+    help_workspace = "TensorRT: scratch memory of a layer in MiB (%(default)s)"
+    add("--workspace-mib", type=at_least_one, default=2048, metavar="M", help=help_workspace)
     add("--optimization-level", type=int, choices=range(6), default=3, help="TensorRT 8.6 and later (%(default)s)")
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Raises UsageError for options that exclude each other, InputError or ModelError for the VLA or pruner."""
-    from fastdrive_export.build import GraphOptions, build_onnx
+    from fastdrive_export.build import GraphOptions, build_language, build_onnx
 
     options = GraphOptions(args.precision, args.opset, args.max_keep, args.fp32_mlp)
     if args.part == "language":
-        from fastdrive_export.language_build import build_language
-
         _check_language_options(args)
         file, manifest = build_language(args.vla, args.out, options)
     elif args.backend == "tensorrt":
@@ -62,16 +54,16 @@ def run(args: argparse.Namespace) -> None:
         file, manifest = build_tensorrt(args.vla, args.pruner, args.out, options, settings)
     else:
         file, manifest = build_onnx(args.vla, args.pruner, args.out, options)
-    for name, facts in manifest.files.items():
-        say(args, f"{file.with_name(name)}  {facts.bytes / 1e6:.1f} MB")
+    for name, info in manifest.files.items():
+        say(args, f"{file.with_name(name)}  {info.bytes / 1e6:.1f} MB")
     say(args, f"compare it with torch: fastdrive export verify {file}")
     write_json({"file": str(file), "manifest": manifest.model_dump(mode="json")}, args.json)
 
 
 def _check_language_options(args: argparse.Namespace) -> None:
     if args.backend != "onnxruntime":
-        raise UsageError("--part language: is built for onnxruntime only; leave --backend out")
+        raise UsageError("--part language: only onnxruntime runs it; leave --backend out")
     if args.pruner is not None:
-        raise UsageError("--part language: has no pruner; leave --pruner out")
+        raise UsageError("--part language: it has no pruner; leave --pruner out")
     if args.max_keep is not None:
         raise UsageError("--part language: --max-keep is for vision engines; leave it out")

@@ -8,7 +8,7 @@ from pathlib import Path
 from fastdrive_export.commands.options import plain, say
 from fastdrive_node.cli import write_json
 from fastdrive_node.commands.options import add_json_argument
-from fastdrive_node.engines.manifest import FileInfo, Manifest, check_files, read_manifest
+from fastdrive_node.engines.manifest import Manifest, check_files, read_manifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _layers(file: Path, manifest: Manifest) -> list[dict]:
     if manifest.kind == "onnx":
-        from fastdrive_export.layers import layer_table
+        from fastdrive_export.onnx_file import layer_table
 
         return layer_table(file)
     from fastdrive_export.tensorrt_build import plan_layers
@@ -42,8 +42,8 @@ def _layers(file: Path, manifest: Manifest) -> list[dict]:
 def _manifest_lines(manifest: Manifest) -> list[str]:
     content = manifest.model_dump(mode="json")
     lines = [f"{'kind':18} {manifest.kind}"]
-    for name, facts in manifest.files.items():
-        lines.append(_file_line(name, facts))
+    for name, info in manifest.files.items():
+        lines.append(f"{'file':18} {name}, {info.bytes} bytes, SHA-256 {info.sha256[:12]}")
     for section in ("graph", "source", "versions", "target", "parity"):
         if content[section] is None:
             lines.append(f"{section:18} {'never compared with torch' if section == 'parity' else '-'}")
@@ -51,10 +51,6 @@ def _manifest_lines(manifest: Manifest) -> list[str]:
         for name, value in content[section].items():
             lines.append(f"{section + '.' + name:34} {plain(value)}")
     return lines
-
-
-def _file_line(name: str, facts: FileInfo) -> str:
-    return f"{'file':18} {name}, {facts.bytes} bytes, SHA-256 {facts.sha256[:12]}"
 
 
 def _layer_lines(layers: list[dict]) -> list[str]:
