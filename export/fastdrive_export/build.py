@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from fastdrive_export.families import networks_of
 from fastdrive_export.files import builder_lock, file_info, publish, staging
 from fastdrive_export.graph_writer import GraphWriter
-from fastdrive_export.networks import networks_of
 from fastdrive_export.onnx_file import write_onnx
 from fastdrive_export.precision import choose_precision
 from fastdrive_export.source import Source, load_source
