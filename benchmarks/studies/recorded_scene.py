@@ -89,11 +89,13 @@ def write_dataset(bag: Path, truth_file: Path, topics: Path | None, out: Path) -
 def _pose_at(sets: BagSets, t0_ns: int) -> EgoState:
     """The odometry nearest to a frame set."""
     store = get_typestore(Stores.ROS2_JAZZY)
-    topic = sets.topics.odometry
-    states = [_state(store.deserialize_cdr(message.raw, ODOMETRY_TYPE)) for message in sets.bag.messages([topic])]
+    topic = sets.recording.topics.odometry
+    states = [
+        _state(store.deserialize_cdr(message.raw, ODOMETRY_TYPE)) for message in sets.recording.bag.messages([topic])
+    ]
     nearest = min(states, key=lambda state: abs(state.stamp_ns - t0_ns))
     if abs(nearest.stamp_ns - t0_ns) > LARGEST_OFFSET_S * 1e9:
-        raise InputError(f"{sets.bag.path}: {topic}: none within {LARGEST_OFFSET_S} s of set {t0_ns}")
+        raise InputError(f"{sets.recording.bag.path}: {topic}: none within {LARGEST_OFFSET_S} s of set {t0_ns}")
     return nearest
 
 

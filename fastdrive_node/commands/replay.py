@@ -22,7 +22,7 @@ EXAMPLE = """examples:
   fastdrive replay drive_bag --json summary.json
   fastdrive replay recorded --topics topics.yaml --vla my_vla --drop 0.75 --out pictures --json -
 
-The topic map says which topic carries what:
+The topic map says which topic carries what; cameras have the names that the VLA directory's vla.json gives them:
   cameras: {CAM_FRONT: /camera/front/image_raw, ...}
   odometry: /odom
   command: /driving_command    (optional)
@@ -120,13 +120,13 @@ def replay(
 
     Args:
         node_command: what starts the node; None for the installed one.
-        cameras: that the model needs; None to ask the VLA directory.
+        cameras: that the model reads; None to ask the VLA directory or, for an external node, the topic map.
 
     Raises:
         InputError, ModelError: the bag, topic map, VLA or an option cannot be used; nothing was started.
         FastDriveError: the node ended, or did not become ready.
     """
-    recording = open_recording(options, tuple(cameras or model_cameras(options)))
+    recording = open_recording(options, cameras)
 
     from rich.console import Console
 
@@ -156,21 +156,19 @@ def replay(
     return figures
 
 
-def open_recording(options: ReplayOptions, cameras: tuple[str, ...]) -> Recording:
-    """The bag, checked against its topic map before anything starts."""
-    from fastdrive_node.replay.bag import Bag, Recording, check_topics, choose_topics
+def open_recording(options: ReplayOptions, cameras: Sequence[str] | None = None) -> Recording:
+    """The bag, checked against its topic map before anything starts; ``cameras`` as for ``replay``."""
+    from fastdrive_node.replay.bag import Recording
     from fastdrive_node.ros.topics import load_topic_map
 
-    bag = Bag.open(options.bag)
-    known = tuple(dict.fromkeys((*CAMERAS, *cameras)))
-    topics = choose_topics(bag, None if options.topics is None else load_topic_map(options.topics, known))
-    return Recording(bag, topics, cameras, check_topics(bag, topics, cameras))
+    topics = None if options.topics is None else load_topic_map(options.topics)
+    if cameras is None and options.node == "external":
+        cameras = CAMERAS if topics is None else tuple(topics.cameras)
+    return Recording.open(options.bag, topics, cameras or model_cameras(options))
 
 
 def model_cameras(options: ReplayOptions) -> tuple[str, ...]:
     """The cameras of the VLA directory; a wrong one is found before anything starts."""
-    if options.node == "external":
-        return CAMERAS
     from fastdrive_node.families.spec import load_spec
     from fastdrive_node.files import package_share_file
 

@@ -96,22 +96,18 @@ def choose_topics(bag: Bag, given: TopicMap | None) -> TopicMap:
     return TopicMap(found.cameras, found.odometry, None, found.name)
 
 
-def check_topics(bag: Bag, topics: TopicMap, cameras: Sequence[str]) -> bool:
-    """Whether the bag has what the map says, for these cameras. True where the images are compressed.
+def check_topics(bag: Bag, topics: TopicMap) -> bool:
+    """Whether the bag has what the map says. True where the images are compressed.
 
     Raises:
-        InputError: a camera is not in the map, or a topic is missing, empty, or of another type; the text names it
-            and lists what the bag has.
+        InputError: a topic is missing, empty, or of another type; the text names it and lists what the bag has.
     """
-    for camera in cameras:
-        if camera not in topics.cameras:
-            raise InputError(f"{topics.name}: cameras: {camera} is missing, and the model needs it; give its topic")
-    kinds = {_check(bag, topics, camera, topics.cameras[camera], (RAW_TYPE, COMPRESSED_TYPE)) for camera in cameras}
+    kinds = {_check(bag, topics, *camera, (RAW_TYPE, COMPRESSED_TYPE)) for camera in topics.cameras.items()}
     _check(bag, topics, "odometry", topics.odometry, (ODOMETRY_TYPE,))
     if topics.command is not None:
         _check(bag, topics, "command", topics.command, (COMMAND_TYPE,), may_be_empty=True)
     if len(kinds) > 1:
-        raise InputError(f"{topics.name}: cameras: some topics are raw and some compressed; give six of one transport")
+        raise InputError(f"{topics.name}: cameras: some topics are raw and some compressed; give all of one transport")
     return kinds == {COMPRESSED_TYPE}
 
 
@@ -136,9 +132,29 @@ def _check(bag: Bag, topics: TopicMap, key: str, topic: str, kinds: Sequence[str
 
 @dataclass(frozen=True)
 class Recording:
-    """A checked bag with what it is to the node."""
+    """A bag, checked against the topics of the cameras that the model reads."""
 
     bag: Bag
     topics: TopicMap
-    cameras: tuple[str, ...]
     compressed: bool
+
+    @classmethod
+    def open(cls, path: str | Path, given: TopicMap | None, cameras: Sequence[str]) -> Recording:
+        """
+        Args:
+            given: the topic map; None for the simulator's topics.
+
+        Raises:
+            InputError: it is no bag, the map lacks a camera, or the bag lacks a topic.
+        """
+        bag = Bag.open(path)
+        topics = choose_topics(bag, given).of_cameras(cameras)
+        return cls(bag, topics, check_topics(bag, topics))
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        return tuple(self.topics.cameras)
+
+    def image_messages(self) -> Iterator[BagMessage]:
+        """Messages of the cameras, in the order of their recording. Raises InputError where the bag is damaged."""
+        return self.bag.messages(list(self.topics.cameras.values()))

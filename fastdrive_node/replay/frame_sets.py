@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastdrive_node.errors import InputError
@@ -24,7 +24,6 @@ class SetCounter:
     def __init__(
         self,
         topics: TopicMap,
-        cameras: Sequence[str],
         compressed: bool,
         limits: FrameLimits | None = None,
         on_set: Callable[[FrameSet], None] | None = None,
@@ -32,9 +31,9 @@ class SetCounter:
         self.complete: list[int] = []  # t0 of each, in ns
         self.incomplete: list[Refusal] = []
         self.limits = limits or FrameLimits()
-        self._buffer = FrameBuffer(cameras, self.limits)
+        self._buffer = FrameBuffer(tuple(topics.cameras), self.limits)
         self._compressed = compressed
-        self._camera_of = {topics.cameras[camera]: camera for camera in cameras}
+        self._camera_of = {topic: camera for camera, topic in topics.cameras.items()}
         self._on_set = on_set
 
     def add(self, message: BagMessage) -> list[int]:

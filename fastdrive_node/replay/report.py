@@ -158,8 +158,8 @@ def draw_pictures(folder: Path, plans: Sequence[PlanRecord], recording: Recordin
         save_picture(folder / f"plan_{index:04d}.jpg", picture)
         drawn += 1
 
-    counter = SetCounter(recording.topics, recording.cameras, recording.compressed, limits, on_set=draw)
-    for message in recording.bag.messages([recording.topics.cameras[camera] for camera in recording.cameras]):
+    counter = SetCounter(recording.topics, recording.compressed, limits, on_set=draw)
+    for message in recording.image_messages():
         if not by_t0:
             break
         counter.add(message)

@@ -74,7 +74,7 @@ def play_bag(
         for index in range(loops):
             if index:
                 player.rewind()
-            counter = SetCounter(recording.topics, recording.cameras, recording.compressed, limits)
+            counter = SetCounter(recording.topics, recording.compressed, limits)
             passes.append(player.play(counter))
         return passes, connection.identity
 

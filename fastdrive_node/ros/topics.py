@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -12,6 +13,8 @@ import yaml
 from fastdrive_node.errors import InputError
 from fastdrive_node.types import CAMERAS
 
+MAX_CAMERAS = 32
+_CAMERA = re.compile(r"^[A-Za-z][A-Za-z0-9_]{0,63}$")  # it is a part of the names of topics
 _TOPIC = re.compile(r"^/[A-Za-z][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*$")
 _KEYS = ("cameras", "odometry", "command")
 _MAX_BYTES = 64 * 1024
@@ -25,6 +28,22 @@ class TopicMap:
     odometry: str
     command: str | None = None
     name: str = "topic map"  # for messages: the file, or what it stands for
+
+    def of_cameras(self, cameras: Sequence[str]) -> TopicMap:
+        """The map with these cameras alone, in this order; a vehicle may have more than the model reads.
+
+        Raises:
+            InputError: one of them is not in the map.
+        """
+        for camera in cameras:
+            if camera not in self.cameras:
+                near = difflib.get_close_matches(camera, self.cameras, n=1)
+                hint = f"did you write {near[0]} for it? " if near else ""
+                raise InputError(
+                    f"{self.name}: cameras: {camera} is missing, and the model reads it; {hint}the map has "
+                    f"{', '.join(self.cameras)}; correct the map that --topics or topics:= gives"
+                )
+        return replace(self, cameras={camera: self.cameras[camera] for camera in cameras})
 
     def topics(self) -> list[str]:
         return [*self.cameras.values(), self.odometry, *([self.command] if self.command else [])]
@@ -52,8 +71,10 @@ def simulator_topics(compressed: bool = False) -> TopicMap:
     return TopicMap(cameras, "/odom", "/driving_command", "the simulator's topics")
 
 
-def load_topic_map(path: str | Path, known: Sequence[str] = CAMERAS) -> TopicMap:
+def load_topic_map(path: str | Path) -> TopicMap:
     """Read ``cameras: {CAM_FRONT: /topic, ...}``, ``odometry: /topic``, ``command: /topic`` (optional).
+
+    Cameras have the names of the VLA's ``vla.json``, see ``of_cameras``.
 
     Raises:
         InputError: the file cannot be read, or a key, camera or topic name is wrong; the text names it.
@@ -66,9 +87,7 @@ def load_topic_map(path: str | Path, known: Sequence[str] = CAMERAS) -> TopicMap
     cameras = content.get("cameras")
     if not isinstance(cameras, dict) or not cameras:
         raise InputError(f"{path}: cameras: missing; give one topic a camera, like CAM_FRONT: /camera/front/image_raw")
-    for camera in cameras:
-        if camera not in known:
-            raise InputError(f"{path}: cameras: unknown camera {str(camera)[:60]!r}; known are {', '.join(known)}")
+    _check_names(path, list(cameras))
     if "odometry" not in content:
         raise InputError(f"{path}: odometry: missing; give the topic of nav_msgs/Odometry")
     named = {**{f"cameras.{camera}": topic for camera, topic in cameras.items()}, "odometry": content["odometry"]}
@@ -94,6 +113,19 @@ def _read(path: Path) -> dict:
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a topic map; it has the keys {', '.join(_KEYS)}")
     return content
+
+
+def _check_names(path: Path, cameras: Sequence[object]) -> None:
+    if len(cameras) > MAX_CAMERAS:
+        raise InputError(f"{path}: cameras: {len(cameras)} of them; give at most {MAX_CAMERAS}")
+    lower: dict[str, str] = {}  # topics are in lower case
+    for camera in cameras:
+        if not isinstance(camera, str) or not _CAMERA.match(camera):
+            raise InputError(
+                f"{path}: cameras: {str(camera)[:60]!r} is no camera name; give the model's, of letters, digits and '_'"
+            )
+        if lower.setdefault(camera.lower(), camera) != camera:
+            raise InputError(f"{path}: cameras: {camera} and {lower[camera.lower()]} differ only in case; rename one")
 
 
 def _refuse_doubles(path: Path, named: Mapping[str, str]) -> None:

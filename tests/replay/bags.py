@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,7 @@ class BagPlan:
     without: Collection[str] = ()  # topics
     types: dict[str, str] = field(default_factory=dict)  # topics that are of another type
     spread_ms: float = 0.0  # between neighbouring cameras
+    cameras: Sequence[str] = CAMERAS
     odometry_delay_s: float = 0.0  # from its stamp to its recording
     change: Callable[[int, str, object], object | None] = lambda index, camera, message: message
 
@@ -85,10 +86,10 @@ def image_topic(camera: str, transport: str) -> str:
 
 
 def write_bag(path: Path, plan: BagPlan | None = None) -> Path:
-    """The simulator's topics: odometry at 20 Hz, one command and six images a set."""
+    """The simulator's topics: odometry at 20 Hz, one command and an image of each camera a set."""
     plan = plan or BagPlan()
     kind = "sensor_msgs/msg/CompressedImage" if plan.transport == "compressed" else "sensor_msgs/msg/Image"
-    topics = {image_topic(camera, plan.transport): kind for camera in CAMERAS}
+    topics = {image_topic(camera, plan.transport): kind for camera in plan.cameras}
     topics |= {"/odom": "nav_msgs/msg/Odometry", "/driving_command": "std_msgs/msg/String"}
     topics = {topic: plan.types.get(topic, kind) for topic, kind in topics.items() if topic not in plan.without}
     with Writer(path, version=9, storage_plugin=STORAGES[plan.storage]) as writer:
@@ -107,9 +108,9 @@ def write_bag(path: Path, plan: BagPlan | None = None) -> Path:
             add("/odom", odometry(stamp_ns, 5.0), stamp_ns + round(plan.odometry_delay_s * 1e9))
             if step in sets:
                 add("/driving_command", TYPES["std_msgs/msg/String"]("left"), stamp_ns + 1)
-                for offset, camera in enumerate(CAMERAS):
+                for offset, camera in enumerate(plan.cameras):
                     exposed_ns = stamp_ns + round(offset * plan.spread_ms * 1e6)
-                    message = image(plan.transport, exposed_ns, camera, 40 * offset)
+                    message = image(plan.transport, exposed_ns, camera, 40 * offset % 256)
                     message = plan.change(sets[step], camera, message)
                     add(image_topic(camera, plan.transport), message, exposed_ns + 2 + offset)
         for stamp_ns, topic, message in sorted(messages, key=lambda each: each[0]):

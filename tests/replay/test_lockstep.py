@@ -19,7 +19,7 @@ TIMEOUT_NS = 300_000_000
 
 def steps_of(bag) -> list[Step]:
     recording = open_recording(ReplayOptions(bag), CAMERAS)
-    counter = SetCounter(recording.topics, recording.cameras, recording.compressed)
+    counter = SetCounter(recording.topics, recording.compressed)
     steps = list(lockstep(recording, counter))
     sent = Counter((step.message.topic, step.message.raw) for step in steps if step.message is not None)
     assert sent == Counter((each.topic, each.raw) for each in recording.bag.messages(recording.topics.topics()))

@@ -113,7 +113,9 @@ def test_a_topic_map_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
-        (("CAM_BACK:", "CAM_REAR:"), "cameras: unknown camera 'CAM_REAR'; known are CAM_FRONT"),
+        (("CAM_BACK:", "CAM BACK:"), "cameras: 'CAM BACK' is no camera name"),
+        (("CAM_BACK:", "7:"), "cameras: '7' is no camera name"),
+        (("CAM_BACK:", "Cam_Front:"), "cameras: Cam_Front and CAM_FRONT differ only in case"),
         (("odometry:", "odom:"), "odom: unknown key; a topic map has cameras, odometry, command"),
         (("odometry: /odom", ""), "odometry: missing"),
         (("/odom", "odom"), "odometry: 'odom' is no absolute topic name"),
@@ -138,16 +140,45 @@ def test_topic_maps_that_are_no_map_or_no_file(tmp_path):
         load_topic_map(tmp_path / "absent.yaml")
 
 
-def test_a_map_without_a_camera_that_the_model_needs_is_refused(tmp_path):
-    text = text_of(tmp_path).replace("  CAM_BACK: /CAM_BACK/image_raw\n", "")
-    assert "CAM_BACK is missing, and the model needs it" in refusal(
-        write_bag(tmp_path / "bag"), write_map(tmp_path, text, whole=True)
+def test_a_map_without_a_camera_that_the_model_reads_is_refused(tmp_path):
+    bag, text = write_bag(tmp_path / "bag"), text_of(tmp_path)
+    without = write_map(tmp_path, text.replace("  CAM_BACK: /CAM_BACK/image_raw\n", ""), whole=True)
+    assert "CAM_BACK is missing, and the model reads it" in refusal(bag, without)
+    misspelled = write_map(tmp_path, text.replace("  CAM_BACK:", "  CAM_BAK:"), whole=True)
+    assert "CAM_BACK is missing, and the model reads it; did you write CAM_BAK for it?" in refusal(bag, misspelled)
+
+
+@pytest.mark.parametrize("count", [1, 7, 32])
+def test_cameras_have_any_names_in_any_number(tmp_path, count):
+    cameras = tuple(f"roof_{index}" for index in range(count))
+    bag = write_bag(tmp_path / "bag", BagPlan(cameras=cameras, spread_ms=1.0))
+    lines = "".join(f"  {camera}: /{camera}/image_raw\n" for camera in (*cameras[::-1], "spare")[:32])
+    topics = write_map(tmp_path, f"cameras:\n{lines}odometry: /odom\n", whole=True)
+    found = open_recording(ReplayOptions(bag, topics), cameras)
+    assert found.cameras == cameras
+    counter = SetCounter(found.topics, found.compressed)
+    for message in found.bag.messages(found.topics.topics()):
+        counter.add(message)
+    assert counter.complete == [START_NS + k * 500_000_000 for k in range(3)]
+
+
+def test_more_cameras_than_a_node_may_have_are_refused(tmp_path):
+    lines = "".join(f"  roof_{index}: /roof_{index}\n" for index in range(33))
+    with pytest.raises(InputError, match="cameras: 33 of them; give at most 32"):
+        load_topic_map(write_map(tmp_path, f"cameras:\n{lines}odometry: /odom\n", whole=True))
+
+
+def test_for_an_external_node_the_map_says_which_cameras_there_are(tmp_path):
+    bag = write_bag(tmp_path / "bag", BagPlan(cameras=("roof", "nose")))
+    topics = write_map(
+        tmp_path, "cameras: {nose: /nose/image_raw, roof: /roof/image_raw}\nodometry: /odom\n", whole=True
     )
+    assert open_recording(ReplayOptions(bag, topics, node="external")).cameras == ("nose", "roof")
 
 
 def count(bag) -> SetCounter:
     found = recording(bag)
-    counter = SetCounter(found.topics, found.cameras, found.compressed)
+    counter = SetCounter(found.topics, found.compressed)
     for message in found.bag.messages(found.topics.topics()):
         counter.add(message)
     counter.finish(found.bag.end_ns)
@@ -170,7 +201,7 @@ def test_a_set_without_a_camera_is_counted_as_incomplete(tmp_path, index):
 
 def test_a_message_without_a_readable_header_belongs_to_no_set(tmp_path):
     found = recording(write_bag(tmp_path / "bag"))
-    counter = SetCounter(found.topics, found.cameras, found.compressed)
+    counter = SetCounter(found.topics, found.compressed)
     for message in found.bag.messages(found.topics.topics()):
         counter.add(replace(message, raw=b"\xff" * 8) if message.topic == "/CAM_BACK/image_raw" else message)
     counter.finish(found.bag.end_ns)

@@ -36,9 +36,9 @@ def test_a_failure_is_1_with_one_line_on_stderr(tmp_path, tiny_dir, case):
         words[0] = str(write_bag(tmp_path / "bag5", BagPlan(without={"/CAM_BACK/image_raw"})))
         expected = "/CAM_BACK/image_raw of the simulator's topics is not in the bag"
     if case == "bad_map":
-        (tmp_path / "map.yaml").write_text("cameras: {CAM_ROOF: /roof}\nodometry: /odom\n")
+        (tmp_path / "map.yaml").write_text("cameras: {ROOF: /roof}\nodometry: /odom\n")
         words += ["--topics", str(tmp_path / "map.yaml")]
-        expected = "unknown camera 'CAM_ROOF'"
+        expected = "cameras: CAM_FRONT is missing, and the model reads it; the map has ROOF"
     if case == "no_vla":
         words[2] = str(tmp_path / "no_vla")
         expected = "vla.json: missing"

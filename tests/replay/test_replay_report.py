@@ -34,7 +34,7 @@ def refused(t0_ns: int, stage: str = "image") -> Received:
 
 
 def loop(complete: list[int], received: list[Received]) -> LoopResult:
-    counter = SetCounter(simulator_topics(), CAMERAS, compressed=False)
+    counter = SetCounter(simulator_topics(), compressed=False)
     counter.complete = complete
     return LoopResult(counter, received)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fastdrive_node.replay.bag import Bag, check_topics, choose_topics
+from fastdrive_node.replay.bag import Recording
 from fastdrive_node.replay.frame_sets import SetCounter
-from fastdrive_node.ros.topics import TopicMap, load_topic_map
+from fastdrive_node.ros.topics import load_topic_map
 from fastdrive_node.errors import InputError
 from fastdrive_node.types import FrameSet
 
@@ -25,10 +25,7 @@ def is_bag(path: str | Path) -> bool:
 class BagSets:
     """The frame sets of a bag that the node would see as complete, in time order."""
 
-    bag: Bag
-    topics: TopicMap
-    cameras: tuple[str, ...]
-    compressed: bool
+    recording: Recording
     t0_ns: tuple[int, ...]
 
     @classmethod
@@ -38,15 +35,17 @@ class BagSets:
         Raises:
             InputError: no bag, a topic is missing, or no set is complete.
         """
-        bag = Bag.open(path)
-        chosen = choose_topics(bag, load_topic_map(topics) if topics else None)
-        compressed = check_topics(bag, chosen, cameras)
-        counter = SetCounter(chosen, cameras, compressed)
-        for message in bag.messages([chosen.cameras[camera] for camera in cameras]):
+        recording = Recording.open(path, load_topic_map(topics) if topics else None, cameras)
+        counter = SetCounter(recording.topics, recording.compressed)
+        for message in recording.image_messages():
             counter.add(message)
         if not counter.complete:
-            raise InputError(f"{bag.path}: no set with an image of each of {', '.join(cameras)} at one time")
-        return cls(bag, chosen, tuple(cameras), compressed, tuple(counter.complete))
+            raise InputError(f"{recording.bag.path}: no set with an image of each of {', '.join(cameras)} at one time")
+        return cls(recording, tuple(counter.complete))
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        return self.recording.cameras
 
     def __len__(self) -> int:
         return len(self.t0_ns)
@@ -59,10 +58,10 @@ class BagSets:
         """
         wanted = {self.t0_ns[index] for index in positions}
         found: list[FrameSet] = []
-        counter = SetCounter(self.topics, self.cameras, self.compressed, on_set=found.append)
-        for message in self.bag.messages([self.topics.cameras[camera] for camera in self.cameras]):
+        counter = SetCounter(self.recording.topics, self.recording.compressed, on_set=found.append)
+        for message in self.recording.image_messages():
             counter.add(message)
             while found:
                 frames = found.pop(0)
                 if frames.t0_ns in wanted:
-                    yield f"{self.bag.path.name} {frames.t0_ns}", [frame.load() for frame in frames.frames]
+                    yield f"{self.recording.bag.path.name} {frames.t0_ns}", [frame.load() for frame in frames.frames]
