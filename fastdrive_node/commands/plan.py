@@ -64,11 +64,12 @@ def run(args: argparse.Namespace) -> None:
     print(table(plan), file=sys.stderr if args.json == "-" else sys.stdout)
     write_json(plan_json(plan), args.json)
     if args.picture is not None:
-        from fastdrive_node.visualization.pictures import draw_plan, save_picture
+        from fastdrive_node.visualization.layout import save_image
+        from fastdrive_node.visualization.plan_image import draw_plan
 
         images = [read_image(file) for file in files]
         picture = draw_plan(plan, images, pipeline.vla.spec.cameras, args.speed, args.command)
-        save_picture(args.picture, picture)
+        save_image(args.picture, picture)
 
 
 def order_images(files: Sequence[Path], cameras: Sequence[str]) -> list[Path]:

@@ -98,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_engine_arguments(parser)
     add("--params", type=Path, metavar="FILE", help="ROS 2 parameter file of the node; the options here win")
-    add("--out", type=Path, metavar="DIR", help="write a picture of each plan, plans.jsonl and unplanned.jsonl")
+    add("--out", type=Path, metavar="DIR", help="write an image of each plan, plans.jsonl and unplanned.jsonl")
     add("--node", choices=("own", "external"), default="own", help="start a node, or use one that runs")
     add("--node-name", default="fastdrive", metavar="NAME", help="of an external node (default: fastdrive)")
     add("--fastdds-profile", metavar="XML", help="Fast DDS profile (default: the shipped one; '' for none)")
@@ -130,27 +130,21 @@ def replay(
 
     from rich.console import Console
 
-    from fastdrive_node.replay.report import (
-        draw_pictures,
-        print_table,
-        summary,
-        tally,
-        write_lines,
-    )
+    from fastdrive_node.replay.report import draw_pictures, print_table, summary, tally, write_lines
     from fastdrive_node.replay.session import play_bag
 
     rate = None if options.lockstep else options.rate
-    passes, identity = play_bag(recording, node_options(options, node_command), rate, options.loop)
-    result = tally(passes)
+    played = play_bag(recording, node_options(options, node_command), rate, options.loop)
+    result = tally(played.passes)
     plans = [each.record for each in result.plans]
     plans_file = plans_path(options)
     unplanned_file = plans_file.with_name(plans_file.name.replace("plans", "unplanned"))
     write_lines(plans_file, [plan.line() for plan in plans])
     write_lines(unplanned_file, result.unplanned)
     run_values = {"bag": str(options.bag), "rate": rate, "lockstep": options.lockstep, "loops": options.loop}
-    figures = summary(result, plans_file, unplanned_file, {**run_values, "node": identity})
+    figures = summary(result, plans_file, unplanned_file, {**run_values, "node": played.identity})
     if options.out is not None:
-        figures["pictures"] = draw_pictures(options.out, plans, recording, passes[0].counter.limits)
+        figures["pictures"] = draw_pictures(options.out, plans, recording, played.settings)
     print_table(figures, Console(stderr=options.json == "-"))
     write_json(figures, options.json)
     return figures

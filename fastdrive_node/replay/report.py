@@ -17,7 +17,7 @@ from fastdrive_node.files import write_atomically
 from fastdrive_node.record import PlanRecord
 from fastdrive_node.replay.bag import Recording
 from fastdrive_node.replay.frame_sets import LoopResult, Received, SetCounter
-from fastdrive_node.sync.frames import FrameLimits
+from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.types import SUPERSEDED, FrameSet
 
 
@@ -136,12 +136,13 @@ def print_table(figures: Mapping, console: Console) -> None:
         )
 
 
-def draw_pictures(folder: Path, plans: Sequence[PlanRecord], recording: Recording, limits: FrameLimits) -> int:
+def draw_pictures(folder: Path, plans: Sequence[PlanRecord], recording: Recording, settings: Settings) -> int:
     """One image a plan (``plan_0001.jpg`` ...), from the bag's images. Returns how many were drawn.
 
     Images of an earlier replay in the same folder are removed.
     """
-    from fastdrive_node.visualization.pictures import draw_plan, save_picture
+    from fastdrive_node.visualization.layout import save_image
+    from fastdrive_node.visualization.plan_image import draw_plan
 
     for old in folder.glob("plan_[0-9][0-9][0-9][0-9].jpg"):
         old.unlink()
@@ -154,11 +155,13 @@ def draw_pictures(folder: Path, plans: Sequence[PlanRecord], recording: Recordin
             return
         index, plan = by_t0.pop(frames.t0_ns)
         images = [frame.load() for frame in frames.frames]
-        picture = draw_plan(plan.result, images, recording.cameras, plan.speed_mps or 0.0, plan.command)
-        save_picture(folder / f"plan_{index:04d}.jpg", picture)
+        image = draw_plan(
+            plan.result, images, recording.cameras, plan.speed_mps or 0.0, plan.command, vehicle=settings.vehicle()
+        )
+        save_image(folder / f"plan_{index:04d}.jpg", image)
         drawn += 1
 
-    counter = SetCounter(recording.topics, recording.compressed, limits, on_set=draw)
+    counter = SetCounter(recording.topics, recording.compressed, settings.frame_limits(), on_set=draw)
     for message in recording.image_messages():
         if not by_t0:
             break

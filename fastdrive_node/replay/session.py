@@ -36,12 +36,17 @@ class NodeOptions:
     command: Sequence[str] = NODE_COMMAND
 
 
-def play_bag(
-    recording: Recording, node: NodeOptions, rate: float | None, loops: int
-) -> tuple[list[LoopResult], dict[str, str]]:
-    """Play a bag ``loops`` times, ``rate`` times real time or, with None, in lockstep.
+@dataclass(frozen=True)
+class Replay:
+    """What a replay gave."""
 
-    Returns each pass, and what the node says of its model.
+    passes: list[LoopResult]
+    identity: dict[str, str]  # what the node says of its model
+    settings: Settings  # of the node
+
+
+def play_bag(recording: Recording, node: NodeOptions, rate: float | None, loops: int) -> Replay:
+    """Play a bag ``loops`` times, ``rate`` times real time or, with None, in lockstep.
 
     Raises:
         InputError: the parameter file, profile or bag cannot be used.
@@ -52,7 +57,7 @@ def play_bag(
     if rate is None:
         topics = (*recording.topics.cameras.values(), recording.topics.odometry)
         parameters |= {f"qos_overrides.{topic}.subscription.reliability": "reliable" for topic in topics}
-    limits = _settings(parameters, node.parameter_file).frame_limits()
+    settings = _settings(parameters, node.parameter_file)
     environment = profile_environment(node.fastdds_profile)
     with ExitStack() as stack:
         domain = None if node.external else stack.enter_context(own_domain())
@@ -74,9 +79,9 @@ def play_bag(
         for index in range(loops):
             if index:
                 player.rewind()
-            counter = SetCounter(recording.topics, recording.compressed, limits)
+            counter = SetCounter(recording.topics, recording.compressed, settings.frame_limits())
             passes.append(player.play(counter))
-        return passes, connection.identity
+        return Replay(passes, connection.identity, settings)
 
 
 def _settings(parameters: Mapping[str, object], parameter_file: Path | None) -> Settings:

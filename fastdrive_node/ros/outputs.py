@@ -93,7 +93,7 @@ class Outputs:
         wanted = [camera for camera, publisher in self._overlays.items() if publisher.get_subscription_count()]
         if not wanted or plan.kept is None:
             return
-        from fastdrive_node.visualization.pictures import overlay
+        from fastdrive_node.visualization.overlay import overlay
 
         masks = plan.kept.mask()
         scores = None if plan.kept.scores is None else plan.kept.scores.reshape(plan.kept.grid)

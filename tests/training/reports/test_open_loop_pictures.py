@@ -14,7 +14,7 @@ from PIL import Image
 
 from fastdrive_node.cli import main
 from fastdrive_node.types import CAMERAS
-from fastdrive_node.visualization.pictures import overlay
+from fastdrive_node.visualization.overlay import overlay
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 from fastdrive_training.reports.open_loop.birds_eye import Path, birds_eye
 from fastdrive_training.reports.open_loop.camera_tiles import Way, camera_tiles, tile_width

@@ -7,7 +7,7 @@ import pytest
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.types import CAMERAS
-from fastdrive_node.visualization.pictures import GAP, TILE_WIDTH
+from fastdrive_node.visualization.layout import GAP, TILE_WIDTH
 from fastdrive_training.scoring.pictures import (
     TITLE_HEIGHT,
     Scale,

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
-from fastdrive_node.visualization.pictures import save_picture
+from fastdrive_node.visualization.layout import save_image
 from fastdrive_node.families.loading import Vla
 from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
 from fastdrive_training.data.adapters import ImageSource
@@ -91,7 +91,7 @@ def write_score_maps(
     read = zip(sets.read(positions), positions, scores, strict=True)
     for (name, images), position, maps in tqdm(read, total=len(positions), desc="drawing", unit="picture"):
         file = Path(folder) / f"{int(position):06d}_{file_name(name)}.png"
-        save_picture(file, draw_score_maps(images, maps, sets.cameras, name, scale))
+        save_image(file, draw_score_maps(images, maps, sets.cameras, name, scale))
         files.append(file)
     return files
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from fastdrive_node.visualization.pictures import camera_layout
+from fastdrive_node.visualization.layout import camera_layout, camera_title
 from fastdrive_training.data.masks import cell_coverage
 from fastdrive_training.reports.document import picture_address
 from fastdrive_training.reports.pruner_run.samples import Samples
-from fastdrive_training.scoring.pictures import Scale, camera_title, heat_overlay
+from fastdrive_training.scoring.pictures import Scale, heat_overlay
 from fastdrive_training.scoring.token_metrics import POSITIVE_COVERAGE
 
 MAX_WIDTH = 448  # px of a picture on the page; score maps have just this, for the sake of their lines

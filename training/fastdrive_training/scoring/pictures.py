@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
 
 from fastdrive_node.errors import InputError
-from fastdrive_node.visualization.pictures import BACKGROUND, FAINT, GAP, TEXT, TILE_WIDTH, camera_layout
+from fastdrive_node.visualization.layout import (
+    FAINT,
+    GAP,
+    TEXT,
+    add_label,
+    arrange,
+    camera_title,
+    font,
+    resized,
+    tile_height,
+)
 
 COLORMAP = "inferno"  # even in lightness, so that it reads without colour vision
 HEAT = 0.7  # share of the heat in a pixel; the rest is the picture
@@ -80,7 +89,7 @@ def draw_score_maps(
         scale: None for the scores' own; give one to compare pictures.
 
     Returns:
-        uint8 RGB [height, width, 3]; :func:`fastdrive_node.visualization.pictures.save_picture` writes it.
+        uint8 RGB [height, width, 3]; :func:`fastdrive_node.visualization.layout.save_image` writes it.
 
     Raises:
         InputError: the counts of images, scores and cameras differ, or a score is no finite number.
@@ -88,24 +97,12 @@ def draw_score_maps(
     if not len(images) == len(scores) == len(cameras):
         raise InputError(f"{len(images)} images and {len(scores)} score maps for {len(cameras)} cameras: must be equal")
     scale = scale or Scale.of(scores)
-    rows = camera_layout(cameras)
-    tile_height = min(max(round(TILE_WIDTH * images[0].shape[0] / images[0].shape[1]), 40), 2 * TILE_WIDTH)
-    columns = max(map(len, rows))
-    bottom = TITLE_HEIGHT + len(rows) * (tile_height + GAP)
-    canvas = Image.new("RGB", (GAP + columns * (TILE_WIDTH + GAP), bottom + FOOT_HEIGHT), BACKGROUND)
-    for row, names in enumerate(rows):
-        for column, name in enumerate(names):
-            index = list(cameras).index(name)
-            tile = _tile(images[index], scores[index], name, tile_height, scale)
-            canvas.paste(tile, (GAP + column * (TILE_WIDTH + GAP), TITLE_HEIGHT + row * (tile_height + GAP)))
+    height = tile_height(images[0])
+    tiles = [_tile(*each, height, scale) for each in zip(images, scores, cameras, strict=True)]
+    canvas, bottom = arrange(cameras, tiles, TITLE_HEIGHT, FOOT_HEIGHT)
     _title(canvas, title, scores)
     _foot(canvas, bottom, scale)
     return np.asarray(canvas)
-
-
-def camera_title(name: str) -> str:
-    """A camera's name for people: ``CAM_FRONT_LEFT`` is "front left"."""
-    return name.removeprefix("CAM_").replace("_", " ").lower()
 
 
 def color_stops(count: int = 9) -> list[str]:
@@ -136,21 +133,17 @@ def _thicken(mask: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def _tile(image: np.ndarray, scores: np.ndarray, name: str, height: int, scale: Scale) -> Image.Image:
-    small = Image.fromarray(image).resize((TILE_WIDTH, height), Image.Resampling.LANCZOS)
-    tile = Image.fromarray(heat_overlay(np.asarray(small), scores, scale))
-    draw = ImageDraw.Draw(tile, "RGBA")
-    text = f"{camera_title(name)}   {int((scores > 0).sum())}/{scores.size} above zero"
-    draw.rounded_rectangle((8, 8, 20 + draw.textlength(text, _font(15)), 32), 6, fill=(*BACKGROUND, 190))
-    draw.text((14, 20), text, TEXT, _font(15), anchor="lm")
+    tile = Image.fromarray(heat_overlay(resized(image, height), scores, scale))
+    add_label(tile, f"{camera_title(name)}   {int((scores > 0).sum())}/{scores.size} above zero")
     return tile
 
 
 def _title(canvas: Image.Image, title: str, scores: np.ndarray) -> None:
     draw = ImageDraw.Draw(canvas)
     shown = " ".join(title.split())[:120]
-    draw.text((GAP, TITLE_HEIGHT / 2), shown, TEXT, _font(20), anchor="lm")
+    draw.text((GAP, TITLE_HEIGHT / 2), shown, TEXT, font(20), anchor="lm")
     figures = f"{(scores > 0).mean():.0%} of {scores.size} tokens above zero"
-    draw.text((canvas.width - GAP, TITLE_HEIGHT / 2), figures, FAINT, _font(16), anchor="rm")
+    draw.text((canvas.width - GAP, TITLE_HEIGHT / 2), figures, FAINT, font(16), anchor="rm")
 
 
 def _foot(canvas: Image.Image, top: int, scale: Scale) -> None:
@@ -159,17 +152,12 @@ def _foot(canvas: Image.Image, top: int, scale: Scale) -> None:
     left, width, height = GAP, 480, 16
     bar = np.broadcast_to((255 * _colors(np.linspace(0, 1, width))).astype(np.uint8), (height, width, 3))
     canvas.paste(Image.fromarray(np.ascontiguousarray(bar)), (left, top + 6))
-    draw.text((left, top + 38), f"{scale.low:.3g}", TEXT, _font(14), anchor="lm")
-    draw.text((left + width, top + 38), f"{scale.high:.3g}", TEXT, _font(14), anchor="rm")
+    draw.text((left, top + 38), f"{scale.low:.3g}", TEXT, font(14), anchor="lm")
+    draw.text((left + width, top + 38), f"{scale.high:.3g}", TEXT, font(14), anchor="rm")
     if scale.low < 0 < scale.high:
         zero = left + width * -scale.low / (scale.high - scale.low)
         draw.line((zero, top + 4, zero, top + 24), (255, 255, 255), 2)
         if left + 60 < zero < left + width - 60:
-            draw.text((zero, top + 38), "0", TEXT, _font(14), anchor="mm")
+            draw.text((zero, top + 38), "0", TEXT, font(14), anchor="mm")
     note = "score of each token; the white line divides those above zero (foreground) from the others"
-    draw.text((left + width + 24, top + 14), note, FAINT, _font(14), anchor="lm")
-
-
-@lru_cache(maxsize=16)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+    draw.text((left + width + 24, top + 14), note, FAINT, font(14), anchor="lm")

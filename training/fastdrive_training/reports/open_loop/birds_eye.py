@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from markupsafe import Markup, escape
 
-from fastdrive_node.visualization.pictures import path_through
+from fastdrive_node.visualization.overlay import path_through
 from fastdrive_training.evaluation.metrics import Surroundings
 from fastdrive_training.evaluation.metrics.drivable import boundary_lines
 from fastdrive_training.evaluation.metrics.footprint import corners, ego_boxes, path_headings

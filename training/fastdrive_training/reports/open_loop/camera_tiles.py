@@ -8,17 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fastdrive_node.visualization.pictures import SMOOTH, camera_layout, draw_smooth, overlay, path_through
+from fastdrive_node.visualization.layout import SMOOTH, camera_layout, camera_title, draw_smooth
+from fastdrive_node.visualization.overlay import MIN_DEPTH_M, on_ground, overlay, path_through
 from fastdrive_node.visualization.projection import CameraModel
 from fastdrive_training.reports.document import picture_address
 from fastdrive_training.reports.open_loop.source import Rig, Source
 from fastdrive_training.reports.tiles import Tile
-from fastdrive_training.scoring.pictures import camera_title
 
 WIDTH, LEAST_WIDTH = 400, 160  # px of a picture
 FULL_SIZE = 10  # samples; the pictures of more are smaller, so that the page stays small
 QUALITY = 76  # of JPEG
-NEAR_M = 0.8  # what is nearer to a camera is not drawn
 SPARE = 3.0  # sizes of the picture beyond which no line is drawn
 
 
@@ -71,8 +70,8 @@ def _tile(source: Source, sample: int, name: str, mask: np.ndarray, ways: Sequen
 
 def _draw(draw: ImageDraw.ImageDraw, ways: Sequence[Way], camera: CameraModel) -> None:
     for way in ways:
-        path, depths = camera.project(_on_ground(path_through(way.points_m)))
-        seen = (depths > NEAR_M) & (np.abs(path) < SPARE * max(camera.size)).all(axis=1)
+        path, depths = camera.project(on_ground(path_through(way.points_m)))
+        seen = (depths > MIN_DEPTH_M) & (np.abs(path) < SPARE * max(camera.size)).all(axis=1)
         for first in np.flatnonzero(seen[:-1] & seen[1:]):
             ends = [tuple(path[first]), tuple(path[first + 1])]
             draw.line(ends, fill=(*way.color, 235), width=round(way.width * SMOOTH))
@@ -81,13 +80,9 @@ def _draw(draw: ImageDraw.ImageDraw, ways: Sequence[Way], camera: CameraModel) -
 
 
 def _dots(draw: ImageDraw.ImageDraw, way: Way, camera: CameraModel) -> None:
-    places, depths = camera.project(_on_ground(way.points_m))
+    places, depths = camera.project(on_ground(way.points_m))
     for (x, y), depth in zip(places, depths, strict=True):
-        if depth > NEAR_M:
+        if depth > MIN_DEPTH_M:
             radius = SMOOTH * float(np.clip(50 / depth, 2.5, 5))
             box = (x - radius, y - 0.7 * radius, x + radius, y + 0.7 * radius)
             draw.ellipse(box, fill=(255, 255, 255, 240), outline=(*way.color, 255), width=SMOOTH)
-
-
-def _on_ground(points: np.ndarray) -> np.ndarray:
-    return np.concatenate([points, np.zeros((len(points), 1))], axis=1)

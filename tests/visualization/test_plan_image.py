@@ -5,8 +5,10 @@ import pytest
 from PIL import Image
 
 from fastdrive_node.errors import InputError
-from fastdrive_node.types import CAMERAS, Command, KeptTokens, Plan
-from fastdrive_node.visualization.pictures import camera_layout, draw_plan, overlay, path_through, save_picture
+from fastdrive_node.types import CAMERAS, Command, KeptTokens, Plan, Vehicle
+from fastdrive_node.visualization.layout import camera_layout, save_image
+from fastdrive_node.visualization.overlay import overlay, path_through
+from fastdrive_node.visualization.plan_image import draw_plan
 from fastdrive_node.visualization.projection import NUSCENES_FRONT, CameraModel
 
 AHEAD = np.array([[4.0 * k, 0.05 * k * k] for k in range(1, 7)])
@@ -27,9 +29,9 @@ def differs(a, b):
     return columns.min(), rows.min(), columns.max(), rows.max()
 
 
-def test_a_picture_has_a_tile_for_each_camera_and_a_map():
-    picture = draw_plan(plan_of(), images_of(), CAMERAS, 8.0, Command.LEFT)
-    assert picture.dtype == np.uint8 and picture.shape == (64 + 2 * (240 + 10) + 44, 10 + 3 * 490 + 410, 3)
+def test_the_image_of_a_plan_has_a_tile_for_each_camera_and_a_map():
+    image = draw_plan(plan_of(), images_of(), CAMERAS, 8.0, Command.LEFT)
+    assert image.dtype == np.uint8 and image.shape == (64 + 2 * (240 + 10) + 44, 10 + 3 * 490 + 410, 3)
 
 
 def test_the_trajectory_shows_in_the_front_view_and_on_the_map():
@@ -49,10 +51,16 @@ def test_the_path_ahead_is_as_wide_as_the_vehicle_on_both_sides():
     )
     left, _, right, bottom = differs(standing, driving)
     middle = 816 / 1600 * 480
-    nearest_m = 1.51 * 1266 / (900 - 491)  # seen at the picture's lower edge
-    half_width = 0.5 * 1.75 / nearest_m * 1266 * 480 / 1600
+    nearest_m = 1.51 * 1266 / (900 - 491)  # seen at the lower edge of the image
+    half_width = 0.5 * Vehicle().width_m / nearest_m * 1266 * 480 / 1600
     assert bottom == 239
     assert middle - left == pytest.approx(half_width, abs=4) and right - middle == pytest.approx(half_width, abs=4)
+
+
+def test_a_wider_vehicle_has_a_wider_path_and_outline():
+    narrow, wide = (draw_plan(plan_of(), images_of(), CAMERAS, 8.0, vehicle=Vehicle(width_m=w)) for w in (1.85, 2.5))
+    assert (narrow[64:304, 500:980] != wide[64:304, 500:980]).any()
+    assert (narrow[64:554, 1480:] != wide[64:554, 1480:]).any()
 
 
 def test_the_kept_tokens_show_in_their_camera():
@@ -69,10 +77,18 @@ def test_every_plan_can_be_drawn():
     draw_plan(bare, images_of(168, 280), CAMERAS, 0.0)
 
 
-def test_other_cameras_stand_in_rows_of_three():
+@pytest.mark.parametrize(("count", "rows", "columns"), [(1, 1, 1), (4, 2, 3), (7, 3, 3), (32, 6, 6)])
+def test_unknown_cameras_are_laid_out_in_a_grid(count, rows, columns):
+    names = [f"roof_{index}" for index in range(count)]
+    layout = camera_layout(names)
+    assert (len(layout), max(map(len, layout))) == (rows, columns)
+    assert [name for row in layout for name in row] == names
+    image = draw_plan(plan_of(kept=10, cameras=count), images_of(count=count), names, 0.0)
+    assert image.shape == (64 + rows * 250 + 44, 10 + columns * 490 + 410, 3)
+
+
+def test_the_six_cameras_of_nuscenes_surround_the_vehicle():
     assert camera_layout(CAMERAS)[0] == ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT")
-    assert camera_layout(["a", "b", "c", "d"]) == [("a", "b", "c"), ("d",)]
-    draw_plan(plan_of(kept=10, cameras=1), images_of(count=1), ["roof"], 0.0)
 
 
 def test_an_overlay_dims_what_was_dropped_and_leaves_what_was_kept():
@@ -107,7 +123,7 @@ def test_a_point_straight_ahead_projects_onto_the_principal_column():
     assert depths.tolist() == pytest.approx([10, 10, 10, -5])
 
 
-def test_a_camera_follows_a_resized_picture():
+def test_a_camera_follows_a_resized_image():
     half = NUSCENES_FRONT.scaled(800, 300)
     point = np.array([[12.0, 2.0, 0.5]])
     np.testing.assert_allclose(half.project(point)[0], NUSCENES_FRONT.project(point)[0] * [1 / 2, 1 / 3])
@@ -122,12 +138,12 @@ def test_a_given_front_camera_is_used():
 
 
 @pytest.mark.parametrize("name", ["picture.png", "new/folder/picture.jpg"])
-def test_a_picture_is_written_by_its_suffix(tmp_path, name):
-    save_picture(tmp_path / name, images_of()[0])
+def test_an_image_is_written_by_its_suffix(tmp_path, name):
+    save_image(tmp_path / name, images_of()[0])
     assert Image.open(tmp_path / name).size == (224, 112)
 
 
 @pytest.mark.parametrize("name", ["picture.doc", "picture"])
 def test_an_unknown_suffix_is_refused(tmp_path, name):
     with pytest.raises(InputError, match=r"cannot be written .* use a name like plan\.png"):
-        save_picture(tmp_path / name, images_of()[0])
+        save_image(tmp_path / name, images_of()[0])
