@@ -40,7 +40,6 @@ FAMILY_EXCEPTIONS: set[str] = {
     "fastdrive_node.pruning.checkpoint",
     "fastdrive_node.pruning.layer_pruning",
     "fastdrive_node.pruning.recon_pruner",
-    "fastdrive_node.visualization.pictures",
     "fastdrive_training.data.features",
     "fastdrive_training.data.image_sets",
     "fastdrive_training.data.token_cache",
