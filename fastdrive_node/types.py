@@ -27,6 +27,7 @@ VISION_BACKENDS: tuple[str, ...] = get_args(VisionBackendName)
 OnnxProviderName = Literal["auto", "cpu", "cuda", "tensorrt"]
 ONNX_PROVIDERS: tuple[str, ...] = get_args(OnnxProviderName)
 JUMP_BACK_S = 0.5  # a clock or stamp that goes back by at least this has jumped (a bag starts again); less is jitter
+MAP_FRAME = "map"  # the fixed frame of odometry that names none
 TEMPORAL_RANGES = {"change": (0.0, 10.0), "memory": (0.0, 0.95), "max_gap_s": (0.01, 2.0)}  # of TemporalSettings
 SUPERSEDED = "superseded"  # stage of a set that a newer one replaced before it was planned, or that a time jump ended
 
@@ -116,7 +117,7 @@ class EgoState:
     accel_mps2: float = 0.0  # along x
     yaw_rate_radps: float = 0.0
     z_m: float = 0.0  # of the ground under the rear axle
-    frame: str = "map"  # name of the fixed frame
+    frame: str = MAP_FRAME  # name of the fixed frame
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Is a well-formed plan one that a vehicle could drive? If not it is refused, with the reason."""
+"""Whether a vehicle could drive a plan that the model wrote correctly; if not, the plan is refused with the reason."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastdrive_node.errors import AnswerError
+from fastdrive_node.geometry import step_headings, wrap_angle
 
 
 @dataclass(frozen=True)
 class PlanLimits:
-    """What a plan may ask of the vehicle. The defaults only refuse what no road vehicle does.
+    """Limits of a plan. The defaults only refuse what no road vehicle does.
 
-    Speeds are means over one step, accelerations are differences of those over one step; both are noisy for answers
-    with two decimals, so the limits are well above comfort.
+    A speed is the mean over one step, an acceleration the difference of two such speeds over one step. Both are noisy
+    for answers with two decimals, so the defaults are far above comfortable values.
     """
 
     speed_mps: float = 40.0
@@ -31,7 +32,7 @@ def check_plan(waypoints_m: np.ndarray, dt_s: float, speed_mps: float, limits: P
         speed_mps: the vehicle's speed at t0; negative in reverse.
 
     Raises:
-        AnswerError: a coordinate is not finite, or a limit is passed; the reason names the waypoint and both figures.
+        AnswerError: a coordinate is not finite, or a limit is exceeded; the reason names the waypoint and both figures.
     """
     limits = limits or PlanLimits()
     if not np.isfinite(waypoints_m).all():
@@ -40,7 +41,7 @@ def check_plan(waypoints_m: np.ndarray, dt_s: float, speed_mps: float, limits: P
     lengths = np.linalg.norm(steps, axis=1)
     speeds = lengths / dt_s
     _check(speeds, limits.speed_mps, "speed", "m/s")
-    # the mean speed of the first step is that of its middle, half a step after t0
+    # the first step's mean speed is the speed at its middle, half a step after t0
     accels = np.diff(speeds, prepend=abs(speed_mps)) / np.array([dt_s / 2] + [dt_s] * (len(speeds) - 1))
     _check(np.abs(accels), limits.accel_mps2, "acceleration", "m/s2")
     _check(_curvature(steps, lengths, limits.curvature_min_step_m), limits.curvature_per_m, "curvature", "1/m")
@@ -49,11 +50,9 @@ def check_plan(waypoints_m: np.ndarray, dt_s: float, speed_mps: float, limits: P
 def _curvature(steps: np.ndarray, lengths: np.ndarray, min_step_m: float) -> np.ndarray:
     """Change of heading over the path length between the middles of two steps, [points]; 0 where a step is short.
 
-    The vehicle's own heading counts as a step of the first one's length, for it is where the path starts.
+    The path starts with the vehicle's own heading, which counts as a step of the first one's length.
     """
-    headings = np.arctan2(steps[:, 1], steps[:, 0])
-    turns = np.diff(headings, prepend=0.0)
-    turns = np.abs((turns + np.pi) % (2 * np.pi) - np.pi)
+    turns = np.abs(wrap_angle(np.diff(step_headings(steps), prepend=0.0)))
     before = np.concatenate([lengths[:1] * 0, lengths[:-1]])
     spans = (before + lengths) / 2
     long_enough = (lengths >= min_step_m) & (np.concatenate([lengths[:1], lengths[:-1]]) >= min_step_m)
@@ -63,4 +62,6 @@ def _curvature(steps: np.ndarray, lengths: np.ndarray, min_step_m: float) -> np.
 def _check(values: np.ndarray, limit: float, name: str, unit: str) -> None:
     worst = int(np.argmax(values))
     if values[worst] > limit:
-        raise AnswerError(f"plan: {name} of {values[worst]:.2f} {unit} at waypoint {worst + 1} passes {limit:g} {unit}")
+        raise AnswerError(
+            f"plan: {name} of {values[worst]:.2f} {unit} at waypoint {worst + 1} exceeds {limit:g} {unit}"
+        )

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-STANDING_M = 0.05  # a chord shorter than this has no direction; the heading before it holds
+from fastdrive_node.geometry import step_headings, wrap_angle
+
+MIN_CHORD_M = 0.05  # a shorter chord has no direction; the heading before it holds
 
 
 @dataclass(frozen=True)
@@ -36,23 +38,13 @@ def motion_of(waypoints_m: np.ndarray, dt_s: float) -> Motion:
     chords = points[after] - points[before]
     spans_s = ((after - before) * dt_s)[:, None]
     velocities = chords / spans_s
-    headings = _headings(chords)
+    headings = step_headings(chords, MIN_CHORD_M)
     speeds = np.linalg.norm(velocities, axis=1)
     start_speed = np.linalg.norm(points[1] - points[0]) / dt_s if len(points) > 1 else 0.0
-    turns = np.diff(headings, prepend=0.0)
     return Motion(
         times_s=np.arange(1, len(points)) * dt_s,
         headings_rad=headings,
         velocities_mps=velocities,
         accels_mps2=np.diff(speeds, prepend=start_speed) / dt_s,
-        yaw_rates_radps=((turns + np.pi) % (2 * np.pi) - np.pi) / dt_s,
+        yaw_rates_radps=wrap_angle(np.diff(headings, prepend=0.0)) / dt_s,
     )
-
-
-def _headings(chords: np.ndarray) -> np.ndarray:
-    headings, last = [], 0.0
-    for x, y in chords:
-        if np.hypot(x, y) >= STANDING_M:
-            last = float(np.arctan2(y, x))
-        headings.append(last)
-    return np.array(headings)

@@ -16,11 +16,13 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from trajectory_msgs.msg import MultiDOFJointTrajectory, MultiDOFJointTrajectoryPoint
 
-from fastdrive_node.errors import InputError, ModelError
-from fastdrive_node.planning.motion import Motion, motion_of
-from fastdrive_node.types import Command, EgoState, Plan
+from fastdrive_node.errors import EgoStateError, InputError, ModelError
+from fastdrive_node.geometry import to_parent_frame, wrap_angle, yaw_of_quaternion
+from fastdrive_node.planning.motion import Motion
+from fastdrive_node.types import MAP_FRAME, Command, EgoState, Plan, Vehicle
 
 _SECOND_NS = 1_000_000_000
+MIN_STEER_MPS = 0.5  # steering angles are computed with at least this speed, for yaw rate / speed is noise below
 
 
 def stamp_ns(stamp: Time) -> int:
@@ -37,26 +39,30 @@ def duration_message(seconds: float) -> Duration:
 
 
 def ego_state(message: Odometry) -> EgoState:
-    """Planar motion. The twist is that of the child frame (REP 105), so its x is the speed along the vehicle.
+    """Planar motion in the frame of the header, "map" where it is empty.
+
+    The twist is in the child frame (REP 105), so its x is the speed along the vehicle.
 
     Raises:
-        InputError: a value is not finite, or the orientation is no rotation.
+        EgoStateError: a value is not finite, or the orientation is no rotation.
     """
     pose, twist = message.pose.pose, message.twist.twist
     q = pose.orientation
-    values = (pose.position.x, pose.position.y, q.w, q.x, q.y, q.z, twist.linear.x, twist.angular.z)
+    place = pose.position
+    values = (place.x, place.y, place.z, q.w, q.x, q.y, q.z, twist.linear.x, twist.angular.z)
     if not all(map(math.isfinite, values)):
-        raise InputError("odometry: a value is not finite; the message is ignored")
+        raise EgoStateError("odometry: a value is not finite; the message is ignored")
     if not 0.9 < q.w**2 + q.x**2 + q.y**2 + q.z**2 < 1.1:
-        raise InputError("odometry: pose.orientation is no unit quaternion; the message is ignored")
-    yaw = math.atan2(2 * (q.w * q.z + q.x * q.y), 1 - 2 * (q.y**2 + q.z**2))
+        raise EgoStateError("odometry: pose.orientation is no unit quaternion; the message is ignored")
     return EgoState(
         stamp_ns=stamp_ns(message.header.stamp),
-        x_m=pose.position.x,
-        y_m=pose.position.y,
-        yaw_rad=yaw,
+        x_m=place.x,
+        y_m=place.y,
+        yaw_rad=yaw_of_quaternion(q.x, q.y, q.z, q.w),
         speed_mps=twist.linear.x,
         yaw_rate_radps=twist.angular.z,
+        z_m=place.z,
+        frame=message.header.frame_id or MAP_FRAME,
     )
 
 
@@ -70,23 +76,22 @@ def driving_command(text: str) -> Command:
 
 
 def header(plan: Plan, frame: str) -> Header:
-    """Stamped t0, so that who reads it can tell how old the pictures behind the plan are."""
+    """Stamped t0, so that a reader can tell how old the images behind the plan are."""
     return Header(stamp=time_message(plan.t0_ns), frame_id=frame)
 
 
-def path_message(plan: Plan, frame: str) -> Path:
+def path_message(plan: Plan, motion: Motion, frame: str) -> Path:
     """Poses at t0 + dt, t0 + 2 dt, ..., each with its own stamp, in the ego frame of t0."""
-    motion = motion_of(plan.waypoints_m, plan.dt_s)
     message = Path(header=header(plan, frame))
     for index, seconds in enumerate(motion.times_s):
         stamp = time_message(plan.t0_ns + round(seconds * _SECOND_NS))
-        message.poses.append(PoseStamped(header=Header(stamp=stamp, frame_id=frame), pose=_pose(plan, motion, index)))
+        pose = _pose(plan.waypoints_m[index], motion.headings_rad[index])
+        message.poses.append(PoseStamped(header=Header(stamp=stamp, frame_id=frame), pose=pose))
     return message
 
 
-def multi_dof_message(plan: Plan, frame: str) -> MultiDOFJointTrajectory:
+def multi_dof_message(plan: Plan, motion: Motion, frame: str) -> MultiDOFJointTrajectory:
     """One virtual joint, the vehicle: transforms, velocities and times in the ego frame of t0."""
-    motion = motion_of(plan.waypoints_m, plan.dt_s)
     message = MultiDOFJointTrajectory(header=header(plan, frame), joint_names=[frame])
     for index, seconds in enumerate(motion.times_s):
         x, y = map(float, plan.waypoints_m[index])
@@ -112,26 +117,43 @@ def autoware_messages() -> ModuleType:
         ) from error
 
 
-def autoware_message(plan: Plan, frame: str, messages: ModuleType) -> Any:
-    """autoware_planning_msgs/Trajectory: points with time, pose, speed along the path, acceleration, heading rate."""
-    motion = motion_of(plan.waypoints_m, plan.dt_s)
-    trajectory = messages.Trajectory(header=header(plan, frame))
-    for index, seconds in enumerate(motion.times_s):
+def autoware_message(plan: Plan, motion: Motion, ego: EgoState, vehicle: Vehicle, messages: ModuleType) -> Any:
+    """autoware_planning_msgs/Trajectory in the fixed frame of ``ego``, whose state at t0 is the first point.
+
+    Autoware's planning and control work in the map frame and look for the point nearest to the vehicle. Speeds are
+    along the path; the wheel angle is that of a bicycle model. Height is the ego's, for a plan is planar.
+    """
+    points = to_parent_frame(np.vstack([np.zeros(2), plan.waypoints_m]), ego.x_m, ego.y_m, ego.yaw_rad)
+    columns = (
+        [0.0, *motion.times_s],
+        [0.0, *motion.headings_rad],
+        [ego.speed_mps, *motion.speeds_mps],
+        [ego.accel_mps2, *motion.accels_mps2],
+        [ego.yaw_rate_radps, *motion.yaw_rates_radps],
+    )
+    trajectory = messages.Trajectory(header=header(plan, ego.frame))
+    for point, seconds, heading, speed, accel, yaw_rate in zip(points, *columns, strict=True):
         trajectory.points.append(
             messages.TrajectoryPoint(
                 time_from_start=duration_message(seconds),
-                pose=_pose(plan, motion, index),
-                longitudinal_velocity_mps=float(motion.speeds_mps[index]),
-                acceleration_mps2=float(motion.accels_mps2[index]),
-                heading_rate_rps=float(motion.yaw_rates_radps[index]),
+                pose=_pose(point, wrap_angle(ego.yaw_rad + heading), ego.z_m),
+                longitudinal_velocity_mps=float(speed),
+                acceleration_mps2=float(accel),
+                heading_rate_rps=float(yaw_rate),
+                front_wheel_angle_rad=_wheel_angle(vehicle, speed, yaw_rate),
             )
         )
     return trajectory
 
 
-def _pose(plan: Plan, motion: Motion, index: int) -> Pose:
-    x, y = map(float, plan.waypoints_m[index])
-    return Pose(position=Point(x=x, y=y), orientation=yaw_quaternion(motion.headings_rad[index]))
+def _wheel_angle(vehicle: Vehicle, speed_mps: float, yaw_rate_radps: float) -> float:
+    speed = math.copysign(max(abs(speed_mps), MIN_STEER_MPS), speed_mps)
+    return math.atan(vehicle.wheel_base_m * yaw_rate_radps / speed)
+
+
+def _pose(point_m: np.ndarray, heading_rad: float, z_m: float = 0.0) -> Pose:
+    x, y = map(float, point_m)
+    return Pose(position=Point(x=x, y=y, z=z_m), orientation=yaw_quaternion(heading_rad))
 
 
 def yaw_quaternion(yaw_rad: float) -> Quaternion:

@@ -167,9 +167,7 @@ class FastDriveNode(LifecycleNode):
 
     def _configure(self) -> None:
         loaded = self._planner_factory(self.settings)
-        self._outputs = Outputs(
-            self, loaded.cameras, self.settings.base_frame, self.settings.trajectory_type, self._qos_log
-        )
+        self._outputs = Outputs(self, loaded.cameras, self.settings, self._qos_log)
         self._loaded = loaded
         if self.settings.drop < 0:
             self.set_parameters([RosParameter("drop", value=float(loaded.planner.drop))])

@@ -13,6 +13,7 @@ from std_msgs.msg import Float64, String
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 from visualization_msgs.msg import MarkerArray
 
+from fastdrive_node.planning.motion import Motion, motion_of
 from fastdrive_node.record import PlanRecord
 from fastdrive_node.ros.markers import marker_array
 from fastdrive_node.ros.messages import (
@@ -22,6 +23,7 @@ from fastdrive_node.ros.messages import (
     multi_dof_message,
     path_message,
 )
+from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.qos import RECORDS, QosLog, advertise
 from fastdrive_node.sync.worker import Outcome
 from fastdrive_node.types import SUPERSEDED, FrameSet, Plan
@@ -36,10 +38,11 @@ class Outputs:
         ModelError: ``trajectory_type`` is "autoware" and its messages are not installed.
     """
 
-    def __init__(self, node: Node, cameras: Sequence[str], frame: str, trajectory_type: str, log: QosLog):
+    def __init__(self, node: Node, cameras: Sequence[str], settings: Settings, log: QosLog):
         self._node = node
-        self._frame = frame
-        self._autoware = autoware_messages() if trajectory_type == "autoware" else None
+        self._frame = settings.base_frame
+        self._vehicle = settings.vehicle()
+        self._autoware = autoware_messages() if settings.trajectory_type == "autoware" else None
         trajectory = self._autoware.Trajectory if self._autoware else MultiDOFJointTrajectory
         self._path = advertise(node, log, Path, "~/output/path")
         self._trajectory = advertise(node, log, trajectory, "~/output/trajectory")
@@ -61,14 +64,15 @@ class Outputs:
     def publish(self, outcome: Outcome) -> None:
         """Everything that an outcome gives; a superseded set gives its record only."""
         result = outcome.result
+        motion = motion_of(result.waypoints_m, result.dt_s) if isinstance(result, Plan) else None
         if isinstance(result, Plan):
-            self._publish_plan(result, outcome.planning_ms)
+            self._publish_plan(result, motion, outcome)
         latency_ms = (self._node.get_clock().now().nanoseconds - result.t0_ns) * 1e-6
         self._records.publish(String(data=json.dumps(PlanRecord.of_outcome(outcome, latency_ms).to_dict())))
         if isinstance(result, Plan):
             self._times["pipeline_latency_ms"].publish(Float64(data=latency_ms))
         if (isinstance(result, Plan) or result.stage != SUPERSEDED) and self._markers.get_subscription_count():
-            self._markers.publish(marker_array(result, self._frame))
+            self._markers.publish(marker_array(result, self._frame, self._vehicle, motion))
         if isinstance(result, Plan) and outcome.frames is not None:
             self._publish_overlays(result, outcome.frames)
 
@@ -77,13 +81,14 @@ class Outputs:
         for publisher in [*publishers, *self._times.values(), *self._overlays.values()]:
             self._node.destroy_publisher(publisher)
 
-    def _publish_plan(self, plan: Plan, planning_ms: float) -> None:
-        self._path.publish(path_message(plan, self._frame))
-        if self._autoware:
-            self._trajectory.publish(autoware_message(plan, self._frame, self._autoware))
-        else:
-            self._trajectory.publish(multi_dof_message(plan, self._frame))
-        self._times["processing_time_ms"].publish(Float64(data=planning_ms))
+    def _publish_plan(self, plan: Plan, motion: Motion, outcome: Outcome) -> None:
+        self._path.publish(path_message(plan, motion, self._frame))
+        if self._autoware and outcome.history is not None:
+            ego = outcome.history.now
+            self._trajectory.publish(autoware_message(plan, motion, ego, self._vehicle, self._autoware))
+        elif not self._autoware:
+            self._trajectory.publish(multi_dof_message(plan, motion, self._frame))
+        self._times["processing_time_ms"].publish(Float64(data=outcome.planning_ms))
         now = time.monotonic()
         if self._last_plan_at is not None:
             self._times["cyclic_time_ms"].publish(Float64(data=(now - self._last_plan_at) * 1e3))

@@ -6,6 +6,7 @@ speed and yaw rate. A history is shorter where the vehicle has just started, nev
 
 from __future__ import annotations
 
+import logging
 import math
 from bisect import bisect_left
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from fastdrive_node.errors import EgoStateError
 from fastdrive_node.geometry import wrap_angle
 from fastdrive_node.types import JUMP_BACK_S, EgoHistory, EgoState
 
+log = logging.getLogger(__name__)
 ACCEL_WINDOW_S = 0.5  # the acceleration is the mean over this time, as in the training data
 
 
@@ -39,13 +41,20 @@ class OdometryBuffer:
         return self._states[-1].stamp_ns if self._states else None
 
     def add(self, state: EgoState) -> None:
-        """Store a state. Late ones are ignored; a jump back in time forgets what came before.
+        """Store a state. Late ones are ignored; a jump back in time or another frame forgets what came before.
 
         Raises EgoStateError for a state with a number that is not finite.
         """
         values = (state.x_m, state.y_m, state.z_m, state.yaw_rad, state.speed_mps, state.yaw_rate_radps)
         if not all(map(math.isfinite, values)):
             raise EgoStateError("odometry: a value is not finite; the message is ignored")
+        if self._states and state.frame != self._states[-1].frame:
+            log.warning(
+                "odometry: frame %r after %r: earlier states are forgotten; is there a second publisher?",
+                state.frame,
+                self._states[-1].frame,
+            )
+            self.reset()
         if self._states and state.stamp_ns <= self._states[-1].stamp_ns:
             if self._states[-1].stamp_ns - state.stamp_ns < JUMP_BACK_S * 1e9:
                 return

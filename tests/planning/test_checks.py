@@ -43,7 +43,7 @@ def test_a_coordinate_that_is_not_finite_is_refused():
 
 
 def test_a_plan_that_is_too_fast_is_refused_with_the_waypoint():
-    with pytest.raises(AnswerError, match=r"speed of 41\.00 m/s at waypoint 1 passes 40 m/s"):
+    with pytest.raises(AnswerError, match=r"speed of 41\.00 m/s at waypoint 1 exceeds 40 m/s"):
         check_plan(straight(41.0), DT, 41.0)
 
 
@@ -70,6 +70,6 @@ def test_a_start_sideways_is_refused():
 
 
 def test_limits_can_be_set():
-    with pytest.raises(AnswerError, match=r"speed of 11\.00 m/s at waypoint 1 passes 10 m/s"):
+    with pytest.raises(AnswerError, match=r"speed of 11\.00 m/s at waypoint 1 exceeds 10 m/s"):
         check_plan(straight(11.0), DT, 11.0, PlanLimits(speed_mps=10.0))
     check_plan(straight(60.0), DT, 60.0, PlanLimits(speed_mps=80.0))

@@ -13,9 +13,10 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ro
 from nav_msgs.msg import Odometry
 
 from fastdrive_node.errors import InputError, ModelError
+from fastdrive_node.planning.motion import Motion, motion_of
 from fastdrive_node.ros import messages
 from fastdrive_node.ros.markers import marker_array
-from fastdrive_node.types import Command, Plan, Refusal
+from fastdrive_node.types import Command, EgoState, Plan, Refusal, Vehicle
 
 T0 = 1_533_151_603_999_999_999
 TIMES = 0.5 * np.arange(1, 7)
@@ -26,12 +27,16 @@ def plan(**changes) -> Plan:
     return Plan(**{"t0_ns": T0, "waypoints_m": ARC, "dt_s": 0.5, "text": "...", "stage_ms": {"total": 7.0}, **changes})
 
 
+def motion(plan: Plan) -> Motion:
+    return motion_of(plan.waypoints_m, plan.dt_s)
+
+
 def yaw_of(q) -> float:
     return 2 * math.atan2(q.z, q.w)
 
 
 def test_the_path_has_a_pose_and_stamp_for_each_waypoint():
-    path = messages.path_message(plan(), "base_link")
+    path = messages.path_message(plan(), motion(plan()), "base_link")
     assert messages.stamp_ns(path.header.stamp) == T0
     assert [messages.stamp_ns(pose.header.stamp) for pose in path.poses] == [T0 + k * 500_000_000 for k in range(1, 7)]
     assert path.poses[2].pose.position.x == pytest.approx(ARC[2, 0])
@@ -39,7 +44,7 @@ def test_the_path_has_a_pose_and_stamp_for_each_waypoint():
 
 
 def test_the_trajectory_has_times_and_velocities():
-    trajectory = messages.multi_dof_message(plan(), "base_link")
+    trajectory = messages.multi_dof_message(plan(), motion(plan()), "base_link")
     point = trajectory.points[2]
     assert (point.time_from_start.sec, point.time_from_start.nanosec) == (1, 500_000_000)
     velocity = point.velocities[0].linear
@@ -48,18 +53,39 @@ def test_the_trajectory_has_times_and_velocities():
     assert trajectory.joint_names == ["base_link"]
 
 
-def test_autowares_trajectory_has_its_fields():
-    fake = SimpleNamespace(
-        Trajectory=lambda header: SimpleNamespace(header=header, points=[]), TrajectoryPoint=SimpleNamespace
-    )
-    trajectory = messages.autoware_message(plan(), "base_link", fake)
-    assert messages.stamp_ns(trajectory.header.stamp) == T0
-    assert trajectory.points[5].time_from_start.sec == 3
-    assert trajectory.points[2].longitudinal_velocity_mps == pytest.approx(6.0, rel=0.01)
-    assert trajectory.points[2].heading_rate_rps == pytest.approx(0.3)
+FAKE_AUTOWARE = SimpleNamespace(
+    Trajectory=lambda header: SimpleNamespace(header=header, points=[]), TrajectoryPoint=SimpleNamespace
+)
 
 
-def test_autowares_messages_missing_is_an_error_with_the_mend():
+def test_autowares_trajectory_is_in_the_frame_of_the_odometry_and_starts_at_the_vehicle():
+    ego = EgoState(T0, 100.0, -50.0, math.pi / 2, 6.5, accel_mps2=0.4, yaw_rate_radps=0.3, z_m=7.0, frame="map")
+    trajectory = messages.autoware_message(plan(), motion(plan()), ego, Vehicle(wheel_base_m=2.0), FAKE_AUTOWARE)
+    assert (messages.stamp_ns(trajectory.header.stamp), trajectory.header.frame_id) == (T0, "map")
+    first, *others = trajectory.points
+    assert (first.pose.position.x, first.pose.position.y, first.pose.position.z) == (100.0, -50.0, 7.0)
+    assert yaw_of(first.pose.orientation) == pytest.approx(math.pi / 2)
+    assert (first.longitudinal_velocity_mps, first.acceleration_mps2, first.heading_rate_rps) == (6.5, 0.4, 0.3)
+    assert first.time_from_start.sec == first.time_from_start.nanosec == 0
+    assert [point.time_from_start.sec for point in others[1::2]] == [1, 2, 3]
+    # the ego looks along +y of the map: forward is +y, left is -x
+    assert others[2].pose.position.x == pytest.approx(100.0 - ARC[2, 1])
+    assert others[2].pose.position.y == pytest.approx(-50.0 + ARC[2, 0])
+    assert others[2].pose.position.z == 7.0
+    assert yaw_of(others[2].pose.orientation) == pytest.approx(math.pi / 2 + 0.45)
+    assert others[2].longitudinal_velocity_mps == pytest.approx(6.0, rel=0.01)
+    assert others[2].heading_rate_rps == pytest.approx(0.3)
+    assert others[2].front_wheel_angle_rad == pytest.approx(math.atan(2.0 * 0.3 / 6.0), rel=0.01)
+
+
+def test_steering_angles_of_a_standing_vehicle_are_finite():
+    ego = EgoState(T0, 0.0, 0.0, 0.0, 0.0, yaw_rate_radps=0.01)
+    standing = plan(waypoints_m=np.zeros((6, 2)))
+    points = messages.autoware_message(standing, motion(standing), ego, Vehicle(), FAKE_AUTOWARE).points
+    assert all(abs(point.front_wheel_angle_rad) < 0.1 for point in points)
+
+
+def test_autowares_messages_missing_is_an_error_with_the_fix():
     try:
         import autoware_planning_msgs  # noqa: F401
     except ImportError:
@@ -82,6 +108,14 @@ def test_odometry_is_planar_motion(yaw):
     assert (state.stamp_ns, state.x_m, state.y_m) == (T0, 3.0, -4.0)
     assert (state.speed_mps, state.yaw_rate_radps) == (8.0, 0.2)
     assert state.yaw_rad == pytest.approx(yaw)
+
+
+def test_odometry_names_its_frame_and_height():
+    message = odometry()
+    assert messages.ego_state(message).frame == "map"
+    message.header.frame_id = "odom"
+    message.pose.pose.position.z = 12.5
+    assert (messages.ego_state(message).frame, messages.ego_state(message).z_m) == ("odom", 12.5)
 
 
 def test_odometry_without_a_rotation_or_with_nan_is_refused():
@@ -109,9 +143,20 @@ def test_images_keep_their_pixels():
 
 
 def test_markers_are_amber_for_a_degraded_plan_and_red_for_a_refusal():
-    nominal, degraded = (marker_array(plan(mode=mode), "base_link").markers for mode in ("nominal", "degraded: x"))
+    nominal, degraded = (
+        marker_array(plan(mode=mode), "base_link", Vehicle(), motion(plan())).markers
+        for mode in ("nominal", "degraded: x")
+    )
     assert nominal[0].color != degraded[0].color
-    assert degraded[2].text == "degraded: x"
+    assert degraded[3].text == "degraded: x"
     assert len(nominal[0].points) == 7 and len(nominal[1].points) == 6
-    (refusal,) = marker_array(Refusal(T0, "stale", "frames"), "base_link").markers
+    (refusal,) = marker_array(Refusal(T0, "stale", "frames"), "base_link", Vehicle()).markers
     assert refusal.text == "frames: stale" and refusal.color.r == 1.0
+
+
+def test_the_marker_of_the_vehicle_has_its_size_and_is_centered():
+    straight = plan(waypoints_m=np.stack([4.0 * TIMES, 0 * TIMES], axis=1))
+    vehicle = Vehicle(length_m=12.0, width_m=2.5, rear_overhang_m=3.0)
+    body = marker_array(straight, "base_link", vehicle, motion(straight)).markers[2]
+    assert (body.ns, body.scale.x, body.scale.y) == ("vehicle", 12.0, 2.5)
+    assert body.pose.position.x == pytest.approx(12.0 + 12.0 / 2 - 3.0)

@@ -167,7 +167,7 @@ def test_overlays_and_markers_come_when_somebody_listens(rig):
     rig.wait(lambda: overlays and markers, "overlay and markers")
     assert (overlays[0].height, overlays[0].width, overlays[0].encoding) == (24, 32, "rgb8")
     assert stamp_ns(overlays[0].header.stamp) == t0
-    assert [marker.ns for marker in markers[0].markers] == ["path", "waypoints", "text"]
+    assert [marker.ns for marker in markers[0].markers] == ["path", "waypoints", "vehicle", "text"]
 
 
 def diagnostics(rig) -> dict:
@@ -269,7 +269,7 @@ def test_a_wrong_choice_is_refused_at_the_start(ros):
         FastDriveNode(parameter_overrides=[Parameter("image_transport", value="jpeg")])
 
 
-def test_autoware_without_its_messages_is_refused_with_the_mend(rig):
+def test_autoware_without_its_messages_is_refused_with_the_fix(rig):
     made = rig(start=False, trajectory_type="autoware")
     try:
         import autoware_planning_msgs  # noqa: F401

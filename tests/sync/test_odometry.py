@@ -111,6 +111,21 @@ def test_a_clock_jump_keeps_the_samples_of_the_new_time_only():
     assert buffer.newest_ns is None
 
 
+def test_odometry_of_another_frame_forgets_what_came_before(caplog):
+    buffer = driven(5, 20)
+    buffer.add(EgoState(at(5050), 900.0, 9.0, 1.0, 2.0, frame="odom"))
+    history = buffer.history(at(5050))
+    assert [state.frame for state in history.states] == ["odom"]
+    assert "frame 'odom' after 'map'" in caplog.text
+
+
+def test_height_is_interpolated():
+    buffer = OdometryBuffer()
+    for ms, z in ((0, 10.0), (100, 12.0)):
+        buffer.add(EgoState(at(ms), 0, 0, 0, 1.0, z_m=z))
+    assert buffer.history(at(50)).now.z_m == pytest.approx(11.0)
+
+
 def test_a_turn_is_extrapolated_along_the_arc():
     buffer = OdometryBuffer()
     buffer.add(EgoState(at(0), 0, 0, 0, 10.0, yaw_rate_radps=0.5))

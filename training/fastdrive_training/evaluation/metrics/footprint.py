@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from fastdrive_node import geometry
+
 EGO_LENGTH_M, EGO_WIDTH_M = 4.084, 1.85  # nuScenes' Renault Zoe, in all evaluators
 CENTRE_AHEAD_M = 0.5  # of the box, from the trajectory point
 IMU_AHEAD_M = 0.985793  # further, where the frame is nuScenes' ego frame and not the lidar's
@@ -32,10 +34,7 @@ def step_headings(path: np.ndarray, start: tuple[float, float] = (0.0, 0.0)) -> 
     a vehicle that has turned and stops keeps its heading. Arguments and result as in :func:`path_headings`.
     """
     steps = np.diff(np.concatenate([[start], np.asarray(path, np.float64)]), axis=0)
-    headings = np.arctan2(steps[:, 1], steps[:, 0])
-    known = np.linalg.norm(steps, axis=1) >= SHORT_STEP_M
-    latest = np.maximum.accumulate(np.where(known, np.arange(len(steps)), -1))
-    return np.where(latest >= 0, headings[latest], 0.0)
+    return geometry.step_headings(steps, SHORT_STEP_M)
 
 
 def ego_boxes(path: np.ndarray, headings: np.ndarray, ahead_m: float = CENTRE_AHEAD_M) -> np.ndarray:
