@@ -16,18 +16,19 @@ from typing import Any
 import torch
 import yaml
 
+from benchmarks.studies.reconstruction_quality import oracle_cells, quality, random_cells
 from fastdrive_training.data.adapters import open_source
-from fastdrive_training.engine.checkpoint import CHECKPOINT
+from fastdrive_training.data.sampling import evenly_spaced
+from fastdrive_training.engine.checkpoint import CHECKPOINT, RECIPE_FILE, write_recipe
 from fastdrive_training.engine.config import parse_recipe
 from fastdrive_training.engine.logging import read_log
-from fastdrive_training.pruner.config import RECIPE_FILE, ReconRecipe
-from fastdrive_training.pruner.quality import chance_cells, oracle_cells, quality
-from fastdrive_training.pruner.train import ReconRun, prepare, spread
+from fastdrive_training.pruner.config import KIND, ReconRecipe
+from fastdrive_training.pruner.train import ReconRun, prepare
 from fastdrive_training.pruner.validate import HeldOut, read_held_out
 from fastdrive_training.scoring.score import score_figures, score_tokens
 
 RESULT = "result.json"
-MASK_SEED = 0  # of the masks by chance on the test images
+MASK_SEED = 0  # of the random masks on the test images
 
 
 @dataclass(frozen=True)
@@ -56,21 +57,21 @@ class Job:
 
 
 def run_job(job: Job) -> dict[str, Any]:
-    """Train, going on from a checkpoint of the same recipe, and judge; writes and returns the result."""
+    """Train, continuing from a checkpoint of the same recipe, and judge; writes and returns the result."""
     settings = parse_recipe(ReconRecipe, job.recipe)
     run = prepare(settings)
     resume = (job.folder / CHECKPOINT).exists() and _stored_recipe(job.folder) == settings
-    settings.write(job.folder)
+    write_recipe(job.folder, {"kind": KIND, **asdict(settings)})
     trained = run.trainer.run(resume)
     memory = _peak_memory_mib(run)
     source = open_source(job.test, job.test_split)
-    test = read_held_out(source, run.vla, spread(len(source), job.test_keyframes), job.pictures)
+    test = read_held_out(source, run.vla, evenly_spaced(len(source), job.test_keyframes), job.pictures)
     result = {
         "arm": job.arm,
         "seed": job.seed,
         **_test_figures(run, test),
         "collapsed": trained["collapsed"],
-        "positive_share_over_time": _positive_share(job.folder, settings.schedule.warmup_steps),
+        "positive_share_over_time": _positive_share(job.folder, settings.schedule.decoder_pretrain_steps),
         "images_per_s": trained["images_per_s"],
         "peak_memory_mib": memory,
         "parameters": {
@@ -91,7 +92,7 @@ def _test_figures(run: ReconRun, test: HeldOut) -> dict[str, Any]:
     if kind == "oracle":
         return {"reconstruction": quality(trainer.decoder, test, oracle_cells(test))}
     if kind == "random":
-        return {"reconstruction": quality(trainer.decoder, test, chance_cells(test, MASK_SEED))}
+        return {"reconstruction": quality(trainer.decoder, test, random_cells(test, MASK_SEED))}
     scores = score_tokens(trainer.result.eval(), test.tokens, test.grid)
     mask = scores.reshape(test.coverage.shape)[: len(test.images)] > 0
     return {**score_figures(scores, test.coverage), "reconstruction": quality(trainer.decoder, test, mask)}

@@ -30,14 +30,13 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.studies.ablation_runs import Job
 from fastdrive_node.cli import write_json
-from fastdrive_node.devices import describe
+from fastdrive_node.devices import choose_device, describe
 from fastdrive_node.families.loading import load_vla
 from fastdrive_training.data.adapters import open_source
 from fastdrive_training.data.token_cache import build_token_cache
-from fastdrive_training.pruner.config import usable_device
 
 SCRIPT = Path(__file__).parent / "ablation_runs.py"
-UNAIDED = {"rehearsal": 0.0, "warmup_steps": 0}  # and the warm-up's steps are added to the others
+UNAIDED = {"rehearsal": 0.0, "decoder_pretrain_steps": 0}  # and the warm-up's steps are added to the others
 # arm -> (what it is, its keys)
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "foreground_only": ("foreground half alone", {"loss": {"adversary": False}, "schedule": UNAIDED}),
@@ -82,7 +81,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for name in ("seeds", "steps", "batch", "test_keyframes", "pictures"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')}: must be at least 1")
-    args.device = usable_device(args.device)
+    args.device = str(choose_device(args.device, "--device"))
     args.jobs = args.jobs or (1 if args.device != "cpu" else os.cpu_count() or 1)
     return args
 
@@ -101,7 +100,7 @@ def plan(args: argparse.Namespace) -> list[Job]:
 def _job(args: argparse.Namespace, arm: str, seed: int, keys: dict[str, Any]) -> Job:
     unaided = keys.get("schedule") is UNAIDED
     schedule = {
-        "warmup_steps": args.warmup,
+        "decoder_pretrain_steps": args.warmup,
         "steps": args.steps + (args.warmup if unaided else 0),
         "batch": args.batch,
         "lr": args.lr,

@@ -34,6 +34,7 @@ EPOCHS = 10  # the paper's
 GPUS = {"A100": 312.0, "H100": 989.0}  # peak dense bfloat16 TFLOP/s
 SMALLEST_WIDTH = 1024  # smaller models do not keep a GPU busy; no times are given for them
 GIB = 2**30
+CELL_PX = 28  # of a token: patch 14, merge 2
 _TEXT = {
     "num_hidden_layers": 1,  # of which nothing but the shape of a layer is used
     "vocab_size": 8,
@@ -63,7 +64,7 @@ class Size:
 
     @property
     def grid(self) -> tuple[int, int]:
-        return self.image[0] // 28, self.image[1] // 28
+        return self.image[0] // CELL_PX, self.image[1] // CELL_PX
 
     @property
     def tokens(self) -> int:
@@ -118,7 +119,7 @@ def modules(size: Size) -> tuple[nn.Module, ReconPruner, ReconDecoder]:
     with torch.device("meta"):
         tower = Qwen2_5_VisionTransformerPretrainedModel._from_config(config.vision_config).to(torch.bfloat16)
         pruner = ReconPruner.from_config(config.text_config)
-        decoder = ReconDecoder(config.text_config, size.decoder_layers)
+        decoder = ReconDecoder(config.text_config, size.decoder_layers, CELL_PX)
     return tower.requires_grad_(False), pruner, decoder
 
 
@@ -145,9 +146,9 @@ def training_step(size: Size, pruner: nn.Module, decoder: nn.Module, images: int
         with torch.autocast("cpu", torch.bfloat16):
             scores = pruner(tokens, size.grid)
         mask = straight_through(scores)
-        losses = split_losses(decode, tokens, mask, pixels, foreground, size.grid, LossWeights(), share=0.5)
+        losses = split_losses(decode, tokens, mask, pixels, foreground, size.grid, LossWeights(), covered=0.5)
         bytes_saved = sum(storage.nbytes() for storage in saved.values())
-        losses.total.backward()
+        losses["total"].backward()
     return Step(bytes_saved, counter.get_total_flops())
 
 

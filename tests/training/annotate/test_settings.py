@@ -28,7 +28,7 @@ def test_single_keys_are_overridden(tmp_path):
     ("change", "message"),
     [
         ({"grops": []}, "unknown key grops"),
-        ({"groups": None}, "groups: must be a list"),
+        ({"groups": None}, "groups: must be a valid list"),
         ({"groups": []}, "groups: at least one"),
         ({"groups": [{"name": "road"}]}, r"missing key groups\[0\]\.prompts"),
         ({"groups": [{"name": "road", "prompts": []}]}, "road needs at least one"),

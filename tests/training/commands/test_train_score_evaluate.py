@@ -41,7 +41,7 @@ def _recipe(tmp_path, root, vla_dir, text="") -> str:
     path.write_text(
         f"kind: recon_pruner\nvla: {vla_dir}\ndataset: {root}\nout: {tmp_path / 'run'}\ncache: {tmp_path / 'cache'}\n"
         f"val_keyframes: 4\ndecoder_layers: 1\n{text}\n"
-        "schedule: {warmup_steps: 1, steps: 2, batch: 4, lr: 1.0e-3, log_every: 1, checkpoint_every: 2}\n"
+        "schedule: {decoder_pretrain_steps: 1, steps: 2, batch: 4, lr: 1.0e-3, log_every: 1, checkpoint_every: 2}\n"
         "loss: {ssim_stride: 8}\n"
     )
     return str(path)
@@ -64,7 +64,7 @@ def test_resuming_a_changed_recipe_is_refused(tmp_path, root, vla_dir, capsys):
     recipe = _recipe(tmp_path, root, vla_dir)
     _run(tmp_path, "train", recipe)
     assert main(["train", recipe, "--resume", "--set", "seed=5"]) == 1
-    assert "belongs to another recipe" in capsys.readouterr().err
+    assert "seed was 0 in that run, now it is 5" in capsys.readouterr().err
 
 
 def test_collapsed_training_leaves_no_pruner(tmp_path, root, vla_dir, capsys):

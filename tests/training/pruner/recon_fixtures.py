@@ -1,12 +1,11 @@
-"""Small stand-ins for the reconstruction's tests: a toy configuration, and batches of made-up pictures."""
+"""Small stand-ins for the reconstruction's tests: a toy configuration, and batches of made-up images."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
 
 import torch
 from transformers import Qwen2_5_VLTextConfig
 
+from fastdrive_training.engine.loop import StepBatches
 from fastdrive_training.pruner.data import ReconBatch
 
 GRID = (2, 4)
@@ -25,19 +24,16 @@ def text_config(width: int = 32) -> Qwen2_5_VLTextConfig:
     )
 
 
-class PaintedBatches:
-    """Cells that are foreground or background by chance; the token of a cell holds its colour and whether it is which.
+class PaintedBatches(StepBatches):
+    """Cells that are foreground or background at random; the token of a cell holds its color and which it is."""
 
-    The same interface as ReconBatches.
-    """
-
-    def __init__(self, batch: int = 4, width: int = 32, poison: int | None = None, parts: int = 1):
-        self.batch, self.parts = batch, parts
+    def __init__(self, batch: int = 4, width: int = 32, poison: int | None = None, parts: int = 1, own=None):
+        super().__init__(10**6, batch, 0, "painted", parts, range(parts) if own is None else own)
         self._width, self._poison = width, poison
         self._project = torch.randn(4, width, generator=torch.Generator().manual_seed(9))
 
-    def steps(self, start: int, stop: int, parts: Sequence[int] = (0,)) -> Iterator[list[ReconBatch]]:
-        return ([self.at(step, part) for part in parts] for step in range(start, stop))
+    def read(self, step: int) -> list[ReconBatch]:
+        return [self.at(step, part) for part in self.own]
 
     def names(self, step: int) -> list[str]:
         return [f"sample{step}/{image}" for image in range(self.batch)]
@@ -52,9 +48,8 @@ class PaintedBatches:
             tokens[1, 2] = float("nan")
         pixels, foreground = _grow(color.float()).to(torch.uint8), _grow(fore.unsqueeze(-1).float()) > 0.5
         places = tuple(range(self.batch))[part :: self.parts]
-        names = tuple(self.names(step)[place] for place in places)
         own = [part[list(places)] for part in (tokens, pixels, foreground)]
-        return ReconBatch(names, *own, torch.zeros_like(own[2]), places)
+        return ReconBatch(*own, torch.zeros_like(own[2]), places)
 
 
 def _grow(cells: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,8 @@ import torch
 from fastdrive_node.errors import TrainingError
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.engine.distributed import Processes
-from fastdrive_training.engine.schedule import Schedule
 from fastdrive_training.pruner.collapse import HealthLimits
+from fastdrive_training.pruner.config import Schedule
 from fastdrive_training.pruner.decoder import ReconDecoder
 from fastdrive_training.pruner.losses import LossWeights
 from fastdrive_training.pruner.train import train
@@ -27,10 +27,10 @@ def poisoned(folder: Path) -> str:
     trainer = ReconTrainer(
         ReconPruner(text_config()),
         ReconDecoder(text_config(), 1, CELL),
-        PaintedBatches(poison=3, parts=processes.count),
+        PaintedBatches(poison=3, parts=processes.count, own=[processes.rank]),
         GRID,
         folder / "poisoned",
-        Schedule(warmup_steps=1, steps=5, lr=1e-3, checkpoint_every=2),
+        Schedule(decoder_pretrain_steps=1, steps=5, lr=1e-3, checkpoint_every=2),
         LossWeights(),
         HealthLimits(),
         TrainerOptions(progress=False),

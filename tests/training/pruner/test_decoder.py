@@ -7,8 +7,8 @@ import torch
 
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.pruner.decoder import ReconDecoder, fold_cells, start_from_layers
+from fastdrive_training.pruner.data import cells_to_pixels, matched_random_masks, oracle_masks, random_masks
 from fastdrive_training.pruner.losses import LossWeights, split_losses, straight_through
-from fastdrive_training.pruner.masks import cells_to_pixels, chance_masks, oracle_masks, random_masks
 from tests.training.pruner.recon_fixtures import CELL, GRID, PaintedBatches, text_config
 
 SIZE = (GRID[0] * CELL, GRID[1] * CELL)
@@ -45,7 +45,7 @@ def test_every_part_of_the_pruner_gets_gradient_through_the_mask(surrogate):
     mask = straight_through(scores, surrogate)
     weights = LossWeights(surrogate=surrogate)
     losses = split_losses(decoder, batch.tokens, mask, batch.pixels / 255, batch.foreground.float(), GRID, weights)
-    losses.total.backward()
+    losses["total"].backward()
     for name, parameter in pruner.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
@@ -57,30 +57,30 @@ def test_a_mask_without_straight_through_gives_the_scorer_no_gradient():
     scores = torch.randn(1, 8, requires_grad=True)
     tokens, pixels, foreground = _one_cell_scene()
     losses = split_losses(_paint_decoder, tokens, (scores > 0).float(), pixels, foreground, GRID, LossWeights())
-    assert not losses.total.requires_grad
+    assert not losses["total"].requires_grad
 
 
 def test_foreground_and_background_gradients_oppose():
     """With a ready decoder both halves push a misplaced token to the other side, and leave a well placed one alone."""
     tokens, pixels, foreground = _one_cell_scene()
     gradients = {}
-    for half, alpha in (("fore", 1.0), ("back", 0.0), ("both", 0.5)):
-        scores = torch.full((1, 8), 0.01, requires_grad=True)  # all tokens in the foreground half
+    for branch, alpha in (("fore", 1.0), ("back", 0.0), ("both", 0.5)):
+        scores = torch.full((1, 8), 0.01, requires_grad=True)  # all tokens in the foreground branch
         weights = LossWeights(alpha=alpha, ssim_weight=0.0, balance_regions=False)
         mask = straight_through(scores)
-        split_losses(_paint_decoder, tokens, mask, pixels, foreground, GRID, weights).total.backward()
-        gradients[half] = scores.grad[0]
-    assert (gradients["fore"][1:] > 0).all()  # background cells painted into the foreground half: scores down
-    assert (gradients["back"][1:] > 0).all()  # and missing in the background half: scores down
+        split_losses(_paint_decoder, tokens, mask, pixels, foreground, GRID, weights)["total"].backward()
+        gradients[branch] = scores.grad[0]
+    assert (gradients["fore"][1:] > 0).all()  # background cells painted into the foreground branch: scores down
+    assert (gradients["back"][1:] > 0).all()  # and missing in the background branch: scores down
     assert gradients["fore"][0] == pytest.approx(0, abs=1e-7)  # a foreground cell where it belongs costs nothing
     assert (gradients["both"][1:] > 0).all()
 
-    for half, alpha in (("fore", 1.0), ("back", 0.0)):
-        scores = torch.full((1, 8), -0.01, requires_grad=True)  # all tokens in the background half
+    for branch, alpha in (("fore", 1.0), ("back", 0.0)):
+        scores = torch.full((1, 8), -0.01, requires_grad=True)  # all tokens in the background branch
         weights = LossWeights(alpha=alpha, ssim_weight=0.0, balance_regions=False)
         mask = straight_through(scores)
-        split_losses(_paint_decoder, tokens, mask, pixels, foreground, GRID, weights).total.backward()
-        assert scores.grad[0, 0] < 0, half  # the foreground cell is wanted in the foreground half: score up
+        split_losses(_paint_decoder, tokens, mask, pixels, foreground, GRID, weights)["total"].backward()
+        assert scores.grad[0, 0] < 0, branch  # the foreground cell is wanted in the foreground branch: score up
         assert scores.grad[0, 1:].abs().max() < 1e-7
 
 
@@ -91,9 +91,9 @@ def test_the_two_halves_pull_a_token_apart():
     level = torch.full((1, 8), 0.5, requires_grad=True)
     weights = LossWeights(ssim_weight=0.0, balance_regions=False)
     gradients = []
-    for foreground, half in ((torch.ones(1, 1, *SIZE), "mse_fore"), (torch.zeros(1, 1, *SIZE), "mse_back")):
+    for foreground, branch in ((torch.ones(1, 1, *SIZE), "mse_fore"), (torch.zeros(1, 1, *SIZE), "mse_back")):
         losses = split_losses(_paint_decoder, tokens, level, pixels, foreground, GRID, weights)
-        gradients.append(torch.autograd.grad(getattr(losses, half), level)[0])
+        gradients.append(torch.autograd.grad(losses[branch], level)[0])
     fore, back = gradients
     assert (fore < 0).all() and (back > 0).all()
     torch.testing.assert_close(fore, -back)
@@ -105,12 +105,12 @@ def test_right_mask_costs_nothing_and_region_balance_weighs_the_smaller_region_u
     right[0, 0] = 1
     plain = LossWeights(balance_regions=False)
     exact = split_losses(_paint_decoder, tokens, right, pixels, foreground, GRID, plain)
-    assert float(exact.total) == pytest.approx(0, abs=1e-6)
+    assert float(exact["total"]) == pytest.approx(0, abs=1e-6)
     nothing = torch.zeros(1, 8)
     unbalanced = split_losses(_paint_decoder, tokens, nothing, pixels, foreground, GRID, plain)
     balanced = split_losses(_paint_decoder, tokens, nothing, pixels, foreground, GRID, LossWeights())
-    assert balanced.total > unbalanced.total
-    assert unbalanced.fore == balanced.fore
+    assert balanced["total"] > unbalanced["total"]
+    assert unbalanced["fore"] == balanced["fore"]
 
 
 def test_decoder_is_bidirectional_and_paints_raster_order():
@@ -158,17 +158,17 @@ def test_the_right_reconstruction_of_each_target_costs_nothing(targets, channels
 
     weights = LossWeights(targets=targets)
     assert weights.channels == channels
-    assert float(split_losses(decode, tokens, right, pixels, foreground, GRID, weights).total) < 1e-6
-    assert float(split_losses(decode, tokens, 1 - right, pixels, foreground, GRID, weights).total) > 0.1
+    assert float(split_losses(decode, tokens, right, pixels, foreground, GRID, weights)["total"]) < 1e-6
+    assert float(split_losses(decode, tokens, 1 - right, pixels, foreground, GRID, weights)["total"]) > 0.1
 
 
-def test_without_the_adversary_the_background_half_has_no_weight():
+def test_without_the_adversary_the_background_branch_has_no_weight():
     scores = torch.randn(1, 8, requires_grad=True)
     tokens, pixels, foreground = _one_cell_scene()
     weights = LossWeights(ssim_weight=0.0, adversary=False)
     losses = split_losses(_paint_decoder, tokens, straight_through(scores), pixels, foreground, GRID, weights)
-    assert losses.total.item() == pytest.approx(losses.fore.item() / (2 * foreground.mean().item()))
-    assert losses.back > 0
+    assert losses["total"].item() == pytest.approx(losses["fore"].item() / (2 * foreground.mean().item()))
+    assert losses["back"] > 0
 
 
 def test_doubtful_pixels_cost_nothing_and_give_no_gradient():
@@ -178,10 +178,10 @@ def test_doubtful_pixels_cost_nothing_and_give_no_gradient():
     ignore[..., CELL:] = True  # all but the first column of cells
     weights = LossWeights(ssim_weight=0.0)
     losses = split_losses(_paint_decoder, tokens, level, pixels, foreground, GRID, weights, ignore=ignore)
-    losses.total.backward()
+    losses["total"].backward()
     assert (level.grad.view(GRID)[:, 0] != 0).all()
     assert (level.grad.view(GRID)[:, 1:] == 0).all()
-    assert torch.isfinite(losses.total)
+    assert torch.isfinite(losses["total"])
 
 
 def test_masks_that_are_given_follow_the_foreground():
@@ -192,14 +192,14 @@ def test_masks_that_are_given_follow_the_foreground():
     foreground[1] = 1
     assert oracle_masks(foreground, GRID).tolist() == [[1, 0, 0, 0, 1, 0, 0, 0], [1] * 8]
     seeds = [(0, step, 0) for step in range(200)]
-    by_chance = chance_masks(foreground[:1].expand(200, -1, -1, -1), 8, seeds)
-    assert float(by_chance.mean()) == pytest.approx(float(foreground[0].mean()), abs=0.03)
-    assert torch.equal(chance_masks(foreground[:1], 8, seeds[7:8])[0], by_chance[7])
+    drawn = matched_random_masks(foreground[:1].expand(200, -1, -1, -1), 8, seeds)
+    assert float(drawn.mean()) == pytest.approx(float(foreground[0].mean()), abs=0.03)
+    assert torch.equal(matched_random_masks(foreground[:1], 8, seeds[7:8])[0], drawn[7])
 
 
 def test_pruner_and_decoder_can_start_from_the_language_models_layers(tiny_vla):
     config, layers = tiny_vla.model.config.text_config, tiny_vla.model.model.language_model.layers
-    pruner, decoder = ReconPruner.from_config(config), ReconDecoder(config, 2)
+    pruner, decoder = ReconPruner.from_config(config), ReconDecoder(config, 2, 28)
     query = pruner.query.detach().clone()
     start_from_layers(pruner, decoder, layers, pruner_layer=3, decoder_layer=1)
     for ours, theirs in ((pruner.layer, layers[3]), (decoder.layers[0], layers[1]), (decoder.layers[1], layers[2])):
@@ -215,4 +215,4 @@ def test_pruner_and_decoder_can_start_from_the_language_models_layers(tiny_vla):
     ):
         start_from_layers(pruner, decoder, layers, 4, None)
     with pytest.raises(ValueError, match="decoder_init: 6 layers are wanted, but the VLA has 4; lower decoder_layers"):
-        start_from_layers(pruner, ReconDecoder(config, 6), layers, None, 0)
+        start_from_layers(pruner, ReconDecoder(config, 6, 28), layers, None, 0)

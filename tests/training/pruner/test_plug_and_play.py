@@ -30,12 +30,13 @@ def root(tmp_path_factory):
 def pruner_file(tmp_path_factory, tiny_dir, root):
     """Trained, for two steps, on the encoder of the tiny VLA."""
     folder = tmp_path_factory.mktemp("run")
-    schedule = {"warmup_steps": 1, "steps": 2, "batch": 4, "lr": 1e-3}
+    schedule = {"decoder_pretrain_steps": 1, "steps": 2, "batch": 4, "lr": 1e-3}
     recipe = {
         "vla": str(tiny_dir),
         "dataset": str(root),
         "out": str(folder),
         "features": "live",
+        "workers": 0,
         "device": "cpu",
         "decoder_layers": 1,
         "tensorboard": False,

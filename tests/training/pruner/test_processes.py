@@ -54,7 +54,7 @@ def _launch(words: list[str], count: int) -> None:
 
 def test_two_processes_have_the_losses_of_one(tmp_path, tiny_dir):
     root = write_dataset(tmp_path / "d", scenes=2, keyframes=3)
-    schedule = {"warmup_steps": 2, "steps": 4, "batch": 8, "lr": 1e-3, "log_every": 1, "ema_decay": 0.5}
+    schedule = {"decoder_pretrain_steps": 2, "steps": 4, "batch": 8, "lr": 1e-3, "log_every": 1, "ema_decay": 0.5}
     recipe = {
         "vla": str(tiny_dir),
         "dataset": str(root),

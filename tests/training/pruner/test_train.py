@@ -15,9 +15,10 @@ from fastdrive_node.cli import main
 from fastdrive_node.errors import InputError
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.engine.config import RecipeError, parse_recipe
+from fastdrive_training.engine.distributed import Processes, choose_precision
 from fastdrive_training.engine.logging import EVENTS, RunLog, read_log
 from fastdrive_training.pruner.collapse import CollapseError
-from fastdrive_training.pruner.config import ReconRecipe, usable_device, usable_precision
+from fastdrive_training.pruner.config import ReconRecipe
 from fastdrive_training.pruner.train import build_modules, train
 from fastdrive_training.pruner.validate import CURVE_POINTS, write_curve
 from tests.training.tiny_nuscenes import write_dataset
@@ -45,8 +46,9 @@ def recipe(tmp_path, tiny_dir, root, cache):
         "val_keyframes": 3,
         "decoder_layers": 1,
         "tensorboard": False,
+        "workers": 0,
         "loss": {"ssim_stride": 8},
-        "schedule": {"warmup_steps": 1, "steps": 2, "batch": 4, "lr": 1e-3, "log_every": 1, "evaluate_every": 1},
+        "schedule": {"decoder_pretrain_steps": 1, "steps": 2, "batch": 4, "lr": 1e-3, "log_every": 1, "evaluate_every": 1},
     }
 
 
@@ -214,14 +216,15 @@ def test_a_line_that_was_cut_off_is_no_line(tmp_path):
     assert [row["step"] for row in read_log(tmp_path)] == [0, 1]
 
 
-def test_device_and_precision_must_be_there(monkeypatch):
-    assert usable_device("cpu") == "cpu" and usable_precision("auto", "cpu") == "float32"
+def test_device_and_precision_must_be_there(monkeypatch, recipe):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert Processes("cpu").device == cpu and choose_precision("auto", cpu) == "float32"
     for name in ("gpu", "mps", "cuda:99"):
-        with pytest.raises(RecipeError, match="device: "):
-            usable_device(name)
+        with pytest.raises(InputError, match="device: "):
+            train({**recipe, "device": name})
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert usable_precision("auto", "cuda") == "float32"
+    assert choose_precision("auto", gpu) == "float32"
     with pytest.raises(RecipeError, match="precision: this GPU has no bfloat16"):
-        usable_precision("bfloat16", "cuda")
+        choose_precision("bfloat16", gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    assert usable_precision("auto", "cuda") == "bfloat16"
+    assert choose_precision("auto", gpu) == "bfloat16"

@@ -11,16 +11,19 @@ import torch
 from fastdrive_node.errors import TrainingError
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.engine.checkpoint import CHECKPOINT
+from fastdrive_training.engine.loop import learning_rate
 from fastdrive_training.engine.logging import LOG, read_log
-from fastdrive_training.engine.schedule import Schedule
-from fastdrive_training.pruner.collapse import CollapseError, HealthCheck, HealthLimits, Vitals
+from fastdrive_training.pruner.collapse import CollapseError, HealthCheck, HealthLimits, TrainingHealth
+from fastdrive_training.pruner.config import Schedule
 from fastdrive_training.pruner.decoder import ReconDecoder
 from fastdrive_training.pruner.losses import LossWeights
 from fastdrive_training.pruner.trainer import ReconTrainer, TrainerOptions
 from fastdrive_training.scoring.token_metrics import ranking
 from tests.training.pruner.recon_fixtures import CELL, GRID, PaintedBatches, text_config
 
-SHORT = Schedule(warmup_steps=4, steps=8, lr=1e-3, ramp_steps=2, log_every=1, checkpoint_every=5, evaluate_every=4)
+SHORT = Schedule(
+    decoder_pretrain_steps=4, steps=8, lr=1e-3, warmup_steps=2, log_every=1, checkpoint_every=5, evaluate_every=4
+)
 
 
 def _trainer(
@@ -97,12 +100,12 @@ def test_the_moving_average_is_what_is_evaluated_and_shipped(tmp_path):
         evaluate=lambda pruner, *_: seen.append(pruner.scorer.weight.detach().clone()) or {},
     )
     raw = []
-    for batches in trainer.batches.steps(0, SHORT.total):
-        trainer.train_step(batches)
+    for step in range(SHORT.total):
+        trainer.train_step(trainer.batches[step])
         trainer.step += 1
         raw.append(trainer.pruner.scorer.weight.detach().clone())
-    expected = raw[SHORT.warmup_steps]  # the first of the joint phase
-    for weight in raw[SHORT.warmup_steps + 1 :]:
+    expected = raw[SHORT.decoder_pretrain_steps]  # the first of the joint phase
+    for weight in raw[SHORT.decoder_pretrain_steps + 1 :]:
         expected = 0.5 * expected + 0.5 * weight
     torch.testing.assert_close(trainer.result.scorer.weight.detach(), expected)
     assert not torch.equal(trainer.result.scorer.weight, trainer.pruner.scorer.weight)
@@ -112,14 +115,14 @@ def test_the_moving_average_is_what_is_evaluated_and_shipped(tmp_path):
 
 
 def test_resume_without_or_with_a_foreign_or_broken_checkpoint_is_refused(tmp_path):
-    with pytest.raises(TrainingError, match="nothing to resume"):
+    with pytest.raises(TrainingError, match="no checkpoint to resume"):
         _trainer(tmp_path).run(resume=True)
-    _trainer(tmp_path, identity="a").run()
-    with pytest.raises(TrainingError, match="another recipe"):
-        _trainer(tmp_path, identity="b").run(resume=True)
+    _trainer(tmp_path, identity={"recipe": {"lr": 1.0}}).run()
+    with pytest.raises(TrainingError, match=r"recipe\.lr was 1\.0 in that run, now it is 2\.0; set it back or start without --resume"):
+        _trainer(tmp_path, identity={"recipe": {"lr": 2.0}}).run(resume=True)
     (tmp_path / CHECKPOINT).write_bytes(b"no checkpoint")
     with pytest.raises(TrainingError, match="unreadable"):
-        _trainer(tmp_path, identity="a").run(resume=True)
+        _trainer(tmp_path, identity={"recipe": {"lr": 1.0}}).run(resume=True)
 
 
 def test_nan_stops_the_run_names_the_batch_and_keeps_the_last_checkpoint(tmp_path):
@@ -130,7 +133,7 @@ def test_nan_stops_the_run_names_the_batch_and_keeps_the_last_checkpoint(tmp_pat
     assert str(tmp_path / CHECKPOINT) in str(caught.value)
     state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     assert state["step"] == 5
-    assert all(torch.isfinite(tensor).all() for tensor in state["pruner"].values())
+    assert all(torch.isfinite(tensor).all() for tensor in state["modules"]["pruner"].values())
 
 
 def test_collapsed_run_stops_with_its_reason(tmp_path):
@@ -151,10 +154,10 @@ def test_a_collapse_can_be_recorded_and_the_run_go_on(tmp_path):
     assert figures["collapsed"]["step"] == 3
     assert "0.00% of the tokens are above zero" in figures["collapsed"]["reason"]
     state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
-    assert state["health"]["collapsed"] == figures["collapsed"]
+    assert state["trainer"]["health"]["collapsed"] == figures["collapsed"]
 
 
-def test_scores_at_chance_on_held_out_keyframes_are_a_collapse_too(tmp_path):
+def test_random_scores_on_held_out_keyframes_are_a_collapse_too(tmp_path):
     limits = HealthLimits(grace_steps=2)
     with pytest.raises(CollapseError, match=r"held-out AUROC is 0\.510 \(chance is 0\.5\)"):
         _trainer(tmp_path, health=limits, evaluate=lambda *_: {"auroc": 0.51}).run()
@@ -164,10 +167,10 @@ def test_scores_at_chance_on_held_out_keyframes_are_a_collapse_too(tmp_path):
 
 def test_health_needs_the_bad_sign_to_last():
     limits = HealthLimits(grace_steps=2, patience_steps=2)
-    good, bad = Vitals(0.3, 0.0, 1.0, 1e-3), Vitals(1.0, 9.0, 1.0, 1e-3)
+    good, bad = TrainingHealth(0.3, 0.0, 1.0, 1e-3), TrainingHealth(1.0, 9.0, 1.0, 1e-3)
     check = HealthCheck(limits)
-    for step, vitals in enumerate([bad, bad, bad, bad, good, bad, bad]):
-        check.update(step, vitals)
+    for step, health in enumerate([bad, bad, bad, bad, good, bad, bad]):
+        check.update(step, health)
     with pytest.raises(CollapseError, match=r"100\.00%"):
         check.update(7, bad)
 
@@ -175,23 +178,23 @@ def test_health_needs_the_bad_sign_to_last():
 @pytest.mark.parametrize("gradient", [0.0, float("nan")])
 def test_health_sees_a_scorer_without_gradient(gradient):
     check = HealthCheck(HealthLimits(grace_steps=0, patience_steps=1))
-    check.update(0, Vitals(0.3, 1e10, 1.0, gradient))
+    check.update(0, TrainingHealth(0.3, 1e10, 1.0, gradient))
     with pytest.raises(CollapseError, match="gradient is"):
-        check.update(1, Vitals(0.3, 1e10, 1.0, gradient))
+        check.update(1, TrainingHealth(0.3, 1e10, 1.0, gradient))
 
 
-def test_pruner_rests_in_the_warm_up(tmp_path):
-    trainer = _trainer(tmp_path, Schedule(warmup_steps=3, steps=1, lr=1e-3, log_every=1))
+def test_the_pruner_is_not_changed_while_the_decoder_trains_alone(tmp_path):
+    trainer = _trainer(tmp_path, Schedule(decoder_pretrain_steps=3, steps=1, lr=1e-3, log_every=1))
     before = {name: tensor.clone() for name, tensor in trainer.pruner.state_dict().items()}
-    for batches in trainer.batches.steps(0, 3):
-        trainer.train_step(batches)
+    for step in range(3):
+        trainer.train_step(trainer.batches[step])
         trainer.step += 1
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.pruner.state_dict().items())
-    trainer.train_step([trainer.batches.at(3)])
+    trainer.train_step(trainer.batches[3])
     assert not torch.equal(trainer.pruner.scorer.weight, before["scorer.weight"])
 
 
-def test_log_has_vitals_losses_and_held_out_figures(tmp_path):
+def test_log_has_health_losses_and_held_out_figures(tmp_path):
     figures = _trainer(tmp_path, evaluate=lambda *_: {"auroc": 0.75}).run()
     assert figures["auroc"] == 0.75
     rows = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
@@ -226,7 +229,7 @@ def test_a_decoder_can_be_trained_on_masks_that_are_given(tmp_path, mask):
 
 
 def test_the_oracle_mask_costs_less_than_a_random_one(tmp_path):
-    schedule = Schedule(warmup_steps=40, steps=40, rehearsal=0.0, lr=3e-3, log_every=1, checkpoint_every=1000)
+    schedule = Schedule(decoder_pretrain_steps=40, steps=40, rehearsal=0.0, lr=3e-3, log_every=1, checkpoint_every=1000)
     totals = {}
     for mask in ("oracle", "random"):
         _trainer(tmp_path / mask, schedule, PaintedBatches(batch=8), loss=LossWeights(ssim_weight=0.0), mask=mask).run()
@@ -236,7 +239,7 @@ def test_the_oracle_mask_costs_less_than_a_random_one(tmp_path):
 
 @pytest.mark.parametrize("targets", ["mask", "both"])
 def test_the_adversary_works_on_masks_too(tmp_path, targets):
-    schedule = Schedule(warmup_steps=100, steps=100, lr=3e-3, pruner_rate=1.0, log_every=50, checkpoint_every=1000)
+    schedule = Schedule(decoder_pretrain_steps=100, steps=100, lr=3e-3, pruner_rate=1.0, log_every=50, checkpoint_every=1000)
     batches = PaintedBatches(batch=8)
     trainer = _trainer(tmp_path, schedule, batches, loss=LossWeights(ssim_weight=0.0, targets=targets))
     trainer.run()
@@ -263,17 +266,19 @@ def _auroc(trainer: ReconTrainer, batches: PaintedBatches) -> float:
     return ranking(scores.numpy(), positive.numpy())["auroc"]
 
 
-def test_schedule_ramps_then_decays_by_cosine():
-    schedule = Schedule(warmup_steps=10, steps=100, ramp_steps=5, final_rate=0.1)
-    assert schedule.rate(0) == pytest.approx(0.2)
-    assert schedule.rate(10) == 1.0
-    assert schedule.rate(60) == pytest.approx(0.55)
-    assert schedule.rate(110) == pytest.approx(0.1)
+def test_learning_rate_warms_up_holds_and_decays_by_cosine():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule, rates = learning_rate(optimizer, 5, 110, 0.1, hold_steps=10), []
+    for _ in range(111):
+        rates.append(schedule.get_last_lr()[0] / 2)
+        optimizer.step()
+        schedule.step()
+    assert [rates[0], rates[4], rates[10], rates[60], rates[110]] == pytest.approx([0.2, 1.0, 1.0, 0.55, 0.1])
 
 
 def test_adversary_finds_the_foreground_on_painted_cells(tmp_path):
     """A few hundred steps on a toy world: the scores rank foreground cells above background ones."""
-    schedule = Schedule(warmup_steps=200, steps=250, lr=3e-3, pruner_rate=0.3, log_every=50, checkpoint_every=1000)
+    schedule = Schedule(decoder_pretrain_steps=200, steps=250, lr=3e-3, pruner_rate=0.3, log_every=50, checkpoint_every=1000)
     batches = PaintedBatches(batch=16)
     trainer = _trainer(tmp_path, schedule, batches, loss=LossWeights(ssim_weight=0.0))
     trainer.run()

@@ -17,7 +17,7 @@ RECIPE = {
     "vla": "models/tiny",
     "dataset": "data/sim",
     "out": "runs/made_up",
-    "schedule": {"warmup_steps": WARMUP, "steps": STEPS},
+    "schedule": {"decoder_pretrain_steps": WARMUP, "steps": STEPS},
     "health": {"grace_steps": 100, "patience_steps": 300},
 }
 

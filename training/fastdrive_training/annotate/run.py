@@ -19,7 +19,7 @@ from fastdrive_training.annotate.page import write_page
 from fastdrive_training.annotate.settings import AnnotateSettings
 from fastdrive_training.annotate.store import COMPOSE, DONE, FIND, ImageKey, MaskStore
 from fastdrive_training.data.adapters import ImageSource
-from fastdrive_training.pruner.train import spread
+from fastdrive_training.data.sampling import evenly_spaced
 
 Thing = TypeVar("Thing")
 
@@ -82,7 +82,7 @@ class Annotation:
         self.keys = [
             ImageKey(index, name, camera) for index, name in enumerate(source.names) for camera in source.cameras
         ]
-        chosen = set(spread(len(source), limit).tolist())
+        chosen = set(evenly_spaced(len(source), limit).tolist())
         keys = [key for key in self.keys if key.index in chosen]
         self._mine = keys[shard.index :: shard.count]
         self._load_models, self._models, self._loading_s = load_models, None, 0.0

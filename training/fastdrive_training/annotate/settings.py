@@ -5,20 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 
 import yaml
 
 from fastdrive_node.errors import InputError
-from fastdrive_training.engine.config import RecipeError, parse_recipe, set_keys
+from fastdrive_training.engine.config import RecipeError, parse_recipe, recipe_class, set_keys
 
 SHIPPED = Path(__file__).parent / "foreground_groups.yaml"
 BACKGROUND, IGNORE = 0, 255  # ids in a mask; group g of the list (from 0) is g + 1
 RESERVED = ("background", "ignore")
 
 
-@dataclass(frozen=True)
+@recipe_class
 class Group:
     """One kind of foreground. Areas are shares of the image."""
 
@@ -39,7 +39,7 @@ class Group:
             raise ValueError(f"min_area, max_area: 0 <= min < max <= 1, are {self.min_area}, {self.max_area}")
 
 
-@dataclass(frozen=True)
+@recipe_class
 class Models:
     """Names on the Hugging Face hub or folders, with revisions (a commit, branch or tag) for the hub."""
 
@@ -49,7 +49,7 @@ class Models:
     segmenter_revision: str | None = None
 
 
-@dataclass(frozen=True)
+@recipe_class
 class DetectionSettings:
     """What an image's instances depend on, besides models and prompts."""
 
@@ -65,7 +65,7 @@ class DetectionSettings:
             raise ValueError("max_detections: must be at least 1")
 
 
-@dataclass(frozen=True)
+@recipe_class
 class CompositionSettings:
     """How a mask follows from the instances; may be changed without the models."""
 
@@ -81,7 +81,7 @@ class CompositionSettings:
             raise ValueError(f"band: must be from 0 to 0.1, is {self.band}")
 
 
-@dataclass(frozen=True)
+@recipe_class
 class AnnotateSettings:
     """The whole configuration."""
 

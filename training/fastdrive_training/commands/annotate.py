@@ -10,13 +10,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from fastdrive_node.devices import choose_device
 from fastdrive_node.cli import write_json
 from fastdrive_node.errors import UsageError
 from fastdrive_training.annotate.models import GroundedSam
 from fastdrive_training.annotate.run import Annotation, Shard, raise_failures
 from fastdrive_training.annotate.settings import load_settings
 from fastdrive_training.data.adapters import KINDS, open_source
-from fastdrive_training.pruner.train import pick_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         Path(args.out),
         settings,
         args.shard,
-        lambda: GroundedSam(settings, pick_device(args.device)),
+        lambda: GroundedSam(settings, choose_device(args.device, "--device")),
         args.recompose,
         args.limit,
     )

@@ -17,7 +17,7 @@ from fastdrive_training.commands.options import add_dataset_arguments, pruner_fi
 from fastdrive_training.commands.score import open_sets
 from fastdrive_training.data.adapters.nuscenes import NuscenesSource, only_split
 from fastdrive_training.data.image_sets import SourceSets, score_sets
-from fastdrive_training.pruner.train import spread
+from fastdrive_training.data.sampling import evenly_spaced
 from fastdrive_training.scoring.calibration import calibration_figures, fit_cameras, threshold_figures
 
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"{args.dataset}: no masks; scores are calibrated against foreground masks")
     split = args.split or _only_split(sets)
     file, pruner = pruner_file(args), load_pruner(pruner_file(args), vla)
-    positions = spread(len(sets), args.limit)
+    positions = evenly_spaced(len(sets), args.limit)
     scores = score_sets(sets, positions, vla, pruner).reshape(len(positions), len(sets.cameras), -1)
     coverage = sets.coverage(positions, vla.grid)
     scales = fit_cameras(scores, coverage, sets.cameras)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
+from fastdrive_node.devices import choose_device
 from fastdrive_node.errors import UsageError
 from fastdrive_node.families.loading import Vla, load_vla
 from fastdrive_node.planning.loading import SHIPPED_PRUNER, default_vla_dir
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
-from fastdrive_training.pruner.config import usable_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -31,7 +31,7 @@ def open_dataset(args: argparse.Namespace) -> tuple[KeyframeDataset, Vla]:
     """The dataset and VLA that the arguments name. Raises FastDriveError that names what cannot be used."""
     if args.limit is not None and args.limit < 1:
         raise UsageError(f"--limit {args.limit}: must be at least 1")
-    device = usable_device(args.device)
+    device = choose_device(args.device, "--device")
     dataset = KeyframeDataset(args.dataset, args.split)
     return dataset, load_vla(vla_dir(args), device, DTYPES[args.dtype])
 

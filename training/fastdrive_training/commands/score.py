@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from fastdrive_node.devices import choose_device
 from fastdrive_node.cli import write_json
 from fastdrive_node.errors import InputError, UsageError
 from fastdrive_node.families.loading import Vla, load_vla
@@ -20,7 +21,7 @@ from fastdrive_training.data.adapters.nuscenes import NuscenesSource
 from fastdrive_training.data.bag_sets import BagSets, is_bag
 from fastdrive_training.data.image_sets import ImageSets, SourceSets, score_sets, write_score_maps
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
-from fastdrive_training.pruner.train import pick_device, spread
+from fastdrive_training.data.sampling import evenly_spaced
 from fastdrive_training.scoring.calibrated import add_arguments as add_extra_arguments
 from fastdrive_training.scoring.calibrated import extra_figures
 from fastdrive_training.scoring.score import score_figures
@@ -65,14 +66,14 @@ def run(args: argparse.Namespace) -> None:
             "annotate with --masks, or --pictures to see the scores alone"
         )
     pruner = load_pruner(pruner_file(args), vla)
-    positions = spread(len(sets), args.limit)
+    positions = evenly_spaced(len(sets), args.limit)
     scores = score_sets(sets, positions, vla, pruner)
     coverage = sets.coverage(positions, vla.grid) if masked else None
     figures = unmasked_figures(scores) if coverage is None else _figures(args, scores, coverage)
     figures |= extra_figures(args, sets, vla, pruner, scores, coverage)
     Console(file=sys.stderr).print(summary(figures))
     if args.pictures:
-        chosen = spread(len(positions), args.picture_count)
+        chosen = evenly_spaced(len(positions), args.picture_count)
         files = write_score_maps(args.pictures, sets, positions[chosen], scores[chosen])
         figures["pictures"] = [str(file) for file in files]
         print(f"{len(files)} pictures in {args.pictures}", file=sys.stderr)
@@ -83,7 +84,7 @@ def open_sets(args: argparse.Namespace) -> tuple[ImageSets, Vla]:
     """The data that the arguments name, and the VLA. Raises InputError or ModelError."""
 
     def vla() -> Vla:  # after the data, whose mistakes are seen sooner
-        return load_vla(vla_dir(args), pick_device(args.device), DTYPES[args.dtype])
+        return load_vla(vla_dir(args), choose_device(args.device, "--device"), DTYPES[args.dtype])
 
     root = Path(args.dataset)
     if is_bag(root):

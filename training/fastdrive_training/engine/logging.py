@@ -1,4 +1,4 @@
-"""What a run tells: one JSON object a line in ``log.jsonl``, TensorBoard events, a progress bar with the time left."""
+"""The log of a run: one JSON object a line in ``log.jsonl``, TensorBoard events, a progress bar with the time left."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fastdrive_node.files import write_atomically
+
 LOG, EVENTS = "log.jsonl", "tensorboard"
 SHOWN = ("total", "positive_share", "auroc")  # beside the bar
 
 
 class RunLog:
-    """The log of one call of a run, which starts at step ``start``; lines of later steps are dropped.
+    """The log of one call of a run, which starts at step ``start``; lines of later steps are deleted.
 
     Args:
         folder: of the run.
         total: steps of the whole run.
-        images: camera images a step.
+        images: camera images per step.
         tensorboard: write events too, where the package is installed.
         progress: show the bar.
     """
@@ -33,7 +35,7 @@ class RunLog:
         _cut(folder / LOG, start)
         self._file = open(folder / LOG, "a")  # noqa: SIM115  (closed by close)
         self._events = _events(folder / EVENTS, start) if tensorboard else None
-        self._bar = tqdm(total=total, initial=start, desc="recon", unit="step", disable=not progress)
+        self._bar = tqdm(total=total, initial=start, desc=folder.name, unit="step", disable=not progress)
 
     def advance(self) -> float:
         """One step is done; returns the images per second of this call so far."""
@@ -58,7 +60,7 @@ class RunLog:
 
 
 class NoLog:
-    """In place of a RunLog in the processes that write nothing."""
+    """Takes the place of a RunLog in the processes that write nothing."""
 
     def advance(self) -> float:
         return 0.0
@@ -83,13 +85,14 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def _cut(path: Path, start: int) -> None:
-    """Drop the lines of steps that will be done again."""
+    """Delete the lines of steps that will be done again."""
     kept = [row for row in read_log(path.parent) if row["step"] < start]
-    path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    with write_atomically(path) as partial:
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
 
 def _events(folder: Path, start: int):
-    """A TensorBoard writer; None, with a word on stderr, where the package is missing."""
+    """A TensorBoard writer; None, with a message on stderr, where the package is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

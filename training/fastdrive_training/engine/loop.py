@@ -1,109 +1,299 @@
-"""The training loop of the VLA recipes: schedule, batches, log, checkpoints."""
+"""The training loop of every recipe: batches by step, optimizer, learning rate, checkpoints, log.
+
+Everything random follows from the seed and the step, so that a resumed run has the losses of an unbroken one, and a run
+on several processes or with accumulation those of a run on one, up to rounding.
+"""
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset
 
-from fastdrive_node.errors import TrainingError
+from fastdrive_node.errors import FastDriveError, InputError, TrainingError
+from fastdrive_training.engine.checkpoint import CHECKPOINT, read_checkpoint, write_checkpoint
+from fastdrive_training.engine.distributed import Processes
+from fastdrive_training.engine.logging import NoLog, RunLog
 
-Losses = Callable[[np.ndarray, np.random.Generator], dict[str, Tensor]]
-
-
-@dataclass
-class Run:
-    """The bookkeeping of one training run: steps, schedule, log, checkpoints."""
-
-    folder: Path
-    steps: int
-    batch: int
-    rate: float
-    seed: int
-    warmup: int = 200
-    save_every: int = 250
-    step: int = 0
-
-    def optimiser(self, parameters: list) -> torch.optim.AdamW:
-        return torch.optim.AdamW(parameters, lr=self.rate, betas=(0.9, 0.98), weight_decay=0.02)
-
-    def set_rate(self, optimiser: torch.optim.Optimizer) -> None:
-        """Linear warm-up, then cosine decay to a fiftieth."""
-        progress = (self.step - self.warmup) / max(self.steps - self.warmup, 1)
-        factor = (self.step + 1) / self.warmup if progress < 0 else 0.02 + 0.49 * (1 + math.cos(math.pi * progress))
-        for group in optimiser.param_groups:
-            group["lr"] = self.rate * factor
-
-    def draw(self, count: int) -> tuple[np.ndarray, np.random.Generator]:
-        """The batch of this step, a function of seed and step alone, so that a resumed run sees the same ones."""
-        per_epoch = max(count // self.batch, 1)
-        epoch, place = divmod(self.step, per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(count)
-        picked = np.sort(order[place * self.batch : (place + 1) * self.batch])
-        return picked, np.random.default_rng([self.seed, 1, self.step])
-
-    def save(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": self.step}
-        torch.save(state, self.folder / "checkpoint.tmp")
-        (self.folder / "checkpoint.tmp").replace(self.folder / "checkpoint.pt")
-
-    def restore(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        path = self.folder / "checkpoint.pt"
-        if path.exists():
-            state = torch.load(path, weights_only=True)
-            model.load_state_dict(state["model"])
-            optimiser.load_state_dict(state["optimiser"])
-            self.step = state["step"]
+Losses = dict[str, Tensor]  # "total" is differentiated; scalars are logged, other tensors are the trainer's own
 
 
-def fit(run: Run, model: nn.Module, parameters: list, losses: Losses, count: int, resume: bool) -> dict[str, float]:
-    """The loop: ``losses(indices, rng)`` gives named, weighted losses; returns their means over the last 100 steps.
+def learning_rate(
+    optimizer: torch.optim.Optimizer, warmup_steps: int, total: int, final_rate: float, hold_steps: int = 0
+) -> LambdaLR:
+    """Linear warm-up, constant to step ``hold_steps``, then cosine decay to ``final_rate`` of the full rate."""
+
+    def factor(step: int) -> float:
+        warmup = min(1.0, (step + 1) / max(warmup_steps, 1))
+        done = max(0, step - hold_steps) / max(total - hold_steps, 1)
+        return warmup * (final_rate + (1 - final_rate) * 0.5 * (1 + math.cos(math.pi * done)))
+
+    return LambdaLR(optimizer, factor)
+
+
+class StepBatches(Dataset):
+    """Shuffled samples; an item is the batch of one optimizer step, which follows from the seed and the step alone.
+
+    The position in the data is therefore the step, and a loader resumes by starting at it. A step's batch comes in
+    ``parts`` of equal size (processes times accumulation): part p has every ``parts``-th sample from place p on, so
+    that the whole is the same however it is split.
+
+    Args:
+        count: samples there are.
+        batch: samples per step; at most as many as there are.
+        source: name of the dataset, for messages.
+        parts: how many a batch is split into.
+        own: the parts that this process reads.
 
     Raises:
-        TrainingError: a loss is not finite; the last checkpoint stays.
+        TrainingError: the batch cannot be split into equal parts.
+        InputError: there are fewer samples than parts.
     """
-    run.folder.mkdir(parents=True, exist_ok=True)
-    optimiser = run.optimiser(parameters)
-    if resume:
-        run.restore(model, optimiser)
-    started, first, recent = time.perf_counter(), run.step, []
-    model.train()
-    with (run.folder / "log.jsonl").open("a") as log, tqdm(total=run.steps, initial=run.step, unit="step") as bar:
-        while run.step < run.steps:
-            indices, rng = run.draw(count)
-            run.set_rate(optimiser)
-            named = losses(indices, rng)
-            total = sum(named.values())
-            if not torch.isfinite(total):
-                raise TrainingError(
-                    f"{run.folder}: step {run.step}: loss {total.item()} on keyframes {indices.tolist()}; the last "
-                    "checkpoint is kept, resume with a lower rate"
-                )
-            optimiser.zero_grad(set_to_none=True)
-            total.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
-            run.step += 1
-            recent = [*recent[-99:], {name: value.item() for name, value in named.items()}]
-            bar.update()
-            if run.step % 50 == 0:
-                means = _means(recent[-50:])
-                bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
-                log.write(json.dumps({"step": run.step, **means}) + "\n")
-                log.flush()
-            if run.step % run.save_every == 0 or run.step == run.steps:
-                run.save(model, optimiser)
-    seconds = time.perf_counter() - started
-    return {**_means(recent), "steps": run.steps, "steps_per_s": (run.step - first) / max(seconds, 1e-9)}
+
+    def __init__(self, count: int, batch: int, seed: int, source: str, parts: int = 1, own: Sequence[int] = (0,)):
+        if batch % parts:
+            raise TrainingError(
+                f"batch: {batch} samples cannot be split into {parts} equal parts (processes x accumulate); "
+                "use a multiple"
+            )
+        self.count, self.seed, self.parts, self.own = count, seed, parts, tuple(own)
+        self.batch = min(batch, count // parts * parts)
+        if not self.batch:
+            raise InputError(f"{source}: {count} samples are too few for {parts} parts of a batch")
+
+    def indices(self, step: int) -> np.ndarray:
+        """int64 [batch]: the samples of a step's whole batch."""
+        epoch, place = divmod(step, self.count // self.batch)
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+        return order[place * self.batch : (place + 1) * self.batch]
+
+    def names(self, step: int) -> list[str]:
+        """The names of a step's samples, for messages; nothing else is read."""
+        raise NotImplementedError
+
+    def read(self, step: int) -> list[Any]:
+        """The own parts of a step's batch. Raises InputError: an unusable file."""
+        raise NotImplementedError
+
+    def __getitem__(self, step: int) -> list[Any] | FastDriveError:
+        try:
+            return self.read(step)
+        except FastDriveError as error:  # raised by the loop: a loader adds its traceback to the text
+            return error
 
 
-def _means(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}
+@dataclass(frozen=True)
+class LoopOptions:
+    """What every training has."""
+
+    total: int  # optimizer steps
+    clip: float = 1.0  # norm of the gradient of each module
+    log_every: int = 50
+    checkpoint_every: int = 250
+    images_per_step: int = 1
+    workers: int = 0  # processes that read batches; 0 reads in this one
+    identity: dict[str, Any] = field(default_factory=dict)  # what a checkpoint must match to be resumed
+    tensorboard: bool = False
+    progress: bool = True
+
+
+class Trainer:
+    """Trains modules; a subclass gives their losses.
+
+    Args:
+        folder: for the checkpoint and the log.
+        modules: what is trained, by name; each is clipped alone.
+        optimizer, schedule: of their parameters.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        batches: StepBatches,
+        modules: dict[str, nn.Module],
+        optimizer: torch.optim.Optimizer,
+        schedule: LambdaLR,
+        options: LoopOptions,
+        processes: Processes,
+    ):
+        self.folder, self.batches, self.modules, self.options = folder, batches, modules, options
+        self.optimizer, self.schedule, self.processes = optimizer, schedule, processes
+        self.wrapped = {name: processes.wrap(module).train() for name, module in modules.items()}
+        self.step = 0
+        self.last: dict[str, Any] = {}  # the figures of the last logged step
+
+    def prepare(self, parts: list[Any]) -> list[Any]:
+        """The parts of a batch on the device."""
+        return parts
+
+    def losses(self, part: Any) -> Losses:
+        """The losses of one part."""
+        raise NotImplementedError
+
+    def observe(self, figures: dict[str, Any], losses: list[Losses], norms: dict[str, float]) -> dict[str, Any]:
+        """More figures of a step, before the optimizer's turn; may replace those of ``figures``, or raise."""
+        return {}
+
+    def after_update(self) -> None:
+        """Called when the optimizer has changed the weights."""
+
+    def evaluate(self) -> dict[str, Any] | None:
+        """Figures of held-out data after a step in which they are due; {} in processes that do not evaluate."""
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """What else a checkpoint must hold; tensors and plain values."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over what ``state`` gave."""
+
+    def finish(self) -> dict[str, Any]:
+        """More figures of the whole run, when it has ended."""
+        return {}
+
+    def run(self, resume: bool = False) -> dict[str, Any]:
+        """Train to the end; returns the figures of the last logged step, with ``images_per_s`` of this call.
+
+        Raises:
+            InputError: a file of the dataset is unusable.
+            TrainingError: no checkpoint to resume, one of another recipe, a loss or gradient that is not finite (the
+                text names its samples; the last checkpoint stays as it was).
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.processes.wait()
+        if resume:
+            self.load_checkpoint()
+        elif self.processes.first:
+            (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        options, log = self.options, self._open_log()
+        try:
+            for parts in self._loader():
+                if isinstance(parts, FastDriveError):
+                    raise parts
+                figures = self.train_step(parts)
+                self.step += 1
+                figures["images_per_s"] = log.advance()
+                evaluated = self.evaluate()
+                done = self.step == options.total
+                if evaluated is not None or done or self.step % options.log_every == 0:
+                    self.last = {**figures, **(evaluated or {})}
+                    log.write(self.last)
+                if done or self.step % options.checkpoint_every == 0:
+                    self.save_checkpoint()
+            return {**self.last, **self.finish()}
+        finally:
+            log.close()
+
+    def _loader(self) -> DataLoader:
+        steps = range(self.step, self.options.total)
+        return DataLoader(self.batches, None, sampler=steps, num_workers=self.options.workers, collate_fn=_unchanged)
+
+    def _open_log(self) -> RunLog | NoLog:
+        if not self.processes.first:
+            return NoLog()
+        options = self.options
+        images = options.images_per_step
+        return RunLog(self.folder, self.step, options.total, images, options.tensorboard, options.progress)
+
+    def train_step(self, parts: list[Any]) -> dict[str, Any]:
+        """One step of the optimizer on this process's parts of a batch; returns its figures."""
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self._backward(self.prepare(parts))
+        clip = self.options.clip
+        norms = {
+            name: float(nn.utils.clip_grad_norm_(module.parameters(), clip)) for name, module in self.modules.items()
+        }
+        names = [name for name, value in losses[0].items() if value.dim() == 0]
+        scalars = torch.stack([torch.stack([part[name].double() for name in names]) for part in losses])
+        figures = dict(zip(names, self.mean(scalars).tolist(), strict=True))
+        self._require_finite(figures["total"], norms, losses)
+        head = {"step": self.step, "lr": self.schedule.get_last_lr()[0]}
+        figures = {**head, **figures, **self.observe(figures, losses, norms)}
+        self.optimizer.step()
+        self.schedule.step()
+        self.after_update()
+        return figures
+
+    def _backward(self, parts: list[Any]) -> list[Losses]:
+        """Forward and backward pass of each part; gradients are averaged over the processes in the last one."""
+        done = []
+        for index, part in enumerate(parts):
+            with self.processes.no_sync(self.wrapped.values(), index < len(parts) - 1):
+                losses = self.losses(part)
+                (losses["total"] / len(parts)).backward()
+            done.append({name: value.detach() for name, value in losses.items()})
+        return done
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the parts [parts, ...] of this process and over the processes."""
+        return self.processes.mean(values.mean(0))
+
+    def _require_finite(self, total: float, norms: dict[str, float], losses: list[Losses]) -> None:
+        """Every process sees the means of all, so that all stop together."""
+        if math.isfinite(total) and all(map(math.isfinite, norms.values())):
+            return
+        what, value = ("gradient", sum(norms.values())) if math.isfinite(total) else ("loss", total)
+        names, bad = self.batches.names(self.step), []
+        if "each" in losses[0]:
+            finite = self.processes.gather(torch.cat([part["each"] for part in losses]).isfinite().float())
+            places = zip(self._gathered_places(), finite.flatten().tolist(), strict=True)
+            bad = [names[place] for place, good in places if not good]
+        checkpoint = self.folder / CHECKPOINT
+        raise TrainingError(
+            f"step {self.step}: the {what} is {value} on the batch {_some(names)}"
+            + (f", first in {_some(bad)}" if bad else "")
+            + f"; checkpoint: {f'{checkpoint} is the last good one' if checkpoint.exists() else 'none is saved'}; "
+            "lower the learning rate or look at these images"
+        )
+
+    def _gathered_places(self) -> list[int]:
+        """Places in the batch of the samples of all processes, process after process."""
+        count, parts, samples = self.processes.count, self.batches.parts, self.batches.batch
+        own = (part for rank in range(count) for part in range(rank, parts, count))
+        return [place for part in own for place in range(part, samples, parts)]
+
+    def save_checkpoint(self) -> None:
+        """Write the whole state, in the first process."""
+        if not self.processes.first:
+            return
+        state = {
+            "step": self.step,
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "trainer": self.state(),
+            "last": self.last,
+        }
+        write_checkpoint(self.folder, self.options.identity, state)
+
+    def load_checkpoint(self) -> None:
+        """Continue from the checkpoint. Raises TrainingError: none there, unreadable, of another recipe."""
+        state = read_checkpoint(self.folder, self.options.identity, self.processes.device)
+        for name, module in self.modules.items():
+            module.load_state_dict(state["modules"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.load_state(state["trainer"])
+        self.step, self.last = state["step"], state["last"]
+
+
+def own_parts(processes: Processes, accumulate: int) -> list[int]:
+    """The parts of each batch that this process works on, of ``processes.count * accumulate``."""
+    return [index * processes.count + processes.rank for index in range(accumulate)]
+
+
+def _unchanged(parts: Any) -> Any:
+    return parts
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (" ..." if len(names) > most else "")

@@ -1,35 +1,33 @@
-"""The health of the adversary: a run in which every token goes to one side has learned nothing, and must say so."""
+"""Collapse of the adversary: a run in which all tokens go to one branch has learned nothing, and must say so."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from fastdrive_node.errors import FastDriveError
+from fastdrive_training.engine.config import recipe_class
 
 
 class CollapseError(FastDriveError):
     """The adversary collapsed; the run is no result."""
 
 
-@dataclass(frozen=True)
+@recipe_class
 class HealthLimits:
-    """When a run counts as collapsed. Steps are those of the joint phase, after the decoder's warm-up."""
+    """When a run counts as collapsed. Steps are those of the joint phase, after the decoder has trained alone."""
 
-    min_positive_share: float = 0.005  # share of tokens with a score above zero
+    min_positive_share: float = 0.005  # fraction of tokens with a score above zero
     max_positive_share: float = 0.995
     min_gradient: float = 1e-12  # norm of the pruner's gradient
     min_auroc: float = 0.55  # on held-out keyframes at the end; 0.5 is chance
     grace_steps: int = 100  # at the start, in which nothing is judged; a run that is no longer is not judged at all
     patience_steps: int = 300  # out of bounds for so many steps in a row
-    on_collapse: str = "stop"  # or "record": go on to the end and say so in the figures, for an ablation
-
-    def __post_init__(self) -> None:
-        if self.on_collapse not in ("stop", "record"):
-            raise ValueError(f"on_collapse: must be stop or record, is {self.on_collapse!r}")
+    on_collapse: Literal["stop", "record"] = "stop"  # record: continue and say so in the figures, for an ablation
 
 
 @dataclass(frozen=True)
-class Vitals:
+class TrainingHealth:
     """What one training step shows of the pruner."""
 
     positive_share: float
@@ -56,25 +54,25 @@ class HealthCheck:
     def collapsed(self) -> dict | None:
         return self.state["collapsed"]
 
-    def update(self, joint_step: int, vitals: Vitals) -> None:
-        """Judge one step. Raises CollapseError when one sign has lasted longer than the patience, unless recording."""
+    def update(self, joint_step: int, health: TrainingHealth) -> None:
+        """Judge one step. Raises CollapseError when a sign lasts longer than ``patience_steps``, unless recording."""
         limits = self._limits
         if joint_step < limits.grace_steps or self.collapsed:
             return
-        inside = limits.min_positive_share <= vitals.positive_share <= limits.max_positive_share
+        inside = limits.min_positive_share <= health.positive_share <= limits.max_positive_share
         self._count("share", not inside)
-        self._count("gradient", not vitals.gradient > limits.min_gradient)
+        self._count("gradient", not health.gradient > limits.min_gradient)
         if self.state["share"] > limits.patience_steps:
             self._collapse(
                 joint_step,
-                f"{vitals.positive_share:.2%} of the tokens are above zero (for {limits.patience_steps} steps); "
-                "lengthen schedule.warmup_steps or lower schedule.pruner_rate",
+                f"{health.positive_share:.2%} of the tokens are above zero (for {limits.patience_steps} steps); "
+                "raise schedule.decoder_pretrain_steps or lower schedule.pruner_rate",
             )
         elif self.state["gradient"] > limits.patience_steps:
             self._collapse(
                 joint_step,
-                f"the pruner's gradient is {vitals.gradient:.1e} (for {limits.patience_steps} steps), scores "
-                f"{vitals.score_mean:.1e} +- {vitals.score_std:.1e}; use loss.surrogate: raw, or lower "
+                f"the pruner's gradient is {health.gradient:.1e} (for {limits.patience_steps} steps), scores "
+                f"{health.score_mean:.1e} +- {health.score_std:.1e}; use loss.surrogate: raw, or lower "
                 "schedule.pruner_rate",
             )
 

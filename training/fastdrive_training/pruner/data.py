@@ -1,27 +1,28 @@
-"""Batches for the reconstruction: cached tokens, the image at the tower's input size, its foreground mask."""
+"""Batches for the reconstruction (tokens, image at the tower's input size, foreground mask), and its token masks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
+from torch.nn import functional as F
 
-from fastdrive_node.errors import InputError, TrainingError
+from fastdrive_node.errors import InputError
 from fastdrive_node.families.qwen2_5_vl.preprocess import resize
 from fastdrive_training.data.adapters.base import ImageSource, Item
 from fastdrive_training.data.masks import Regions, cell_coverage
+from fastdrive_training.engine.loop import StepBatches
+from fastdrive_training.scoring.token_metrics import POSITIVE_COVERAGE
 
 
 @dataclass(frozen=True)
 class ReconBatch:
     """B camera images: a step's batch, or the part of it that is worked on at a time."""
 
-    names: tuple[str, ...]  # "<item>/<camera>" of each, for messages
-    tokens: torch.Tensor | None  # float32 [B, N, D]; None where the encoder runs on the fly
+    tokens: torch.Tensor | None  # float32 [B, N, D]; None where the encoder runs in each step
     pixels: torch.Tensor  # uint8 [B, 3, H, W]
     foreground: torch.Tensor  # bool [B, 1, H, W]
     ignore: torch.Tensor  # bool [B, 1, H, W], True where the label is in doubt
@@ -29,7 +30,7 @@ class ReconBatch:
 
 
 @dataclass(frozen=True)
-class Picture:
+class MaskedImage:
     """One camera image with its mask, at the size that the tower reads."""
 
     pixels: torch.Tensor  # uint8 [3, H, W]
@@ -37,7 +38,7 @@ class Picture:
     coverage: np.ndarray | None = None  # float32 [N], of the mask at its own size; NaN where it is in doubt
 
 
-def read_picture(item: Item, camera: str, size: tuple[int, int], grid: tuple[int, int] | None = None) -> Picture:
+def read_masked_image(item: Item, camera: str, size: tuple[int, int], grid: tuple[int, int] | None = None) -> MaskedImage:
     """Read one image and its mask; with a ``grid`` of tokens, the coverage of each cell too.
 
     Raises InputError: an image or mask is missing, unreadable or of another size.
@@ -47,7 +48,7 @@ def read_picture(item: Item, camera: str, size: tuple[int, int], grid: tuple[int
     coverage = None if grid is None else cell_coverage(regions.foreground, *grid, regions.ignore)
     ignore = None if regions.ignore is None else resize_mask(regions.ignore, size)
     resized = Regions(resize_mask(regions.foreground, size), ignore)
-    return Picture(resize([image], size)[0], resized, coverage)
+    return MaskedImage(resize([image], size)[0], resized, coverage)
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -56,29 +57,26 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def require_masks(source: ImageSource) -> None:
-    """Raises InputError where the data set has no masks."""
+    """Raises InputError where the dataset has no masks."""
     if not source.has_masks:
         raise InputError(
-            f"{source.root}: no foreground masks; make some with fastdrive annotate, and name their folder"
+            f"{source.root}: no foreground masks; make some with fastdrive annotate and name their folder"
         )
 
 
-class ReconBatches:
-    """Shuffled camera images of a data set. Which images a step gets depends on the seed and the step alone.
-
-    A step's batch comes in ``parts`` of equal size (processes times accumulation): part p has every ``parts``-th image
-    from place p on, so that the whole is the same however it is split.
+class ReconBatches(StepBatches):
+    """Shuffled camera images of a dataset with their masks, and their tokens where they are cached.
 
     Args:
         source: with masks; its cameras are those of the tokens.
-        tokens: of the same data set, [items, cameras, N, D]; None where the encoder runs on the fly.
+        tokens: of the same dataset, [items, cameras, N, D]; None where the encoder runs in each step.
         image_size: (height, width) that the tower reads.
-        batch: camera images a step; at most as many as there are.
+        batch: camera images per step; at most as many as there are.
         items: use the items at these positions only; None uses all.
-        workers: threads that read images.
+        parts, own: see StepBatches.
 
     Raises:
-        InputError: the data set has no masks, or fewer images than parts.
+        InputError: the dataset has no masks, or fewer images than parts.
         TrainingError: the batch cannot be split into equal parts.
     """
 
@@ -91,76 +89,83 @@ class ReconBatches:
         seed: int,
         items: np.ndarray | None = None,
         parts: int = 1,
-        workers: int = 1,
+        own: Sequence[int] = (0,),
     ):
         require_masks(source)
-        if batch % parts:
-            raise TrainingError(
-                f"schedule.batch: {batch} images cannot be split into {parts} equal parts (processes x "
-                "schedule.accumulate); use a multiple"
-            )
-        self._source, self._tokens = source, tokens
-        self._size, self._seed, self._workers = image_size, seed, workers
-        self._chosen = np.arange(len(source)) if items is None else items
-        self.images = len(self._chosen) * len(source.cameras)
-        self.parts = parts
-        self.batch = min(batch, self.images // parts * parts)
-        if not self.batch:
-            raise InputError(f"{source.root}: {self.images} images are too few for {parts} parts of a batch")
-
-    def steps(self, start: int, stop: int, parts: Sequence[int] = (0,)) -> Iterator[list[ReconBatch]]:
-        """The given parts of steps ``start`` .. ``stop - 1``; the next step is read while the caller works."""
-        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(self._workers) as readers:
-
-            def read(step: int) -> list[ReconBatch]:
-                return [self._at(step, part, readers) for part in parts]
-
-            pending = ahead.submit(read, start) if start < stop else None
-            for step in range(start, stop):
-                batches = pending.result()
-                if step + 1 < stop:
-                    pending = ahead.submit(read, step + 1)
-                yield batches
-
-    def at(self, step: int, part: int = 0) -> ReconBatch:
-        """One part of a step's batch. Raises InputError: an image or mask is missing, unreadable or of another size."""
-        with ThreadPoolExecutor(self._workers) as readers:
-            return self._at(step, part, readers)
+        self._source, self._tokens, self._size = source, tokens, image_size
+        self._items = np.arange(len(source)) if items is None else items
+        super().__init__(len(self._items) * len(source.cameras), batch, seed, str(source.root), parts, own)
 
     def names(self, step: int) -> list[str]:
-        """The names of a step's whole batch, in order; nothing is read."""
         return [self._name(pair) for pair in self._pairs(step)]
+
+    def read(self, step: int) -> list[ReconBatch]:
+        return [self._part(self._pairs(step), part) for part in self.own]
 
     def _name(self, pair: tuple[int, int]) -> str:
         return f"{self._source.names[pair[0]]}/{self._source.cameras[pair[1]]}"
 
     def _pairs(self, step: int) -> list[tuple[int, int]]:
         """(item, camera) of each image of a step, as positions."""
-        epoch, place = divmod(step, self.images // self.batch)
-        order = np.random.default_rng((self._seed, epoch)).permutation(self.images)
-        chosen = order[place * self.batch : (place + 1) * self.batch]
-        pairs = (divmod(int(index), len(self._source.cameras)) for index in chosen)
-        return [(int(self._chosen[row]), column) for row, column in pairs]
+        pairs = (divmod(int(index), len(self._source.cameras)) for index in self.indices(step))
+        return [(int(self._items[row]), camera) for row, camera in pairs]
 
-    def _at(self, step: int, part: int, readers: ThreadPoolExecutor) -> ReconBatch:
-        pairs = self._pairs(step)[part :: self.parts]
-        pictures = list(readers.map(self._read, pairs))
+    def _part(self, pairs: list[tuple[int, int]], part: int) -> ReconBatch:
+        places = tuple(range(part, self.batch, self.parts))
+        pairs = [pairs[place] for place in places]
+        images = [read_masked_image(self._source[row], self._source.cameras[camera], self._size) for row, camera in pairs]
         tokens = None
         if self._tokens is not None:
             tokens = torch.from_numpy(np.stack([self._tokens[pair] for pair in pairs]).astype(np.float32))
-        foreground = np.stack([picture.regions.foreground for picture in pictures])
+        foreground = np.stack([image.regions.foreground for image in images])
         ignore = np.zeros_like(foreground)
-        for row, picture in enumerate(pictures):
-            if picture.regions.ignore is not None:
-                ignore[row] = picture.regions.ignore
+        for row, image in enumerate(images):
+            if image.regions.ignore is not None:
+                ignore[row] = image.regions.ignore
         return ReconBatch(
-            tuple(self._name(pair) for pair in pairs),
             tokens,
-            torch.stack([picture.pixels for picture in pictures]),
+            torch.stack([image.pixels for image in images]),
             torch.from_numpy(foreground).unsqueeze(1),
             torch.from_numpy(ignore).unsqueeze(1),
-            tuple(range(part, self.batch, self.parts)),
+            places,
         )
 
-    def _read(self, pair: tuple[int, int]) -> Picture:
-        return read_picture(self._source[pair[0]], self._source.cameras[pair[1]], self._size)
+
+def random_masks(count: int, grid: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    """Blobs of random size for the decoder to train on, float [count, rows * cols] in 0..1.
+
+    Smooth noise of a random scale is cut at a random quantile, so that single tokens, blocks and half images all occur.
+    Every other mask has random levels in place of 0 and 1, so that the decoder learns to paint a token by its level.
+    """
+    rows, cols = grid
+    if not count:
+        return torch.zeros(0, rows * cols)
+    scale = int(torch.randint(1, 4, (1,), generator=generator))
+    coarse = torch.rand(count, 1, max(rows // scale, 1) + 1, max(cols // scale, 1) + 1, generator=generator)
+    noise = F.interpolate(coarse, size=grid, mode="bilinear", align_corners=True).flatten(1)
+    covered = 0.05 + 0.9 * torch.rand(count, 1, generator=generator)
+    rank = noise.argsort(dim=1).argsort(dim=1)
+    hard = (rank < covered * rows * cols).float()
+    levels = torch.rand(count, 2, generator=generator)
+    levels[::2] = torch.tensor([0.0, 1.0])
+    return torch.where(hard > 0, levels[:, 1:], levels[:, :1])
+
+
+def cells_to_pixels(mask: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+    """A token mask [B, N] as a pixel mask float [B, 1, H, W]: each cell's value over its pixels."""
+    return F.interpolate(mask.reshape(len(mask), 1, *grid), size=size, mode="nearest")
+
+
+def oracle_masks(foreground: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """1 where at least half of the token's cell is foreground, float [B, N] of a pixel mask float [B, 1, H, W]."""
+    return (F.adaptive_avg_pool2d(foreground, grid).flatten(1) >= POSITIVE_COVERAGE).float()
+
+
+def matched_random_masks(foreground: torch.Tensor, tokens: int, seeds: Sequence[tuple[int, ...]]) -> torch.Tensor:
+    """As many random tokens as an image has foreground: float [B, tokens] of a pixel mask float [B, 1, H, W].
+
+    ``seeds`` has one for each image, so that its mask does not depend on the other images.
+    """
+    draws = np.stack([np.random.default_rng(seed).random(tokens, np.float32) for seed in seeds])
+    covered = foreground.flatten(1).mean(1, keepdim=True)
+    return (torch.from_numpy(draws).to(covered) < covered).float()

@@ -1,8 +1,8 @@
-"""The decoder that rebuilds an image's halves from its tokens; training only (FastDriveVLA, arXiv 2507.23318).
+"""The decoder that rebuilds foreground and background from the tokens; training only (FastDriveVLA, arXiv 2507.23318).
 
-Zeros of dropped tokens go straight into an RMSNorm there, whose slope is of the order 1 / sqrt(eps): on a toy world
-every run collapsed or swung from one half to the other, ready decoder or not. A learned vector under every token,
-dropped or not, ends that.
+In the paper's decoder the zeros of dropped tokens enter an RMSNorm, whose slope there is of the order 1 / sqrt(eps): on
+a toy world every run collapsed or swung from one branch to the other. A learned vector added to every token, dropped or
+not, prevents that.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 
 from fastdrive_node.pruning.recon_pruner import ReconPruner, layer_config, query_and_grid_positions
 
-PIXELS_PER_TOKEN = 28  # side of a token's cell at patch 14, merge 2
-
 
 class ReconDecoder(nn.Module):
     """Qwen2.5-VL decoder layers with bidirectional attention, and a feed-forward head for the pixels of each token.
@@ -30,15 +28,15 @@ class ReconDecoder(nn.Module):
     Args:
         text_config: of the VLA; gives width, heads and the rotary embedding.
         layers: 6 in the paper.
-        pixels: side of a token's cell in px.
+        pixels: width of a token's cell in px.
         channels: of the images that it paints, 3 in the paper.
     """
 
     def __init__(
         self,
         text_config: Qwen2_5_VLTextConfig,
-        layers: int = 6,
-        pixels: int = PIXELS_PER_TOKEN,
+        layers: int,
+        pixels: int,
         channels: int = 3,
     ):
         super().__init__()
@@ -47,7 +45,7 @@ class ReconDecoder(nn.Module):
         width = config.hidden_size
         self.pixels, self.channels = pixels, channels
         self.rotary = Qwen2_5_VLRotaryEmbedding(config)
-        self.place = nn.Parameter(torch.randn(1, width))
+        self.offset = nn.Parameter(torch.randn(1, width))
         self.layers = nn.ModuleList(Qwen2_5_VLDecoderLayer(config, index) for index in range(layers))
         for layer in self.layers:
             layer.self_attn.is_causal = False
@@ -58,7 +56,7 @@ class ReconDecoder(nn.Module):
     def forward(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Tokens [B, rows * cols, D] (dropped ones zero) -> images in (0, 1), [B, channels, rows * px, cols * px]."""
         angles = self.rotary(tokens, query_and_grid_positions(grid, tokens.device)[..., 1:])
-        hidden = tokens + self.place
+        hidden = tokens + self.offset
         for layer in self.layers:
             hidden = layer(hidden, attention_mask=None, position_embeddings=angles)
         return fold_cells(self.head(self.norm(hidden)).sigmoid(), grid, self.pixels)

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from fastdrive_node.families.loading import Vla, load_vla
+from fastdrive_node.files import write_atomically
 from fastdrive_node.planning.loading import SHIPPED_PRUNER
 from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.data.adapters import ImageSource, open_source
 from fastdrive_training.data.token_cache import build_token_cache, pixel_encoder
+from fastdrive_training.data.sampling import evenly_spaced
+from fastdrive_training.engine.checkpoint import archive_existing, require_checkpoint, write_recipe
 from fastdrive_training.engine.config import RecipeError, parse_recipe
-from fastdrive_training.engine.distributed import Processes
-from fastdrive_training.engine.io import set_aside
+from fastdrive_training.engine.distributed import Processes, choose_precision
+from fastdrive_training.engine.loop import own_parts
 from fastdrive_training.pruner.collapse import CollapseError
-from fastdrive_training.pruner.config import ReconRecipe, pick_device, usable_device, usable_precision
+from fastdrive_training.pruner.config import KIND, ReconRecipe
 from fastdrive_training.pruner.data import ReconBatches, require_masks
 from fastdrive_training.pruner.decoder import ReconDecoder, start_from_layers
 from fastdrive_training.pruner.trainer import Evaluate, ReconTrainer, TrainerOptions
 from fastdrive_training.pruner.validate import evaluator, read_held_out
-
-__all__ = ["FIGURES_FILE", "ReconRecipe", "ReconRun", "pick_device", "prepare", "spread", "train"]
 
 FIGURES_FILE = "figures.json"
 
@@ -44,19 +44,22 @@ class ReconRun:
 def train(recipe: dict, resume: bool = False) -> dict:
     """Train from a recipe's mapping; returns the final losses, held-out figures and ``images_per_s``.
 
-    An earlier run in the same folder is set aside unless it is resumed. Writes the pruner file only where the run came
-    to its end in health. Under a launcher (``torchrun``, ``accelerate launch``) the processes share each batch, and the
-    first of them writes.
+    An earlier run in the same folder is archived unless it is resumed. Writes the pruner file only where the run came
+    to its end without collapse. Under a launcher (``torchrun``, ``accelerate launch``) the processes share each batch,
+    and the first of them writes.
 
     Raises:
         RecipeError, InputError, ModelError: the recipe, the data or the VLA cannot be used.
         TrainingError, CollapseError: see :class:`ReconTrainer`.
     """
-    run = prepare(parse_recipe(ReconRecipe, recipe))
-    trainer, folder, first = run.trainer, run.trainer.out, run.processes.first
+    settings = parse_recipe(ReconRecipe, recipe)
+    if resume:
+        require_checkpoint(Path(settings.out))
+    run = prepare(settings)
+    trainer, folder, first = run.trainer, run.trainer.folder, run.processes.first
     if first and not resume:
-        set_aside(folder)
-        run.settings.write(folder)
+        archive_existing(folder)
+        write_recipe(folder, {"kind": KIND, **asdict(settings)})
     try:
         figures = {**trainer.run(resume), "pruner": None, "encoder": run.vla.encoder_fingerprint}
     except CollapseError:
@@ -74,12 +77,19 @@ def train(recipe: dict, resume: bool = False) -> dict:
 
 def prepare(settings: ReconRecipe) -> ReconRun:
     """Load the VLA, its tokens and the data, and build pruner, decoder and trainer. Raises as :func:`train`."""
-    processes = Processes(usable_device(settings.device))
-    precision = usable_precision(settings.precision, str(processes.device))
+    processes = Processes(settings.device)
+    precision = choose_precision(settings.precision, processes.device)
     source = _open(settings, settings.dataset, settings.train_split, settings.masks)
     vla = _load_encoder(settings.vla, processes.device, precision)
-    identity = f"{settings.identity}/{vla.encoder_fingerprint}"
     evaluate = _evaluator(settings, vla) if processes.first and settings.mask == "pruner" else None
+    options = TrainerOptions(
+        settings.seed,
+        {**settings.identity, "encoder": vla.encoder_fingerprint},
+        precision,
+        settings.mask,
+        settings.workers,
+        settings.tensorboard,
+    )
     trainer = ReconTrainer(
         *build_modules(settings, vla),
         _batches(settings, vla, source, processes),
@@ -88,7 +98,7 @@ def prepare(settings: ReconRecipe) -> ReconRun:
         settings.schedule,
         settings.loss,
         settings.health,
-        TrainerOptions(settings.seed, identity, precision, settings.mask, settings.tensorboard, processes.first),
+        options,
         evaluate,
         pixel_encoder(vla) if settings.features == "live" else None,
         processes,
@@ -99,10 +109,10 @@ def prepare(settings: ReconRecipe) -> ReconRun:
 def build_modules(settings: ReconRecipe, vla: Vla) -> tuple[ReconPruner, ReconDecoder]:
     """Pruner and decoder on the CPU, their weights from the recipe's seed and, where it says so, the VLA's layers."""
     torch.manual_seed(settings.seed)
-    text_config, vision = vla.model.config.text_config, vla.model.config.vision_config
+    text_config = vla.model.config.text_config
     pruner = ReconPruner.from_config(text_config, settings.normalise)
-    cell = vision.patch_size * vision.spatial_merge_size
-    decoder = ReconDecoder(text_config, settings.decoder_layers, cell, settings.loss.channels)
+    pixels = vla.spec.image_size[0] // vla.grid[0]
+    decoder = ReconDecoder(text_config, settings.decoder_layers, pixels, settings.loss.channels)
     layers = vla.model.model.language_model.layers
     try:
         start_from_layers(pruner, decoder, layers, settings.pruner_init, settings.decoder_init)
@@ -136,24 +146,19 @@ def _batches(settings: ReconRecipe, vla: Vla, source: ImageSource, processes: Pr
         vla.spec.image_size,
         settings.schedule.batch,
         settings.seed,
-        spread(len(source), settings.keyframes),
-        parts=processes.count * settings.schedule.accumulate,
-        workers=settings.workers,
+        evenly_spaced(len(source), settings.keyframes),
+        processes.count * settings.schedule.accumulate,
+        own_parts(processes, settings.schedule.accumulate),
     )
 
 
 def _evaluator(settings: ReconRecipe, vla: Vla) -> Evaluate:
     root = settings.val_dataset or settings.dataset
     source = _open(settings, root, settings.val_split, settings.val_masks)
-    return evaluator(read_held_out(source, vla, spread(len(source), settings.val_keyframes)), Path(settings.out))
+    return evaluator(read_held_out(source, vla, evenly_spaced(len(source), settings.val_keyframes)), Path(settings.out))
 
 
 def _write_figures(folder: Path, figures: dict[str, Any]) -> None:
-    (folder / FIGURES_FILE).write_text(json.dumps(figures, indent=2) + "\n")
+    with write_atomically(folder / FIGURES_FILE) as partial:
+        partial.write_text(json.dumps(figures, indent=2) + "\n")
 
-
-def spread(total: int, count: int | None) -> np.ndarray:
-    """int64 positions of ``count`` keyframes of ``total``, evenly spread; all where ``count`` is None or larger."""
-    if count is None or count >= total:
-        return np.arange(total)
-    return (np.arange(count) * total) // count

@@ -1,13 +1,13 @@
-"""The training loop of ReconPruner: decoder warm-up on random masks, then pruner and decoder together.
+"""The training of ReconPruner: the decoder alone on random masks, then pruner and decoder together.
 
-Everything random follows from the seed and the step, so that a resumed run has the losses of an unbroken one, and a run
-on several processes or with accumulation those of a run on one, up to rounding.
+Each step: scores, straight-through mask, both branches rebuilt, losses, and a check for collapse.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,52 +16,73 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fastdrive_node.errors import TrainingError
-from fastdrive_training.engine.checkpoint import CHECKPOINT, read_checkpoint, write_checkpoint
 from fastdrive_training.engine.distributed import Processes
-from fastdrive_training.engine.logging import NoLog, RunLog
-from fastdrive_training.engine.schedule import Schedule
-from fastdrive_training.pruner.collapse import HealthCheck, HealthLimits, Vitals
-from fastdrive_training.pruner.data import ReconBatch, ReconBatches
-from fastdrive_training.pruner.losses import HalfLosses, LossWeights
-from fastdrive_training.pruner.step import Encode, ReconStep
-
-__all__ = ["CHECKPOINT", "ReconTrainer", "TrainerOptions", "TrainingError"]
+from fastdrive_training.engine.loop import LoopOptions, Losses, StepBatches, Trainer, learning_rate
+from fastdrive_training.pruner.collapse import HealthCheck, HealthLimits, TrainingHealth
+from fastdrive_training.pruner.config import Schedule
+from fastdrive_training.pruner.data import (
+    ReconBatch,
+    cells_to_pixels,
+    matched_random_masks,
+    oracle_masks,
+    random_masks,
+)
+from fastdrive_training.pruner.losses import LossWeights, split_losses, straight_through
 
 Evaluate = Callable[[nn.Module, nn.Module, int], dict[str, Any]]  # (pruner, decoder, step) -> figures
+Encode = Callable[[torch.Tensor], torch.Tensor]  # uint8 pixels [B, 3, H, W] -> tokens [B, N, D]
 
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """What is no part of the method."""
+    """What is not part of the method."""
 
     seed: int = 0
-    identity: str = ""  # what a checkpoint must match to be resumed, such as the recipe
+    identity: dict[str, Any] | None = None  # what a checkpoint must match to be resumed, such as the recipe
     precision: str = "float32"  # or bfloat16: pruner and decoder run under autocast
-    mask: str = "pruner"  # or oracle, random: see ReconStep
+    mask: str = "pruner"  # for comparison: oracle (the true foreground cells), random (as many random ones)
+    workers: int = 0
     tensorboard: bool = False
     progress: bool = True
 
 
-class ReconTrainer:
+@dataclass(frozen=True)
+class ReconInputs:
+    """B images on the device. The first images of a step's batch are rehearsed: they have random masks, and their
+    target is the image itself where the mask is, black elsewhere."""
+
+    tokens: torch.Tensor  # float32 [B, N, D]
+    pixels: torch.Tensor  # float32 [B, 3, H, W] in [0, 1]
+    foreground: torch.Tensor  # float32 [B, 1, H, W]; of rehearsed images their mask
+    ignore: torch.Tensor | None  # bool [B, 1, H, W]; None where no label is in doubt
+    mask: torch.Tensor  # float32 [B, N], of the images that are rehearsed; 0 for the others
+    rehearsed: torch.Tensor  # bool [B, 1]
+    places: tuple[int, ...]  # in the step's whole batch
+    labelled: torch.Tensor  # float64 scalar, fraction of foreground by the labels
+
+
+class ReconTrainer(Trainer):
     """Trains ``pruner`` and ``decoder`` on ``batches``.
 
     Args:
         pruner: tokens [B, N, D], grid -> scores [B, N].
         decoder: tokens [B, N, D], grid -> images [B, loss.channels, H, W] in (0, 1).
-        batches: split into as many parts as there are processes times ``schedule.accumulate``.
-        out: folder for the checkpoint and the log.
+        batches: of ReconBatch, split into as many parts as there are processes times ``schedule.accumulate``.
+        folder: for the checkpoint and the log.
         evaluate: figures of held-out data, called every ``evaluate_every`` joint steps in the first process.
-        encode: see ReconStep.
+        encode: for batches without tokens.
+
+    ``run`` raises CollapseError, besides the errors of every training, when the health check fails and its
+    ``on_collapse`` is ``stop``.
     """
 
     def __init__(
         self,
         pruner: nn.Module,
         decoder: nn.Module,
-        batches: ReconBatches,
+        batches: StepBatches,
         grid: tuple[int, int],
-        out: Path,
+        folder: Path,
         schedule: Schedule,
         loss: LossWeights,
         health: HealthLimits,
@@ -70,84 +91,128 @@ class ReconTrainer:
         encode: Encode | None = None,
         processes: Processes | None = None,
     ):
-        self._processes = processes or Processes("cpu")
-        self._options = options or TrainerOptions()
-        device = self._processes.device
-        self.pruner, self.decoder, self.batches = pruner.to(device).train(), decoder.to(device).train(), batches
-        self.out, self.schedule, self.health = out, schedule, HealthCheck(health)
-        self._evaluate = evaluate
-        self._wrapped = [self._processes.wrap(module) for module in (pruner, decoder)]
-        self._micro = ReconStep(
-            *self._wrapped, grid, loss, self._options.seed, device, self._options.precision, encode, self._options.mask
-        )
+        processes, options = processes or Processes(), options or TrainerOptions()
         groups = [
-            {"params": list(decoder.parameters()), "lr": schedule.lr, "scale": 1.0},
-            {"params": list(pruner.parameters()), "lr": schedule.lr, "scale": schedule.pruner_rate},
+            {"params": list(decoder.parameters()), "lr": schedule.lr},
+            {"params": list(pruner.parameters()), "lr": schedule.lr * schedule.pruner_rate},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=schedule.lr, weight_decay=schedule.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=schedule.lr, weight_decay=schedule.weight_decay)
+        super().__init__(
+            folder,
+            batches,
+            {"decoder": decoder, "pruner": pruner},
+            optimizer,
+            learning_rate(
+                optimizer, schedule.warmup_steps, schedule.total, schedule.final_rate, schedule.decoder_pretrain_steps
+            ),
+            LoopOptions(
+                schedule.total,
+                schedule.clip,
+                schedule.log_every,
+                schedule.checkpoint_every,
+                batches.batch,
+                options.workers,
+                options.identity or {},
+                options.tensorboard,
+                options.progress,
+            ),
+            processes,
+        )
+        self.pruner, self.decoder, self.health = pruner, decoder, HealthCheck(health)
+        self._grid, self._keys, self._loss, self._recon = grid, schedule, loss, options
+        self._evaluate, self._encode = evaluate, encode
+        bfloat16 = options.precision == "bfloat16"
+        self._autocast = torch.autocast(processes.device.type, torch.bfloat16) if bfloat16 else nullcontext()
+        self._covered = 0.5  # fraction of foreground in the whole batch, which balances the regions
         self.average = None
         if schedule.ema_decay:
             self.average = AveragedModel(pruner, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema_decay))
-        self.step = 0
-        self.last: dict[str, Any] = {}
-
-    @property
-    def parts(self) -> list[int]:
-        """The parts of each batch that this process works on."""
-        return [index * self._processes.count + self._processes.rank for index in range(self.schedule.accumulate)]
 
     @property
     def result(self) -> nn.Module:
         """The pruner that is evaluated and shipped: the moving average where there is one."""
         return self.pruner if self.average is None else self.average.module
 
-    def run(self, resume: bool = False) -> dict[str, Any]:
-        """Train to the end; returns the figures of the last logged step, with ``images_per_s`` of this call.
+    @property
+    def joint_step(self) -> int:
+        """Steps since pruner and decoder train together; negative while the decoder trains alone."""
+        return self.step - self._keys.decoder_pretrain_steps
 
-        Raises:
-            TrainingError: nothing to resume, a checkpoint of another recipe, a loss or gradient that is no number
-                (named with its images; the last checkpoint stays as it was).
-            CollapseError: the health check failed, and its ``on_collapse`` is ``stop``.
-        """
-        self.out.mkdir(parents=True, exist_ok=True)
-        self._processes.wait()
-        if resume:
-            self.load_checkpoint()
-        elif self._processes.first:
-            (self.out / CHECKPOINT).unlink(missing_ok=True)
-        log = self._open_log()
-        try:
-            for batches in self.batches.steps(self.step, self.schedule.total, self.parts):
-                figures = self.train_step(batches)
-                self.step += 1
-                figures["images_per_s"] = log.advance()
-                self._after_step(figures, log)
-            if self.step == self.schedule.total:
-                self.health.finish(self.schedule.steps, self.last.get("auroc"))
-        finally:
-            log.close()
-        return {**self.last, "collapsed": self.health.collapsed}
+    def prepare(self, parts: list[ReconBatch]) -> list[ReconInputs]:
+        rehearsed = self._keys.rehearsed(self.step, self.batches.batch)
+        masks = random_masks(rehearsed, self._grid, torch.Generator().manual_seed((self._recon.seed << 32) + self.step))
+        inputs = [self._inputs(part, masks) for part in parts]
+        self._covered = float(self.mean(torch.stack([part.foreground.double().mean() for part in inputs])))
+        return inputs
 
-    def _open_log(self) -> RunLog | NoLog:
-        if not self._processes.first:
-            return NoLog()
-        options = self._options
-        images = self.batches.batch
-        return RunLog(self.out, self.step, self.schedule.total, images, options.tensorboard, options.progress)
+    def _inputs(self, batch: ReconBatch, masks: torch.Tensor) -> ReconInputs:
+        """A part of a batch; the first images of the whole batch have the random ``masks`` [rehearsed, N]."""
+        device = self.processes.device
+        pixels = batch.pixels.to(device)
+        tokens = self._encode(pixels) if batch.tokens is None else batch.tokens.to(device)
+        foreground = batch.foreground.to(device).float()
+        mask = torch.zeros(len(pixels), tokens.shape[1])
+        here = [row for row, place in enumerate(batch.places) if place < len(masks)]
+        mask[here] = masks[[batch.places[row] for row in here]]
+        chosen = torch.zeros(len(pixels), 1, dtype=torch.bool)
+        chosen[here] = True
+        mask, chosen = mask.to(device), chosen.to(device)
+        foreground[here] = cells_to_pixels(mask[here], self._grid, tuple(pixels.shape[-2:]))
+        ignore = batch.ignore.to(device) & ~chosen[:, :, None, None] if bool(batch.ignore.any()) else None
+        labelled = batch.foreground.double().mean()
+        return ReconInputs(
+            tokens, pixels.float() / 255, foreground, ignore, mask, chosen, batch.places, labelled.to(device)
+        )
 
-    def _after_step(self, figures: dict[str, Any], log: RunLog | NoLog) -> None:
-        schedule, done = self.schedule, self.step == self.schedule.total
-        joint = self.step - schedule.warmup_steps
-        evaluated = self._evaluate is not None and joint > 0 and (joint % schedule.evaluate_every == 0 or done)
-        if evaluated and self._processes.first:
-            figures |= self._held_out()
-        if self.step % schedule.log_every == 0 or done or evaluated:
-            self.last = figures
-            log.write(figures)
-        if self.step % schedule.checkpoint_every == 0 or done:
-            self.save_checkpoint()
+    def losses(self, part: ReconInputs) -> Losses:
+        """See :func:`split_losses`; ``scores`` float32 [B, N] too, where the pruner is trained."""
+        scores, mask = None, part.mask
+        if self.joint_step >= 0:
+            scores, free = self._free_mask(part)
+            mask = torch.where(part.rehearsed, mask, free)
+        images = (part.pixels, part.foreground, self._grid, self._loss, self._covered, part.ignore)
+        losses = {**split_losses(self._decode, part.tokens, mask, *images), "labelled": part.labelled[None]}
+        return losses if scores is None else {**losses, "scores": scores}
 
-    def _held_out(self) -> dict[str, Any]:
+    def _free_mask(self, part: ReconInputs) -> tuple[torch.Tensor | None, torch.Tensor]:
+        if self._recon.mask == "oracle":
+            return None, oracle_masks(part.foreground, self._grid)
+        if self._recon.mask == "random":
+            seeds = [(self._recon.seed, self.step, place) for place in part.places]
+            return None, matched_random_masks(part.foreground, part.mask.shape[1], seeds)
+        with self._autocast:
+            scores = self.wrapped["pruner"](part.tokens, self._grid)
+        scores = scores.float()
+        return scores, straight_through(scores, self._loss.surrogate)
+
+    def _decode(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        with self._autocast:
+            rebuilt = self.wrapped["decoder"](tokens, grid)
+        return rebuilt.float()
+
+    def observe(self, figures: dict[str, Any], losses: list[Losses], norms: dict[str, float]) -> dict[str, Any]:
+        """Phase, health and fraction of foreground. Raises CollapseError, in every process at once."""
+        if self.joint_step < 0:
+            return {"phase": "warmup"}
+        more: dict[str, Any] = {"phase": "joint"}
+        if "scores" in losses[0]:
+            flat = torch.cat([part["scores"] for part in losses]).double()
+            moments = self.processes.mean(torch.stack([(flat > 0).double().mean(), flat.mean(), (flat**2).mean()]))
+            positive, mean, square = moments.tolist()
+            health = TrainingHealth(positive, mean, math.sqrt(max(square - mean**2, 0.0)), norms["pruner"])
+            self.health.update(self.joint_step, health)
+            more |= vars(health)
+        more["foreground_share"] = float(self.mean(torch.cat([part["labelled"] for part in losses])))
+        return more
+
+    def after_update(self) -> None:
+        if self.average is not None and self.joint_step >= 0:
+            self.average.update_parameters(self.pruner)
+
+    def evaluate(self) -> dict[str, Any] | None:
+        joint, done = self.joint_step, self.step == self.options.total
+        if self._evaluate is None or joint <= 0 or not (joint % self._keys.evaluate_every == 0 or done):
+            return None
         modules = [self.result, self.decoder]
         for module in modules:
             module.eval()
@@ -156,107 +221,14 @@ class ReconTrainer:
             module.train()
         return figures
 
-    def train_step(self, batches: list[ReconBatch]) -> dict[str, Any]:
-        """One step of the optimiser on this process's parts of a batch; returns its figures."""
-        warmup = self.step < self.schedule.warmup_steps
-        rate = self.schedule.rate(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.lr * group["scale"] * rate
-        self.optimizer.zero_grad(set_to_none=True)
-        losses, scores = self._accumulate(batches, warmup)
-        clip = self.schedule.clip
-        norms = [float(nn.utils.clip_grad_norm_(module.parameters(), clip)) for module in (self.decoder, self.pruner)]
-        figures = dict(zip(HalfLosses.NAMES, self._mean([loss.scalars() for loss in losses]).tolist(), strict=True))
-        self._require_finite(figures["total"], norms, losses)
-        phase = {"step": self.step, "phase": "warmup" if warmup else "joint", "lr": self.schedule.lr * rate}
-        if scores:
-            figures |= self._vitals(scores, norms[1])
-        if not warmup:
-            share = self._mean([batch.foreground.double().mean() for batch in batches])
-            figures["foreground_share"] = float(share)
-        self.optimizer.step()
-        if self.average is not None and not warmup:
-            self.average.update_parameters(self.pruner)
-        return {**phase, **figures}
+    def finish(self) -> dict[str, Any]:
+        self.health.finish(self._keys.steps, self.last.get("auroc"))
+        return {"collapsed": self.health.collapsed}
 
-    def _accumulate(self, batches: list[ReconBatch], warmup: bool) -> tuple[list[HalfLosses], list[torch.Tensor]]:
-        """Forward and backward pass of each part; gradients are averaged over the processes in the last one."""
-        rehearsed = self.schedule.rehearsed(self.step, self.batches.batch)
-        inputs = [self._micro.inputs(batch, self.step, rehearsed) for batch in batches]
-        share = float(self._mean([part.foreground.double().mean() for part in inputs]))
-        losses, scores = [], []
-        for index, part in enumerate(inputs):
-            with self._processes.holding(self._wrapped, index < len(inputs) - 1):
-                loss, score = self._micro.losses(part, self.step, warmup, share)
-                (loss.total / len(inputs)).backward()
-            losses.append(loss)
-            if score is not None:
-                scores.append(score.detach().double())
-        return losses, scores
+    def state(self) -> dict[str, Any]:
+        return {"health": self.health.state, "average": None if self.average is None else self.average.state_dict()}
 
-    def _mean(self, values: list[torch.Tensor]) -> torch.Tensor:
-        """Mean over the parts of this process and over the processes."""
-        return self._processes.mean(torch.stack(values).mean(0))
-
-    def _vitals(self, scores: list[torch.Tensor], gradient: float) -> dict[str, float]:
-        """The health check's figures of the whole batch. Raises CollapseError, in every process at once."""
-        flat = torch.cat(scores)
-        moments = self._processes.mean(torch.stack([(flat > 0).double().mean(), flat.mean(), (flat**2).mean()]))
-        positive, mean, square = moments.tolist()
-        vitals = Vitals(positive, mean, math.sqrt(max(square - mean**2, 0.0)), gradient)
-        self.health.update(self.step - self.schedule.warmup_steps, vitals)
-        return vitals.figures()
-
-    def _require_finite(self, total: float, norms: list[float], losses: list[HalfLosses]) -> None:
-        """Every process sees the means of all, so that all stop together."""
-        if math.isfinite(total) and all(map(math.isfinite, norms)):
-            return
-        what, value = ("loss", total) if not math.isfinite(total) else ("gradient", sum(norms))
-        finite = self._processes.gather(torch.cat([loss.each for loss in losses]).isfinite().float())
-        names = self.batches.names(self.step)
-        places = zip(self._gathered_places(), finite.flatten().tolist(), strict=True)
-        bad = [names[place] for place, good in places if not good]
-        checkpoint = self.out / CHECKPOINT
-        raise TrainingError(
-            f"step {self.step}: the {what} is {value} on the batch {_some(names)}"
-            + (f", first in {_some(bad)}" if bad else "")
-            + f"; checkpoint: {f'{checkpoint} is the last good one' if checkpoint.exists() else 'none is saved'}; "
-            "lower schedule.lr or look at these images"
-        )
-
-    def _gathered_places(self) -> list[int]:
-        """Places in the batch of the images of all processes, process after process."""
-        count, parts, images = self._processes.count, self.batches.parts, self.batches.batch
-        own = (part for rank in range(count) for part in range(rank, parts, count))
-        return [place for part in own for place in range(part, images, parts)]
-
-    def save_checkpoint(self) -> None:
-        """Write the whole state, in the first process."""
-        if not self._processes.first:
-            return
-        state = {
-            "step": self.step,
-            "identity": self._options.identity,
-            "health": self.health.state,
-            "pruner": self.pruner.state_dict(),
-            "decoder": self.decoder.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "last": self.last,
-        }
-        write_checkpoint(self.out, state)
-
-    def load_checkpoint(self) -> None:
-        """Continue from the checkpoint in ``out``. Raises TrainingError: none there, unreadable, of another recipe."""
-        state = read_checkpoint(self.out, self._options.identity, self._processes.device)
-        self.pruner.load_state_dict(state["pruner"])
-        self.decoder.load_state_dict(state["decoder"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.health.state = state["health"]
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        self.health.state = state["health"]
-        self.step, self.last = state["step"], state["last"]
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (" ..." if len(names) > most else "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ from sklearn.metrics import precision_recall_curve
 from torch import nn
 
 from fastdrive_node.families.loading import Vla
+from fastdrive_node.files import write_atomically
 from fastdrive_training.data.adapters.base import ImageSource
 from fastdrive_training.data.token_cache import pixel_encoder
-from fastdrive_training.pruner.data import read_picture, require_masks
+from fastdrive_training.pruner.data import read_masked_image, require_masks
 from fastdrive_training.scoring.score import known_tokens, score_figures, score_tokens
 
 SAMPLES_FILE, CURVE_FILE = "samples.npz", "curve.json"
@@ -33,13 +33,13 @@ class HeldOut:
     cameras: tuple[str, ...]
     grid: tuple[int, int]
     tokens: np.ndarray  # float32 [K, C, N, D]
-    coverage: np.ndarray  # float32 [K, C, N], foreground share of each token's cell; NaN where it is in doubt
+    coverage: np.ndarray  # float32 [K, C, N], foreground fraction of each token's cell; NaN where it is in doubt
     images: np.ndarray  # uint8 [P, C, H, W, 3] of the first P keyframes
     foreground: np.ndarray  # bool [P, C, H, W]
 
 
-def read_held_out(source: ImageSource, vla: Vla, keyframes: np.ndarray, pictures: int = SAMPLES) -> HeldOut:
-    """Read and encode the items at these positions, and keep the images of the first ``pictures`` of them.
+def read_held_out(source: ImageSource, vla: Vla, keyframes: np.ndarray, images: int = SAMPLES) -> HeldOut:
+    """Read and encode the items at these positions, and keep the images of the first ``images`` of them.
 
     Raises InputError: no masks, an image or mask is unusable.
     """
@@ -48,15 +48,15 @@ def read_held_out(source: ImageSource, vla: Vla, keyframes: np.ndarray, pictures
     tokens, coverage, kept = [], [], []
     for index in keyframes:
         item = source[int(index)]
-        read = [read_picture(item, camera, size, vla.grid) for camera in source.cameras]
-        pixels = torch.stack([picture.pixels for picture in read])
+        read = [read_masked_image(item, camera, size, vla.grid) for camera in source.cameras]
+        pixels = torch.stack([image.pixels for image in read])
         tokens.append(encode(pixels).cpu().numpy())
-        coverage.append(np.stack([picture.coverage for picture in read]))
-        if len(kept) < pictures:
+        coverage.append(np.stack([image.coverage for image in read]))
+        if len(kept) < images:
             kept.append((pixels.permute(0, 2, 3, 1).numpy(), np.stack([one.regions.foreground for one in read])))
     names = tuple(source.names[int(index)] for index in keyframes)
-    images, foreground = (np.stack(part) for part in zip(*kept, strict=True))
-    return HeldOut(names, source.cameras, vla.grid, np.stack(tokens), np.stack(coverage), images, foreground)
+    shown, foreground = (np.stack(part) for part in zip(*kept, strict=True))
+    return HeldOut(names, source.cameras, vla.grid, np.stack(tokens), np.stack(coverage), shown, foreground)
 
 
 def evaluator(held_out: HeldOut, folder: Path) -> Callable[..., dict[str, Any]]:
@@ -73,7 +73,7 @@ def evaluator(held_out: HeldOut, folder: Path) -> Callable[..., dict[str, Any]]:
 
 
 def write_curve(folder: Path, step: int, scores: np.ndarray, coverage: np.ndarray, figures: dict[str, Any]) -> None:
-    """Precision and recall of the tokens at up to CURVE_POINTS thresholds, evenly spread over the recall.
+    """Precision and recall of the tokens at up to CURVE_POINTS thresholds, evenly spaced over the recall.
 
     Both lists are empty where only one class is there. ``scores`` [K, C * N], ``coverage`` [K, C, N].
     """
@@ -93,51 +93,48 @@ def write_curve(folder: Path, step: int, scores: np.ndarray, coverage: np.ndarra
         "positives": int(positive.sum()),
         "tokens": int(positive.size),
     }
-    part = folder / f"{CURVE_FILE}.part"
-    part.write_text(json.dumps(curve) + "\n")
-    os.replace(part, folder / CURVE_FILE)
+    with write_atomically(folder / CURVE_FILE) as partial:
+        partial.write_text(json.dumps(curve) + "\n")
 
 
 def write_samples(folder: Path, step: int, scores: np.ndarray, held_out: HeldOut, decoder: nn.Module) -> None:
-    """The first SAMPLES keyframes: images, masks, score maps, and both halves rebuilt with the hard mask."""
+    """The first SAMPLES keyframes: images, masks, score maps, and both branches rebuilt with the hard mask."""
     chosen = slice(0, SAMPLES)
     maps = scores.reshape(held_out.coverage.shape)[chosen]
     fore, back = rebuild(decoder, held_out.tokens[chosen], maps > 0, held_out.grid)
-    part = folder / f"{SAMPLES_FILE}.part"
-    with open(part, "wb") as file:
+    with write_atomically(folder / SAMPLES_FILE) as partial:
         np.savez_compressed(
-            file,
+            partial,
             step=step,
             names=np.array(held_out.names[chosen]),
             cameras=np.array(held_out.cameras),
             images=held_out.images[chosen],
             foreground=held_out.foreground[chosen],
-            fore=_to_pictures(fore),
-            back=_to_pictures(back),
+            fore=_to_images(fore),
+            back=_to_images(back),
             scores=maps.reshape(*maps.shape[:2], *held_out.grid).astype(np.float32),
         )
-    os.replace(part, folder / SAMPLES_FILE)
 
 
 def rebuild(
     decoder: nn.Module, tokens: np.ndarray, mask: np.ndarray, grid: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Foreground and background half, float32 [K, C, channels, H, W] in (0, 1) on the CPU, of hard masks.
+    """Foreground and background branch, float32 [K, C, channels, H, W] in (0, 1) on the CPU, of hard masks.
 
     Args:
         tokens: float [K, C, N, D].
-        mask: bool [K, C, N], True where a token goes to the foreground half.
+        mask: bool [K, C, N], True where a token goes to the foreground branch.
     """
     parameter = next(decoder.parameters())
-    halves = []
+    branches = []
     with torch.inference_mode():
         for sign in (mask, ~mask):
             kept = torch.from_numpy(np.asarray(tokens, np.float32) * sign[..., None]).to(parameter)
-            halves.append(torch.stack([decoder(keyframe, grid).float().cpu() for keyframe in kept]))
-    return halves[0], halves[1]
+            branches.append(torch.stack([decoder(keyframe, grid).float().cpu() for keyframe in kept]))
+    return branches[0], branches[1]
 
 
-def _to_pictures(half: torch.Tensor) -> np.ndarray:
+def _to_images(branch: torch.Tensor) -> np.ndarray:
     """uint8 [K, C, H, W, 3]: the pixels where the decoder paints them, else its mask in gray."""
-    color = half[:, :, :3] if half.shape[2] >= 3 else half[:, :, :1].expand(-1, -1, 3, -1, -1)
+    color = branch[:, :, :3] if branch.shape[2] >= 3 else branch[:, :, :1].expand(-1, -1, 3, -1, -1)
     return (color.permute(0, 1, 3, 4, 2) * 255).round().to(torch.uint8).numpy()

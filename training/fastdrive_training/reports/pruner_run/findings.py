@@ -126,7 +126,7 @@ def strict_limits(run: RunFolder) -> HealthLimits:
 
 def first_joint_step(run: RunFolder) -> int:
     """The step at which the joint phase began: the recipe's, else the first that is logged."""
-    warmup = number(run.group("schedule").get("warmup_steps"))
+    warmup = number(run.group("schedule").get("decoder_pretrain_steps"))
     logged = min((entry["step"] for entry in run.log if entry.get("phase") == "joint"), default=0)
     return logged if warmup is None else min(max(int(warmup), 0), logged)
 
@@ -134,13 +134,13 @@ def first_joint_step(run: RunFolder) -> int:
 def planned_steps(run: RunFolder) -> int | None:
     """The steps of the whole run by its recipe; None where it does not say."""
     source = run.group("schedule") if run.trains_pruner else run.recipe
-    steps, warmup = number(source.get("steps")), number(source.get("warmup_steps", 0))
+    steps, warmup = number(source.get("steps")), number(source.get("decoder_pretrain_steps", 0))
     known = steps is not None and warmup is not None and 0 < steps + warmup < 1e12
     return int(steps + warmup) if known else None
 
 
 def _progress(run: RunFolder) -> Finding:
-    done, planned = run.log[-1]["step"] + run.trains_pruner, planned_steps(run)  # the pruner's steps count from 0
+    done, planned = run.log[-1]["step"] + 1, planned_steps(run)  # steps count from 0
     if planned is not None and done < planned:
         return Finding(Level.WATCH, f"The run is not finished: {done:,} of {planned:,} steps are logged.")
     if planned is None and run.figures is None:

@@ -1,4 +1,4 @@
-"""How well a decoder rebuilds both halves of held-out images: PSNR and SSIM against the blanked images."""
+"""How well a decoder rebuilds foreground and background of held-out images: PSNR and SSIM against the blanked images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastdrive_training.pruner.masks import chance_masks
+from fastdrive_training.pruner.data import matched_random_masks
 from fastdrive_training.pruner.ssim import ssim
 from fastdrive_training.pruner.validate import HeldOut, rebuild
 from fastdrive_training.scoring.token_metrics import POSITIVE_COVERAGE
@@ -18,10 +18,10 @@ def quality(decoder: nn.Module, held_out: HeldOut, mask: np.ndarray) -> dict[str
     """Figures of the held-out keyframes that have their images; None where the decoder paints no pixels.
 
     Args:
-        mask: bool [P, C, N], True where a token goes to the foreground half.
+        mask: bool [P, C, N], True where a token goes to the foreground branch.
 
     Returns:
-        ``psnr_fore``, ``psnr_back`` in dB and ``ssim_fore``, ``ssim_back``: means over the images, each half against
+        ``psnr_fore``, ``psnr_back`` in dB and ``ssim_fore``, ``ssim_back``: means over the images, each branch against
         the image with everything outside (inside) the foreground blanked; ``psnr_fore_region``, ``psnr_back_region``:
         over the pixels of the region alone, pooled, for blank pixels are easily right.
     """
@@ -33,9 +33,9 @@ def quality(decoder: nn.Module, held_out: HeldOut, mask: np.ndarray) -> dict[str
         chosen = slice(keyframe, keyframe + 1)
         pixels = torch.from_numpy(held_out.images[keyframe]).permute(0, 3, 1, 2).float() / 255
         foreground = torch.from_numpy(held_out.foreground[keyframe]).unsqueeze(1).float()
-        halves = rebuild(decoder, held_out.tokens[chosen], mask[chosen], held_out.grid)
-        for name, half, region in zip(errors, halves, (foreground, 1 - foreground), strict=True):
-            painted, target = half[0, :, :3], pixels * region
+        branches = rebuild(decoder, held_out.tokens[chosen], mask[chosen], held_out.grid)
+        for name, branch, region in zip(errors, branches, (foreground, 1 - foreground), strict=True):
+            painted, target = branch[0, :, :3], pixels * region
             square = (painted - target) ** 2
             rows.setdefault(f"psnr_{name}", []).append(_psnr(square.flatten(1).mean(1)))
             rows.setdefault(f"ssim_{name}", []).append(ssim(painted, target))
@@ -52,12 +52,12 @@ def oracle_cells(held_out: HeldOut) -> np.ndarray:
     return held_out.coverage[: len(held_out.images)] >= POSITIVE_COVERAGE
 
 
-def chance_cells(held_out: HeldOut, seed: int) -> np.ndarray:
-    """bool [P, C, N]: of each image as many tokens as it has foreground, by chance."""
+def random_cells(held_out: HeldOut, seed: int) -> np.ndarray:
+    """bool [P, C, N]: as many random tokens of each image as it has foreground."""
     foreground = torch.from_numpy(held_out.foreground).float()
     flat = foreground.flatten(0, 1).unsqueeze(1)
     tokens = held_out.coverage.shape[2]
-    masks = chance_masks(flat, tokens, [(seed, index) for index in range(len(flat))])
+    masks = matched_random_masks(flat, tokens, [(seed, index) for index in range(len(flat))])
     return masks.reshape(*foreground.shape[:2], tokens).numpy() > 0
 
 

@@ -1,4 +1,4 @@
-"""PSNR and SSIM of rebuilt halves."""
+"""PSNR and SSIM of rebuilt images."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from benchmarks.studies.reconstruction_quality import BEST_PSNR_DB, oracle_cells, quality, random_cells
 from fastdrive_training.pruner.decoder import fold_cells
-from fastdrive_training.pruner.quality import BEST_PSNR_DB, chance_cells, oracle_cells, quality
 from fastdrive_training.pruner.validate import HeldOut
 from tests.training.pruner.recon_fixtures import CELL, GRID
 
@@ -55,7 +55,7 @@ def test_the_figures_are_those_of_torchmetrics(held_out):
     figures = quality(_Painter(shift=0.05), held_out, mask)
     pixels = torch.from_numpy(held_out.images[0]).permute(0, 3, 1, 2) / 255
     region = torch.from_numpy(held_out.foreground[0])[:, None].float()
-    painted = pixels * (1 - region) + 0.05  # the wrong half is in the foreground's place
+    painted = pixels * (1 - region) + 0.05  # the wrong branch is in the foreground's place
     target = pixels * region
     assert figures["psnr_fore"] == pytest.approx(float(peak_signal_noise_ratio(painted, target, data_range=1.0)), 1e-4)
     expected = float(structural_similarity_index_measure(painted, target, data_range=1.0))
@@ -64,10 +64,10 @@ def test_the_figures_are_those_of_torchmetrics(held_out):
     assert figures["psnr_fore_region"] == pytest.approx(float(-10 * inside.log10()), 1e-4)
 
 
-def test_masks_by_chance_have_the_share_of_the_foreground(held_out):
-    shares = [chance_cells(held_out, seed).mean() for seed in range(60)]
-    assert chance_cells(held_out, 0).shape == (1, 1, CELLS)
-    assert np.mean(shares) == pytest.approx(2 / CELLS, abs=0.06)
+def test_random_masks_cover_as_much_as_the_foreground(held_out):
+    fractions = [random_cells(held_out, seed).mean() for seed in range(60)]
+    assert random_cells(held_out, 0).shape == (1, 1, CELLS)
+    assert np.mean(fractions) == pytest.approx(2 / CELLS, abs=0.06)
 
 
 def test_a_decoder_of_masks_has_no_figures(held_out):
