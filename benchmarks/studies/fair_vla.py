@@ -19,8 +19,8 @@ import torch
 
 from fastdrive_node.families.loading import load_vla
 from fastdrive_node.planning.loading import default_vla_dir
+from fastdrive_training.vla.planner import Planner
 from fastdrive_training.vla.tiny_model import build_tiny_vla
-from fastdrive_training.vla.train import Planner
 
 WEIGHTS_FILE = "prune2drive.json"
 
@@ -33,8 +33,7 @@ def build(source: Path, out: Path, seed: int) -> Path:
     vla.model.save_pretrained(out / "vla")
     if (source / WEIGHTS_FILE).exists():
         shutil.copy(source / WEIGHTS_FILE, out / "vla" / WEIGHTS_FILE)
-    planner = Planner(vla)
-    torch.save({name: getattr(planner, name).state_dict() for name in ("waypoints", "ahead")}, out / "heads.pt")
+    Planner(vla).save_heads(out)
     return out
 
 

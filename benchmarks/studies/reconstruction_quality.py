@@ -1,4 +1,4 @@
-"""How well a decoder rebuilds foreground and background of held-out images: PSNR and SSIM against the blanked images."""
+"""Quality of rebuilt foregrounds and backgrounds of held-out images: PSNR and SSIM against the blanked images."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def test_the_toy_size_is_that_of_the_tiny_vla(memory, tiny_vla):
 def test_what_autograd_keeps_is_counted_as_on_the_cpu(memory):
     size = memory.SIZES["toy"]
     text = size.config().text_config
-    real = [ReconPruner.from_config(text), ReconDecoder(text, size.decoder_layers, CELL_PX)]
+    real = [ReconPruner.from_config(text), ReconDecoder(text, size.decoder_layers, memory.CELL_PX)]
     expected = [memory.training_step(size, *real, images, "cpu").saved_bytes for images in (1, 2)]
     _, *meta = memory.modules(size)
     found = [memory.training_step(size, *meta, images).saved_bytes for images in (1, 2)]

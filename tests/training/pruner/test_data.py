@@ -1,4 +1,4 @@
-"""Batches of the reconstruction: an order of the seed, equal parts, tokens and images and masks that belong together."""
+"""Batches of the reconstruction: their order, equal parts, and what belongs together in them."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_training.pruner.decoder import ReconDecoder, fold_cells, start_from_layers
 from fastdrive_training.pruner.data import cells_to_pixels, matched_random_masks, oracle_masks, random_masks
+from fastdrive_training.pruner.decoder import ReconDecoder, fold_cells, start_from_layers
 from fastdrive_training.pruner.losses import LossWeights, split_losses, straight_through
 from tests.training.pruner.recon_fixtures import CELL, GRID, PaintedBatches, text_config
 

@@ -48,7 +48,14 @@ def recipe(tmp_path, tiny_dir, root, cache):
         "tensorboard": False,
         "workers": 0,
         "loss": {"ssim_stride": 8},
-        "schedule": {"decoder_pretrain_steps": 1, "steps": 2, "batch": 4, "lr": 1e-3, "log_every": 1, "evaluate_every": 1},
+        "schedule": {
+            "decoder_pretrain_steps": 1,
+            "steps": 2,
+            "batch": 4,
+            "lr": 1e-3,
+            "log_every": 1,
+            "evaluate_every": 1,
+        },
     }
 
 

@@ -11,8 +11,8 @@ import torch
 from fastdrive_node.errors import TrainingError
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.engine.checkpoint import CHECKPOINT
-from fastdrive_training.engine.loop import learning_rate
 from fastdrive_training.engine.logging import LOG, read_log
+from fastdrive_training.engine.loop import learning_rate
 from fastdrive_training.pruner.collapse import CollapseError, HealthCheck, HealthLimits, TrainingHealth
 from fastdrive_training.pruner.config import Schedule
 from fastdrive_training.pruner.decoder import ReconDecoder
@@ -118,7 +118,9 @@ def test_resume_without_or_with_a_foreign_or_broken_checkpoint_is_refused(tmp_pa
     with pytest.raises(TrainingError, match="no checkpoint to resume"):
         _trainer(tmp_path).run(resume=True)
     _trainer(tmp_path, identity={"recipe": {"lr": 1.0}}).run()
-    with pytest.raises(TrainingError, match=r"recipe\.lr was 1\.0 in that run, now it is 2\.0; set it back or start without --resume"):
+    with pytest.raises(
+        TrainingError, match=r"recipe\.lr was 1\.0 in that run, now it is 2\.0; set it back or start without --resume"
+    ):
         _trainer(tmp_path, identity={"recipe": {"lr": 2.0}}).run(resume=True)
     (tmp_path / CHECKPOINT).write_bytes(b"no checkpoint")
     with pytest.raises(TrainingError, match="unreadable"):
@@ -239,7 +241,9 @@ def test_the_oracle_mask_costs_less_than_a_random_one(tmp_path):
 
 @pytest.mark.parametrize("targets", ["mask", "both"])
 def test_the_adversary_works_on_masks_too(tmp_path, targets):
-    schedule = Schedule(decoder_pretrain_steps=100, steps=100, lr=3e-3, pruner_rate=1.0, log_every=50, checkpoint_every=1000)
+    schedule = Schedule(
+        decoder_pretrain_steps=100, steps=100, lr=3e-3, pruner_rate=1.0, log_every=50, checkpoint_every=1000
+    )
     batches = PaintedBatches(batch=8)
     trainer = _trainer(tmp_path, schedule, batches, loss=LossWeights(ssim_weight=0.0, targets=targets))
     trainer.run()
@@ -278,7 +282,9 @@ def test_learning_rate_warms_up_holds_and_decays_by_cosine():
 
 def test_adversary_finds_the_foreground_on_painted_cells(tmp_path):
     """A few hundred steps on a toy world: the scores rank foreground cells above background ones."""
-    schedule = Schedule(decoder_pretrain_steps=200, steps=250, lr=3e-3, pruner_rate=0.3, log_every=50, checkpoint_every=1000)
+    schedule = Schedule(
+        decoder_pretrain_steps=200, steps=250, lr=3e-3, pruner_rate=0.3, log_every=50, checkpoint_every=1000
+    )
     batches = PaintedBatches(batch=16)
     trainer = _trainer(tmp_path, schedule, batches, loss=LossWeights(ssim_weight=0.0))
     trainer.run()

@@ -139,7 +139,8 @@ def test_numbers_of_any_size_can_be_drawn(tmp_path):
         log, (1e308, -1e300, float("nan"), float("inf"), 10**400, 0, -5, None, "x", [1]), strict=False
     ):
         entry["total"] = value
-    recipe = {**RECIPE, "schedule": {"decoder_pretrain_steps": 10**30, "steps": -7}, "health": {"grace_steps": -(10**20)}}
+    schedule = {"decoder_pretrain_steps": 10**30, "steps": -7}
+    recipe = {**RECIPE, "schedule": schedule, "health": {"grace_steps": -(10**20)}}
     log[-1]["recall"], log[-1]["auroc"] = [1], 10**50
     assert "NaN" not in page_of(write_run(tmp_path / "run", log, recipe)).text
 

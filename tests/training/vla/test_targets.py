@@ -18,9 +18,9 @@ def answer(tiny_vla) -> AnswerText:
     return AnswerText.of(tiny_vla)
 
 
-def _tokens(vla, plans: np.ndarray) -> np.ndarray:
+def _tokens(vla, plans: np.ndarray) -> torch.Tensor:
     stop = vla.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    return np.array(
+    return torch.tensor(
         [[*vla.tokenizer.encode(format_answer(p, vla.spec.answer), add_special_tokens=False), stop] for p in plans]
     )
 
@@ -30,12 +30,12 @@ def _plan(vla, row) -> np.ndarray:
 
 
 def test_a_clean_sample_is_shown_its_own_text(answer, tiny_vla, monkeypatch) -> None:
-    monkeypatch.setattr("fastdrive_training.vla.targets.CLEAN_SHARE", 1.1)
+    monkeypatch.setattr("fastdrive_training.vla.targets.CLEAN_FRACTION", 1.1)
     tokens = _tokens(tiny_vla, PLAN[None])
-    assert np.array_equal(answer.shown(tokens, PLAN[None], np.random.default_rng(0)).numpy(), tokens)
+    assert torch.equal(answer.shown(tokens, PLAN[None], np.random.default_rng(0)), tokens)
 
 
-def test_shown_answers_keep_the_grammar_and_go_astray(answer, tiny_vla) -> None:
+def test_shown_answers_keep_the_grammar_and_drift(answer, tiny_vla) -> None:
     plans = np.repeat(PLAN[None], 40, 0)
     shown = answer.shown(_tokens(tiny_vla, plans), plans, np.random.default_rng(1))
     errors = np.abs(np.array([_plan(tiny_vla, row) for row in shown]) - plans).max((1, 2))
@@ -57,15 +57,15 @@ def _losses(answer, tokens, **likely) -> dict[str, float]:
 
 
 def test_a_neighbouring_number_costs_less_than_a_far_one(answer, tiny_vla) -> None:
-    tokens, place = _tokens(tiny_vla, PLAN[None]), int(answer.places[10])  # x of the last point, 22.2
+    tokens, place = _tokens(tiny_vla, PLAN[None]), int(answer.positions[10])  # x of the last point, 22.2
     near, far = (tiny_vla.tokenizer.convert_tokens_to_ids(text) for text in ("+22.4", "+29.2"))
-    one_hot = torch.nn.functional.one_hot(torch.from_numpy(tokens), 2100).float() * 4
+    one_hot = torch.nn.functional.one_hot(tokens, 2100).float() * 4
     costs = []
     for token in (int(tokens[0, place]), near, far):
         logits = one_hot.clone()
         logits[0, place] = 0
-        bell = torch.exp(-((answer.values - answer.values[answer.tokens == token]) ** 2) / 0.32) * 4
-        logits[0, place, answer.tokens] = bell
+        likely = torch.exp(-((answer.values - answer.values[answer.tokens == token]) ** 2) / 0.32) * 4
+        logits[0, place, answer.tokens] = likely
         costs.append(answer.losses(logits, tokens, torch.from_numpy(PLAN[None]))["numbers"].item())
     assert costs[0] < costs[1] < costs[2]
 

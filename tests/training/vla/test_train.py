@@ -1,4 +1,4 @@
-"""Imitation training of a tiny VLA: what it reads, what it learns from, how it resumes."""
+"""Imitation training of a tiny VLA in two stages: what it learns from, what it writes, how it resumes."""
 
 from __future__ import annotations
 
@@ -7,78 +7,30 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 
-from fastdrive_node.errors import InputError
+from fastdrive_node.cli import main
+from fastdrive_node.errors import InputError, TrainingError
 from fastdrive_node.families.loading import load_vla
-from fastdrive_node.planning.answer_format import format_answer
-from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 from fastdrive_training.engine.config import RecipeError
-from fastdrive_training.engine.loop import Run, TrainingError, fit
-from fastdrive_training.vla.data import IGNORE, NO_GAP_M, cell_labels, prepare
-from fastdrive_training.vla.train import (
-    Planner,
-    dense_loss,
-    encode_some,
-    keep_some,
-    train_language,
-    train_tower,
-)
+from fastdrive_training.engine.distributed import Processes
+from fastdrive_training.vla import train_planner, train_tower
+from fastdrive_training.vla.targets import AnswerText
+from fastdrive_training.vla.train_planner import keep_some
+from fastdrive_training.vla.train_tower import TowerBatches, TowerPlanner, TowerRecipe
 from tests.training.tiny_nuscenes import write_dataset
 
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data") / "toy", scenes=1, keyframes=10)
+SMALL = {"batch": 2, "split": "train", "workers": 0, "tensorboard": False, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
-def data(dataset, tiny_vla, tmp_path_factory):
-    return prepare(tiny_vla, KeyframeDataset(dataset), tmp_path_factory.mktemp("cache"))
+def planner(tiny_vla) -> TowerPlanner:
+    return TowerPlanner(tiny_vla)
 
 
-def test_only_keyframes_with_a_future_are_prepared(data) -> None:
-    assert len(data) == 4  # ten keyframes at 2 Hz, of which the last six have less than 3 s before them
-    assert data.pixels.shape == (4, 6, 3, 112, 224)
-    assert (data.lights == IGNORE).all()
-    assert (data.gaps == NO_GAP_M).all()
-
-
-def test_prepared_answers_are_the_futures_as_text(data, tiny_vla) -> None:
-    text = tiny_vla.tokenizer.decode(data.answers[1].tolist())
-    assert text == format_answer(data.futures[1], tiny_vla.spec.answer) + "<|im_end|>"
-
-
-def test_prompts_come_with_the_whole_history_and_with_shorter_ones(data, tiny_vla) -> None:
-    texts = [tiny_vla.tokenizer.decode(row.tolist()) for row in data.prompts[3]]
-    unknown = [text.count("?") for text in texts]
-    assert unknown[1] > unknown[2] > unknown[3] >= unknown[0]
-
-
-def test_a_second_run_reads_what_the_first_prepared(dataset, tiny_vla, tmp_path) -> None:
-    first = prepare(tiny_vla, KeyframeDataset(dataset), tmp_path)
-    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
-    again = prepare(tiny_vla, KeyframeDataset(dataset), tmp_path)
-    assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
-    assert np.array_equal(first.pixels, again.pixels)
-
-
-def test_a_dataset_without_futures_is_refused(tiny_vla, tmp_path) -> None:
-    short = write_dataset(tmp_path / "short", scenes=1, keyframes=3)
-    with pytest.raises(InputError, match="no keyframe has a future"):
-        prepare(tiny_vla, KeyframeDataset(short), tmp_path / "cache")
-
-
-def test_a_small_thing_names_its_cell() -> None:
-    mask = np.full((112, 224), 2, np.uint8)
-    mask[3:5, 3:9] = 10  # 2 x 4 of the 7 x 7 px of the first cell
-    cells = cell_labels(mask, 16, 32)
-    assert cells[0, 0] == 10
-    assert (cells == 2).sum() == 16 * 32 - 1
-
-
-def test_dense_labels_meet_the_token_of_their_place(tiny_vla) -> None:
+def test_dense_labels_meet_the_token_of_their_place(planner, tiny_vla) -> None:
     """Scores that name the class of exactly one fine cell cost least where the labels have it at that cell."""
-    planner = Planner(tiny_vla)
     token = 1 * 8 + 3  # row 1, column 3 of the merged grid
     with torch.no_grad():
         planner.classes.weight.zero_()
@@ -89,23 +41,27 @@ def test_dense_labels_meet_the_token_of_their_place(tiny_vla) -> None:
     tokens[0, token, 0] = 1.0
     labels = torch.zeros(1, 6, 16, 32, dtype=torch.uint8)
     labels[0, 0, 4 * 1 + 2, 4 * 3 + 1] = 9
-    right = dense_loss(planner, tokens, labels, [0])
+    right = planner.dense_loss(tokens, labels, [0])
     labels[0, 0] = labels[0, 0].roll(1, 0)
-    assert right < 0.01 < dense_loss(planner, tokens, labels, [0])
+    assert right < 0.01 < planner.dense_loss(tokens, labels, [0])
 
 
-def test_encoding_keeps_the_order_of_the_cameras(data, tiny_vla) -> None:
-    planner = Planner(tiny_vla)
-    pixels = torch.from_numpy(np.array(data.pixels[:2]))
-    tokens, learning = encode_some(planner, pixels, np.random.default_rng(0))
-    whole = planner.vision.encode_patches(planner.vision.patches(pixels.flatten(0, 1))).reshape(2, 192, -1)
-    assert torch.allclose(tokens, whole, atol=1e-5)
-    assert set(learning[:3]) == {0, 1, 5}
-    assert len(learning) == 4
+@pytest.mark.parametrize("learning", [(0, 1, 5, 3), (4,), (0, 1, 2, 3, 4, 5)])
+def test_encoding_keeps_the_order_of_the_cameras(planner, learning) -> None:
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 6, 3, 112, 224), dtype=np.uint8))
+    whole = planner.vision.encode_patches(planner.vision.patches(pixels.flatten(0, 1))).reshape(1, 192, -1)
+    assert torch.allclose(planner.encode(pixels, learning), whole, atol=1e-5)
 
 
-def _recipe(dataset, folder, **more) -> dict:
-    return {"dataset": str(dataset), "cache": str(folder / "cache"), "batch": 2, "split": "train", **more}
+def test_front_cameras_always_carry_gradient_and_one_other_by_turns(long_dataset, tmp_path, tiny_vla) -> None:
+    recipe = TowerRecipe(str(long_dataset), "out", batch=1, gradient_cameras=("CAM_BACK", "CAM_FRONT"))
+    data = train_tower.prepare(tiny_vla, train_tower.KeyframeDataset(long_dataset, "train"), tmp_path)
+    batches = TowerBatches(data, AnswerText.of(tiny_vla), recipe, Processes("cpu"))
+    learning = [batches[step][0].learning for step in range(12)]
+    assert {cameras[:2] for cameras in learning} == {(3, 0)}  # front is 0, back is 3
+    assert {cameras[2] for cameras in learning} == {1, 2, 4, 5}
+    with pytest.raises(RecipeError, match=r"gradient_cameras: 'CAM_ROOF' is no camera of the VLA"):
+        train_tower.train({**SMALL, "dataset": "d", "out": "o", "gradient_cameras": ["CAM_ROOF"]}, False)
 
 
 @pytest.fixture(scope="module")
@@ -116,67 +72,105 @@ def long_dataset(tmp_path_factory):
 def test_random_pruning_does_not_look_at_the_foreground() -> None:
     labels = np.zeros((400, 6, 16, 32), np.uint8)
     labels[:, 0] = 2  # the first camera is all road
-    shares = {}
+    more = {}
     for name in ("foreground", "random", "mixed"):
         kept = keep_some(labels, (4, 8), np.random.default_rng(0), name).numpy().reshape(400, 6, 32)
         assert 0.3 < kept.all(axis=(1, 2)).mean() < 0.4
-        shares[name] = kept[:, 0].mean() - kept[:, 1:].mean()
-    assert abs(shares["random"]) < 0.03 < shares["mixed"] < shares["foreground"] - 0.05
+        more[name] = kept[:, 0].mean() - kept[:, 1:].mean()
+    assert abs(more["random"]) < 0.03 < more["mixed"] < more["foreground"] - 0.05
 
 
-def test_both_stages_run_and_write_a_vla_that_loads(long_dataset, tmp_path) -> None:
-    figures = train_tower(_recipe(long_dataset, tmp_path, out=str(tmp_path / "tower"), steps=3), False)
+@pytest.fixture(scope="module")
+def tower_run(long_dataset, tmp_path_factory):
+    """The folder of a first stage of two steps; ``figures.json`` in it holds what the training returned."""
+    folder = tmp_path_factory.mktemp("runs")
+    recipe = {**SMALL, "dataset": str(long_dataset), "out": str(folder / "tower"), "cache": str(folder / "cache")}
+    figures = train_tower.train({**recipe, "steps": 2, "workers": 1}, False)
+    (folder / "tower" / "figures.json").write_text(json.dumps(figures))
+    return folder / "tower"
+
+
+@pytest.fixture
+def language(long_dataset, tower_run, tmp_path) -> dict:
+    """A recipe of the second stage."""
+    paths = {
+        "dataset": long_dataset,
+        "tower_run": tower_run,
+        "cache": tower_run.parent / "cache",
+        "out": tmp_path / "o",
+    }
+    return {**SMALL, **{key: str(path) for key, path in paths.items()}, "steps": 4, "checkpoint_every": 2}
+
+
+def test_both_stages_run_and_write_a_vla_that_loads(tower_run, language, tmp_path) -> None:
+    figures = json.loads((tower_run / "figures.json").read_text())
     assert {"dense", "numbers", "words", "waypoints", "light", "gaps", "images_per_s"} <= set(figures)
-    recipe = _recipe(long_dataset, tmp_path, out=str(tmp_path / "out"), tower_run=str(tmp_path / "tower"), steps=3)
-    train_language({**recipe, "pruned_by": "none"}, False)
-    train_language(recipe, False)
-    before, after = load_vla(tmp_path / "tower" / "vla"), load_vla(tmp_path / "out" / "vla")
+    train_planner.train({**language, "steps": 1, "pruned_by": "none"}, False)
+    before, after = load_vla(tower_run / "vla"), load_vla(tmp_path / "o" / "vla")
     assert before.encoder_fingerprint == after.encoder_fingerprint
-    rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
-    assert rows == []  # one line every 50 steps
+    stored = yaml.safe_load((tmp_path / "o" / "recipe.yaml").read_text())
+    assert stored["kind"] == "vla_language" and stored["pruned_by"] == "none" and stored["warmup_steps"] == 200
 
 
-def test_an_unknown_recipe_key_is_named(long_dataset, tmp_path) -> None:
-    with pytest.raises(RecipeError, match="unknown key stepps"):
-        train_tower(_recipe(long_dataset, tmp_path, out=str(tmp_path), stepps=3), False)
+class _Cut(Exception):
+    pass
 
 
-class _Line(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.line = torch.nn.Linear(3, 1)
+def test_a_resumed_run_ends_like_an_unbroken_one(language, tmp_path, monkeypatch) -> None:
+    whole = train_planner.train({**language, "out": str(tmp_path / "whole")}, False)
+    forward, calls = train_planner.LanguagePlanner.forward, []
 
-    def losses(self, indices, rng):
-        x = torch.from_numpy(rng.normal(size=(len(indices), 3))).float()
-        return {"fit": (self.line(x) - torch.from_numpy(indices)[:, None]).square().mean()}
+    def cut(planner, batch):
+        calls.append(batch)
+        if len(calls) == 4:  # as a power cut, in the step after the one that follows the checkpoint
+            raise _Cut
+        return forward(planner, batch)
+
+    monkeypatch.setattr(train_planner.LanguagePlanner, "forward", cut)
+    with pytest.raises(_Cut):
+        train_planner.train(language, False)
+    resumed = train_planner.train(language, True)
+    assert len(calls) == 6  # the third step is done again
+    assert {**resumed, "images_per_s": 0} == {**whole, "images_per_s": 0}
+    ours, theirs = (load_file(tmp_path / name / "vla" / "model.safetensors") for name in ("o", "whole"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-def _fit(folder, steps, resume=False, save_every=4):
-    model = _Line()
-    run = Run(folder, steps=8, batch=4, rate=0.1, seed=3, warmup=2, save_every=save_every)
-    run.steps, wanted = steps, 8
-    if steps < wanted:  # an interrupted run: same schedule, stops early
-        original = run.set_rate
-        run.set_rate = lambda optimiser: (
-            setattr(run, "steps", wanted),
-            original(optimiser),
-            setattr(run, "steps", steps),
+def test_resuming_needs_a_checkpoint(language, tmp_path) -> None:
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "notes.txt").write_text("mine")
+    for stage in (train_planner, train_tower):
+        recipe = (
+            language if stage is train_planner else {**SMALL, "dataset": language["dataset"], "out": language["out"]}
         )
-    fit(run, model, list(model.parameters()), model.losses, 40, resume)
-    return model.line.weight.detach().clone()
+        with pytest.raises(TrainingError, match=r"o/checkpoint\.pt: no checkpoint to resume; start without --resume"):
+            stage.train({key: value for key, value in recipe.items() if key != "tower_run"}, True)
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["notes.txt"]
 
 
-def test_a_resumed_run_ends_like_an_unbroken_one(tmp_path) -> None:
-    unbroken = _fit(tmp_path / "a", 8)
-    _fit(tmp_path / "b", 4)
-    assert torch.equal(_fit(tmp_path / "b", 8, resume=True), unbroken)
+def test_resuming_another_recipe_names_the_key(language, tmp_path) -> None:
+    train_planner.train({**language, "steps": 1}, False)
+    with pytest.raises(TrainingError, match=r"rate was 0\.001 in that run, now it is 0\.002; set it back"):
+        train_planner.train({**language, "steps": 1, "rate": 2e-3}, True)
+    assert (tmp_path / "o" / "vla" / "model.safetensors").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(tmp_path) -> None:
-    model = _Line()
-    run = Run(tmp_path, steps=8, batch=4, rate=0.1, seed=3)
-    bad = lambda indices, rng: {"fit": model.line.weight.sum() * float("nan")}  # noqa: E731
-    with pytest.raises(TrainingError, match=r"step 0: loss nan on keyframes \["):
-        fit(run, model, list(model.parameters()), bad, 40, False)
-    assert not (tmp_path / "checkpoint.pt").exists()
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_keyframes(language, tmp_path, monkeypatch) -> None:
+    forward = train_planner.LanguagePlanner.forward
+    infinite = lambda planner, batch: {"words": forward(planner, batch)["words"] * float("inf")}  # noqa: E731
+    monkeypatch.setattr(train_planner.LanguagePlanner, "forward", infinite)
+    with pytest.raises(TrainingError, match=r"step 0: the loss is inf on the batch scene-\d+ s0k\d, scene-"):
+        train_planner.train(language, False)
+    assert not (tmp_path / "o" / "checkpoint.pt").exists()
+
+
+def test_the_second_stage_needs_the_first(language, tmp_path) -> None:
+    with pytest.raises(InputError, match=r"heads\.pt: missing; finish the training"):
+        train_planner.train({**language, "tower_run": str(tmp_path / "none")}, False)
+
+
+def test_an_unknown_recipe_key_is_named(tmp_path, capsys) -> None:
+    path = tmp_path / "tower.yaml"
+    path.write_text("kind: vla_tower\ndataset: d\nout: o\nstepps: 3\n")
+    assert main(["train", str(path)]) == 1
+    assert "tower.yaml: unknown key stepps; did you mean steps? known are dataset" in capsys.readouterr().err

@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fastdrive_node.devices import choose_device
 from fastdrive_node.cli import write_json
+from fastdrive_node.devices import choose_device
 from fastdrive_node.errors import UsageError
 from fastdrive_training.annotate.models import GroundedSam
 from fastdrive_training.annotate.run import Annotation, Shard, raise_failures

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from fastdrive_node.devices import choose_device
 from fastdrive_node.cli import write_json
+from fastdrive_node.devices import choose_device
 from fastdrive_node.errors import InputError, UsageError
 from fastdrive_node.families.loading import Vla, load_vla
 from fastdrive_node.pruning.checkpoint import load_pruner

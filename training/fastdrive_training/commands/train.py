@@ -7,14 +7,14 @@ import importlib
 import os
 
 from fastdrive_node.cli import write_json
-from fastdrive_training.engine.config import RecipeError, load_recipe, set_keys
+from fastdrive_training.engine.config import RecipeError, load_recipe, recipe_schema, set_keys
 
-# kind -> module:function; the function takes (recipe: dict, resume: bool) and returns its figures
+# kind -> module, recipe class, function (recipe: dict, resume: bool) -> figures
 KINDS = {
-    "recon_pruner": "fastdrive_training.pruner.train:train",
-    "vla_tower": "fastdrive_training.vla.train:train_tower",
-    "vla_language": "fastdrive_training.vla.train:train_language",
-    "tiny_vla": "fastdrive_training.vla.tiny_recipe:build",
+    "recon_pruner": ("fastdrive_training.pruner.train", "ReconRecipe", "train"),
+    "vla_tower": ("fastdrive_training.vla.train_tower", "TowerRecipe", "train"),
+    "vla_language": ("fastdrive_training.vla.train_planner", "LanguageRecipe", "train"),
+    "tiny_vla": ("fastdrive_training.vla.tiny_model", "TinyRecipe", "build"),
 }
 
 
@@ -25,8 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"kinds of recipes: {', '.join(KINDS)}"
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the recipe's run")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of the recipe's run")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema of the recipe's kind and exit")
     parser.add_argument("--json", metavar="FILE", help="write the figures here; - is standard output")
 
 
@@ -37,9 +38,13 @@ def run(args: argparse.Namespace) -> None:
     kind = recipe.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         raise RecipeError(f"{path}: kind: must be one of {', '.join(KINDS)}, is {kind!r}")
-    module, function = KINDS[kind].split(":")
+    name, recipe_kind, function = KINDS[kind]
+    module = importlib.import_module(name)
+    if args.schema:
+        write_json(recipe_schema(getattr(module, recipe_kind)), "-")
+        return
     try:
-        figures = getattr(importlib.import_module(module), function)(recipe, args.resume)
+        figures = getattr(module, function)(recipe, args.resume)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
     if os.environ.get("RANK", "0") == "0":  # one of several processes that a launcher started

@@ -36,7 +36,8 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 1e-3 as text; a learning rate is a number."""
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), None)
+_FLOAT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 
 def load_recipe(source: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -45,7 +46,7 @@ def load_recipe(source: str | Path) -> tuple[Path, dict[str, Any]]:
     if not path.exists() and path.name == str(source) and (SHIPPED / f"{path.stem}.yaml").exists():
         path = SHIPPED / f"{path.stem}.yaml"
     try:
-        content = yaml.load(path.read_text(), _Loader)  # noqa: S506  (a SafeLoader)
+        content = yaml.load(path.read_text(), _Loader)
     except (FileNotFoundError, IsADirectoryError):
         shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
         raise RecipeError(f"{source}: no such recipe file; shipped recipes are {shipped}") from None
@@ -69,7 +70,7 @@ def set_keys(recipe: dict[str, Any], assignments: list[str]) -> None:
             if not isinstance(target, dict):
                 raise RecipeError(f"--set {assignment}: {group} is no group of keys")
         try:
-            target[last] = yaml.load(value, _Loader)  # noqa: S506  (a SafeLoader)
+            target[last] = yaml.load(value, _Loader)
         except yaml.YAMLError:
             raise RecipeError(f"--set {assignment}: the value is no valid YAML") from None
 
@@ -96,13 +97,12 @@ def recipe_schema(kind: type) -> dict[str, Any]:
 
 def _describe(kind: type, error: Any) -> str:
     """One line on a finding of pydantic."""
-    *groups, key = error["loc"] or ("",)
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
     if error["type"] in ("missing", "missing_argument"):
         return f"missing key {name}"
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        prefix = "".join(f"{group}." for group in groups)
-        known = [prefix + field for field in _keys(kind, groups)]
+        prefix = name.removesuffix(error["loc"][-1])
+        known = [prefix + field for field in _keys(kind, error["loc"][:-1])]
         close = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {close[0]}? " if close else ""
         return f"unknown key {name}; {hint}known are {', '.join(known)}"
@@ -112,7 +112,7 @@ def _describe(kind: type, error: Any) -> str:
     return f"{name}: {problem}, is {error['input']!r}"
 
 
-def _keys(kind: type, groups: list[str | int]) -> list[str]:
+def _keys(kind: Any, groups: tuple[str | int, ...]) -> list[str]:
     """The keys of a group of a recipe."""
     for group in groups:
         kind = typing.get_args(kind)[0] if isinstance(group, int) else typing.get_type_hints(kind)[group]

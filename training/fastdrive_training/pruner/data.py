@@ -38,7 +38,9 @@ class MaskedImage:
     coverage: np.ndarray | None = None  # float32 [N], of the mask at its own size; NaN where it is in doubt
 
 
-def read_masked_image(item: Item, camera: str, size: tuple[int, int], grid: tuple[int, int] | None = None) -> MaskedImage:
+def read_masked_image(
+    item: Item, camera: str, size: tuple[int, int], grid: tuple[int, int] | None = None
+) -> MaskedImage:
     """Read one image and its mask; with a ``grid`` of tokens, the coverage of each cell too.
 
     Raises InputError: an image or mask is missing, unreadable or of another size.
@@ -59,9 +61,7 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def require_masks(source: ImageSource) -> None:
     """Raises InputError where the dataset has no masks."""
     if not source.has_masks:
-        raise InputError(
-            f"{source.root}: no foreground masks; make some with fastdrive annotate and name their folder"
-        )
+        raise InputError(f"{source.root}: no foreground masks; make some with fastdrive annotate and name their folder")
 
 
 class ReconBatches(StepBatches):
@@ -113,7 +113,8 @@ class ReconBatches(StepBatches):
     def _part(self, pairs: list[tuple[int, int]], part: int) -> ReconBatch:
         places = tuple(range(part, self.batch, self.parts))
         pairs = [pairs[place] for place in places]
-        images = [read_masked_image(self._source[row], self._source.cameras[camera], self._size) for row, camera in pairs]
+        cameras = self._source.cameras
+        images = [read_masked_image(self._source[row], cameras[camera], self._size) for row, camera in pairs]
         tokens = None
         if self._tokens is not None:
             tokens = torch.from_numpy(np.stack([self._tokens[pair] for pair in pairs]).astype(np.float32))

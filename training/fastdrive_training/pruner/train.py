@@ -15,8 +15,8 @@ from fastdrive_node.planning.loading import SHIPPED_PRUNER
 from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.data.adapters import ImageSource, open_source
-from fastdrive_training.data.token_cache import build_token_cache, pixel_encoder
 from fastdrive_training.data.sampling import evenly_spaced
+from fastdrive_training.data.token_cache import build_token_cache, pixel_encoder
 from fastdrive_training.engine.checkpoint import archive_existing, require_checkpoint, write_recipe
 from fastdrive_training.engine.config import RecipeError, parse_recipe
 from fastdrive_training.engine.distributed import Processes, choose_precision
@@ -161,4 +161,3 @@ def _evaluator(settings: ReconRecipe, vla: Vla) -> Evaluate:
 def _write_figures(folder: Path, figures: dict[str, Any]) -> None:
     with write_atomically(folder / FIGURES_FILE) as partial:
         partial.write_text(json.dumps(figures, indent=2) + "\n")
-

@@ -24,10 +24,12 @@ from fastdrive_node.families.spec import spec_json
 from fastdrive_node.families.vla import Vla
 from fastdrive_node.planning.answer_format import format_answer
 from fastdrive_node.types import CAMERAS, EgoHistory
+from fastdrive_training.data.adapters.base import digest, files_digest
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 
-CELL_PX = 7  # dense labels are four times finer than the tokens on each side
-RARE_SHARE = 0.12  # a small thing names its cell when it covers this much of it
+LABELS_PER_TOKEN = 4  # dense labels are so many times finer than the tokens, in rows and in columns
+LABEL_SAMPLES = 7  # pixels of a label image that are looked at for each label, in rows and in columns
+SMALL_OBJECT_COVER = 0.12  # a small object names its cell when it covers this fraction of it
 GAPS = ("light_gap_m", "vehicle_gap_m", "pedestrian_gap_m")
 LIGHTS = ("none", "green", "yellow", "red", "red_yellow")
 NO_GAP_M = 60.0
@@ -36,15 +38,16 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Arrays:
-    """Every keyframe with a future, as arrays; K keyframes, C cameras."""
+    """Every keyframe with a future, as arrays; K keyframes, C cameras, tokens in R rows and S columns an image."""
 
     pixels: np.ndarray  # uint8 [K, C, 3, H, W] at the VLA's image size
-    labels: np.ndarray  # uint8 [K, C, H / 7, W / 7], the class of each cell; all zero where the dataset has no masks
+    labels: np.ndarray  # uint8 [K, C, 4 R, 4 S], the class of each cell; all zero where the dataset has no masks
     prompts: np.ndarray  # int16 [K, V, L] prompt tokens: the whole history first, then with only 1, 2, 3 states known
     answers: np.ndarray  # int16 [K, A] answer tokens, end of turn included
-    futures: np.ndarray  # float32 [K, 6, 2] m
-    lights: np.ndarray  # int64 [K] index in LIGHTS
+    futures: np.ndarray  # float32 [K, points, 2] m
+    lights: np.ndarray  # int64 [K] index in LIGHTS, IGNORE where unknown
     gaps: np.ndarray  # float32 [K, 3] m, capped at NO_GAP_M
+    names: np.ndarray  # str [K]
 
     def __len__(self) -> int:
         return len(self.futures)
@@ -65,12 +68,20 @@ def prepare(vla: Vla, dataset: KeyframeDataset, cache: Path) -> Arrays:
     Raises:
         InputError: no keyframe has a future, or one of its files is missing or unreadable.
     """
-    pictures = [str(dataset.root.resolve()), dataset.split, vla.spec.image_size, len(dataset)]
-    words = [*pictures, vla.template, spec_json(vla.spec), vla.tokenizer.get_vocab()]
+    images = [dataset_identity(dataset), vla.spec.image_size, vla.grid, vla.spec.cameras]
+    texts = [*images, vla.template, spec_json(vla.spec), vla.tokenizer.get_vocab()]
     return Arrays.load(
-        _once(cache, "pictures", pictures, lambda folder: _write_pictures(vla, dataset, folder)),
-        _once(cache, "words", words, lambda folder: _write_words(vla, dataset, folder)),
+        _once(cache, "images", images, lambda folder: _write_images(vla, dataset, folder)),
+        _once(cache, "texts", texts, lambda folder: _write_texts(vla, dataset, folder)),
     )
+
+
+def dataset_identity(dataset: KeyframeDataset) -> str:
+    """A digest of what the dataset holds: another one in the same place, of the same size, has another."""
+    root = dataset.root
+    tables = [root / dataset.version / "sample_data.json", root / dataset.version / "ego_pose.json"]
+    files = [*tables, root / "extras.json", root / "splits.json", root / "sim.json"]
+    return digest([files_digest(files), str(dataset.split), *dataset.scenes, *dataset.tokens])
 
 
 def _once(cache: Path, kind: str, key: list, write: Callable[[Path], None]) -> Path:
@@ -87,8 +98,9 @@ def _once(cache: Path, kind: str, key: list, write: Callable[[Path], None]) -> P
 class _Decoder(Dataset):
     """One keyframe to pixels and labels, in a worker process."""
 
-    def __init__(self, dataset: KeyframeDataset, indices: list[int], image_size: tuple[int, int]):
-        self.dataset, self.indices, self.image_size = dataset, indices, image_size
+    def __init__(self, vla: Vla, dataset: KeyframeDataset, indices: list[int]):
+        self.dataset, self.indices, self.image_size = dataset, indices, vla.spec.image_size
+        self.rows, self.columns = (LABELS_PER_TOKEN * tokens for tokens in vla.grid)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -96,15 +108,14 @@ class _Decoder(Dataset):
     def __getitem__(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
         keyframe = self.dataset[self.indices[place]]
         pixels = resize(keyframe.load_images(), self.image_size)
-        rows, columns = (side // CELL_PX for side in self.image_size)
         if keyframe.masks is None:
-            return pixels, torch.zeros(len(CAMERAS), rows, columns, dtype=torch.uint8)
-        cells = [cell_labels(keyframe.load_labels(camera), rows, columns) for camera in range(len(CAMERAS))]
-        return pixels, torch.from_numpy(np.stack(cells))
+            return pixels, torch.zeros(len(CAMERAS), self.rows, self.columns, dtype=torch.uint8)
+        labels = (keyframe.load_labels(camera) for camera in range(len(CAMERAS)))
+        return pixels, torch.from_numpy(np.stack([cell_labels(each, self.rows, self.columns) for each in labels]))
 
 
 def cell_labels(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """The class of each cell of a label image: the largest, or a small thing's that covers enough of it.
+    """The class of each cell of a label image: the largest, or a small object's that covers enough of it.
 
     Args:
         mask: uint8 [H, W] label ids.
@@ -113,13 +124,13 @@ def cell_labels(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
         uint8 [rows, columns].
     """
     height, width = mask.shape
-    y = (np.arange(rows * CELL_PX) * height) // (rows * CELL_PX)
-    x = (np.arange(columns * CELL_PX) * width) // (columns * CELL_PX)
-    cells = mask[np.ix_(y, x)].reshape(rows, CELL_PX, columns, CELL_PX)
+    y = (np.arange(rows * LABEL_SAMPLES) * height) // (rows * LABEL_SAMPLES)
+    x = (np.arange(columns * LABEL_SAMPLES) * width) // (columns * LABEL_SAMPLES)
+    cells = mask[np.ix_(y, x)].reshape(rows, LABEL_SAMPLES, columns, LABEL_SAMPLES)
     ids = np.unique(cells)
-    share = np.stack([(cells == label).mean((1, 3)) for label in ids])
-    area = share.mean((1, 2))
-    weight = np.where(share > RARE_SHARE, share / np.sqrt(area + 0.01)[:, None, None], 0.1 * share)
+    cover = np.stack([(cells == label).mean((1, 3)) for label in ids])
+    area = cover.mean((1, 2))
+    weight = np.where(cover > SMALL_OBJECT_COVER, cover / np.sqrt(area + 0.01)[:, None, None], 0.1 * cover)
     return ids[weight.argmax(0)]
 
 
@@ -130,16 +141,14 @@ def _with_future(dataset: KeyframeDataset) -> list[int]:
     return indices
 
 
-def _write_pictures(vla: Vla, dataset: KeyframeDataset, folder: Path) -> None:
+def _write_images(vla: Vla, dataset: KeyframeDataset, folder: Path) -> None:
     indices = _with_future(dataset)
-    count, (height, width) = len(indices), vla.spec.image_size
-    shape = (count, len(CAMERAS), 3, height, width)
-    pixels = open_memmap(folder / "pixels.npy", "w+", np.uint8, shape)
-    labels = open_memmap(folder / "labels.npy", "w+", np.uint8, (*shape[:2], height // CELL_PX, width // CELL_PX))
-    decoder = _Decoder(dataset, indices, vla.spec.image_size)
-    for place, (image, cells) in enumerate(
-        tqdm(DataLoader(decoder, batch_size=None, num_workers=2), desc="decode", unit="keyframe")
-    ):
+    decoder = _Decoder(vla, dataset, indices)
+    shape = (len(indices), len(CAMERAS))
+    pixels = open_memmap(folder / "pixels.npy", "w+", np.uint8, (*shape, 3, *vla.spec.image_size))
+    labels = open_memmap(folder / "labels.npy", "w+", np.uint8, (*shape, decoder.rows, decoder.columns))
+    loader = DataLoader(decoder, batch_size=None, num_workers=2)
+    for place, (image, cells) in enumerate(tqdm(loader, desc="decode", unit="keyframe")):
         pixels[place], labels[place] = image.numpy(), cells.numpy()
     pixels.flush()
     labels.flush()
@@ -152,24 +161,20 @@ def histories(whole: EgoHistory) -> list[EgoHistory]:
     return [whole, *short]
 
 
-def _extras(dataset: KeyframeDataset) -> dict:
-    path = dataset.root / "extras.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _write_words(vla: Vla, dataset: KeyframeDataset, folder: Path) -> None:
-    keyframes, extras = [dataset[index] for index in _with_future(dataset)], _extras(dataset)
-    stop = vla.tokenizer.convert_tokens_to_ids("<|im_end|>")
+def _write_texts(vla: Vla, dataset: KeyframeDataset, folder: Path) -> None:
+    keyframes = [dataset[index] for index in _with_future(dataset)]
+    (stop,) = vla.eos_ids
     prompts = [
         [build_prompt(vla, history, keyframe.command).input_ids.numpy() for history in histories(keyframe.history)]
         for keyframe in tqdm(keyframes, desc="prompts", unit="keyframe")
     ]
     texts = [format_answer(keyframe.future_m, vla.spec.answer) for keyframe in keyframes]
     answers = [[*vla.tokenizer.encode(text, add_special_tokens=False), stop] for text in texts]
-    ahead = [extras.get(keyframe.token, {}).get("ahead", {}) for keyframe in keyframes]
+    ahead = [dataset.extras(keyframe.token).get("ahead", {}) for keyframe in keyframes]
+    gaps = [[min(max(a.get(name, NO_GAP_M), 0.0), NO_GAP_M) for name in GAPS] for a in ahead]
     np.save(folder / "prompts.npy", np.array(prompts, np.int16))
     np.save(folder / "answers.npy", np.array(answers, np.int16))
     np.save(folder / "futures.npy", np.array([keyframe.future_m for keyframe in keyframes], np.float32))
     np.save(folder / "lights.npy", np.array([LIGHTS.index(a["light"]) if "light" in a else IGNORE for a in ahead]))
-    gaps = [[min(max(a.get(name, NO_GAP_M), 0.0), NO_GAP_M) for name in GAPS] for a in ahead]
     np.save(folder / "gaps.npy", np.array(gaps, np.float32))
+    np.save(folder / "names.npy", np.array([f"{keyframe.scene} {keyframe.token}" for keyframe in keyframes]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForCondit
 from fastdrive_node.families.numbers import NumberFormat
 from fastdrive_node.families.spec import SPEC_FILE, AnswerSpec, HistorySpec, NumberSpec, VlaSpec, spec_json
 from fastdrive_node.types import CAMERAS
+from fastdrive_training.engine.config import RecipeError, Seed, parse_recipe, recipe_class
 
 SPECIAL = (
     "<|endoftext|>",
@@ -62,7 +63,7 @@ NUMBERS = tuple(NUMBER.write(tenth / 10) for tenth in range(-999, 1000))
 WAVELENGTHS_M = (0.8, 400.0)  # shortest and longest of the first embeddings of numbers
 
 
-@dataclass(frozen=True)
+@recipe_class
 class TinySize:
     """Sizes of the toy model; the defaults are those of models/tiny."""
 
@@ -77,6 +78,24 @@ class TinySize:
     heads: int = 4
     kv_heads: int = 2
     intermediate: int = 384
+
+
+@recipe_class
+class TinyRecipe:
+    """Keys of a ``tiny_vla`` recipe: an untrained tiny VLA directory, the start of any training."""
+
+    out: str  # the VLA directory to write
+    seed: Seed = 0
+    size: TinySize = field(default_factory=TinySize)
+
+
+def build(recipe: dict, resume: bool = False) -> dict:
+    """Write the directory; returns its path and sizes. Raises RecipeError: a wrong key, or ``resume``."""
+    if resume:
+        raise RecipeError("kind: tiny_vla writes untrained weights at once; there is nothing to resume")
+    settings = parse_recipe(TinyRecipe, recipe)
+    path = build_tiny_vla(settings.out, settings.seed, settings.size)
+    return {"vla": str(path), "seed": settings.seed, "size": asdict(settings.size)}
 
 
 def tiny_spec(size: TinySize | None = None) -> VlaSpec:

@@ -1,0 +1,255 @@
+"""What both stages of VLA training share: the model with its losses, batches, recipe keys, and the trainer."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, smooth_l1_loss
+
+from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt, full_positions
+from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
+from fastdrive_node.families.vla import Vla
+from fastdrive_node.types import EgoHistory, EgoState
+from fastdrive_training.engine.checkpoint import archive_existing, write_recipe
+from fastdrive_training.engine.config import Count, Positive, Seed, Steps, recipe_class
+from fastdrive_training.engine.distributed import Processes, choose_precision
+from fastdrive_training.engine.loop import LoopOptions, Losses, StepBatches, Trainer, learning_rate
+from fastdrive_training.vla.data import GAPS, IGNORE, LABELS_PER_TOKEN, LIGHTS, NO_GAP_M, Arrays
+from fastdrive_training.vla.targets import AnswerText
+
+CLASSES = 16  # at least the simulator's labels
+WAYPOINT_SCALE_M = 5.0
+KNOWN_HISTORY = 0.88  # of the samples; the others stand for a vehicle that has just started
+WEIGHTS = {"numbers": 0.3, "words": 0.3, "waypoints": 3.0, "light": 0.3, "gaps": 1.0, "dense": 0.5}
+HEADS = ("waypoints", "ahead")  # of the planner, which the second stage takes over from the first
+HEADS_FILE = "heads.pt"
+# Keys that change where and how fast a run goes, not what it computes; a run may be resumed with others.
+FREE_KEYS = (
+    *("dataset", "out", "cache", "tower_run"),
+    *("device", "workers", "tensorboard", "log_every", "checkpoint_every"),
+)
+
+
+@recipe_class
+class VlaRecipe:
+    """Keys of both stages. Paths are relative to the working directory."""
+
+    dataset: str
+    out: str  # folder of the run: recipe.yaml, checkpoint.pt, log.jsonl, vla/
+    split: str = "train"
+    cache: str = "runs/vla_cache"
+    seed: Seed = 0
+    steps: Count = 3000
+    batch: Count = 16  # keyframes per step, over all processes
+    rate: Positive = 1e-3  # the learning rate; linear warm-up, cosine decay to a fiftieth
+    warmup_steps: Steps = 200
+    device: str = "auto"  # cpu, cuda, cuda:<index>; auto is cuda where there is one
+    precision: Literal["auto", "float32", "bfloat16"] = "bfloat16"
+    workers: Steps = 2  # processes that read batches, for each training process; 0: it reads them itself
+    tensorboard: bool = True  # events beside log.jsonl, where the package is installed
+    log_every: Count = 50
+    checkpoint_every: Count = 250
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The keys that say what the run computes; a checkpoint serves the recipe that it was made by."""
+        return {key: value for key, value in asdict(self).items() if key not in FREE_KEYS}
+
+
+@dataclass(frozen=True)
+class VlaBatch:
+    """B keyframes, everything random drawn; C cameras of n tokens, N = C * n."""
+
+    visual: Tensor  # first stage: uint8 pixels [B, C, 3, H, W]; second: tokens float32 [B, N, D]
+    text: Tensor  # int64 [B, L + A - 1], the prompts, and the answers as they are shown
+    answers: Tensor  # int64 [B, A], the true tokens
+    futures: Tensor  # float32 [B, points, 2] m
+    lights: Tensor  # int64 [B] index in LIGHTS, IGNORE where unknown
+    gaps: Tensor  # float32 [B, 3] m
+    labels: Tensor  # uint8 [B, C, rows, columns], the class of each fine cell
+    kept: Tensor | None = None  # bool [B, N], the tokens that the language model sees; None: all
+    learning: tuple[int, ...] = ()  # indices of the cameras whose tokens carry gradient
+
+    def change(self, function) -> VlaBatch:
+        """The batch with ``function`` applied to each tensor."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return VlaBatch(*(function(value) if isinstance(value, Tensor) else value for value in values))
+
+
+class VlaBatches(StepBatches):
+    """Batches of keyframes; a stage gives their visual part.
+
+    Args:
+        data: of the dataset.
+        answer: how the VLA writes answers, on the CPU.
+    """
+
+    def __init__(self, data: Arrays, answer: AnswerText, recipe: VlaRecipe, processes: Processes):
+        super().__init__(len(data), recipe.batch, recipe.seed, recipe.dataset, processes.count, [processes.rank])
+        self.data, self.answer = data, answer
+
+    def visual(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+        """``visual`` of VlaBatch, and ``kept`` or ``learning``, of the keyframes ``indices``."""
+        raise NotImplementedError
+
+    def names(self, step: int) -> list[str]:
+        return self.data.names[np.sort(self.indices(step))].tolist()
+
+    def read(self, step: int) -> list[VlaBatch]:
+        data, indices = self.data, np.sort(self.indices(step))
+        rng = np.random.default_rng([self.seed, 1, step])
+        visual = self.visual(indices, rng)
+        count = len(indices)
+        known = np.where(rng.random(count) < KNOWN_HISTORY, 0, rng.integers(1, data.prompts.shape[1], count))
+        prompts = torch.from_numpy(data.prompts[indices, known].astype(np.int64))
+        answers = torch.from_numpy(data.answers[indices].astype(np.int64))
+        shown = self.answer.shown(answers, data.futures[indices], rng)
+        rest = (data.futures, data.lights, data.gaps, data.labels)
+        whole = VlaBatch(
+            visual.pop("visual"),
+            torch.cat([prompts, shown[:, :-1]], 1),
+            answers,
+            *(torch.from_numpy(np.array(array[indices])) for array in rest),
+            **visual,
+        )
+        return [whole.change(lambda tensor, part=part: tensor[part :: self.parts]) for part in self.own]
+
+
+class Planner(nn.Module):
+    """A VLA, on its device, with the small heads that only training needs. A stage's subclass gives ``forward``."""
+
+    def __init__(self, vla: Vla, precision: str = "float32"):
+        super().__init__()
+        self.core = vla.model
+        self.vision = TorchVision(vla.model.model.visual, vla.spec.image_size, cameras=len(vla.spec.cameras))
+        self.grid = vla.grid
+        self.classes = nn.Linear(vla.width, LABELS_PER_TOKEN**2 * CLASSES)
+        self.waypoints = nn.Linear(vla.width, vla.spec.answer.points * 2)
+        self.ahead = nn.Linear(vla.width, len(LIGHTS) + len(GAPS))
+        self.answer = AnswerText.of(vla).to(vla.device)
+        prompt = build_prompt(vla, EgoHistory((EgoState(0, 0.0, 0.0, 0.0, 0.0),)))
+        self.prompt_length, self.next_position = len(prompt), prompt.next_position
+        self.register_buffer("visual", prompt.visual, persistent=False)
+        self.register_buffer("prompt_positions", full_positions(vla, prompt.input_ids)[0], persistent=False)
+        self._bfloat16 = precision == "bfloat16"
+
+    def autocast(self) -> AbstractContextManager:
+        """The precision of the recipe."""
+        return torch.autocast(self.visual.device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
+
+    def hidden(self, tokens: Tensor, text: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Last hidden states [B, L, D] of ``text`` [B, L], prompts or prompts with answers, over tokens [B, N, D]."""
+        embeds = self.core.get_input_embeddings()(text)
+        embeds = embeds.index_copy(1, self.visual, tokens.to(embeds.dtype))
+        more = text.shape[1] - self.prompt_length
+        answer = (self.next_position + torch.arange(more, device=text.device)).expand(len(self.prompt_positions), -1)
+        positions = torch.cat([self.prompt_positions, answer], 1)[:, None].expand(-1, len(text), -1)
+        mask = None
+        if kept is not None:  # bool [B, N]: a token that nothing attends to is as good as pruned
+            mask = torch.ones_like(text).index_copy(1, self.visual, kept.to(text.dtype))
+        model = self.core.model.language_model
+        return model(inputs_embeds=embeds, position_ids=positions, attention_mask=mask).last_hidden_state
+
+    def plan_losses(self, tokens: Tensor, batch: VlaBatch) -> dict[str, Tensor]:
+        """Weighted losses of the language model for tokens [B, N, D]."""
+        hidden = self.hidden(tokens, batch.text, batch.kept)[:, self.prompt_length - 1 :]
+        logits = self.core.lm_head(hidden).float()
+        wanted = (batch.futures.flatten(1) / WAYPOINT_SCALE_M)[:, None]
+        waypoints = self.waypoints(hidden.float())  # every position of the answer knows the whole plan
+        losses = {
+            **self.answer.losses(logits, batch.answers, batch.futures),
+            "waypoints": smooth_l1_loss(waypoints, wanted.expand_as(waypoints), beta=0.1),
+            **self._ahead_losses(hidden[:, 0].float(), batch.lights, batch.gaps),
+        }
+        return {name: WEIGHTS[name] * loss for name, loss in losses.items()}
+
+    def _ahead_losses(self, last: Tensor, lights: Tensor, gaps: Tensor) -> dict[str, Tensor]:
+        """What is ahead, asked at the prompt's last hidden state [B, D]."""
+        ahead = self.ahead(last)
+        known = (lights != IGNORE).sum().clamp(min=1)  # a real dataset names no lights
+        nearness = torch.exp(-gaps / 20.0) * (gaps < NO_GAP_M)
+        return {
+            "light": cross_entropy(ahead[:, : len(LIGHTS)], lights, reduction="sum") / known,
+            "gaps": smooth_l1_loss(ahead[:, len(LIGHTS) :], nearness, beta=0.1),
+        }
+
+    def save_heads(self, folder: Path) -> None:
+        """Write the heads that the second stage takes over."""
+        torch.save({name: getattr(self, name).state_dict() for name in HEADS}, folder / HEADS_FILE)
+
+
+class VlaTrainer(Trainer):
+    """Trains what of a planner requires gradients. Figures are means: in the log over the steps since the line before,
+    at the end over the last 100 steps."""
+
+    def __init__(
+        self, planner: Planner, batches: VlaBatches, recipe: VlaRecipe, identity: dict[str, Any], processes: Processes
+    ):
+        parameters = [parameter for parameter in planner.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.02)
+        options = LoopOptions(
+            recipe.steps,
+            log_every=recipe.log_every,
+            checkpoint_every=recipe.checkpoint_every,
+            images_per_step=batches.batch * batches.data.pixels.shape[1],
+            workers=recipe.workers,
+            identity={**recipe.identity, **identity},
+            tensorboard=recipe.tensorboard,
+        )
+        schedule = learning_rate(optimizer, recipe.warmup_steps, recipe.steps, 0.02, recipe.warmup_steps)
+        folder = Path(recipe.out)
+        super().__init__(folder, batches, {"planner": planner}, optimizer, schedule, options, processes)
+        self._recent: deque[dict[str, float]] = deque(maxlen=100)
+
+    def prepare(self, parts: list[VlaBatch]) -> list[VlaBatch]:
+        return [part.change(lambda tensor: tensor.to(self.processes.device)) for part in parts]
+
+    def losses(self, part: VlaBatch) -> Losses:
+        named = self.wrapped["planner"](part)
+        return {**named, "total": sum(named.values())}
+
+    def observe(self, figures: dict[str, Any], losses: list[Losses], norms: dict[str, float]) -> dict[str, Any]:
+        self._recent.append(figures)
+        return _means(list(self._recent)[-self.options.log_every :])
+
+    def finish(self) -> dict[str, Any]:
+        return _means(list(self._recent))
+
+    def state(self) -> dict[str, Any]:
+        return {"recent": list(self._recent)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._recent.extend(state["recent"])
+
+
+def start_run(recipe: VlaRecipe, kind: str, resume: bool, processes: Processes) -> None:
+    """Archive an earlier run in the folder and write the resolved recipe, in the first process of a new run."""
+    if processes.first and not resume:
+        archive_existing(Path(recipe.out))
+        write_recipe(Path(recipe.out), {"kind": kind, **asdict(recipe)})
+
+
+def start_processes(recipe: VlaRecipe) -> tuple[Processes, str]:
+    """The processes and the precision of a recipe."""
+    processes = Processes(recipe.device)
+    return processes, choose_precision(recipe.precision, processes.device)
+
+
+def save_vla(vla: Vla, source: Path, target: Path) -> None:
+    """Write ``vla`` with the tokenizer, prompt and vla.json of ``source``."""
+    target.mkdir(parents=True, exist_ok=True)
+    vla.model.save_pretrained(target)
+    for file in source.iterdir():
+        if not (target / file.name).exists():
+            (target / file.name).write_bytes(file.read_bytes())
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}
