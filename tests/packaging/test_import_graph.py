@@ -50,8 +50,8 @@ FAMILY_EXCEPTIONS: set[str] = {
     "fastdrive_training.scoring.temporal",
     "fastdrive_training.scoring.view_weights",
     "fastdrive_training.vla.data",
+    "fastdrive_training.vla.planner",
     "fastdrive_training.vla.tiny_model",
-    "fastdrive_training.vla.train",
 }
 FAMILY_NAMES = ("qwen",)
 
