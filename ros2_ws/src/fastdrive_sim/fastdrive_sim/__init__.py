@@ -1,3 +1,3 @@
-"""A six-camera driving world: roads, traffic, an expert, and what the cameras see."""
+"""A driving world: roads, traffic, an expert, and what the cameras of a rig see."""
 
 __version__ = "0.2.0"

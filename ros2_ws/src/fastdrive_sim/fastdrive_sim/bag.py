@@ -31,9 +31,9 @@ from tqdm import tqdm
 
 from fastdrive_node.errors import SimError, UsageError
 from fastdrive_sim.geometry import quaternion_of_matrix, quaternion_of_yaw, to_ego
-from fastdrive_sim.rig import RIG
-from fastdrive_sim.scenarios import SCENARIOS
-from fastdrive_sim.sources import SourcesFactory, record, simulator_sources
+from fastdrive_sim.rig import DEFAULT_RIG, RIGS
+from fastdrive_sim.scenarios import DEFAULT
+from fastdrive_sim.sources import SourcesFactory, check_image_spec, record, simulator_sources
 from fastdrive_sim.types import Camera, EgoPose, Snapshot, Views
 
 ODOMETRY_HZ = 20
@@ -58,11 +58,11 @@ class BagSpec:
     width: int = 280
     height: int = 168
     jpeg_quality: int = 92
-    scenario: str = "default"
+    scenario: str = DEFAULT
+    rig: str = DEFAULT_RIG
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise UsageError(f"--seed {self.seed}: give 0 or more")
+        check_image_spec(self)
         if not 0 < self.seconds <= 3600:
             raise UsageError(f"--seconds {self.seconds:g}: give more than 0, at most 3600")
         if not 0 < self.hz <= ODOMETRY_HZ or abs(ODOMETRY_HZ / self.hz - self.stride) > 1e-6:
@@ -73,12 +73,6 @@ class BagSpec:
             raise UsageError(f"--storage {self.storage}: give one of {', '.join(STORAGES)}")
         if self.transport not in TRANSPORTS:
             raise UsageError(f"--transport {self.transport}: give one of {', '.join(TRANSPORTS)}")
-        if not 16 <= self.width <= 4096 or not 16 <= self.height <= 4096:
-            raise UsageError(f"--size {self.width}x{self.height}: give sides of 16 to 4096 pixels")
-        if not 1 <= self.jpeg_quality <= 100:
-            raise UsageError(f"--jpeg-quality {self.jpeg_quality}: give 1 to 100")
-        if self.scenario not in SCENARIOS:
-            raise UsageError(f"--scenario {self.scenario}: give one of {', '.join(SCENARIOS)}")
 
     @property
     def stride(self) -> int:
@@ -102,7 +96,7 @@ def write_bag(out: Path, spec: BagSpec, factory: SourcesFactory = simulator_sour
     sources = factory()
     simulation = sources.simulation(spec.seed, spec.steps / ODOMETRY_HZ, spec.scenario)
     snapshots = record(simulation, spec.steps, ODOMETRY_HZ)
-    renderer = sources.renderer(spec.width, spec.height)
+    renderer = sources.renderer(spec.width, spec.height, RIGS[spec.rig])
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         renderer.load(simulation.world)
@@ -131,12 +125,13 @@ class _Recorder:
         self.counts: Counter[str] = Counter()
         self.sets = 0
         self._writer, self._spec, self._start = writer, spec, start
+        self._rig = RIGS[spec.rig]
         self._connections: dict[str, Connection] = {}
         self._connect("/tf_static", "tf2_msgs/msg/TFMessage", QosDurability.TRANSIENT_LOCAL)
         self._connect("/odom", "nav_msgs/msg/Odometry")
         self._connect("/driving_command", "std_msgs/msg/String")
         image = "CompressedImage" if spec.transport == "compressed" else "Image"
-        for camera in RIG:
+        for camera in self._rig:
             self._connect(image_topic(camera.name, spec.transport), f"sensor_msgs/msg/{image}")
             self._connect(f"/{camera.name}/camera_info", "sensor_msgs/msg/CameraInfo")
 
@@ -169,13 +164,13 @@ class _Recorder:
         self, step: int, stamp_ns: int, snapshot: Snapshot, views: Views | None
     ) -> Iterator[tuple[str, object]]:
         if step == 0:
-            yield "/tf_static", rig_message(RIG, stamp_ns)
+            yield "/tf_static", rig_message(self._rig, stamp_ns)
         yield "/odom", odometry_message(snapshot.ego, self._start, stamp_ns)
         if views is None:
             return
         yield "/driving_command", _TYPE["std_msgs/msg/String"](data=snapshot.command)
         encode = jpeg_message if self._spec.transport == "compressed" else image_message
-        for camera, rgb in zip(RIG, views.rgb, strict=True):
+        for camera, rgb in zip(self._rig, views.rgb, strict=True):
             header = _header(stamp_ns, camera.name)
             topic = image_topic(camera.name, self._spec.transport)
             yield topic, encode(header, rgb, self._spec.jpeg_quality)
@@ -214,7 +209,7 @@ def jpeg_message(header: object, rgb: np.ndarray, quality: int) -> object:
     """sensor_msgs/CompressedImage, JPEG, of uint8 [H, W, 3] RGB."""
     encoded, data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not encoded:
-        raise SimError(f"--size {rgb.shape[1]}x{rgb.shape[0]}: the picture could not be encoded as JPEG")
+        raise SimError(f"--size {rgb.shape[1]}x{rgb.shape[0]}: the image could not be encoded as JPEG")
     return _TYPE["sensor_msgs/msg/CompressedImage"](header=header, format="jpeg", data=data.reshape(-1))
 
 

@@ -6,12 +6,12 @@ Beside the tables of ``nuscenes_schema`` a dataset holds, in its root:
 - ``splits.json``: scene names by split;
 - ``extras.json``: by sample token the ego state, command, future and history (``scene_writer.keyframe_extras``), and
   near a scene's end the objects of that future (``scene_writer.future_boxes``);
-- ``step_out/<CAMERA>/<sample token>.png``, in the scenario step-out: uint8, the number of the pedestrian that came out
-  from behind something and that a pixel shows (``step_outs.StepOutLog``); only where there is one;
+- what the scenario adds to ``extras.json`` and as images (``scenarios.SceneLog``); of step-out that is
+  ``step_out/<CAMERA>/<sample token>.png``: uint8, the number of the pedestrian that a pixel shows, where there is one;
 - ``sim.json``: the arguments, the label table, the foreground groups, and each scene's world seed and origin.
 
 A scene is the unit of work: its rows are written to ``.work/`` by one rename after its images, so a run that was
-stopped goes on with the same arguments. The tables are put together when all scenes are there.
+stopped continues with the same arguments. The tables are put together when all scenes are there.
 """
 
 from __future__ import annotations
@@ -37,16 +37,17 @@ import cv2
 from tqdm import tqdm
 
 from fastdrive_node.errors import SimError, UsageError
+from fastdrive_node.files import write_atomically
 from fastdrive_sim import __version__
 from fastdrive_sim.nuscenes_schema import SCENE_TABLES, VERSION, shared_tables
-from fastdrive_sim.rig import RIG
-from fastdrive_sim.scenarios import SCENARIOS
+from fastdrive_sim.rig import DEFAULT_RIG, RIGS
+from fastdrive_sim.scenarios import DEFAULT
 from fastdrive_sim.scene_writer import SIM_HZ, ScenePlan, scene_steps, write_scene
-from fastdrive_sim.sources import RendererLike, SourcesFactory, simulator_sources
+from fastdrive_sim.sources import RendererLike, SourcesFactory, check_image_spec, simulator_sources
 from fastdrive_sim.types import FOREGROUND_GROUPS, Label
 
 SPLITS = ("train", "val", "test")
-_HELD_OUT_SHARE = 0.15  # of the scenes, for val and test each
+_HELD_OUT_FRACTION = 0.15  # of the scenes, for val and test each
 _FORMAT = 2
 _EPOCH_US = 1_700_000_000_000_000
 _WORK = ".work"
@@ -54,7 +55,7 @@ _WORK = ".work"
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What decides a dataset's bytes. ``split`` None deals the scenes out to all three."""
+    """What decides a dataset's bytes. ``split`` None divides the scenes over all three."""
 
     keyframes: int
     seed: int
@@ -64,11 +65,11 @@ class DatasetSpec:
     hz: int = 2
     scene_keyframes: int = 40
     jpeg_quality: int = 92
-    scenario: str = "default"
+    scenario: str = DEFAULT
+    rig: str = DEFAULT_RIG
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise UsageError(f"--seed {self.seed}: give 0 or more")
+        check_image_spec(self)
         if self.keyframes < 1:
             raise UsageError(f"--keyframes {self.keyframes}: give 1 or more")
         if self.scene_keyframes < 1:
@@ -77,24 +78,17 @@ class DatasetSpec:
             raise UsageError(f"--split {self.split}: give one of {', '.join(SPLITS)}")
         if self.hz < 1 or SIM_HZ % self.hz:
             raise UsageError(f"--hz {self.hz}: keyframes are taken from {SIM_HZ} Hz; give a divisor of {SIM_HZ}")
-        if not 16 <= self.width <= 4096 or not 16 <= self.height <= 4096:
-            raise UsageError(f"--size {self.width}x{self.height}: give sides of 16 to 4096 pixels")
-        if not 1 <= self.jpeg_quality <= 100:
-            raise UsageError(f"--jpeg-quality {self.jpeg_quality}: give 1 to 100")
-        if self.scenario not in SCENARIOS:
-            raise UsageError(f"--scenario {self.scenario}: give one of {', '.join(SCENARIOS)}")
 
     def arguments(self) -> dict:
-        """What a rerun must repeat to go on with a dataset; the scenario where it is not the default one."""
-        arguments = {"format": _FORMAT, "generator": f"fastdrive_sim {__version__}", **asdict(self)}
-        if self.scenario == "default":
-            del arguments["scenario"]
-        return arguments
+        """What a rerun must repeat to continue a dataset; scenario and rig where they are not the default ones."""
+        defaults = {"scenario": DEFAULT, "rig": DEFAULT_RIG}
+        given = {key: value for key, value in asdict(self).items() if key not in defaults or value != defaults[key]}
+        return {"format": _FORMAT, "generator": f"fastdrive_sim {__version__}", **given}
 
     @property
     def label(self) -> str:
-        """What scene names and world seeds begin with; of other scenarios it is another one."""
-        return str(self.seed) if self.scenario == "default" else f"{self.seed}-{self.scenario}"
+        """The start of scene names and the seed of the worlds; each scenario has its own."""
+        return str(self.seed) if self.scenario == DEFAULT else f"{self.seed}-{self.scenario}"
 
 
 def plan_scenes(spec: DatasetSpec) -> list[ScenePlan]:
@@ -118,7 +112,7 @@ def plan_scenes(spec: DatasetSpec) -> list[ScenePlan]:
 
 def _deal(scenes: int) -> list[str]:
     """Splits for scenes in order: 70 % train, 15 % val, 15 % test, each at least one where there are three."""
-    held_out = max(1, round(scenes * _HELD_OUT_SHARE)) if scenes >= 3 else 0
+    held_out = max(1, round(scenes * _HELD_OUT_FRACTION)) if scenes >= 3 else 0
     return ["train"] * (scenes - 2 * held_out) + ["val"] * held_out + ["test"] * held_out
 
 
@@ -132,7 +126,7 @@ def write_dataset(
 ) -> dict:
     """Write a dataset, or the rest of one, and return its counts.
 
-    ``workers`` processes share the scenes; 0 writes them in this process. ``keyframes_per_s`` counts what this call
+    ``workers`` processes write the scenes; 0 writes them in this process. ``keyframes_per_s`` counts what this call
     wrote, start of the workers included, and is None where there was nothing left to write.
     Raises SimError where ``out`` holds anything else, or a dataset of other arguments.
     """
@@ -226,7 +220,7 @@ def _run_scenes(
             future.result()
             yield futures[future]
     except BrokenProcessPool as error:
-        raise SimError(f"{out}: a worker process died; repeat the command to go on, with fewer --workers") from error
+        raise SimError(f"{out}: a worker process died; repeat the command to continue, with fewer --workers") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -237,7 +231,7 @@ class _SceneWriter:
     def __init__(self, out: Path, spec: DatasetSpec, factory: SourcesFactory) -> None:
         self._out, self._spec = out, spec
         self._sources = factory()
-        self._renderer: RendererLike = self._sources.renderer(spec.width, spec.height)
+        self._renderer: RendererLike = self._sources.renderer(spec.width, spec.height, RIGS[spec.rig])
 
     def write(self, plan: ScenePlan) -> None:
         steps = scene_steps(plan.keyframes, self._spec.hz)
@@ -270,10 +264,10 @@ def _merge(out: Path, spec: DatasetSpec, plans: Sequence[ScenePlan]) -> dict:
     work, tables = out / _WORK, out / _WORK / "tables"
     shutil.rmtree(tables, ignore_errors=True)
     tables.mkdir()
-    for name, rows in shared_tables(spec.width, spec.height, RIG).items():
+    for name, rows in shared_tables(spec.width, spec.height, RIGS[spec.rig]).items():
         with _Joined(tables / f"{name}.json", "[", "]") as file:
             file.add(map(_dump, rows))
-    totals, classes, scenes = Counter(), Counter(), {}
+    totals, classes, of_scenario, scenes = Counter(), Counter(), Counter(), {}
     with ExitStack() as stack:
         files = {name: stack.enter_context(_Joined(tables / f"{name}.json", "[", "]")) for name in SCENE_TABLES}
         extras = stack.enter_context(_Joined(work / "extras.json", "{", "}"))
@@ -286,9 +280,9 @@ def _merge(out: Path, spec: DatasetSpec, plans: Sequence[ScenePlan]) -> dict:
             totals.update(images=len(shard["tables"]["sample_data"]))
             totals.update(annotations=len(shard["tables"]["sample_annotation"]))
             classes.update(shard["classes"])
+            of_scenario.update(shard["counts"])
     counts = {"scenes": len(plans), "keyframes": spec.keyframes, **totals, "classes": dict(sorted(classes.items()))}
-    if spec.scenario != "default":
-        counts["step_outs"] = sum(scene["step_outs"] for scene in scenes.values())
+    counts |= of_scenario
     shutil.rmtree(out / VERSION, ignore_errors=True)
     tables.rename(out / VERSION)
     (work / "extras.json").replace(out / "extras.json")
@@ -336,7 +330,5 @@ def _dump(value: object) -> str:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    with write_atomically(path) as partial:
+        partial.write_text(text)

@@ -9,7 +9,6 @@ from fastdrive_sim.roads import Route
 from fastdrive_sim.types import EgoPose
 
 FRONT_M = 3.8  # rear axle to front bumper
-WHEELBASE_M = 2.8
 LATERAL_ACCEL = 3.6  # m/s^2 in bends
 COMFORT_BRAKE = 2.4  # m/s^2
 COMFORT_ACCEL = 2.2

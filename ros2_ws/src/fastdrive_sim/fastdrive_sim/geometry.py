@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from fastdrive_sim.types import EgoPose, Thing
 
@@ -15,28 +16,9 @@ def quaternion_of_yaw(yaw: float) -> tuple[float, float, float, float]:
 
 
 def quaternion_of_matrix(rotation: np.ndarray) -> tuple[float, float, float, float]:
-    """(w, x, y, z) with w >= 0 of a rotation matrix [3, 3].
-
-    The unit quaternion is the eigenvector of the largest eigenvalue of Bar-Itzhack's symmetric matrix (2000), which
-    has no special case where the trace is small.
-    """
-    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation
-    symmetric = np.array(
-        [
-            [xx + yy + zz, zy - yz, xz - zx, yx - xy],
-            [zy - yz, xx - yy - zz, xy + yx, xz + zx],
-            [xz - zx, xy + yx, yy - xx - zz, yz + zy],
-            [yx - xy, xz + zx, yz + zy, zz - xx - yy],
-        ]
-    )
-    quaternion = np.linalg.eigh(symmetric)[1][:, -1]
-    w, x, y, z = (float(part) for part in quaternion * (-1 if quaternion[0] < 0 else 1))
+    """(w, x, y, z) with w >= 0 of a rotation matrix [3, 3]."""
+    x, y, z, w = (float(part) for part in Rotation.from_matrix(rotation).as_quat(canonical=True))
     return w, x, y, z
-
-
-def wrap(angle: float) -> float:
-    """The angle [rad] in -pi .. pi."""
-    return math.atan2(math.sin(angle), math.cos(angle))
 
 
 def to_ego(pose: EgoPose, xy: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Six cameras in one pass: colour, class, instance and depth, with OpenGL on EGL (Mesa's software driver will do).
+"""All cameras of a rig in one pass: color, class, instance and depth, by OpenGL on EGL (Mesa's software driver works).
 
-Pixel convention: image coordinates are continuous and the first pixel spans 0..1, so that its centre lies at 0.5.
+Pixel convention: image coordinates are continuous and the first pixel spans 0..1, so that its center lies at 0.5.
 A point X in camera coordinates falls at K X / X_z, K from ``Camera.scaled``; the integer part is the pixel's index.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from fastdrive_node.errors import SimError
 from fastdrive_sim import scene, shaders, textures
-from fastdrive_sim.rig import RIG
+from fastdrive_sim.rig import DEFAULT_RIG, RIGS
 from fastdrive_sim.types import Camera, Snapshot, Views, World
 
 NEAR_M, FAR_M = 0.3, 6000.0
@@ -37,7 +37,7 @@ class Renderer:
         self,
         width: int,
         height: int,
-        rig: Sequence[Camera] = RIG,
+        rig: Sequence[Camera] = RIGS[DEFAULT_RIG],
         supersample: int = 2,
         depth: bool = True,
         reach_m: float = 220.0,

@@ -15,13 +15,14 @@ import cv2
 import numpy as np
 
 from fastdrive_node.errors import SimError
+from fastdrive_node.geometry import wrap_angle
 from fastdrive_sim.drivable import draw_mask
-from fastdrive_sim.geometry import to_ego, wrap
+from fastdrive_sim.geometry import to_ego
 from fastdrive_sim.nuscenes_schema import SceneTables, annotated_things
-from fastdrive_sim.rig import RIG
-from fastdrive_sim.sources import RendererLike, SimulationLike, record
-from fastdrive_sim.step_outs import StepOutLog
-from fastdrive_sim.types import EgoPose, Snapshot, Views, World
+from fastdrive_sim.rig import RIGS
+from fastdrive_sim.scenarios import SCENARIOS
+from fastdrive_sim.sources import ImageSpec, RendererLike, SimulationLike, record
+from fastdrive_sim.types import Camera, EgoPose, Snapshot, World
 
 SIM_HZ = 20
 POINTS = 6  # of the history and of the future
@@ -32,14 +33,11 @@ _STEP_US = 1_000_000 // SIM_HZ
 _DIGITS = 4
 
 
-class ImageSpec(Protocol):
-    """What a scene's images look like: a ``dataset.DatasetSpec``."""
+class SceneSpec(ImageSpec, Protocol):
+    """A ``dataset.DatasetSpec``."""
 
-    width: int
-    height: int
-    hz: int
-    jpeg_quality: int
-    scenario: str
+    @property
+    def hz(self) -> int: ...  # keyframes a second, a divisor of 20
 
 
 @dataclass(frozen=True)
@@ -59,40 +57,46 @@ def scene_steps(keyframes: int, hz: int) -> int:
 
 
 def write_scene(
-    out: Path, plan: ScenePlan, spec: ImageSpec, simulation: SimulationLike, renderer: RendererLike
+    out: Path, plan: ScenePlan, spec: SceneSpec, simulation: SimulationLike, renderer: RendererLike
 ) -> dict:
     """Write a scene's images, masks and map under ``out``.
 
-    Returns its ``tables`` (rows by table), ``extras`` (by sample token), ``classes`` (annotations by category) and
-    ``scene`` (its entry of ``sim.json``). Raises SimError where a file cannot be written or the world ends early.
+    Returns its ``tables`` (rows by table), ``extras`` (by sample token), ``classes`` (annotations by category),
+    ``scene`` (its entry of ``sim.json``) and ``counts`` (figures of the scenario).
+    Raises SimError where a file cannot be written or the world ends early.
     """
     snapshots = record(simulation, scene_steps(plan.keyframes, spec.hz), SIM_HZ)
     mask = draw_mask(simulation.world.drivable, [snapshot.ego for snapshot in snapshots])
     _write_image(out / "maps" / f"{plan.name}.png", mask.pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    tables = SceneTables(plan.name, simulation.world, mask.origin, (spec.width, spec.height), RIG)
+    rig = RIGS[spec.rig]
+    tables = SceneTables(plan.name, simulation.world, mask.origin, (spec.width, spec.height), rig)
     renderer.load(simulation.world)
-    extras, appeared = {}, 0
-    step_outs = StepOutLog(RIG)
+    extras, log = {}, SCENARIOS[spec.scenario].open_log(rig)
     for number in range(plan.keyframes):
         step = _MARGIN_STEPS + number * (SIM_HZ // spec.hz)
         timestamp_us = plan.start_us + step * _STEP_US
         views = renderer.render(snapshots[step])
         sample = tables.add_keyframe(timestamp_us, snapshots[step], views)
-        _write_views(out, tables, sample, timestamp_us, views, spec.jpeg_quality)
+        for camera, rgb, labels in zip(rig, views.rgb, views.label, strict=True):
+            image = out / tables.image_name(camera.name, timestamp_us)
+            _write_image(image, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, spec.jpeg_quality])
+            _write_png(out, "masks", camera, sample, labels)
         extras[sample] = keyframe_extras(snapshots, step)
         if (plan.keyframes - 1 - number) * (SIM_HZ // spec.hz) < _MARGIN_STEPS:  # the annotations end sooner
             extras[sample]["future_boxes"] = future_boxes(simulation.world, snapshots, step)
-        if spec.scenario == "step-out":
-            entries, numbers = step_outs.add(snapshots[step], views)
-            extras[sample]["step_outs"] = entries
-            appeared += sum(entry["keyframes_since_visible"] == 0 for entry in entries)
-            _write_step_outs(out, sample, numbers)
+        entries, images = log.add(snapshots[step], views)
+        extras[sample] |= entries
+        for folder, pixels in images.items():
+            for camera, image in zip(rig, pixels, strict=True):
+                if image.any():
+                    _write_png(out, folder, camera, sample, image)
     scene = {"split": plan.split, "world_seed": plan.world_seed, "origin_in_world_m": list(mask.origin)}
     return {
         "tables": tables.rows(),
         "extras": extras,
         "classes": tables.class_counts(),
-        "scene": scene if spec.scenario == "default" else {**scene, "step_outs": appeared},
+        "scene": {**scene, **log.counts()},
+        "counts": log.counts(),
     }
 
 
@@ -101,8 +105,7 @@ def keyframe_extras(snapshots: Sequence[Snapshot], step: int) -> dict:
 
     ``future_xy``: six [x, y] at 0.5 s .. 3.0 s; ``history``: six [t, x, y, yaw, speed, accel] at -0.5 s .. -3.0 s; both
     in the ego frame of the keyframe, metres, radians, seconds. ``ahead``: ``Snapshot.ahead``, labels for training.
-    A scene adds ``future_boxes`` to the keyframes of its last 3 s, and the scenario step-out ``step_outs``, see
-    ``StepOutLog.add``.
+    A scene adds ``future_boxes`` to the keyframes of its last 3 s, and the scenario what its ``SceneLog`` gives.
     """
     ego = snapshots[step].ego
     offsets = [_INTERVAL_STEPS * (point + 1) for point in range(POINTS)]
@@ -127,11 +130,11 @@ def future_boxes(world: World, snapshots: Sequence[Snapshot], step: int) -> list
     ego, steps = snapshots[step].ego, []
     for point in range(1, POINTS + 1):
         things = annotated_things(world, snapshots[step + _INTERVAL_STEPS * point])
-        places = to_ego(ego, np.array([(thing.x, thing.y) for thing in things]).reshape(-1, 2))
+        positions = to_ego(ego, np.array([(thing.x, thing.y) for thing in things]).reshape(-1, 2))
         steps.append(
             [
-                [round(float(value), _DIGITS) for value in (x, y, wrap(thing.yaw - ego.yaw), *thing.size[:2])]
-                for (x, y), thing in zip(places, things, strict=True)
+                [round(float(value), _DIGITS) for value in (x, y, wrap_angle(thing.yaw - ego.yaw), *thing.size[:2])]
+                for (x, y), thing in zip(positions, things, strict=True)
             ]
         )
     return steps
@@ -139,26 +142,12 @@ def future_boxes(world: World, snapshots: Sequence[Snapshot], step: int) -> list
 
 def _past(now: EgoPose, then: EgoPose, time_s: float) -> list[float]:
     x, y = to_ego(now, np.array([then.x, then.y]))
-    values = (time_s, x, y, wrap(then.yaw - now.yaw), then.speed, then.accel)
+    values = (time_s, x, y, wrap_angle(then.yaw - now.yaw), then.speed, then.accel)
     return [round(float(value), _DIGITS) for value in values]
 
 
-def _write_views(
-    out: Path, tables: SceneTables, sample: str, timestamp_us: int, views: Views, jpeg_quality: int
-) -> None:
-    for index, camera in enumerate(RIG):
-        image = out / tables.image_name(camera.name, timestamp_us)
-        bgr = cv2.cvtColor(views.rgb[index], cv2.COLOR_RGB2BGR)
-        _write_image(image, bgr, [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality])
-        mask = out / "masks" / camera.name / f"{sample}.png"
-        _write_image(mask, views.label[index], [cv2.IMWRITE_PNG_COMPRESSION, 1])
-
-
-def _write_step_outs(out: Path, sample: str, numbers: np.ndarray) -> None:
-    for camera, pixels in zip(RIG, numbers, strict=True):
-        if pixels.any():
-            file = out / "step_out" / camera.name / f"{sample}.png"
-            _write_image(file, pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+def _write_png(out: Path, folder: str, camera: Camera, sample: str, pixels: np.ndarray) -> None:
+    _write_image(out / folder / camera.name / f"{sample}.png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
 
 
 def _write_image(path: Path, pixels: np.ndarray, options: list[int]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from fastdrive_sim.expert import Driver
 from fastdrive_sim.population import START_M, populate
 from fastdrive_sim.roads import build_route
-from fastdrive_sim.scenarios import add_step_outs
+from fastdrive_sim.scenarios import DEFAULT, SCENARIOS
 from fastdrive_sim.types import EgoPose, Snapshot
 from fastdrive_sim.world import build_world
 
@@ -23,10 +23,10 @@ class Simulation:
     """A world made from ``seed`` and the expert's drive through it; good for ``seconds`` of driving.
 
     The start is perturbed, and now and then the expert drifts off the middle of its lane and comes back,
-    so that what it does there can be learnt. ``scenario`` is one of ``SCENARIOS``.
+    so that a model can learn what it does there. ``scenario`` is one of ``SCENARIOS``.
     """
 
-    def __init__(self, seed: int, seconds: float = 30.0, scenario: str = "default") -> None:
+    def __init__(self, seed: int, seconds: float = 30.0, scenario: str = DEFAULT) -> None:
         rng = np.random.default_rng(seed)
         limit = float(rng.uniform(8.0, 13.0))
         self.route = build_route(rng, START_M + limit * (seconds + 2) + ROUTE_AHEAD_M + 40)
@@ -38,8 +38,8 @@ class Simulation:
         x, y, yaw = self.route.at(START_M, float(rng.uniform(-0.7, 0.7)))
         pose = EgoPose(x, y, yaw + float(rng.uniform(-0.08, 0.08)), limit * float(rng.uniform(0.3, 0.9)))
         self.driver = Driver(self.route, pose, limit, s=START_M)
-        if scenario == "step-out":
-            self.world, self.traffic = add_step_outs(self.world, self.traffic, seed, limit, seconds, ids)
+        self.scenario = SCENARIOS[scenario]
+        self.world, self.traffic = self.scenario.prepare(self.world, self.traffic, seed, limit, seconds, ids)
 
     @staticmethod
     def _draw_drifts(rng: np.random.Generator, seconds: float) -> list[tuple[float, float, float]]:
@@ -83,5 +83,5 @@ class Simulation:
             junction.turn if near else "straight",
             route,
             self.traffic.ahead(s),
-            self.traffic.step_outs(s),
+            self.scenario.observe(self.traffic, s),
         )

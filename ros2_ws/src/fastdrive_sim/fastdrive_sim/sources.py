@@ -1,13 +1,45 @@
-"""Where worlds and pictures come from: simulation and renderer behind a seam, so that tests can stand in for both."""
+"""What images look like, and where worlds and images come from: interfaces that tests can implement too."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fastdrive_node.errors import SimError
-from fastdrive_sim.types import Snapshot, Views, World
+from fastdrive_node.errors import SimError, UsageError
+from fastdrive_sim.rig import RIGS
+from fastdrive_sim.scenarios import SCENARIOS
+from fastdrive_sim.types import Camera, Snapshot, Views, World
+
+
+class ImageSpec(Protocol):
+    """What the images show: the fields that ``DatasetSpec`` and ``BagSpec`` share."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def jpeg_quality(self) -> int: ...
+    @property
+    def scenario(self) -> str: ...
+    @property
+    def rig(self) -> str: ...
+
+
+def check_image_spec(spec: ImageSpec) -> None:
+    """Raises UsageError that names the option of a field that is out of range."""
+    if spec.seed < 0:
+        raise UsageError(f"--seed {spec.seed}: give 0 or more")
+    if not 16 <= spec.width <= 4096 or not 16 <= spec.height <= 4096:
+        raise UsageError(f"--size {spec.width}x{spec.height}: give a width and a height of 16 to 4096 pixels")
+    if not 1 <= spec.jpeg_quality <= 100:
+        raise UsageError(f"--jpeg-quality {spec.jpeg_quality}: give 1 to 100")
+    for option, name, known in (("scenario", spec.scenario, SCENARIOS), ("rig", spec.rig, RIGS)):
+        if name not in known:
+            raise UsageError(f"--{option} {name}: give one of {', '.join(known)}")
 
 
 class SimulationLike(Protocol):
@@ -19,7 +51,7 @@ class SimulationLike(Protocol):
 
 
 class RendererLike(Protocol):
-    """Six cameras in one world at a time. Its ``Views`` hold depth: the annotations' visibility needs it."""
+    """The cameras of a rig in one world at a time. Its ``Views`` hold depth: the annotations' visibility needs it."""
 
     def load(self, world: World) -> None: ...
 
@@ -30,10 +62,10 @@ class RendererLike(Protocol):
 
 @dataclass(frozen=True)
 class Sources:
-    """``simulation(world_seed, seconds, scenario)`` and ``renderer(width, height)``."""
+    """``simulation(world_seed, seconds, scenario)`` and ``renderer(width, height, rig)``."""
 
     simulation: Callable[[int, float, str], SimulationLike]
-    renderer: Callable[[int, int], RendererLike]
+    renderer: Callable[[int, int, Sequence[Camera]], RendererLike]
 
 
 SourcesFactory = Callable[[], Sources]  # a module-level function: worker processes import it by name
@@ -58,4 +90,4 @@ def record(simulation: SimulationLike, steps: int, hz: float) -> list[Snapshot]:
         if len(snapshots) == steps:
             return snapshots
     seed = simulation.world.seed
-    raise SimError(f"the world of seed {seed} ends after {len(snapshots)} of {steps} steps; take another --seed")
+    raise SimError(f"the world of seed {seed} ends after {len(snapshots)} of {steps} steps; use another --seed")

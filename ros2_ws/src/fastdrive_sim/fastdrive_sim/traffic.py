@@ -10,13 +10,12 @@ import numpy as np
 
 from fastdrive_sim.expert import FRONT_M, STANDSTILL_GAP_M, Obstacle, bend_speed, idm
 from fastdrive_sim.roads import BOX_M, LANE_M, Junction, Route
-from fastdrive_sim.types import StepOut, Thing
+from fastdrive_sim.types import Thing
 
 VEHICLES = {"car": (4.5, 1.9, 1.6), "truck": (7.5, 2.4, 3.2), "bus": (11.0, 2.5, 3.1)}
 RED_YELLOW_S = 1.0  # red and yellow together announce green
 YELLOW_S = 2.0
 SIGHT_M = 50.0
-STEP_OUT_REACH_M = 60.0
 
 
 @dataclass
@@ -229,15 +228,6 @@ class Traffic:
             if gaps and min(gaps) < SIGHT_M:
                 found[name] = round(min(gaps), 2)
         return found
-
-    def step_outs(self, ego_s: float) -> tuple[StepOut, ...]:
-        """The pedestrians ahead and behind who wait behind something, or came out from there."""
-        front = ego_s + FRONT_M
-        return tuple(
-            StepOut(p.instance, p.crossing, round(p.s - front, 2))
-            for p in self.pedestrians
-            if p.clear_m is not None and abs(p.s - ego_s) < STEP_OUT_REACH_M
-        )
 
     def things(self, ego_s: float) -> list[Thing]:
         near = lambda s: -60 < s - ego_s < 130  # noqa: E731

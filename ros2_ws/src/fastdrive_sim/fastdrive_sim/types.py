@@ -1,4 +1,4 @@
-"""What the rooms of the simulator hand to each other. SI units; world frame x east, y north, z up, yaw CCW."""
+"""The dataclasses that cross the modules of the simulator. SI units; world frame x east, y north, z up, yaw CCW."""
 
 from __future__ import annotations
 
@@ -34,7 +34,6 @@ FOREGROUND_GROUPS = {
     "traffic_sign": (Label.TRAFFIC_LIGHT, Label.TRAFFIC_SIGN),
     "traffic_barrier": (Label.BARRIER,),
 }
-FOREGROUND = tuple(label for group in FOREGROUND_GROUPS.values() for label in group)
 
 # Kinds of things that stand or move; each has a mesh in the renderer and a label.
 KINDS = {
@@ -77,9 +76,8 @@ class Thing:
     color: tuple[int, int, int]
     z: float = 0.0
     speed: float = 0.0  # along yaw, m/s
-    state: str = (
-        ""  # vehicles: "" | "brake"; lights: "red" | "red_yellow" | "green" | "yellow"; signs: "stop" | "limit" | ...
-    )
+    # vehicles: "" | "brake"; lights: "red" | "red_yellow" | "green" | "yellow"; signs: "stop" | "limit" | ...
+    state: str = ""
     variant: int = 0  # a seed for the look: windows of a building, pattern of a billboard
 
 
@@ -109,15 +107,6 @@ class World:
 
 
 @dataclass(frozen=True)
-class StepOut:
-    """A pedestrian of the scenario step-out at one instant."""
-
-    instance: int
-    crossing: bool  # has set off
-    gap_m: float  # along the lane from the front bumper
-
-
-@dataclass(frozen=True)
 class Snapshot:
     """The world at one instant."""
 
@@ -126,10 +115,9 @@ class Snapshot:
     things: tuple[Thing, ...]  # what moves or changes: vehicles, pedestrians, traffic lights
     command: str  # "left" | "straight" | "right", the way at the next junction within reach
     route: np.ndarray  # float64 [R, 2] the way ahead, world xy
-    ahead: dict = field(
-        default_factory=dict
-    )  # what the expert minds: light, light_gap_m, vehicle_gap_m, pedestrian_gap_m
-    step_outs: tuple[StepOut, ...] = ()  # of the scenario step-out, within 60 m
+    # what the expert reacts to: light, light_gap_m, vehicle_gap_m, pedestrian_gap_m
+    ahead: dict = field(default_factory=dict)
+    observed: tuple = ()  # by the scenario, for its log
 
 
 @dataclass(frozen=True)
@@ -153,6 +141,5 @@ class Views:
     rgb: np.ndarray  # uint8 [C, H, W, 3]
     label: np.ndarray  # uint8 [C, H, W], a Label
     instance: np.ndarray  # uint16 [C, H, W]
-    depth: np.ndarray = field(
-        default_factory=lambda: np.zeros(0, np.float32)
-    )  # float32 [C, H, W] m along the axis; inf: sky
+    # float32 [C, H, W] m along the axis; inf: sky
+    depth: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from fastdrive_sim.sources import Sources
-from fastdrive_sim.types import EgoPose, Label, Snapshot, Thing, Views, World
+from fastdrive_sim.types import Camera, EgoPose, Label, Snapshot, Thing, Views, World
 
 PARKED = Thing(1, "car", 30.0, 4.0, 0.0, (4.5, 1.9, 1.6), (200, 0, 0))
 TREE = Thing(2, "tree", 10.0, 9.0, 0.0, (2.0, 2.0, 6.0), (0, 200, 0))
@@ -55,8 +55,8 @@ class EndingSimulation(FakeSimulation):
 class FakeRenderer:
     """Stripes that move with time and the world's seed; a patch of the truck in the front camera."""
 
-    def __init__(self, width: int, height: int) -> None:
-        self.size = (width, height)
+    def __init__(self, width: int, height: int, rig: Sequence[Camera]) -> None:
+        self.size, self.cameras = (width, height), len(rig)
         self.seed = 0
         self.threads = os.environ.get("LP_NUM_THREADS")
 
@@ -67,12 +67,12 @@ class FakeRenderer:
         width, height = self.size
         rows, columns = np.mgrid[:height, :width]
         base = (rows * 2 + columns + self.seed + round(snapshot.time_s * 20) * 3) % 256
-        rgb = np.stack([np.stack([base, (base + 40 * camera) % 256, rows % 256], -1) for camera in range(6)])
-        label = np.full((6, height, width), int(Label.ROAD), np.uint8)
-        instance = np.zeros((6, height, width), np.uint16)
+        rgb = np.stack([np.stack([base, (base + 40 * camera) % 256, rows % 256], -1) for camera in range(self.cameras)])
+        label = np.full((self.cameras, height, width), int(Label.ROAD), np.uint8)
+        instance = np.zeros((self.cameras, height, width), np.uint16)
         box = (0, slice(height // 3, height // 2), slice(width // 3, width // 2))
         label[box], instance[box] = int(Label.VEHICLE), 3
-        return Views(rgb.astype(np.uint8), label, instance, np.full((6, height, width), 50.0, np.float32))
+        return Views(rgb.astype(np.uint8), label, instance, np.full((self.cameras, height, width), 50.0, np.float32))
 
     def close(self) -> None:
         pass
@@ -89,8 +89,8 @@ def ending_sources() -> Sources:
 class SingleThreadRenderer(FakeRenderer):
     """Refuses to start where the environment lets OpenGL start threads."""
 
-    def __init__(self, width: int, height: int) -> None:
-        super().__init__(width, height)
+    def __init__(self, width: int, height: int, rig: Sequence[Camera]) -> None:
+        super().__init__(width, height, rig)
         if self.threads != "1":
             raise RuntimeError(f"LP_NUM_THREADS is {self.threads!r}")
 

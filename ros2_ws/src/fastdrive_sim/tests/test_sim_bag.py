@@ -15,9 +15,10 @@ from rosbags.typesys import Stores, get_typestore
 
 from fastdrive_node.errors import SimError, UsageError
 from fastdrive_sim.bag import EPOCH_NS, STORAGES, TRANSPORTS, BagSpec, write_bag
-from fastdrive_sim.rig import RIG
+from fastdrive_sim.rig import DEFAULT_RIG, RIGS
 from fastdrive_sim.sources import Sources
 
+RIG = RIGS[DEFAULT_RIG]
 STORE = get_typestore(Stores.ROS2_JAZZY)
 WIDTH, HEIGHT = 64, 36
 SECONDS, HZ, SEED = 2.0, 4.0, 11
@@ -46,7 +47,7 @@ def stamp_ns(message) -> int:
 
 def rendered(step: int) -> np.ndarray:
     simulation = sim_fakes.FakeSimulation(SEED, SECONDS)
-    renderer = sim_fakes.FakeRenderer(WIDTH, HEIGHT)
+    renderer = sim_fakes.FakeRenderer(WIDTH, HEIGHT, RIG)
     renderer.load(simulation.world)
     return renderer.render(simulation.snapshot(step / 20)).rgb
 

@@ -18,9 +18,10 @@ from sim_tables import chain, ego_pose, in_frame, read
 from fastdrive_node.errors import SimError, UsageError
 from fastdrive_sim.dataset import DatasetSpec, plan_scenes, write_dataset
 from fastdrive_sim.nuscenes_schema import TABLES, VERSION
-from fastdrive_sim.rig import RIG
+from fastdrive_sim.rig import DEFAULT_RIG, RIGS
 from fastdrive_sim.types import Label
 
+RIG = RIGS[DEFAULT_RIG]
 WIDTH, HEIGHT = 64, 36
 TOY = DatasetSpec(keyframes=9, seed=5, width=WIDTH, height=HEIGHT, scene_keyframes=4)
 
@@ -186,7 +187,7 @@ def test_masks_are_labels_of_the_image_size(devkit, toy):
 def test_images_are_the_rendered_pixels(devkit, toy):
     sample = chain(devkit, devkit.scene[0])[0]
     simulation = sim_fakes.FakeSimulation(read(toy, "sim.json")["scenes"][devkit.scene[0]["name"]]["world_seed"], 1.0)
-    renderer = sim_fakes.FakeRenderer(WIDTH, HEIGHT)
+    renderer = sim_fakes.FakeRenderer(WIDTH, HEIGHT, RIG)
     renderer.load(simulation.world)
     rendered = renderer.render(simulation.snapshot(3.0)).rgb[0]
     options = [cv2.IMWRITE_JPEG_QUALITY, 92]
@@ -279,7 +280,7 @@ def test_an_interrupt_ends_the_workers_at_once(toy, tmp_path):
     )
     run = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path / "dataset")],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

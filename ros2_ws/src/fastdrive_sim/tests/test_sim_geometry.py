@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from fastdrive_sim.drivable import draw_mask
-from fastdrive_sim.geometry import quaternion_of_matrix, quaternion_of_yaw, to_ego, wrap
-from fastdrive_sim.rig import RIG
+from fastdrive_sim.geometry import quaternion_of_matrix, quaternion_of_yaw, to_ego
+from fastdrive_sim.rig import DEFAULT_RIG, RIGS
 from fastdrive_sim.types import EgoPose, Label, Thing, Views
 from fastdrive_sim.visibility import visibility_tokens
 
+RIG = RIGS[DEFAULT_RIG]
 WIDTH, HEIGHT = 160, 90
 EGO = EgoPose(100.0, 50.0, 0.5, 5.0)
 
@@ -42,10 +43,6 @@ def test_yaw_turns_counter_clockwise():
 def test_ego_frame_is_forward_and_left():
     pose = EgoPose(1.0, 2.0, math.pi / 2, 0.0)
     assert np.allclose(to_ego(pose, np.array([[1.0, 5.0], [0.0, 2.0]])), [[3.0, 0.0], [0.0, 1.0]])
-
-
-def test_angles_wrap():
-    assert wrap(3 * math.pi / 2) == pytest.approx(-math.pi / 2)
 
 
 def ahead(distance: float) -> Thing:

@@ -11,9 +11,10 @@ from sim_scenes import rectangle, street, traffic
 from fastdrive_node.errors import SimError
 from fastdrive_sim import render
 from fastdrive_sim.render import Renderer
-from fastdrive_sim.rig import RIG
+from fastdrive_sim.rig import DEFAULT_RIG, RIGS
 from fastdrive_sim.types import KINDS, Camera, EgoPose, Label, Snapshot, Surface, Thing, World
 
+RIG = RIGS[DEFAULT_RIG]
 WIDTH, HEIGHT = 224, 112
 EGO = EgoPose(x=120.0, y=-40.0, yaw=0.7, speed=0.0)
 EMPTY = World(seed=1, surfaces=(), things=())

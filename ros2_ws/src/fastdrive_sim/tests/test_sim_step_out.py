@@ -19,15 +19,15 @@ from fastdrive_sim.bag import BagSpec, write_bag
 from fastdrive_sim.dataset import DatasetSpec, plan_scenes, write_dataset
 from fastdrive_sim.expert import FRONT_M
 from fastdrive_sim.geometry import box_corners, to_ego
-from fastdrive_sim.rig import RIG
+from fastdrive_sim.rig import DEFAULT_RIG, RIGS
 from fastdrive_sim.roads import STEP_M, Route
-from fastdrive_sim.scenarios import find_spots, is_hidden
+from fastdrive_sim.scenarios.step_out import StepOut, StepOutLog, find_spots, is_hidden
 from fastdrive_sim.sim import Simulation
 from fastdrive_sim.sources import Sources
-from fastdrive_sim.step_outs import StepOutLog
 from fastdrive_sim.traffic import Pedestrian
-from fastdrive_sim.types import EgoPose, Snapshot, StepOut, Thing, Views
+from fastdrive_sim.types import EgoPose, Snapshot, Thing, Views
 
+RIG = RIGS[DEFAULT_RIG]
 SEEDS = (1, 4, 5, 6)
 WIDTH, HEIGHT = 64, 36
 SPEC = DatasetSpec(6, 5, "val", WIDTH, HEIGHT, scene_keyframes=3, scenario="step-out")
@@ -51,7 +51,7 @@ def test_pedestrians_step_out_in_front_of_the_vehicle(drives):
         step_out.gap_m
         for _, snapshots in drives
         for before, now in pairwise(snapshots)
-        for step_out, old in zip(now.step_outs, before.step_outs, strict=False)
+        for step_out, old in zip(now.observed, before.observed, strict=False)
         if step_out.instance == old.instance and step_out.crossing and not old.crossing
     ]
     assert len(starts) >= len(SEEDS)
@@ -94,8 +94,8 @@ def test_a_cover_stands_in_the_line_of_sight_until_the_pedestrian_sets_off(drive
     for simulation, snapshots in drives:
         covers = [thing for thing in simulation.world.things if thing.kind in ("truck", "bus")]
         for before, now in pairwise(snapshots):
-            setting_off = {each.instance for each in now.step_outs if each.crossing and each.gap_m > 10}
-            setting_off -= {each.instance for each in before.step_outs if each.crossing}
+            setting_off = {each.instance for each in now.observed if each.crossing and each.gap_m > 10}
+            setting_off -= {each.instance for each in before.observed if each.crossing}
             eye = to_world(before.ego, 1.7)
             for thing in (thing for thing in before.things if thing.instance in setting_off):
                 line = eye + np.linspace(0, 1, 201)[:, None] * (np.array([thing.x, thing.y]) - eye)
@@ -144,11 +144,11 @@ def test_other_worlds_stay_as_they_are():
     assert plain.world.surfaces[0].color == other.world.surfaces[0].color
     assert not hidden_pedestrians(plain) and hidden_pedestrians(other)
     assert {thing.instance for thing in other.world.things} - {thing.instance for thing in plain.world.things}
-    assert all(snapshot.step_outs == () for snapshot in plain.run(hz=2))
+    assert all(snapshot.observed == () for snapshot in plain.run(hz=2))
 
 
 def test_a_drive_is_a_function_of_its_seed():
-    runs = [[s.step_outs for s in Simulation(seed, seconds=5, scenario="step-out").run(hz=2)] for seed in (4, 4, 5)]
+    runs = [[s.observed for s in Simulation(seed, seconds=5, scenario="step-out").run(hz=2)] for seed in (4, 4, 5)]
     assert runs[0] == runs[1] != runs[2]
 
 
@@ -183,14 +183,14 @@ def views_of(*boxes: tuple[int, int, int]) -> Views:
 
 
 def snapshot_of(*step_outs: StepOut) -> Snapshot:
-    return Snapshot(0.0, EgoPose(0, 0, 0, 5), (), "straight", np.zeros((2, 2)), step_outs=step_outs)
+    return Snapshot(0.0, EgoPose(0, 0, 0, 5), (), "straight", np.zeros((2, 2)), observed=step_outs)
 
 
 def follow(*keyframes: tuple[bool, int]) -> list[int | None]:
     """keyframes_since_visible of one pedestrian of which (crossing, pixels) are given."""
     log = StepOutLog(RIG)
     entries = [log.add(snapshot_of(StepOut(9, crossing, 20.0)), views_of((0, 9, n))) for crossing, n in keyframes]
-    return [each[0]["keyframes_since_visible"] for each, _ in entries]
+    return [each["step_outs"][0]["keyframes_since_visible"] for each, _ in entries]
 
 
 def test_a_pedestrian_appears_in_the_first_keyframe_that_sees_it():
@@ -209,9 +209,9 @@ def test_a_few_pixels_are_no_sight():
     large = Views(*(np.zeros((6, 300, 400), kind) for kind in (np.uint8, np.uint8, np.uint16)))
     log.add(snapshot_of(StepOut(9, True, 20.0)), large)
     large.instance[2, 0, :23] = 9
-    assert log.add(snapshot_of(StepOut(9, True, 20.0)), large)[0][0]["keyframes_since_visible"] is None
+    assert log.add(snapshot_of(StepOut(9, True, 20.0)), large)[0]["step_outs"][0]["keyframes_since_visible"] is None
     large.instance[2, 0, :24] = 9
-    entry = log.add(snapshot_of(StepOut(9, True, 20.0)), large)[0][0]
+    entry = log.add(snapshot_of(StepOut(9, True, 20.0)), large)[0]["step_outs"][0]
     assert entry["keyframes_since_visible"] == 0 and entry["pixels"] == {"CAM_BACK_RIGHT": 24}
 
 
@@ -219,8 +219,9 @@ def test_pixels_carry_the_number_of_their_pedestrian():
     log = StepOutLog(RIG)
     both = snapshot_of(StepOut(9, True, 20.0), StepOut(300, True, 9.0))
     log.add(both, views_of())
-    entries, numbers = log.add(both, views_of((0, 9, 30), (3, 300, 12)))
-    assert [entry["number"] for entry in entries] == [1, 2]
+    entries, images = log.add(both, views_of((0, 9, 30), (3, 300, 12)))
+    numbers = images["step_out"]
+    assert [entry["number"] for entry in entries["step_outs"]] == [1, 2]
     assert (numbers[0] == 1).sum() == 30 and (numbers[3] == 2).sum() == 12 and (numbers > 0).sum() == 42
 
 
@@ -236,7 +237,7 @@ class HidingSimulation(sim_fakes.FakeSimulation):
         if self._scenario != "step-out":
             return snapshot
         step_outs = (StepOut(9, time_s >= 3.4, 12.5),)
-        return Snapshot(**{**snapshot.__dict__, "step_outs": step_outs})
+        return Snapshot(**{**snapshot.__dict__, "observed": step_outs})
 
 
 class HidingRenderer(sim_fakes.FakeRenderer):
@@ -341,7 +342,7 @@ def test_the_cameras_see_nothing_of_a_pedestrian_before_it_steps_out(drives):
     simulation, snapshots = drives[2]
     starts = {}
     for index, snapshot in enumerate(snapshots):
-        for step_out in snapshot.step_outs:
+        for step_out in snapshot.observed:
             if step_out.crossing and step_out.gap_m > 10:
                 starts.setdefault(step_out.instance, index)
     with renderer:

@@ -6,12 +6,12 @@ import argparse
 
 from fastdrive_node.cli import write_json
 from fastdrive_sim.bag import STORAGES, TRANSPORTS, BagSpec, write_bag
-from fastdrive_sim.commands.options import add_image_arguments
+from fastdrive_sim.commands.options import add_image_arguments, read_spec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Write a rosbag2: six image topics with camera info, /odom at 20 Hz, /driving_command and /tf_static."
+        "Write a rosbag2: images and camera info of each camera, /odom at 20 Hz, /driving_command, /tf_static."
     )
     parser.epilog = (
         "example: fastdrive sim bag data/drive --seconds 120 --hz 2 --seed 1 --transport compressed --json -"
@@ -25,16 +25,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises UsageError for an argument out of range, SimError for the folder or the machine."""
-    width, height = args.size
-    spec = BagSpec(
-        seconds=args.seconds,
-        hz=args.hz,
-        seed=args.seed,
-        storage=args.storage,
-        transport=args.transport,
-        width=width,
-        height=height,
-        jpeg_quality=args.jpeg_quality,
-        scenario=args.scenario,
-    )
-    write_json(write_bag(args.out, spec), args.json)
+    write_json(write_bag(args.out, read_spec(args, BagSpec)), args.json)

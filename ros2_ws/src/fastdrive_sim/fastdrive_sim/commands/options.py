@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import re
+from dataclasses import fields
 from pathlib import Path
+from typing import TypeVar
 
 from fastdrive_node.commands.options import add_json_argument
-from fastdrive_sim.scenarios import SCENARIOS
+from fastdrive_sim.rig import DEFAULT_RIG, RIGS
+from fastdrive_sim.scenarios import DEFAULT, SCENARIOS
+
+Spec = TypeVar("Spec")
 
 
 def size(text: str) -> tuple[int, int]:
@@ -24,10 +29,15 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, required=True, help="decides the worlds; same seed, same bytes")
     parser.add_argument("--size", type=size, default=(280, 168), metavar="WxH", help="of each image (280x168)")
     parser.add_argument("--jpeg-quality", type=int, default=92, help="1 to 100 (92)")
-    parser.add_argument(
-        "--scenario",
-        choices=SCENARIOS,
-        default="default",
-        help="step-out: pedestrians step out in front of the vehicle from behind parked trucks and buses (default)",
-    )
+    scenarios = "; ".join(f"{name}: {scenario.summary}" for name, scenario in SCENARIOS.items())
+    parser.add_argument("--scenario", choices=tuple(SCENARIOS), default=DEFAULT, help=scenarios)
+    rigs = "; ".join(f"{name}: {len(cameras)} cameras" for name, cameras in RIGS.items())
+    parser.add_argument("--rig", choices=tuple(RIGS), default=DEFAULT_RIG, help=f"{rigs} (%(default)s)")
     add_json_argument(parser)
+
+
+def read_spec(args: argparse.Namespace, kind: type[Spec]) -> Spec:
+    """A ``DatasetSpec`` or ``BagSpec`` of the arguments. Raises UsageError for one that is out of range."""
+    width, height = args.size
+    values = {**vars(args), "width": width, "height": height}
+    return kind(**{field.name: values[field.name] for field in fields(kind)})

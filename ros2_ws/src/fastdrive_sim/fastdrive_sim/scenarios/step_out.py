@@ -1,13 +1,13 @@
-"""Worlds made to a purpose: ``step-out`` has pedestrians who step out in front of the vehicle from behind something.
+"""The scenario step-out: pedestrians step out in front of the vehicle from behind parked trucks and buses.
 
-A scenario is added to the world that a seed gives, with random numbers of its own, so that worlds without one stay as
-they are.
+Its dataset says for each keyframe which of them the cameras see, since when, and in which pixels.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import numpy as np
@@ -16,10 +16,11 @@ from fastdrive_sim.expert import FRONT_M
 from fastdrive_sim.geometry import box_corners
 from fastdrive_sim.population import START_M
 from fastdrive_sim.roads import LEFT_EDGE_M, RIGHT_EDGE_M, Route
+from fastdrive_sim.scenarios.base import Scenario, SceneLog
 from fastdrive_sim.traffic import VEHICLES, Pedestrian, Traffic, random_color
-from fastdrive_sim.types import Thing, World
+from fastdrive_sim.types import Camera, Snapshot, Thing, Views, World
 
-SCENARIOS = ("default", "step-out")
+_STREAM = 1  # of random numbers: that of the seed alone stays for the world
 EYE_M = 1.7  # rear axle to the front camera
 STEP_OUT_S = (2.4, 3.2)  # at the limit, the time that the vehicle is away when a pedestrian sets off
 _NEAREST_M = 10.0  # from here to where the pedestrian sets off, nobody in the vehicle sees it
@@ -27,6 +28,49 @@ _KERB_GAP_M = 0.15  # between the road's edge and what hides a pedestrian
 _AHEAD_M = 0.75  # the pedestrian stands so far in front of it (behind it, for the oncoming lane)
 _STRAIGHTEST = 1 / 30  # 1/m; in tighter bends nothing parks
 _WALK_MPS = 1.6  # nobody on a pavement is faster
+_REACH_M = 60.0  # along the lane; pedestrians further away are not recorded
+VISIBLE_FRACTION = 2e-4  # of an image's pixels in one camera: a pedestrian of fewer is hidden
+
+
+@dataclass(frozen=True)
+class StepOut:
+    """A pedestrian of this scenario at one instant."""
+
+    instance: int
+    crossing: bool  # has set off
+    gap_m: float  # along the lane from the front bumper
+
+
+class StepOutScenario(Scenario):
+    summary = "pedestrians step out in front of the vehicle from behind parked trucks and buses"
+
+    def prepare(
+        self, world: World, traffic: Traffic, seed: int, limit: float, seconds: float, ids: count
+    ) -> tuple[World, Traffic]:
+        """Adds hidden pedestrians along the route, and removes what would be in their way.
+
+        Nobody drives ahead in the own lane: a leader would hide the pedestrians or run into them.
+        """
+        rng = np.random.default_rng((seed, _STREAM))
+        spots = find_spots(rng, traffic.route, limit, ids)
+        hidden = [_pedestrian(rng, spot, ids) for spot in spots]
+        kept = [thing for thing in world.things if not any(_in_the_way(thing, spot, traffic.route) for spot in spots)]
+        vehicles = [vehicle for vehicle in traffic.vehicles if vehicle.direction < 0 or vehicle.s < START_M]
+        others = [walker for walker in traffic.pedestrians if not any(_meets(walker, spot, seconds) for spot in spots)]
+        moved = replace(traffic, vehicles=vehicles, pedestrians=others + hidden)
+        return replace(world, things=(*kept, *(spot.cover for spot in spots))), moved
+
+    def observe(self, traffic: Traffic, ego_s: float) -> tuple[StepOut, ...]:
+        """The pedestrians ahead and behind who wait behind something, or came out from there."""
+        front = ego_s + FRONT_M
+        return tuple(
+            StepOut(p.instance, p.crossing, round(p.s - front, 2))
+            for p in traffic.pedestrians
+            if p.clear_m is not None and abs(p.s - ego_s) < _REACH_M
+        )
+
+    def open_log(self, rig: Sequence[Camera]) -> StepOutLog:
+        return StepOutLog(rig)
 
 
 @dataclass(frozen=True)
@@ -38,23 +82,6 @@ class Spot:
     clear: float  # offset from which on a driver sees it
     trigger: float  # m from the front bumper; it sets off then
     cover: Thing
-
-
-def add_step_outs(
-    world: World, traffic: Traffic, seed: int, limit: float, seconds: float, ids: count
-) -> tuple[World, Traffic]:
-    """The world and its traffic with hidden pedestrians along the route, and without what would be in their way.
-
-    Nobody drives ahead in the own lane, for a leader would hide the pedestrians or run into them.
-    """
-    rng = np.random.default_rng((seed, SCENARIOS.index("step-out")))
-    spots = find_spots(rng, traffic.route, limit, ids)
-    hidden = [_pedestrian(rng, spot, ids) for spot in spots]
-    kept = [thing for thing in world.things if not any(_in_the_way(thing, spot, traffic.route) for spot in spots)]
-    vehicles = [vehicle for vehicle in traffic.vehicles if vehicle.direction < 0 or vehicle.s < START_M]
-    others = [walker for walker in traffic.pedestrians if not any(_meets(walker, spot, seconds) for spot in spots)]
-    moved = replace(traffic, vehicles=vehicles, pedestrians=others + hidden)
-    return replace(world, things=(*kept, *(spot.cover for spot in spots))), moved
 
 
 def find_spots(rng: np.random.Generator, route: Route, limit: float, ids: count) -> list[Spot]:
@@ -149,3 +176,63 @@ def _meets(walker: Pedestrian, spot: Spot, seconds: float) -> bool:
         return abs(walker.s - spot.s) < 25
     same_side = (walker.offset < 0) == (spot.offset < 0)
     return same_side and abs(walker.s - spot.s) < _WALK_MPS * (seconds + 2) + spot.cover.size[0]
+
+
+@dataclass
+class StepOutLog(SceneLog):
+    """The pedestrians of one scene, keyframe after keyframe.
+
+    A pedestrian *appears* once: in the first keyframe that sees it after it has set off, if the keyframe before did
+    not see it. One that is in sight in the scene's first keyframe, or when it sets off, does not appear before it has
+    been hidden again.
+    """
+
+    rig: Sequence[Camera]
+    _numbers: dict[int, int] = field(default_factory=dict)  # of each instance, from 1
+    _hidden: set[int] = field(default_factory=set)  # instances that the last keyframe did not see
+    _since: dict[int, int] = field(default_factory=dict)  # keyframes since they appeared
+
+    def add(self, snapshot: Snapshot, views: Views) -> tuple[dict, dict[str, np.ndarray]]:
+        """One keyframe.
+
+        Returns:
+            ``step_outs``: an entry for each pedestrian within reach: ``number`` (in the scene, from 1), ``crossing``
+            (has set off), ``gap_m`` (from the front bumper, along the lane), ``pixels`` {camera: visible pixels} and
+            ``keyframes_since_visible``, 0 in the keyframe in which it appears, None before.
+            ``step_out``: uint8 [C, H, W], the number of the pedestrian that a pixel shows; 0: none that has appeared.
+        """
+        numbers = np.zeros(views.instance.shape, np.uint8)
+        entries = []
+        for step_out in snapshot.observed:
+            instance = step_out.instance
+            number = self._numbers.setdefault(instance, len(self._numbers) + 1)
+            seen = views.instance == instance
+            counts = seen.sum(axis=(1, 2))
+            since = self._advance(instance, bool(counts.max() >= VISIBLE_FRACTION * seen[0].size), step_out.crossing)
+            if since is not None:
+                numbers[seen] = number
+            entries.append(
+                {
+                    "number": number,
+                    "crossing": step_out.crossing,
+                    "gap_m": step_out.gap_m,
+                    "pixels": {camera.name: int(n) for camera, n in zip(self.rig, counts, strict=True) if n},
+                    "keyframes_since_visible": since,
+                }
+            )
+        return {"step_outs": entries}, {"step_out": numbers}
+
+    def counts(self) -> dict[str, int]:
+        """``step_outs``: the pedestrians that have appeared."""
+        return {"step_outs": len(self._since)}
+
+    def _advance(self, instance: int, visible: bool, crossing: bool) -> int | None:
+        if instance in self._since:
+            self._since[instance] += 1
+        elif visible and crossing and instance in self._hidden:
+            self._since[instance] = 0
+        if visible:
+            self._hidden.discard(instance)
+        else:
+            self._hidden.add(instance)
+        return self._since.get(instance)
