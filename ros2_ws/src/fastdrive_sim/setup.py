@@ -18,6 +18,7 @@ setup(
         "opencv-python-headless>=4.8,<5",
         "pillow>=10",
         "rosbags>=0.11,<0.12",
+        "scipy>=1.11",
         "tqdm>=4.66",
     ],
     data_files=[
