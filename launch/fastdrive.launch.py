@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
@@ -21,6 +22,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from fastdrive_node.errors import InputError
+from fastdrive_node.families.spec import SPEC_FILE, load_spec
 from fastdrive_node.files import package_share_file
 from fastdrive_node.ros.parameters import check_parameter_file
 from fastdrive_node.ros.topics import COMMAND_INPUT, ODOMETRY_INPUT, camera_input, load_topic_map
@@ -42,8 +44,10 @@ ARGUMENTS = {
     "params_file": ("", "parameter file; empty: the shipped config/fastdrive.yaml"),
     "image_transport": ("", "raw or compressed"),
     "use_sim_time": ("false", "take the time from /clock"),
-    "topics": ("", "topic map (YAML) with cameras, odometry and command"),
-    **{camera.lower(): ("", f"image topic of {camera}; wins over the topic map") for camera in CAMERAS},
+    "topics": ("", "topic map (YAML) with the VLA's cameras, whatever their names, odometry and command"),
+    **{
+        camera.lower(): ("", f"image topic of {camera}; wins over the topic map") for camera in CAMERAS
+    },  # nuScenes' six
     "odometry": ("", "odometry topic; wins over the topic map"),
     "command": ("", "driving command topic; wins over the topic map"),
     "fastdds_profile": (SHIPPED, "Fast DDS profile; an XML file, or empty for none"),
@@ -69,13 +73,13 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     profile = profile_environment(None if given["fastdds_profile"] == SHIPPED else given["fastdds_profile"])
     actions: list[LaunchDescriptionEntity] = [SetEnvironmentVariable(name, value) for name, value in profile.items()]
     params_file = given["params_file"] or str(package_share_file("config/fastdrive.yaml"))
-    check_parameter_file(params_file)
+    vla = given["vla"] or str(check_parameter_file(params_file).get("vla", ""))
     actions.append(
         Node(
             name="fastdrive",
             namespace=given["namespace"],
             parameters=[params_file, overrides(given)],
-            remappings=remappings(given),
+            remappings=remappings(given, cameras_of(vla)),
             ros_arguments=["--log-level", f"fastdrive:={given['log_level']}"],
             output="screen",
             emulate_tty=True,
@@ -95,14 +99,14 @@ def build_engine(given: dict[str, str]) -> None:
     expected = "vision.plan" if given["vision_backend"] == "tensorrt" else "vision.onnx"
     if Path(given["engine"]).name != expected:
         raise InputError(f"engine: {given['engine']}: what is built is named {expected}; name it so")
-    words = ["--backend", given["vision_backend"], "--precision", given["precision"]]
-    words += ["--out", str(Path(given["engine"]).parent)]
+    arguments = ["--backend", given["vision_backend"], "--precision", given["precision"]]
+    arguments += ["--out", str(Path(given["engine"]).parent)]
     for name in ("vla", "pruner"):
         if given[name]:
-            words += [f"--{name}", given[name]]
-    code = subprocess.run([sys.executable, "-m", "fastdrive_node.cli", "export", "build", *words]).returncode
+            arguments += [f"--{name}", given[name]]
+    code = subprocess.run([sys.executable, "-m", "fastdrive_node.cli", "export", "build", *arguments]).returncode
     if code:
-        raise InputError(f"build_only: `fastdrive export build {' '.join(words)}` failed with exit code {code}")
+        raise InputError(f"build_only: `fastdrive export build {' '.join(arguments)}` failed with exit code {code}")
 
 
 def program() -> dict:
@@ -128,16 +132,32 @@ def overrides(given: dict[str, str]) -> dict:
     return values
 
 
-def remappings(given: dict[str, str]) -> list[tuple[str, str]]:
-    """From the node's private inputs to the vehicle's topics."""
-    pairs = dict(load_topic_map(given["topics"]).remappings()) if given["topics"] else {}
-    named = {camera_input(camera): given[camera.lower()] for camera in CAMERAS}
-    named |= {ODOMETRY_INPUT: given["odometry"], COMMAND_INPUT: given["command"]}
+def cameras_of(vla: str) -> tuple[str, ...]:
+    """The cameras that a VLA directory reads; of the shipped one where ``vla`` is empty."""
+    return load_spec(Path(vla) if vla else package_share_file(f"models/tiny/{SPEC_FILE}").parent).cameras
+
+
+def remappings(given: dict[str, str], cameras: tuple[str, ...]) -> list[tuple[str, str]]:
+    """From the node's private inputs to the vehicle's topics; a single argument wins over the topic map.
+
+    Raises:
+        InputError: the topic map lacks one of the VLA's cameras, or an argument names another camera.
+    """
+    single = {camera: topic for camera in CAMERAS if (topic := given[camera.lower()])}
+    for camera in single:
+        if camera not in cameras:
+            raise InputError(f"{camera.lower()}: the VLA has no camera {camera}; it reads {', '.join(cameras)}")
+    pairs = {camera_input(camera): topic for camera, topic in single.items()}
+    if given["topics"]:
+        topic_map = load_topic_map(given["topics"])
+        topic_map = replace(topic_map, cameras={**topic_map.cameras, **single}).of_cameras(cameras)
+        pairs = dict(topic_map.remappings())
+    named = {ODOMETRY_INPUT: given["odometry"], COMMAND_INPUT: given["command"]}
     return list({**pairs, **{name: topic for name, topic in named.items() if topic}}.items())
 
 
 def is_true(given: dict[str, str], name: str) -> bool:
-    word = given[name].lower()
-    if word not in ("true", "false", "1", "0"):
+    text = given[name].lower()
+    if text not in ("true", "false", "1", "0"):
         raise InputError(f"{name}: {given[name]!r} is neither true nor false")
-    return word in ("true", "1")
+    return text in ("true", "1")

@@ -25,6 +25,7 @@ from fastdrive_node.ros.outputs import Outputs
 from fastdrive_node.ros.parameters import PARAMETERS, Settings, descriptor, make_settings, validate
 from fastdrive_node.ros.planner_factory import LoadedPlanner, PlannerFactory, load_planner
 from fastdrive_node.ros.qos import OUTPUT, QosLog
+from fastdrive_node.ros.topics import check_camera_names
 from fastdrive_node.sync.frames import FrameBuffer
 from fastdrive_node.sync.odometry import OdometryBuffer
 from fastdrive_node.sync.worker import Outcome, Worker
@@ -167,6 +168,7 @@ class FastDriveNode(LifecycleNode):
 
     def _configure(self) -> None:
         loaded = self._planner_factory(self.settings)
+        check_camera_names(self.settings.vla or "the VLA", loaded.cameras)
         self._outputs = Outputs(self, loaded.cameras, self.settings, self._qos_log)
         self._loaded = loaded
         if self.settings.drop < 0:

@@ -87,7 +87,7 @@ def load_topic_map(path: str | Path) -> TopicMap:
     cameras = content.get("cameras")
     if not isinstance(cameras, dict) or not cameras:
         raise InputError(f"{path}: cameras: missing; give one topic a camera, like CAM_FRONT: /camera/front/image_raw")
-    _check_names(path, list(cameras))
+    check_camera_names(path, list(cameras))
     if "odometry" not in content:
         raise InputError(f"{path}: odometry: missing; give the topic of nav_msgs/Odometry")
     named = {**{f"cameras.{camera}": topic for camera, topic in cameras.items()}, "odometry": content["odometry"]}
@@ -115,17 +115,16 @@ def _read(path: Path) -> dict:
     return content
 
 
-def _check_names(path: Path, cameras: Sequence[object]) -> None:
+def check_camera_names(source: object, cameras: Sequence[object]) -> None:
+    """Raises InputError, with the source, for names that topics cannot have or that give one topic to two cameras."""
     if len(cameras) > MAX_CAMERAS:
-        raise InputError(f"{path}: cameras: {len(cameras)} of them; give at most {MAX_CAMERAS}")
+        raise InputError(f"{source}: cameras: {len(cameras)} of them; give at most {MAX_CAMERAS}")
     lower: dict[str, str] = {}  # topics are in lower case
     for camera in cameras:
         if not isinstance(camera, str) or not _CAMERA.match(camera):
-            raise InputError(
-                f"{path}: cameras: {str(camera)[:60]!r} is no camera name; give the model's, of letters, digits and '_'"
-            )
+            raise InputError(f"{source}: cameras: {str(camera)[:60]!r} is no camera name; use letters, digits and '_'")
         if lower.setdefault(camera.lower(), camera) != camera:
-            raise InputError(f"{path}: cameras: {camera} and {lower[camera.lower()]} differ only in case; rename one")
+            raise InputError(f"{source}: cameras: {camera} and {lower[camera.lower()]} differ only in case; rename one")
 
 
 def _refuse_doubles(path: Path, named: Mapping[str, str]) -> None:

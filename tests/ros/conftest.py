@@ -11,7 +11,10 @@ import pytest
 from PIL import Image
 
 from fastdrive_node.types import CAMERAS
+from tests.ros import launch_stand_ins
 from tests.ros.fake_planner import FakePlanner, factory_of
+
+launch_stand_ins.install()
 
 PATIENCE_S = 30.0  # for an event that must come; only a failing test waits that long
 
@@ -82,18 +85,18 @@ class Rig:
             while not (result := condition()):
                 self._changed.wait(0.02)
                 waited += 0.02
-                assert waited < PATIENCE_S, f"waited in vain for {what}"
+                assert waited < PATIENCE_S, f"no {what} after {PATIENCE_S} s"
             return result
 
-    def connect_inputs(self) -> None:
-        """Publishers of every input, matched on both sides."""
+    def connect_inputs(self, cameras: tuple[str, ...] = CAMERAS) -> None:
+        """Publishers of every input, matched in both directions."""
         from nav_msgs.msg import Odometry
         from rclpy.qos import qos_profile_sensor_data
         from sensor_msgs.msg import CompressedImage, Image
         from std_msgs.msg import String
 
         kind = CompressedImage if self.compressed else Image
-        for camera in CAMERAS:
+        for camera in cameras:
             self.advertise(kind, f"/fastdrive/input/{camera.lower()}/image", qos_profile_sensor_data)
         self.advertise(Odometry, "/fastdrive/input/odometry")
         self.advertise(String, "/fastdrive/input/command")
@@ -128,10 +131,16 @@ class Rig:
         message.header.stamp = stamp_message(stamp_ns)
         self._publishers[f"/fastdrive/input/{camera.lower()}/image"].publish(message)
 
-    def send_set(self, stamp_ns: int, skip: tuple[str, ...] = (), bad: dict | None = None) -> None:
-        """Odometry and six images of one stamp; ``bad`` changes the image of a camera."""
+    def send_set(
+        self,
+        stamp_ns: int,
+        skip: tuple[str, ...] = (),
+        bad: dict | None = None,
+        cameras: tuple[str, ...] = CAMERAS,
+    ) -> None:
+        """Odometry and an image of each camera, of one stamp; ``bad`` changes the image of a camera."""
         self.send_odometry(stamp_ns)
-        for camera in CAMERAS:
+        for camera in cameras:
             if camera not in skip:
                 self.send_image(camera, stamp_ns, **(bad or {}).get(camera, {}))
 

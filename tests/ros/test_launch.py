@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
-pytest.importorskip("launch_ros.actions", reason="launch_ros comes with a ROS 2 installation, not with the wheels")
+pytest.importorskip("ament_index_python", reason="ROS 2 is not installed: pip install -e .[ros]")
 
 from launch import LaunchContext
 from launch.actions import SetEnvironmentVariable
 from launch_ros.actions import Node
 
 from fastdrive_node.errors import InputError
+from fastdrive_node.types import CAMERAS
 
 ROOT = Path(__file__).resolve().parents[2]
 NUSCENES = str(ROOT / "config" / "topics_nuscenes.yaml")
@@ -74,11 +77,51 @@ def test_build_only_builds_and_starts_nothing(file, monkeypatch, code):
 
 
 def test_topics_come_from_the_map_and_single_arguments_win(file):
-    pairs = dict(file.remappings(given(file, topics=NUSCENES, cam_back="/rear/image", command="/route/command")))
+    arguments = given(file, topics=NUSCENES, cam_back="/rear/image", command="/route/command")
+    pairs = dict(file.remappings(arguments, CAMERAS))
     assert pairs["~/input/cam_front/image"] == "/CAM_FRONT/image_rect_compressed"
     assert pairs["~/input/cam_back/image"] == "/rear/image"
     assert pairs["~/input/odometry"] == "/odom" and pairs["~/input/command"] == "/route/command"
-    assert file.remappings(given(file)) == []
+    assert file.remappings(given(file), CAMERAS) == []
+    assert file.remappings(given(file, cam_front="/front"), CAMERAS) == [("~/input/cam_front/image", "/front")]
+
+
+def vla_with(tmp_path, cameras: list[str]) -> str:
+    content = json.loads((ROOT / "models" / "tiny" / "vla.json").read_text())
+    (tmp_path / "vla.json").write_text(json.dumps({**content, "cameras": cameras}))
+    return str(tmp_path)
+
+
+def topics_with(tmp_path, cameras: list[str]) -> str:
+    path = tmp_path / "topics.yaml"
+    path.write_text(yaml.safe_dump({"cameras": {name: f"/{name}/image" for name in cameras}, "odometry": "/odom"}))
+    return str(path)
+
+
+def test_cameras_of_any_name_and_number_come_from_the_topic_map(file, tmp_path):
+    cameras = ["wide", *(f"Tele_{index}" for index in range(7))]
+    arguments = {"vla": vla_with(tmp_path, cameras), "topics": topics_with(tmp_path, [*cameras, "spare"])}
+    assert len([action for action in actions(file, **arguments) if isinstance(action, Node)]) == 1
+    pairs = dict(file.remappings(given(file, **arguments), file.cameras_of(arguments["vla"])))
+    assert len(pairs) == 9 and pairs["~/input/tele_6/image"] == "/Tele_6/image"
+
+
+def test_a_topic_map_that_lacks_a_camera_of_the_vla_is_refused(file, tmp_path):
+    arguments = {"vla": vla_with(tmp_path, ["wide", "tele"]), "topics": topics_with(tmp_path, ["wide", "Tele"])}
+    with pytest.raises(InputError, match=r"cameras: tele is missing, and the model reads it; .*Tele"):
+        actions(file, **arguments)
+
+
+def test_a_topic_for_a_camera_that_the_vla_lacks_is_refused(file, tmp_path):
+    with pytest.raises(InputError, match="cam_back: the VLA has no camera CAM_BACK; it reads wide"):
+        actions(file, vla=vla_with(tmp_path, ["wide"]), cam_back="/rear")
+
+
+def test_the_vla_of_the_parameter_file_has_the_cameras(file, tmp_path):
+    path = tmp_path / "parameters.yaml"
+    path.write_text(yaml.safe_dump({"/**": {"ros__parameters": {"vla": vla_with(tmp_path, ["wide"])}}}))
+    with pytest.raises(InputError, match="it reads wide"):
+        actions(file, params_file=str(path), cam_back="/rear")
 
 
 def test_the_fast_dds_profile_is_set_by_default_and_can_be_turned_off(file, monkeypatch):

@@ -8,6 +8,7 @@ import os
 import pytest
 
 from tests.ros.conftest import picture
+from tests.ros.fake_planner import FakePlanner
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
 
@@ -278,6 +279,21 @@ def test_autoware_without_its_messages_is_refused_with_the_fix(rig):
         assert made.node._label == "unconfigured"
     else:
         pytest.skip("autoware_planning_msgs is installed")
+
+
+def test_cameras_of_any_name_and_number_are_planned(rig):
+    names = ("wide", *(f"Tele_{index}" for index in range(7)))
+    rig = rig(planner=FakePlanner(names))
+    rig.listen(String, RECORDS)
+    rig.connect_inputs(names)
+    rig.send_set(rig.now_ns(), cameras=names)
+    assert next_record(rig, 1)["kind"] == "plan"
+    assert [frame.camera for frame in rig.planner.seen[0][0].frames] == list(names)
+
+
+def test_cameras_that_would_share_a_topic_are_refused(rig):
+    made = rig(planner=FakePlanner(("wide", "Wide")), start=False)
+    assert not made.node.start() and made.node._label == "unconfigured"
 
 
 def test_the_lifecycle_goes_round(rig):
