@@ -61,7 +61,7 @@ def run_job(job: Job) -> dict[str, Any]:
     settings = parse_recipe(ReconRecipe, job.recipe)
     run = prepare(settings)
     resume = (job.folder / CHECKPOINT).exists() and _stored_recipe(job.folder) == settings
-    write_recipe(job.folder, {"kind": KIND, **asdict(settings)})
+    write_recipe(job.folder, KIND, settings)
     trained = run.trainer.run(resume)
     memory = _peak_memory_mib(run)
     source = open_source(job.test, job.test_split)

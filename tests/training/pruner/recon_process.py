@@ -11,12 +11,10 @@ import torch
 from fastdrive_node.errors import TrainingError
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.engine.distributed import Processes
-from fastdrive_training.pruner.collapse import HealthLimits
-from fastdrive_training.pruner.config import Schedule
+from fastdrive_training.pruner.config import ReconRecipe, Schedule
 from fastdrive_training.pruner.decoder import ReconDecoder
-from fastdrive_training.pruner.losses import LossWeights
 from fastdrive_training.pruner.train import train
-from fastdrive_training.pruner.trainer import ReconTrainer, TrainerOptions
+from fastdrive_training.pruner.trainer import ReconTrainer
 from tests.training.pruner.recon_fixtures import CELL, GRID, PaintedBatches, text_config
 
 
@@ -24,17 +22,14 @@ def poisoned(folder: Path) -> str:
     """What a run on painted cells says whose step 3 has an image that is no number."""
     processes = Processes("cpu")
     torch.manual_seed(0)
+    schedule = Schedule(decoder_pretrain_steps=1, steps=5, lr=1e-3, checkpoint_every=2)
     trainer = ReconTrainer(
+        ReconRecipe("v", "d", str(folder / "poisoned"), workers=0, tensorboard=False, schedule=schedule),
         ReconPruner(text_config()),
         ReconDecoder(text_config(), 1, CELL),
         PaintedBatches(poison=3, parts=processes.count, own=[processes.rank]),
         GRID,
-        folder / "poisoned",
-        Schedule(decoder_pretrain_steps=1, steps=5, lr=1e-3, checkpoint_every=2),
-        LossWeights(),
-        HealthLimits(),
-        TrainerOptions(progress=False),
-        processes=processes,
+        processes,
     )
     try:
         trainer.run()

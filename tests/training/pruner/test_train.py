@@ -195,7 +195,7 @@ def test_tensorboard_events_beside_the_log(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    log = RunLog(tmp_path, 0, 2, 4, tensorboard=True, progress=False)
+    log = RunLog(tmp_path, 0, 2, 4, tensorboard=True)
     for step in range(2):
         log.advance()
         log.write({"step": step, "phase": "joint", "total": 0.5 - step / 10, "recall": {"0.5": 0.9}, "auroc": None})
@@ -208,7 +208,7 @@ def test_tensorboard_events_beside_the_log(tmp_path):
 
 def test_without_tensorboard_the_log_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    log = RunLog(tmp_path, 0, 1, 4, tensorboard=True, progress=False)
+    log = RunLog(tmp_path, 0, 1, 4, tensorboard=True)
     log.write({"step": 0, "total": 1.0})
     log.close()
     assert "tensorboard is not installed" in capsys.readouterr().err
@@ -217,7 +217,7 @@ def test_without_tensorboard_the_log_goes_on(tmp_path, monkeypatch, capsys):
 
 def test_a_line_that_was_cut_off_is_no_line(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 0, "total": 1.0}\n{"step": 1, "recall": {"0.5": 0.1}')
-    log = RunLog(tmp_path, 1, 3, 4, progress=False)
+    log = RunLog(tmp_path, 1, 3, 4)
     log.write({"step": 1, "total": 2.0})
     log.close()
     assert [row["step"] for row in read_log(tmp_path)] == [0, 1]

@@ -11,13 +11,14 @@ import torch
 from fastdrive_node.errors import TrainingError
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.engine.checkpoint import CHECKPOINT
+from fastdrive_training.engine.distributed import Processes
 from fastdrive_training.engine.logging import LOG, read_log
 from fastdrive_training.engine.loop import learning_rate
 from fastdrive_training.pruner.collapse import CollapseError, HealthCheck, HealthLimits, TrainingHealth
-from fastdrive_training.pruner.config import Schedule
+from fastdrive_training.pruner.config import ReconRecipe, Schedule
 from fastdrive_training.pruner.decoder import ReconDecoder
 from fastdrive_training.pruner.losses import LossWeights
-from fastdrive_training.pruner.trainer import ReconTrainer, TrainerOptions
+from fastdrive_training.pruner.trainer import ReconTrainer
 from fastdrive_training.scoring.token_metrics import ranking
 from tests.training.pruner.recon_fixtures import CELL, GRID, PaintedBatches, text_config
 
@@ -27,23 +28,16 @@ SHORT = Schedule(
 
 
 def _trainer(
-    out, schedule=SHORT, batches=None, seed=0, loss=None, health=None, evaluate=None, **options
+    out, schedule=SHORT, batches=None, seed=0, loss=None, health=None, mask="pruner", **options
 ) -> ReconTrainer:
     torch.manual_seed(seed)
-    loss = loss or LossWeights()
-    pruner, decoder = ReconPruner(text_config()), ReconDecoder(text_config(), 1, CELL, loss.channels)
-    return ReconTrainer(
-        pruner,
-        decoder,
-        batches or PaintedBatches(parts=schedule.accumulate),
-        GRID,
-        out,
-        schedule,
-        loss,
-        health or HealthLimits(grace_steps=10**6),
-        TrainerOptions(progress=False, **options),
-        evaluate,
+    loss, health = loss or LossWeights(), health or HealthLimits(grace_steps=10**6)
+    recipe = ReconRecipe(
+        "v", "d", str(out), workers=0, mask=mask, tensorboard=False, loss=loss, schedule=schedule, health=health
     )
+    pruner, decoder = ReconPruner(text_config()), ReconDecoder(text_config(), 1, CELL, loss.channels)
+    batches = batches or PaintedBatches(parts=schedule.accumulate)
+    return ReconTrainer(recipe, pruner, decoder, batches, GRID, Processes("cpu"), **options)
 
 
 def _losses(out) -> list[tuple[int, float]]:
@@ -117,14 +111,14 @@ def test_the_moving_average_is_what_is_evaluated_and_shipped(tmp_path):
 def test_resume_without_or_with_a_foreign_or_broken_checkpoint_is_refused(tmp_path):
     with pytest.raises(TrainingError, match="no checkpoint to resume"):
         _trainer(tmp_path).run(resume=True)
-    _trainer(tmp_path, identity={"recipe": {"lr": 1.0}}).run()
+    _trainer(tmp_path, identity={"encoder": "a"}).run()
     with pytest.raises(
-        TrainingError, match=r"recipe\.lr was 1\.0 in that run, now it is 2\.0; set it back or start without --resume"
+        TrainingError, match=r"encoder was 'a' in that run, now it is 'b'; set it back or start without --resume"
     ):
-        _trainer(tmp_path, identity={"recipe": {"lr": 2.0}}).run(resume=True)
+        _trainer(tmp_path, identity={"encoder": "b"}).run(resume=True)
     (tmp_path / CHECKPOINT).write_bytes(b"no checkpoint")
     with pytest.raises(TrainingError, match="unreadable"):
-        _trainer(tmp_path, identity={"recipe": {"lr": 1.0}}).run(resume=True)
+        _trainer(tmp_path, identity={"encoder": "a"}).run(resume=True)
 
 
 def test_nan_stops_the_run_names_the_batch_and_keeps_the_last_checkpoint(tmp_path):

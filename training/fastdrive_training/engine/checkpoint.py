@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,17 @@ from fastdrive_node.files import write_atomically
 CHECKPOINT, RECIPE_FILE = "checkpoint.pt", "recipe.yaml"
 
 
-def write_recipe(folder: Path, recipe: dict[str, Any]) -> None:
+def start_folder(folder: Path, kind: str, recipe: Any) -> None:
+    """Archive an earlier run, and write the resolved recipe."""
+    archive_existing(folder)
+    write_recipe(folder, kind, recipe)
+
+
+def write_recipe(folder: Path, kind: str, recipe: Any) -> None:
     """The resolved recipe as RECIPE_FILE; ``fastdrive train`` takes it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECIPE_FILE).write_text(yaml.safe_dump(json.loads(json.dumps(recipe)), sort_keys=False))
+    keys = json.loads(json.dumps({"kind": kind, **asdict(recipe)}))  # tuples become lists
+    (folder / RECIPE_FILE).write_text(yaml.safe_dump(keys, sort_keys=False))
 
 
 def archive_existing(folder: Path) -> Path | None:

@@ -24,18 +24,15 @@ class RunLog:
         total: steps of the whole run.
         images: camera images per step.
         tensorboard: write events too, where the package is installed.
-        progress: show the bar.
     """
 
-    def __init__(
-        self, folder: Path, start: int, total: int, images: int, tensorboard: bool = False, progress: bool = True
-    ):
+    def __init__(self, folder: Path, start: int, total: int, images: int, tensorboard: bool = False):
         self._start, self._images, self._done = start, images, start
         self._started = time.perf_counter()
         _cut(folder / LOG, start)
         self._file = open(folder / LOG, "a")  # noqa: SIM115  (closed by close)
         self._events = _events(folder / EVENTS, start) if tensorboard else None
-        self._bar = tqdm(total=total, initial=start, desc=folder.name, unit="step", disable=not progress)
+        self._bar = tqdm(total=total, initial=start, desc=folder.name, unit="step")
 
     def advance(self) -> float:
         """One step is done; returns the images per second of this call so far."""

@@ -102,7 +102,6 @@ class LoopOptions:
     workers: int = 0  # processes that read batches; 0 reads in this one
     identity: dict[str, Any] = field(default_factory=dict)  # what a checkpoint must match to be resumed
     tensorboard: bool = False
-    progress: bool = True
 
 
 class Trainer:
@@ -201,8 +200,7 @@ class Trainer:
         if not self.processes.first:
             return NoLog()
         options = self.options
-        images = options.images_per_step
-        return RunLog(self.folder, self.step, options.total, images, options.tensorboard, options.progress)
+        return RunLog(self.folder, self.step, options.total, options.images_per_step, options.tensorboard)
 
     def train_step(self, parts: list[Any]) -> dict[str, Any]:
         """One step of the optimizer on this process's parts of a batch; returns its figures."""

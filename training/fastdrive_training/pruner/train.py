@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.data.adapters import ImageSource, open_source
 from fastdrive_training.data.sampling import evenly_spaced
 from fastdrive_training.data.token_cache import build_token_cache, pixel_encoder
-from fastdrive_training.engine.checkpoint import archive_existing, require_checkpoint, write_recipe
+from fastdrive_training.engine.checkpoint import require_checkpoint, start_folder
 from fastdrive_training.engine.config import RecipeError, parse_recipe
 from fastdrive_training.engine.distributed import Processes, choose_precision
 from fastdrive_training.engine.loop import own_parts
@@ -25,7 +25,7 @@ from fastdrive_training.pruner.collapse import CollapseError
 from fastdrive_training.pruner.config import KIND, ReconRecipe
 from fastdrive_training.pruner.data import ReconBatches, require_masks
 from fastdrive_training.pruner.decoder import ReconDecoder, start_from_layers
-from fastdrive_training.pruner.trainer import Evaluate, ReconTrainer, TrainerOptions
+from fastdrive_training.pruner.trainer import Evaluate, ReconTrainer
 from fastdrive_training.pruner.validate import evaluator, read_held_out
 
 FIGURES_FILE = "figures.json"
@@ -58,8 +58,7 @@ def train(recipe: dict, resume: bool = False) -> dict:
     run = prepare(settings)
     trainer, folder, first = run.trainer, run.trainer.folder, run.processes.first
     if first and not resume:
-        archive_existing(folder)
-        write_recipe(folder, {"kind": KIND, **asdict(settings)})
+        start_folder(folder, KIND, settings)
     try:
         figures = {**trainer.run(resume), "pruner": None, "encoder": run.vla.encoder_fingerprint}
     except CollapseError:
@@ -82,26 +81,16 @@ def prepare(settings: ReconRecipe) -> ReconRun:
     source = _open(settings, settings.dataset, settings.train_split, settings.masks)
     vla = _load_encoder(settings.vla, processes.device, precision)
     evaluate = _evaluator(settings, vla) if processes.first and settings.mask == "pruner" else None
-    options = TrainerOptions(
-        settings.seed,
-        {**settings.identity, "encoder": vla.encoder_fingerprint},
-        precision,
-        settings.mask,
-        settings.workers,
-        settings.tensorboard,
-    )
     trainer = ReconTrainer(
+        settings,
         *build_modules(settings, vla),
         _batches(settings, vla, source, processes),
         vla.grid,
-        Path(settings.out),
-        settings.schedule,
-        settings.loss,
-        settings.health,
-        options,
+        processes,
+        precision,
+        {"encoder": vla.encoder_fingerprint},
         evaluate,
         pixel_encoder(vla) if settings.features == "live" else None,
-        processes,
     )
     return ReconRun(settings, vla, trainer, processes)
 

@@ -18,8 +18,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastdrive_training.engine.distributed import Processes
 from fastdrive_training.engine.loop import LoopOptions, Losses, StepBatches, Trainer, learning_rate
-from fastdrive_training.pruner.collapse import HealthCheck, HealthLimits, TrainingHealth
-from fastdrive_training.pruner.config import Schedule
+from fastdrive_training.pruner.collapse import HealthCheck, TrainingHealth
+from fastdrive_training.pruner.config import ReconRecipe
 from fastdrive_training.pruner.data import (
     ReconBatch,
     cells_to_pixels,
@@ -27,23 +27,10 @@ from fastdrive_training.pruner.data import (
     oracle_masks,
     random_masks,
 )
-from fastdrive_training.pruner.losses import LossWeights, split_losses, straight_through
+from fastdrive_training.pruner.losses import split_losses, straight_through
 
 Evaluate = Callable[[nn.Module, nn.Module, int], dict[str, Any]]  # (pruner, decoder, step) -> figures
 Encode = Callable[[torch.Tensor], torch.Tensor]  # uint8 pixels [B, 3, H, W] -> tokens [B, N, D]
-
-
-@dataclass(frozen=True)
-class TrainerOptions:
-    """What is not part of the method."""
-
-    seed: int = 0
-    identity: dict[str, Any] | None = None  # what a checkpoint must match to be resumed, such as the recipe
-    precision: str = "float32"  # or bfloat16: pruner and decoder run under autocast
-    mask: str = "pruner"  # for comparison: oracle (the true foreground cells), random (as many random ones)
-    workers: int = 0
-    tensorboard: bool = False
-    progress: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,10 +52,12 @@ class ReconTrainer(Trainer):
     """Trains ``pruner`` and ``decoder`` on ``batches``.
 
     Args:
+        recipe: schedule, losses, seed, limits of the health check, folder.
         pruner: tokens [B, N, D], grid -> scores [B, N].
         decoder: tokens [B, N, D], grid -> images [B, loss.channels, H, W] in (0, 1).
         batches: of ReconBatch, split into as many parts as there are processes times ``schedule.accumulate``.
-        folder: for the checkpoint and the log.
+        precision: ``bfloat16`` runs pruner and decoder under autocast.
+        identity: what a checkpoint must match to be resumed, besides the recipe.
         evaluate: figures of held-out data, called every ``evaluate_every`` joint steps in the first process.
         encode: for batches without tokens.
 
@@ -78,55 +67,45 @@ class ReconTrainer(Trainer):
 
     def __init__(
         self,
+        recipe: ReconRecipe,
         pruner: nn.Module,
         decoder: nn.Module,
         batches: StepBatches,
         grid: tuple[int, int],
-        folder: Path,
-        schedule: Schedule,
-        loss: LossWeights,
-        health: HealthLimits,
-        options: TrainerOptions | None = None,
+        processes: Processes,
+        precision: str = "float32",
+        identity: dict[str, Any] | None = None,
         evaluate: Evaluate | None = None,
         encode: Encode | None = None,
-        processes: Processes | None = None,
     ):
-        processes, options = processes or Processes(), options or TrainerOptions()
+        keys = recipe.schedule
         groups = [
-            {"params": list(decoder.parameters()), "lr": schedule.lr},
-            {"params": list(pruner.parameters()), "lr": schedule.lr * schedule.pruner_rate},
+            {"params": list(decoder.parameters()), "lr": keys.lr},
+            {"params": list(pruner.parameters()), "lr": keys.lr * keys.pruner_rate},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=schedule.lr, weight_decay=schedule.weight_decay)
-        super().__init__(
-            folder,
-            batches,
-            {"decoder": decoder, "pruner": pruner},
-            optimizer,
-            learning_rate(
-                optimizer, schedule.warmup_steps, schedule.total, schedule.final_rate, schedule.decoder_pretrain_steps
-            ),
-            LoopOptions(
-                schedule.total,
-                schedule.clip,
-                schedule.log_every,
-                schedule.checkpoint_every,
-                batches.batch,
-                options.workers,
-                options.identity or {},
-                options.tensorboard,
-                options.progress,
-            ),
-            processes,
+        optimizer = torch.optim.AdamW(groups, lr=keys.lr, weight_decay=keys.weight_decay)
+        schedule = learning_rate(optimizer, keys.warmup_steps, keys.total, keys.final_rate, keys.decoder_pretrain_steps)
+        options = LoopOptions(
+            keys.total,
+            keys.clip,
+            keys.log_every,
+            keys.checkpoint_every,
+            images_per_step=batches.batch,
+            workers=recipe.workers,
+            tensorboard=recipe.tensorboard,
+            identity={**recipe.identity, **(identity or {})},
         )
-        self.pruner, self.decoder, self.health = pruner, decoder, HealthCheck(health)
-        self._grid, self._keys, self._loss, self._recon = grid, schedule, loss, options
+        modules = {"decoder": decoder, "pruner": pruner}
+        super().__init__(Path(recipe.out), batches, modules, optimizer, schedule, options, processes)
+        self.pruner, self.decoder, self.health = pruner, decoder, HealthCheck(recipe.health)
+        self._recipe, self._keys, self._loss, self._grid = recipe, keys, recipe.loss, grid
         self._evaluate, self._encode = evaluate, encode
-        bfloat16 = options.precision == "bfloat16"
+        bfloat16 = precision == "bfloat16"
         self._autocast = torch.autocast(processes.device.type, torch.bfloat16) if bfloat16 else nullcontext()
         self._covered = 0.5  # fraction of foreground in the whole batch, which balances the regions
         self.average = None
-        if schedule.ema_decay:
-            self.average = AveragedModel(pruner, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema_decay))
+        if keys.ema_decay:
+            self.average = AveragedModel(pruner, multi_avg_fn=get_ema_multi_avg_fn(keys.ema_decay))
 
     @property
     def result(self) -> nn.Module:
@@ -140,7 +119,9 @@ class ReconTrainer(Trainer):
 
     def prepare(self, parts: list[ReconBatch]) -> list[ReconInputs]:
         rehearsed = self._keys.rehearsed(self.step, self.batches.batch)
-        masks = random_masks(rehearsed, self._grid, torch.Generator().manual_seed((self._recon.seed << 32) + self.step))
+        masks = random_masks(
+            rehearsed, self._grid, torch.Generator().manual_seed((self._recipe.seed << 32) + self.step)
+        )
         inputs = [self._inputs(part, masks) for part in parts]
         self._covered = float(self.mean(torch.stack([part.foreground.double().mean() for part in inputs])))
         return inputs
@@ -175,10 +156,10 @@ class ReconTrainer(Trainer):
         return losses if scores is None else {**losses, "scores": scores}
 
     def _free_mask(self, part: ReconInputs) -> tuple[torch.Tensor | None, torch.Tensor]:
-        if self._recon.mask == "oracle":
+        if self._recipe.mask == "oracle":
             return None, oracle_masks(part.foreground, self._grid)
-        if self._recon.mask == "random":
-            seeds = [(self._recon.seed, self.step, place) for place in part.places]
+        if self._recipe.mask == "random":
+            seeds = [(self._recipe.seed, self.step, place) for place in part.places]
             return None, matched_random_masks(part.foreground, part.mask.shape[1], seeds)
         with self._autocast:
             scores = self.wrapped["pruner"](part.tokens, self._grid)

@@ -17,9 +17,8 @@ from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt, full_positio
 from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
 from fastdrive_node.families.vla import Vla
 from fastdrive_node.types import EgoHistory, EgoState
-from fastdrive_training.engine.checkpoint import archive_existing, write_recipe
 from fastdrive_training.engine.config import Count, Positive, Seed, Steps, recipe_class
-from fastdrive_training.engine.distributed import Processes, choose_precision
+from fastdrive_training.engine.distributed import Processes
 from fastdrive_training.engine.loop import LoopOptions, Losses, StepBatches, Trainer, learning_rate
 from fastdrive_training.vla.data import GAPS, IGNORE, LABELS_PER_TOKEN, LIGHTS, NO_GAP_M, Arrays
 from fastdrive_training.vla.targets import AnswerText
@@ -227,19 +226,6 @@ class VlaTrainer(Trainer):
 
     def load_state(self, state: dict[str, Any]) -> None:
         self._recent.extend(state["recent"])
-
-
-def start_run(recipe: VlaRecipe, kind: str, resume: bool, processes: Processes) -> None:
-    """Archive an earlier run in the folder and write the resolved recipe, in the first process of a new run."""
-    if processes.first and not resume:
-        archive_existing(Path(recipe.out))
-        write_recipe(Path(recipe.out), {"kind": kind, **asdict(recipe)})
-
-
-def start_processes(recipe: VlaRecipe) -> tuple[Processes, str]:
-    """The processes and the precision of a recipe."""
-    processes = Processes(recipe.device)
-    return processes, choose_precision(recipe.precision, processes.device)
 
 
 def save_vla(vla: Vla, source: Path, target: Path) -> None:

@@ -18,9 +18,9 @@ from fastdrive_node.errors import InputError
 from fastdrive_node.families.loading import load_vla
 from fastdrive_node.files import write_atomically
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
-from fastdrive_training.engine.checkpoint import require_checkpoint
+from fastdrive_training.engine.checkpoint import require_checkpoint, start_folder
 from fastdrive_training.engine.config import parse_recipe, recipe_class
-from fastdrive_training.engine.distributed import Processes
+from fastdrive_training.engine.distributed import Processes, choose_precision
 from fastdrive_training.vla.data import LABELS_PER_TOKEN, Arrays, prepare
 from fastdrive_training.vla.planner import (
     HEADS_FILE,
@@ -30,8 +30,6 @@ from fastdrive_training.vla.planner import (
     VlaRecipe,
     VlaTrainer,
     save_vla,
-    start_processes,
-    start_run,
 )
 from fastdrive_training.vla.targets import AnswerText
 
@@ -94,7 +92,8 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
         require_checkpoint(folder)
     if not (tower / HEADS_FILE).exists():
         raise InputError(f"{tower / HEADS_FILE}: missing; finish the training of the recipe that tower_run names")
-    processes, precision = start_processes(settings)
+    processes = Processes(settings.device)
+    precision = choose_precision(settings.precision, processes.device)
     vla = load_vla(tower / "vla", processes.device)
     torch.manual_seed(settings.seed)
     planner = LanguagePlanner(vla, precision)
@@ -107,7 +106,8 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
     planner.classes.requires_grad_(False)  # of the first stage
     batches = LanguageBatches(data, AnswerText.of(vla), settings, processes, tokens, vla.grid)
     trainer = VlaTrainer(planner, batches, settings, {"encoder": vla.encoder_fingerprint}, processes)
-    start_run(settings, KIND, resume, processes)
+    if processes.first and not resume:
+        start_folder(folder, KIND, settings)
     figures = trainer.run(resume)
     if processes.first:
         save_vla(vla, tower / "vla", folder / "vla")

@@ -19,9 +19,9 @@ from torch.nn.functional import avg_pool2d, cross_entropy
 from fastdrive_node.families.loading import load_vla
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
-from fastdrive_training.engine.checkpoint import require_checkpoint
+from fastdrive_training.engine.checkpoint import require_checkpoint, start_folder
 from fastdrive_training.engine.config import parse_recipe, recipe_class
-from fastdrive_training.engine.distributed import Processes
+from fastdrive_training.engine.distributed import Processes, choose_precision
 from fastdrive_training.vla.data import LABELS_PER_TOKEN, Arrays, prepare
 from fastdrive_training.vla.planner import (
     CLASSES,
@@ -32,8 +32,6 @@ from fastdrive_training.vla.planner import (
     VlaRecipe,
     VlaTrainer,
     save_vla,
-    start_processes,
-    start_run,
 )
 from fastdrive_training.vla.targets import AnswerText
 from fastdrive_training.vla.tiny_model import build_tiny_vla
@@ -118,7 +116,8 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
     folder = Path(settings.out)
     if resume:
         require_checkpoint(folder)
-    processes, precision = start_processes(settings)
+    processes = Processes(settings.device)
+    precision = choose_precision(settings.precision, processes.device)
     with TemporaryDirectory() as untrained:
         vla = load_vla(build_tiny_vla(untrained, settings.seed), processes.device)
         with processes.first_goes_ahead():
@@ -128,7 +127,8 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
         planner = TowerPlanner(vla, precision)
         batches = TowerBatches(data, AnswerText.of(vla), settings, processes)
         trainer = VlaTrainer(planner, batches, settings, {}, processes)
-        start_run(settings, KIND, resume, processes)
+        if processes.first and not resume:
+            start_folder(folder, KIND, settings)
         figures = trainer.run(resume)
         if processes.first:
             save_vla(vla, Path(untrained), folder / "vla")
