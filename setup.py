@@ -2,4 +2,6 @@
 
 from setuptools import setup
 
-setup()
+distribution = setup()
+# colcon reads the repr of these fields as Python literals, which that of a SpecifierSet is not.
+distribution.python_requires = distribution.metadata.python_requires = str(distribution.python_requires)
