@@ -8,7 +8,6 @@ At the 3B size the float32 engine is 3 GB, so its weights lie in a file of their
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.perf.random_models import SIZES
 from benchmarks.perf.random_source import random_source
 from fastdrive_export.build import GraphOptions, write_engine

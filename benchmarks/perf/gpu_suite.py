@@ -1,6 +1,6 @@
 """Every stage against plain transformers at the paper's full size, with random weights, in one call.
 
-    python benchmarks/perf/gpu_suite.py --out benchmarks/results/gpu_suite.json
+    python -m benchmarks.perf.gpu_suite --out benchmarks/results/gpu_suite.json
 
 Needs torch, transformers, numpy and a checkout, which need not be installed; no ROS, weights or network. There are
 three steps, which --steps chooses among:
@@ -30,20 +30,20 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "export")]
+if not __package__:  # started by its path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 if importlib.util.find_spec("jsonschema") is None:  # checks vla.json, of which there is none here
     sys.modules["jsonschema"] = types.ModuleType("jsonschema")
 
-from benchmarks.perf.gpu_compile import NOTE as COMPILE_NOTE  # noqa: E402
-from benchmarks.perf.gpu_compile import vision_cases  # noqa: E402
-from benchmarks.perf.gpu_engines import EngineScene, EngineSettings  # noqa: E402
-from benchmarks.perf.random_models import SIZES, Scene, Size, build_model, build_pruner, build_workload  # noqa: E402
-from fastdrive_node.benchmark.agreement import NOTE, agreement  # noqa: E402
-from fastdrive_node.benchmark.sides import Ours, Transformers, Workload  # noqa: E402
-from fastdrive_node.benchmark.timing import Case, Timing, measure, ratio  # noqa: E402
-from fastdrive_node.devices import describe  # noqa: E402
-from fastdrive_node.pruning.baselines import ScorePruner  # noqa: E402
+from benchmarks.perf.gpu_compile import NOTE as COMPILE_NOTE
+from benchmarks.perf.gpu_compile import vision_cases
+from benchmarks.perf.gpu_engines import EngineScene, EngineSettings
+from benchmarks.perf.random_models import SIZES, Scene, Size, build_model, build_pruner, build_workload
+from fastdrive_node.benchmark.agreement import NOTE, agreement
+from fastdrive_node.benchmark.sides import Ours, Transformers, Workload
+from fastdrive_node.benchmark.timing import Case, Timing, measure, ratio
+from fastdrive_node.devices import describe
+from fastdrive_node.pruning.baselines import ScorePruner
 
 DROPS = (0.0, 0.25, 0.5, 0.75)
 STOCK = "transformers"

@@ -1,7 +1,7 @@
 """The language half by torch and by onnxruntime: prefill, decode and whole answers, and whether they are the same.
 
     fastdrive sim dataset data/lm_val --keyframes 240 --seed 101 --split val
-    python benchmarks/perf/language_engine.py --dataset data/lm_val --split val --sets 200 \\
+    python -m benchmarks.perf.language_engine --dataset data/lm_val --split val --sets 200 \\
         --json benchmarks/results/language_onnxruntime.json
 
 Times are of one process, the sides in turn. The mid-size model has random weights, for its times only. Answers of the
@@ -21,7 +21,6 @@ import numpy as np
 import onnxruntime
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.perf.random_models import SIZES, Scene, Size, build_model, build_pruner, build_workload
 from fastdrive_export.build import LANGUAGE_FILE, GraphOptions, write_language
 from fastdrive_export.language_parity import LanguageParityRun

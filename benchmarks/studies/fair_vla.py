@@ -3,7 +3,7 @@ r"""A VLA to check the open-loop table with: the tower of another one, under an 
 models/tiny saw in its training pruned prompts whose tokens were chosen by foreground, which could favour the pruners
 that choose likewise. A language half that is trained anew, with tokens dropped at random, favours none:
 
-    python benchmarks/studies/fair_vla.py --out runs/fair_tower
+    python -m benchmarks.studies.fair_vla --out runs/fair_tower
     fastdrive train tiny_language --set tower_run=runs/fair_tower --set out=runs/fair_language --set pruned_by=random
     fastdrive evaluate data/sim_test --split test --vla runs/fair_language/vla \
         --pruner models/tiny/reconpruner.safetensors

@@ -1,6 +1,6 @@
 """The open-loop table on VLAs that were trained with other prunings, in one Markdown table from their JSON files.
 
-Example: python benchmarks/studies/other_vlas.py
+Example: python -m benchmarks.studies.other_vlas
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-RESULTS = Path(__file__).parents[1] / "results"
+from benchmarks import RESULTS
+
 VLAS = {
     "by foreground (models/tiny)": "open_loop_sim",
     "either": "open_loop_vla_mixed",

@@ -1,6 +1,6 @@
 """The paper's ablation of ReconPruner's training in miniature: arms x seeds, resumable, with a table.
 
-    python benchmarks/studies/pruner_ablation.py --json benchmarks/results/pruner_ablation.json
+    python -m benchmarks.studies.pruner_ablation --json runs/pruner_ablation.json
 
 Arms: the foreground half alone (no adversary), the adversary with pixels (the method), with masks in place of pixels,
 with both. Beside them decoders that are trained as long on the true and on random masks, to compare reconstructions
@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from benchmarks import ROOT
 from benchmarks.studies.ablation_runs import Job
 from fastdrive_node.cli import write_json
 from fastdrive_node.devices import choose_device, describe
@@ -35,7 +35,6 @@ from fastdrive_node.families.loading import load_vla
 from fastdrive_training.data.adapters import open_source
 from fastdrive_training.data.token_cache import build_token_cache
 
-SCRIPT = Path(__file__).parent / "ablation_runs.py"
 UNAIDED = {"rehearsal": 0.0, "decoder_pretrain_steps": 0}  # and the warm-up's steps are added to the others
 # arm -> (what it is, its keys)
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -154,12 +153,13 @@ def _start(job: Job, threads: int) -> str | None:
     """One run in a process of its own; its output goes to run.log. Returns the last line where it failed."""
     job.folder.mkdir(parents=True, exist_ok=True)
     log = job.folder / "run.log"
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with open(log, "w") as output:
         code = subprocess.run(
-            [sys.executable, str(SCRIPT), json.dumps(asdict(job))],
+            [sys.executable, "-m", "benchmarks.studies.ablation_runs", json.dumps(asdict(job))],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)},
         ).returncode
     lines = log.read_text().strip().splitlines()
     return f"{lines[-1] if lines else f'exit {code}'} ({log})" if code else None

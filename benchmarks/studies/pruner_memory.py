@@ -1,6 +1,6 @@
 """Parameters, memory and time of ReconPruner's training by size, on paper, counted without allocating anything.
 
-    python benchmarks/studies/pruner_memory.py --json benchmarks/results/pruner_memory.json
+    python -m benchmarks.studies.pruner_memory --json runs/pruner_memory.json
 
 Counted on torch's meta device: parameters; the bytes that autograd keeps for one more image (both halves through the
 decoder, under bfloat16 autocast; attention matrices included, which fused kernels do not keep: an upper bound); the

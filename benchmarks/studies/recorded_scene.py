@@ -6,7 +6,7 @@ and ``drivable``: ``file`` beside it (north up, white where one may drive), ``px
 ``world_bottom_y``, the outer edges of the mask in the map's frame. Objects are not known: collision is not judged.
 
 Example:
-    python benchmarks/studies/recorded_scene.py bag truth.json data/recorded --topics config/topics_nuscenes.yaml
+    python -m benchmarks.studies.recorded_scene bag truth.json data/recorded --topics config/topics_nuscenes.yaml
     fastdrive evaluate data/recorded --json -
 """
 

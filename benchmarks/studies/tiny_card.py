@@ -1,6 +1,6 @@
 """Write the figures of models/tiny/README.md from the JSON files in benchmarks/results.
 
-Example: python benchmarks/studies/tiny_card.py
+Example: python -m benchmarks.studies.tiny_card
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import argparse
 import json
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-RESULTS, CARD = ROOT / "benchmarks" / "results", ROOT / "models" / "tiny" / "README.md"
+from benchmarks import RESULTS, ROOT
+
+CARD = ROOT / "models" / "tiny" / "README.md"
 HEAD = ("pruner", "drop", "tokens", "1 s", "2 s", "3 s", "mean", "refused")
 
 

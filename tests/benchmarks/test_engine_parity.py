@@ -1,23 +1,17 @@
 """benchmarks/perf/engine_parity.py at its tiny size."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "perf" / "engine_parity.py"
 
 
 @pytest.mark.parametrize(("precision", "least"), [("fp32", 0.999999), ("fp16", 0.9999)])
-def test_a_random_tower_and_pruner_agree_with_torch(tmp_path, monkeypatch, precision, least):
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    spec = importlib.util.spec_from_file_location("engine_parity", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main(["--precision", precision, "--cameras", "2", "--json", str(tmp_path / "parity.json")])
+def test_a_random_tower_and_pruner_agree_with_torch(tmp_path, precision, least):
+    from benchmarks.perf import engine_parity
+
+    engine_parity.main(["--precision", precision, "--cameras", "2", "--json", str(tmp_path / "parity.json")])
     figures = json.loads((tmp_path / "parity.json").read_text())
     assert figures["cosine_min"] > least and figures["kept_overlap"]["0.5"] > 0.9
     assert figures["tokens"] == 60 and figures["files"]["vision.onnx"] > 1e6

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import torch
 
+from benchmarks.studies import fair_vla
 from fastdrive_node.families.loading import load_vla
 
 
 def test_only_the_tower_is_that_of_the_source(tiny_dir, tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location(
-        "fair_vla", Path(__file__).parents[2] / "benchmarks" / "studies" / "fair_vla.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main(["--vla", str(tiny_dir), "--out", str(tmp_path / "run"), "--seed", "77"])
+    fair_vla.main(["--vla", str(tiny_dir), "--out", str(tmp_path / "run"), "--seed", "77"])
     source, made = load_vla(tiny_dir), load_vla(tmp_path / "run" / "vla")
     assert made.encoder_fingerprint == source.encoder_fingerprint
     assert not torch.equal(made.model.lm_head.weight, source.model.lm_head.weight)

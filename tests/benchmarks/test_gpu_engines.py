@@ -15,6 +15,8 @@ import torch
 pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[export]")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
 
+from benchmarks.perf import gpu_suite
+from benchmarks.perf.vision_path import compare
 from fastdrive_node.engines.tensorrt_plan import PlanExecutor
 from tests.engines.engine_fixtures import orin_target
 
@@ -24,16 +26,6 @@ STAND_INS = Path(__file__).resolve().parent / "stand_ins"
 SCENE = "six_cameras_224x112"
 QUICK = ("--device", "cpu", "--sizes", "tiny", "--quick", "--steps", "engines", "--compile-backend", "eager")
 ABSENT = ("torch", "transformers", "tqdm", "jsonschema", "pydantic")  # from an interpreter that has TensorRT only
-
-
-@pytest.fixture(scope="module")
-def gpu_suite():
-    path = list(sys.path)
-    spec = importlib.util.spec_from_file_location("gpu_suite", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path[:] = path
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +40,7 @@ def python310(tmp_path_factory) -> Path:
     return launcher
 
 
-def run(gpu_suite, out: Path, *arguments: str) -> dict:
+def run(out: Path, *arguments: str) -> dict:
     gpu_suite.main([*QUICK, "--out", str(out), *arguments])
     report = json.loads(out.read_text())
     assert report["finished"]
@@ -56,8 +48,8 @@ def run(gpu_suite, out: Path, *arguments: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def entry(gpu_suite, python310, tmp_path_factory) -> dict:
-    return run(gpu_suite, tmp_path_factory.mktemp("suite") / "suite.json", "--tensorrt-python", str(python310))
+def entry(python310, tmp_path_factory) -> dict:
+    return run(tmp_path_factory.mktemp("suite") / "suite.json", "--tensorrt-python", str(python310))
 
 
 def test_plans_are_built_and_run_in_the_other_interpreter_and_agree_with_torch(entry):
@@ -100,30 +92,28 @@ def test_bf16_is_left_to_torch_before_tensorrt_10(entry):
         ("crash", "exit code 11"),
     ],
 )
-def test_a_build_that_fails_is_recorded_and_torch_is_measured(
-    gpu_suite, python310, monkeypatch, tmp_path, failure, reason
-):
+def test_a_build_that_fails_is_recorded_and_torch_is_measured(python310, monkeypatch, tmp_path, failure, reason):
     monkeypatch.setenv("STAND_IN_TENSORRT", failure)
     out = tmp_path / "suite.json"
-    row = run(gpu_suite, out, "--tensorrt-python", str(python310), "--precisions", "fp16")["rows"]["fp16"]
+    row = run(out, "--tensorrt-python", str(python310), "--precisions", "fp16")["rows"]["fp16"]
     assert reason in row["tensorrt"]["error"] and "against_torch" not in row["tensorrt"]
     assert row["latency"]["torch_eager"]["median_ms"] > 0
 
 
-def test_without_tensorrt_it_says_so_and_measures_torch(gpu_suite, monkeypatch, tmp_path):
+def test_without_tensorrt_it_says_so_and_measures_torch(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    entry = run(gpu_suite, tmp_path / "suite.json", "--precisions", "fp32", "--compile-backend", "none")
+    entry = run(tmp_path / "suite.json", "--precisions", "fp32", "--compile-backend", "none")
     assert "not installed" in entry["tensorrt"]["error"] and "--tensorrt-python" in entry["tensorrt"]["error"]
     row = entry["rows"]["fp32"]
     assert row["tensorrt"] == {"skipped": "no TensorRT"} and set(row["latency"]) == {"torch_eager"}
     assert row["torch"]["against_torch"]["cosine_min"] > 0.999999
 
 
-def test_a_missing_interpreter_is_recorded(gpu_suite, monkeypatch, tmp_path):
+def test_a_missing_interpreter_is_recorded(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     absent = str(tmp_path / "absent")
     arguments = ("--tensorrt-python", absent, "--precisions", "fp32", "--compile-backend", "none")
-    assert absent in run(gpu_suite, tmp_path / "suite.json", *arguments)["tensorrt"]["error"]
+    assert absent in run(tmp_path / "suite.json", *arguments)["tensorrt"]["error"]
 
 
 class Runner:
@@ -139,7 +129,7 @@ class Runner:
         self.executor.enqueue(0)
 
 
-def test_a_tensorrt_of_this_python_takes_turns_with_torch(gpu_suite, monkeypatch, tmp_path):
+def test_a_tensorrt_of_this_python_takes_turns_with_torch(monkeypatch, tmp_path):
     target = orin_target("8.5.3.1", compute_capability="9.0")
     spec = importlib.util.spec_from_file_location("tensorrt", STAND_INS / "tensorrt.py")
     monkeypatch.setitem(sys.modules, "tensorrt", importlib.util.module_from_spec(spec))
@@ -148,7 +138,7 @@ def test_a_tensorrt_of_this_python_takes_turns_with_torch(gpu_suite, monkeypatch
     monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
     monkeypatch.setattr("fastdrive_node.engines.tensorrt_runner.TensorRtRunner", Runner)
     out, work = tmp_path / "suite.json", tmp_path / "work"
-    row = run(gpu_suite, out, "--precisions", "fp16", "--work", str(work))["rows"]["fp16"]
+    row = run(out, "--precisions", "fp16", "--work", str(work))["rows"]["fp16"]
     assert row["tensorrt"]["runtime"] == "stand-in" and row["tensorrt"]["layers"] == 1
     assert row["tensorrt"]["against_torch"]["cosine_min"] > 0.9999
     assert set(row["latency"]) == {"tensorrt", "torch_eager", "torch_compiled"}
@@ -165,9 +155,7 @@ def test_a_checkout_that_is_not_installed_is_enough():
     assert result.stdout.strip() == str(ROOT / "export" / "fastdrive_export" / "precision.py")
 
 
-def test_the_wrong_order_or_numbers_are_no_result(gpu_suite):
-    from benchmarks.perf.vision_path import compare
-
+def test_the_wrong_order_or_numbers_are_no_result():
     good = {
         "tokens": torch.eye(4),
         "indices": torch.tensor([2, 0, 1, 3]),

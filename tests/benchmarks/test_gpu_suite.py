@@ -1,31 +1,19 @@
 """benchmarks/perf/gpu_suite.py at its tiny size, on the CPU."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "perf" / "gpu_suite.py"
+from benchmarks.perf import gpu_suite
+
 SCENES = {"one_image_168x168": 36, "six_cameras_224x112": 192}
 DROPS = ("ours_drop_0", "ours_drop_0.25", "ours_drop_0.5", "ours_drop_0.75")
 QUICK = ("--device", "cpu", "--sizes", "tiny", "--quick", "--steps", "models,compile", "--compile-backend", "eager")
 
 
 @pytest.fixture(scope="module")
-def gpu_suite():
-    path = list(sys.path)
-    spec = importlib.util.spec_from_file_location("gpu_suite", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path[:] = path
-
-
-@pytest.fixture(scope="module")
-def report(gpu_suite, tmp_path_factory):
+def report(tmp_path_factory):
     out = tmp_path_factory.mktemp("suite") / "results" / "suite.json"
     gpu_suite.main([*QUICK, "--dtype", "bfloat16", "--out", str(out)])
     return json.loads(out.read_text())
@@ -63,7 +51,7 @@ def test_the_compiled_tower_and_pruner_give_what_eager_torch_gives(report):
         assert scene["vision_ratios"]["ours_compiled"] == pytest.approx(eager / compiled, rel=1e-2)
 
 
-def test_a_backend_that_cannot_compile_is_recorded_and_eager_is_measured(gpu_suite, tmp_path):
+def test_a_backend_that_cannot_compile_is_recorded_and_eager_is_measured(tmp_path):
     arguments = ("--steps", "compile", "--compile-backend", "no_such_backend", "--out", str(tmp_path / "suite.json"))
     for scene in gpu_suite.main([*QUICK, *arguments])["sizes"]["tiny"]["scenes"].values():
         assert (
@@ -93,7 +81,7 @@ def test_both_sides_agree_in_float32_and_the_ties_of_bfloat16_are_listed(report)
         assert len(rounded["differences"]) == rounded["steps"] - rounded["equal_steps"]
 
 
-def test_a_side_that_runs_out_of_memory_is_recorded_and_the_rest_goes_on(gpu_suite, monkeypatch, tmp_path):
+def test_a_side_that_runs_out_of_memory_is_recorded_and_the_rest_goes_on(monkeypatch, tmp_path):
     def exhausted(self):
         raise torch.OutOfMemoryError("out of memory")
 
@@ -110,7 +98,7 @@ def test_a_side_that_runs_out_of_memory_is_recorded_and_the_rest_goes_on(gpu_sui
         assert "median_ms" in stages["prefill"]["ours_drop_0.5"]
 
 
-def test_a_size_that_cannot_be_built_is_recorded(gpu_suite, monkeypatch, capsys):
+def test_a_size_that_cannot_be_built_is_recorded(monkeypatch, capsys):
     def exhausted(*arguments):
         raise torch.OutOfMemoryError("out of memory")
 
@@ -121,13 +109,13 @@ def test_a_size_that_cannot_be_built_is_recorded(gpu_suite, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(("option", "value"), [("--sizes", "3b,huge"), ("--steps", "all"), ("--precisions", "int8")])
-def test_an_unknown_name_is_wrong_usage(gpu_suite, option, value, capsys):
+def test_an_unknown_name_is_wrong_usage(option, value, capsys):
     with pytest.raises(SystemExit) as stopped:
         gpu_suite.main([option, value])
     assert stopped.value.code == 2 and f"{option}: " in capsys.readouterr().err
 
 
-def test_the_full_size_is_that_of_the_paper(gpu_suite):
+def test_the_full_size_is_that_of_the_paper():
     size = gpu_suite.SIZES["3b"]
     tokens = {scene.name: scene.images * (scene.height // 28) * (scene.width // 28) for scene in size.scenes}
     assert tokens == {"one_image_1596x1596": 3249, "six_cameras_672x392": 2016}

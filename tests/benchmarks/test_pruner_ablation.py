@@ -1,63 +1,47 @@
-"""benchmarks/studies/pruner_ablation.py on a small written data set and an untrained VLA; runs go in this process."""
+"""benchmarks/studies/pruner_ablation.py on a small written dataset and an untrained VLA; runs go in this process."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.studies import ablation_runs
+from benchmarks.studies import pruner_ablation as ablation
+from tests.training.tiny_nuscenes import write_dataset
+
 SMALL = ("--steps", "3", "--warmup", "1", "--batch", "4", "--seeds", "1", "--decoder-layers", "1", "--pictures", "1")
 ARMS = ("foreground_only", "adversary_mask")
 
 
-def _load(name: str, path: Path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def ablation():
-    path = list(sys.path)
-    yield _load("pruner_ablation", ROOT / "benchmarks" / "studies" / "pruner_ablation.py")
-    sys.path[:] = path
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    tiny_nuscenes = _load("tiny_nuscenes_of_ablation", ROOT / "tests" / "training" / "tiny_nuscenes.py")
-    root = tiny_nuscenes.write_dataset(tmp_path_factory.mktemp("data") / "d", scenes=3, keyframes=2)
+    root = write_dataset(tmp_path_factory.mktemp("data") / "d", scenes=3, keyframes=2)
     splits = {name: [f"scene-{index}"] for index, name in enumerate(("train", "val", "test"))}
     (root / "splits.json").write_text(json.dumps(splits))
     return root
 
 
 @pytest.fixture
-def words(tmp_path, data, tiny_dir):
-    sets = [word for name in ("train", "val", "test") for word in (f"--{name}", str(data))]
+def arguments(tmp_path, data, tiny_dir):
+    sets = [part for name in ("train", "val", "test") for part in (f"--{name}", str(data))]
     places = ("--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), "--json", str(tmp_path / "a.json"))
     return [*SMALL, "--vla", str(tiny_dir), *sets, *places, "--arms", ",".join(ARMS), "--device", "cpu", "--jobs", "1"]
 
 
 @pytest.fixture
-def started(ablation, monkeypatch):
+def started(monkeypatch):
     """Names of the runs that were started; each runs in this process."""
     names = []
 
     def start(job, threads):
         names.append(job.folder.name)
-        sys.modules["benchmarks.studies.ablation_runs"].run_job(job)
+        ablation_runs.run_job(job)
 
     monkeypatch.setattr(ablation, "_start", start)
     return names
 
 
-def test_it_records_every_arm_and_seed_and_does_nothing_twice(ablation, words, started, tmp_path):
-    assert ablation.main(words) == 0
+def test_it_records_every_arm_and_seed_and_does_nothing_twice(arguments, started, tmp_path):
+    assert ablation.main(arguments) == 0
     assert started == ["foreground_only_seed0", "adversary_mask_seed0", "oracle_mask_seed0", "random_mask_seed0"]
     report = json.loads((tmp_path / "a.json").read_text())
     assert [(run["arm"], run["seed"]) for run in report["runs"][:2]] == [(arm, 0) for arm in ARMS]
@@ -76,33 +60,33 @@ def test_it_records_every_arm_and_seed_and_does_nothing_twice(ablation, words, s
 
     (tmp_path / "out" / "adversary_mask_seed0" / "result.json").unlink()
     started.clear()
-    assert ablation.main(words) == 0  # that run is complete but for its figures, and goes on from its checkpoint
+    assert ablation.main(arguments) == 0  # that run is complete but for its figures, and goes on from its checkpoint
     assert started == ["adversary_mask_seed0"]
     again = json.loads((tmp_path / "a.json").read_text())
     assert again["summary"]["adversary_mask"]["auroc"] == report["summary"]["adversary_mask"]["auroc"]
-    others = ablation.plan(ablation.parse_arguments([*words, "--steps", "4"]))
+    others = ablation.plan(ablation.parse_arguments([*arguments, "--steps", "4"]))
     assert [job.result() for job in others] == [None] * 4  # other settings are another ablation
 
 
-def test_a_run_that_fails_is_named_and_the_others_are_kept(ablation, words, monkeypatch, tmp_path, capsys):
+def test_a_run_that_fails_is_named_and_the_others_are_kept(arguments, monkeypatch, tmp_path, capsys):
     def start(job, threads):
         if job.arm == "foreground_only":
             return "no memory (run.log)"
-        sys.modules["benchmarks.studies.ablation_runs"].run_job(job)
+        ablation_runs.run_job(job)
 
     monkeypatch.setattr(ablation, "_start", start)
-    assert ablation.main([*words, "--reference-seeds", "0"]) == 1
+    assert ablation.main([*arguments, "--reference-seeds", "0"]) == 1
     report = json.loads((tmp_path / "a.json").read_text())
     assert report["failed"] == {"foreground_only_seed0": "no memory (run.log)"}
     assert list(report["summary"]) == ["adversary_mask"]
     assert "failed: foreground_only_seed0: no memory" in capsys.readouterr().err
 
 
-def test_the_arms_differ_in_what_they_say(ablation, words):
+def test_the_arms_differ_in_what_they_say(arguments):
     from fastdrive_training.engine.config import parse_recipe
     from fastdrive_training.pruner.config import ReconRecipe
 
-    args = ablation.parse_arguments([*words, "--arms", ",".join(ablation.ARMS), "--seeds", "1"])
+    args = ablation.parse_arguments([*arguments, "--arms", ",".join(ablation.ARMS), "--seeds", "1"])
     recipes = {job.arm: parse_recipe(ReconRecipe, job.recipe) for job in ablation.plan(args)}
     method = recipes["adversary_pixels"]
     assert method.loss.adversary and method.loss.targets == "pixels" and method.health.on_collapse == "record"
@@ -115,7 +99,7 @@ def test_the_arms_differ_in_what_they_say(ablation, words):
 
 
 @pytest.mark.parametrize("wrong", [("--arms", "none"), ("--steps", "0")])
-def test_wrong_arguments_are_named(ablation, words, wrong, capsys):
+def test_wrong_arguments_are_named(arguments, wrong, capsys):
     with pytest.raises(SystemExit):
-        ablation.parse_arguments([*words, *wrong])
+        ablation.parse_arguments([*arguments, *wrong])
     assert wrong[0] in capsys.readouterr().err

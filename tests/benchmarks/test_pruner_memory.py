@@ -1,33 +1,20 @@
 """benchmarks/studies/pruner_memory.py: what it counts without allocating is what there is."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.studies import pruner_memory as memory
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.pruner.decoder import ReconDecoder
-
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "studies" / "pruner_memory.py"
-
-
-@pytest.fixture(scope="module")
-def memory():
-    spec = importlib.util.spec_from_file_location("pruner_memory", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pruner_memory"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def _count(module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_the_toy_size_is_that_of_the_tiny_vla(memory, tiny_vla):
+def test_the_toy_size_is_that_of_the_tiny_vla(tiny_vla):
     counted = memory.count(memory.SIZES["toy"])
     config = tiny_vla.model.config.text_config
     assert counted["parameters"] == {
@@ -38,7 +25,7 @@ def test_the_toy_size_is_that_of_the_tiny_vla(memory, tiny_vla):
     assert counted["tokens"] * 6 == tiny_vla.tokens
 
 
-def test_what_autograd_keeps_is_counted_as_on_the_cpu(memory):
+def test_what_autograd_keeps_is_counted_as_on_the_cpu():
     size = memory.SIZES["toy"]
     text = size.config().text_config
     real = [ReconPruner.from_config(text), ReconDecoder(text, size.decoder_layers, memory.CELL_PX)]
@@ -48,7 +35,7 @@ def test_what_autograd_keeps_is_counted_as_on_the_cpu(memory):
     assert found[1] - found[0] == pytest.approx(expected[1] - expected[0], rel=0.25)
 
 
-def test_3b_pruner_has_the_papers_size_and_the_estimate_adds_up(memory, tmp_path):
+def test_3b_pruner_has_the_papers_size_and_the_estimate_adds_up(tmp_path):
     memory.main(["--sizes", "toy,3B", "--batch", "8", "--json", str(tmp_path / "m.json")])
     report = json.loads((tmp_path / "m.json").read_text())
     row = report["sizes"]["3B"]
@@ -64,7 +51,7 @@ def test_3b_pruner_has_the_papers_size_and_the_estimate_adds_up(memory, tmp_path
     assert (tmp_path / "m.md").read_text().count("\n") == 4
 
 
-def test_the_flops_are_those_of_the_layers(memory):
+def test_the_flops_are_those_of_the_layers():
     """Six FLOPs a parameter and token (forward and backward), over both halves; the rest is the losses'."""
     size = memory.SIZES["3B"]
     _, pruner, decoder = memory.modules(size)

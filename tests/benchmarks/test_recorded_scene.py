@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.studies import recorded_scene
 from fastdrive_node.cli import main
 from fastdrive_node.errors import InputError
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
@@ -26,20 +25,7 @@ pytestmark = pytest.mark.skipif(not TRUTH.exists(), reason="scene-0103 (../share
 
 
 @pytest.fixture(scope="module")
-def recorded_scene():
-    spec = importlib.util.spec_from_file_location(
-        "recorded_scene", ROOT / "benchmarks" / "studies" / "recorded_scene.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    monkeypatch.undo()
-
-
-@pytest.fixture(scope="module")
-def dataset(recorded_scene, tmp_path_factory) -> KeyframeDataset:
+def dataset(tmp_path_factory) -> KeyframeDataset:
     out = tmp_path_factory.mktemp("recorded") / "d"
     assert recorded_scene.write_dataset(BAG, TRUTH, TOPICS, out) == 1
     return KeyframeDataset(out)

@@ -1,0 +1,49 @@
+"""Pages show the committed figures, and the committed figures are summaries."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import RESULTS, ROOT
+from benchmarks.studies import other_vlas, summary, tiny_card
+
+
+def test_the_card_of_models_tiny_holds_the_committed_figures():
+    card = tiny_card.CARD.read_text(encoding="utf-8")
+    assert tiny_card.complete(card) == card
+
+
+def test_a_card_without_its_marks_is_not_written():
+    with pytest.raises(ValueError, match="not found"):
+        tiny_card.filled("# models/tiny", "figures", "text")
+
+
+def test_decision_0007_shows_the_table_of_the_committed_figures():
+    page = (ROOT / "docs" / "decisions" / "0007-what-the-open-loop-table-depends-on.md").read_text()
+    assert other_vlas.table() in page
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.name)
+def test_a_committed_result_is_a_summary(file):
+    text = file.read_text()
+    assert len(text.splitlines()) <= 200 and len(text) < 100_000
+    assert summary.to_text(summary.summarize(json.loads(text))) + "\n" == text
+
+
+def test_a_summary_keeps_rows_and_rounds_them(tmp_path):
+    row = {"pruner": "none", "l2_avg_to_t": {"avg": 0.46512034702484}, "l2_at_t": {"avg": 1.0}}
+    compared = [{"figure": "l2_avg_to_t", "difference": 1 / 3}, {"figure": "intersection", "difference": 0.1}]
+    report = {"dataset": "data/sim_test", "rows": [row, row], "comparisons": compared}
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps(report))
+    summary.main([str(file)])
+    text = file.read_text()
+    short = {"pruner": "none", "l2_avg_to_t": {"avg": 0.46512}}
+    assert json.loads(text) == {
+        "dataset": "data/sim_test",
+        "rows": [short, short],
+        "comparisons": [{"figure": "l2_avg_to_t", "difference": 0.333333}],
+    }
+    assert text.splitlines().count("    " + json.dumps(short)) == 1, "each row has a line of its own"
