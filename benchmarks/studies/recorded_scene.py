@@ -29,8 +29,8 @@ from rosbags.typesys import Stores, get_typestore
 from fastdrive_node.errors import FastDriveError, InputError
 from fastdrive_node.replay.bag import ODOMETRY_TYPE
 from fastdrive_node.types import CAMERAS, EgoState
-from fastdrive_training.data.bag_sets import BagSets
-from fastdrive_training.data.nuscenes.ego_track import FUTURE_POINTS
+from fastdrive_training.data.adapters.base import FUTURE_POINTS
+from fastdrive_training.data.image_sets import BagSets
 
 VERSION, SCENE = "v1.0-recorded", "recorded"
 LARGEST_OFFSET_S = 0.1  # between a frame set and the odometry that is its ego pose

@@ -61,12 +61,13 @@ def dataset_samples(vla: Vla, root: str | Path, split: str | None, count: int) -
         ModuleNotFoundError: nuscenes-devkit is not installed.
     """
     from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
-    from fastdrive_training.data.token_cache import camera_order, vla_images
+    from fastdrive_training.data.token_cache import load_images, require_cameras
 
     if count < 1:
         raise InputError(f"--sets: {count}; give 1 or more")
-    dataset, order = KeyframeDataset(root, split), camera_order(vla)
+    dataset = KeyframeDataset(root, split)
+    require_cameras(dataset, vla)
     count = min(count, len(dataset))
     keyframes = (dataset[place * len(dataset) // count] for place in range(count))
-    samples = [Sample(vla_images(each, order), each.history, each.command) for each in keyframes]
+    samples = [Sample(load_images(each, vla.spec.cameras), each.history, each.command) for each in keyframes]
     return Samples(f"{Path(root).name}, split {split or 'all'}", samples)

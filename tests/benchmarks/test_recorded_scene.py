@@ -14,7 +14,7 @@ from fastdrive_node.errors import InputError
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 from fastdrive_training.evaluation import run as evaluation
 from fastdrive_training.evaluation.metrics import judge_plan
-from fastdrive_training.evaluation.samples import World
+from fastdrive_training.evaluation.samples import surroundings
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -38,13 +38,13 @@ def test_keyframes_hold_the_recorded_images_poses_and_future(dataset):
     np.testing.assert_allclose(first.future_m, truth["frames"][0]["future_xy_0p5s"])
     assert [keyframe.future_m is None for keyframe in dataset] == [False, True, True, True]
     assert first.history.now.speed_mps == pytest.approx(truth["frames"][0]["can_vx"], abs=0.3)
-    assert all(image.shape == (900, 1600, 3) for image in first.load_images())
+    assert all(first.load_image(camera).shape == (900, 1600, 3) for camera in dataset.cameras)
 
 
 def test_road_is_judged_on_the_recorded_mask_and_collision_is_not(dataset):
     recorded = json.loads(TRUTH.read_text())
     keyframe = dataset[0]
-    around = World(dataset).around(keyframe)
+    around = surroundings(keyframe)
     steps = np.arange(1, 7)
     ahead = recorded["frames"][0]["can_vx"] * 0.5 * steps
     shares = recorded["drivable"]["footprint_fraction_off_drivable_per_step_frame0"]["drift_left_1m_per_step"]

@@ -40,23 +40,22 @@ def annotate(data, out, split="train", limit=None, **composition):
 def test_annotated_masks_agree_with_exact_ones_outside_the_band(data, annotated):
     exact, made = KeyframeDataset(data, "train"), KeyframeDataset(data, "train", masks=annotated)
     assert made.has_masks
-    for camera in range(len(CAMERAS)):
-        truth, regions = exact.load_regions(exact[1], camera), made.load_regions(made[1], camera)
+    for camera in CAMERAS:
+        truth, regions = exact[1].load_regions(camera, SIZE), made[1].load_regions(camera, SIZE)
         assert truth.ignore is None
         assert 0 < regions.ignore.mean() < 0.1
         np.testing.assert_array_equal(regions.foreground[~regions.ignore], truth.foreground[~regions.ignore])
         assert not (regions.foreground & regions.ignore).any()
-    np.testing.assert_array_equal(made.load_foreground(made[1], 0), made.load_regions(made[1], 0).foreground)
 
 
 def test_masks_without_band_have_no_doubtful_pixels(data, tmp_path):
     made = KeyframeDataset(data, "train", masks=annotate(data, tmp_path / "m", band=0.0))
-    assert not made.load_regions(made[0], 0).ignore.any()
+    assert not made[0].load_regions("CAM_FRONT", SIZE).ignore.any()
 
 
 def test_coverage_is_that_of_the_exact_masks_where_it_is_known(data, annotated):
     exact, made = KeyframeDataset(data, "train"), KeyframeDataset(data, "train", masks=annotated)
-    truth, coverage = exact.coverage(exact[0], (4, 7)), made.coverage(made[0], (4, 7))
+    truth, coverage = exact[0].coverage(CAMERAS, (4, 7)), made[0].coverage(CAMERAS, (4, 7))
     assert coverage.shape == (6, 28) and coverage.dtype == np.float32
     assert not np.isnan(coverage).any()  # a thin band leaves more than half of every cell
     np.testing.assert_array_equal(coverage >= 0.5, truth >= 0.5)
@@ -64,7 +63,7 @@ def test_coverage_is_that_of_the_exact_masks_where_it_is_known(data, annotated):
 
 def test_coverage_is_not_known_where_only_doubtful_things_are(data, tmp_path):
     made = KeyframeDataset(data, "train", masks=annotate(data, tmp_path / "m", accept=0.95, band=0.0))
-    coverage = made.coverage(made[0], (4, 6)).reshape(6, 4, 6)
+    coverage = made[0].coverage(CAMERAS, (4, 6)).reshape(6, 4, 6)
     assert np.isnan(coverage[:, :, 4:]).all()
     assert (coverage[:, :, :4] == 0).all()
 
@@ -105,10 +104,10 @@ def test_changed_or_missing_mask_is_refused(data, annotated):
     path = annotated / "masks" / "CAM_FRONT" / "s0k0.png"
     cv2.imwrite(str(path), np.ones(SIZE, np.uint8))
     with pytest.raises(InputError, match=r"CAM_FRONT/s0k0\.png is not the file that was written"):
-        made.load_regions(made[0], 0)
+        made[0].load_regions("CAM_FRONT", SIZE)
     path.unlink()
     with pytest.raises(InputError, match=r"CAM_FRONT/s0k0\.png is missing"):
-        made.load_regions(made[0], 0)
+        made[0].load_regions("CAM_FRONT", SIZE)
 
 
 def test_folder_without_label_table_is_named(data, tmp_path):

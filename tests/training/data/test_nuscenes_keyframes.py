@@ -18,11 +18,11 @@ from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 
 def test_keyframes_come_scene_by_scene_in_time_order(tmp_path):
     dataset = KeyframeDataset(write_dataset(tmp_path / "d", scenes=2, keyframes=3))
-    assert dataset.tokens == ["s0k0", "s0k1", "s0k2", "s1k0", "s1k1", "s1k2"]
+    assert dataset.names == ["s0k0", "s0k1", "s0k2", "s1k0", "s1k1", "s1k2"]
     assert dataset.scenes == ["scene-0"] * 3 + ["scene-1"] * 3
     keyframe = dataset[4]
-    assert (keyframe.token, keyframe.scene) == ("s1k1", "scene-1")
-    assert [path.parent.name for path in keyframe.images] == list(CAMERAS)
+    assert (keyframe.name, keyframe.scene) == ("s1k1", "scene-1")
+    assert dataset.cameras == tuple(keyframe.image_sizes) == CAMERAS
     assert keyframe.stamp_ns == (1_600_000_000_000_000 + 10**9 + 500_000) * 1000
 
 
@@ -139,38 +139,39 @@ def test_folder_without_dataset_and_missing_table_are_named(tmp_path):
 
 def test_missing_and_broken_images_are_named(tmp_path):
     keyframe = KeyframeDataset(write_dataset(tmp_path / "d", scenes=1))[0]
-    keyframe.images[2].write_bytes(keyframe.images[2].read_bytes()[:20])
+    image = tmp_path / "d" / "samples" / "CAM_BACK_RIGHT" / "s0k0.jpg"
+    image.write_bytes(image.read_bytes()[:20])
     with pytest.raises(InputError, match=r"CAM_BACK_RIGHT/s0k0\.jpg is no readable image"):
-        keyframe.load_images()
-    keyframe.images[2].unlink()
+        keyframe.load_image("CAM_BACK_RIGHT")
+    image.unlink()
     with pytest.raises(InputError, match=r"CAM_BACK_RIGHT/s0k0\.jpg is missing"):
-        keyframe.load_images()
+        keyframe.load_image("CAM_BACK_RIGHT")
 
 
 def test_images_are_rgb(tmp_path):
     keyframe = KeyframeDataset(write_dataset(tmp_path / "d", scenes=1))[0]
     red = np.zeros((112, 224, 3), np.uint8)
     red[..., 2] = 255  # OpenCV writes BGR
-    cv2.imwrite(str(keyframe.images[0]), red)
-    assert keyframe.load_images()[0][50, 50].argmax() == 0
+    cv2.imwrite(str(tmp_path / "d" / "samples" / "CAM_FRONT" / "s0k0.jpg"), red)
+    assert keyframe.load_image("CAM_FRONT")[50, 50].argmax() == 0
 
 
 def test_mask_of_another_size_is_refused(tmp_path):
     dataset = KeyframeDataset(write_dataset(tmp_path / "d", scenes=1, size=(112, 224)))
-    keyframe = dataset[0]
-    cv2.imwrite(str(keyframe.masks[1]), np.zeros((56, 224), np.uint8))
+    keyframe, mask = dataset[0], tmp_path / "d" / "masks" / "CAM_FRONT_RIGHT" / "s0k0.png"
+    cv2.imwrite(str(mask), np.zeros((56, 224), np.uint8))
     with pytest.raises(InputError, match=r"CAM_FRONT_RIGHT/s0k0\.png is 224x56, its image 224x112"):
-        dataset.load_foreground(keyframe, 1)
-    keyframe.masks[1].unlink()
+        keyframe.load_regions("CAM_FRONT_RIGHT", (112, 224))
+    mask.unlink()
     with pytest.raises(InputError, match=r"s0k0\.png is missing"):
-        dataset.load_foreground(keyframe, 1)
+        keyframe.load_labels("CAM_FRONT_RIGHT")
 
 
 def test_foreground_comes_from_the_label_table(tmp_path):
     dataset = KeyframeDataset(write_dataset(tmp_path / "d", scenes=1, size=(112, 224)))
-    mask = dataset.load_foreground(dataset[0], 0)
+    mask = dataset[0].load_regions("CAM_FRONT", (112, 224)).foreground
     assert mask[:, 150:].all() and not mask[:, :149].any()
-    coverage = dataset.coverage(dataset[0], (4, 8))
+    coverage = dataset[0].coverage(CAMERAS, (4, 8))
     assert coverage.shape == (6, 32)
     assert coverage[0].reshape(4, 8)[:, 7] == pytest.approx(1.0)
 
@@ -189,9 +190,9 @@ def test_label_table_without_groups_is_refused(tmp_path):
 
 def test_dataset_without_masks_says_so(tmp_path):
     dataset = KeyframeDataset(write_dataset(tmp_path / "d", scenes=1, masks=False))
-    assert dataset[0].masks is None
+    assert dataset[0].load_labels is None
     with pytest.raises(InputError, match="no masks"):
-        dataset[0].load_labels(0)
+        dataset[0].load_regions("CAM_FRONT", (112, 224))
 
 
 def test_cell_coverage_counts_partial_pixels_by_area():

@@ -10,9 +10,8 @@ from tests.training.evaluation.planning_scenes import add_object, draw_road, edi
 from tests.training.tiny_nuscenes import write_dataset
 
 from fastdrive_node.errors import InputError
-from fastdrive_training.data.nuscenes.drivable import MapMasks
+from fastdrive_training.data.adapters import Item
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
-from fastdrive_training.data.nuscenes.objects import SceneObjects
 
 KEYFRAMES = [f"s0k{index}" for index in range(8)]
 SPEED = 4.0  # the vehicle starts at (100, 50) and drives along x
@@ -23,8 +22,13 @@ def root(tmp_path):
     return write_dataset(tmp_path / "d", scenes=1, keyframes=8, speed=SPEED)
 
 
-def _boxes(root, token="s0k0"):
-    return SceneObjects(KeyframeDataset(root)).future_boxes(token)
+def _item(root, name: str) -> Item:
+    dataset = KeyframeDataset(root)
+    return dataset[dataset.names.index(name)]
+
+
+def _boxes(root, name="s0k0"):
+    return _item(root, name).boxes()
 
 
 def test_boxes_are_in_the_ego_frame_of_the_sample_at_each_step(root):
@@ -130,19 +134,18 @@ def test_broken_annotation_is_named(root, field, value):
 
 def test_map_lies_where_the_vehicle_drives(root):
     draw_road(root, "scene-0", 48.0, 53.0)
-    frame, area = MapMasks(KeyframeDataset(root)).around("s0k3")
+    frame, area = _item(root, "s0k3").find_drivable()
     assert frame.position_m == (106.0, 50.0) and frame.yaw_rad == pytest.approx(0)
     ahead = frame.to_map(np.array([[5.0, 0.0], [5.0, 2.9], [5.0, 3.2], [5.0, -1.9], [5.0, -2.2]]))
     assert area.contains(ahead).tolist() == [True, True, False, True, False]
 
 
 def test_dataset_without_a_map_of_the_place_has_none(root):
-    dataset = KeyframeDataset(root)
-    dataset.tables.map.clear()
-    assert MapMasks(dataset).around("s0k0") is None
+    edit_table(root, "scene", lambda rows: rows[0].update(log_token="of another place"))
+    assert _item(root, "s0k0").find_drivable() is None
 
 
 def test_map_that_is_no_image_is_named(root):
     (root / "maps" / "scene-0.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"scene-0\.png is no readable image"):
-        MapMasks(KeyframeDataset(root)).around("s0k0")
+        _item(root, "s0k0").find_drivable()

@@ -18,7 +18,7 @@ from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
 from fastdrive_training.data import token_cache
 from fastdrive_training.data.adapters import ImageSource, open_source
 from fastdrive_training.vla.tiny_model import build_tiny_vla
-from fastdrive_training.data.token_cache import build_token_cache, camera_order, pixel_encoder
+from fastdrive_training.data.token_cache import build_token_cache, pixel_encoder, require_cameras
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_cache_is_read_not_computed_the_second_time(tmp_path, vla, source, monke
 def test_interrupted_build_goes_on_where_it_stopped(tmp_path, vla, source, monkeypatch):
     monkeypatch.setattr(token_cache, "CHUNK", 1)
     whole = np.array(build_token_cache(source, vla, tmp_path / "whole").tokens)
-    image = source.dataset[2].images[5]
+    image = source.root / "samples" / "CAM_FRONT_LEFT" / "s0k2.jpg"
     content = image.read_bytes()
     image.unlink()
     with pytest.raises(InputError, match="is missing"):
@@ -79,12 +79,11 @@ def test_another_encoder_or_dataset_has_another_key(tmp_path, vla, source):
     another = open_source(write_dataset(tmp_path / "e", scenes=1, keyframes=3), "train")
     front = open_source(source.root, "train", cameras=("CAM_FRONT",))
     pairs = [(source, vla), (source, other), (source, half), (another, vla), (front, vla)]
-    assert len({token_cache.cache_key(*pair) for pair in pairs}) == len(pairs)
+    assert len({token_cache.cache_key(*pair, pair[0].cameras) for pair in pairs}) == len(pairs)
 
 
-def test_cameras_are_found_by_name(vla):
-    backwards = replace(vla, spec=replace(vla.spec, cameras=CAMERAS[::-1]))
-    assert camera_order(backwards) == [5, 4, 3, 2, 1, 0]
+def test_a_dataset_without_a_camera_of_the_vla_is_refused(vla, source):
+    require_cameras(source, replace(vla, spec=replace(vla.spec, cameras=CAMERAS[::-1])))
     unknown = replace(vla, spec=replace(vla.spec, cameras=("CAM_ROOF",)))
-    with pytest.raises(InputError, match=r"vla\.json: camera CAM_ROOF is none of nuScenes'"):
-        camera_order(unknown)
+    with pytest.raises(InputError, match=r"vla\.json: camera CAM_ROOF is none of the dataset's"):
+        require_cameras(source, unknown)

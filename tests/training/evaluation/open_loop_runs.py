@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from fastdrive_node.families.loading import load_vla
-from fastdrive_training.data.nuscenes.keyframes import Keyframe, KeyframeDataset
-from fastdrive_training.evaluation.answers import Verdict
+from fastdrive_training.data.adapters import Item
+from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+from fastdrive_training.evaluation.answers import JudgedAnswer
 from fastdrive_training.evaluation.metrics import Judgement
 from fastdrive_training.evaluation.records import RecordStore, identity_of
-from fastdrive_training.evaluation.run import SEGMENT, STRAIGHT_ON
+from fastdrive_training.evaluation.run import BASELINE, SEGMENT
 from fastdrive_training.evaluation.samples import choose_samples
 from fastdrive_training.evaluation.settings import OpenLoopSettings, RowKey
 
@@ -52,34 +53,34 @@ ROWS = (
 
 
 def write_run(folder: Path, root: Path, vla_dir: Path, rows: Sequence[MadeUp] = ROWS, shuffled: bool = False) -> Path:
-    """A finished run over the keyframes of a data set, with efficiency; ``constant-velocity`` is always there."""
+    """A finished run over the keyframes of a dataset, with efficiency; ``constant-velocity`` is always there."""
     dataset, vla = KeyframeDataset(root), load_vla(vla_dir)
     samples = choose_samples(dataset, None, shuffled)
     identity = identity_of(dataset, vla, samples, OpenLoopSettings(pruners=("none",)), SEGMENT)
     store = RecordStore(folder, identity)
     keyframes = [dataset[index] for index in samples.own]
     for row in rows:
-        store.put(row.key, 0, [_verdict(row, place, keyframe) for place, keyframe in enumerate(keyframes)])
+        store.put(row.key, 0, [_answer(row, place, keyframe) for place, keyframe in enumerate(keyframes)])
         less = 1.0 if row.pruner == "none" else 0.5
         store.put_efficiency(row.key, {name: less * value for name, value in COSTS.items()})
-    straight_on = MadeUp(STRAIGHT_ON.pruner, 0.0, 2.0)
-    store.put(STRAIGHT_ON, 0, [_verdict(straight_on, place, one) for place, one in enumerate(keyframes)])
-    store.finish([*(row.key for row in rows), STRAIGHT_ON], 1)
+    baseline = MadeUp(BASELINE.pruner, 0.0, 2.0)
+    store.put(BASELINE, 0, [_answer(baseline, place, one) for place, one in enumerate(keyframes)])
+    store.finish([*(row.key for row in rows), BASELINE], 1)
     return folder
 
 
-def _verdict(row: MadeUp, place: int, keyframe: Keyframe) -> Verdict:
+def _answer(row: MadeUp, place: int, keyframe: Item) -> JudgedAnswer:
     adaptive = row.pruner == "reconpruner-adaptive"
-    tokens = None if row.key == STRAIGHT_ON else np.arange(row.kept - adaptive * (place % 2))
+    tokens = None if row.key == BASELINE else np.arange(row.kept - adaptive * (place % 2))
     if place in row.refuse:
-        return Verdict(keyframe.token, keyframe.scene, "?", None, row.reason, None, tokens)
+        return JudgedAnswer(keyframe.name, keyframe.scene, "?", None, row.reason, None, tokens)
     off = row.off_m + row.wobble_m * np.cos(place * 2.0 + len(row.pruner))
     plan = keyframe.future_m + np.array([0.0, off])
     steps = len(plan)
     judged = Judgement(
         np.full(steps, abs(off)), np.full(steps, place < row.hits), np.zeros(steps, bool), np.zeros(steps, bool)
     )
-    return Verdict(keyframe.token, keyframe.scene, "text", plan, None, judged, tokens)
+    return JudgedAnswer(keyframe.name, keyframe.scene, "text", plan, None, judged, tokens)
 
 
 def edit_json(path: Path, change: Callable[[dict], None]) -> None:

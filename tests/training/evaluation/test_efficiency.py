@@ -7,12 +7,12 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
-from fastdrive_training.data.features import FeatureStore
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+from fastdrive_training.data.token_cache import FeatureStore
 from fastdrive_training.evaluation import OpenLoopSettings, efficiency
 from fastdrive_training.evaluation.answers import Answerer, make_rows
 from fastdrive_training.evaluation.efficiency import PeakMemory, count_flops, measure
-from fastdrive_training.evaluation.samples import World
+from fastdrive_training.evaluation.samples import surroundings
 from tests.training.tiny_nuscenes import write_dataset
 
 MB = 1 << 20
@@ -46,9 +46,9 @@ def test_peak_memory_is_what_lives_at_once():
 @pytest.fixture(scope="module")
 def sample(tiny_vla, tmp_path_factory):
     dataset = KeyframeDataset(write_dataset(tmp_path_factory.mktemp("data") / "d", scenes=1, keyframes=8))
-    answerer = Answerer(dataset, tiny_vla)
+    answerer = Answerer(tiny_vla)
     features = FeatureStore(dataset, tiny_vla, None, attention=False).load([0])[0]
-    around = World(dataset).around(dataset[0])
+    around = surroundings(dataset[0])
     return answerer, answerer.sample(dataset[0], dataset[0], features, around, coverage=False)
 
 

@@ -19,7 +19,7 @@ from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.commands import options
-from fastdrive_training.data import features
+from fastdrive_training.data import token_cache
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 from fastdrive_training.evaluation import (
     OpenLoopSettings,
@@ -162,8 +162,8 @@ def test_shuffled_images_come_from_another_scene(root, vla_dir, monkeypatch, sil
         other_scenes(dataset, [0, 1])
     _speak(monkeypatch, lambda _: "no plan")
     shown = []
-    load = features.FeatureStore.load
-    monkeypatch.setattr(features.FeatureStore, "load", lambda self, which: shown.extend(which) or load(self, which))
+    load = token_cache.FeatureStore.load
+    monkeypatch.setattr(token_cache.FeatureStore, "load", lambda self, which: shown.extend(which) or load(self, which))
     figures = evaluate(dataset, vla, OpenLoopSettings(pruners=("none",), shuffled=True), progress=False)
     assert figures["images"] == "shuffled" and shown == donors
 
@@ -190,11 +190,11 @@ def test_cameras_follow_the_vlas_order(tmp_path, root, vla_dir, monkeypatch, sil
     spec["cameras"] = list(CAMERAS[::-1])
     (tmp_path / "reversed" / "vla.json").write_text(json.dumps(spec))
     asked = []
-    read = features.vla_images
-    monkeypatch.setattr(features, "vla_images", lambda keyframe, order: asked.append(order) or read(keyframe, order))
+    read = token_cache.load_images
+    monkeypatch.setattr(token_cache, "load_images", lambda item, names: asked.append(names) or read(item, names))
     _speak(monkeypatch, lambda _: "no plan")
     evaluate(KeyframeDataset(root), load_vla(tmp_path / "reversed"), OpenLoopSettings(("none",), limit=1), False)
-    assert asked == [[5, 4, 3, 2, 1, 0]]
+    assert asked == [CAMERAS[::-1]]
 
 
 def test_shipped_vla_is_named_as_the_commands_name_it(tmp_path, root, vla_dir, monkeypatch, silent):
@@ -213,7 +213,7 @@ def test_oracle_needs_masks(tmp_path, vla_dir, capsys, silent):
 def test_dataset_without_futures_and_wrong_arguments_are_refused(tmp_path, root, vla_dir, capsys):
     short = write_dataset(tmp_path / "short", scenes=2, keyframes=3)
     assert main(["evaluate", str(short), "--vla", str(vla_dir), "--pruners", "none"]) == 1
-    assert "none of the 6 keyframes has a future of 3 s" in capsys.readouterr().err
+    assert "none of the 6 items has a recorded future of 3 s" in capsys.readouterr().err
     for words, message in (
         (["--pruners", "best"], "--pruners: 'best' is not known"),
         (["--drop", "1.5"], "--drop: 1.5 is not in [0, 1)"),

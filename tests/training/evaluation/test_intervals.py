@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastdrive_training.evaluation.answers import Verdict
+from fastdrive_training.evaluation.answers import JudgedAnswer
 from fastdrive_training.evaluation.intervals import (
     interval,
     paired_difference,
@@ -59,19 +59,19 @@ def test_seeds_are_averaged_over_those_that_answered():
     np.testing.assert_array_equal(found, [2.0, 4.0, np.nan])
 
 
-def _verdicts(error: float, collides: bool, refused: int = 0) -> list[Verdict]:
+def _answers(error: float, collides: bool, refused: int = 0) -> list[JudgedAnswer]:
     steps = np.array([False] * 4 + [collides] * 2)
     judged = Judgement(np.full(6, error), steps, steps, None)
     return [
-        Verdict(f"sample-{number}", f"scene-{number}", "", None, "reason", None, None)
+        JudgedAnswer(f"sample-{number}", f"scene-{number}", "", None, "reason", None, None)
         if number < refused
-        else Verdict(f"sample-{number}", f"scene-{number}", "", np.zeros((6, 2)), None, judged, np.arange(3))
+        else JudgedAnswer(f"sample-{number}", f"scene-{number}", "", np.zeros((6, 2)), None, judged, np.arange(3))
         for number in range(12)
     ]
 
 
 def test_a_samples_figure_is_the_mean_of_its_horizons():
-    table = to_table(RowKey("none", 0.0), _verdicts(2.0, True, refused=1))
+    table = to_table(RowKey("none", 0.0), _answers(2.0, True, refused=1))
     assert sample_figures(table, "l2_avg_to_t")[1:] == pytest.approx(2.0)
     assert sample_figures(table, "collision_polygon")[1:] == pytest.approx((0 + 0 + 2 / 6) / 3)
     assert sample_figures(table, "off_drivable")[1:] == pytest.approx(1 / 3)
@@ -87,7 +87,7 @@ def test_each_pruner_is_compared_with_reconpruner_at_its_ratio():
         RowKey("reconpruner", 0.5): 1.5,
         RowKey("random", 0.75): 6.0,
     }
-    tables = {key: to_table(key, _verdicts(error, False)) for key, error in keys.items()}
+    tables = {key: to_table(key, _answers(error, False)) for key, error in keys.items()}
     found = [entry for entry in comparisons(tables) if entry["figure"] == "l2_avg_to_t"]
     assert [(entry["drop"], entry["pruner"], entry["against"], entry["difference"]) for entry in found] == [
         (0.5, "none", "reconpruner", pytest.approx(-0.5)),

@@ -12,9 +12,9 @@ import torch
 from fastdrive_node.errors import InputError
 from fastdrive_node.families.loading import load_vla
 from fastdrive_node.planning.decode import Answer
-from fastdrive_training.data import features
-from fastdrive_training.data.features import FeatureStore
+from fastdrive_training.data import token_cache
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+from fastdrive_training.data.token_cache import FeatureStore
 from fastdrive_training.evaluation import OpenLoopSettings, answers, evaluate
 from fastdrive_training.evaluation import run as evaluation
 from fastdrive_training.vla.tiny_model import build_tiny_vla
@@ -112,7 +112,7 @@ def test_times_are_kept_with_the_run(tmp_path, dataset, tiny_vla, asked, monkeyp
 
 def test_features_are_encoded_once_and_read_afterwards(tmp_path, dataset, tiny_vla, monkeypatch):
     first = FeatureStore(dataset, tiny_vla, tmp_path, attention=False).load([3, 0, 3])
-    monkeypatch.setattr(features, "vla_images", None)
+    monkeypatch.setattr(token_cache, "load_images", None)
     again = FeatureStore(dataset, tiny_vla, tmp_path, attention=False).load([3, 0])
     assert torch.equal(first[0].tokens, again[0].tokens) and torch.equal(first[1].tokens, again[1].tokens)
     assert first[0] is first[2]

@@ -12,11 +12,11 @@ from fastdrive_node.pruning.checkpoint import save_calibration, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.commands.evaluate import all_pruners
-from fastdrive_training.data.features import FeatureStore
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+from fastdrive_training.data.token_cache import FeatureStore
 from fastdrive_training.evaluation import OpenLoopSettings, evaluate
 from fastdrive_training.evaluation import run as evaluation
-from fastdrive_training.evaluation.earlier import REACH, EarlierSets
+from fastdrive_training.evaluation.answers import REACH, EarlierSets
 from tests.training.tiny_nuscenes import write_dataset
 
 

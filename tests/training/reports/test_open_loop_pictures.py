@@ -15,7 +15,6 @@ from PIL import Image
 from fastdrive_node.cli import main
 from fastdrive_node.types import CAMERAS
 from fastdrive_node.visualization.overlay import overlay
-from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 from fastdrive_training.reports.open_loop.birds_eye import Path, birds_eye
 from fastdrive_training.reports.open_loop.camera_tiles import Way, camera_tiles, tile_width
 from fastdrive_training.reports.open_loop.disagreement import overlap, overlap_matrix, plan_distances, spread
@@ -94,7 +93,7 @@ def test_dropped_tokens_are_dim_and_kept_ones_are_as_they_were(folder, root, vla
     tiles = [tile for row in camera_tiles(source, rig, 0, kept, (), 224) for tile in row]
     by_name = {tile.alt.split(" camera")[0]: picture(tile.source) for tile in tiles}
     first = rig.cameras[0].removeprefix("CAM_").replace("_", " ").lower()
-    raw, _ = source.picture(0, rig.cameras[0])
+    raw, _ = source.image(0, rig.cameras[0])
     mask = np.zeros(rig.grid, bool)
     mask[: rig.grid[0] // 2] = True
     expected = overlay(raw, mask)
@@ -111,7 +110,7 @@ def test_plans_lie_where_the_camera_sees_them(folder, root, vla_dir):
         ways = [Way(points, (255, 0, 0), 4.0)]
         tiles = [tile for row in camera_tiles(source, rig, 0, None, ways, 224) for tile in row]
         tile = picture(next(tile.source for tile in tiles if tile.title == "front")).astype(int)
-        plain = source.picture(0, "CAM_FRONT")[0].astype(int)
+        plain = source.image(0, "CAM_FRONT")[0].astype(int)
         changed = np.argwhere(np.abs(tile - plain).max(axis=-1) > 60)
         return changed[:, 1].mean(), changed[:, 0].min()
 
@@ -125,7 +124,7 @@ def test_a_camera_without_calibration_has_no_plan_in_it(tmp_path, folder, vla_di
     root = write_dataset(tmp_path / "d", scenes=2, keyframes=14)
     run, rig = read_run(folder), read_rig(vla_dir)
     source = source_of(root, run)
-    assert source.picture(0, "CAM_FRONT")[1] is None
+    assert source.image(0, "CAM_FRONT")[1] is None
     ways = [Way(np.ones((6, 2)), (255, 0, 0), 4.0)]
     assert camera_tiles(source, rig, 0, None, ways, 100) == camera_tiles(source, rig, 0, None, (), 100)
 
@@ -160,17 +159,15 @@ def test_a_data_set_that_moved_can_be_named(tmp_path, folder, root, vla_dir, cap
     other = write_dataset(tmp_path / "other", scenes=1, keyframes=8)
     capsys.readouterr()
     assert main(["evaluate-report", str(run), "--vla", str(vla_dir), "--dataset", str(other)]) == 1
-    assert "the data set lacks" in capsys.readouterr().err
+    assert "the dataset lacks" in capsys.readouterr().err
     assert main(["evaluate-report", str(run), "--vla", str(vla_dir), "--dataset", str(moved), "--split", "val"]) == 1
     assert "split val lacks" in capsys.readouterr().err
 
 
 def test_a_missing_picture_is_told_beside_its_sample(tmp_path, folder, root, vla_dir):
     moved = shutil.copytree(root, tmp_path / "moved")
-    dataset = KeyframeDataset(moved)
-    for keyframe in dataset:
-        if keyframe.scene == "scene-1":
-            keyframe.images[0].unlink()
+    for image in (moved / "samples" / "CAM_FRONT").glob("s1*.jpg"):
+        image.unlink()
     run = shutil.copytree(folder, tmp_path / "run")
     page = evaluate_report(run, vla_dir, "--dataset", moved, "--worst", 16)
     assert "is missing: fetch or write the dataset again" in page.text
@@ -183,8 +180,8 @@ def test_shuffled_pictures_are_those_that_the_model_saw(tmp_path, root, vla_dir)
     shown = shown_samples(run, vla_dir)
     assert all(run.scenes[own] != run.scenes[other] for own, other in enumerate(shown))
     source, own = source_of(root, run, shown), source_of(root, run)
-    assert np.array_equal(source.picture(0, "CAM_BACK")[0], own.picture(shown[0], "CAM_BACK")[0])
-    assert source.keyframe(0).token == run.samples[0]
+    assert np.array_equal(source.image(0, "CAM_BACK")[0], own.image(shown[0], "CAM_BACK")[0])
+    assert source.item(0).name == run.samples[0]
     assert "every sample saw the pictures of another scene" in evaluate_report(run_folder, vla_dir).text
 
 

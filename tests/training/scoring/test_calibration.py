@@ -135,12 +135,12 @@ def vla_dir(tmp_path_factory, root):
     features, truth = [], []
     with torch.inference_mode():
         for keyframe in KeyframeDataset(root, "train"):
-            tokens = vision.encode(keyframe.load_images())
+            tokens = vision.encode([keyframe.load_image(camera) for camera in CAMERAS])
             hidden = torch.cat([pruner.query.expand(6, 1, -1), tokens], dim=1)
             rotary = pruner.rotary(hidden, query_and_grid_positions(vla.grid))
             hidden = rms_norm(pruner.layer(hidden, position_embeddings=rotary), hidden.shape[-1:], eps=1e-6)
             features.append((hidden[:, 1:] * hidden[:, :1]).flatten(0, 1))
-            truth.append(torch.from_numpy(KeyframeDataset(root, "train").coverage(keyframe, vla.grid)).flatten())
+            truth.append(torch.from_numpy(keyframe.coverage(CAMERAS, vla.grid)).flatten())
     design = torch.cat(features)
     design = torch.cat([design, torch.ones(len(design), 1)], dim=1)
     wanted = 4 * (torch.cat(truth) >= 0.5).float()[:, None] - 1

@@ -18,8 +18,9 @@ from fastdrive_node.families.loading import load_vla
 from fastdrive_node.pruning.checkpoint import load_pruner, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.types import CAMERAS
-from fastdrive_training.data.bag_sets import BagSets, is_bag
-from fastdrive_training.data.image_sets import file_name, score_sets, write_score_maps
+from fastdrive_training.data.image_sets import BagSets, is_bag
+from fastdrive_training.scoring.pictures import file_name, write_score_maps
+from fastdrive_training.scoring.score import score_sets
 from fastdrive_training.vla.tiny_model import build_tiny_vla
 from tests.training.tiny_nuscenes import write_dataset
 

@@ -140,11 +140,11 @@ def test_a_dataset_without_pedestrians_still_has_flicker(tmp_path, vla):
 
 def test_a_sighting_has_the_pixels_of_each_token(root):
     dataset = KeyframeDataset(root)
-    found = sightings(dataset, dataset[2], CAMERAS, (4, 8))
+    found = sightings(dataset.root, dataset[2], CAMERAS, (4, 8))
     assert [(each.number, each.keyframes_since) for each in found] == [(1, 0)]
     assert found[0].pixels.sum() == pytest.approx(14 * CELL) and found[0].pixels[0, TOKEN] == pytest.approx(14 * CELL)
-    assert sightings(dataset, dataset[1], CAMERAS, (4, 8)) == []
-    assert sightings(dataset, dataset[2], CAMERAS[1:], (4, 8)) == []
+    assert sightings(dataset.root, dataset[1], CAMERAS, (4, 8)) == []
+    assert sightings(dataset.root, dataset[2], CAMERAS[1:], (4, 8)) == []
 
 
 @pytest.mark.parametrize(
@@ -155,20 +155,20 @@ def test_broken_entries_are_refused_with_their_sample(tmp_path, bad):
     path = write_dataset(tmp_path / "d", scenes=1, keyframes=1, extras={"s0k0": {"step_outs": [bad]}})
     dataset = KeyframeDataset(path)
     with pytest.raises(InputError, match=r"extras\.json: step_outs of sample s0k0"):
-        sightings(dataset, dataset[0], CAMERAS, (4, 8))
+        sightings(dataset.root, dataset[0], CAMERAS, (4, 8))
 
 
 def test_a_missing_mask_is_refused_with_its_file(tmp_path):
     extras = {"s0k0": {"step_outs": [entry(0, {"CAM_FRONT": 9})]}}
     dataset = KeyframeDataset(write_dataset(tmp_path / "d", scenes=1, keyframes=1, extras=extras))
     with pytest.raises(InputError, match=r"step_out/CAM_FRONT/s0k0\.png: is missing"):
-        sightings(dataset, dataset[0], CAMERAS, (4, 8))
+        sightings(dataset.root, dataset[0], CAMERAS, (4, 8))
 
 
 def test_world_states_lie_in_one_frame(root):
     """Scene 0 drives straight at 4 m/s."""
     dataset = KeyframeDataset(root)
-    states = [dataset.world_state(index) for index in range(3)]
+    states = [dataset[index].find_world_state() for index in range(3)]
     assert [state.x_m for state in states] == pytest.approx([100.0, 102.0, 104.0])
     assert states[2].speed_mps == pytest.approx(4.0)
 

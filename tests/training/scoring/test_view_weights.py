@@ -70,4 +70,4 @@ def test_wrong_arguments_are_refused(root, tiny_dir, tmp_path, capsys):
         assert message in capsys.readouterr().err
     short = write_dataset(tmp_path / "short", scenes=1, keyframes=3)
     assert main(["view-weights", str(short), "--vla", str(tiny_dir)]) == 1
-    assert "no keyframe has a future" in capsys.readouterr().err
+    assert "has a recorded future of 3 s" in capsys.readouterr().err

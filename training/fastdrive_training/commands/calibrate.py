@@ -1,4 +1,4 @@
-"""``fastdrive calibrate``: what a pruner's score says of the chance that a token is foreground, on each camera."""
+"""``fastdrive calibrate``: fit the probability that a token is foreground to a pruner's scores, camera by camera."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from rich.console import Console
 from rich.table import Table
 
 from fastdrive_node.cli import write_json
-from fastdrive_node.errors import InputError, UsageError
+from fastdrive_node.errors import InputError
 from fastdrive_node.pruning.calibration import Calibration, FitRecord
 from fastdrive_node.pruning.checkpoint import load_pruner, save_calibration
-from fastdrive_training.commands.options import add_dataset_arguments, pruner_file
+from fastdrive_training.commands.options import add_dataset_arguments, pruner_file, require_positive
 from fastdrive_training.commands.score import open_sets
-from fastdrive_training.data.adapters.nuscenes import NuscenesSource, only_split
-from fastdrive_training.data.image_sets import SourceSets, score_sets
+from fastdrive_training.data.adapters.nuscenes import only_split
+from fastdrive_training.data.image_sets import SourceSets
 from fastdrive_training.data.sampling import evenly_spaced
 from fastdrive_training.scoring.calibration import calibration_figures, fit_cameras, threshold_figures
+from fastdrive_training.scoring.score import score_sets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Fit two numbers for each camera that turn a score into the chance that its token is foreground, and write\n"
-        "them into the pruner file. Fit them on a split that the pruner was not trained on; `fastdrive score\n"
+        "Fit two numbers for each camera that turn a score into the probability that its token is foreground, and\n"
+        "write them into the pruner file. Fit them on a split that the pruner was not trained on; `fastdrive score\n"
         "--calibrated` on another split says whether they hold. Engines name the pruner file that they were built\n"
         "with by its content: calibrate before `fastdrive export build`."
     )
     parser.epilog = "example:\n  fastdrive calibrate data/sim --split val --vla models/tiny --json calibration.json"
     add_dataset_arguments(parser)
-    parser.add_argument("--masks", metavar="DIR", help="masks of fastdrive annotate (the data set's own)")
+    parser.add_argument("--masks", metavar="DIR", help="masks of fastdrive annotate (the dataset's own)")
     parser.add_argument("--out", metavar="FILE", help="write the calibrated pruner here (in place of the pruner file)")
     parser.set_defaults(topics=None)
 
 
 def run(args: argparse.Namespace) -> None:
     """Raises InputError for the data (no masks, several splits) or the scores, ModelError for the VLA or pruner."""
-    if args.limit is not None and args.limit < 1:
-        raise UsageError(f"--limit {args.limit}: must be at least 1")
+    require_positive("--limit", args.limit)
     sets, vla = open_sets(args)
     if not isinstance(sets, SourceSets) or not sets.source.has_masks:
         raise InputError(f"{args.dataset}: no masks; scores are calibrated against foreground masks")
@@ -72,7 +72,7 @@ def table(figures: dict) -> Table:
 
 
 def _only_split(sets: SourceSets) -> str:
-    """The split of a data set that has one; InputError where it has several, for a fit must not mix them."""
-    if isinstance(sets.source, NuscenesSource):
-        return only_split(sets.source.dataset) or ""
+    """The split of a dataset that has one. Raises InputError where it has several: a fit must not mix them."""
+    if sets.source.kind == "nuscenes":
+        return only_split(sets.source) or ""
     return sets.source.split or ""

@@ -15,7 +15,7 @@ from fastdrive_node.planning.loading import SHIPPED_VLA
 from fastdrive_node.pruning.baselines import PRUNERS, VARIANTS
 from fastdrive_node.pruning.checkpoint import load_calibration
 from fastdrive_training.commands.options import add_dataset_arguments, open_dataset, pruner_file
-from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+from fastdrive_training.data.adapters import ImageSource
 from fastdrive_training.evaluation import OpenLoopSettings, evaluate
 
 
@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Compare plans with the recorded future: L2 in metres (mean of all steps up to t, and at t), collision of\n"
         "exact boxes, leaving the drivable area, intersection with its boundary, and what each pruner costs.\n"
-        "Refused answers are counted and not scored; keyframes without 3 s of future are skipped and counted.\n"
+        "Refused answers are counted and not scored; items without 3 s of future are skipped and counted. A dataset\n"
+        "with ego motion alone gives L2; the other figures are then null.\n"
         "The row constant-velocity goes straight ahead at the current speed. Intervals are 95 % by the bootstrap;\n"
         "`comparisons` are paired, sample by sample. With --out the run can be cut off and goes on when called again,\n"
         "pruners, ratios and seeds may be added, and every answer is kept in OUT/samples.parquet."
@@ -42,15 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drop", type=_ratios, default=(0.25, 0.5, 0.75), metavar="P,P", help="pruning ratios p")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of the random pruner (%(default)s)")
     parser.add_argument("--images", choices=("own", "shuffled"), default="own", help="shuffled: of another scene")
-    parser.add_argument("--batch", type=int, default=16, metavar="N", help="keyframes at a time (%(default)s)")
+    parser.add_argument("--batch", type=int, default=16, metavar="N", help="items at a time (%(default)s)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep the run here and go on with it")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep encoder features here (OUT/features)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Raises InputError for the data or an argument, ModelError for the VLA or pruner."""
-    dataset, vla = open_dataset(args)
-    pruners = args.pruners or all_pruners(dataset, vla, pruner_file(args))
+    source, vla = open_dataset(args)
+    pruners = args.pruners or all_pruners(source, vla, pruner_file(args))
     settings = OpenLoopSettings(
         pruners=pruners,
         drops=args.drop,
@@ -62,39 +63,58 @@ def run(args: argparse.Namespace) -> None:
         out=args.out,
         cache=args.cache,
     )
-    figures = evaluate(dataset, vla, settings)
+    figures = evaluate(source, vla, settings)
     console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 132)
     for each in tables(figures):
         console.print(each)
+    for text in unknown_figures(figures):
+        console.print(text)
     write_json({"dataset": args.dataset, "split": args.split, "vla": args.vla or SHIPPED_VLA, **figures}, args.json)
 
 
-def all_pruners(dataset: KeyframeDataset, vla: Vla, file: Path) -> tuple[str, ...]:
+def all_pruners(source: ImageSource, vla: Vla, file: Path) -> tuple[str, ...]:
     """What the data and the pruner file allow.
 
     Left out are the oracle without masks, the variants that are calibrated without a calibration for all cameras, and
     the one with a memory, which at the usual two keyframes a second is as without.
     """
     calibration = load_calibration(file)
-    names = [name for name in PRUNERS if name != "oracle" or dataset.has_masks]
+    names = [name for name in PRUNERS if name != "oracle" or source.has_masks]
     if calibration is not None and set(vla.spec.cameras) <= set(calibration.cameras):
         names += [name for name, options in VARIANTS.items() if options.needs_calibration]
     return tuple(names)
 
 
+def unknown_figures(figures: dict) -> list[str]:
+    """A line for each figure that is null in every row, and why."""
+    needs = {"collision_polygon": "objects", "off_drivable": "a drivable area", "intersection": "a drivable area"}
+    return [
+        f"{name} is null: the dataset does not have {what} for these samples"
+        for name, what in needs.items()
+        if not any(row["judged"][name] for row in figures["rows"])
+    ]
+
+
 def tables(figures: dict) -> list[Table]:
-    """The rows for people, no wider than 100 columns: how they plan, with shares as the mean of 1, 2 and 3 s, and what
-    they cost."""
+    """Two tables of the rows, no wider than 100 columns: planning figures, with rates as the mean of 1, 2 and 3 s, and
+    costs."""
     title = f"{figures['samples']} samples, {figures['images']} images; {figures['without_future']} without future"
-    planning = _table(title, "drop", "seed", "refused", "L2 [m]", "95 %", "at 3 s", "coll. [%]", "off [%]", "cross [%]")
+    planning = _table(
+        title, "drop", "seed", "refused", "L2 [m]", "95 % [m]", "L2 at 3 s [m]", "coll. [%]", "off [%]", "cross [%]"
+    )
     costs = _table(
-        "medians of single samples", "drop", "tokens", "GFLOPs", "pruner [ms]", "prefill [ms]", "token [ms]", "MB"
+        "medians of single samples",
+        "drop",
+        "tokens",
+        "GFLOPs",
+        "pruner [ms]",
+        "prefill [ms]",
+        "token [ms]",
+        "memory [MB]",
     )
     for row in figures["rows"]:
         l2, ends = row["l2_avg_to_t"], row["interval_95"]["l2_avg_to_t"]
-        shares = [
-            row[name] and 100 * row[name]["avg"] for name in ("collision_polygon", "off_drivable", "intersection")
-        ]
+        rates = [row[name] and 100 * row[name]["avg"] for name in ("collision_polygon", "off_drivable", "intersection")]
         planning.add_row(
             row["pruner"],
             f"{row['drop']:g}",
@@ -103,7 +123,7 @@ def tables(figures: dict) -> list[Table]:
             _text(l2["avg"], ".3f"),
             "-" if ends is None else f"{ends[0]:.3f}..{ends[1]:.3f}",
             _text(l2["3s"], ".3f"),
-            *(_text(share, ".2f") for share in shares),
+            *(_text(rate, ".2f") for rate in rates),
         )
         if row["seed"] or row["flops"] is None:
             continue  # seeds cost the same, and a plan without a model nothing

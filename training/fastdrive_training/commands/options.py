@@ -1,4 +1,4 @@
-"""Arguments that the commands over a dataset share."""
+"""Arguments that the commands over a dataset have in common."""
 
 from __future__ import annotations
 
@@ -10,30 +10,44 @@ import torch
 from fastdrive_node.devices import choose_device
 from fastdrive_node.errors import UsageError
 from fastdrive_node.families.loading import Vla, load_vla
+from fastdrive_node.families.spec import load_spec
 from fastdrive_node.planning.loading import SHIPPED_PRUNER, default_vla_dir
-from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+from fastdrive_training.data.adapters import ImageSource, open_source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", metavar="DATASET", help="folder in the nuScenes schema, simulated or real")
+    parser.add_argument(
+        "dataset", metavar="DATASET", help="nuScenes schema (simulated or real), KITTI, Waymo, or folder"
+    )
     parser.add_argument("--vla", metavar="DIR", help="VLA directory (the shipped tiny one)")
     parser.add_argument("--pruner", metavar="FILE", help=f"ReconPruner file ({SHIPPED_PRUNER} in the VLA directory)")
-    parser.add_argument("--split", metavar="S", help="train, val, test, or one of nuScenes' (all keyframes)")
-    parser.add_argument("--limit", metavar="N", type=int, help="so many keyframes only, evenly spread")
+    parser.add_argument("--split", metavar="S", help="train, val, test, or one of nuScenes' (all items)")
+    parser.add_argument("--limit", metavar="N", type=int, help="so many items only, evenly spread")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto: cuda where there is one")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="of the VLA (%(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the figures here; - is standard output")
 
 
-def open_dataset(args: argparse.Namespace) -> tuple[KeyframeDataset, Vla]:
-    """The dataset and VLA that the arguments name. Raises FastDriveError that names what cannot be used."""
-    if args.limit is not None and args.limit < 1:
-        raise UsageError(f"--limit {args.limit}: must be at least 1")
+def open_dataset(args: argparse.Namespace) -> tuple[ImageSource, Vla]:
+    """The dataset that the arguments name, with the cameras of the VLA in its order, and the VLA.
+
+    Raises:
+        UsageError: --limit is below 1.
+        InputError, ModelError: the dataset, device or VLA cannot be used.
+    """
+    require_positive("--limit", args.limit)
     device = choose_device(args.device, "--device")
-    dataset = KeyframeDataset(args.dataset, args.split)
-    return dataset, load_vla(vla_dir(args), device, DTYPES[args.dtype])
+    cameras = tuple(load_spec(vla_dir(args)).cameras)
+    source = open_source(args.dataset, args.split, cameras=cameras, all_splits=True)
+    return source, load_vla(vla_dir(args), device, DTYPES[args.dtype])
+
+
+def require_positive(option: str, value: int | None) -> None:
+    """Raises UsageError for a number below 1; None is no number."""
+    if value is not None and value < 1:
+        raise UsageError(f"{option} {value}: must be at least 1")
 
 
 def vla_dir(args: argparse.Namespace) -> Path:

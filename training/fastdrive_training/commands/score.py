@@ -12,19 +12,24 @@ from rich.console import Console
 
 from fastdrive_node.cli import write_json
 from fastdrive_node.devices import choose_device
-from fastdrive_node.errors import InputError, UsageError
+from fastdrive_node.errors import InputError
 from fastdrive_node.families.loading import Vla, load_vla
+from fastdrive_node.families.spec import load_spec
 from fastdrive_node.pruning.checkpoint import load_pruner
-from fastdrive_training.commands.options import DTYPES, add_dataset_arguments, pruner_file, vla_dir
+from fastdrive_training.commands.options import (
+    DTYPES,
+    add_dataset_arguments,
+    pruner_file,
+    require_positive,
+    vla_dir,
+)
 from fastdrive_training.data.adapters import detect_kind, open_source
-from fastdrive_training.data.adapters.nuscenes import NuscenesSource
-from fastdrive_training.data.bag_sets import BagSets, is_bag
-from fastdrive_training.data.image_sets import ImageSets, SourceSets, score_sets, write_score_maps
-from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+from fastdrive_training.data.image_sets import BagSets, ImageSets, SourceSets, is_bag
 from fastdrive_training.data.sampling import evenly_spaced
 from fastdrive_training.scoring.calibrated import add_arguments as add_extra_arguments
 from fastdrive_training.scoring.calibrated import extra_figures
-from fastdrive_training.scoring.score import score_figures
+from fastdrive_training.scoring.pictures import write_score_maps
+from fastdrive_training.scoring.score import score_figures, score_sets
 
 EXAMPLE = """examples:
   fastdrive score data/sim --split val --vla models/tiny --json -
@@ -40,11 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Rank tokens by score and compare with the masks: a token is positive where at least half of its cell is\n"
         "foreground. Area under the ROC curve and average precision over the tokens of all cameras; recall is the\n"
-        "share of positive tokens that are kept, by keep ratio. --pictures draws the scores over the images."
+        "fraction of positive tokens that are kept, by keep ratio. --pictures draws the scores over the images."
     )
     parser.epilog = EXAMPLE
     add_dataset_arguments(parser)
-    parser.add_argument("--masks", metavar="DIR", help="masks of fastdrive annotate (the data set's own)")
+    parser.add_argument("--masks", metavar="DIR", help="masks of fastdrive annotate (the dataset's own)")
     parser.add_argument("--pictures", metavar="DIR", help="write score maps over the cameras, a PNG a keyframe")
     parser.add_argument(
         "--picture-count", type=int, default=12, metavar="N", help="at most so many, evenly spread (%(default)s)"
@@ -55,9 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises InputError for the data (no masks among it) or an argument, ModelError for the VLA or pruner."""
-    for option, value in (("--limit", args.limit), ("--picture-count", args.picture_count)):
-        if value is not None and value < 1:
-            raise UsageError(f"{option} {value}: must be at least 1")
+    require_positive("--limit", args.limit)
+    require_positive("--picture-count", args.picture_count)
     sets, vla = open_sets(args)
     masked = isinstance(sets, SourceSets) and sets.source.has_masks
     if not masked and not args.pictures:
@@ -94,25 +98,23 @@ def open_sets(args: argparse.Namespace) -> tuple[ImageSets, Vla]:
         return BagSets.open(root, args.topics, loaded.spec.cameras), loaded
     if args.topics:
         raise InputError(f"--topics: {root} is no bag; leave it out")
-    if root.is_dir() and detect_kind(root) != "nuscenes":
-        return SourceSets(open_source(root, args.split, masks=args.masks)), vla()
-    dataset = KeyframeDataset(root, args.split, masks=args.masks)
-    loaded = vla()
-    return SourceSets(NuscenesSource(dataset, tuple(loaded.spec.cameras))), loaded
+    own = root.is_dir() and detect_kind(root) == "nuscenes"  # its cameras are named as the VLA's; others are all scored
+    cameras = tuple(load_spec(vla_dir(args)).cameras) if own else None
+    return SourceSets(open_source(root, args.split, masks=args.masks, cameras=cameras, all_splits=own)), vla()
 
 
 def unmasked_figures(scores: np.ndarray) -> dict[str, Any]:
     """The figures of ``score_figures`` as far as they need no masks; the others are None."""
     unknown = dict.fromkeys(("auroc", "average_precision"))
-    share = float((scores > 0).mean())
-    return {**unknown, "recall": {}, "positive_share": share, "foreground_share": None, "keyframes": len(scores)}
+    positive = float((scores > 0).mean())
+    return {**unknown, "recall": {}, "positive_share": positive, "foreground_share": None, "keyframes": len(scores)}
 
 
 def summary(figures: dict[str, Any]) -> str:
-    """The figures in a line for people."""
+    """The figures in one line."""
     if figures["auroc"] is None:
-        share, keyframes = figures["positive_share"], figures["keyframes"]
-        return f"{share:.1%} of the tokens of {keyframes} keyframes are above zero; no masks to compare with"
+        positive, keyframes = figures["positive_share"], figures["keyframes"]
+        return f"{positive:.1%} of the tokens of {keyframes} keyframes are above zero; no masks to compare with"
     recall = ", ".join(f"{ratio} {value:.3f}" for ratio, value in figures["recall"].items())
     return (
         f"AUROC {figures['auroc']:.4f}, average precision {figures['average_precision']:.4f} over "

@@ -1,4 +1,4 @@
-"""``fastdrive view-weights``: how Prune2Drive shares its tokens out over the cameras."""
+"""``fastdrive view-weights``: how Prune2Drive distributes its tokens over the cameras."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from pathlib import Path
 
 from fastdrive_node.cli import write_json
 from fastdrive_node.commands.options import pruning_ratio
-from fastdrive_node.errors import UsageError
 from fastdrive_node.pruning.baselines.prune2drive import WEIGHTS_FILE, save_weights
-from fastdrive_training.commands.options import add_dataset_arguments, open_dataset
+from fastdrive_training.commands.options import add_dataset_arguments, open_dataset, require_positive
 from fastdrive_training.scoring.view_weights import PlanningError, best_trial, search_weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Search the weights by which Prune2Drive shares its tokens out over the cameras, by the plans' L2 error.\n"
+        "Search the weights by which Prune2Drive distributes its tokens over the cameras, by the plans' L2 error [m].\n"
         f"They are written to {WEIGHTS_FILE} in the VLA directory, where `fastdrive evaluate` finds them.\n"
         "Search on keyframes that no figure is reported of."
     )
@@ -31,10 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises InputError for the data or an argument, ModelError for the VLA."""
-    if args.trials < 1:
-        raise UsageError("--trials: must be at least 1")
-    dataset, vla = open_dataset(args)
-    objective = PlanningError(dataset, vla, args.limit or len(dataset), args.drop)
+    require_positive("--trials", args.trials)
+    source, vla = open_dataset(args)
+    objective = PlanningError(source, vla, args.limit or len(source), args.drop)
     trials = search_weights(objective, len(vla.spec.cameras), args.trials, args.seed)
     best = best_trial(trials)
     cameras = dict(zip(vla.spec.cameras, best.weights, strict=True))

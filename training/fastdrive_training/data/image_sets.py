@@ -1,24 +1,22 @@
-"""Sets of images, one of each camera, out of a data set or a bag, and the scores that a pruner gives them."""
+"""Sets of images, one of each camera, from a dataset or from a rosbag2 (without the node or ROS)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
 
-from fastdrive_node.visualization.layout import save_image
-from fastdrive_node.families.loading import Vla
-from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
+from fastdrive_node.errors import InputError
+from fastdrive_node.replay.bag import Recording
+from fastdrive_node.replay.frame_sets import SetCounter
+from fastdrive_node.ros.topics import load_topic_map
+from fastdrive_node.types import FrameSet
 from fastdrive_training.data.adapters import ImageSource
 from fastdrive_training.data.masks import cell_coverage
-from fastdrive_training.scoring.pictures import Scale, draw_score_maps
-from fastdrive_training.scoring.score import score_tokens
-from fastdrive_training.data.token_cache import CHUNK, encode_keyframes
 
 
 class ImageSets(Protocol):
@@ -33,7 +31,7 @@ class ImageSets(Protocol):
 
 
 class SourceSets:
-    """The items of a data set as ImageSets."""
+    """The items of a dataset as ImageSets."""
 
     def __init__(self, source: ImageSource):
         self.source, self.cameras = source, source.cameras
@@ -50,7 +48,7 @@ class SourceSets:
             yield f"{item.scene} {item.name}", images
 
     def coverage(self, positions: Sequence[int], grid: tuple[int, int]) -> np.ndarray:
-        """float32 [positions, cameras, rows * cols]: foreground share of each token's cell, NaN where it is in doubt.
+        """float32 [positions, cameras, rows * cols]: fraction of foreground in each token's cell, NaN where unknown.
 
         Raises InputError: no masks, or one that is missing, damaged or of another size than its image.
         """
@@ -63,39 +61,53 @@ class SourceSets:
         return np.stack([cell_coverage(each.foreground, *grid, each.ignore) for each in regions])
 
 
-def score_sets(sets: ImageSets, positions: Sequence[int], vla: Vla, pruner) -> np.ndarray:
-    """Scores float32 [positions, cameras, rows, cols], encoded chunk by chunk, with progress. Raises InputError."""
-    vision = TorchVision(vla.model.model.visual, vla.spec.image_size, len(sets.cameras))
-    read, scores = sets.read(positions), []
-    with tqdm(total=len(positions), desc="scoring", unit="set") as bar:
-        while images := [images for _, images in islice(read, CHUNK)]:
-            tokens = encode_keyframes(vision, images).float().cpu().numpy()
-            scores.append(score_tokens(pruner, tokens, vla.grid))
-            bar.update(len(images))
-    return np.concatenate(scores).reshape(len(positions), len(sets.cameras), *vla.grid)
+def is_bag(path: str | Path) -> bool:
+    """Whether this looks like a rosbag2: its folder, or a storage file."""
+    path = Path(path)
+    return (path / "metadata.yaml").is_file() or path.suffix in (".mcap", ".db3")
 
 
-def write_score_maps(
-    folder: str | Path, sets: ImageSets, positions: Sequence[int], scores: np.ndarray, scale: Scale | None = None
-) -> list[Path]:
-    """Draw the score maps of some sets into ``folder``, a PNG each; returns the files.
+@dataclass(frozen=True)
+class BagSets:
+    """The frame sets of a bag that the node would see as complete, in time order."""
 
-    Args:
-        scores: float [positions, cameras, rows, cols].
-        scale: None for one scale of all these scores, so that the pictures can be compared.
+    recording: Recording
+    t0_ns: tuple[int, ...]
 
-    Raises:
-        InputError: an image or score cannot be used, or a file cannot be written.
-    """
-    scale, files = scale or Scale.of(scores), []
-    read = zip(sets.read(positions), positions, scores, strict=True)
-    for (name, images), position, maps in tqdm(read, total=len(positions), desc="drawing", unit="picture"):
-        file = Path(folder) / f"{int(position):06d}_{file_name(name)}.png"
-        save_image(file, draw_score_maps(images, maps, sets.cameras, name, scale))
-        files.append(file)
-    return files
+    @classmethod
+    def open(cls, path: str | Path, topics: str | Path | None, cameras: Sequence[str]) -> BagSets:
+        """Find the sets; ``topics`` is a topic map's file, None for the simulator's topics.
 
+        Raises:
+            InputError: no bag, a topic is missing, or no set is complete.
+        """
+        recording = Recording.open(path, load_topic_map(topics) if topics else None, cameras)
+        counter = SetCounter(recording.topics, recording.compressed)
+        for message in recording.image_messages():
+            counter.add(message)
+        if not counter.complete:
+            raise InputError(f"{recording.bag.path}: no set with an image of each of {', '.join(cameras)} at one time")
+        return cls(recording, tuple(counter.complete))
 
-def file_name(name: str) -> str:
-    """A set's name as a part of a file's name, whatever a data set calls it: letters, digits, - and _; at most 80."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:80]
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        return self.recording.cameras
+
+    def __len__(self) -> int:
+        return len(self.t0_ns)
+
+    def read(self, positions: Sequence[int]) -> Iterator[tuple[str, list[np.ndarray]]]:
+        """(name, uint8 RGB [H, W, 3] of each camera) of the sets at ascending positions.
+
+        Raises:
+            InputError: an image cannot be decoded; the text names the camera.
+        """
+        wanted = {self.t0_ns[index] for index in positions}
+        found: list[FrameSet] = []
+        counter = SetCounter(self.recording.topics, self.recording.compressed, on_set=found.append)
+        for message in self.recording.image_messages():
+            counter.add(message)
+            while found:
+                frames = found.pop(0)
+                if frames.t0_ns in wanted:
+                    yield f"{self.recording.bag.path.name} {frames.t0_ns}", [frame.load() for frame in frames.frames]

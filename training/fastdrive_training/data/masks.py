@@ -1,6 +1,6 @@
 """Foreground masks: label tables, folders of mask files with their checksums, and the coverage of each token's cell.
 
-The simulator's exact masks, those of ``fastdrive annotate`` and those of other data sets are read by the same classes.
+The simulator's exact masks, those of ``fastdrive annotate`` and those of other datasets are read by the same classes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 
 from fastdrive_node.errors import InputError
 
-MANIFEST, INDEX = "manifest.json", "images.jsonl"  # of an annotated folder; the index stands when every mask does
+MANIFEST, INDEX = "manifest.json", "images.jsonl"  # of an annotated folder; the index is written last
 TABLES = ("sim.json", "labels.json")  # label tables of folders that hold masks without a manifest
-KNOWN_SHARE = 0.5  # of a cell; with fewer pixels that count its coverage is not known
+KNOWN_FRACTION = 0.5  # of a cell; with fewer pixels that count its coverage is not known
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,11 @@ class MaskFolder:
             found = [self.root / name for name in TABLES if (self.root / name).exists()]
             self.table_path = found[0] if found else self.root / TABLES[0]
         self.labels = LabelTable.load(self.table_path)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that change when the masks are made again."""
+        return [self.table_path, self.root / INDEX]
 
     def path(self, camera: str, name: str) -> Path:
         return self.root / "masks" / camera / f"{name}.png"
@@ -192,7 +197,7 @@ def checked_labels(labels: np.ndarray, size: tuple[int, int], what: str) -> np.n
 
 
 def cell_coverage(mask: np.ndarray, rows: int, cols: int, ignore: np.ndarray | None = None) -> np.ndarray:
-    """Share of foreground pixels in the cell of each token, among the pixels that count.
+    """Fraction of foreground pixels in the cell of each token, among the pixels that count.
 
     ``mask`` is bool [H, W] or [..., H, W]; the cells split the image evenly into ``rows`` x ``cols``, pixels on a
     border count by their area. Pixels of ``ignore`` (bool, same shape) do not count; where less than half of a cell
@@ -202,8 +207,8 @@ def cell_coverage(mask: np.ndarray, rows: int, cols: int, ignore: np.ndarray | N
         return _cell_means(mask, rows, cols).astype(np.float32)
     counted = _cell_means(~ignore, rows, cols)
     covered = _cell_means(mask & ~ignore, rows, cols)
-    share = np.divide(covered, counted, out=np.zeros_like(covered), where=counted > 0)
-    return np.where(counted >= KNOWN_SHARE - 1e-9, share, np.nan).astype(np.float32)
+    fraction = np.divide(covered, counted, out=np.zeros_like(covered), where=counted > 0)
+    return np.where(counted >= KNOWN_FRACTION - 1e-9, fraction, np.nan).astype(np.float32)
 
 
 def _cell_means(mask: np.ndarray, rows: int, cols: int) -> np.ndarray:

@@ -1,32 +1,35 @@
-"""Tokens of the frozen vision tower, computed once per dataset and encoder and kept on disk.
+"""What the frozen vision tower gives for each item of a dataset, computed once and kept on disk.
 
-``tokens.f16`` is a memory-mapped float16 array [items, cameras, rows * cols, D]. A folder is named by a digest of the
-encoder fingerprint, the dataset's identity and the image size, so that nothing stale is ever read. A build that was cut
-off goes on where it stopped.
+Two forms, both in folders that :func:`cache_key` names, so that nothing stale is ever read:
+
+- :func:`build_token_cache`: float16 tokens of all items in one memory-mapped array, for training. A build that was cut
+  off continues where it stopped.
+- :class:`FeatureStore`: tokens in the VLA's own precision, and on request the attention that each receives, a file an
+  item, for evaluation.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from fastdrive_node.families.loading import Vla
 from fastdrive_node.errors import InputError
-from fastdrive_node.types import CAMERAS
+from fastdrive_node.families.loading import Vla
 from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
-from fastdrive_training.data.adapters.base import ImageSource
-from fastdrive_training.data.nuscenes.keyframes import Keyframe, read_image
+from fastdrive_node.files import write_atomically
+from fastdrive_training.data.adapters.base import ImageSource, Item, dataset_identity
 
-CHUNK = 16  # keyframes encoded at a time
+CHUNK = 16  # items encoded at a time
 TOKENS, PROGRESS = "tokens.f16", "progress.json"
 _LARGEST = np.finfo(np.float16).max
 
@@ -40,33 +43,40 @@ class TokenCache:
 
 
 def build_token_cache(source: ImageSource, vla: Vla, folder: str | Path) -> TokenCache:
-    """Open the cache of a data set for the VLA's encoder below ``folder``; compute what is missing, with progress.
+    """Open the cache of a dataset for the VLA's encoder below ``folder``; compute what is missing, with progress.
 
     Raises InputError: an image is missing or unreadable, the encoder's tokens do not fit float16.
     """
-    place = Path(folder) / cache_key(source, vla)
-    place.mkdir(parents=True, exist_ok=True)
+    folder = Path(folder) / cache_key(source, vla, source.cameras)
+    folder.mkdir(parents=True, exist_ok=True)
     shape = (len(source), len(source.cameras), vla.grid[0] * vla.grid[1], vla.width)
-    done = _done(place, shape)
+    done = _done(folder, shape)
     if done < len(source):
-        tokens = np.memmap(place / TOKENS, np.float16, "r+" if done else "w+", shape=shape)
-        _fill(source, vla, tokens, place / PROGRESS, done)
-    return TokenCache(place, np.memmap(place / TOKENS, np.float16, "r", shape=shape))
+        tokens = np.memmap(folder / TOKENS, np.float16, "r+" if done else "w+", shape=shape)
+        _fill(source, vla, tokens, folder / PROGRESS, done)
+    return TokenCache(folder, np.memmap(folder / TOKENS, np.float16, "r", shape=shape))
 
 
-def cache_key(source: ImageSource, vla: Vla) -> str:
-    """Digest of all that the tokens depend on: encoder, its dtype, image size, cameras, items and their files."""
+def cache_key(source: ImageSource, vla: Vla, cameras: Sequence[str]) -> str:
+    """Digest of all that tokens depend on: encoder, its precision, image size, cameras, items and their files."""
     dtype = str(vla.model.model.visual.dtype)
-    words = [vla.encoder_fingerprint, dtype, vla.spec.image_size, source.cameras, source.identity]
-    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
+    parts = [vla.encoder_fingerprint, dtype, vla.spec.image_size, list(cameras), dataset_identity(source)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def camera_order(vla: Vla) -> list[int]:
-    """Index in CAMERAS of each camera of the VLA. Raises InputError where it has one that nuScenes has not."""
-    unknown = [camera for camera in vla.spec.cameras if camera not in CAMERAS]
-    if unknown:
-        raise InputError(f"{vla.path / 'vla.json'}: camera {unknown[0]} is none of nuScenes' ({', '.join(CAMERAS)})")
-    return [CAMERAS.index(camera) for camera in vla.spec.cameras]
+def require_cameras(source: ImageSource, vla: Vla) -> None:
+    """Raises InputError where the dataset lacks a camera of the VLA."""
+    absent = [camera for camera in vla.spec.cameras if camera not in source.cameras]
+    if absent:
+        raise InputError(
+            f"{vla.path / 'vla.json'}: camera {absent[0]} is none of the dataset's ({', '.join(source.cameras)}); "
+            "use a dataset that has it"
+        )
+
+
+def load_images(item: Item, cameras: Sequence[str]) -> list[np.ndarray]:
+    """uint8 RGB [H, W, 3] of each camera. Raises InputError: one is missing or unreadable."""
+    return [item.load_image(camera) for camera in cameras]
 
 
 def encode_keyframes(vision: TorchVision, images: list[list[np.ndarray]]) -> torch.Tensor:
@@ -88,20 +98,20 @@ def pixel_encoder(vla: Vla) -> Callable[[torch.Tensor], torch.Tensor]:
     return encode
 
 
-def _done(place: Path, shape: tuple[int, ...]) -> int:
+def _done(folder: Path, shape: tuple[int, ...]) -> int:
     """Items that are complete on disk; 0 where the file is missing or has another size than it must."""
-    path = place / TOKENS
+    path = folder / TOKENS
     if not path.exists() or path.stat().st_size != int(np.prod(shape)) * np.dtype(np.float16).itemsize:
         return 0
     try:
-        return int(json.loads((place / PROGRESS).read_text())["done"])
+        return int(json.loads((folder / PROGRESS).read_text())["done"])
     except (FileNotFoundError, ValueError, KeyError):
         return 0
 
 
 def _fill(source: ImageSource, vla: Vla, tokens: np.memmap, progress: Path, done: int) -> None:
     vision = TorchVision(vla.model.model.visual, vla.spec.image_size, len(source.cameras))
-    bar = tqdm(total=len(source), initial=done, desc="encoding", unit="keyframe")
+    bar = tqdm(total=len(source), initial=done, desc="encoding", unit="item")
     for start, images in _chunks(source, done):
         stop = start + len(images)
         encoded = encode_keyframes(vision, images).float().cpu().numpy()
@@ -109,7 +119,8 @@ def _fill(source: ImageSource, vla: Vla, tokens: np.memmap, progress: Path, done
             raise InputError(f"{vla.path}: the encoder's tokens of {source.names[start]} do not fit float16")
         tokens[start:stop] = encoded
         tokens.flush()
-        _write_progress(progress, stop)
+        with write_atomically(progress) as partial:
+            partial.write_text(json.dumps({"done": stop}))
         bar.update(len(images))
     bar.close()
 
@@ -119,7 +130,7 @@ def _chunks(source: ImageSource, done: int) -> Iterator[tuple[int, list[list[np.
 
     def load(start: int) -> tuple[int, list[list[np.ndarray]]]:
         items = [source[index] for index in range(start, min(start + CHUNK, len(source)))]
-        return start, [[item.load_image(camera) for camera in source.cameras] for item in items]
+        return start, [load_images(item, source.cameras) for item in items]
 
     with ThreadPoolExecutor(1) as reader:
         starts = list(range(done, len(source), CHUNK))
@@ -131,12 +142,68 @@ def _chunks(source: ImageSource, done: int) -> Iterator[tuple[int, list[list[np.
             yield chunk
 
 
-def vla_images(keyframe: Keyframe, order: list[int]) -> list[np.ndarray]:
-    """The decoded images of the cameras ``order`` (indices in CAMERAS), uint8 RGB [H, W, 3] each. Raises InputError."""
-    return [read_image(keyframe.images[camera]) for camera in order]
+@dataclass(frozen=True)
+class Features:
+    """The tower's output for one item."""
+
+    tokens: torch.Tensor  # [C, N, D], in the VLA's dtype, cameras in its order
+    tower_attention: torch.Tensor | None  # float32 [C, N]; None where no pruner asked for it
 
 
-def _write_progress(path: Path, done: int) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"done": done}))
-    os.replace(part, path)
+class FeatureStore:
+    """Features of the VLA's cameras by item, one safetensors file each.
+
+    Args:
+        folder: below it they are kept; None keeps nothing.
+        attention: whether the attention that each token receives in the tower is needed.
+
+    Raises:
+        InputError: the dataset lacks a camera of the VLA.
+    """
+
+    def __init__(self, source: ImageSource, vla: Vla, folder: Path | None, attention: bool):
+        require_cameras(source, vla)
+        self._source, self._vla, self._attention = source, vla, attention
+        self._vision = TorchVision(vla.model.model.visual, vla.spec.image_size, len(vla.spec.cameras))
+        self._folder = None if folder is None else folder / cache_key(source, vla, vla.spec.cameras)
+
+    def load(self, indices: Sequence[int]) -> list[Features]:
+        """Features of some items by position; one that comes twice is computed once.
+
+        Raises InputError: an image is missing or unreadable. ModelError: the tower has no attention over whole images.
+        """
+        found = {index: self._read(index) or self._encode(index) for index in dict.fromkeys(indices)}
+        return [found[index] for index in indices]
+
+    def _path(self, index: int) -> Path:
+        name = hashlib.sha256(self._source.names[index].encode()).hexdigest()[:32]
+        return self._folder / f"{name}.safetensors"
+
+    def _read(self, index: int) -> Features | None:
+        if self._folder is None or not self._path(index).exists():
+            return None
+        try:
+            tensors = load_file(self._path(index), device=str(self._vla.device))
+        except (SafetensorError, OSError):
+            return None  # damaged: it is written again
+        expected = (len(self._vla.spec.cameras), self._vla.grid[0] * self._vla.grid[1], self._vla.width)
+        tokens, attention = tensors.get("tokens"), tensors.get("tower_attention")
+        if tokens is None or tuple(tokens.shape) != expected or (self._attention and attention is None):
+            return None
+        return Features(tokens, attention)
+
+    @torch.inference_mode()
+    def _encode(self, index: int) -> Features:
+        patches = self._vision.preprocess(load_images(self._source[index], self._vla.spec.cameras))
+        if self._attention:
+            features = Features(*self._vision.encode_with_attention(patches))
+        else:
+            features = Features(self._vision.encode_patches(patches), None)
+        if self._folder is not None:
+            self._write(self._path(index), features)
+        return features
+
+    def _write(self, path: Path, features: Features) -> None:
+        tensors = {"tokens": features.tokens, "tower_attention": features.tower_attention}
+        with write_atomically(path) as partial:
+            save_file({name: one.cpu().contiguous() for name, one in tensors.items() if one is not None}, partial)

@@ -1,7 +1,7 @@
 """Open-loop planning on a dataset: every pruner and ratio against the recorded future, in one harness.
 
-A refused answer is counted and has no error: the figures are means over the answered samples of their row. What is
-refused is what the node refuses, answers out of the grammar and plans that no vehicle drives.
+A refused answer is counted and has no error: the figures are means over the answered samples of their row. The node
+refuses the same answers: those outside of the grammar, and physically implausible plans.
 """
 
 from fastdrive_training.evaluation.run import evaluate

@@ -1,4 +1,4 @@
-"""From samples and a row to answers: context, selection, prefill, decode, verdict."""
+"""From samples and a row to judged answers: context, selection, prefill, decode, figures of each step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fastdrive_node.errors import AnswerError, ModelError, UsageError
+from fastdrive_node.errors import AnswerError, InputError, ModelError, UsageError
 from fastdrive_node.families.loading import Vla
 from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
 from fastdrive_node.families.qwen2_5_vl.prompt import Prompt, build_prompt
@@ -17,59 +17,68 @@ from fastdrive_node.planning.answer_format import parse_answer
 from fastdrive_node.planning.checks import check_plan
 from fastdrive_node.planning.decode import generate_batch
 from fastdrive_node.planning.pruned_generation import answer_pruned, build_context
-from fastdrive_node.pruning.baselines import LayerPruner, Need, Pruner, PruningContext, choose, make_pruner
+from fastdrive_node.pruning.baselines import (
+    LayerPruner,
+    Need,
+    Pruner,
+    PruningContext,
+    RefinedPruner,
+    choose,
+    make_pruner,
+)
 from fastdrive_node.pruning.select import keep_count
 from fastdrive_node.pruning.temporal import Moment, TemporalState
-from fastdrive_training.data.features import Features
-from fastdrive_training.data.nuscenes.keyframes import Keyframe, KeyframeDataset
-from fastdrive_training.data.token_cache import camera_order
-from fastdrive_training.evaluation.metrics import Judgement, Surroundings, judge_plan
+from fastdrive_training.data.adapters.base import ImageSource, Item
+from fastdrive_training.data.token_cache import Features, FeatureStore
+from fastdrive_training.evaluation.metrics import Judgement, Surroundings, at_metric_steps, judge_plan
 from fastdrive_training.evaluation.settings import SEEDED, OpenLoopSettings, RowKey
 
+REACH = 5  # sets before a sample that a memory is built from; at its default of 0.5, older ones weigh 3 %
+
 
 @dataclass(frozen=True)
-class Sample:
-    """One keyframe with all that the rows need of it."""
+class EvaluationSample:
+    """One item with all that the rows need of it."""
 
-    keyframe: Keyframe
+    item: Item
     prompt: Prompt
-    features: Features  # of its own pictures, or of another scene's
-    coverage: torch.Tensor | None  # [C, N], of the same pictures; None where no pruner asks for it
+    features: Features  # of its own images, or of another scene's
+    coverage: torch.Tensor | None  # [C, N], of the same images; None where no pruner asks for it
     around: Surroundings
-    moment: Moment | None = None  # of the pictures; None where no pruner asks for it
-    state: TemporalState | None = None  # what the sets before the pictures leave to the pruner with a memory
+    moment: Moment | None = None  # of the images; None where no pruner asks for it
+    state: TemporalState | None = None  # what the sets before the images leave to the pruner with a memory
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What became of one sample in one row."""
+class JudgedAnswer:
+    """The answer to one sample in one row."""
 
-    token: str
+    sample: str  # name of the item
     scene: str
     text: str  # the answer; empty for a row without a model
-    plan_m: np.ndarray | None  # float64 [points, 2]; None for a refused answer
+    plan_m: np.ndarray | None  # float64 [6, 2] at the metrics' steps; None for a refused answer
     reason: str | None  # why it was refused
     judgement: Judgement | None  # None for a refused answer
     kept: np.ndarray | None  # int32 [K], the visual tokens that the last layer saw; None for a row without a model
 
 
 @dataclass
-class Row:
+class PrunerRow:
     """One row of the table with its pruner."""
 
     key: RowKey
     pruner: Pruner | LayerPruner
     keep: int
 
-    def pruner_for(self, token: str) -> Pruner | LayerPruner:
+    def pruner_for(self, name: str) -> Pruner | LayerPruner:
         """The row's pruner, or for one with a seed its own for this sample, whatever was run before."""
         if self.key.pruner not in SEEDED:
             return self.pruner
-        seed = np.random.SeedSequence([self.key.seed, zlib.crc32(token.encode())]).generate_state(1)[0]
+        seed = np.random.SeedSequence([self.key.seed, zlib.crc32(name.encode())]).generate_state(1)[0]
         return make_pruner(self.key.pruner, seed=int(seed))
 
 
-def make_rows(vla: Vla, settings: OpenLoopSettings) -> list[Row]:
+def make_rows(vla: Vla, settings: OpenLoopSettings) -> list[PrunerRow]:
     """The rows of the settings. Raises ModelError: a pruner cannot serve the VLA. UsageError: nothing would be kept."""
     pruners: dict[str, Pruner | LayerPruner] = {}
     rows = []
@@ -80,11 +89,11 @@ def make_rows(vla: Vla, settings: OpenLoopSettings) -> list[Row]:
             keep = keep_count(vla.tokens, key.drop)
         except ValueError as error:
             raise UsageError(f"--{error}") from error
-        rows.append(Row(key, pruners[key.pruner], keep))
+        rows.append(PrunerRow(key, pruners[key.pruner], keep))
     return rows
 
 
-def needs_of(rows: Sequence[Row]) -> frozenset[Need]:
+def needs_of(rows: Sequence[PrunerRow]) -> frozenset[Need]:
     """What the pruners of some rows look at beside tokens and grid."""
     return frozenset().union(*(row.pruner.needs for row in rows))
 
@@ -92,32 +101,31 @@ def needs_of(rows: Sequence[Row]) -> frozenset[Need]:
 class Answerer:
     """Answers samples with a VLA."""
 
-    def __init__(self, dataset: KeyframeDataset, vla: Vla):
-        self.dataset, self.vla, self.language = dataset, vla, LanguageModel(vla)
-        self._order = camera_order(vla)
+    def __init__(self, vla: Vla):
+        self.vla, self.language = vla, LanguageModel(vla)
 
     def sample(
         self,
-        keyframe: Keyframe,
-        pictures: Keyframe,
+        item: Item,
+        images: Item,
         features: Features,
         around: Surroundings,
         coverage: bool,
         moment: Moment | None = None,
         state: TemporalState | None = None,
-    ) -> Sample:
-        """Put a sample together; ``features``, ``moment`` and ``state`` are those of ``pictures``.
+    ) -> EvaluationSample:
+        """Put a sample together; ``features``, ``moment`` and ``state`` are those of ``images``.
 
         Raises InputError: no masks to cover.
         """
-        share = None
+        cells = None
         if coverage:
-            cells = self.dataset.coverage(pictures, self.vla.grid)[self._order]
-            share = torch.from_numpy(np.nan_to_num(cells, nan=0.0)).to(self.vla.device)
-        prompt = build_prompt(self.vla, keyframe.history, keyframe.command)
-        return Sample(keyframe, prompt, features, share, around, moment, state)
+            known = np.nan_to_num(images.coverage(self.vla.spec.cameras, self.vla.grid), nan=0.0)
+            cells = torch.from_numpy(known).to(self.vla.device)
+        prompt = build_prompt(self.vla, item.history, item.command)
+        return EvaluationSample(item, prompt, features, cells, around, moment, state)
 
-    def context(self, row: Row, sample: Sample) -> PruningContext:
+    def context(self, row: PrunerRow, sample: EvaluationSample) -> PruningContext:
         """What the row's pruner sees of a sample."""
         features = sample.features
         return build_context(
@@ -133,7 +141,7 @@ class Answerer:
         )
 
     @torch.inference_mode()
-    def verdicts(self, row: Row, samples: Sequence[Sample]) -> list[Verdict]:
+    def judged(self, row: PrunerRow, samples: Sequence[EvaluationSample]) -> list[JudgedAnswer]:
         """Answer the samples as one batch and judge the plans. Raises ModelError: the pruner's scores are unusable."""
         try:
             answers = self._answers(row, samples)
@@ -144,30 +152,64 @@ class Answerer:
             for sample, (text, kept) in zip(samples, answers, strict=True)
         ]
 
-    def _answers(self, row: Row, samples: Sequence[Sample]) -> list[tuple[str, torch.Tensor]]:
+    def _answers(self, row: PrunerRow, samples: Sequence[EvaluationSample]) -> list[tuple[str, torch.Tensor]]:
         contexts = [self.context(row, sample) for sample in samples]
         prompts = [sample.prompt for sample in samples]
         if isinstance(row.pruner, LayerPruner):
             answered = answer_pruned(row.pruner, self.language, self.vla, contexts, prompts, row.keep)
             return [(answer.text, kept) for answer, kept in answered]
         kept = [
-            choose(row.pruner_for(sample.keyframe.token), context, row.keep)
+            choose(row.pruner_for(sample.item.name), context, row.keep)
             for sample, context in zip(samples, contexts, strict=True)
         ]
         tokens = [context.tokens for context in contexts]
         answers = generate_batch(self.language, self.vla, tokens, kept, prompts)
         return [(answer.text, indices) for answer, indices in zip(answers, kept, strict=True)]
 
-    def _judge(self, sample: Sample, text: str, kept: np.ndarray) -> Verdict:
-        keyframe, answer = sample.keyframe, self.vla.spec.answer
+    def _judge(self, sample: EvaluationSample, text: str, kept: np.ndarray) -> JudgedAnswer:
+        item, answer = sample.item, self.vla.spec.answer
         try:
             plan = parse_answer(text, answer)
-            check_plan(plan, answer.interval_s, keyframe.history.now.speed_mps)
+            check_plan(plan, answer.interval_s, item.history.now.speed_mps)
         except AnswerError as error:
-            return Verdict(keyframe.token, keyframe.scene, text, None, str(error), None, kept)
-        return Verdict(keyframe.token, keyframe.scene, text, plan, None, judge_plan(plan, sample.around), kept)
+            return JudgedAnswer(item.name, item.scene, text, None, str(error), None, kept)
+        plan = at_metric_steps(plan, answer.interval_s)
+        return JudgedAnswer(item.name, item.scene, text, plan, None, judge_plan(plan, sample.around), kept)
 
 
-def plan_verdict(keyframe: Keyframe, plan: np.ndarray, around: Surroundings) -> Verdict:
-    """The verdict on a plan [points, 2] that no model gave."""
-    return Verdict(keyframe.token, keyframe.scene, "", plan, None, judge_plan(plan, around), None)
+def judged_plan(item: Item, plan: np.ndarray, around: Surroundings) -> JudgedAnswer:
+    """A plan [6, 2] that no model gave, judged."""
+    return JudgedAnswer(item.name, item.scene, "", plan, None, judge_plan(plan, around), None)
+
+
+class EarlierSets:
+    """The sets before a sample, for a pruner with a memory: in a vehicle they have run when the sample comes.
+
+    Args:
+        features: of the same dataset.
+    """
+
+    def __init__(self, source: ImageSource, vla: Vla, features: FeatureStore):
+        self._source, self._features = source, features
+        self._cameras, self._grid = tuple(vla.spec.cameras), vla.grid
+
+    def moment(self, index: int) -> Moment:
+        """Of an item by its position. Raises InputError: the dataset has no stamps or no ego motion."""
+        item = self._source[index]
+        world = item.find_world_state()
+        if item.stamp_ns is None or world is None:
+            raise InputError(f"{self._source.root}: {item.name} has no stamp or ego pose; temporal terms need both")
+        return Moment(item.stamp_ns, self._cameras, (), world)
+
+    @torch.inference_mode()
+    def state(self, pruner: RefinedPruner, index: int) -> TemporalState | None:
+        """What the items before this one in its scene leave to it; None for a scene's first."""
+        first, scenes = index, self._source.scenes
+        while first > max(0, index - REACH) and scenes[first - 1] == scenes[index]:
+            first -= 1
+        before = range(first, index)
+        contexts = [
+            PruningContext(features.tokens, self._grid, moment=self.moment(position))
+            for position, features in zip(before, self._features.load(before), strict=True)
+        ]
+        return pruner.state_after(contexts)

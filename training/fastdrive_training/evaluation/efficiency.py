@@ -16,7 +16,7 @@ from fastdrive_node.planning.decode import decode
 from fastdrive_node.planning.prefill import prefill, prune_prompt
 from fastdrive_node.planning.pruned_generation import Prefilled, prefill_pruned
 from fastdrive_node.pruning.baselines import LayerPruner, choose
-from fastdrive_training.evaluation.answers import Answerer, Row, Sample
+from fastdrive_training.evaluation.answers import Answerer, EvaluationSample, PrunerRow
 
 TIMED_SAMPLES = 20  # keyframes that the times are the medians of, one at a time
 COUNTED_SAMPLES = 5  # of them, those whose operations are counted: prompts, and an adaptive K, differ
@@ -24,7 +24,7 @@ COLUMNS = ("pruner_ms", "prefill_ms", "decode_ms_per_token", "flops", "decode_fl
 _SDPA = ("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu")
 
 
-def measure(answerer: Answerer, rows: Sequence[Row], samples: Sequence[Sample]) -> list[dict]:
+def measure(answerer: Answerer, rows: Sequence[PrunerRow], samples: Sequence[EvaluationSample]) -> list[dict]:
     """The efficiency columns of some rows, which take turns on each sample, so that all see the same machine.
 
     Each is a median over samples. ``pruner_ms`` is what the pruner looks at, its scores and its choice (with a memory,
@@ -53,7 +53,7 @@ def _medians(figures: Sequence[dict]) -> dict:
     return result
 
 
-def _times(answerer: Answerer, row: Row, sample: Sample) -> dict[str, float]:
+def _times(answerer: Answerer, row: PrunerRow, sample: EvaluationSample) -> dict[str, float]:
     """Milliseconds of one sample by itself."""
     run = _Stages(answerer, row, sample)
     times = {"pruner_ms": _clock(answerer, run.choose), "prefill_ms": _clock(answerer, run.prefill)}
@@ -63,7 +63,7 @@ def _times(answerer: Answerer, row: Row, sample: Sample) -> dict[str, float]:
     return times
 
 
-def _count(answerer: Answerer, row: Row, sample: Sample) -> dict:
+def _count(answerer: Answerer, row: PrunerRow, sample: EvaluationSample) -> dict:
     """Operations and memory of one sample by itself."""
     device, run = answerer.vla.device, _Stages(answerer, row, sample)
     on_gpu = device.type == "cuda"
@@ -88,9 +88,9 @@ def _count(answerer: Answerer, row: Row, sample: Sample) -> dict:
 class _Stages:
     """One sample on its way through a row, stage by stage."""
 
-    def __init__(self, answerer: Answerer, row: Row, sample: Sample):
+    def __init__(self, answerer: Answerer, row: PrunerRow, sample: EvaluationSample):
         self._answerer, self._row, self._sample = answerer, row, sample
-        self._pruner = row.pruner_for(sample.keyframe.token)
+        self._pruner = row.pruner_for(sample.item.name)
         self._room = answerer.vla.spec.answer.max_new_tokens
         self.prefilled: Prefilled | None = None
         self.decoded = 1  # tokens of the answer

@@ -1,8 +1,8 @@
 """Confidence intervals of the table's figures, and of differences between rows, by the bootstrap.
 
-Keyframes half a second apart share most of their future, so what is drawn again and again is whole scenes, as long as
-there are enough of them (a cluster bootstrap; Davison and Hinkley, Bootstrap Methods and their Application, 1997, 3.8);
-else single samples.
+Keyframes half a second apart have most of their future in common, so whole scenes are drawn with replacement, as long
+as there are enough of them (a cluster bootstrap; Davison and Hinkley, Bootstrap Methods and their Application, 1997,
+3.8); else single samples. Own code, because scipy.stats.bootstrap has no clusters.
 """
 
 from __future__ import annotations

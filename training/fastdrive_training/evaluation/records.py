@@ -1,4 +1,4 @@
-"""Verdicts of every sample and row: in memory, or in a run folder as Parquet, from which an evaluation goes on.
+"""Judged answers of every sample and row: in memory, or in a run folder as Parquet, from which an evaluation goes on.
 
 A run folder holds ``run.json`` (what the run belongs to), ``parts/<row>/<segment>.parquet``, ``efficiency.json`` and,
 of a finished evaluation, ``samples.parquet``: one line for each sample and row.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,9 +16,10 @@ import pyarrow.parquet as pq
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.families.loading import Vla
-from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
-from fastdrive_training.evaluation.answers import Verdict
-from fastdrive_training.evaluation.samples import Samples
+from fastdrive_node.files import write_atomically
+from fastdrive_training.data.adapters.base import ImageSource
+from fastdrive_training.evaluation.answers import JudgedAnswer
+from fastdrive_training.evaluation.samples import SampleChoice
 from fastdrive_training.evaluation.settings import OpenLoopSettings, RowKey
 
 _STEPS = pa.list_(pa.bool_())
@@ -46,13 +46,13 @@ SCHEMA = pa.schema(
 LEAN = [name for name in SCHEMA.names if name not in ("reason", "text", "plan_m", "kept")]  # what figures need
 
 
-def to_table(key: RowKey, verdicts: Iterable[Verdict]) -> pa.Table:
-    """The verdicts of one row as lines of ``SCHEMA``."""
-    return pa.Table.from_pylist([_line(key, verdict) for verdict in verdicts], SCHEMA)
+def to_table(key: RowKey, answers: Iterable[JudgedAnswer]) -> pa.Table:
+    """The answers of one row as lines of ``SCHEMA``."""
+    return pa.Table.from_pylist([_line(key, answer) for answer in answers], SCHEMA)
 
 
-def _line(key: RowKey, verdict: Verdict) -> dict:
-    judged = verdict.judgement
+def _line(key: RowKey, answer: JudgedAnswer) -> dict:
+    judged = answer.judgement
     steps = {
         "errors_m": judged and judged.errors_m,
         "collision": judged and judged.collision,
@@ -63,15 +63,15 @@ def _line(key: RowKey, verdict: Verdict) -> dict:
         "pruner": key.pruner,
         "drop": key.drop,
         "seed": key.seed,
-        "sample": verdict.token,
-        "scene": verdict.scene,
-        "refused": verdict.plan_m is None,
-        "reason": verdict.reason,
-        "text": verdict.text,
-        "plan_m": None if verdict.plan_m is None else verdict.plan_m.tolist(),
+        "sample": answer.sample,
+        "scene": answer.scene,
+        "refused": answer.plan_m is None,
+        "reason": answer.reason,
+        "text": answer.text,
+        "plan_m": None if answer.plan_m is None else answer.plan_m.tolist(),
         **{name: None if values is None else values.tolist() for name, values in steps.items()},
-        "tokens": None if verdict.kept is None else len(verdict.kept),
-        "kept": None if verdict.kept is None else verdict.kept.tolist(),
+        "tokens": None if answer.kept is None else len(answer.kept),
+        "kept": None if answer.kept is None else answer.kept.tolist(),
     }
 
 
@@ -100,21 +100,19 @@ class RecordStore:
         """Whether the segment of this row is there, whole."""
         return (key, segment) in self._tables or self._read(key, segment) is not None
 
-    def put(self, key: RowKey, segment: int, verdicts: Sequence[Verdict]) -> None:
+    def put(self, key: RowKey, segment: int, answers: Sequence[JudgedAnswer]) -> None:
         """Keep a segment of a row."""
-        table = to_table(key, verdicts)
+        table = to_table(key, answers)
         self._tables[key, segment] = table.select(LEAN)
         if self._folder is not None:
-            path = self._path(key, segment)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(path, lambda partial: pq.write_table(table, partial))
+            with write_atomically(self._path(key, segment)) as partial:
+                pq.write_table(table, partial)
 
     def put_efficiency(self, key: RowKey, figures: dict) -> None:
         """Keep the efficiency columns of a row, which are those of all its seeds."""
         self.efficiency[key.kind] = figures
         if self._folder is not None:
-            text = json.dumps(self.efficiency, indent=1)
-            _replace(self._folder / "efficiency.json", lambda partial: Path(partial).write_text(text))
+            _write_json(self._folder / "efficiency.json", self.efficiency)
 
     def row(self, key: RowKey, segments: int) -> pa.Table:
         """All lines of a row in the order of the samples, the columns that figures need."""
@@ -123,8 +121,13 @@ class RecordStore:
     def finish(self, keys: Sequence[RowKey], segments: int) -> None:
         """Write ``samples.parquet``: all lines of these rows, with all columns."""
         if self._folder is not None:
-            parts = [self._path(key, segment) for key in keys for segment in range(segments)]
-            _replace(self._folder / "samples.parquet", lambda partial: _join(parts, partial))
+            with (
+                write_atomically(self._folder / "samples.parquet") as partial,
+                pq.ParquetWriter(partial, SCHEMA) as out,
+            ):
+                for key in keys:
+                    for segment in range(segments):
+                        out.write_table(pq.read_table(self._path(key, segment), schema=SCHEMA))
 
     def _path(self, key: RowKey, segment: int) -> Path:
         return self._folder / "parts" / key.slug / f"{segment:05d}.parquet"
@@ -142,12 +145,12 @@ class RecordStore:
         return table
 
 
-def identity_of(dataset: KeyframeDataset, vla: Vla, samples: Samples, settings: OpenLoopSettings, segment: int) -> dict:
-    """What the lines of a run depend on beside pruner, drop and seed."""
-    tokens = [[dataset.tokens[index] for index in indices] for indices in (samples.own, samples.pictures)]
+def identity_of(source: ImageSource, vla: Vla, samples: SampleChoice, settings: OpenLoopSettings, segment: int) -> dict:
+    """What the lines of a run depend on, besides pruner, drop and seed."""
+    names = [[source.names[index] for index in indices] for indices in (samples.own, samples.images)]
     return {
-        "dataset": str(dataset.root.resolve()),
-        "samples": hashlib.sha256(json.dumps([tokens, segment]).encode()).hexdigest(),
+        "dataset": str(source.root.resolve()),
+        "samples": hashlib.sha256(json.dumps([names, segment]).encode()).hexdigest(),
         "vla": _digest(sorted(path for path in vla.path.iterdir() if path.suffix in (".json", ".txt", ".safetensors"))),
         "dtype": str(vla.dtype),
         "pruner": _digest([settings.pruner_file]) if settings.reads_pruner else None,
@@ -172,10 +175,8 @@ def _claim(folder: Path, identity: dict) -> None:
         for name, value in identity.items():
             if value is not None and known.get(name) not in (value, None):
                 raise InputError(f"{path}: belongs to another evaluation ({name} differs); give another --out")
-    folder.mkdir(parents=True, exist_ok=True)
     merged = {**(known or {}), **{name: value for name, value in identity.items() if value is not None}}
-    text = json.dumps(merged, indent=1)
-    _replace(path, lambda partial: Path(partial).write_text(text))
+    _write_json(path, merged)
 
 
 def _read_json(path: Path, default):
@@ -190,13 +191,6 @@ def _read_json(path: Path, default):
     return content
 
 
-def _join(parts: Sequence[Path], target: Path) -> None:
-    with pq.ParquetWriter(target, SCHEMA) as writer:
-        for part in parts:
-            writer.write_table(pq.read_table(part, schema=SCHEMA))
-
-
-def _replace(path: Path, write) -> None:
-    partial = path.with_suffix(".part")
-    write(partial)
-    os.replace(partial, path)
+def _write_json(path: Path, content: dict) -> None:
+    with write_atomically(path) as partial:
+        partial.write_text(json.dumps(content, indent=1))

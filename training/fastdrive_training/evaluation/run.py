@@ -12,11 +12,17 @@ from tqdm import tqdm
 from fastdrive_node.errors import InputError
 from fastdrive_node.families.loading import Vla
 from fastdrive_node.pruning.baselines import Need, RefinedPruner
-from fastdrive_training.data.features import FeatureStore
-from fastdrive_training.data.nuscenes.ego_track import FUTURE_POINTS, INTERVAL_S
-from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
-from fastdrive_training.evaluation.answers import Answerer, Row, Sample, make_rows, needs_of, plan_verdict
-from fastdrive_training.evaluation.earlier import EarlierSets
+from fastdrive_training.data.adapters.base import FUTURE_INTERVAL_S, FUTURE_POINTS, ImageSource
+from fastdrive_training.data.token_cache import FeatureStore
+from fastdrive_training.evaluation.answers import (
+    Answerer,
+    EarlierSets,
+    EvaluationSample,
+    PrunerRow,
+    judged_plan,
+    make_rows,
+    needs_of,
+)
 from fastdrive_training.evaluation.efficiency import measure
 from fastdrive_training.evaluation.intervals import (
     FIGURES,
@@ -28,73 +34,78 @@ from fastdrive_training.evaluation.intervals import (
 )
 from fastdrive_training.evaluation.metrics import any_to_t, l2_at_t, l2_avg_to_t, mean_to_t
 from fastdrive_training.evaluation.records import RecordStore, identity_of
-from fastdrive_training.evaluation.samples import CONSTANT_VELOCITY, Samples, World, choose_samples, constant_velocity
+from fastdrive_training.evaluation.samples import (
+    CONSTANT_VELOCITY,
+    SampleChoice,
+    choose_samples,
+    constant_velocity,
+    surroundings,
+)
 from fastdrive_training.evaluation.settings import OpenLoopSettings, RowKey
 
 SEGMENT = 64  # samples that are held at a time, and that a row writes at once
-STRAIGHT_ON = RowKey(CONSTANT_VELOCITY, 0.0)
+BASELINE = RowKey(CONSTANT_VELOCITY, 0.0)
 
 
-def evaluate(dataset: KeyframeDataset, vla: Vla, settings: OpenLoopSettings, progress: bool = True) -> dict:
-    """Run every row over the samples that have a full future.
+def evaluate(source: ImageSource, vla: Vla, settings: OpenLoopSettings, progress: bool = True) -> dict:
+    """Run every row over the items that have a full future.
 
     Returns ``rows`` as in the command's JSON, ``comparisons`` (see :func:`comparisons`), ``samples`` and
     ``without_future`` (skipped), ``images``.
 
     Raises:
-        InputError: no sample has a future, the answer's points are not six at 0.5 s, shuffling within one scene, a
-            broken file of the data set, or an output folder of another evaluation.
+        InputError: no item has a future, plans end before 3 s, shuffling within one scene, a missing camera, a broken
+            file of the dataset, or an output folder of another evaluation.
         ModelError: a pruner that cannot serve the VLA.
     """
-    check_answer_form(vla)
+    require_horizon(vla)
     rows = make_rows(vla, settings)
-    samples = choose_samples(dataset, settings.limit, settings.shuffled)
-    store = RecordStore(settings.out, identity_of(dataset, vla, samples, settings, SEGMENT))
-    segments = _Run(dataset, vla, settings, rows, samples, store).all(progress)
-    keys = [*(row.key for row in rows), STRAIGHT_ON]
+    samples = choose_samples(source, settings.limit, settings.shuffled)
+    store = RecordStore(settings.out, identity_of(source, vla, samples, settings, SEGMENT))
+    segments = _Evaluation(source, vla, settings, rows, samples, store).all(progress)
+    keys = [*(row.key for row in rows), BASELINE]
     store.finish(keys, segments)
     tables = {key: store.row(key, segments) for key in keys}
     return {
         "rows": [row_figures(key, tables[key], store.efficiency.get(key.kind, {})) for key in keys],
-        "comparisons": comparisons({key: table for key, table in tables.items() if key != STRAIGHT_ON}),
+        "comparisons": comparisons({key: table for key, table in tables.items() if key != BASELINE}),
         "samples": len(samples),
         "without_future": samples.without_future,
         "images": "shuffled" if settings.shuffled else "own",
     }
 
 
-def check_answer_form(vla: Vla) -> None:
-    """Raises InputError where the VLA's answers are not six points at 0.5 s."""
-    answer = vla.spec.answer
-    if answer.points != FUTURE_POINTS or abs(answer.interval_s - INTERVAL_S) > 1e-6:
+def require_horizon(vla: Vla) -> None:
+    """Raises InputError where the VLA's plans end before the last horizon of the metrics, 3 s."""
+    answer, needed_s = vla.spec.answer, FUTURE_POINTS * FUTURE_INTERVAL_S
+    if answer.points * answer.interval_s < needed_s - 1e-6:
         raise InputError(
-            f"{vla.path / 'vla.json'}: answer: {answer.points} points every {answer.interval_s} s; open-loop "
-            f"evaluation compares {FUTURE_POINTS} points every {INTERVAL_S} s"
+            f"{vla.path / 'vla.json'}: answer: {answer.points} points every {answer.interval_s} s end before "
+            f"{needed_s:g} s, which open-loop figures need"
         )
 
 
-class _Run:
+class _Evaluation:
     """Segment after segment of the samples: features once, then every row that lacks it."""
 
     def __init__(
         self,
-        dataset: KeyframeDataset,
+        source: ImageSource,
         vla: Vla,
         settings: OpenLoopSettings,
-        rows: Sequence[Row],
-        samples: Samples,
+        rows: Sequence[PrunerRow],
+        samples: SampleChoice,
         store: RecordStore,
     ):
-        self._dataset, self._rows, self._samples, self._store = dataset, rows, samples, store
+        self._source, self._rows, self._samples, self._store = source, rows, samples, store
         self._batch = settings.batch
         needs = needs_of(rows)
         self._coverage, self._moments = Need.COVERAGE in needs, Need.MOMENT in needs
         refined = [row.pruner for row in rows if isinstance(row.pruner, RefinedPruner)]
         self._remembering = next((pruner for pruner in refined if pruner.remembers), None)
-        self._answerer = Answerer(dataset, vla)
-        self._features = FeatureStore(dataset, vla, settings.features, Need.TOWER_ATTENTION in needs)
-        self._earlier = EarlierSets(dataset, vla, self._features)
-        self._world = World(dataset)
+        self._answerer = Answerer(vla)
+        self._features = FeatureStore(source, vla, settings.features, Need.TOWER_ATTENTION in needs)
+        self._earlier = EarlierSets(source, vla, self._features)
 
     def all(self, progress: bool) -> int:
         """Run what is missing. Returns the number of segments."""
@@ -110,14 +121,14 @@ class _Run:
         missing = [row for row in self._rows if not self._store.has(row.key, number)]
         kinds = [row for row in self._rows if number == 0 and not row.key.seed]
         unmeasured = any(row.key.kind not in self._store.efficiency for row in kinds)
-        straight_on = self._store.has(STRAIGHT_ON, number)
-        bar.update(size * (len(self._rows) - len(missing) + straight_on))
-        if not missing and not unmeasured and straight_on:
+        baseline = self._store.has(BASELINE, number)
+        bar.update(size * (len(self._rows) - len(missing) + baseline))
+        if not missing and not unmeasured and baseline:
             return
         samples = self._load(span)
-        if not straight_on:
-            plans = [plan_verdict(one.keyframe, constant_velocity(one.keyframe.history), one.around) for one in samples]
-            self._store.put(STRAIGHT_ON, number, plans)
+        if not baseline:
+            plans = [judged_plan(one.item, constant_velocity(one.item.history), one.around) for one in samples]
+            self._store.put(BASELINE, number, plans)
             bar.update(size)
         if unmeasured:
             bar.set_postfix_str("timing")
@@ -125,21 +136,21 @@ class _Run:
                 self._store.put_efficiency(row.key, figures)
         for row in missing:
             bar.set_postfix_str(row.key.slug)
-            verdicts = []
+            answers = []
             for start in range(0, size, self._batch):
-                verdicts += self._answerer.verdicts(row, samples[start : start + self._batch])
-                bar.update(len(verdicts) - start)
-            self._store.put(row.key, number, verdicts)
+                answers += self._answerer.judged(row, samples[start : start + self._batch])
+                bar.update(len(answers) - start)
+            self._store.put(row.key, number, answers)
 
-    def _load(self, span: slice) -> list[Sample]:
-        pictures = self._samples.pictures[span]
+    def _load(self, span: slice) -> list[EvaluationSample]:
+        shown = self._samples.images[span]
         loaded = []
-        for own, shown, features in zip(self._samples.own[span], pictures, self._features.load(pictures), strict=True):
-            keyframe, picture = self._dataset[own], self._dataset[shown]
-            around = self._world.around(keyframe)
-            moment = self._earlier.moment(shown) if self._moments else None
-            state = self._earlier.state(self._remembering, shown) if self._remembering else None
-            loaded.append(self._answerer.sample(keyframe, picture, features, around, self._coverage, moment, state))
+        for own, images, features in zip(self._samples.own[span], shown, self._features.load(shown), strict=True):
+            item = self._source[own]
+            seen, around = item if images == own else self._source[images], surroundings(item)
+            moment = self._earlier.moment(images) if self._moments else None
+            state = self._earlier.state(self._remembering, images) if self._remembering else None
+            loaded.append(self._answerer.sample(item, seen, features, around, self._coverage, moment, state))
         return loaded
 
 
@@ -157,11 +168,11 @@ def row_figures(key: RowKey, table: pa.Table, efficiency: dict) -> dict:
         "seed": key.seed,
         "samples": len(table),
         "refused": sum(table.column("refused").to_pylist()),
-        "l2_avg_to_t": dict(empty) if errors is None else l2_avg_to_t(errors, INTERVAL_S),
-        "l2_at_t": dict(empty) if errors is None else l2_at_t(errors, INTERVAL_S),
-        "collision_polygon": None if collision is None else mean_to_t(collision, INTERVAL_S),
-        "off_drivable": None if off is None else any_to_t(off, INTERVAL_S),
-        "intersection": None if crossed is None else any_to_t(crossed, INTERVAL_S),
+        "l2_avg_to_t": dict(empty) if errors is None else l2_avg_to_t(errors, FUTURE_INTERVAL_S),
+        "l2_at_t": dict(empty) if errors is None else l2_at_t(errors, FUTURE_INTERVAL_S),
+        "collision_polygon": None if collision is None else mean_to_t(collision, FUTURE_INTERVAL_S),
+        "off_drivable": None if off is None else any_to_t(off, FUTURE_INTERVAL_S),
+        "intersection": None if crossed is None else any_to_t(crossed, FUTURE_INTERVAL_S),
         "judged": {name: 0 if values is None else len(values) for name, values in columns.items()},
         "interval_95": {name: None if ends is None else list(ends) for name, ends in intervals.items()},
         "tokens": _mean_tokens(table),

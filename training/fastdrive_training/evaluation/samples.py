@@ -1,4 +1,4 @@
-"""The samples of an evaluation, and what is known around each of them."""
+"""Which items of a dataset are judged, and what is known around each of them."""
 
 from __future__ import annotations
 
@@ -9,63 +9,67 @@ import numpy as np
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.types import EgoHistory
-from fastdrive_training.data.nuscenes.drivable import MapMasks
-from fastdrive_training.data.nuscenes.ego_track import FUTURE_POINTS, INTERVAL_S
-from fastdrive_training.data.nuscenes.keyframes import Keyframe, KeyframeDataset
-from fastdrive_training.data.nuscenes.objects import SceneObjects
+from fastdrive_training.data.adapters.base import FUTURE_INTERVAL_S, FUTURE_POINTS, ImageSource, Item
 from fastdrive_training.evaluation.metrics import Surroundings
 
 CONSTANT_VELOCITY = "constant-velocity"
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Which keyframes are judged, and whose pictures they see."""
+class SampleChoice:
+    """Which items are judged, and whose images they see."""
 
-    own: tuple[int, ...]  # positions in the data set
-    pictures: tuple[int, ...]  # as ``own``, or of other scenes
-    without_future: int  # keyframes that have no 3 s of future; they are not judged
+    own: tuple[int, ...]  # positions in the dataset
+    images: tuple[int, ...]  # as ``own``, or of other scenes
+    without_future: int  # items that have no 3 s of future; they are not judged
 
     def __len__(self) -> int:
         return len(self.own)
 
 
-def choose_samples(dataset: KeyframeDataset, limit: int | None, shuffled: bool) -> Samples:
-    """The keyframes with a full future, ``limit`` of them, evenly spread.
+def with_future(
+    source: ImageSource,
+    limit: int | None = None,
+    points: int = FUTURE_POINTS,
+    interval_s: float = FUTURE_INTERVAL_S,
+) -> tuple[list[int], int]:
+    """Positions of the items with a full future, ``limit`` of them evenly spread, and how many items have none.
 
-    Raises InputError: none has a future, or shuffling within one scene.
+    Raises InputError: no item has a future of that length.
     """
-    known = [index for index, keyframe in enumerate(dataset) if keyframe.future_m is not None]
+    known = [index for index in range(len(source)) if source[index].future(points, interval_s) is not None]
     if not known:
-        raise InputError(f"{dataset.root}: none of the {len(dataset)} keyframes has a future of 3 s; use longer scenes")
+        raise InputError(
+            f"{source.root}: none of the {len(source)} items has a recorded future of {points * interval_s:g} s; use "
+            "longer scenes, or a dataset with ego motion"
+        )
     count = min(limit or len(known), len(known))
-    own = tuple(known[place * len(known) // count] for place in range(count))
-    pictures = tuple(other_scenes(dataset, own)) if shuffled else own
-    return Samples(own, pictures, len(dataset) - len(known))
+    return [known[place * len(known) // count] for place in range(count)], len(source) - len(known)
 
 
-def other_scenes(dataset: KeyframeDataset, samples: Sequence[int], seed: int = 0) -> list[int]:
-    """For each sample one of another scene, by chance from the seed. Raises InputError: there is only one scene."""
-    scenes = np.array(dataset.scenes)[list(samples)]
+def choose_samples(source: ImageSource, limit: int | None, shuffled: bool) -> SampleChoice:
+    """The items with a full future. Raises InputError: none has one, or shuffling within one scene."""
+    own, without = with_future(source, limit)
+    images = other_scenes(source, own) if shuffled else own
+    return SampleChoice(tuple(own), tuple(images), without)
+
+
+def other_scenes(source: ImageSource, samples: Sequence[int], seed: int = 0) -> list[int]:
+    """For each sample a random one of another scene. Raises InputError: there is only one scene."""
+    scenes = np.array(source.scenes)[list(samples)]
     if len(set(scenes)) < 2:
-        raise InputError(f"{dataset.root}: --images shuffled needs samples of two scenes; choose a larger split")
+        raise InputError(f"{source.root}: --images shuffled needs samples of two scenes; choose a larger split")
     generator = np.random.default_rng(seed)
     return [int(generator.choice(np.asarray(samples)[scenes != scene])) for scene in scenes]
 
 
-def constant_velocity(history: EgoHistory, points: int = FUTURE_POINTS, dt_s: float = INTERVAL_S) -> np.ndarray:
+def constant_velocity(history: EgoHistory, points: int = FUTURE_POINTS, dt_s: float = FUTURE_INTERVAL_S) -> np.ndarray:
     """Straight ahead at the current speed, float64 [points, 2] in the ego frame: the velocity of a car is along x."""
     ahead = history.now.speed_mps * dt_s * np.arange(1, points + 1)
     return np.stack([ahead, np.zeros(points)], axis=1)
 
 
-class World:
-    """Objects and maps of a dataset."""
-
-    def __init__(self, dataset: KeyframeDataset):
-        self._objects, self._maps = SceneObjects(dataset), MapMasks(dataset)
-
-    def around(self, keyframe: Keyframe) -> Surroundings:
-        """What the dataset knows around a keyframe. Raises InputError for a broken annotation or map."""
-        frame, area = self._maps.around(keyframe.token) or (None, None)
-        return Surroundings(keyframe.future_m, self._objects.future_boxes(keyframe.token), frame, area)
+def surroundings(item: Item) -> Surroundings:
+    """What the dataset knows around an item with a future. Raises InputError for a broken annotation or map."""
+    frame, area = item.find_drivable() or (None, None)
+    return Surroundings(item.future_m, item.boxes(), frame, area)

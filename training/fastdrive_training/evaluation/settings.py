@@ -20,8 +20,8 @@ class OpenLoopSettings:
     drops: tuple[float, ...] = (0.25, 0.5, 0.75)
     seeds: int = 1  # of the random pruner
     pruner_file: Path | None = None  # for reconpruner and its variants
-    shuffled: bool = False  # each sample sees the pictures of a sample of another scene
-    limit: int | None = None  # samples, evenly spread over the data set
+    shuffled: bool = False  # each sample sees the images of a sample of another scene
+    limit: int | None = None  # samples, evenly spread over the dataset
     batch: int = 16
     out: Path | None = None  # folder of a run that can be resumed; None keeps nothing
     cache: Path | None = None  # folder for encoder features; None: ``features`` in ``out``

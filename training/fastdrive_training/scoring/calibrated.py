@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
+import torch
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.families.loading import Vla
@@ -14,7 +15,6 @@ from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.pruning.score_options import ScoreOptions, check_options
 from fastdrive_node.pruning.temporal import TemporalSettings
 from fastdrive_training.commands.options import pruner_file
-from fastdrive_training.data.adapters.nuscenes import NuscenesSource
 from fastdrive_training.data.image_sets import ImageSets, SourceSets
 from fastdrive_training.scoring.calibration import calibration_figures, threshold_figures
 from fastdrive_training.scoring.score import score_figures
@@ -79,11 +79,10 @@ def extra_figures(
 def calibrated_figures(scores: np.ndarray, coverage: np.ndarray, sets: ImageSets, calibration: Calibration) -> dict:
     """Calibration errors, ranking and recall of calibrated scores, and what thresholds keep."""
     flat = scores.reshape(len(scores), len(sets.cameras), -1)
-    probable = [(calibration.cameras[camera].scale, calibration.cameras[camera].shift) for camera in sets.cameras]
-    scale, shift = np.array(probable).T[..., None]
+    logits = np.stack([calibration.logits(torch.from_numpy(each), sets.cameras).numpy() for each in flat])
     return {
         **calibration_figures(flat, coverage, sets.cameras, calibration.cameras),
-        "ranking": score_figures((scale * flat + shift).reshape(len(flat), -1), coverage),
+        "ranking": score_figures(logits.reshape(len(flat), -1), coverage),
         "thresholds": threshold_figures(flat, coverage, sets.cameras, calibration),
     }
 
@@ -91,8 +90,8 @@ def calibrated_figures(scores: np.ndarray, coverage: np.ndarray, sets: ImageSets
 def _temporal(
     args: argparse.Namespace, sets: ImageSets, vla: Vla, pruner: ReconPruner, calibration: Calibration | None
 ) -> dict:
-    if not isinstance(sets, SourceSets) or not isinstance(sets.source, NuscenesSource):
-        raise InputError("--temporal: needs a data set in the nuScenes schema, whose keyframes follow each other")
+    if not isinstance(sets, SourceSets):
+        raise InputError("--temporal: needs a dataset with ego motion, not a bag")
     if args.limit is not None:
         raise InputError("--temporal: compares keyframes that follow each other; leave out --limit")
     try:
@@ -100,4 +99,4 @@ def _temporal(
     except ValueError as error:
         raise InputError(f"--temporal-{error}") from error
     options = ScoreOptions(calibrated=args.calibrated, temporal=settings)
-    return temporal_figures(sets.source.dataset, vla, pruner, options, calibration)
+    return temporal_figures(sets.source, vla, pruner, options, calibration)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+from tqdm import tqdm
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.visualization.layout import (
@@ -19,8 +22,10 @@ from fastdrive_node.visualization.layout import (
     camera_title,
     font,
     resized,
+    save_image,
     tile_height,
 )
+from fastdrive_training.data.image_sets import ImageSets
 
 COLORMAP = "inferno"  # even in lightness, so that it reads without colour vision
 HEAT = 0.7  # share of the heat in a pixel; the rest is the picture
@@ -103,6 +108,32 @@ def draw_score_maps(
     _title(canvas, title, scores)
     _foot(canvas, bottom, scale)
     return np.asarray(canvas)
+
+
+def write_score_maps(
+    folder: str | Path, sets: ImageSets, positions: Sequence[int], scores: np.ndarray, scale: Scale | None = None
+) -> list[Path]:
+    """Draw the score maps of some sets into ``folder``, a PNG each; returns the files.
+
+    Args:
+        scores: float [positions, cameras, rows, cols].
+        scale: None for one scale of all these scores, so that the pictures can be compared.
+
+    Raises:
+        InputError: an image or score cannot be used, or a file cannot be written.
+    """
+    scale, files = scale or Scale.of(scores), []
+    read = zip(sets.read(positions), positions, scores, strict=True)
+    for (name, images), position, maps in tqdm(read, total=len(positions), desc="drawing", unit="picture"):
+        file = Path(folder) / f"{int(position):06d}_{file_name(name)}.png"
+        save_image(file, draw_score_maps(images, maps, sets.cameras, name, scale))
+        files.append(file)
+    return files
+
+
+def file_name(name: str) -> str:
+    """A set's name as a part of a file's name, whatever the dataset calls it: letters, digits, - and _; at most 80."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:80]
 
 
 def color_stops(count: int = 9) -> list[str]:

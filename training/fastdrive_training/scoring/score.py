@@ -1,14 +1,34 @@
-"""Scores of a pruner against the foreground masks."""
+"""Scores of a pruner, and their figures against the foreground masks."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
+from fastdrive_node.families.loading import Vla
+from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
+from fastdrive_training.data.image_sets import ImageSets
+from fastdrive_training.data.token_cache import CHUNK, encode_keyframes
 from fastdrive_training.scoring.token_metrics import POSITIVE_COVERAGE, ranking, recall_at_keep
 
 _CAMERAS_AT_ONCE = 256
+
+
+def score_sets(sets: ImageSets, positions: Sequence[int], vla: Vla, pruner) -> np.ndarray:
+    """Scores float32 [positions, cameras, rows, cols], encoded chunk by chunk, with progress. Raises InputError."""
+    vision = TorchVision(vla.model.model.visual, vla.spec.image_size, len(sets.cameras))
+    read, scores = sets.read(positions), []
+    with tqdm(total=len(positions), desc="scoring", unit="set") as bar:
+        while images := [images for _, images in islice(read, CHUNK)]:
+            tokens = encode_keyframes(vision, images).float().cpu().numpy()
+            scores.append(score_tokens(pruner, tokens, vla.grid))
+            bar.update(len(images))
+    return np.concatenate(scores).reshape(len(positions), len(sets.cameras), *vla.grid)
 
 
 def score_tokens(pruner: nn.Module, tokens: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from fastdrive_node.errors import InputError
 from fastdrive_node.families.loading import Vla
 from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
 from fastdrive_node.pruning.calibration import Calibration
@@ -22,9 +23,9 @@ from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.pruning.score_options import ScoreOptions, refine
 from fastdrive_node.pruning.select import keep_count, select_top
 from fastdrive_node.pruning.temporal import Moment
-from fastdrive_training.data.nuscenes.keyframes import Keyframe, KeyframeDataset
+from fastdrive_training.data.adapters.base import ImageSource, Item
 from fastdrive_training.data.nuscenes.step_outs import Sighting, sightings
-from fastdrive_training.data.token_cache import CHUNK, camera_order, encode_keyframes, vla_images
+from fastdrive_training.data.token_cache import CHUNK, encode_keyframes, load_images, require_cameras
 from fastdrive_training.scoring.token_metrics import POSITIVE_COVERAGE
 
 KEEP_RATIOS = (0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
@@ -34,7 +35,7 @@ TOKEN_SHARE = 0.25  # of its visible pixels: a token of as many shows it
 
 @dataclass(frozen=True)
 class Stream:
-    """The keyframes of a data set in order, scored with the temporal terms and without."""
+    """The keyframes of a dataset in order, scored with the temporal terms and without."""
 
     scenes: list[str]
     stamps_ns: list[int]
@@ -46,7 +47,7 @@ class Stream:
 
 
 def temporal_figures(
-    dataset: KeyframeDataset,
+    source: ImageSource,
     vla: Vla,
     pruner: ReconPruner,
     options: ScoreOptions,
@@ -68,10 +69,10 @@ def temporal_figures(
         not kept. None: no data.
 
     Raises:
-        InputError: an image, mask or entry of the data set cannot be used.
+        InputError: an image, mask or entry of the dataset cannot be used.
         ModelError: the options need a calibration that is not there.
     """
-    stream = _stream(dataset, vla, pruner, options, calibration)
+    stream = _stream(source, vla, pruner, options, calibration)
     gaps = [gap * 1e-9 for gap, _ in _pairs(stream)]
     early = _early(stream)
     return {
@@ -86,13 +87,16 @@ def temporal_figures(
 
 
 def _stream(
-    dataset: KeyframeDataset, vla: Vla, pruner: ReconPruner, options: ScoreOptions, calibration: Calibration | None
+    source: ImageSource, vla: Vla, pruner: ReconPruner, options: ScoreOptions, calibration: Calibration | None
 ) -> Stream:
     plain_options, state, notes = replace(options, temporal=None), None, Counter()
     keyframes, plain, temporal, foreground, seen = [], [], [], [], {}
-    for index, (keyframe, tokens) in enumerate(_tokens(dataset, vla)):
+    for index, (keyframe, tokens) in enumerate(_tokens(source, vla)):
+        world = keyframe.find_world_state()
+        if keyframe.stamp_ns is None or world is None:
+            raise InputError(f"{source.root}: {keyframe.name} has no stamp or ego pose; temporal terms need both")
         context = PruningContext(tokens, vla.grid)
-        moment = Moment(keyframe.stamp_ns, tuple(vla.spec.cameras), (), dataset.world_state(index))
+        moment = Moment(keyframe.stamp_ns, tuple(vla.spec.cameras), (), world)
         with torch.inference_mode():
             scores = pruner(tokens, vla.grid)
         if keyframes and keyframes[-1].scene != keyframe.scene:
@@ -103,9 +107,9 @@ def _stream(
         notes[_kind(refined.temporal)] += 1
         plain.append(without.scores.float().cpu().numpy().ravel())
         temporal.append(refined.scores.numpy().ravel())
-        if dataset.has_masks:
-            foreground.append(dataset.coverage(keyframe, vla.grid)[camera_order(vla)].ravel() >= POSITIVE_COVERAGE)
-        if found := sightings(dataset, keyframe, vla.spec.cameras, vla.grid):
+        if source.has_masks:
+            foreground.append(keyframe.coverage(vla.spec.cameras, vla.grid).ravel() >= POSITIVE_COVERAGE)
+        if found := sightings(source.root, keyframe, vla.spec.cameras, vla.grid):
             seen[index] = found
         keyframes.append(keyframe)
     scenes, stamps_ns = [each.scene for each in keyframes], [each.stamp_ns for each in keyframes]
@@ -113,14 +117,14 @@ def _stream(
     return Stream(scenes, stamps_ns, np.stack(plain), np.stack(temporal), notes, truth, seen)
 
 
-def _tokens(dataset: KeyframeDataset, vla: Vla) -> Iterator[tuple[Keyframe, torch.Tensor]]:
+def _tokens(source: ImageSource, vla: Vla) -> Iterator[tuple[Item, torch.Tensor]]:
     """Each keyframe with its tokens [cameras, N, D], with progress."""
+    require_cameras(source, vla)
     vision = TorchVision(vla.model.model.visual, vla.spec.image_size, len(vla.spec.cameras))
-    order = camera_order(vla)
-    with tqdm(total=len(dataset), desc="temporal", unit="keyframe") as bar:
-        for start in range(0, len(dataset), CHUNK):
-            keyframes = [dataset[index] for index in range(start, min(start + CHUNK, len(dataset)))]
-            images = [vla_images(keyframe, order) for keyframe in keyframes]
+    with tqdm(total=len(source), desc="temporal", unit="keyframe") as bar:
+        for start in range(0, len(source), CHUNK):
+            keyframes = [source[index] for index in range(start, min(start + CHUNK, len(source)))]
+            images = [load_images(keyframe, vla.spec.cameras) for keyframe in keyframes]
             yield from zip(keyframes, encode_keyframes(vision, images), strict=True)
             bar.update(len(keyframes))
 

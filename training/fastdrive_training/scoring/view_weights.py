@@ -1,4 +1,4 @@
-"""Weights of the views for Prune2Drive, found offline on keyframes that no figure is reported of.
+"""Weights of the cameras for Prune2Drive, found offline on keyframes that no figure is reported of.
 
 The paper (Xiong et al., CVPR 2026, arXiv 2508.13305) finds a keep ratio for each view by black-box optimisation. With
 six numbers and a noisy objective a random search is enough here: equal weights, draws over the whole simplex, then
@@ -23,9 +23,10 @@ from fastdrive_node.planning.answer_format import parse_answer
 from fastdrive_node.planning.pruned_generation import answer_pruned, build_context
 from fastdrive_node.pruning.baselines.prune2drive import Prune2Drive
 from fastdrive_node.pruning.select import keep_count
-from fastdrive_training.data.nuscenes.keyframes import Keyframe, KeyframeDataset
-from fastdrive_training.data.token_cache import camera_order, encode_keyframes, vla_images
-from fastdrive_training.evaluation.metrics.l2 import step_errors
+from fastdrive_training.data.adapters.base import ImageSource
+from fastdrive_training.data.token_cache import encode_keyframes, load_images, require_cameras
+from fastdrive_training.evaluation.metrics import step_errors
+from fastdrive_training.evaluation.samples import with_future
 
 REFUSED_M = 10.0  # what an answer that is no plan counts as
 STEP = 0.5  # deviation of the logarithm of a weight in a small step
@@ -69,32 +70,33 @@ def best_trial(trials: Sequence[Trial]) -> Trial:
 
 
 class PlanningError:
-    """The objective: mean L2 over the steps of all plans under Prune2Drive, in metres, on a fixed set of keyframes.
+    """The objective: mean L2 over the points of all plans under Prune2Drive, in m, on a fixed set of items.
 
     Args:
-        limit: keyframes, evenly spread over those with a full future.
+        limit: items, evenly spread over those with a full future.
         drop: pruning ratio p.
 
     Raises:
-        InputError: no keyframe has a future, an image is unreadable, or ``drop`` is out of range.
+        InputError: no item has a future as long as the VLA's plans, an image is unreadable, a camera is missing, or
+            ``drop`` is out of range.
     """
 
-    def __init__(self, dataset: KeyframeDataset, vla: Vla, limit: int, drop: float):
+    def __init__(self, source: ImageSource, vla: Vla, limit: int, drop: float):
         self._vla, self._language = vla, LanguageModel(vla)
         try:
             self._keep = keep_count(vla.tokens, drop)
         except ValueError as error:
             raise InputError(f"--{error}") from error
-        known = [keyframe for keyframe in dataset if keyframe.future_m is not None]
-        if not known:
-            raise InputError(f"{dataset.root}: no keyframe has a future of 3 s; use longer scenes")
-        count = min(limit, len(known))
-        self._keyframes = [known[place * len(known) // count] for place in range(count)]
-        self._prompts = [build_prompt(vla, keyframe.history, keyframe.command) for keyframe in self._keyframes]
-        self._tokens = self._encode(camera_order(vla))
+        require_cameras(source, vla)
+        answer = vla.spec.answer
+        chosen, _ = with_future(source, limit, answer.points, answer.interval_s)
+        self._items = [source[index] for index in chosen]
+        self._futures = [item.future(answer.points, answer.interval_s) for item in self._items]
+        self._prompts = [build_prompt(vla, item.history, item.command) for item in self._items]
+        self._tokens = self._encode()
 
     def __len__(self) -> int:
-        return len(self._keyframes)
+        return len(self._items)
 
     def __call__(self, weights: tuple[float, ...]) -> float:
         pruner = Prune2Drive(weights)
@@ -107,22 +109,23 @@ class PlanningError:
             ]
             answers = answer_pruned(pruner, self._language, self._vla, contexts, self._prompts[span], self._keep)
             errors += [
-                self._error(answer.text, keyframe)
-                for (answer, _), keyframe in zip(answers, self._keyframes[span], strict=True)
+                self._error(answer.text, future)
+                for (answer, _), future in zip(answers, self._futures[span], strict=True)
             ]
         return float(np.mean(errors))
 
-    def _encode(self, order: list[int]) -> list[torch.Tensor]:
-        vision = TorchVision(self._vla.model.model.visual, self._vla.spec.image_size, len(order))
+    def _encode(self) -> list[torch.Tensor]:
+        cameras = self._vla.spec.cameras
+        vision = TorchVision(self._vla.model.model.visual, self._vla.spec.image_size, len(cameras))
         tokens: list[torch.Tensor] = []
         for start in tqdm(range(0, len(self), BATCH), desc="encoding", unit="batch"):
-            keyframes = self._keyframes[start : start + BATCH]
-            tokens += encode_keyframes(vision, [vla_images(keyframe, order) for keyframe in keyframes])
+            images = [load_images(item, cameras) for item in self._items[start : start + BATCH]]
+            tokens += encode_keyframes(vision, images)
         return tokens
 
-    def _error(self, text: str, keyframe: Keyframe) -> float:
+    def _error(self, text: str, future: np.ndarray) -> float:
         try:
             plan = parse_answer(text, self._vla.spec.answer)
         except AnswerError:
             return REFUSED_M
-        return min(REFUSED_M, float(step_errors(plan, keyframe.future_m).mean()))
+        return min(REFUSED_M, float(step_errors(plan, future).mean()))

@@ -23,9 +23,8 @@ from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
 from fastdrive_node.families.spec import spec_json
 from fastdrive_node.families.vla import Vla
 from fastdrive_node.planning.answer_format import format_answer
-from fastdrive_node.types import CAMERAS, EgoHistory
-from fastdrive_training.data.adapters.base import digest, files_digest
-from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+from fastdrive_node.types import EgoHistory
+from fastdrive_training.data.adapters import ImageSource, dataset_identity
 
 LABELS_PER_TOKEN = 4  # dense labels are so many times finer than the tokens, in rows and in columns
 LABEL_SAMPLES = 7  # pixels of a label image that are looked at for each label, in rows and in columns
@@ -59,7 +58,7 @@ class Arrays:
         return Arrays(**{name: np.load(files[name], mmap_mode="r") for name in Arrays.__annotations__})
 
 
-def prepare(vla: Vla, dataset: KeyframeDataset, cache: Path) -> Arrays:
+def prepare(vla: Vla, dataset: ImageSource, cache: Path) -> Arrays:
     """Decode a dataset for a VLA, or reuse what an earlier run decoded.
 
     Args:
@@ -68,20 +67,12 @@ def prepare(vla: Vla, dataset: KeyframeDataset, cache: Path) -> Arrays:
     Raises:
         InputError: no keyframe has a future, or one of its files is missing or unreadable.
     """
-    images = [dataset_identity(dataset), vla.spec.image_size, vla.grid, vla.spec.cameras]
+    images = [dataset_identity(dataset, masks=True), vla.spec.image_size, vla.grid, vla.spec.cameras]
     texts = [*images, vla.template, spec_json(vla.spec), vla.tokenizer.get_vocab()]
     return Arrays.load(
         _once(cache, "images", images, lambda folder: _write_images(vla, dataset, folder)),
         _once(cache, "texts", texts, lambda folder: _write_texts(vla, dataset, folder)),
     )
-
-
-def dataset_identity(dataset: KeyframeDataset) -> str:
-    """A digest of what the dataset holds: another one in the same place, of the same size, has another."""
-    root = dataset.root
-    tables = [root / dataset.version / "sample_data.json", root / dataset.version / "ego_pose.json"]
-    files = [*tables, root / "extras.json", root / "splits.json", root / "sim.json"]
-    return digest([files_digest(files), str(dataset.split), *dataset.scenes, *dataset.tokens])
 
 
 def _once(cache: Path, kind: str, key: list, write: Callable[[Path], None]) -> Path:
@@ -98,8 +89,9 @@ def _once(cache: Path, kind: str, key: list, write: Callable[[Path], None]) -> P
 class _Decoder(Dataset):
     """One keyframe to pixels and labels, in a worker process."""
 
-    def __init__(self, vla: Vla, dataset: KeyframeDataset, indices: list[int]):
-        self.dataset, self.indices, self.image_size = dataset, indices, vla.spec.image_size
+    def __init__(self, vla: Vla, dataset: ImageSource, indices: list[int]):
+        self.dataset, self.indices = dataset, indices
+        self.image_size, self.cameras = vla.spec.image_size, vla.spec.cameras
         self.rows, self.columns = (LABELS_PER_TOKEN * tokens for tokens in vla.grid)
 
     def __len__(self) -> int:
@@ -107,10 +99,10 @@ class _Decoder(Dataset):
 
     def __getitem__(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
         keyframe = self.dataset[self.indices[place]]
-        pixels = resize(keyframe.load_images(), self.image_size)
-        if keyframe.masks is None:
-            return pixels, torch.zeros(len(CAMERAS), self.rows, self.columns, dtype=torch.uint8)
-        labels = (keyframe.load_labels(camera) for camera in range(len(CAMERAS)))
+        pixels = resize([keyframe.load_image(camera) for camera in self.cameras], self.image_size)
+        if keyframe.load_labels is None:
+            return pixels, torch.zeros(len(self.cameras), self.rows, self.columns, dtype=torch.uint8)
+        labels = (keyframe.load_labels(camera) for camera in self.cameras)
         return pixels, torch.from_numpy(np.stack([cell_labels(each, self.rows, self.columns) for each in labels]))
 
 
@@ -134,17 +126,18 @@ def cell_labels(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return ids[weight.argmax(0)]
 
 
-def _with_future(dataset: KeyframeDataset) -> list[int]:
-    indices = [index for index, keyframe in enumerate(dataset) if keyframe.future_m is not None]
+def _with_future(vla: Vla, dataset: ImageSource) -> list[int]:
+    points, interval_s = vla.spec.answer.points, vla.spec.answer.interval_s
+    indices = [index for index in range(len(dataset)) if dataset[index].future(points, interval_s) is not None]
     if not indices:
-        raise InputError(f"{dataset.root}: no keyframe has a future of 3 s; write longer scenes")
+        raise InputError(f"{dataset.root}: no keyframe has a future of {points * interval_s:g} s; use longer scenes")
     return indices
 
 
-def _write_images(vla: Vla, dataset: KeyframeDataset, folder: Path) -> None:
-    indices = _with_future(dataset)
+def _write_images(vla: Vla, dataset: ImageSource, folder: Path) -> None:
+    indices = _with_future(vla, dataset)
     decoder = _Decoder(vla, dataset, indices)
-    shape = (len(indices), len(CAMERAS))
+    shape = (len(indices), len(vla.spec.cameras))
     pixels = open_memmap(folder / "pixels.npy", "w+", np.uint8, (*shape, 3, *vla.spec.image_size))
     labels = open_memmap(folder / "labels.npy", "w+", np.uint8, (*shape, decoder.rows, decoder.columns))
     loader = DataLoader(decoder, batch_size=None, num_workers=2)
@@ -161,20 +154,21 @@ def histories(whole: EgoHistory) -> list[EgoHistory]:
     return [whole, *short]
 
 
-def _write_texts(vla: Vla, dataset: KeyframeDataset, folder: Path) -> None:
-    keyframes = [dataset[index] for index in _with_future(dataset)]
+def _write_texts(vla: Vla, dataset: ImageSource, folder: Path) -> None:
+    keyframes, answer = [dataset[index] for index in _with_future(vla, dataset)], vla.spec.answer
+    futures = [keyframe.future(answer.points, answer.interval_s) for keyframe in keyframes]
     (stop,) = vla.eos_ids
     prompts = [
         [build_prompt(vla, history, keyframe.command).input_ids.numpy() for history in histories(keyframe.history)]
         for keyframe in tqdm(keyframes, desc="prompts", unit="keyframe")
     ]
-    texts = [format_answer(keyframe.future_m, vla.spec.answer) for keyframe in keyframes]
+    texts = [format_answer(future, answer) for future in futures]
     answers = [[*vla.tokenizer.encode(text, add_special_tokens=False), stop] for text in texts]
-    ahead = [dataset.extras(keyframe.token).get("ahead", {}) for keyframe in keyframes]
+    ahead = [keyframe.extras.get("ahead", {}) for keyframe in keyframes]
     gaps = [[min(max(a.get(name, NO_GAP_M), 0.0), NO_GAP_M) for name in GAPS] for a in ahead]
     np.save(folder / "prompts.npy", np.array(prompts, np.int16))
     np.save(folder / "answers.npy", np.array(answers, np.int16))
-    np.save(folder / "futures.npy", np.array([keyframe.future_m for keyframe in keyframes], np.float32))
+    np.save(folder / "futures.npy", np.array(futures, np.float32))
     np.save(folder / "lights.npy", np.array([LIGHTS.index(a["light"]) if "light" in a else IGNORE for a in ahead]))
     np.save(folder / "gaps.npy", np.array(gaps, np.float32))
-    np.save(folder / "names.npy", np.array([f"{keyframe.scene} {keyframe.token}" for keyframe in keyframes]))
+    np.save(folder / "names.npy", np.array([f"{keyframe.scene} {keyframe.name}" for keyframe in keyframes]))

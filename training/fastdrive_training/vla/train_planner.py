@@ -17,7 +17,7 @@ from tqdm import tqdm
 from fastdrive_node.errors import InputError
 from fastdrive_node.families.loading import load_vla
 from fastdrive_node.files import write_atomically
-from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+from fastdrive_training.data.adapters import open_source
 from fastdrive_training.engine.checkpoint import require_checkpoint, start_folder
 from fastdrive_training.engine.config import parse_recipe, recipe_class
 from fastdrive_training.engine.distributed import Processes, choose_precision
@@ -98,7 +98,8 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
     torch.manual_seed(settings.seed)
     planner = LanguagePlanner(vla, precision)
     with processes.first_goes_ahead():
-        data = prepare(vla, KeyframeDataset(settings.dataset, settings.split), Path(settings.cache))
+        source = open_source(settings.dataset, settings.split, cameras=tuple(vla.spec.cameras))
+        data = prepare(vla, source, Path(settings.cache))
         tokens = cached_tokens(planner, data, vla.encoder_fingerprint)
     for name, state in torch.load(tower / HEADS_FILE, map_location="cpu", weights_only=True).items():
         getattr(planner, name).load_state_dict(state)

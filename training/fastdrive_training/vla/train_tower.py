@@ -18,7 +18,7 @@ from torch.nn.functional import avg_pool2d, cross_entropy
 
 from fastdrive_node.families.loading import load_vla
 from fastdrive_node.types import CAMERAS
-from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+from fastdrive_training.data.adapters import open_source
 from fastdrive_training.engine.checkpoint import require_checkpoint, start_folder
 from fastdrive_training.engine.config import parse_recipe, recipe_class
 from fastdrive_training.engine.distributed import Processes, choose_precision
@@ -121,7 +121,8 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
     with TemporaryDirectory() as untrained:
         vla = load_vla(build_tiny_vla(untrained, settings.seed), processes.device)
         with processes.first_goes_ahead():
-            data = prepare(vla, KeyframeDataset(settings.dataset, settings.split), Path(settings.cache))
+            source = open_source(settings.dataset, settings.split, cameras=tuple(vla.spec.cameras))
+            data = prepare(vla, source, Path(settings.cache))
         vla.model.requires_grad_(True)
         torch.manual_seed(settings.seed)
         planner = TowerPlanner(vla, precision)

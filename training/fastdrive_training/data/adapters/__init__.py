@@ -1,4 +1,4 @@
-"""Data sets of several layouts behind one Protocol; each adapter is imported when it is asked for."""
+"""Datasets of several layouts behind one Protocol; each adapter is imported when it is asked for."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import importlib
 from pathlib import Path
 
 from fastdrive_node.errors import InputError
-from fastdrive_training.data.adapters.base import ImageSource, Item
+from fastdrive_training.data.adapters.base import ImageSource, Item, dataset_identity
 
-__all__ = ["KINDS", "ImageSource", "Item", "detect_kind", "open_source"]
+__all__ = ["KINDS", "ImageSource", "Item", "dataset_identity", "detect_kind", "open_source"]
 
-# kind -> module:function; the function takes (root, split, masks, cameras, own_masks)
+# kind -> module:function; the function takes (root, split, masks, cameras, own_masks, all_splits)
 KINDS = {
     "nuscenes": "fastdrive_training.data.adapters.nuscenes:open_nuscenes",
     "kitti": "fastdrive_training.data.adapters.kitti:open_kitti",
@@ -26,14 +26,16 @@ def open_source(
     masks: str | Path | None = None,
     cameras: tuple[str, ...] | None = None,
     own_masks: bool = True,
+    all_splits: bool = False,
 ) -> ImageSource:
-    """The items of one split of a data set on disk.
+    """The items of one split of a dataset on disk.
 
     Args:
         kind: one of KINDS, or ``auto`` for the layout that ``root`` has.
-        masks: a folder of ``fastdrive annotate`` whose masks take the place of the data set's own.
-        cameras: of the data set's names; None takes all.
-        own_masks: False leaves the data set's own masks alone, so that images without one are there too.
+        masks: a folder of ``fastdrive annotate`` whose masks take the place of the dataset's own.
+        cameras: of the dataset's names; None takes all.
+        own_masks: False leaves the dataset's own masks alone, so that images without one are there too.
+        all_splits: without a ``split``, all items of a dataset that has several; else the split must be named.
 
     Raises:
         InputError: no such folder, kind, split or camera; files that the layout must have are absent; masks of another
@@ -41,7 +43,7 @@ def open_source(
     """
     root = Path(root)
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder; give the folder that holds the data set")
+        raise InputError(f"{root}: no such folder; give the folder that holds the dataset")
     if kind == "auto":
         kind = detect_kind(root)
     if kind not in KINDS:
@@ -52,7 +54,7 @@ def open_source(
     except ImportError as error:
         hint = "pip install -e .[train,waymo]"
         raise InputError(f"data of kind {kind} need a package that cannot be imported ({error}): {hint}") from None
-    return opener(root, split, masks, cameras, own_masks and masks is None)
+    return opener(root, split, masks, cameras, own_masks and masks is None, all_splits)
 
 
 def detect_kind(root: Path) -> str:

@@ -1,45 +1,131 @@
-"""What training and annotation need of a data set: items of images by camera, with masks where there are some."""
+"""What training, annotation and evaluation need of a dataset: items of images by camera, and what is known with them.
+
+Masks, ego motion, objects and drivable area are optional. An adapter gives what its dataset has; what it does not have
+is None, and a figure that needs it is then null.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
 
 from fastdrive_node.errors import InputError
-from fastdrive_training.data.masks import MaskFolder, Regions
-from fastdrive_training.data.nuscenes.keyframes import read_image
+from fastdrive_node.types import Command, EgoHistory, EgoState
+from fastdrive_node.visualization.projection import CameraModel
+from fastdrive_training.data.drivable import DrivableArea, EgoFrame
+from fastdrive_training.data.ego_track import EgoTrack, command_of
+from fastdrive_training.data.masks import MaskFolder, Regions, cell_coverage
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+FUTURE_POINTS, FUTURE_INTERVAL_S = 6, 0.5  # of the recorded future and of objects, as planning metrics compare them
+
+
+def _nothing(*_: Any) -> None:
+    """What a dataset says of something that it does not know."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """The images of one instant, one for each camera of the source. Nothing is read before it is asked for."""
+    """One instant: an image of each camera of the source, and what the dataset knows around it.
 
-    name: str  # of one item only within its source, and fit to be a file's name
+    Images, masks, objects and maps are read when they are asked for. The functions raise InputError where a file is
+    missing, damaged or does not fit its image.
+    """
+
+    name: str  # unique within its source, and fit to be a file's name
     scene: str  # the recording that it comes from
-    load_image: Callable[[str], object]  # camera -> uint8 RGB [H, W, 3]; raises InputError
-    load_regions: Callable[[str, tuple[int, int]], Regions]  # camera, (height, width) of its image; raises InputError
+    load_image: Callable[[str], np.ndarray]  # camera -> uint8 RGB [H, W, 3]
+    load_regions: Callable[[str, tuple[int, int]], Regions]  # camera, (height, width) of its image
+    load_labels: Callable[[str], np.ndarray] | None = None  # camera -> uint8 [H, W] label ids; None: no ids here
+    image_sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # (height, width), where stated
+    stamp_ns: int | None = None  # of the images
+    history: EgoHistory | None = None  # newest state first
+    command: Command = Command.NONE
+    find_future: Callable[[int, float], np.ndarray | None] = _nothing  # see future()
+    find_world_state: Callable[[], EgoState | None] = _nothing  # in a frame that the items of a scene share
+    find_boxes: Callable[[], tuple[np.ndarray, ...] | None] = _nothing  # see boxes()
+    find_drivable: Callable[[], tuple[EgoFrame, DrivableArea] | None] = _nothing
+    find_camera: Callable[[str], CameraModel | None] = _nothing  # its calibration
+    extras: Mapping[str, Any] = field(default_factory=dict)  # other entries of the dataset, by its own names
+
+    def future(self, points: int = FUTURE_POINTS, interval_s: float = FUTURE_INTERVAL_S) -> np.ndarray | None:
+        """Recorded positions interval_s, 2 interval_s ... after the item in its ego frame, float64 [points, 2] in m.
+
+        None where the dataset has no ego motion, or the recording ends sooner.
+        """
+        return self.find_future(points, interval_s)
+
+    @cached_property
+    def future_m(self) -> np.ndarray | None:
+        """:meth:`future` at the steps of the planning metrics, 0.5 s ... 3 s; float64 [6, 2]."""
+        return self.future()
+
+    def boxes(self) -> tuple[np.ndarray, ...] | None:
+        """Objects 0.5 s ... 3 s after the item: of each step float64 [n, 5] (x, y, yaw, length, width; ego frame, m
+        and rad). None where the dataset has no objects."""
+        return self.find_boxes()
+
+    def image_size(self, camera: str) -> tuple[int, int]:
+        """(height, width); the image is read where the dataset does not state it."""
+        return self.image_sizes.get(camera) or self.load_image(camera).shape[:2]
+
+    def coverage(self, cameras: Sequence[str], grid: tuple[int, int]) -> np.ndarray:
+        """float32 [cameras, rows * cols]: fraction of foreground in the cell of each token; NaN where it is unknown."""
+        regions = [self.load_regions(camera, self.image_size(camera)) for camera in cameras]
+        return np.stack([cell_coverage(one.foreground, *grid, one.ignore) for one in regions])
 
 
 class ImageSource(Protocol):
-    """The items of one split of a data set, in an order that depends on nothing but the data set."""
+    """The items of one split of a dataset, in an order that depends on nothing but the dataset."""
 
     kind: str  # "nuscenes", "folder", ...
     root: Path
-    split: str | None  # None where the data set has no splits
+    split: str | None  # None where the dataset has no splits, or for all of them
     cameras: tuple[str, ...]  # every item has an image of each
     has_masks: bool
     names: list[str]  # of the items, in order
-    identity: str  # changes when the items or their images do (not the masks); caches of tokens belong to it
+    scenes: list[str]  # of each item; items of one recording follow each other in time
+    identity: str  # see dataset_identity
+    masks_identity: str
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Item: ...
+
+
+def dataset_identity(source: ImageSource, masks: bool = False) -> str:
+    """A digest that changes when items, their order, images or ego motion do; every cache key holds it.
+
+    Files are compared by path, size and time of change, not read. ``masks``: the masks belong to it too.
+    """
+    parts = [source.kind, str(source.root.resolve()), source.split or "", *source.cameras, source.identity]
+    return digest([*parts, source.masks_identity if masks else ""])
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as uint8 RGB [H, W, 3]. Raises InputError where it is missing or unreadable."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        state = "is no readable image" if path.exists() else "is missing"
+        raise InputError(f"image {path} {state}: fetch or write the dataset again")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def chosen_cameras(root: Path, wanted: Sequence[str] | None, present: Sequence[str]) -> tuple[str, ...]:
+    """The wanted cameras, or all. Raises InputError for one that the dataset does not have."""
+    unknown = [camera for camera in wanted or () if camera not in present]
+    if unknown:
+        raise InputError(f"{root}: no camera {unknown[0]!r}; it has {', '.join(present)}")
+    return tuple(wanted or present)
 
 
 @dataclass(frozen=True)
@@ -50,6 +136,9 @@ class Entry:
     scene: str
     images: dict[str, Path]  # by camera
     masks: dict[str, Path]  # by camera; empty where there are none
+    stamp_ns: int | None = None
+    track: EgoTrack | None = None  # of the scene; with a stamp
+    command: Command | None = None  # None: it follows from the track
 
 
 class FileSource(Sequence[Item]):
@@ -59,6 +148,7 @@ class FileSource(Sequence[Item]):
         entries: in order; their names are checked.
         read_mask: a mask file and its image's (height, width) to regions; None where the entries have no masks.
         masks: masks of ``fastdrive annotate`` that take the place of the entries' own.
+        tables: files beside the images that the items follow from.
 
     Raises:
         InputError: no entries, a name that cannot be a file's or is there twice, masks of another split.
@@ -73,10 +163,12 @@ class FileSource(Sequence[Item]):
         entries: Iterable[Entry],
         read_mask: Callable[[Path, tuple[int, int]], Regions] | None = None,
         masks: str | Path | None = None,
+        tables: Sequence[Path] = (),
     ):
         self.kind, self.root, self.split, self.cameras = kind, root, split, cameras
-        self._entries, self._read_mask = list(entries), read_mask
+        self._entries, self._read_mask, self._tables = list(entries), read_mask, tables
         self.names = checked_names((entry.name for entry in self._entries), root)
+        self.scenes = [entry.scene for entry in self._entries]
         self._masks = open_masks(masks, split, cameras, self.names)
         self.has_masks = self._masks is not None or read_mask is not None
 
@@ -86,10 +178,12 @@ class FileSource(Sequence[Item]):
     def __getitem__(self, index: int) -> Item:
         entry = self._entries[index]
         return Item(
-            entry.name,
-            entry.scene,
-            lambda camera: read_image(entry.images[camera]),
-            lambda camera, size: self._regions(entry, camera, size),
+            name=entry.name,
+            scene=entry.scene,
+            load_image=lambda camera: read_image(entry.images[camera]),
+            load_regions=lambda camera, size: self._regions(entry, camera, size),
+            stamp_ns=entry.stamp_ns,
+            **({} if entry.track is None else ego_motion(entry.track, entry.stamp_ns, entry.command)),
         )
 
     def __iter__(self) -> Iterator[Item]:
@@ -97,7 +191,13 @@ class FileSource(Sequence[Item]):
 
     @property
     def identity(self) -> str:
-        return files_digest(path for entry in self._entries for path in entry.images.values())
+        return files_digest([*(path for entry in self._entries for path in entry.images.values()), *self._tables])
+
+    @property
+    def masks_identity(self) -> str:
+        if self._masks is not None:
+            return files_digest(self._masks.files)
+        return files_digest(path for entry in self._entries for path in entry.masks.values())
 
     def _regions(self, entry: Entry, camera: str, size: tuple[int, int]) -> Regions:
         if self._masks is not None:
@@ -105,6 +205,17 @@ class FileSource(Sequence[Item]):
         if self._read_mask is None:
             raise no_masks(self.root)
         return self._read_mask(entry.masks[camera], size)
+
+
+def ego_motion(track: EgoTrack, stamp_ns: int, command: Command | None = None) -> dict[str, Any]:
+    """The fields of an Item that follow from the ego poses of its scene."""
+    future = functools.partial(track.future, stamp_ns)
+    return {
+        "history": track.history(stamp_ns),
+        "command": command or command_of(future(FUTURE_POINTS, FUTURE_INTERVAL_S)),
+        "find_future": future,
+        "find_world_state": lambda: track.history(stamp_ns).now,
+    }
 
 
 def open_masks(
@@ -122,29 +233,29 @@ def no_masks(root: Path) -> InputError:
     return InputError(f"{root}: no masks; annotate it and name the folder of masks")
 
 
-def digest(words: Iterable[str]) -> str:
-    """SHA-256 over words, hexadecimal."""
+def digest(texts: Iterable[str]) -> str:
+    """SHA-256 over texts, hexadecimal."""
     result = hashlib.sha256()
-    for word in words:
-        result.update(word.encode() + b"\0")
+    for text in texts:
+        result.update(text.encode() + b"\0")
     return result.hexdigest()
 
 
 def files_digest(paths: Iterable[Path]) -> str:
-    """A digest of where files are, their sizes and times; of those that are not there, the place alone."""
+    """A digest of paths, sizes and times of change; of a missing file, the path alone."""
 
-    def words(path: Path) -> str:
+    def describe(path: Path) -> str:
         stat = path.stat() if path.exists() else None
         return f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}" if stat else str(path)
 
-    return digest(words(path) for path in paths)
+    return digest(describe(path) for path in paths)
 
 
 def checked_names(names: Iterable[str], root: Path) -> list[str]:
     """Raises InputError for no names at all, one that is there twice, or one that is no plain file name."""
     names = list(names)
     if not names:
-        raise InputError(f"{root}: no images; name the folder that holds the data set, and a split that has some")
+        raise InputError(f"{root}: no images; name the folder that holds the dataset, and a split that has some")
     seen: set[str] = set()
     for name in names:
         if name in ("", ".", "..") or any(mark in name for mark in "/\\\0\n"):

@@ -8,21 +8,36 @@ Layouts, below the root or below ``<root>/<split>``:
 
 Every name has an image of every camera. ``labels.json`` (``labels``, ``foreground_groups``, ``ignore``) gives the ids
 in the masks; without it, what is not zero is foreground. ``splits.json`` {split: [names]} divides one folder.
+``ego_motion.json`` {name: {scene, t_s, x, y, yaw, command}} gives the ego pose of each image, for planning figures; its
+format is in docs/open_loop.md.
 """
 
 from __future__ import annotations
 
 import functools
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fastdrive_node.errors import InputError
-from fastdrive_training.data.adapters.base import Entry, FileSource, images_in, read_splits, select_split
+from fastdrive_node.types import Command
+from fastdrive_training.data.adapters.base import (
+    Entry,
+    FileSource,
+    chosen_cameras,
+    images_in,
+    read_splits,
+    select_split,
+)
+from fastdrive_training.data.ego_track import EgoTrack
 from fastdrive_training.data.masks import LabelTable, Regions, read_labels
 
-LABELS = "labels.json"
-SPLIT_WORDS = {"train", "training", "val", "validation", "test", "testing"}
+LABELS, EGO_MOTION = "labels.json", "ego_motion.json"
+LARGEST = 1e10  # of a number in EGO_MOTION: s, m or rad
+SPLIT_NAMES = {"train", "training", "val", "validation", "test", "testing"}
 ONE_CAMERA = "camera"
 
 
@@ -32,25 +47,34 @@ def open_folder(
     masks: str | Path | None = None,
     cameras: tuple[str, ...] | None = None,
     own_masks: bool = True,
+    all_splits: bool = False,
 ) -> FileSource:
     """See :func:`fastdrive_training.data.adapters.open_source`.
 
-    Raises InputError besides: an image of one camera without its like of another, an image without its mask.
+    Raises InputError besides: an image of one camera without its like of another, an image without its mask, an entry
+    of the ego motion that cannot be used.
     """
-    splits = read_splits(root)
+    splits = None if split is None and all_splits else read_splits(root)
     base = root / split if split is not None and splits is None else root
     if not base.is_dir():
         raise InputError(f"{root}: no split {split!r}: make a folder {split} or a splits.json in it")
     by_camera = _find_images(base, cameras)
     chosen = tuple(by_camera)
     mask_root = base / "masks" if own_masks and (base / "masks").is_dir() else None
+    motion = _ego_motion(base / EGO_MOTION)
     entries = [
-        Entry(name, name, {camera: by_camera[camera][name] for camera in chosen}, _masks_of(mask_root, name, chosen))
+        Entry(
+            name,
+            images={camera: by_camera[camera][name] for camera in chosen},
+            masks=_masks_of(mask_root, name, chosen),
+            **motion.get(name, {"scene": name}),
+        )
         for name in _common_names(by_camera, base)
     ]
     if splits is not None:
         entries = select_split(root, split, entries)
-    return FileSource("folder", root, split, chosen, entries, _mask_reader(base) if mask_root else None, masks)
+    reader = _mask_reader(base) if mask_root else None
+    return FileSource("folder", root, split, chosen, entries, reader, masks, tables=[base / EGO_MOTION])
 
 
 def _find_images(base: Path, cameras: tuple[str, ...] | None) -> dict[str, dict[str, Path]]:
@@ -62,12 +86,9 @@ def _find_images(base: Path, cameras: tuple[str, ...] | None) -> dict[str, dict[
         found = {ONE_CAMERA: direct}
     if not found:
         raise InputError(f"{place}: no images in it or in a folder of it; name the folder that holds them")
-    if words := SPLIT_WORDS & set(found):
-        raise InputError(f"{place}: {min(words)} is a split, not a camera; name the split")
-    unknown = [camera for camera in cameras or () if camera not in found]
-    if unknown:
-        raise InputError(f"{place}: no camera {unknown[0]!r}; it has {', '.join(found)}")
-    return {camera: found[camera] for camera in cameras} if cameras else found
+    if splits := SPLIT_NAMES & set(found):
+        raise InputError(f"{place}: {min(splits)} is a split, not a camera; name the split")
+    return {camera: found[camera] for camera in chosen_cameras(place, cameras, tuple(found))}
 
 
 def _common_names(by_camera: dict[str, dict[str, Path]], base: Path) -> list[str]:
@@ -105,3 +126,41 @@ def _read_labelled(table: LabelTable, path: Path, size: tuple[int, int]) -> Regi
 
 def _read_binary(path: Path, size: tuple[int, int]) -> Regions:
     return Regions(np.not_equal(read_labels(path, size), 0))
+
+
+def _ego_motion(path: Path) -> dict[str, dict[str, Any]]:
+    """``scene``, ``stamp_ns``, ``track`` and ``command`` of each image's name; {} without the file."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: no readable JSON object of poses by image name ({error})") from None
+    scenes: dict[str, list[tuple[int, Sequence[float]]]] = {}
+    known: dict[str, dict[str, Any]] = {}
+    for name, entry in content.items():
+        known[name], pose = _pose(f"{path}: {name!r}", entry)
+        scenes.setdefault(known[name]["scene"], []).append((known[name]["stamp_ns"], pose))
+    tracks = {}
+    for scene, poses in scenes.items():
+        stamps, values = zip(*sorted(poses), strict=True)
+        if len(set(stamps)) < len(stamps):
+            raise InputError(f"{path}: two poses of scene {scene!r} have the same t_s; times in a scene must differ")
+        tracks[scene] = EgoTrack.planar(stamps, np.array(values))
+    return {name: {**entry, "track": tracks[entry["scene"]]} for name, entry in known.items()}
+
+
+def _pose(where: str, entry: Any) -> tuple[dict[str, Any], tuple[float, ...]]:
+    """(scene, stamp and command; x, y, yaw) of one entry. Raises InputError that names the field."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("scene"), str):
+        raise InputError(f"{where}: needs an object with scene (a name), t_s, x, y and yaw")
+    try:
+        t_s, *pose = (float(entry[field]) for field in ("t_s", "x", "y", "yaw"))
+        command = Command(entry["command"]) if "command" in entry else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: needs numbers t_s [s], x, y [m] and yaw [rad] ({error})") from None
+    if not all(abs(value) <= LARGEST for value in (t_s, *pose)):
+        raise InputError(f"{where}: t_s, x, y or yaw is not a finite number of at most {LARGEST:g}")
+    return {"scene": entry["scene"], "stamp_ns": round(t_s * 1e9), "command": command}, tuple(pose)

@@ -44,6 +44,7 @@ def open_kitti(
     masks: str | Path | None = None,
     cameras: tuple[str, ...] | None = None,
     own_masks: bool = True,
+    all_splits: bool = False,
 ) -> FileSource:
     """See :func:`fastdrive_training.data.adapters.open_source`. Where its own labels are wanted, images without one
     are left out.

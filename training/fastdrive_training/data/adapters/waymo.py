@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,16 @@ from pyarrow import ArrowException
 from tqdm import tqdm
 
 from fastdrive_node.errors import FastDriveError, InputError
-from fastdrive_training.data.adapters.base import Item, checked_names, digest, files_digest, no_masks, open_masks
+from fastdrive_node.files import write_atomically
+from fastdrive_training.data.adapters.base import (
+    Item,
+    checked_names,
+    chosen_cameras,
+    digest,
+    files_digest,
+    no_masks,
+    open_masks,
+)
 from fastdrive_training.data.masks import LabelTable, Regions, checked_labels, decode_png
 
 CAMERA_NAMES = {1: "FRONT", 2: "FRONT_LEFT", 3: "FRONT_RIGHT", 4: "SIDE_LEFT", 5: "SIDE_RIGHT"}
@@ -67,6 +75,7 @@ def open_waymo(
     masks: str | Path | None = None,
     cameras: tuple[str, ...] | None = None,
     own_masks: bool = True,
+    all_splits: bool = False,
 ) -> WaymoSource:
     """See :func:`fastdrive_training.data.adapters.open_source`."""
     folder = root if split is None else root / SPLITS.get(split, split)
@@ -92,16 +101,15 @@ class WaymoSource(Sequence[Item]):
         cameras: tuple[str, ...] | None = None,
         own_masks: bool = True,
     ):
-        self.root, self.split, self.cameras = root, split, cameras or tuple(CAMERA_NAMES.values())
-        unknown = [camera for camera in self.cameras if camera not in CAMERA_NAMES.values()]
-        if unknown:
-            raise InputError(f"{root}: no camera {unknown[0]!r}; Waymo has {', '.join(CAMERA_NAMES.values())}")
+        self.root, self.split = root, split
+        self.cameras = chosen_cameras(root, cameras, tuple(CAMERA_NAMES.values()))
         own = own_masks and (root / "camera_segmentation").is_dir()
         self._images = _index(root / "camera_image", IMAGE)
         self._labels = _index(root / "camera_segmentation", PANOPTIC) if own else None
         frames = sorted({frame for frame, _ in self._images})
         self._frames = [frame for frame in frames if self._is_whole(frame)]
         self.names = checked_names((f"{segment}_{stamp}" for segment, stamp in self._frames), root)
+        self.scenes = [segment for segment, _ in self._frames]
         self._masks = open_masks(masks, split, self.cameras, self.names)
         self.has_masks = own or self._masks is not None
 
@@ -111,10 +119,11 @@ class WaymoSource(Sequence[Item]):
     def __getitem__(self, index: int) -> Item:
         frame, name = self._frames[index], self.names[index]
         return Item(
-            name,
-            frame[0],
-            lambda camera: self._image(frame, camera),
-            lambda camera, size: self._regions(frame, name, camera, size),
+            name=name,
+            scene=frame[0],
+            load_image=lambda camera: self._image(frame, camera),
+            load_regions=lambda camera, size: self._regions(frame, name, camera, size),
+            stamp_ns=int(frame[1]) * 1000,
         )
 
     def __iter__(self) -> Iterator[Item]:
@@ -123,7 +132,13 @@ class WaymoSource(Sequence[Item]):
     @property
     def identity(self) -> str:
         files = files_digest(sorted(self.root.glob("camera_image/*.parquet")))
-        return digest([files, *self.cameras, *self.names])
+        return digest([files, *self.names])
+
+    @property
+    def masks_identity(self) -> str:
+        if self._masks is not None:
+            return files_digest(self._masks.files)
+        return files_digest(sorted(self.root.glob("camera_segmentation/*.parquet")))
 
     def image_bytes(self, index: int, camera: str) -> bytes:
         """The JPEG file of one image as it is stored."""
@@ -224,10 +239,8 @@ def extract(root: Path, split: str, out: Path) -> int:
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    with write_atomically(path) as partial:
+        partial.write_bytes(content)
 
 
 def main() -> None:

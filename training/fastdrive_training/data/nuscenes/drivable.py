@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import cv2
-from pyquaternion import Quaternion
 
 from fastdrive_node.errors import InputError
-from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
-from fastdrive_training.evaluation.metrics.drivable import DrivableArea, EgoFrame
+from fastdrive_training.data.drivable import DrivableArea, EgoFrame
+from fastdrive_training.data.ego_track import rotation_matrix
+from fastdrive_training.data.nuscenes.tables import NuscenesTables
 
 RESOLUTION_M = 0.1
 DRIVABLE_FROM = 128  # grey value
@@ -21,31 +21,27 @@ DRIVABLE_FROM = 128  # grey value
 class MapMasks:
     """The maps of a dataset, each read once."""
 
-    def __init__(self, dataset: KeyframeDataset):
-        self._dataset = dataset
-        logs = {scene["name"]: scene.get("log_token") for scene in dataset.tables.scene}
-        files = {log: record["filename"] for record in dataset.tables.map for log in record["log_tokens"]}
-        self._files = {
-            token: files.get(logs[scene]) for token, scene in zip(dataset.tokens, dataset.scenes, strict=True)
-        }
+    def __init__(self, tables: NuscenesTables):
+        self._tables = tables
+        self._files = {log: record["filename"] for record in tables.devkit.map for log in record["log_tokens"]}
         self._areas: dict[str, DrivableArea] = {}
 
-    def around(self, token: str) -> tuple[EgoFrame, DrivableArea] | None:
-        """Where a sample's ego frame lies, and the map that it lies in; None where the dataset has no map of the place.
+    def around(self, scene: dict, token: str) -> tuple[EgoFrame, DrivableArea] | None:
+        """A sample's ego frame in its map, and the map's drivable area; None where the dataset has no map of its log.
 
         Raises InputError: the map is no image that can be read.
         """
-        filename = self._files[token]
+        filename = self._files.get(scene.get("log_token"))
         if filename is None:
             return None
-        pose = self._dataset.ego_pose(token)
-        forward = Quaternion(pose["rotation"]).rotation_matrix[:2, 0]
+        pose = self._tables.ego_pose(token)
+        forward = rotation_matrix(pose["rotation"])[:2, 0]
         frame = EgoFrame.facing(tuple(pose["translation"][:2]), forward)
         return frame, self._area(filename)
 
     def _area(self, filename: str) -> DrivableArea:
         if filename not in self._areas:
-            self._areas[filename] = read_map(self._dataset.root / filename)
+            self._areas[filename] = read_map(self._tables.root / filename)
         return self._areas[filename]
 
 

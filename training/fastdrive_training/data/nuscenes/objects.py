@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from pyquaternion import Quaternion
 
 from fastdrive_node.errors import InputError
-from fastdrive_training.data.nuscenes.ego_track import FUTURE_POINTS, INTERVAL_S
-from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+from fastdrive_training.data.adapters.base import FUTURE_INTERVAL_S, FUTURE_POINTS
+from fastdrive_training.data.ego_track import rotation_matrix
+from fastdrive_training.data.nuscenes.tables import NuscenesTables
 
-HORIZON_S = FUTURE_POINTS * INTERVAL_S
+HORIZON_S = FUTURE_POINTS * FUTURE_INTERVAL_S
 EXACT_S = 1e-3  # a keyframe this near to a step is the step's own
 REACH_S = 0.1  # a step this far behind the last keyframe takes its boxes: real ones are not exactly 0.5 s apart
 
@@ -35,32 +35,32 @@ class SceneObjects:
     Where the dataset has a lidar, annotations without any lidar or radar point are left out, as public evaluators do.
     """
 
-    def __init__(self, dataset: KeyframeDataset):
-        self._dataset, self._tables = dataset, dataset.tables
-        self._has_lidar = any(sensor["channel"] == "LIDAR_TOP" for sensor in self._tables.sensor)
+    def __init__(self, tables: NuscenesTables):
+        self._tables, self._devkit = tables, tables.devkit
+        self._has_lidar = any(sensor["channel"] == "LIDAR_TOP" for sensor in self._devkit.sensor)
         self._objects = lru_cache(maxsize=256)(self._read)
 
     def future_boxes(self, token: str) -> tuple[np.ndarray, ...] | None:
         """Boxes 0.5 s ... 3 s after the sample, each float64 [n, 5] (x, y, yaw, length, width) in its ego frame.
 
-        Between keyframes they are interpolated; an object that only one of the two has counts in the nearer half. None
+        Between keyframes they are interpolated; an object that only one of the two has counts in the half of the interval nearer to it. None
         where the dataset has no annotations at all, or none up to 3 s behind this sample and no ``future_boxes`` in its
         extras. Raises InputError for an unusable annotation or entry.
         """
-        if not self._tables.sample_annotation:
+        if not self._devkit.sample_annotation:
             return None
         tokens, stamps_s = self._ahead(token)
-        wanted_s = INTERVAL_S * np.arange(1, FUTURE_POINTS + 1)
+        wanted_s = FUTURE_INTERVAL_S * np.arange(1, FUTURE_POINTS + 1)
         if stamps_s[-1] + REACH_S < HORIZON_S:
             return self._written(token)
-        pose = self._dataset.ego_pose(token)
+        pose = self._tables.ego_pose(token)
         position = np.array(pose["translation"], np.float64)
-        rotation = Quaternion(pose["rotation"]).rotation_matrix
+        rotation = rotation_matrix(pose["rotation"])
         return tuple(_boxes(self._at(tokens, stamps_s, at_s), position, rotation) for at_s in wanted_s)
 
     def _written(self, token: str) -> tuple[np.ndarray, ...] | None:
         """The boxes that the dataset's extras hold of a sample; None where there are none."""
-        entry = self._dataset.extras(token).get("future_boxes")
+        entry = self._tables.extras(token).get("future_boxes")
         if entry is None:
             return None
         try:
@@ -73,20 +73,18 @@ class SceneObjects:
             problem = "a box has a size that is not above 0"
         else:
             return steps
-        raise InputError(
-            f"{self._dataset.root / 'extras.json'}: future_boxes of sample {token}: {problem}; write the dataset again"
-        )
+        raise self._tables.extras_error(token, "future_boxes", problem)
 
     def _ahead(self, token: str) -> tuple[list[str], np.ndarray]:
         """The sample and those behind it up to the horizon, and their times from it in s."""
-        sample = self._tables.get("sample", token)
+        sample = self._devkit.get("sample", token)
         start_us, tokens, stamps_s = sample["timestamp"], [], []
         while True:
             tokens.append(sample["token"])
             stamps_s.append((sample["timestamp"] - start_us) * 1e-6)
             if not sample["next"] or stamps_s[-1] > HORIZON_S:
                 return tokens, np.array(stamps_s)
-            sample = self._tables.get("sample", sample["next"])
+            sample = self._devkit.get("sample", sample["next"])
 
     def _at(self, tokens: list[str], stamps_s: np.ndarray, at_s: float) -> list[_Object]:
         """The objects at a time, in the world frame."""
@@ -97,16 +95,16 @@ class SceneObjects:
         if stamps_s[after] <= at_s + EXACT_S:
             return list(later.values())
         earlier = self._objects(tokens[after - 1])
-        share = float((at_s - stamps_s[after - 1]) / (stamps_s[after] - stamps_s[after - 1]))
-        nearer = later if share >= 0.5 else earlier
-        both = [_between(earlier[key], later[key], share) for key in earlier if key in later]
+        weight = float((at_s - stamps_s[after - 1]) / (stamps_s[after] - stamps_s[after - 1]))
+        nearer = later if weight >= 0.5 else earlier
+        both = [_between(earlier[key], later[key], weight) for key in earlier if key in later]
         return both + [nearer[key] for key in nearer if not (key in earlier and key in later)]
 
     def _read(self, token: str) -> dict[str, _Object]:
         """The sample's objects by instance."""
         found = {}
-        for annotation_token in self._tables.get("sample", token)["anns"]:
-            annotation = self._tables.get("sample_annotation", annotation_token)
+        for annotation_token in self._devkit.get("sample", token)["anns"]:
+            annotation = self._devkit.get("sample_annotation", annotation_token)
             if self._has_lidar and not annotation["num_lidar_pts"] + annotation["num_radar_pts"]:
                 continue
             found[annotation["instance_token"]] = self._object(annotation)
@@ -115,8 +113,8 @@ class SceneObjects:
     def _object(self, annotation: dict) -> _Object:
         try:
             centre = np.array(annotation["translation"], np.float64).reshape(3)
-            heading = Quaternion(annotation["rotation"]).rotation_matrix[:, 0]
-            width, length, _ = (float(side) for side in annotation["size"])
+            heading = rotation_matrix(annotation["rotation"])[:, 0]
+            width, length, _ = map(float, annotation["size"])
         except (KeyError, TypeError, ValueError) as error:
             raise self._error(annotation, repr(error)) from None
         if not (np.isfinite(centre).all() and np.isfinite(heading).all() and width > 0 and length > 0):
@@ -124,14 +122,14 @@ class SceneObjects:
         return _Object(centre, heading, (length, width))
 
     def _error(self, annotation: dict, problem: str) -> InputError:
-        path = self._dataset.root / self._dataset.version / "sample_annotation.json"
+        path = self._tables.root / self._tables.version / "sample_annotation.json"
         return InputError(f"{path}: annotation {annotation.get('token')}: {problem}; fetch or write the dataset again")
 
 
-def _between(earlier: _Object, later: _Object, share: float) -> _Object:
-    centre = (1 - share) * earlier.centre_m + share * later.centre_m
-    heading = (1 - share) * earlier.heading + share * later.heading
-    if np.linalg.norm(heading) < 1e-6:  # turned by 180 degrees: no way between is better than another
+def _between(earlier: _Object, later: _Object, weight: float) -> _Object:
+    centre = (1 - weight) * earlier.centre_m + weight * later.centre_m
+    heading = (1 - weight) * earlier.heading + weight * later.heading
+    if np.linalg.norm(heading) < 1e-6:  # turned by 180 degrees: the mean has no direction
         heading = later.heading
     return _Object(centre, heading, earlier.size_m)
 

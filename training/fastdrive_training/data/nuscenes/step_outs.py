@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from fastdrive_node.errors import InputError
 from fastdrive_training.data.masks import cell_coverage
-from fastdrive_training.data.nuscenes.keyframes import Keyframe, KeyframeDataset
+from fastdrive_training.data.adapters.base import Item
 
 FOLDER = "step_out"  # <CAMERA>/<sample token>.png: uint8, the number of the pedestrian that a pixel shows
 
@@ -25,27 +26,25 @@ class Sighting:
     pixels: np.ndarray  # float32 [cameras, rows * cols], its pixels in the cell of each token; some are above 0
 
 
-def sightings(
-    dataset: KeyframeDataset, keyframe: Keyframe, cameras: Sequence[str], grid: tuple[int, int]
-) -> list[Sighting]:
+def sightings(root: Path, keyframe: Item, cameras: Sequence[str], grid: tuple[int, int]) -> list[Sighting]:
     """The pedestrians that one keyframe shows, of those that came into sight in it or before.
 
     Raises InputError: a broken entry in ``extras.json``, or a missing or broken mask.
     """
     found = []
-    for entry in dataset.extras(keyframe.token).get("step_outs", []):
-        number, since, seen_by = _entry(dataset, keyframe, entry)
+    for entry in keyframe.extras.get("step_outs", []):
+        number, since, seen_by = _entry(root, keyframe, entry)
         if since is None or not any(camera in seen_by for camera in cameras):
             continue
         pixels = [
-            _pixels(dataset, keyframe.token, camera, number, grid) if camera in seen_by else np.zeros(grid[0] * grid[1])
+            _pixels(root, keyframe.name, camera, number, grid) if camera in seen_by else np.zeros(grid[0] * grid[1])
             for camera in cameras
         ]
         found.append(Sighting(keyframe.scene, number, since, np.stack(pixels).astype(np.float32)))
     return found
 
 
-def _entry(dataset: KeyframeDataset, keyframe: Keyframe, entry: object) -> tuple[int, int | None, dict]:
+def _entry(root: Path, keyframe: Item, entry: object) -> tuple[int, int | None, dict]:
     try:
         number, since, seen_by = entry["number"], entry["keyframes_since_visible"], entry["pixels"]
         sound = isinstance(number, int) and 1 <= number <= 255 and isinstance(seen_by, dict)
@@ -53,14 +52,14 @@ def _entry(dataset: KeyframeDataset, keyframe: Keyframe, entry: object) -> tuple
             raise ValueError("values out of range")
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(
-            f"{dataset.root / 'extras.json'}: step_outs of sample {keyframe.token}: needs number, pixels and "
+            f"{root / 'extras.json'}: step_outs of sample {keyframe.name}: needs number, pixels and "
             f"keyframes_since_visible ({error!r}); write the dataset again"
         ) from None
     return number, since, seen_by
 
 
-def _pixels(dataset: KeyframeDataset, token: str, camera: str, number: int, grid: tuple[int, int]) -> np.ndarray:
-    path = dataset.root / FOLDER / camera / f"{token}.png"
+def _pixels(root: Path, token: str, camera: str, number: int, grid: tuple[int, int]) -> np.ndarray:
+    path = root / FOLDER / camera / f"{token}.png"
     mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if mask is None or mask.ndim != 2 or mask.dtype != np.uint8:
         raise InputError(f"{path}: is missing or no 8-bit mask; write the dataset again")

@@ -8,9 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
-from fastdrive_training.evaluation.metrics.collision import Obstacles
-from fastdrive_training.evaluation.metrics.drivable import DrivableArea, EgoFrame, boundary_lines, off_drivable_steps
-from fastdrive_training.evaluation.metrics.l2 import step_errors
+from fastdrive_training.data.drivable import DrivableArea, EgoFrame
+from fastdrive_training.evaluation.metrics.drivable import boundary_lines, off_drivable_steps
+from fastdrive_training.evaluation.metrics.horizons import Obstacles, step_errors
 from fastdrive_training.evaluation.metrics.rasters import RASTERS
 
 

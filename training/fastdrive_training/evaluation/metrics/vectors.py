@@ -1,6 +1,6 @@
 """Planning scenarios in a JSON file, judged in every convention (``fastdrive metrics``).
 
-The file holds ``scenarios``, each with ``name``, ``pred_xy_fwd_left`` and ``gt_xy_fwd_left`` (six [x, y] in metres,
+The file holds ``scenarios``, each with ``name``, ``pred_xy_fwd_left`` and ``gt_xy_fwd_left`` (six [x, y] in meters,
 ego frame, 0.5 s apart; a prediction of null is a refused answer), ``obstacles`` ([{"at": [box at each step]}], a box
 [x, y, yaw, length, width] or null where the object is gone) and ``boundary`` (polylines [[[x, y], ...], ...] as they
 are at t0, or null).
@@ -15,12 +15,20 @@ from pathlib import Path
 import numpy as np
 
 from fastdrive_node.errors import InputError
-from fastdrive_training.evaluation.metrics.collision import Obstacles, collision_steps
-from fastdrive_training.evaluation.metrics.horizons import HORIZONS_S, NAMES, any_to_t, at_t, mean_to_t, steps_to
-from fastdrive_training.evaluation.metrics.l2 import step_errors
+from fastdrive_training.data.adapters.base import FUTURE_POINTS
+from fastdrive_training.evaluation.metrics.horizons import (
+    HORIZONS_S,
+    NAMES,
+    Obstacles,
+    any_to_t,
+    at_t,
+    collision_steps,
+    mean_to_t,
+    step_errors,
+    steps_to,
+)
 from fastdrive_training.evaluation.metrics.rasters import RASTERS, boundary_steps, raster_collision_steps
 
-POINTS = 6
 LARGEST_M = 1e5  # a coordinate beyond it is a mistake
 
 
@@ -148,8 +156,8 @@ def _scenario(path: Path, number: int, row) -> Scenario:
     boundary = row.get("boundary")
     return Scenario(
         name=row["name"],
-        plan=None if plan is None else _numbers(f"{where}: pred_xy_fwd_left", plan, (POINTS, 2)),
-        truth=_numbers(f"{where}: gt_xy_fwd_left", row.get("gt_xy_fwd_left"), (POINTS, 2)),
+        plan=None if plan is None else _numbers(f"{where}: pred_xy_fwd_left", plan, (FUTURE_POINTS, 2)),
+        truth=_numbers(f"{where}: gt_xy_fwd_left", row.get("gt_xy_fwd_left"), (FUTURE_POINTS, 2)),
         boxes=_boxes(where, row.get("obstacles")),
         boundary=None if boundary is None else _lines(f"{where}: boundary", boundary),
     )
@@ -158,12 +166,12 @@ def _scenario(path: Path, number: int, row) -> Scenario:
 def _boxes(where: str, obstacles) -> tuple[np.ndarray, ...]:
     if not isinstance(obstacles, list):
         raise InputError(f"{where}: obstacles: must be a list, empty where nothing is around")
-    steps: list[list[np.ndarray]] = [[] for _ in range(POINTS)]
+    steps: list[list[np.ndarray]] = [[] for _ in range(FUTURE_POINTS)]
     for number, obstacle in enumerate(obstacles):
         field = f"{where}: obstacles[{number}].at"
         boxes = obstacle.get("at") if isinstance(obstacle, dict) else None
-        if not isinstance(boxes, list) or len(boxes) != POINTS:
-            raise InputError(f"{field}: must be a list of {POINTS} boxes, null where the object is gone")
+        if not isinstance(boxes, list) or len(boxes) != FUTURE_POINTS:
+            raise InputError(f"{field}: must be a list of {FUTURE_POINTS} boxes, null where the object is gone")
         for step, box in zip(steps, boxes, strict=True):
             if box is not None:
                 step.append(_numbers(field, box, (5,)))
@@ -188,6 +196,6 @@ def _numbers(field: str, value, shape: tuple[int | None, ...]) -> np.ndarray:
         have >= 2 if want is None else have == want for have, want in zip(array.shape, shape, strict=True)
     )
     if not fits or not (np.abs(array) <= LARGEST_M).all():
-        wanted = " x ".join("n" if side is None else str(side) for side in shape)
-        raise InputError(f"{field}: must be {wanted} finite numbers in metres and radians")
+        wanted = " x ".join("n" if length is None else str(length) for length in shape)
+        raise InputError(f"{field}: must be {wanted} finite numbers in meters and radians")
     return array

@@ -56,7 +56,7 @@ def camera_tiles(
 
 
 def _tile(source: Source, sample: int, name: str, mask: np.ndarray, ways: Sequence[Way], width: int) -> Tile:
-    picture, camera = source.picture(sample, name)
+    picture, camera = source.image(sample, name)
     size = (width, max(1, round(width * picture.shape[0] / picture.shape[1])))
     small = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
     tile = Image.fromarray(small if mask.all() else overlay(small, mask))

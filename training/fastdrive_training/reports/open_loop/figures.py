@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from fastdrive_training.evaluation.intervals import FIGURES, interval, sample_figures, seed_mean
-from fastdrive_training.evaluation.run import STRAIGHT_ON, comparisons, row_figures
+from fastdrive_training.evaluation.run import BASELINE, comparisons, row_figures
 from fastdrive_training.evaluation.settings import RowKey
 from fastdrive_training.reports.open_loop.run_folder import SUBJECT, OpenLoopRun
 
@@ -103,8 +103,8 @@ def make_tables(run: OpenLoopRun) -> Tables:
         drop: _ranked([_relative(line, whole) for (name, at), line in found.items() if at == drop and _pruned(name)])
         for drop in run.drops
     }
-    paired = comparisons({key: table for key, table in run.tables.items() if key != STRAIGHT_ON})
-    straight_on = found.get((STRAIGHT_ON.pruner, STRAIGHT_ON.drop))
+    paired = comparisons({key: table for key, table in run.tables.items() if key != BASELINE})
+    straight_on = found.get((BASELINE.pruner, BASELINE.drop))
     return Tables(
         whole=whole,
         straight_on=None if straight_on is None else _relative(straight_on, whole),
@@ -120,7 +120,7 @@ def make_tables(run: OpenLoopRun) -> Tables:
 
 
 def _pruned(name: str) -> bool:
-    return name not in ("none", STRAIGHT_ON.pruner)
+    return name not in ("none", BASELINE.pruner)
 
 
 def _line(run: OpenLoopRun, keys: Sequence[RowKey]) -> Line:

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fastdrive_training.data.nuscenes.ego_track import FUTURE_POINTS
+from fastdrive_training.data.adapters.base import FUTURE_POINTS
 from fastdrive_training.evaluation.records import LEAN, SCHEMA
-from fastdrive_training.evaluation.run import STRAIGHT_ON
+from fastdrive_training.evaluation.run import BASELINE
 from fastdrive_training.evaluation.settings import RowKey
 from fastdrive_training.reports.pruner_run.run_folder import ReportError, number
 
@@ -52,12 +52,12 @@ class OpenLoopRun:
     @property
     def drops(self) -> tuple[float, ...]:
         """The ratios at which something was pruned, ascending."""
-        whole = ("none", STRAIGHT_ON.pruner)
+        whole = ("none", BASELINE.pruner)
         return tuple(sorted({key.drop for key in self.tables if key.pruner not in whole}))
 
     def pruners(self, drop: float) -> list[RowKey]:
         """A row for each pruner at a ratio, the first seed of those that have several; then ``none``."""
-        found = {key.pruner: key for key in reversed(self.tables) if key.drop == drop and key != STRAIGHT_ON}
+        found = {key.pruner: key for key in reversed(self.tables) if key.drop == drop and key != BASELINE}
         rows = list(reversed([key for name, key in found.items() if name != "none"]))
         return rows + [key for key in self.tables if key.pruner == "none"][:1]
 
@@ -206,6 +206,6 @@ def _points(column: pa.ChunkedArray) -> np.ndarray:
     outer = pc.list_flatten(column)
     sizes = pc.list_value_length(column).drop_null().to_pylist(), pc.list_value_length(outer).to_pylist()
     if any(size != FUTURE_POINTS for size in sizes[0]) or any(size != 2 for size in sizes[1]):
-        raise ValueError("not six points")
+        raise ValueError("not the metrics' points")
     points[known] = np.asarray(pc.list_flatten(outer), np.float64).reshape(-1, FUTURE_POINTS, 2)
     return points

@@ -147,8 +147,8 @@ class Scenes:
         if self._source is None:
             return None, "", ""
         try:
-            keyframe = self._source.keyframe(sample)
-            about = f"{keyframe.history.now.speed_mps:.1f} m/s, command {keyframe.command.value}"
+            item = self._source.item(sample)
+            about = f"{item.history.now.speed_mps:.1f} m/s, command {item.command.value}"
             return self._source.around(sample), about, ""
         except FastDriveError as error:
             return None, "", str(error)

@@ -1,26 +1,23 @@
-"""Where the pictures of an evaluation come from: its data set and its VLA, checked against what the run belongs to."""
+"""Where the images of an evaluation come from: its dataset and its VLA, checked against what the run belongs to."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from pyquaternion import Quaternion
 from transformers import Qwen2_5_VLConfig
 
 from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.families.spec import load_spec
 from fastdrive_node.planning.loading import default_vla_dir
-from fastdrive_node.types import CAMERAS
 from fastdrive_node.visualization.projection import CameraModel
-from fastdrive_training.data.nuscenes.keyframes import Keyframe, KeyframeDataset, read_image
+from fastdrive_training.data.adapters import Item, open_source
 from fastdrive_training.evaluation.metrics import Surroundings
 from fastdrive_training.evaluation.records import identity_of
 from fastdrive_training.evaluation.run import SEGMENT
-from fastdrive_training.evaluation.samples import Samples, World, other_scenes
+from fastdrive_training.evaluation.samples import SampleChoice, other_scenes, surroundings
 from fastdrive_training.evaluation.settings import OpenLoopSettings
 from fastdrive_training.reports.open_loop.run_folder import RUN, OpenLoopRun, damaged
 from fastdrive_training.reports.pruner_run.run_folder import ReportError
@@ -47,10 +44,10 @@ class Rig:
 
 @dataclass(frozen=True)
 class _Named:
-    """As much of a data set as its identity needs; keyframes are the run's samples."""
+    """As much of a dataset as its identity needs; items are the run's samples."""
 
     root: Path
-    tokens: tuple[str, ...]
+    names: tuple[str, ...]
     scenes: tuple[str, ...]
 
 
@@ -63,7 +60,7 @@ class _Folder:
 
 
 def shown_samples(run: OpenLoopRun, vla: Path) -> tuple[int, ...]:
-    """Whose pictures each sample saw, as places among the samples: its own, or with ``--images shuffled`` another's.
+    """Whose images each sample saw, as positions among the samples: its own, or with ``--images shuffled`` another's.
 
     Raises:
         ReportError: the lines are not those that run.json belongs to, or the VLA is another one.
@@ -72,7 +69,7 @@ def shown_samples(run: OpenLoopRun, vla: Path) -> tuple[int, ...]:
     settings = OpenLoopSettings(pruners=("none",))
     if not vla.is_dir():
         raise ModelError(f"{vla}: no such VLA directory; give the one that the run was made with (--vla)")
-    identity = identity_of(named, _Folder(vla), Samples(own, own, 0), settings, SEGMENT)
+    identity = identity_of(named, _Folder(vla), SampleChoice(own, own, 0), settings, SEGMENT)
     if run.identity.get("vla") != identity["vla"]:
         raise ReportError(
             f"{run.path / RUN}: the run was made with another VLA than {vla}; give the run's own with --vla DIR"
@@ -83,7 +80,7 @@ def shown_samples(run: OpenLoopRun, vla: Path) -> tuple[int, ...]:
         other = tuple(other_scenes(named, own))
         if (
             run.identity.get("samples")
-            == identity_of(named, _Folder(vla), Samples(own, other, 0), settings, SEGMENT)["samples"]
+            == identity_of(named, _Folder(vla), SampleChoice(own, other, 0), settings, SEGMENT)["samples"]
         ):
             return other
     raise damaged(run.path / "samples.parquet", f"its samples are not those of {RUN}")
@@ -106,56 +103,39 @@ def read_rig(vla: Path) -> Rig:
 
 
 class Source:
-    """Keyframes of the run's samples, with their pictures and what is known around them.
+    """Items of the run's samples, with their images and what is known around them.
 
     Args:
         shown: as :func:`shown_samples` gives it.
 
     Raises:
-        InputError: no data set there, or one without the run's samples.
+        InputError: no dataset there, or one without the run's samples.
     """
 
     def __init__(self, root: Path, split: str | None, samples: Sequence[str], shown: Sequence[int]):
-        self._dataset = KeyframeDataset(root, split)
-        places = {token: place for place, token in enumerate(self._dataset.tokens)}
-        lacking = [token for token in samples if token not in places]
+        self._source = open_source(root, split, all_splits=True)
+        positions = {name: position for position, name in enumerate(self._source.names)}
+        lacking = [name for name in samples if name not in positions]
         if lacking:
-            where = "the data set" if split is None else f"split {split}"
+            where = "the dataset" if split is None else f"split {split}"
             raise InputError(f"{root}: {where} lacks {len(lacking)} of the run's samples, such as {lacking[0]}")
-        self._places = [places[token] for token in samples]
+        self._positions = [positions[name] for name in samples]
         self._shown = tuple(shown)
 
-    @cached_property
-    def _world(self) -> World:
-        return World(self._dataset)
-
-    def keyframe(self, sample: int) -> Keyframe:
-        """The sample itself. Raises InputError: a file of the data set is broken."""
-        return self._dataset[self._places[sample]]
+    def item(self, sample: int) -> Item:
+        """The sample itself. Raises InputError: a file of the dataset is broken."""
+        return self._source[self._positions[sample]]
 
     def around(self, sample: int) -> Surroundings:
         """Ground truth, objects and drivable area. Raises InputError for a broken annotation or map."""
-        return self._world.around(self.keyframe(sample))
+        return surroundings(self.item(sample))
 
-    def picture(self, sample: int, camera: str) -> tuple[np.ndarray, CameraModel | None]:
+    def image(self, sample: int, camera: str) -> tuple[np.ndarray, CameraModel | None]:
         """What the model saw, uint8 RGB [H, W, 3], and the camera; None where its calibration is not known.
 
-        Raises InputError: the picture is not readable.
+        Raises InputError: the image is not readable, or the dataset does not have the camera.
         """
-        keyframe = self._dataset[self._places[self._shown[sample]]]
-        place = CAMERAS.index(camera)
-        height, width = keyframe.image_sizes[place]
-        return read_image(keyframe.images[place]), self._camera(keyframe.token, camera, (width, height))
-
-    def _camera(self, token: str, camera: str, size: tuple[int, int]) -> CameraModel | None:
-        tables = self._dataset.tables
-        record = tables.get("sample_data", tables.get("sample", token)["data"][camera])
-        calibrated = tables.get("calibrated_sensor", record["calibrated_sensor_token"])
-        try:
-            intrinsic = np.array(calibrated["camera_intrinsic"], np.float64).reshape(3, 3)
-            rotation = Quaternion(calibrated["rotation"]).rotation_matrix
-            translation = np.array(calibrated["translation"], np.float64).reshape(3)
-        except (KeyError, TypeError, ValueError):
-            return None
-        finite = all(np.isfinite(part).all() for part in (intrinsic, rotation, translation))
-        return CameraModel(intrinsic, rotation, translation, size) if finite else None
+        item = self.item(self._shown[sample])
+        if camera not in self._source.cameras:
+            raise InputError(f"{self._source.root}: no camera {camera!r}; it has {', '.join(self._source.cameras)}")
+        return item.load_image(camera), item.find_camera(camera)

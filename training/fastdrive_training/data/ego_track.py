@@ -1,17 +1,17 @@
-"""The ego vehicle's path through a scene, from nuScenes ego poses: history, command and ground-truth future."""
+"""The ego vehicle's path through a scene, from its poses: history, command and recorded future."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pyquaternion import Quaternion
+from scipy.spatial.transform import Rotation
 
+from fastdrive_node.geometry import wrap_angle
 from fastdrive_node.types import Command, EgoHistory, EgoState
 
-FUTURE_POINTS = 6
-INTERVAL_S = 0.5
-HISTORY_STEPS = 6  # before t0
+HISTORY_INTERVAL_S, HISTORY_STEPS = 0.5, 6  # before t0
 TURN_M = 2.0  # a final lateral offset of this much makes the command left or right
 _VELOCITY_SPAN_S = 0.1  # shortest span that a speed is taken over: sweeps are 50 ms apart, their poses noisy
 _TOLERANCE_S = 1e-3  # nuScenes stamps are whole microseconds
@@ -33,12 +33,21 @@ class EgoTrack:
         return cls(
             np.array([pose["timestamp"] for pose in ordered], np.int64) * 1000,
             np.array([pose["translation"] for pose in ordered], np.float64).reshape(-1, 3),
-            np.stack([Quaternion(pose["rotation"]).rotation_matrix for pose in ordered]),
+            np.stack([rotation_matrix(pose["rotation"]) for pose in ordered]),
         )
 
-    def future(self, t0_ns: int) -> np.ndarray | None:
-        """Positions 0.5 s ... 3 s after t0 in the ego frame of t0, float64 [6, 2]; None where the track ends sooner."""
-        wanted_ns = t0_ns + np.round(np.arange(1, FUTURE_POINTS + 1) * INTERVAL_S * 1e9).astype(np.int64)
+    @classmethod
+    def planar(cls, stamps_ns: Sequence[int], poses: np.ndarray) -> EgoTrack:
+        """From ascending stamps and float64 [T, 3] of x, y in m and yaw in rad."""
+        positions = np.column_stack([poses[:, :2], np.zeros(len(poses))])
+        return cls(np.array(stamps_ns, np.int64), positions, Rotation.from_euler("z", poses[:, 2]).as_matrix())
+
+    def future(self, t0_ns: int, points: int, interval_s: float) -> np.ndarray | None:
+        """Positions interval_s, 2 interval_s ... after t0 in the ego frame of t0, float64 [points, 2].
+
+        None where the track ends sooner.
+        """
+        wanted_ns = t0_ns + np.round(np.arange(1, points + 1) * interval_s * 1e9).astype(np.int64)
         if self.stamps_ns[-1] + _TOLERANCE_S * 1e9 < wanted_ns[-1]:
             return None
         index = int(np.searchsorted(self.stamps_ns, t0_ns))
@@ -51,9 +60,9 @@ class EgoTrack:
         Speed, acceleration and yaw rate are backward differences, so that nothing of the future leaks in; only the
         first state of a scene, which has nothing before it, takes its speed from the next pose.
         """
-        wanted_ns = t0_ns - np.round(np.arange(HISTORY_STEPS + 1) * INTERVAL_S * 1e9).astype(np.int64)
+        wanted_ns = t0_ns - np.round(np.arange(HISTORY_STEPS + 1) * HISTORY_INTERVAL_S * 1e9).astype(np.int64)
         reached = wanted_ns[wanted_ns + _TOLERANCE_S * 1e9 >= self.stamps_ns[0]]
-        return EgoHistory(tuple(self._state(int(stamp)) for stamp in reached), INTERVAL_S)
+        return EgoHistory(tuple(self._state(int(stamp)) for stamp in reached), HISTORY_INTERVAL_S)
 
     def _state(self, stamp_ns: int) -> EgoState:
         x, y, _ = self._positions(np.array([stamp_ns]))[0]
@@ -66,8 +75,7 @@ class EgoTrack:
             yaw_rate = (yaw - float(np.interp(earlier, self.stamps_ns, yaws))) / span_s
             if self._earlier(earlier) is not None:
                 accel = (speed - self._speed(earlier)) / span_s
-        wrapped = float(np.arctan2(np.sin(yaw), np.cos(yaw)))
-        return EgoState(stamp_ns, float(x), float(y), wrapped, speed, float(accel), float(yaw_rate))
+        return EgoState(stamp_ns, float(x), float(y), wrap_angle(yaw), speed, float(accel), float(yaw_rate))
 
     def _speed(self, stamp_ns: int) -> float:
         """Speed along x in m/s over the last pose that is at least 0.1 s older; at the track's start, over the next."""
@@ -102,3 +110,9 @@ def command_of(future_m: np.ndarray | None) -> Command:
     if abs(lateral) < TURN_M:
         return Command.STRAIGHT
     return Command.LEFT if lateral > 0 else Command.RIGHT
+
+
+def rotation_matrix(quaternion: Sequence[float]) -> np.ndarray:
+    """float64 [3, 3] of a unit quaternion in nuScenes' order w, x, y, z. Raises ValueError: not one."""
+    w, x, y, z = quaternion
+    return Rotation.from_quat([x, y, z, w]).as_matrix()
