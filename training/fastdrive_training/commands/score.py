@@ -15,7 +15,11 @@ from fastdrive_node.devices import choose_device
 from fastdrive_node.errors import InputError
 from fastdrive_node.families.loading import Vla, load_vla
 from fastdrive_node.families.spec import load_spec
-from fastdrive_node.pruning.checkpoint import load_pruner
+from fastdrive_node.pruning.calibration import Calibration
+from fastdrive_node.pruning.checkpoint import load_calibration, load_pruner
+from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_node.pruning.score_options import ScoreOptions, check_options
+from fastdrive_node.pruning.temporal import TemporalSettings
 from fastdrive_training.commands.options import (
     DTYPES,
     add_dataset_arguments,
@@ -26,10 +30,10 @@ from fastdrive_training.commands.options import (
 from fastdrive_training.data.adapters import detect_kind, open_source
 from fastdrive_training.data.image_sets import BagSets, ImageSets, SourceSets, is_bag
 from fastdrive_training.data.sampling import evenly_spaced
-from fastdrive_training.scoring.calibrated import add_arguments as add_extra_arguments
-from fastdrive_training.scoring.calibrated import extra_figures
+from fastdrive_training.scoring.calibration import calibrated_figures
 from fastdrive_training.scoring.pictures import write_score_maps
 from fastdrive_training.scoring.score import score_figures, score_sets
+from fastdrive_training.scoring.temporal import temporal_figures
 
 EXAMPLE = """examples:
   fastdrive score data/sim --split val --vla models/tiny --json -
@@ -55,7 +59,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--picture-count", type=int, default=12, metavar="N", help="at most so many, evenly spread (%(default)s)"
     )
     parser.add_argument("--topics", metavar="MAP.yaml", help="topic map of a bag (the simulator's topics)")
-    add_extra_arguments(parser)
+    defaults = TemporalSettings()
+    parser.add_argument(
+        "--calibrated",
+        action="store_true",
+        help="error of the calibration in the pruner file on this data, and what thresholds on it keep",
+    )
+    parser.add_argument(
+        "--temporal",
+        action="store_true",
+        help="effect of the temporal terms: pedestrians who step out (sim dataset --scenario step-out), flicker",
+    )
+    for name, text in (("change", "weight of new content"), ("memory", "weight of the set before")):
+        parser.add_argument(
+            f"--temporal-{name}", type=float, default=getattr(defaults, name), metavar="W", help=f"{text} (%(default)s)"
+        )
+    parser.add_argument(
+        "--temporal-max-gap-s",
+        type=float,
+        default=defaults.max_gap_s,
+        metavar="S",
+        help="largest time between two keyframes whose scores are combined (%(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -101,6 +126,51 @@ def open_sets(args: argparse.Namespace) -> tuple[ImageSets, Vla]:
     own = root.is_dir() and detect_kind(root) == "nuscenes"  # its cameras are named as the VLA's; others are all scored
     cameras = tuple(load_spec(vla_dir(args)).cameras) if own else None
     return SourceSets(open_source(root, args.split, masks=args.masks, cameras=cameras, all_splits=own)), vla()
+
+
+def extra_figures(
+    args: argparse.Namespace,
+    sets: ImageSets,
+    vla: Vla,
+    pruner: ReconPruner,
+    scores: np.ndarray,
+    coverage: np.ndarray | None,
+) -> dict:
+    """``calibration`` and ``temporal`` of the figures, where they were asked for.
+
+    Args:
+        scores: [sets, cameras, rows, cols].
+        coverage: [sets, cameras, N]; None where there are no masks.
+
+    Raises:
+        InputError: an option does not fit the data.
+        ModelError: the pruner file has no calibration.
+    """
+    calibration = None
+    if args.calibrated:
+        calibration = load_calibration(pruner_file(args))
+        check_options(ScoreOptions(calibrated=True), calibration, sets.cameras)
+    figures = {}
+    if args.calibrated and coverage is not None:
+        figures["calibration"] = calibrated_figures(scores, coverage, sets.cameras, calibration)
+    if args.temporal:
+        figures["temporal"] = _temporal(args, sets, vla, pruner, calibration)
+    return figures
+
+
+def _temporal(
+    args: argparse.Namespace, sets: ImageSets, vla: Vla, pruner: ReconPruner, calibration: Calibration | None
+) -> dict:
+    if not isinstance(sets, SourceSets):
+        raise InputError("--temporal: needs a dataset with ego motion, not a bag")
+    if args.limit is not None:
+        raise InputError("--temporal: compares consecutive keyframes; leave out --limit")
+    try:
+        settings = TemporalSettings(args.temporal_change, args.temporal_memory, max_gap_s=args.temporal_max_gap_s)
+    except ValueError as error:
+        raise InputError(f"--temporal-{error}") from error
+    options = ScoreOptions(calibrated=args.calibrated, temporal=settings)
+    return temporal_figures(sets.source, vla, pruner, options, calibration)
 
 
 def unmasked_figures(scores: np.ndarray) -> dict[str, Any]:

@@ -79,6 +79,11 @@ def load_images(item: Item, cameras: Sequence[str]) -> list[np.ndarray]:
     return [item.load_image(camera) for camera in cameras]
 
 
+def vision_tower(vla: Vla, cameras: int | None = None) -> TorchVision:
+    """The VLA's vision tower for images of ``cameras`` cameras (the VLA's own)."""
+    return TorchVision(vla.model.model.visual, vla.spec.image_size, cameras or len(vla.spec.cameras))
+
+
 def encode_keyframes(vision: TorchVision, images: list[list[np.ndarray]]) -> torch.Tensor:
     """Tokens float [keyframes, cameras, rows * cols, D] of the images of several keyframes, without gradient."""
     with torch.inference_mode():
@@ -88,12 +93,11 @@ def encode_keyframes(vision: TorchVision, images: list[list[np.ndarray]]) -> tor
 
 def pixel_encoder(vla: Vla) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function: uint8 pixels [B, 3, H, W] at the tower's image size -> tokens float32 [B, N, D] without gradient."""
-    visual = vla.model.model.visual
-    vision = TorchVision(visual, vla.spec.image_size, len(vla.spec.cameras))
+    vision, device = vision_tower(vla), vla.model.model.visual.device
 
     def encode(pixels: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            return vision.encode_patches(vision.patches(pixels.to(visual.device))).float()
+            return vision.encode_patches(vision.patches(pixels.to(device))).float()
 
     return encode
 
@@ -110,7 +114,7 @@ def _done(folder: Path, shape: tuple[int, ...]) -> int:
 
 
 def _fill(source: ImageSource, vla: Vla, tokens: np.memmap, progress: Path, done: int) -> None:
-    vision = TorchVision(vla.model.model.visual, vla.spec.image_size, len(source.cameras))
+    vision = vision_tower(vla, len(source.cameras))
     bar = tqdm(total=len(source), initial=done, desc="encoding", unit="item")
     for start, images in _chunks(source, done):
         stop = start + len(images)
@@ -164,7 +168,7 @@ class FeatureStore:
     def __init__(self, source: ImageSource, vla: Vla, folder: Path | None, attention: bool):
         require_cameras(source, vla)
         self._source, self._vla, self._attention = source, vla, attention
-        self._vision = TorchVision(vla.model.model.visual, vla.spec.image_size, len(vla.spec.cameras))
+        self._vision = vision_tower(vla)
         self._folder = None if folder is None else folder / cache_key(source, vla, vla.spec.cameras)
 
     def load(self, indices: Sequence[int]) -> list[Features]:

@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from fastdrive_node.errors import InputError
 from fastdrive_node.pruning.calibration import Calibration, CameraScale
 from fastdrive_node.pruning.select import keep_above
+from fastdrive_training.scoring.score import score_figures
 from fastdrive_training.scoring.token_metrics import POSITIVE_COVERAGE
 
 BINS = 15  # of equal width, as in Guo et al. 2017
@@ -126,7 +127,7 @@ def threshold_figures(
         By threshold ``tokens`` {mean, min, max} kept of a set, ``recall`` of the foreground tokens, ``precision``, and
         ``precision_by_camera``; None where nothing is kept.
     """
-    logits = np.stack([calibration.logits(torch.from_numpy(each), cameras).numpy() for each in scores])
+    logits = _logits(scores, cameras, calibration)
     known, foreground = ~np.isnan(coverage), coverage >= POSITIVE_COVERAGE
     figures = {}
     for threshold in THRESHOLDS:
@@ -145,3 +146,25 @@ def threshold_figures(
 
 def _share(truth: np.ndarray) -> float | None:
     return float(truth.mean()) if len(truth) else None
+
+
+def calibrated_figures(
+    scores: np.ndarray, coverage: np.ndarray, cameras: Sequence[str], calibration: Calibration
+) -> dict:
+    """Calibration errors, ranking and recall of calibrated scores, and what thresholds keep.
+
+    Args:
+        scores: [sets, cameras, rows, cols].
+        coverage: [sets, cameras, N].
+    """
+    flat = scores.reshape(len(scores), len(cameras), -1)
+    return {
+        **calibration_figures(flat, coverage, cameras, calibration.cameras),
+        "ranking": score_figures(_logits(flat, cameras, calibration).reshape(len(flat), -1), coverage),
+        "thresholds": threshold_figures(flat, coverage, cameras, calibration),
+    }
+
+
+def _logits(scores: np.ndarray, cameras: Sequence[str], calibration: Calibration) -> np.ndarray:
+    """Calibrated log odds, float32 [sets, cameras, N], of scores of this shape."""
+    return np.stack([calibration.logits(torch.from_numpy(each), cameras).numpy() for each in scores])

@@ -11,9 +11,8 @@ from torch import nn
 from tqdm import tqdm
 
 from fastdrive_node.families.loading import Vla
-from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
 from fastdrive_training.data.image_sets import ImageSets
-from fastdrive_training.data.token_cache import CHUNK, encode_keyframes
+from fastdrive_training.data.token_cache import CHUNK, encode_keyframes, vision_tower
 from fastdrive_training.scoring.token_metrics import POSITIVE_COVERAGE, ranking, recall_at_keep
 
 _CAMERAS_AT_ONCE = 256
@@ -21,7 +20,7 @@ _CAMERAS_AT_ONCE = 256
 
 def score_sets(sets: ImageSets, positions: Sequence[int], vla: Vla, pruner) -> np.ndarray:
     """Scores float32 [positions, cameras, rows, cols], encoded chunk by chunk, with progress. Raises InputError."""
-    vision = TorchVision(vla.model.model.visual, vla.spec.image_size, len(sets.cameras))
+    vision = vision_tower(vla, len(sets.cameras))
     read, scores = sets.read(positions), []
     with tqdm(total=len(positions), desc="scoring", unit="set") as bar:
         while images := [images for _, images in islice(read, CHUNK)]:
@@ -48,8 +47,8 @@ def score_figures(scores: np.ndarray, coverage: np.ndarray) -> dict:
 
     Args:
         scores: [keyframes, cameras * N].
-        coverage: foreground share of each token's cell, [keyframes, cameras, N]; at least 0.5 makes a token positive.
-            NaN where the label is in doubt: such a token is neither, though it takes its place among the kept ones.
+        coverage: fraction of foreground in each token's cell, [keyframes, cameras, N]; from 0.5 on it is positive.
+            NaN where the label is in doubt: such a token is neither, but it counts among the kept ones.
 
     Returns:
         ``auroc`` and ``average_precision`` over the pooled tokens (None where only one class is there), ``recall`` by

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.families.loading import Vla
-from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
 from fastdrive_node.pruning.calibration import Calibration
 from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.pruning.recon_pruner import ReconPruner
@@ -25,7 +24,7 @@ from fastdrive_node.pruning.select import keep_count, select_top
 from fastdrive_node.pruning.temporal import Moment
 from fastdrive_training.data.adapters.base import ImageSource, Item
 from fastdrive_training.data.nuscenes.step_outs import Sighting, sightings
-from fastdrive_training.data.token_cache import CHUNK, encode_keyframes, load_images, require_cameras
+from fastdrive_training.data.token_cache import CHUNK, encode_keyframes, load_images, require_cameras, vision_tower
 from fastdrive_training.scoring.token_metrics import POSITIVE_COVERAGE
 
 KEEP_RATIOS = (0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
@@ -120,7 +119,7 @@ def _stream(
 def _tokens(source: ImageSource, vla: Vla) -> Iterator[tuple[Item, torch.Tensor]]:
     """Each keyframe with its tokens [cameras, N, D], with progress."""
     require_cameras(source, vla)
-    vision = TorchVision(vla.model.model.visual, vla.spec.image_size, len(vla.spec.cameras))
+    vision = vision_tower(vla)
     with tqdm(total=len(source), desc="temporal", unit="keyframe") as bar:
         for start in range(0, len(source), CHUNK):
             keyframes = [source[index] for index in range(start, min(start + CHUNK, len(source)))]

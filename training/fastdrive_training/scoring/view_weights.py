@@ -18,13 +18,12 @@ from fastdrive_node.errors import AnswerError, InputError
 from fastdrive_node.families.loading import Vla
 from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
 from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
-from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
 from fastdrive_node.planning.answer_format import parse_answer
 from fastdrive_node.planning.pruned_generation import answer_pruned, build_context
 from fastdrive_node.pruning.baselines.prune2drive import Prune2Drive
 from fastdrive_node.pruning.select import keep_count
 from fastdrive_training.data.adapters.base import ImageSource
-from fastdrive_training.data.token_cache import encode_keyframes, load_images, require_cameras
+from fastdrive_training.data.token_cache import encode_keyframes, load_images, require_cameras, vision_tower
 from fastdrive_training.evaluation.metrics import step_errors
 from fastdrive_training.evaluation.samples import with_future
 
@@ -115,8 +114,7 @@ class PlanningError:
         return float(np.mean(errors))
 
     def _encode(self) -> list[torch.Tensor]:
-        cameras = self._vla.spec.cameras
-        vision = TorchVision(self._vla.model.model.visual, self._vla.spec.image_size, len(cameras))
+        cameras, vision = self._vla.spec.cameras, vision_tower(self._vla)
         tokens: list[torch.Tensor] = []
         for start in tqdm(range(0, len(self), BATCH), desc="encoding", unit="batch"):
             images = [load_images(item, cameras) for item in self._items[start : start + BATCH]]
