@@ -8,13 +8,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from tests.training.annotate.annotate_fixtures import BrightModels, settings
-from tests.training.tiny_nuscenes import write_dataset
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.types import CAMERAS
-from fastdrive_training.data.adapters import detect_kind, open_source
 from fastdrive_training.annotate.run import Annotation, Shard
+from fastdrive_training.data.adapters import detect_kind, open_source
+from tests.training.annotate.annotate_fixtures import BrightModels, settings
+from tests.training.tiny_nuscenes import write_dataset
 
 SIZE = (20, 30)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from tests.training.annotate.annotate_fixtures import BrightModels, settings
 
 from fastdrive_node.errors import InputError
-from fastdrive_training.data.adapters import open_source
 from fastdrive_training.annotate.run import Annotation, Shard
+from fastdrive_training.data.adapters import open_source
+from tests.training.annotate.annotate_fixtures import BrightModels, settings
 
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra waymo)")
 from pyarrow import parquet  # noqa: E402

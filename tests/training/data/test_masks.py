@@ -7,15 +7,15 @@ import json
 import cv2
 import numpy as np
 import pytest
-from tests.training.annotate.annotate_fixtures import BrightModels, settings
-from tests.training.tiny_nuscenes import write_dataset
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.types import CAMERAS
-from fastdrive_training.data.adapters import open_source
 from fastdrive_training.annotate.run import Annotation, Shard
+from fastdrive_training.data.adapters import open_source
 from fastdrive_training.data.masks import LabelTable, MaskFolder, cell_coverage
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+from tests.training.annotate.annotate_fixtures import BrightModels, settings
+from tests.training.tiny_nuscenes import write_dataset
 
 SIZE = (60, 120)
 

@@ -8,12 +8,12 @@ import math
 import cv2
 import numpy as np
 import pytest
-from tests.training.tiny_nuscenes import write_dataset
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.types import CAMERAS, Command
 from fastdrive_training.data.masks import LabelTable, cell_coverage
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+from tests.training.tiny_nuscenes import write_dataset
 
 
 def test_keyframes_come_scene_by_scene_in_time_order(tmp_path):

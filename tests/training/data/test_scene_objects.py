@@ -6,12 +6,12 @@ import json
 
 import numpy as np
 import pytest
-from tests.training.evaluation.planning_scenes import add_object, draw_road, edit_table
-from tests.training.tiny_nuscenes import write_dataset
 
 from fastdrive_node.errors import InputError
 from fastdrive_training.data.adapters import Item
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+from tests.training.evaluation.planning_scenes import add_object, draw_road, edit_table
+from tests.training.tiny_nuscenes import write_dataset
 
 KEYFRAMES = [f"s0k{index}" for index in range(8)]
 SPEED = 4.0  # the vehicle starts at (100, 50) and drives along x

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import pytest
 import torch
-from tests.training.tiny_nuscenes import write_dataset
 
-from fastdrive_node.families.loading import load_vla
 from fastdrive_node.errors import InputError
-from fastdrive_node.types import CAMERAS
+from fastdrive_node.families.loading import load_vla
 from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
+from fastdrive_node.types import CAMERAS
 from fastdrive_training.data import token_cache
 from fastdrive_training.data.adapters import ImageSource, open_source
-from fastdrive_training.vla.tiny_model import build_tiny_vla
 from fastdrive_training.data.token_cache import build_token_cache, pixel_encoder, require_cameras
+from fastdrive_training.vla.tiny_model import build_tiny_vla
+from tests.training.tiny_nuscenes import write_dataset
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from fastdrive_node.cli import main
 from fastdrive_node.errors import InputError, TrainingError
 from fastdrive_node.families.loading import load_vla
+from fastdrive_training.data.adapters import open_source
 from fastdrive_training.engine.config import RecipeError
 from fastdrive_training.engine.distributed import Processes
 from fastdrive_training.vla import train_planner, train_tower
@@ -55,7 +56,7 @@ def test_encoding_keeps_the_order_of_the_cameras(planner, learning) -> None:
 
 def test_front_cameras_always_carry_gradient_and_one_other_by_turns(long_dataset, tmp_path, tiny_vla) -> None:
     recipe = TowerRecipe(str(long_dataset), "out", batch=1, gradient_cameras=("CAM_BACK", "CAM_FRONT"))
-    data = train_tower.prepare(tiny_vla, train_tower.KeyframeDataset(long_dataset, "train"), tmp_path)
+    data = train_tower.prepare(tiny_vla, open_source(long_dataset, "train"), tmp_path)
     batches = TowerBatches(data, AnswerText.of(tiny_vla), recipe, Processes("cpu"))
     learning = [batches[step][0].learning for step in range(12)]
     assert {cameras[:2] for cameras in learning} == {(3, 0)}  # front is 0, back is 3

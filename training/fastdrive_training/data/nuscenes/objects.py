@@ -43,9 +43,9 @@ class SceneObjects:
     def future_boxes(self, token: str) -> tuple[np.ndarray, ...] | None:
         """Boxes 0.5 s ... 3 s after the sample, each float64 [n, 5] (x, y, yaw, length, width) in its ego frame.
 
-        Between keyframes they are interpolated; an object that only one of the two has counts in the half of the interval nearer to it. None
-        where the dataset has no annotations at all, or none up to 3 s behind this sample and no ``future_boxes`` in its
-        extras. Raises InputError for an unusable annotation or entry.
+        Between keyframes they are interpolated; an object that only one of the two has is there in the half of the
+        interval that is nearer to it. None where the dataset has no annotations at all, or none up to 3 s after this
+        sample and no ``future_boxes`` in its extras. Raises InputError for an unusable annotation or entry.
         """
         if not self._devkit.sample_annotation:
             return None

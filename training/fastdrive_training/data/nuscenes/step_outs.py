@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 
 from fastdrive_node.errors import InputError
-from fastdrive_training.data.masks import cell_coverage
 from fastdrive_training.data.adapters.base import Item
+from fastdrive_training.data.masks import cell_coverage
 
 FOLDER = "step_out"  # <CAMERA>/<sample token>.png: uint8, the number of the pedestrian that a pixel shows
 
