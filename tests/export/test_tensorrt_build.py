@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from tests.engines.engine_fixtures import orin_target
-from tests.engines.tensorrt_stand_ins import Builder, Config, enum, stand_in
+from tests.engines.tensorrt_stand_ins import Builder, Config, stand_in
 
 pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[export]")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
@@ -19,7 +17,9 @@ from fastdrive_export.build import GraphOptions, build_onnx
 from fastdrive_export.tensorrt_build import build_plan, build_tensorrt, plan_layers
 from fastdrive_node.engines.tensorrt_api import BuilderSettings, check_opset
 from fastdrive_node.engines.tensorrt_plan import serialize_plan
+from fastdrive_node.engines.vision_engine import check_engine
 from fastdrive_node.errors import InputError, ModelError
+from tests.benchmarks.stand_ins import tensorrt as computing_stand_in
 
 
 @pytest.mark.parametrize(("version", "opset"), [("8.5.3.1", 18), ("8.6.1.6", 18), ("10.3.0.26", 17)])
@@ -41,49 +41,19 @@ def test_without_tensorrt_a_build_says_what_to_install(toy, tmp_path, monkeypatc
         build_tensorrt(toy.vla.path, toy.pruner_file, tmp_path)
 
 
-def fake_tensorrt(graph_facts):
-    """A module whose builder gives a plan at once, with the tensors that the graph has."""
-    trt = stand_in("10.3.0.26")
-    config = Config()
-    config.get_timing_cache = lambda: SimpleNamespace(serialize=lambda: b"timings")
-    tensors = {**graph_facts.inputs(), **graph_facts.outputs()}
-    kinds = {"uint8": "UINT8", "int32": "INT32", "float32": "FLOAT"}
-    engine = SimpleNamespace(
-        num_io_tensors=len(tensors),
-        get_tensor_name=list(tensors).__getitem__,
-        get_tensor_dtype=lambda name: SimpleNamespace(name=kinds[tensors[name].dtype]),
-        get_tensor_shape=lambda name: tensors[name].shape,
-        get_tensor_mode=lambda name: "INPUT" if name in graph_facts.inputs() else "OUTPUT",
-        create_execution_context=lambda: object(),
-        create_engine_inspector=lambda: SimpleNamespace(
-            get_engine_information=lambda form: json.dumps({"Layers": [{"Name": "myelin", "LayerType": "kgen"}]})
-        ),
-    )
-    builder = Builder(config)
-    builder.build_serialized_network = lambda network, config: b"plan"
-    trt.Builder = lambda logger: builder
-    trt.OnnxParser = lambda network, logger: SimpleNamespace(parse_from_file=lambda path: Path(path).is_file())
-    trt.Runtime = lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda plan: engine)
-    trt.LayerInformationFormat = enum("JSON")
-    return trt
-
-
 def test_a_build_writes_plan_layers_and_manifest(toy, tmp_path, monkeypatch):
-    _, onnx = build_onnx(toy.vla.path, toy.pruner_file, tmp_path / "onnx", GraphOptions("fp16"))
-    target = orin_target()
-    monkeypatch.setattr("fastdrive_export.tensorrt_build.load_tensorrt", lambda: fake_tensorrt(onnx.graph))
-    monkeypatch.setattr("fastdrive_export.tensorrt_build.present_target", lambda trt, device: target)
+    _, onnx = build_onnx(toy.vla.path, toy.pruner_file, tmp_path / "onnx", GraphOptions("fp16", 17))
+    monkeypatch.setattr("fastdrive_export.tensorrt_build.load_tensorrt", lambda: computing_stand_in)
+    monkeypatch.setattr("fastdrive_export.tensorrt_build.present_target", lambda trt, device: orin_target("8.5.3.1"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
-    file, manifest = build_tensorrt(toy.vla.path, toy.pruner_file, tmp_path / "trt", GraphOptions("fp16", opset=None))
+    file, manifest = build_tensorrt(toy.vla.path, toy.pruner_file, tmp_path / "trt", GraphOptions("fp16"))
     assert manifest.kind == "tensorrt" and manifest.graph == onnx.graph and list(manifest.onnx) == ["vision.onnx"]
-    assert manifest.target.flags["strongly_typed"] is True and manifest.versions["tensorrt"] == "10.3.0.26"
-    from fastdrive_node.engines.vision_engine import check_engine
-
+    assert manifest.target.flags["strongly_typed"] is False and manifest.versions["tensorrt"] == "8.5.3.1"
     assert check_engine(file, toy.vla, toy.pruner_file) == manifest
-    assert plan_layers(file, manifest) == [{"name": "myelin", "type": "kgen", "precision": ""}]
+    assert plan_layers(file, manifest) == [{"name": "all", "type": "gemm", "precision": "Half"}]
     names = {path.name for path in file.parent.iterdir()}
-    assert names == {"vision.plan", "vision.plan.json", "vision.plan.layers.json", "tensorrt-10.3.0.26-sm87.timing",
+    assert names == {"vision.plan", "vision.plan.json", "vision.plan.layers.json", "tensorrt-8.5.3.1-sm87.timing",
                      ".fastdrive_export.lock"}  # fmt: skip
 
 
