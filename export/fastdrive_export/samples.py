@@ -17,7 +17,7 @@ _SPEED_MPS = 6.0
 
 @dataclass(frozen=True)
 class Sample:
-    """Six pictures, and what the prompt says of the vehicle."""
+    """One image of each camera, and what the prompt says of the vehicle."""
 
     images: list[np.ndarray]  # uint8 RGB [H, W, 3], in the VLA's camera order
     history: EgoHistory
@@ -33,24 +33,24 @@ class Samples:
 
 
 def synthetic_samples(vla: Vla, count: int, seed: int = 0) -> Samples:
-    """Pictures of smooth areas, edges and noise, at the VLA's image size; no data set is needed for them."""
+    """Images of smooth areas, edges and noise, at the VLA's image size; they need no dataset."""
     random = np.random.default_rng(seed)
     samples = []
     for _ in range(count):
-        images = [_picture(random, *vla.spec.image_size) for _ in vla.spec.cameras]
+        images = [_image(random, *vla.spec.image_size) for _ in vla.spec.cameras]
         history = EgoHistory((EgoState(0, 0.0, 0.0, 0.0, _SPEED_MPS),), vla.spec.history.interval_s)
         samples.append(Sample(images, history, Command.STRAIGHT))
-    return Samples(f"synthetic pictures, seed {seed}", samples)
+    return Samples(f"synthetic images, seed {seed}", samples)
 
 
-def _picture(random: np.random.Generator, height: int, width: int) -> np.ndarray:
+def _image(random: np.random.Generator, height: int, width: int) -> np.ndarray:
     coarse = Image.fromarray(random.integers(0, 256, (4, 7, 3), dtype=np.uint8))
-    picture = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+    image = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
     for _ in range(6):
         top, left = random.integers(0, height), random.integers(0, width)
         bottom, right = top + random.integers(8, height // 2), left + random.integers(8, width // 2)
-        picture[top:bottom, left:right] = random.integers(0, 256, 3)
-    return (picture + random.integers(-12, 13, picture.shape)).clip(0, 255).astype(np.uint8)
+        image[top:bottom, left:right] = random.integers(0, 256, 3)
+    return (image + random.integers(-12, 13, image.shape)).clip(0, 255).astype(np.uint8)
 
 
 def dataset_samples(vla: Vla, root: str | Path, split: str | None, count: int) -> Samples:

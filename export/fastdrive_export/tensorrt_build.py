@@ -12,10 +12,10 @@ import torch
 from fastdrive_export.build import ONNX_FILE, GraphOptions, write_engine
 from fastdrive_export.files import builder_lock, file_info, publish, staging
 from fastdrive_export.source import load_source
-from fastdrive_node.engines.manifest import VisionManifest
+from fastdrive_node.engines.manifest import VisionManifest, check_tensors
 from fastdrive_node.engines.tensorrt_api import MAX_TOP_K, BuilderSettings, check_opset, default_opset, load_tensorrt
 from fastdrive_node.engines.tensorrt_plan import PlanExecutor, engine_information, layer_rows, serialize_plan
-from fastdrive_node.engines.tensorrt_runner import check_tensors, io_table, present_target
+from fastdrive_node.engines.tensorrt_runner import io_table, present_target
 from fastdrive_node.errors import ModelError, UsageError
 
 PLAN_FILE = "vision.plan"
@@ -112,10 +112,10 @@ def _cache_name(target) -> str:
 
 
 def plan_layers(file: Path, manifest: VisionManifest) -> list[dict]:
-    """The layers of a plan as they were listed at its build; no TensorRT is needed.
+    """The layers of a plan as they were listed at its build; TensorRT is not needed.
 
     Raises:
-        ModelError: the list is missing or none.
+        ModelError: the list is missing or not readable.
     """
     path = file.with_name(file.name + LAYERS_SUFFIX)
     if path.name not in manifest.files:

@@ -1,8 +1,8 @@
-"""The manifest beside an engine file: what it was made from, what goes in and out, where it runs, how right it is.
+"""The manifest of an engine file: what it was made from, its inputs and outputs, where it runs, how accurate it is.
 
 ``vision.onnx`` has ``vision.onnx.json``. The manifest holds the size and SHA-256 of each file of the engine, and a
 seal: the SHA-256 of its own content. It has one canonical form, so any changed byte is found. This module only reads
-and checks; it needs neither torch nor a runtime. The words that it uses:
+and checks; it needs neither torch nor a runtime. Its terms:
 
     part      of the VLA that the engine holds: vision (vision tower, pruner, top-K) or language
     kind      format of the engine file: onnx or tensorrt
@@ -22,12 +22,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from fastdrive_node.engines.graph_info import Count, LanguageGraphInfo, Record, Sha256, VisionGraphInfo
+from fastdrive_node.engines.graph_info import Count, LanguageGraphInfo, Record, Sha256, TensorInfo, VisionGraphInfo
 from fastdrive_node.errors import ModelError, first_fault
 
 FORMAT, VERSION = "fastdrive-engine", 1
 BACKENDS = {"onnx": "onnxruntime", "tensorrt": "tensorrt"}  # by kind
-DATA_SUFFIX = ".data"  # of the file that an ONNX file's weights lie in
+DATA_SUFFIX = ".data"  # of the file with an ONNX file's weights
 MAX_MANIFEST_BYTES = 1 << 20
 
 _Text = Annotated[str, Field(max_length=4096)]
@@ -259,6 +259,25 @@ def check_files(file: str | Path, manifest: Manifest) -> None:
                 raise ModelError(
                     f"{path}: {field}: the file has {short(ours)}, its manifest says {short(stated)}; it is cut off, "
                     f"damaged or of another build; {hint}"
+                )
+
+
+def check_tensors(
+    file: Path, manifest: Manifest, inputs: dict[str, TensorInfo], outputs: dict[str, TensorInfo]
+) -> None:
+    """The inputs and outputs that a runtime finds in an engine are the manifest's.
+
+    Raises:
+        ModelError: one differs.
+    """
+    expected = {"inputs": manifest.graph.inputs(), "outputs": manifest.graph.outputs()}
+    for section, found in (("inputs", inputs), ("outputs", outputs)):
+        stated = expected[section]
+        for name in sorted(found | stated):
+            if found.get(name) != stated.get(name):
+                raise ModelError(
+                    f"{file}: {section}.{name}: the engine has {found.get(name)}, its manifest {stated.get(name)}; "
+                    f"{build_hint(file, manifest)}"
                 )
 
 

@@ -1,4 +1,4 @@
-"""onnxruntime as the engine's runtime: the portable one, on the CPU, CUDA or its TensorRT provider."""
+"""onnxruntime as the backend of an engine: the portable one, on the CPU, CUDA or its TensorRT provider."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import onnxruntime
 import torch
 
 from fastdrive_node.engines.graph_info import METADATA_KEY, TensorInfo
-from fastdrive_node.engines.manifest import Manifest, build_hint, short
+from fastdrive_node.engines.manifest import Manifest, build_hint, check_tensors, short
 from fastdrive_node.errors import ModelError
 
 _PROVIDERS = {
@@ -42,7 +42,7 @@ class OnnxRunner:
             minutes, and keeps them in the folder ``<file>.trt_cache``.
 
     Raises:
-        ModelError: the provider is absent, or the file is none that it runs or not the manifest's.
+        ModelError: the provider is missing, it cannot run the file, or the file is not the manifest's.
     """
 
     def __init__(self, file: Path, manifest: Manifest, device: torch.device, provider: str = "auto"):
@@ -50,7 +50,7 @@ class OnnxRunner:
         self.device = torch.device("cpu") if provider == "cpu" else torch.device("cuda", device.index or 0)
         self._session = _open(file, manifest, provider, self.device)
         self.name = f"onnxruntime {onnxruntime.__version__} {provider}"
-        self._facts = manifest.graph.inputs() | manifest.graph.outputs()
+        self._tensors = manifest.graph.inputs() | manifest.graph.outputs()
         self._inputs = set(manifest.graph.inputs())
         _check_session(file, manifest, self._session)
         self._bound: tuple[dict[str, int], dict[str, int]] | None = None
@@ -70,10 +70,10 @@ class OnnxRunner:
 
     def _bind(self, pointers: dict[str, int], lengths: dict[str, int]) -> onnxruntime.IOBinding:
         binding = self._session.io_binding()
-        for name, facts in self._facts.items():
+        for name, info in self._tensors.items():
             bind = binding.bind_input if name in self._inputs else binding.bind_output
-            shape = [lengths[side] if isinstance(side, str) else side for side in facts.shape]
-            dtype = _BFLOAT16 if facts.dtype == "bfloat16" else np.dtype(facts.dtype)
+            shape = [lengths[length] if isinstance(length, str) else length for length in info.shape]
+            dtype = _BFLOAT16 if info.dtype == "bfloat16" else np.dtype(info.dtype)
             bind(name, self.device.type, self.device.index or 0, dtype, shape, pointers[name])
         return binding
 
@@ -131,26 +131,22 @@ def _provider_options(file: Path, manifest: Manifest, provider: str, device: tor
 
 
 def _check_session(file: Path, manifest: Manifest, session: onnxruntime.InferenceSession) -> None:
-    """The tensors and facts inside of the file are the manifest's."""
-    hint = build_hint(file, manifest)
-    sides = {"inputs": session.get_inputs(), "outputs": session.get_outputs()}
-    for side, arguments in sides.items():
-        found = {each.name: TensorInfo(_TYPES.get(each.type, each.type), tuple(each.shape)) for each in arguments}
-        expected = getattr(manifest.graph, side)()
-        if found != expected:
-            name = min(key for key in found | expected if found.get(key) != expected.get(key))
-            raise ModelError(
-                f"{file}: {side}.{name}: {found.get(name)}, but the manifest has {expected.get(name)}; {hint}"
-            )
+    """The tensors of the file, and the graph's description in it, are the manifest's."""
+    tensors = (
+        {each.name: TensorInfo(_TYPES.get(each.type, each.type), tuple(each.shape)) for each in arguments}
+        for arguments in (session.get_inputs(), session.get_outputs())
+    )
+    check_tensors(file, manifest, *tensors)
     try:
         inside = json.loads(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
     except (ValueError, RecursionError):
         inside = {}
-    stated = manifest.graph.model_dump(mode="json")
-    for name, value in stated.items():
+    for name, value in manifest.graph.model_dump(mode="json").items():
         if not isinstance(inside, dict) or inside.get(name) != value:
-            found = short(inside.get(name)) if isinstance(inside, dict) else "nothing"
-            raise ModelError(f"{file}: {name}: the graph says {found}, its manifest {short(value)}; {hint}")
+            stated = short(inside.get(name)) if isinstance(inside, dict) else "nothing"
+            raise ModelError(
+                f"{file}: {name}: the graph says {stated}, its manifest {short(value)}; {build_hint(file, manifest)}"
+            )
 
 
 def _first_line(error: Exception) -> str:

@@ -85,13 +85,13 @@ def start(make: Callable[[Any], Any], logger: Any) -> Any:
     """A builder or runtime: ``make`` is ``trt.Builder`` or ``trt.Runtime``.
 
     Raises:
-        ModelError: TensorRT cannot use this machine's GPU. The bindings raise a TypeError that says nothing.
+        ModelError: TensorRT cannot use this machine's GPU. The bindings raise a TypeError without a reason.
     """
     try:
         return make(logger)
     except TypeError as error:
         raise ModelError(
-            f"TensorRT does not start on this GPU and its driver: {logger.said or 'no reason given'}"
+            f"TensorRT does not start on this GPU and its driver: {logger.last or 'no reason given'}"
         ) from error
 
 
@@ -121,8 +121,8 @@ def parse_onnx(trt: Any, network: Any, logger: Any, path: str) -> None:
 def configure(trt: Any, builder: Any, network: Any, precision: str, settings: BuilderSettings) -> tuple[Any, dict]:
     """A builder configuration, and the flags that it stands for, for the manifest.
 
-    Full float32 products are asked for where the graph is float32; beside half types TF32 may serve the islands, whose
-    range is what counts.
+    Where the graph is float32 the products are full float32. In half-precision graphs TF32 may run the float32 parts:
+    they need its range, not its precision.
     """
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib << 20)
@@ -147,7 +147,7 @@ def configure(trt: Any, builder: Any, network: Any, precision: str, settings: Bu
 
 
 def _leave_out_libraries(trt: Any, config: Any) -> None:
-    """Before 10: no kernels of cuDNN and cuBLAS, which need not be installed. 8.5 loads them unless told twice."""
+    """Before 10: no kernels of cuDNN and cuBLAS, which may be missing. 8.5 needs two settings for that."""
     config.set_tactic_sources(0)
     feature = optional(trt.PreviewFeature, "DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805")
     if feature is not None:
@@ -157,30 +157,30 @@ def _leave_out_libraries(trt: Any, config: Any) -> None:
 def constrain_layers(trt: Any, network: Any) -> int:
     """Before 10: fix every layer to the float type that the parsed graph gives it. Returns how many.
 
-    Layers that only move numbers too: the builder may run a free one in fp16 between two of float32, and the residual
-    stream leaves fp16's range. Layers from one type to another are left alone: the parser has set what they give.
+    Also layers that only move data: the builder may run a free one in fp16 between two of float32, and the residual
+    stream leaves fp16's range. Casts are left alone: the parser has set their types.
     """
     floats = {trt.DataType.FLOAT, trt.DataType.HALF}
     count = 0
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        outputs = [layer.get_output(place) for place in range(layer.num_outputs)]
-        inputs = [layer.get_input(place) for place in range(layer.num_inputs)]
+    for number in range(network.num_layers):
+        layer = network.get_layer(number)
+        outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
+        inputs = [layer.get_input(index) for index in range(layer.num_inputs)]
         types = floats.intersection(tensor.dtype for tensor in (*inputs, *outputs) if tensor is not None)
         from_others = bool(inputs) and inputs[0].dtype not in floats  # the pixels' uint8
         if outputs[0].dtype not in floats or len(types) != 1 or from_others:
             continue
         dtype = types.pop()
         layer.precision = dtype
-        for place, tensor in enumerate(outputs):  # the indices of a TopK stay integers
+        for output, tensor in enumerate(outputs):  # the indices of a TopK stay integers
             if tensor.dtype in floats:
-                layer.set_output_type(place, dtype)
+                layer.set_output_type(output, dtype)
         count += 1
     return count
 
 
 def load_timing_cache(config: Any, content: bytes) -> None:
-    """Use the timing cache of an earlier build; an empty one where TensorRT does not take it."""
+    """Use the timing cache of an earlier build; an empty one where TensorRT refuses it."""
     cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, False):
         cache = config.create_timing_cache(b"")

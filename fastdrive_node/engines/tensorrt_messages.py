@@ -1,4 +1,4 @@
-"""What TensorRT says while it builds and runs: its log, and signs that a build goes on. No torch is needed."""
+"""What TensorRT reports while it builds and runs: log and progress of a build. It needs no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 def make_logger(trt: Any) -> Any:
-    """TensorRT's messages as log records. ``errors``: texts of the errors; ``said``: the last error or warning."""
+    """TensorRT's messages as log records. ``errors``: texts of the errors; ``last``: the last error or warning."""
     levels = {
         trt.ILogger.Severity.INTERNAL_ERROR: logging.ERROR,
         trt.ILogger.Severity.ERROR: logging.ERROR,
@@ -29,16 +29,16 @@ def make_logger(trt: Any) -> Any:
         def __init__(self):
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
-            self.said = ""
+            self.last = ""
 
         def log(self, severity, text):
             level = levels.get(severity)
             if level is None:
                 return
             if level >= logging.WARNING:
-                self.said = " ".join(str(text).split())
+                self.last = " ".join(str(text).split())
             if level == logging.ERROR:
-                self.errors.append(self.said)
+                self.errors.append(self.last)
             _log.log(level, "%s", text)
 
     return Logger()
@@ -46,10 +46,10 @@ def make_logger(trt: Any) -> Any:
 
 @contextmanager
 def progress(trt: Any, config: Any) -> Iterator[None]:
-    """Shows that a build goes on: a bar for each phase where the version tells them, a line now and then elsewhere.
+    """Shows that a build goes on: a bar for each phase where the version reports phases, else a line every 10 s.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C ended the build. Without bars TensorRT sees no Ctrl-C before it is done.
+        KeyboardInterrupt: Ctrl-C ended the build. Without bars TensorRT reacts to Ctrl-C only at the end of the build.
     """
     if optional(trt, "IProgressMonitor") is None:
         with _heartbeat():
@@ -66,7 +66,7 @@ def progress(trt: Any, config: Any) -> Iterator[None]:
 
 
 def _make_monitor(trt: Any) -> Any:
-    from tqdm import tqdm  # not where only an older version is, which has no phases to tell
+    from tqdm import tqdm  # imported here: older versions of TensorRT have no phases, and their Python may lack tqdm
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self):
@@ -78,7 +78,7 @@ def _make_monitor(trt: Any) -> Any:
         def _noting_ctrl_c(self):
             try:
                 yield
-            except KeyboardInterrupt:  # it must not pass through TensorRT's frames
+            except KeyboardInterrupt:  # it must not pass through TensorRT's stack frames
                 self.interrupted = True
 
         def phase_start(self, phase_name, parent_phase, num_steps):

@@ -1,4 +1,4 @@
-"""A plan from an ONNX file, the list of its layers, and its execution on raw addresses. No torch is needed."""
+"""A plan from an ONNX file, the list of its layers, and its execution on raw addresses. It needs no torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def serialize_plan(
 
     Args:
         opset, precision: of the graph; the precision is fp32, fp16 or bf16.
-        cache_file: timings that are kept from one build to the next; made where absent.
+        cache_file: timings, kept from one build to the next; made where it is missing.
 
     Raises:
         ModelError: TensorRT cannot use the GPU, refuses the graph, or finds no way to run it.
@@ -62,7 +62,7 @@ def engine_information(trt: Any, engine: Any) -> str:
 
 
 def layer_rows(information: str) -> list[dict]:
-    """Name, type and output type of each layer, from the engine inspector's JSON; versions differ in what they tell."""
+    """Name, type and output type of each layer, from the engine inspector's JSON; versions differ in what it has."""
     try:
         layers = json.loads(information).get("Layers", [])
     except (ValueError, AttributeError):
@@ -85,7 +85,7 @@ class PlanExecutor:
         plan: content of the plan file, bytes or a buffer.
 
     Raises:
-        ModelError: TensorRT cannot use the GPU, or does not take the plan.
+        ModelError: TensorRT cannot use the GPU, or does not accept the plan.
     """
 
     def __init__(self, trt: Any, plan: Any):
@@ -95,7 +95,7 @@ class PlanExecutor:
         context = None if engine is None else engine.create_execution_context()
         if context is None:
             raise ModelError(
-                f"TensorRT does not take the plan: {'; '.join(self._logger.errors)[:300] or 'no reason given'}"
+                f"TensorRT does not accept the plan: {'; '.join(self._logger.errors)[:300] or 'no reason given'}"
             )
         self._runtime, self.engine, self._context = runtime, engine, context  # the runtime must outlive the engine
 

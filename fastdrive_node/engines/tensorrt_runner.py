@@ -11,7 +11,7 @@ import torch
 
 from fastdrive_node.devices import describe
 from fastdrive_node.engines.graph_info import TensorInfo
-from fastdrive_node.engines.manifest import Manifest, TargetInfo, build_hint
+from fastdrive_node.engines.manifest import Manifest, TargetInfo, build_hint, check_tensors
 from fastdrive_node.engines.tensorrt_api import device_memory_bytes, io_tensors, load_tensorrt
 from fastdrive_node.engines.tensorrt_plan import PlanExecutor
 from fastdrive_node.errors import ModelError
@@ -28,7 +28,7 @@ class TensorRtRunner:
         device: of the VLA; must be a GPU.
 
     Raises:
-        ModelError: another TensorRT, GPU or driver than the plan's, or a plan that TensorRT does not take.
+        ModelError: another TensorRT or GPU than the plan's, or a plan that TensorRT does not accept.
     """
 
     def __init__(self, file: Path, manifest: Manifest, device: torch.device):
@@ -67,10 +67,10 @@ class TensorRtRunner:
                 self._graph = self._capture()
 
     def _capture(self) -> torch.cuda.CUDAGraph | None:
-        """The launches of one run; None, for good, where they cannot be recorded."""
+        """The launches of one run; None, permanently, where they cannot be recorded."""
         graph = torch.cuda.CUDAGraph()
         try:
-            # thread_local: what another thread does on the GPU meanwhile is no error
+            # thread_local: other threads may use the GPU during the capture
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._executor.enqueue(self._stream.cuda_stream)
         except (RuntimeError, ModelError) as error:
@@ -89,7 +89,7 @@ def io_table(trt: Any, engine: Any) -> tuple[dict[str, TensorInfo], dict[str, Te
 
 
 def present_target(trt: Any, device: torch.device, flags: dict | None = None) -> TargetInfo:
-    """This machine as the manifest has it."""
+    """This machine, as a manifest describes it."""
     major, minor = torch.cuda.get_device_capability(device)
     return TargetInfo(
         tensorrt=trt.__version__,
@@ -101,7 +101,7 @@ def present_target(trt: Any, device: torch.device, flags: dict | None = None) ->
 
 
 def check_target(file: Path, manifest: Manifest, present: TargetInfo) -> None:
-    """The plan was built by this TensorRT for this GPU. Another driver is only warned of: plans outlive drivers.
+    """The plan was built by this TensorRT for this GPU. Another driver gives only a warning: plans outlive drivers.
 
     Raises:
         ModelError: a field differs.
@@ -116,15 +116,3 @@ def check_target(file: Path, manifest: Manifest, present: TargetInfo) -> None:
             )
     if built.driver != present.driver:
         _log.warning("%s was built with driver %s, here is %s", file, built.driver, present.driver)
-
-
-def check_tensors(file: Path, manifest: Manifest, inputs: dict, outputs: dict) -> None:
-    """The plan's tensors are the manifest's. Raises ModelError where one differs."""
-    for side, found in (("inputs", inputs), ("outputs", outputs)):
-        expected = getattr(manifest.graph, side)()
-        if found != expected:
-            name = min(key for key in found | expected if found.get(key) != expected.get(key))
-            raise ModelError(
-                f"{file}: {side}.{name}: the engine has {found.get(name)}, its manifest {expected.get(name)}; "
-                f"{build_hint(file, manifest)}"
-            )

@@ -19,6 +19,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip ins
 from fastdrive_export.build import GraphOptions
 from fastdrive_export.tensorrt_build import check_top_k, choose_options, plan_layers
 from fastdrive_node.engines import tensorrt_api, tensorrt_messages
+from fastdrive_node.engines.manifest import check_tensors
 from fastdrive_node.engines.tensorrt_api import (
     BuilderSettings,
     configure,
@@ -31,7 +32,7 @@ from fastdrive_node.engines.tensorrt_api import (
 )
 from fastdrive_node.engines.tensorrt_messages import make_logger, progress
 from fastdrive_node.engines.tensorrt_plan import PlanExecutor, layer_rows
-from fastdrive_node.engines.tensorrt_runner import TensorRtRunner, check_target, check_tensors, io_table
+from fastdrive_node.engines.tensorrt_runner import TensorRtRunner, check_target, io_table
 from fastdrive_node.errors import InputError, ModelError
 
 
@@ -183,7 +184,7 @@ def test_errors_are_kept_for_the_refusal(caplog):
     assert logger.errors == ["out of memory"] and "slow" in caplog.text and "detail" not in caplog.text
 
     trt.Runtime = lambda own: SimpleNamespace(deserialize_cuda_engine=lambda plan: own.log("ERROR", "wrong version"))
-    with pytest.raises(ModelError, match="does not take the plan: wrong version"):
+    with pytest.raises(ModelError, match="does not accept the plan: wrong version"):
         PlanExecutor(trt, b"plan")
 
 
