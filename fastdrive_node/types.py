@@ -64,7 +64,7 @@ class PruningRatio(float):
 
 @dataclass(frozen=True)
 class CameraFrame:
-    """One image of one camera. Decoding is put off until a set is chosen, for most frames never are."""
+    """One image of one camera. It is decoded when its set is planned; most frames never are."""
 
     camera: str
     stamp_ns: int  # exposure, from the message header
@@ -74,11 +74,16 @@ class CameraFrame:
 
 @dataclass(frozen=True)
 class FrameSet:
-    """One frame of each camera, in the VLA's camera order."""
+    """The frames of every camera, in the VLA's camera order."""
 
-    frames: tuple[CameraFrame, ...]
-    t0_ns: int  # the oldest exposure of the set: a plan is never younger than its oldest picture
+    frames: tuple[CameraFrame, ...]  # camera after camera; of each camera one frame for each of ``steps_s``
+    t0_ns: int  # the oldest exposure of the set: a plan is never younger than its oldest image
     missing: tuple[str, ...] = ()  # cameras replaced by black in the degraded mode
+    steps_s: tuple[float, ...] = (0.0,)  # times of a camera's frames relative to t0; ``sync`` makes sets of one step
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        return tuple(frame.camera for frame in self.frames[:: len(self.steps_s)])
 
     @property
     def spread_s(self) -> float:

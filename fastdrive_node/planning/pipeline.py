@@ -179,8 +179,8 @@ class Pipeline:
         self._answer(tokens, kept, EgoHistory((_STANDING,), self.vla.spec.history.interval_s), Command.NONE, stage)
 
     def _check_cameras(self, frame_set: FrameSet) -> None:
-        found = tuple(frame.camera for frame in frame_set.frames)
-        if found != self.vla.spec.cameras:
+        found = frame_set.cameras
+        if found != self.vla.spec.cameras or len(found) != len(frame_set.frames):
             raise FrameSetError(
                 f"frame set: cameras {', '.join(found) or 'none'}; the VLA reads {', '.join(self.vla.spec.cameras)}, "
                 "in this order"

@@ -1,4 +1,4 @@
-"""A ROS domain of one's own, so that a replay neither hears nor disturbs anybody else on the machine."""
+"""A private ROS domain, so that a replay neither receives from nor disturbs other nodes on the machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastdrive_node.errors import FastDriveError
 
-DOMAINS = range(1, 102)  # 0 is everybody's; above 101 the ports of Linux's ephemeral range begin
+DOMAINS = range(1, 102)  # 0 is the default; above 101 the ports of Linux's ephemeral range begin
 
 
 @contextmanager

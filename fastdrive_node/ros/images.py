@@ -17,7 +17,7 @@ from fastdrive_node.errors import ImageError
 from fastdrive_node.ros.cdr import CompressedView, ImageView, parse_compressed, parse_image
 from fastdrive_node.types import CameraFrame
 
-MAX_PIXELS = 64_000_000  # of one image; a compressed one that is larger is not worth the memory
+MAX_PIXELS = 64_000_000  # largest compressed image that is decoded: a small file can expand to any size
 RAW_TYPE = "sensor_msgs/msg/Image"
 COMPRESSED_TYPE = "sensor_msgs/msg/CompressedImage"
 
@@ -27,7 +27,7 @@ class _Encoding:
     channels: int  # bytes of a pixel
     rgb: slice | None = None  # where red, green and blue are in a pixel
     code: str = ""  # else OpenCV's conversion to RGB
-    even: str = ""  # sides that must be even: "w" or "wh"
+    even: str = ""  # dimensions that must be even: "w" or "wh"
 
 
 _RGB, _BGR = slice(0, 3, 1), slice(2, None, -1)
@@ -96,25 +96,25 @@ def decode_compressed(image: CompressedView) -> np.ndarray:
     """uint8 [H, W, 3] RGB from a JPEG or PNG.
 
     Raises:
-        ImageError: the data is no such picture, is cut short, or is larger than 64 megapixels.
+        ImageError: the data is no JPEG or PNG, is cut short, or is larger than 64 megapixels.
     """
     if not len(image.data):
         raise ImageError("data: empty")
     try:
-        with Image.open(io.BytesIO(image.data), formats=("JPEG", "PNG")) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ImageError(f"data: {picture.width}x{picture.height} pixels are more than {MAX_PIXELS}")
-            return np.asarray(picture.convert("RGB"))
+        with Image.open(io.BytesIO(image.data), formats=("JPEG", "PNG")) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise ImageError(f"data: {opened.width}x{opened.height} pixels are more than {MAX_PIXELS}")
+            return np.asarray(opened.convert("RGB"))
     except ImageError:
         raise
     except Exception as error:  # the decoders raise many kinds for damaged data
-        raise ImageError(f"data: {len(image.data)} bytes are no whole JPEG or PNG ({_brief(error)})") from error
+        raise ImageError(f"data: {len(image.data)} bytes are not a complete JPEG or PNG ({_brief(error)})") from error
 
 
 def _rows(image: ImageView, encoding: _Encoding) -> np.ndarray:
     """The bytes of each row without its padding, uint8 [H, W * channels]; checks sizes before anything is read."""
     if not image.height or not image.width:
-        raise ImageError(f"height, width: {image.height} x {image.width} is no image")
+        raise ImageError(f"height, width: {image.height} x {image.width} is not an image")
     used = image.width * encoding.channels
     if image.step < used:
         raise ImageError(f"step: {image.step}, but {image.width} pixels of {image.encoding} need {used} bytes")

@@ -31,7 +31,7 @@ class Inputs:
         self._compressed = compressed
         self._log = log
         image = CompressedImage if compressed else Image
-        # The executor takes what is ready in this order: command and odometry are there before the set they belong to.
+        # The executor takes ready messages in this order: command and odometry arrive before the set they belong to.
         self._subscriptions = {
             "command": subscribe(node, log, String, COMMAND_INPUT, self._on_command, COMMAND),
             "odometry": subscribe(node, log, Odometry, ODOMETRY_INPUT, self._on_odometry, ODOMETRY),

@@ -1,4 +1,4 @@
-"""The lifecycle node ``fastdrive``: parameters, topics, diagnostics. It wires the parts; the work is theirs."""
+"""The lifecycle node ``fastdrive``: it connects parameters, topics, diagnostics and the worker that plans."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ NODE_NAME = "fastdrive"
 
 
 class FastDriveNode(LifecycleNode):
-    """Six cameras to a trajectory.
+    """Images of the VLA's cameras to a trajectory.
 
     unconfigured -> inactive: the model is loaded, the outputs are advertised. inactive -> active: the inputs are
-    subscribed and the worker runs. Diagnostics come in every state.
+    subscribed and the worker runs. Diagnostics are published in every state.
 
     Args:
         planner_factory: makes the planner when the node is configured.
@@ -154,7 +154,7 @@ class FastDriveNode(LifecycleNode):
             self._loaded.planner.drop = values["drop"]
 
     def _transition(self, label: str, work) -> TransitionCallbackReturn:
-        """Run a transition; a failure is logged (rclpy would swallow it) and leaves the node where it was."""
+        """Run a transition; a failure is logged (rclpy would hide it) and leaves the node in its state."""
         try:
             work()
         except Exception as error:

@@ -104,5 +104,5 @@ class Outputs:
         scores = None if plan.kept.scores is None else plan.kept.scores.reshape(plan.kept.grid)
         for index, frame in enumerate(frames.frames):
             if frame.camera in wanted:
-                picture = overlay(frame.load(), masks[index], None if scores is None else scores[index])
-                self._overlays[frame.camera].publish(image_message(picture, frame.stamp_ns, frame.camera))
+                image = overlay(frame.load(), masks[index], None if scores is None else scores[index])
+                self._overlays[frame.camera].publish(image_message(image, frame.stamp_ns, frame.camera))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedPlanner:
-    """A planner and what the node must know of it."""
+    """A planner and its properties that the node needs."""
 
     planner: Planner
     cameras: tuple[str, ...]  # in the model's order

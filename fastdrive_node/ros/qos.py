@@ -1,4 +1,4 @@
-"""Quality of service of every topic, and subscriptions and publishers that never fail in silence."""
+"""Quality of service of every topic, and subscriptions and publishers that report endpoints that do not fit."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rclpy.subscription import Subscription
 
 SENSOR = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)  # only the newest image is of use
 ODOMETRY = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)  # the history needs more than the newest
-COMMAND = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)  # sent once a turn: none may be lost
+COMMAND = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)  # sent once for each turn: none may be lost
 OUTPUT = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 RECORDS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
 
 
 class QosLog:
-    """Endpoints of others that do not fit ours; each topic is logged once and stays in ``problems``."""
+    """Endpoints of other nodes that do not fit; each topic is logged once and stays in ``problems``."""
 
     def __init__(self, node: Node):
         self._node = node
@@ -28,7 +28,7 @@ class QosLog:
     def incompatible(self, topic: str, theirs: str, policy: int) -> None:
         text = f"{topic}: a {theirs} has an incompatible {qos_policy_name_from_kind(policy).lower()} policy"
         if topic not in self.problems:
-            self._node.get_logger().error(f"{text}: no message comes through; change its QoS")
+            self._node.get_logger().error(f"{text}: no message arrives; change its QoS")
         self.problems[topic] = text
 
     def check_types(self, subscriptions: list[Subscription]) -> None:

@@ -12,7 +12,7 @@ from fastdrive_node.files import package_share_file
 VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")  # up to Jazzy, and after it
 SHIPPED = "config/fastdds.xml"
 _SHM = Path("/dev/shm")
-_SHM_BYTES = 3 * 134_217_728  # a segment for each of two participants, and room for others
+_SHM_BYTES = 3 * 134_217_728  # a segment for each of two participants, and one to spare
 
 
 def profile_environment(profile: str | None = None) -> dict[str, str]:
@@ -39,5 +39,5 @@ def profile_environment(profile: str | None = None) -> dict[str, str]:
 
 
 def has_shared_memory() -> bool:
-    """Whether /dev/shm has room for the shipped profile's segments."""
+    """Whether /dev/shm has space for the shipped profile's segments."""
     return _SHM.is_dir() and shutil.disk_usage(_SHM).free >= _SHM_BYTES

@@ -1,7 +1,7 @@
-"""Six camera streams to the newest complete frame set, with ages, refusals and a degraded mode. No ROS.
+"""Camera streams to the newest complete frame set, with ages, refusals and a degraded mode. No ROS.
 
 A set is one frame of each camera whose exposures lie within ``max_spread_s``. Every frame is used once, except where
-reusing one makes a clearly tighter set: after a lost frame the cameras would otherwise stay paired one round apart.
+reusing one makes a clearly tighter set: otherwise a lost frame would leave its camera one round behind for good.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fastdrive_node.errors import InputError
+from fastdrive_node.errors import FrameSetError
 from fastdrive_node.types import JUMP_BACK_S, SUPERSEDED, CameraFrame, FrameSet, Refusal
 
 DEPTH = 8  # frames held for each camera; a camera may lag the others by this many
-TIGHTER = 0.75  # a set that reuses frames has at most this share of the spread of the set that used them
-RATE_WINDOW = 10  # stamps behind a camera's rate
-BLACK_SIZE = (90, 160)  # height, width of the picture that stands for a missing camera; it is resized like any other
+TIGHTER = 0.75  # a set that reuses frames has at most this fraction of the spread of the set that used them
+RATE_WINDOW = 10  # stamps that a camera's rate is computed from
+BLACK_SIZE = (90, 160)  # height, width of the image that replaces that of a missing camera; it is resized as any other
 
 
 @dataclass(frozen=True)
 class FrameLimits:
-    """What makes a set; times in seconds."""
+    """Limits of a frame set; times in seconds."""
 
     max_spread_s: float = 0.15  # between the exposures of one set
     max_age_s: float = 1.0  # of the oldest exposure when planning begins
-    max_ahead_s: float = 0.5  # of the newest exposure before the clock; more means a wrong clock
-    missing_timeout_s: float = 0.3  # after the last frame that came, until a set is given up
-    max_missing_cameras: int = 0  # more than 0: plan with black pictures, Plan.mode says so
+    max_ahead_s: float = 0.5  # of the newest exposure ahead of the clock; more means a wrong clock
+    missing_timeout_s: float = 0.3  # after the set's last frame arrived, until an incomplete set is given up
+    max_missing_cameras: int = 0  # more than 0: plan with black images, Plan.mode says so
 
 
 @dataclass(frozen=True)
 class CameraStatus:
-    """How one stream does."""
+    """Age and rate of one camera's stream."""
 
     age_s: float | None  # of the newest exposure; None: no frame yet
     rate_hz: float  # over the last frames; 0 with fewer than two
@@ -45,7 +45,7 @@ class CameraStatus:
 
 @dataclass
 class FrameCounters:
-    """Since the start; a jump in time does not set them back."""
+    """Counted since the start; a jump in time does not reset them."""
 
     sets: int = 0  # complete ones
     degraded: int = 0
@@ -107,11 +107,11 @@ class FrameBuffer:
     def add(self, frame: CameraFrame) -> FrameSet | None:
         """Store a frame. Returns the set that it completes, if any.
 
-        Raises InputError for a camera that the model does not have.
+        Raises FrameSetError for a camera that the model does not have.
         """
         stream = self._streams.get(frame.camera)
         if stream is None:
-            raise InputError(f"{frame.camera}: not a camera of the model, which has {', '.join(self.cameras)}")
+            raise FrameSetError(f"{frame.camera}: not a camera of the model, which has {', '.join(self.cameras)}")
         if stream.newest_ns is not None and frame.stamp_ns < stream.newest_ns - JUMP_BACK_S * 1e9:
             self.reset(keep_until_ns=frame.stamp_ns)
             stream = self._streams[frame.camera]

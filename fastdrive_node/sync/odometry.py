@@ -1,7 +1,7 @@
 """Odometry to the ego history at t0. No ROS.
 
 States between two samples are interpolated; outside of the samples they are extrapolated for a short time at constant
-speed and yaw rate. A history is shorter where the vehicle has just started, never made up.
+speed and yaw rate. Where the vehicle has just started the history is shorter; states are never invented.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class WorkerLimits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a set. Times in milliseconds of wall time."""
+    """Result of one frame set. Times in milliseconds of wall time."""
 
     result: Plan | Refusal
     frames: FrameSet | None = None  # None where the set was never planned
@@ -76,7 +76,7 @@ class WorkerStatus:
 
 @dataclass(frozen=True)
 class _Job:
-    """A complete set with the command that held when it became complete, however long it waits for the planner."""
+    """A complete set with the command at its completion, which holds however long the set waits for the planner."""
 
     frames: FrameSet
     command: Command
@@ -143,7 +143,7 @@ class Worker:
             self._thread = None
 
     def add_frame(self, frame: CameraFrame) -> None:
-        """Raises InputError for a camera that the model does not have."""
+        """Raises FrameSetError for a camera that the model does not have."""
         with self._changed:
             resets = self._frames.counters.resets
             self._frames.expire(self._clock())  # so that sets depend on time alone, not on when the thread runs
@@ -154,7 +154,7 @@ class Worker:
             self._changed.notify_all()
 
     def add_odometry(self, state: EgoState) -> None:
-        """Raises InputError for a value that is not finite."""
+        """Raises EgoStateError for a value that is not finite."""
         with self._changed:
             self._odometry.add(state)
             self._changed.notify_all()
@@ -181,7 +181,7 @@ class Worker:
         odometry: OdometryLimits | None = None,
         limits: WorkerLimits | None = None,
     ) -> None:
-        """Change what is given while running. Raises InputError for a drop ratio out of range."""
+        """Change the given values while running. Raises InputError for a drop ratio that the planner refuses."""
         with self._changed:
             if drop is not None:
                 self.planner.drop = drop
@@ -246,7 +246,7 @@ class Worker:
         return bool(self._frames.reports) or self._can_plan()
 
     def _can_plan(self) -> bool:
-        """A complete set waits, and odometry that could still change its ego state is here or was waited for."""
+        """Whether a complete set waits, and its odometry has arrived or was waited for long enough."""
         waiting = self._state.waiting
         if waiting is None:
             return False

@@ -19,7 +19,7 @@ launch_stand_ins.install()
 PATIENCE_S = 30.0  # for an event that must come; only a failing test waits that long
 
 
-def picture(shade: int = 90, size: tuple[int, int] = (32, 24)) -> bytes:
+def jpeg_image(shade: int = 90, size: tuple[int, int] = (32, 24)) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.full((size[1], size[0], 3), shade, np.uint8)).save(buffer, "JPEG")
     return buffer.getvalue()
@@ -60,6 +60,12 @@ class Rig:
         self._thread.join()
         self.node.destroy_node()
         self.peer.destroy_node()
+
+    def call(self, function):
+        """Call a function in the executor's thread, as a service would; rclpy cannot destroy what another waits for."""
+        future = self._executor.create_task(function)
+        self.wait(future.done, "the end of the call")
+        return future.result()
 
     def advertise(self, kind: type, topic: str, qos=10):
         publisher = self.peer.create_publisher(kind, topic, qos)
@@ -124,7 +130,7 @@ class Rig:
         from sensor_msgs.msg import CompressedImage, Image
 
         if self.compressed:
-            message = CompressedImage(format="jpeg", data=picture() if data is None else data)
+            message = CompressedImage(format="jpeg", data=jpeg_image() if data is None else data)
         else:
             fields = {"height": 24, "width": 32, "step": 96, "encoding": "rgb8", "data": bytes(24 * 96)}
             message = Image(**{**fields, **changes})

@@ -111,7 +111,7 @@ def test_a_grey_jpeg_is_rgb_too():
         ({"step": 23}, r"step: 23, but 8 pixels of rgb8 need 24 bytes"),
         ({"height": 7}, r"data: 144 bytes, but step 24 x height 7 is 168"),
         ({"data": memoryview(bytes(143))}, r"data: 143 bytes"),
-        ({"width": 0}, r"height, width: 6 x 0 is no image"),
+        ({"width": 0}, r"height, width: 6 x 0 is not an image"),
         ({"height": 2**32 - 1, "width": 2**32 - 1, "step": 2**32 - 1}, r"step"),
     ],
 )
@@ -138,13 +138,13 @@ def test_a_truncated_jpeg_names_the_camera(kept):
         loader("CAM_BACK", compressed(part))()
 
 
-def test_other_picture_formats_are_not_opened():
-    with pytest.raises(InputError, match="no whole JPEG or PNG"):
+def test_other_image_formats_are_not_opened():
+    with pytest.raises(InputError, match="not a complete JPEG or PNG"):
         decode_compressed(compressed(jpeg(RGB, "BMP")))
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_picture_of_absurd_size_is_refused_before_it_is_decoded():
+def test_an_image_of_absurd_size_is_refused_before_it_is_decoded():
     data = bytearray(jpeg(RGB, "PNG"))
     data[16:24] = (10_000).to_bytes(4, "big") * 2
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")

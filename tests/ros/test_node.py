@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.ros.conftest import picture
+from tests.ros.conftest import jpeg_image
 from tests.ros.fake_planner import FakePlanner
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
@@ -80,10 +80,10 @@ def test_the_command_and_the_odometry_reach_the_planner(rig):
 
 def test_a_truncated_jpeg_is_refused_by_name_and_the_next_set_is_planned(rig):
     rig = connected(rig(image_transport="compressed"))
-    rig.send_set(rig.now_ns(), bad={"CAM_BACK": {"data": picture()[:200]}})
+    rig.send_set(rig.now_ns(), bad={"CAM_BACK": {"data": jpeg_image()[:200]}})
     refused = next_record(rig, 1)
     assert (refused["kind"], refused["stage"]) == ("refused", "image")
-    assert refused["reason"].startswith("CAM_BACK: data: 200 bytes are no whole JPEG or PNG")
+    assert refused["reason"].startswith("CAM_BACK: data: 200 bytes are not a complete JPEG or PNG")
     rig.send_set(rig.now_ns())
     assert next_record(rig, 2)["kind"] == "plan"
 
@@ -302,11 +302,11 @@ def test_the_lifecycle_goes_round(rig):
     for _ in range(2):
         rig.send_set(rig.now_ns())
         rig.wait(lambda: rig.node._worker.status().plans > 0, "the plan")
-        node.trigger_deactivate()
+        rig.call(node.trigger_deactivate)
         assert node._inputs is None and node._label == "inactive"
-        node.trigger_cleanup()
+        rig.call(node.trigger_cleanup)
         assert node._label == "unconfigured"
-        assert node.start()
+        assert rig.call(node.start)
         rig.wait(rig.is_connected, "the inputs to be matched again")
     assert [record["kind"] for record in records_of(rig)] == ["plan", "plan"]
 

@@ -91,5 +91,5 @@ def test_a_drop_ratio_below_what_the_engine_gives_is_refused_and_the_node_runs_o
     assert f"the engine gives {tokens // 4}" in refused.reason
     assert rig.node._loaded.planner.drop == rig.node.get_parameter("drop").value >= 0.75
     assert set_drop(rig, 0.9).successful
-    rig.node.trigger_deactivate()
+    rig.call(rig.node.trigger_deactivate)
     assert not set_drop(rig, 0.25).successful

@@ -185,7 +185,7 @@ def test_a_camera_that_never_came_is_named():
     assert "CAM_BACK_LEFT missing (none yet)" in buffer.drain_reports()[0].reason
 
 
-def test_degraded_mode_plans_with_a_black_picture_and_names_it():
+def test_degraded_mode_plans_with_a_black_image_and_names_it():
     buffer = FrameBuffer(CAMERAS, FrameLimits(max_missing_cameras=1))
     add_round(buffer, 0, skip=("CAM_BACK",))
     found = buffer.expire(now(400))
