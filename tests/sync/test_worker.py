@@ -95,6 +95,17 @@ def test_only_the_newest_of_the_sets_that_wait_is_planned(bench):
     assert sorted(kinds) == [(0, "plan"), (100, "superseded"), (200, "superseded"), (300, "plan")]
 
 
+def test_a_set_whose_time_ran_out_is_given_up_before_the_next_image_not_when_the_thread_looks():
+    bench = Bench()  # the thread runs after the images only
+    for index, camera in enumerate(CAMERAS):
+        bench.now = 400 * MS if index == 5 else 0
+        bench.worker.add_frame(CameraFrame(camera, 0, bench.now, lambda: np.zeros((2, 2, 3), np.uint8)))
+    bench.worker.start()
+    result = bench.next().result
+    bench.worker.stop()
+    assert (result.t0_ns, result.stage) == (0, "frames") and "CAM_FRONT_LEFT missing" in result.reason
+
+
 def test_the_command_is_that_of_the_sets_completion(bench):
     bench = bench()
     bench.go.clear()
