@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastdrive_node.errors import InputError
+from fastdrive_node.errors import UsageError
 from fastdrive_node.families.vla import Vla
 from fastdrive_node.types import Command, EgoHistory, EgoState
 
@@ -38,9 +38,12 @@ def synthetic_samples(vla: Vla, count: int, seed: int = 0) -> Samples:
     samples = []
     for _ in range(count):
         images = [_image(random, *vla.spec.image_size) for _ in vla.spec.cameras]
-        history = EgoHistory((EgoState(0, 0.0, 0.0, 0.0, _SPEED_MPS),), vla.spec.history.interval_s)
-        samples.append(Sample(images, history, Command.STRAIGHT))
+        samples.append(Sample(images, _constant_speed(vla), Command.STRAIGHT))
     return Samples(f"synthetic images, seed {seed}", samples)
+
+
+def _constant_speed(vla: Vla) -> EgoHistory:
+    return EgoHistory((EgoState(0, 0.0, 0.0, 0.0, _SPEED_MPS),), vla.spec.history.interval_s)
 
 
 def _image(random: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -54,20 +57,25 @@ def _image(random: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def dataset_samples(vla: Vla, root: str | Path, split: str | None, count: int) -> Samples:
-    """Keyframes of a dataset in the nuScenes schema, evenly spread.
+    """Items of a dataset of any layout that training reads, evenly spread.
+
+    A dataset without ego motion gets the ego state of the synthetic samples.
 
     Raises:
         InputError: no dataset there, or not the VLA's cameras.
-        ModuleNotFoundError: nuscenes-devkit is not installed.
+        UsageError: ``count`` is below 1.
     """
-    from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+    from fastdrive_training.data.adapters import open_source
     from fastdrive_training.data.token_cache import load_images, require_cameras
 
     if count < 1:
-        raise InputError(f"--sets: {count}; give 1 or more")
-    dataset = KeyframeDataset(root, split)
-    require_cameras(dataset, vla)
-    count = min(count, len(dataset))
-    keyframes = (dataset[place * len(dataset) // count] for place in range(count))
-    samples = [Sample(load_images(each, vla.spec.cameras), each.history, each.command) for each in keyframes]
+        raise UsageError(f"--sets: {count}; give 1 or more")
+    source = open_source(root, split, own_masks=False, all_splits=True)
+    require_cameras(source, vla)
+    count = min(count, len(source))
+    items = (source[place * len(source) // count] for place in range(count))
+    samples = [
+        Sample(load_images(item, vla.spec.cameras), item.history or _constant_speed(vla), item.command)
+        for item in items
+    ]
     return Samples(f"{Path(root).name}, split {split or 'all'}", samples)

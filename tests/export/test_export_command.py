@@ -6,7 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[export]")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
@@ -55,6 +57,21 @@ def test_verify_writes_what_it_finds_into_the_manifest(engine, capsys):
     assert figures["plans_equal"] and figures["plans_compared"] == figures["plans_same"] == 2
     assert set(figures["latency_ms"]) == {"reference", "engine"}
     assert read_manifest(engine).parity.cosine == figures["cosine"]
+
+
+def test_verify_reads_a_folder_of_images(engine, toy, tmp_path, capsys):
+    for camera in toy.vla.spec.cameras:
+        (tmp_path / "images" / camera).mkdir(parents=True)
+        for name in ("a", "b", "c"):
+            image = np.random.default_rng(ord(name)).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+            Image.fromarray(image).save(tmp_path / "images" / camera / f"{name}.png")
+    words = ["--dataset", tmp_path / "images", "--sets", 2, "--device", "cpu", "--json", "-"]
+    assert export("verify", engine, *words) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["images"], figures["sets"], figures["plans_compared"]) == ("images, split all", 2, 2)
+    shutil.rmtree(tmp_path / "images" / toy.vla.spec.cameras[0])
+    assert export("verify", engine, *words) == 1
+    assert f"camera {toy.vla.spec.cameras[0]} is" in capsys.readouterr().err
 
 
 def test_an_engine_that_is_too_far_off_fails_and_is_refused_from_then_on(engine, monkeypatch, capsys, toy):
