@@ -130,7 +130,7 @@ def replay(
 
     from rich.console import Console
 
-    from fastdrive_node.replay.report import draw_pictures, print_table, summary, tally, write_lines
+    from fastdrive_node.replay.report import draw_plans, print_table, summary, tally, write_lines
     from fastdrive_node.replay.session import play_bag
 
     rate = None if options.lockstep else options.rate
@@ -144,7 +144,7 @@ def replay(
     run_values = {"bag": str(options.bag), "rate": rate, "lockstep": options.lockstep, "loops": options.loop}
     figures = summary(result, plans_file, unplanned_file, {**run_values, "node": played.identity})
     if options.out is not None:
-        figures["pictures"] = draw_pictures(options.out, plans, recording, played.settings)
+        figures["pictures"] = draw_plans(options.out, plans, recording, played.settings)
     print_table(figures, Console(stderr=options.json == "-"))
     write_json(figures, options.json)
     return figures

@@ -24,7 +24,7 @@ _LOG_PREFIX = re.compile(r"^\[\w+\] \[[\d.]+\] ")
 
 
 class NodeProcess:
-    """Started on entering, ended on leaving.
+    """A context manager: the node runs inside of the block.
 
     Args:
         topics: the node's inputs are remapped to these.
@@ -57,8 +57,8 @@ class NodeProcess:
         values = Path(self._folder.name, "parameters.yaml")
         values.write_text(yaml.safe_dump({"/**": {"ros__parameters": dict(self._parameters)}}))
         files = [*([self._parameter_file] if self._parameter_file else []), values]
-        arguments = [word for file in files for word in ("--params-file", str(file))]
-        arguments += [word for name, topic in self._topics.remappings() for word in ("-r", f"{name}:={topic}")]
+        arguments = [argument for file in files for argument in ("--params-file", str(file))]
+        arguments += [argument for name, topic in self._topics.remappings() for argument in ("-r", f"{name}:={topic}")]
         self._process = subprocess.Popen(
             [*self._command, "--ros-args", *arguments],
             env={**os.environ, "ROS_LOG_DIR": self._folder.name, **self._environment, "PYTHONUNBUFFERED": "1"},

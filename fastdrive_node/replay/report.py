@@ -1,4 +1,4 @@
-"""What became of a bag's sets: figures, table, plans and pictures."""
+"""What became of a bag's sets: figures, table, plans and images."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def print_table(figures: Mapping, console: Console) -> None:
         )
 
 
-def draw_pictures(folder: Path, plans: Sequence[PlanRecord], recording: Recording, settings: Settings) -> int:
+def draw_plans(folder: Path, plans: Sequence[PlanRecord], recording: Recording, settings: Settings) -> int:
     """One image a plan (``plan_0001.jpg`` ...), from the bag's images. Returns how many were drawn.
 
     Images of an earlier replay in the same folder are removed.

@@ -1,4 +1,4 @@
-"""Points of the ego frame in a camera's picture."""
+"""Points of the ego frame in a camera's image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class CameraModel:
     size: tuple[int, int]  # width, height in px that the intrinsic belongs to
 
     def scaled(self, width: int, height: int) -> CameraModel:
-        """The same camera for a resized picture."""
+        """The same camera for a resized image."""
         scale = np.diag([width / self.size[0], height / self.size[1], 1.0])
         return CameraModel(scale @ self.intrinsic, self.rotation, self.translation, (width, height))
 

@@ -14,7 +14,7 @@ from fastdrive_node.commands.replay import ReplayOptions, open_recording
 from fastdrive_node.errors import InputError
 from fastdrive_node.record import PlanRecord
 from fastdrive_node.replay.frame_sets import LoopResult, Received, SetCounter
-from fastdrive_node.replay.report import draw_pictures, latencies, print_table, summary, tally, write_lines
+from fastdrive_node.replay.report import draw_plans, latencies, print_table, summary, tally, write_lines
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.topics import simulator_topics
 from fastdrive_node.types import CAMERAS, SUPERSEDED, Command, KeptTokens, Plan, Refusal
@@ -91,13 +91,13 @@ def test_lines_are_written_whole_or_refused(tmp_path):
         write_lines(tmp_path / "file" / "plans.jsonl", [])
 
 
-def test_pictures_are_drawn_from_the_bags_images(tmp_path):
+def test_plans_are_drawn_from_the_bags_images(tmp_path):
     bag = write_bag(tmp_path / "bag", BagPlan(transport="compressed"))
     recording = open_recording(ReplayOptions(bag), CAMERAS)
     plans = [plan_record(t0_ns).record for t0_ns in (START_NS, START_NS + 10**9)]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "plan_0009.jpg").write_text("of an earlier replay")
-    assert draw_pictures(tmp_path / "out", plans, recording, Settings()) == 2
+    assert draw_plans(tmp_path / "out", plans, recording, Settings()) == 2
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["plan_0001.jpg", "plan_0002.jpg"]
     with Image.open(tmp_path / "out" / "plan_0002.jpg") as picture:
         assert np.asarray(picture).std() > 0
