@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,40 +11,8 @@ from fastdrive_node.families.loading import load_vla
 from fastdrive_node.pruning.checkpoint import load_pruner
 from fastdrive_training.engine.logging import read_log
 from fastdrive_training.pruner.train import train
+from tests.training.engine.launcher import launch
 from tests.training.tiny_nuscenes import write_dataset
-
-pytest.importorskip("accelerate")
-ROOT = Path(__file__).resolve().parents[3]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _launch(words: list[str], count: int) -> None:
-    """Run the script in ``count`` processes, as a launcher would; fails with what a failing one said."""
-    port = str(_free_port())
-    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared |= {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.training.pruner.recon_process", *words],
-            cwd=ROOT,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    try:
-        for process in running:
-            _, said = process.communicate(timeout=300)
-            assert process.returncode == 0, said[-3000:]
-    finally:
-        for process in running:
-            process.kill()
 
 
 def test_two_processes_have_the_losses_of_one(tmp_path, tiny_dir):
@@ -68,7 +31,7 @@ def test_two_processes_have_the_losses_of_one(tmp_path, tiny_dir):
     one, two = tmp_path / "one", tmp_path / "two"
     train({**recipe, "out": str(one), "schedule": schedule})
     split = {**recipe, "out": str(two), "schedule": {**schedule, "accumulate": 2}}
-    _launch([json.dumps(split), str(tmp_path)], 2)
+    launch("tests.training.pruner.recon_process", [json.dumps(split), str(tmp_path)], 2)
 
     reports = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert [report["processes"] for report in reports] == [2, 2]

@@ -54,7 +54,6 @@ PHRASES = (
     "<PLANNING>",
     "Trajectory [x, y]: ",
     "</PLANNING>",
-    *CAMERAS,
 )
 SYMBOLS = ("], [", ", ", "[", "]", "+", "-", ".", "?", " ", "\n", *"0123456789")
 NUMBER = NumberFormat(decimals=1, integer_digits=2)
@@ -87,6 +86,7 @@ class TinyRecipe:
     out: str  # the VLA directory to write
     seed: Seed = 0
     size: TinySize = field(default_factory=TinySize)
+    cameras: tuple[str, ...] = CAMERAS
 
 
 def build(recipe: dict, resume: bool = False) -> dict:
@@ -94,15 +94,15 @@ def build(recipe: dict, resume: bool = False) -> dict:
     if resume:
         raise RecipeError("kind: tiny_vla writes untrained weights at once; there is nothing to resume")
     settings = parse_recipe(TinyRecipe, recipe)
-    path = build_tiny_vla(settings.out, settings.seed, settings.size)
+    path = build_tiny_vla(settings.out, settings.seed, settings.size, settings.cameras)
     return {"vla": str(path), "seed": settings.seed, "size": asdict(settings.size)}
 
 
-def tiny_spec(size: TinySize | None = None) -> VlaSpec:
-    """Six cameras, a compact history, and answers of constant length."""
+def tiny_spec(size: TinySize | None = None, cameras: tuple[str, ...] = CAMERAS) -> VlaSpec:
+    """A compact history, and answers of constant length."""
     size = size or TinySize()
     return VlaSpec(
-        cameras=CAMERAS,
+        cameras=cameras,
         image_size=(size.image_height, size.image_width),
         prompt_file="prompt.txt",
         camera_item="{camera}{image}",
@@ -124,14 +124,14 @@ def tiny_spec(size: TinySize | None = None) -> VlaSpec:
     )
 
 
-def tiny_tokenizer() -> Tokenizer:
-    """A word-level tokenizer whose words are the prompt's phrases, numbers and symbols; any other text is unknown.
+def tiny_tokenizer(cameras: tuple[str, ...] = CAMERAS) -> Tokenizer:
+    """A word-level tokenizer of the prompt's phrases, cameras, numbers and symbols; any other text is unknown.
 
     Decoding gives exactly the encoded text back.
     """
-    words = (*SPECIAL, UNKNOWN, *PHRASES, *SYMBOLS, UNKNOWN_NUMBER, *NUMBERS)
+    words = (*SPECIAL, UNKNOWN, *PHRASES, *cameras, *SYMBOLS, UNKNOWN_NUMBER, *NUMBERS)
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN))
-    alternatives = sorted((*PHRASES, *SYMBOLS, UNKNOWN_NUMBER), key=len, reverse=True)
+    alternatives = sorted((*PHRASES, *cameras, *SYMBOLS, UNKNOWN_NUMBER), key=len, reverse=True)
     pattern = "|".join([f"{NUMBER.pattern}(?![0-9])", *(_escape(word) for word in alternatives)])
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
@@ -188,17 +188,20 @@ def tiny_config(tokenizer: Tokenizer, size: TinySize) -> Qwen2_5_VLConfig:
     )
 
 
-def build_tiny_vla(path: str | Path, seed: int, size: TinySize | None = None) -> Path:
+def build_tiny_vla(
+    path: str | Path, seed: int, size: TinySize | None = None, cameras: tuple[str, ...] = CAMERAS
+) -> Path:
     """Write an untrained tiny VLA directory with weights drawn from ``seed``.
 
     Args:
         path: the directory; made where absent.
         size: model and image sizes; None for those of models/tiny.
+        cameras: names, in the order of the prompt.
     """
     size = size or TinySize()
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_tokenizer(cameras)
     config = tiny_config(tokenizer, size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -208,7 +211,7 @@ def build_tiny_vla(path: str | Path, seed: int, size: TinySize | None = None) ->
     model.generation_config = GenerationConfig(eos_token_id=stop, pad_token_id=pad, do_sample=False)
     model.save_pretrained(path)
     tokenizer.save(str(path / "tokenizer.json"))
-    spec = tiny_spec(size)
+    spec = tiny_spec(size, cameras)
     (path / spec.prompt_file).write_text(TEMPLATE, encoding="utf-8")
     (path / SPEC_FILE).write_text(json.dumps(spec_json(spec), indent=2) + "\n", encoding="utf-8")
     return path

@@ -43,13 +43,14 @@ KIND = "vla_tower"
 class TowerRecipe(VlaRecipe):
     """Keys of a ``vla_tower`` recipe."""
 
+    cameras: tuple[str, ...] = CAMERAS  # of the VLA, by the dataset's names
+    # Tokens of these cameras carry gradient in every step, and those of one other, drawn anew; all would cost more.
     gradient_cameras: tuple[str, ...] = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT")
-    """Their tokens carry gradient in every step, as do those of one other camera, drawn anew; all would cost more."""
 
     def __post_init__(self) -> None:
         for camera in self.gradient_cameras:
-            if camera not in CAMERAS:
-                raise ValueError(f"gradient_cameras: {camera!r} is no camera of the VLA; use {', '.join(CAMERAS)}")
+            if camera not in self.cameras:
+                raise ValueError(f"gradient_cameras: {camera!r} is no camera of the VLA; use {', '.join(self.cameras)}")
 
 
 class TowerBatches(VlaBatches):
@@ -57,7 +58,7 @@ class TowerBatches(VlaBatches):
 
     def __init__(self, data: Arrays, answer: AnswerText, recipe: TowerRecipe, processes: Processes):
         super().__init__(data, answer, recipe, processes)
-        self._always = [CAMERAS.index(camera) for camera in recipe.gradient_cameras]
+        self._always = [recipe.cameras.index(camera) for camera in recipe.gradient_cameras]
 
     def visual(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
         pixels = _jitter(torch.from_numpy(self.data.pixels[indices]), rng)
@@ -116,10 +117,11 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
     folder = Path(settings.out)
     if resume:
         require_checkpoint(folder)
-    processes = Processes(settings.device)
-    precision = choose_precision(settings.precision, processes.device)
     with TemporaryDirectory() as untrained:
-        vla = load_vla(build_tiny_vla(untrained, settings.seed), processes.device)
+        build_tiny_vla(untrained, settings.seed, cameras=settings.cameras)
+        processes = Processes(settings.device)  # only now: in a group, transformers saves in the first process alone
+        precision = choose_precision(settings.precision, processes.device)
+        vla = load_vla(untrained, processes.device)
         with processes.first_goes_ahead():
             source = open_source(settings.dataset, settings.split, cameras=tuple(vla.spec.cameras))
             data = prepare(vla, source, Path(settings.cache))
