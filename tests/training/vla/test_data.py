@@ -9,7 +9,7 @@ import pytest
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.planning.answer_format import format_answer
-from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+from fastdrive_training.data.adapters import open_source
 from fastdrive_training.vla.data import IGNORE, NO_GAP_M, cell_labels, prepare
 from tests.training.tiny_nuscenes import write_dataset
 
@@ -21,7 +21,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(dataset, tiny_vla, tmp_path_factory):
-    return prepare(tiny_vla, KeyframeDataset(dataset), tmp_path_factory.mktemp("cache"))
+    return prepare(tiny_vla, open_source(dataset, "train"), tmp_path_factory.mktemp("cache"))
 
 
 def test_only_keyframes_with_a_future_are_prepared(data) -> None:
@@ -43,9 +43,9 @@ def test_prompts_come_with_the_whole_history_and_with_shorter_ones(data, tiny_vl
 
 
 def test_a_second_run_reads_what_the_first_prepared(dataset, tiny_vla, tmp_path) -> None:
-    first = prepare(tiny_vla, KeyframeDataset(dataset), tmp_path)
+    first = prepare(tiny_vla, open_source(dataset, "train"), tmp_path)
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
-    again = prepare(tiny_vla, KeyframeDataset(dataset), tmp_path)
+    again = prepare(tiny_vla, open_source(dataset, "train"), tmp_path)
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
     assert np.array_equal(first.pixels, again.pixels)
 
@@ -55,7 +55,7 @@ def test_a_dataset_that_was_made_again_is_read_again(tiny_vla, tmp_path) -> None
     for speed in (4.0, 6.0):
         shutil.rmtree(root, ignore_errors=True)
         write_dataset(root, scenes=1, keyframes=8, speed=speed)
-        futures.append(np.array(prepare(tiny_vla, KeyframeDataset(root), tmp_path / "cache").futures))
+        futures.append(np.array(prepare(tiny_vla, open_source(root, "train"), tmp_path / "cache").futures))
     assert futures[0].shape == futures[1].shape
     assert futures[1][0, -1, 0] == pytest.approx(1.5 * futures[0][0, -1, 0], rel=1e-3)
 
@@ -63,7 +63,7 @@ def test_a_dataset_that_was_made_again_is_read_again(tiny_vla, tmp_path) -> None
 def test_a_dataset_without_futures_is_refused(tiny_vla, tmp_path) -> None:
     short = write_dataset(tmp_path / "short", scenes=1, keyframes=3)
     with pytest.raises(InputError, match="no keyframe has a future"):
-        prepare(tiny_vla, KeyframeDataset(short), tmp_path / "cache")
+        prepare(tiny_vla, open_source(short, "train"), tmp_path / "cache")
 
 
 def test_a_small_object_names_its_cell() -> None:

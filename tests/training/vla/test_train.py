@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from fastdrive_training.engine.config import RecipeError
 from fastdrive_training.engine.distributed import Processes
 from fastdrive_training.engine.logging import read_log
 from fastdrive_training.vla import train_planner, train_tower
+from fastdrive_training.vla.data import prepare
 from fastdrive_training.vla.targets import AnswerText
 from fastdrive_training.vla.train_planner import keep_some
 from fastdrive_training.vla.train_tower import TowerBatches, TowerPlanner, TowerRecipe
@@ -58,7 +60,7 @@ def test_encoding_keeps_the_order_of_the_cameras(planner, learning) -> None:
 
 def test_front_cameras_always_carry_gradient_and_one_other_by_turns(long_dataset, tmp_path, tiny_vla) -> None:
     recipe = TowerRecipe(str(long_dataset), "out", batch=1, gradient_cameras=("CAM_BACK", "CAM_FRONT"))
-    data = train_tower.prepare(tiny_vla, open_source(long_dataset, "train"), tmp_path)
+    data = prepare(tiny_vla, open_source(long_dataset, "train"), tmp_path)
     batches = TowerBatches(data, AnswerText.of(tiny_vla), recipe, Processes("cpu"))
     learning = [batches[step][0].learning for step in range(12)]
     assert {cameras[:2] for cameras in learning} == {(3, 0)}  # front is 0, back is 3
@@ -112,6 +114,22 @@ def test_two_processes_have_the_losses_of_one(long_dataset, tmp_path) -> None:
         for key in theirs.keys() - {"images_per_s"}:
             assert ours[key] == pytest.approx(theirs[key], rel=1e-3), (theirs["step"], key)
     assert load_vla(tmp_path / "two" / "vla").tokens == 192
+
+
+def test_a_folder_with_ego_motion_trains_too(tmp_path) -> None:
+    """One camera without masks, and a dataset whose name for it is not the simulator's."""
+    (tmp_path / "folder" / "train").mkdir(parents=True)
+    for index in range(16):
+        cv2.imwrite(str(tmp_path / "folder" / "train" / f"{index:02d}.png"), np.full((56, 112, 3), index, np.uint8))
+    poses = {
+        f"{index:02d}": {"scene": "a", "t_s": index / 2, "x": 2.0 * index, "y": 0.0, "yaw": 0.0} for index in range(16)
+    }
+    (tmp_path / "folder" / "train" / "ego_motion.json").write_text(json.dumps(poses))
+    paths = {"dataset": str(tmp_path / "folder"), "out": str(tmp_path / "run"), "cache": str(tmp_path / "cache")}
+    cameras = {"cameras": ["camera"], "gradient_cameras": ["camera"], "dataset_kind": "folder"}
+    figures = train_tower.train({**SMALL, **paths, **cameras, "steps": 1}, False)
+    assert figures["light"] == 0.0  # of which the dataset tells nothing
+    assert np.isfinite(figures["total"])
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ class EgoTrack:
     def planar(cls, stamps_ns: Sequence[int], poses: np.ndarray) -> EgoTrack:
         """From ascending stamps and float64 [T, 3] of x, y in m and yaw in rad."""
         positions = np.column_stack([poses[:, :2], np.zeros(len(poses))])
-        return cls(np.array(stamps_ns, np.int64), positions, Rotation.from_euler("z", poses[:, 2]).as_matrix())
+        return cls(np.array(stamps_ns, np.int64), positions, Rotation.from_euler("z", poses[:, 2:]).as_matrix())
 
     def future(self, t0_ns: int, points: int, interval_s: float) -> np.ndarray | None:
         """Positions interval_s, 2 interval_s ... after t0 in the ego frame of t0, float64 [points, 2].

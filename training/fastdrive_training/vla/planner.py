@@ -31,7 +31,7 @@ HEADS = ("waypoints", "ahead")  # of the planner, which the second stage takes o
 HEADS_FILE = "heads.pt"
 # Keys that change where and how fast a run goes, not what it computes; a run may be resumed with others.
 FREE_KEYS = (
-    *("dataset", "out", "cache", "tower_run"),
+    *("dataset", "dataset_kind", "out", "cache", "tower_run"),
     *("device", "workers", "tensorboard", "log_every", "checkpoint_every"),
 )
 
@@ -42,6 +42,7 @@ class VlaRecipe:
 
     dataset: str
     out: str  # folder of the run: recipe.yaml, checkpoint.pt, log.jsonl, vla/
+    dataset_kind: str = "auto"  # its layout: nuscenes, folder, kitti, waymo; it must have ego motion
     split: str = "train"
     cache: str = "runs/vla_cache"
     seed: Seed = 0

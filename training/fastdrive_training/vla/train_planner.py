@@ -98,7 +98,7 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
     torch.manual_seed(settings.seed)
     planner = LanguagePlanner(vla, precision)
     with processes.first_goes_ahead():
-        source = open_source(settings.dataset, settings.split, cameras=tuple(vla.spec.cameras))
+        source = open_source(settings.dataset, settings.split, settings.dataset_kind, cameras=vla.spec.cameras)
         data = prepare(vla, source, Path(settings.cache))
         tokens = cached_tokens(planner, data, vla.encoder_fingerprint)
     for name, state in torch.load(tower / HEADS_FILE, map_location="cpu", weights_only=True).items():

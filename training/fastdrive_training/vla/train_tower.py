@@ -123,7 +123,7 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
         precision = choose_precision(settings.precision, processes.device)
         vla = load_vla(untrained, processes.device)
         with processes.first_goes_ahead():
-            source = open_source(settings.dataset, settings.split, cameras=tuple(vla.spec.cameras))
+            source = open_source(settings.dataset, settings.split, settings.dataset_kind, cameras=vla.spec.cameras)
             data = prepare(vla, source, Path(settings.cache))
         vla.model.requires_grad_(True)
         torch.manual_seed(settings.seed)
