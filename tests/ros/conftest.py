@@ -143,9 +143,10 @@ class Rig:
         skip: tuple[str, ...] = (),
         bad: dict | None = None,
         cameras: tuple[str, ...] = CAMERAS,
+        speed: float = 8.0,
     ) -> None:
         """Odometry and an image of each camera, of one stamp; ``bad`` changes the image of a camera."""
-        self.send_odometry(stamp_ns)
+        self.send_odometry(stamp_ns, speed)
         for camera in cameras:
             if camera not in skip:
                 self.send_image(camera, stamp_ns, **(bad or {}).get(camera, {}))

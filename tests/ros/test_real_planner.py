@@ -93,3 +93,15 @@ def test_a_drop_ratio_below_what_the_engine_gives_is_refused_and_the_node_runs_o
     assert set_drop(rig, 0.9).successful
     rig.call(rig.node.trigger_deactivate)
     assert not set_drop(rig, 0.25).successful
+
+
+def test_refusals_carry_the_stage_that_failed(real):
+    rig = connected(real(max_set_age_s=60.0, warm_up=False))
+    rig.send_set(rig.now_ns(), bad={"CAM_BACK": {"encoding": "rgb99"}})
+    record = next_record(rig, 1)
+    assert (record["kind"], record["stage"]) == ("refused", "image")
+    t0 = rig.now_ns()
+    rig.send_set(t0, speed=1e9)
+    record = next_record(rig, 2)
+    assert (record["kind"], record["stage"]) == ("refused", "odometry")
+    assert record["reason"].startswith("ego state: speed_mps")

@@ -11,7 +11,7 @@ import pytest
 from fastdrive_node.errors import AnswerError, EgoStateError, FrameSetError, ImageError, InputError, ModelError
 from fastdrive_node.sync.frames import FrameBuffer, FrameLimits
 from fastdrive_node.sync.odometry import OdometryBuffer
-from fastdrive_node.sync.worker import Worker, WorkerLimits
+from fastdrive_node.sync.worker import RECENT, Worker, WorkerLimits
 from fastdrive_node.types import CAMERAS, CameraFrame, Command, EgoState, Plan
 
 MS = 1_000_000
@@ -249,3 +249,35 @@ def test_a_report_that_fails_does_not_end_the_worker(bench):
     bench.begun.get(timeout=PATIENCE_S)
     bench.send(500)
     assert bench.next().result.t0_ns in (0, 500 * MS)
+
+
+def test_the_status_has_the_age_of_the_last_plan_and_recent_refusals_by_stage(bench):
+    bench = bench()
+    assert bench.worker.status().plan_age_s is None
+    bench.send(0)
+    bench.next()
+    bench.fault = ImageError("CAM_BACK: cut")
+    for at_ms in range(500, 500 * (RECENT + 5), 500):
+        if at_ms == 500 * RECENT:
+            bench.fault = AnswerError("no tag")
+        bench.send(at_ms)
+        bench.next()
+    status = bench.worker.status()
+    assert (status.plans, status.refused, status.recent) == (1, RECENT + 4, RECENT)
+    assert list(status.recent_refusals.items()) == [("image", RECENT - 5), ("answer", 5)]
+    assert status.plan_age_s == pytest.approx(0.5 * (RECENT + 4))
+    bench.worker.time_jumped(0)
+    assert bench.worker.status().plan_age_s is None
+
+
+def test_superseded_sets_are_no_refusals(bench):
+    bench = bench()
+    bench.go.clear()
+    bench.send(0)
+    bench.begun.get(timeout=PATIENCE_S)
+    for at_ms in (100, 200):
+        bench.send(at_ms)
+    bench.go.set()
+    assert len([bench.next() for _ in range(3)]) == 3
+    status = bench.worker.status()
+    assert (status.frames.superseded, status.recent, status.recent_refusals) == (1, 2, {})
