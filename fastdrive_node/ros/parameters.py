@@ -208,6 +208,7 @@ class Settings(BaseModel):
 
 class _FileValues(Settings):
     use_sim_time: bool = Field(False, description="take the time from /clock")
+    qos_overrides: dict = Field({}, description="QoS of the inputs, by topic, as in every ROS 2 node that allows it")
 
 
 class _FileSection(BaseModel):

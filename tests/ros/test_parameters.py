@@ -60,7 +60,9 @@ def write(tmp_path, **values) -> Path:
 
 
 def test_a_parameter_file_may_have_some_parameters_and_the_clock(tmp_path):
-    check_parameter_file(write(tmp_path, drop=0.75, use_sim_time=True))
+    qos = {"/camera": {"subscription": {"reliability": "reliable"}}}
+    file = write(tmp_path, drop=0.75, use_sim_time=True, qos_overrides=qos)
+    assert check_parameter_file(file) == {"drop": 0.75}
 
 
 @pytest.mark.parametrize(
