@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -27,13 +28,14 @@ def write_dataset(
     lidar: bool = False,
     extras: dict | None = None,
     version: str = "v1.0-tiny",
+    cameras: Sequence[str] = CAMERAS,
 ) -> Path:
     """Scene s drives at ``speed`` m/s + s with ``turn`` rad/s from another start; every image of it has its own colour.
 
     ``size`` is (height, width). The right third of every mask is road. The last scene is the val split, where there
     are two or more. ``lidar`` puts the ego pose of a sample on a LIDAR_TOP record that is 0.05 s before the cameras.
     """
-    tables = _Tables(size)
+    tables = _Tables(size, cameras)
     for scene in range(scenes):
         tables.add_scene(root, scene, keyframes, speed + scene, turn, masks, lidar)
     folder = root / version
@@ -52,9 +54,9 @@ def write_dataset(
 
 
 class _Tables:
-    def __init__(self, size: tuple[int, int]):
-        self.size = size
-        sensors = [*CAMERAS, "LIDAR_TOP"]
+    def __init__(self, size: tuple[int, int], cameras: Sequence[str]):
+        self.size, self.cameras = size, cameras
+        sensors = [*cameras, "LIDAR_TOP"]
         self.rows = {
             "category": [],
             "attribute": [],
@@ -94,7 +96,7 @@ class _Tables:
             self.rows["sample"].append({"token": token, "timestamp": stamp, **_links(tokens, index, "")})
             pose = f"pose-{token}"
             self._add_pose(pose, stamp, scene, index * 0.5, speed, turn)
-            for number, camera in enumerate(CAMERAS):
+            for number, camera in enumerate(self.cameras):
                 self._add_image(root, camera, tokens, index, stamp, pose, 40 * scene + 5 * index + 7 * number)
                 if masks:
                     _write_mask(root / "masks" / camera / f"{token}.png", self.size)

@@ -12,7 +12,7 @@ import pytest
 from fastdrive_node.errors import InputError
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.annotate.run import Annotation, Shard
-from fastdrive_training.data.adapters import detect_kind, open_source
+from fastdrive_training.data.adapters import dataset_identity, detect_kind, open_source
 from tests.training.annotate.annotate_fixtures import BrightModels, settings
 from tests.training.tiny_nuscenes import write_dataset
 
@@ -266,3 +266,57 @@ def test_layouts_are_told_apart(nuscenes, kitti, tmp_path):
     assert detect_kind(kitti / "training") == "folder"
     with pytest.raises(InputError, match="kind 'coco': must be one of nuscenes, kitti, waymo, folder, or auto"):
         open_source(kitti, kind="coco")
+
+
+def _driven_folder(root: Path, **changes) -> Path:
+    """Eight images of one camera, 0.5 s apart, of a vehicle that drives north at 4 m/s."""
+    motion = {}
+    for index in range(8):
+        write_image(root / "images" / "CAM_FRONT" / f"{index}.jpg")
+        motion[f"{index}"] = {"scene": "north", "t_s": 100 + 0.5 * index, "x": 7.0, "y": 2.0 * index, "yaw": np.pi / 2}
+    motion["0"] |= {"command": "left"}
+    motion["3"] |= changes
+    (root / "ego_motion.json").write_text(json.dumps(motion))
+    return root
+
+
+def test_folder_with_ego_motion_has_history_future_and_command(tmp_path):
+    source = open_source(_driven_folder(tmp_path))
+    assert source.scenes == ["north"] * 8
+    first, second, third = source[0], source[1], source[2]
+    np.testing.assert_allclose(second.future_m, [[2.0 * step, 0.0] for step in range(1, 7)], atol=1e-9)
+    assert third.future_m is None and third.history.now.speed_mps == pytest.approx(4.0)
+    assert (first.command.value, second.command.value, third.command.value) == ("left", "straight", "none")
+    assert first.stamp_ns == 100 * 10**9 and first.boxes() is None and first.find_drivable() is None
+    assert third.find_world_state().y_m == pytest.approx(4.0)
+
+
+def test_items_without_ego_motion_have_no_future(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    item = open_source(tmp_path)[0]
+    assert item.future_m is None and item.history is None and item.stamp_ns is None and item.boxes() is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": "east"}, r"ego_motion\.json: '3': needs numbers t_s \[s\], x, y \[m\] and yaw \[rad\]"),
+        ({"yaw": None}, "'3': needs numbers"),
+        ({"y": 1e300}, "'3': t_s, x, y or yaw is not a finite number"),
+        ({"scene": 3}, "'3': needs an object with scene"),
+        ({"t_s": 100.0}, "two poses of scene 'north' have the same t_s"),
+        ({"command": "up"}, "'up' is not a valid Command"),
+    ],
+)
+def test_broken_ego_motion_is_named(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        open_source(_driven_folder(tmp_path, **changes))
+
+
+def test_ego_motion_belongs_to_the_identity_and_masks_on_request(tmp_path, nuscenes):
+    source = open_source(_driven_folder(tmp_path))
+    before = dataset_identity(source)
+    _driven_folder(tmp_path, x=8.0)
+    assert dataset_identity(open_source(tmp_path)) != before
+    with_masks = [dataset_identity(open_source(nuscenes, "val"), masks=on) for on in (False, True)]
+    assert len(set(with_masks)) == 2

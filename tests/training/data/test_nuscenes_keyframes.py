@@ -201,3 +201,27 @@ def test_cell_coverage_counts_partial_pixels_by_area():
     np.testing.assert_allclose(cell_coverage(mask, 2, 3), [1, 0, 0, 1, 0, 0])
     np.testing.assert_allclose(cell_coverage(mask, 1, 4), [1, 1 / 3, 0, 0], atol=1e-6)  # cells 1.5 px wide
     np.testing.assert_allclose(cell_coverage(mask[None], 1, 1), [[1 / 3]], atol=1e-6)
+
+
+@pytest.mark.parametrize("cameras", [("CAM_ROOF", *CAMERAS), ("CAM_ROOF",)])
+def test_any_number_of_cameras_of_any_name(tmp_path, cameras):
+    root = write_dataset(tmp_path / "d", scenes=1, keyframes=8, cameras=cameras)
+    dataset = KeyframeDataset(root)
+    assert sorted(dataset.cameras) == sorted(cameras)
+    keyframe = dataset[0]
+    roof = cv2.imread(str(root / "samples" / "CAM_ROOF" / "s0k0.jpg"))
+    np.testing.assert_array_equal(keyframe.load_image("CAM_ROOF")[..., ::-1], roof)
+    assert keyframe.coverage(("CAM_ROOF",), (4, 8)).shape == (1, 32)
+    assert keyframe.future_m is not None and keyframe.history.now.speed_mps == pytest.approx(4.0)
+    chosen = KeyframeDataset(root, cameras=("CAM_ROOF",))
+    assert chosen.cameras == tuple(chosen[0].image_sizes) == ("CAM_ROOF",)
+    with pytest.raises(InputError, match="no camera 'CAM_NOSE'; it has"):
+        KeyframeDataset(root, cameras=("CAM_NOSE",))
+
+
+def test_the_future_has_the_points_that_are_asked_for(tmp_path):
+    extras = {"s0k0": {"future_xy": [[float(step), 0.25] for step in range(1, 7)]}}
+    keyframe = KeyframeDataset(write_dataset(tmp_path / "d", scenes=1, keyframes=9, speed=4.0, extras=extras))[0]
+    np.testing.assert_array_equal(keyframe.future(), extras["s0k0"]["future_xy"])
+    np.testing.assert_allclose(keyframe.future(4, 0.25)[:, 0], [1.0, 2.0, 3.0, 4.0], atol=1e-6)  # of the poses
+    assert keyframe.future(8, 0.5).shape == (8, 2) and keyframe.future(9, 0.5) is None

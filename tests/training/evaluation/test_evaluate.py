@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -30,6 +32,7 @@ from fastdrive_training.evaluation import (
     other_scenes,
 )
 from fastdrive_training.evaluation import run as evaluation
+from fastdrive_training.evaluation.metrics import at_metric_steps
 from fastdrive_training.vla.tiny_model import build_tiny_vla
 from tests.training.evaluation.planning_scenes import add_object, draw_road
 from tests.training.tiny_nuscenes import write_dataset
@@ -231,3 +234,53 @@ def test_help_has_an_example(capsys):
             main([command, "--help"])
         assert caught.value.code == 0
         assert f"fastdrive {command}" in capsys.readouterr().out
+
+
+def test_a_folder_with_ego_motion_gives_l2_and_says_what_is_null(tmp_path, vla_dir, monkeypatch, capsys, silent):
+    root, motion = tmp_path / "folder", {}
+    image = np.full((56, 112, 3), 90, np.uint8)
+    for index in range(8):
+        for camera in CAMERAS:
+            (root / "images" / camera).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(root / "images" / camera / f"{index}.png"), image)
+        motion[f"{index}"] = {"scene": "a", "t_s": 0.5 * index, "x": 2.0 * index, "y": 0.0, "yaw": 0.0}
+    (root / "ego_motion.json").write_text(json.dumps(motion))
+    ahead = np.stack([2.2 * np.arange(1, 7), np.zeros(6)], axis=1)  # 0.2 m too far in each step
+    _speak(monkeypatch, lambda _: format_answer(ahead, load_vla(vla_dir).spec.answer))
+    figures = _run(tmp_path, "evaluate", root, "--vla", vla_dir, "--pruners", "none")
+    row, baseline = figures["rows"]
+    assert (figures["samples"], figures["without_future"]) == (2, 6)
+    assert row["l2_avg_to_t"]["avg"] == pytest.approx(0.5, abs=0.06)
+    assert baseline["l2_avg_to_t"]["avg"] == pytest.approx(0.0, abs=1e-6)
+    assert row["collision_polygon"] is row["off_drivable"] is row["intersection"] is None
+    assert "collision_polygon is null: the dataset does not have objects" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("cameras", "names"), [((*CAMERAS, "CAM_ROOF"), CAMERAS[::-1]), (("CAM_BACK",), ("CAM_BACK",))]
+)
+def test_a_vla_reads_its_cameras_of_any_rig(tmp_path, vla_dir, monkeypatch, cameras, names, silent):
+    root = write_dataset(tmp_path / "d", scenes=1, keyframes=8, cameras=cameras)
+    shutil.copytree(vla_dir, tmp_path / "rig")
+    spec = json.loads((vla_dir / "vla.json").read_text())
+    (tmp_path / "rig" / "vla.json").write_text(json.dumps({**spec, "cameras": list(names)}))
+    kept = _speak(monkeypatch, lambda _: "no plan")
+    words = ["--vla", tmp_path / "rig", "--pruners", "random,oracle", "--drop", "0.5"]
+    figures = _run(tmp_path, "evaluate", root, *words)
+    tokens = load_vla(tmp_path / "rig").tokens
+    assert {row["tokens"] for row in figures["rows"][:2]} == {tokens // 2} and len(kept) > 0
+
+
+@pytest.mark.parametrize(("points", "interval_s"), [(6, 0.5), (12, 0.25), (10, 0.4), (3, 1.0), (8, 0.5)])
+def test_plans_of_other_intervals_are_compared_at_the_metrics_steps(points, interval_s):
+    plan = np.stack([4.0 * interval_s * np.arange(1, points + 1), np.zeros(points)], axis=1)
+    np.testing.assert_allclose(at_metric_steps(plan, interval_s)[:, 0], 2.0 * np.arange(1, 7), atol=1e-9)
+
+
+def test_plans_that_end_before_3_s_are_refused(tmp_path, root, vla_dir):
+    with pytest.raises(ValueError, match=r"ends at 2\.5 s"):
+        at_metric_steps(np.zeros((5, 2)), 0.5)
+    vla = load_vla(vla_dir)
+    short = replace(vla, spec=replace(vla.spec, answer=replace(vla.spec.answer, points=5)))
+    with pytest.raises(InputError, match=r"vla\.json: answer: 5 points every 0.5 s end before 3 s"):
+        evaluate(KeyframeDataset(root), short, OpenLoopSettings(pruners=("none",)), progress=False)

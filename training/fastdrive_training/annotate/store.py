@@ -28,6 +28,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from fastdrive_node.errors import InputError
+from fastdrive_node.files import write_atomically
 from fastdrive_training.annotate.compose import SURE, Composition, Instance
 from fastdrive_training.annotate.settings import IGNORE, AnnotateSettings, short_digest
 from fastdrive_training.data.adapters import ImageSource
@@ -254,11 +255,9 @@ def _parse_entry(line: bytes) -> dict | None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write by one rename, so that a file is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    """Write a file whole or not at all."""
+    with write_atomically(path) as partial:
+        partial.write_bytes(content)
 
 
 def _sha256(path: Path) -> str | None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from fastdrive_node.files import write_atomically
 from fastdrive_training.reports.charts import printable
 from fastdrive_training.reports.pruner_run.run_folder import ReportError
 
@@ -41,14 +40,10 @@ def write_text(path: Path, text: str, option: str = "--out") -> Path:
     Raises:
         ReportError: it cannot be written.
     """
-    part = path.with_name(f"{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        with write_atomically(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        with suppress(OSError):
-            part.unlink()
         raise ReportError(f"{path}: cannot be written ({error.strerror}); give another file with {option}") from error
     return path
 

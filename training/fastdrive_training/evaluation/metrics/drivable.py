@@ -8,9 +8,8 @@ import numpy as np
 from fastdrive_training.data.drivable import DrivableArea, EgoFrame
 from fastdrive_training.evaluation.metrics.footprint import (
     CENTRE_AHEAD_M,
-    EGO_LENGTH_M,
-    EGO_WIDTH_M,
     IMU_AHEAD_M,
+    VEHICLE,
     step_headings,
 )
 from fastdrive_training.evaluation.metrics.rasters import HALF_EXTENT_M
@@ -42,9 +41,8 @@ def _leaves(path: np.ndarray, headings: np.ndarray, frame: EgoFrame, area: Driva
 
 def _footprint() -> np.ndarray:
     """Points float64 [n, 2] of the ego box at the origin, forward and left, its edges included."""
-    along, across = (
-        np.linspace(-size / 2, size / 2, int(np.ceil(size / GRID_M)) + 1) for size in (EGO_LENGTH_M, EGO_WIDTH_M)
-    )
+    sizes = VEHICLE.length_m, VEHICLE.width_m
+    along, across = (np.linspace(-size / 2, size / 2, int(np.ceil(size / GRID_M)) + 1) for size in sizes)
     grid = np.stack(np.meshgrid(along + CENTRE_AHEAD_M + IMU_AHEAD_M, across, indexing="ij"), axis=-1)
     return grid.reshape(-1, 2)
 

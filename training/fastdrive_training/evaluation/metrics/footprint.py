@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from fastdrive_node import geometry
+from fastdrive_node.types import Vehicle
 
-EGO_LENGTH_M, EGO_WIDTH_M = 4.084, 1.85  # nuScenes' Renault Zoe, in all evaluators
+VEHICLE = Vehicle()  # nuScenes' Renault Zoe, in all evaluators
 CENTRE_AHEAD_M = 0.5  # of the box, from the trajectory point
 IMU_AHEAD_M = 0.985793  # further, where the frame is nuScenes' ego frame and not the lidar's
 STANDING_M = 0.5  # a path that is shorter than this from first to last point has no direction
@@ -37,11 +38,13 @@ def step_headings(path: np.ndarray, start: tuple[float, float] = (0.0, 0.0)) -> 
     return geometry.step_headings(steps, SHORT_STEP_M)
 
 
-def ego_boxes(path: np.ndarray, headings: np.ndarray, ahead_m: float = CENTRE_AHEAD_M) -> np.ndarray:
-    """The ego box at each point, float64 [points, 5], its centre ``ahead_m`` ahead of the point."""
+def ego_boxes(
+    path: np.ndarray, headings: np.ndarray, ahead_m: float = CENTRE_AHEAD_M, vehicle: Vehicle = VEHICLE
+) -> np.ndarray:
+    """The ego box at each point, float64 [points, 5], its center ``ahead_m`` ahead of the point."""
     direction = np.stack([np.cos(headings), np.sin(headings)], axis=1)
     centres = np.asarray(path, np.float64) + ahead_m * direction
-    sizes = np.broadcast_to([EGO_LENGTH_M, EGO_WIDTH_M], centres.shape)
+    sizes = np.broadcast_to([vehicle.length_m, vehicle.width_m], centres.shape)
     return np.concatenate([centres, headings[:, None], sizes], axis=1)
 
 

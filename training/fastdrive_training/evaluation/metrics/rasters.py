@@ -15,10 +15,9 @@ import numpy as np
 
 from fastdrive_training.evaluation.metrics.footprint import (
     CENTRE_AHEAD_M,
-    EGO_LENGTH_M,
-    EGO_WIDTH_M,
     IMU_AHEAD_M,
     SHORT_STEP_M,
+    VEHICLE,
     corners,
 )
 
@@ -116,14 +115,14 @@ class BevPlannerRaster:
     def _own_cells(self) -> np.ndarray:
         """float64 [cells, 2] forward and left of the origin, in cells."""
         along, across = _indices_inside(self.cell_m, CENTRE_AHEAD_M + IMU_AHEAD_M)
-        return np.stack([side.ravel() for side in np.meshgrid(along, across, indexing="ij")], axis=1) - self._middle
+        return np.stack([axis.ravel() for axis in np.meshgrid(along, across, indexing="ij")], axis=1) - self._middle
 
 
 def _indices_inside(cell_m: float, ahead_m: float) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the cells whose centres the ego box at the origin covers, along and across."""
     first = HALF_EXTENT_M - cell_m / 2  # of cell 0, behind the origin
-    sides = ((ahead_m, EGO_LENGTH_M), (0.0, EGO_WIDTH_M))
-    edges = [((centre - size / 2 + first) / cell_m, (centre + size / 2 + first) / cell_m) for centre, size in sides]
+    extents = ((ahead_m, VEHICLE.length_m), (0.0, VEHICLE.width_m))
+    edges = [((centre - size / 2 + first) / cell_m, (centre + size / 2 + first) / cell_m) for centre, size in extents]
     along, across = (np.arange(np.ceil(low), np.floor(high) + 1) for low, high in edges)
     return along, across
 
