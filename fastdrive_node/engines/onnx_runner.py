@@ -133,7 +133,7 @@ def _provider_options(file: Path, manifest: Manifest, provider: str, device: tor
 def _check_session(file: Path, manifest: Manifest, session: onnxruntime.InferenceSession) -> None:
     """The tensors of the file, and the graph's description in it, are the manifest's."""
     tensors = (
-        {each.name: TensorInfo(_TYPES.get(each.type, each.type), tuple(each.shape)) for each in arguments}
+        {each.name: TensorInfo(_TYPES.get(str(each.type), str(each.type)), tuple(each.shape)) for each in arguments}
         for arguments in (session.get_inputs(), session.get_outputs())
     )
     check_tensors(file, manifest, *tensors)

@@ -208,7 +208,7 @@ def io_tensors(trt: Any, engine: Any) -> list[IoTensor]:
     tensors = []
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
-        kind = engine.get_tensor_dtype(name).name
+        kind: str = engine.get_tensor_dtype(name).name
         is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
         tensors.append(IoTensor(name, _NAMES.get(kind, kind), tuple(engine.get_tensor_shape(name)), is_input))
     return tensors

@@ -70,10 +70,10 @@ def layer_rows(information: str) -> list[dict]:
         return []
     rows = []
     for entry in layers:
-        entry = {"Name": entry} if isinstance(entry, str) else entry
-        outputs = entry.get("Outputs") or [{}]
+        details: Any = {"Name": entry} if isinstance(entry, str) else entry
+        outputs = details.get("Outputs") or [{}]
         dtype = outputs[0].get("Format/Datatype") or outputs[0].get("Datatype") or ""
-        rows.append({"name": entry.get("Name", ""), "type": entry.get("LayerType", ""), "precision": dtype})
+        rows.append({"name": details.get("Name", ""), "type": details.get("LayerType", ""), "precision": dtype})
     return rows
 
 

@@ -106,7 +106,7 @@ def check_target(file: Path, manifest: Manifest, present: TargetInfo) -> None:
     Raises:
         ModelError: a field differs.
     """
-    built = manifest.target
+    built: Any = manifest.target
     for name in ("tensorrt", "compute_capability", "device"):
         theirs, ours = getattr(built, name), getattr(present, name)
         if theirs != ours:
