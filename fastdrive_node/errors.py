@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
-
 
 class FastDriveError(Exception):
     """Base class: an error that is meant for the user, not for a traceback."""
@@ -58,17 +53,3 @@ class TrainingError(FastDriveError):
 
 class SimError(FastDriveError):
     """A world, folder or renderer of the simulator that cannot be used."""
-
-
-def first_fault(error: ValidationError) -> str:
-    """The first fault that pydantic found, in one line: ``graph.width: -1: Input should be greater than 0``.
-
-    The text of a model validator starts with a field of that model, such as ``max_keep: 193 of 192 tokens``.
-    """
-    fault = error.errors(include_url=False)[0]
-    where = ".".join(str(each) for each in fault["loc"] if each != "[key]")
-    value, reason = fault["input"], fault["msg"]
-    if fault["type"] == "value_error":
-        return f"{where}{'.' if where else ''}{reason.removeprefix('Value error, ')}"[:400]
-    shown = "" if fault["type"] == "missing" else f"{' '.join(repr(value).split())[:80]}: "
-    return " ".join(f"{where[:100]}: {shown}{reason}".split())

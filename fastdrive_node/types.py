@@ -162,6 +162,16 @@ class KeptTokens:
 
 
 @dataclass(frozen=True)
+class Trajectory:
+    """Points of a plan in the ego frame of t0, the first one at t0 + dt."""
+
+    waypoints_m: np.ndarray  # float64 [points, 2], x forward, y left
+    dt_s: float
+    headings_rad: np.ndarray | None = None  # float64 [points], where the model states them
+    speeds_mps: np.ndarray | None = None  # likewise
+
+
+@dataclass(frozen=True)
 class Plan:
     """A trajectory in the ego frame of t0."""
 

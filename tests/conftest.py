@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from fastdrive_node.families.loading import Vla, load_vla
+from fastdrive_node.families import Vla, load_vla
 from fastdrive_node.types import EgoHistory, EgoState
 from fastdrive_training.vla.tiny_model import build_tiny_vla
 from tests.engines.engine_toys import SIZES, Toy, make_toy

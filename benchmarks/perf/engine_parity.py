@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,9 +40,9 @@ def compare(source: Source, options: GraphOptions, folder: Path) -> dict:
     runner = OnnxRunner(file, manifest, torch.device("cpu"))
     opened_s = time.perf_counter() - start
     engine = EngineVision(file, manifest, runner, torch.device("cpu"))
-    tokens, engine_ms = _timed(lambda: engine.encode(images))
-    scores = engine.run_of(tokens).scores
-    expected, torch_ms = _timed(lambda: source.vision.encode(images))
+    visual, engine_ms = _timed(lambda: engine.encode(engine.preprocess(images)))
+    tokens, scores = visual.raster(), visual.scores
+    expected, torch_ms = _timed(lambda: source.vision.encode_patches(source.vision.preprocess(images)))
     expected_scores = source.pruner(expected, source.vla.grid)
     half = source.vla.tokens // 2
     kept = [set(each.flatten().argsort(descending=True)[:half].tolist()) for each in (scores, expected_scores)]
@@ -64,7 +66,7 @@ def compare(source: Source, options: GraphOptions, folder: Path) -> dict:
     }
 
 
-def _timed(run) -> tuple[torch.Tensor, float]:
+def _timed(run: Callable) -> tuple[Any, float]:
     run()
     start = time.perf_counter()
     result = run()

@@ -8,9 +8,9 @@ import torch
 from torch._dynamo.utils import counters
 
 from benchmarks.perf.vision_path import VisionPath, compare, named
-from fastdrive_node.benchmark.sides import Transformers, Workload
+from fastdrive_node.benchmark.implementations import HfGenerate, Workload
 from fastdrive_node.benchmark.timing import Case
-from fastdrive_node.pruning.baselines import ScorePruner
+from fastdrive_node.pruning.score_pruner import ScorePruner
 
 EAGER, COMPILED, GRAPHS = "ours", "ours_compiled", "ours_compiled_cuda_graphs"
 NOTE = "transformers: its tower alone; ours: tower, pruner and sorting by score, from the same patches"
@@ -56,6 +56,6 @@ def compiled_cases(path: torch.nn.Module, inputs: torch.Tensor, backend: str | N
 
 def vision_cases(work: Workload, pruner: ScorePruner, backend: str | None, facts: dict) -> dict[str, Case]:
     """The cases of one scene; see ``NOTE``."""
-    stock = Transformers(work, 1)
+    stock = HfGenerate(work, 1)
     path = VisionPath(work.vision, pruner.module)
     return {"transformers": Case(lambda _: stock.encode()), **compiled_cases(path, work.patches, backend, facts)}

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding
 
 from benchmarks.perf.gpu_compile import compiled_cases
 from benchmarks.perf.random_models import Scene
@@ -150,7 +149,7 @@ class EngineScene:
         for module in (vision.visual, pruner):
             module.to(TORCH_TYPES[precision])
         with torch.device(self.device):
-            pruner.rotary = Qwen2_5_VLRotaryEmbedding(pruner.config)
+            pruner.layer.rebuild_buffers(next(pruner.parameters()).device)
         return ImagePath(vision, pruner).to(self.device).eval()
 
     def _row(

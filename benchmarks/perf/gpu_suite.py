@@ -40,10 +40,10 @@ from benchmarks.perf.gpu_compile import vision_cases
 from benchmarks.perf.gpu_engines import EngineScene, EngineSettings
 from benchmarks.perf.random_models import SIZES, Scene, Size, build_model, build_pruner, build_workload
 from fastdrive_node.benchmark.agreement import NOTE, agreement
-from fastdrive_node.benchmark.sides import Ours, Transformers, Workload
+from fastdrive_node.benchmark.implementations import FastDrive, HfGenerate, Workload
 from fastdrive_node.benchmark.timing import Case, Timing, measure, ratio
 from fastdrive_node.devices import describe
-from fastdrive_node.pruning.baselines import ScorePruner
+from fastdrive_node.pruning.score_pruner import ScorePruner
 
 DROPS = (0.0, 0.25, 0.5, 0.75)
 STOCK = "transformers"
@@ -230,18 +230,18 @@ class Suite:
         """Fill in the agreement of both sides over all tokens, in the dtype that the model has now."""
         steps = 8 if self.quick else 32
         work = build_workload(model, scene, steps, SEED)
-        found |= agreement(Ours(work, steps), Transformers(work, steps))
+        found |= agreement(FastDrive(work, steps), HfGenerate(work, steps))
 
-    def _ours(self, work: Workload, answer_tokens: int, pruner: ScorePruner, drop: float) -> Ours:
+    def _ours(self, work: Workload, answer_tokens: int, pruner: ScorePruner, drop: float) -> FastDrive:
         """This package at a pruning ratio; without dropping it runs no pruner."""
-        return Ours(work, answer_tokens, pruner if drop else None, drop)
+        return FastDrive(work, answer_tokens, pruner if drop else None, drop)
 
     def _prune_cases(self, work: Workload, pruner: ScorePruner) -> dict[str, Case]:
         sides = {drop: self._ours(work, 1, pruner, drop) for drop in DROPS if drop}
         return {ours_at(drop): Case(side.prune, side.encode) for drop, side in sides.items()}
 
     def _prefill_cases(self, work: Workload, pruner: ScorePruner, answer: int) -> dict[str, Case]:
-        stock = Transformers(work, answer)
+        stock = HfGenerate(work, answer)
         cases = {STOCK: Case(stock.prefill, stock.encode)}
         for drop in DROPS:
             side = self._ours(work, answer, pruner, drop)
@@ -249,7 +249,7 @@ class Suite:
         return cases
 
     def _decode_cases(self, work: Workload, pruner: ScorePruner, answer: int) -> dict[str, Case]:
-        stock = Transformers(work, answer)
+        stock = HfGenerate(work, answer)
         cases = {STOCK: Case(stock.decode, lambda: stock.prefill(stock.encode()))}
         for drop in DROPS:
             side = self._ours(work, answer, pruner, drop)
@@ -257,17 +257,17 @@ class Suite:
         return cases
 
     def _whole_cases(self, work: Workload, pruner: ScorePruner, answer: int) -> dict[str, Case]:
-        sides = {STOCK: Transformers(work, answer)}
+        sides = {STOCK: HfGenerate(work, answer)}
         sides |= {ours_at(drop): self._ours(work, answer, pruner, drop) for drop in DROPS}
         return {name: Case(lambda _, side=side: side.end_to_end()) for name, side in sides.items()}
 
 
 def encode_cases(work: Workload) -> dict[str, Case]:
-    stock, ours = Transformers(work, 1), Ours(work, 1)
+    stock, ours = HfGenerate(work, 1), FastDrive(work, 1)
     return {STOCK: Case(lambda _: stock.encode()), "ours": Case(lambda _: ours.encode())}
 
 
-def pruned(side: Ours) -> tuple[torch.Tensor, torch.Tensor]:
+def pruned(side: FastDrive) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens, and the indices of the kept ones."""
     tokens = side.encode()
     return tokens, side.prune(tokens)

@@ -14,7 +14,7 @@ import argparse
 import os
 import sys
 import tempfile
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,19 +25,17 @@ from benchmarks.perf.random_models import SIZES, Scene, Size, build_model, build
 from fastdrive_export.build import LANGUAGE_FILE, GraphOptions, write_language
 from fastdrive_export.language_parity import LanguageParityRun
 from fastdrive_export.samples import dataset_samples, synthetic_samples
-from fastdrive_node.benchmark.sides import FixedLength, Ours, Workload
+from fastdrive_node.benchmark.implementations import FastDrive, Workload
 from fastdrive_node.benchmark.timing import Case, measure, ratio
 from fastdrive_node.cli import write_json
 from fastdrive_node.devices import describe
 from fastdrive_node.engines.graph_info import NEW, PAST, SEEN, SHOWN, LanguageGraphInfo
 from fastdrive_node.engines.language_engine import EngineLanguage, load_language_engine
-from fastdrive_node.families.loading import load_vla
-from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
-from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
-from fastdrive_node.families.vla import Vla
+from fastdrive_node.families import Vla, load_vla
+from fastdrive_node.families.prompt import build_prompt
 from fastdrive_node.planning.loading import SHIPPED_PRUNER, default_vla_dir
-from fastdrive_node.pruning.baselines import make_pruner
 from fastdrive_node.pruning.pruner import Pruner
+from fastdrive_node.pruning.registry import make_pruner
 
 DROPS = (0.0, 0.25, 0.5, 0.75)
 ANSWER_TOKENS = 28  # of models/tiny
@@ -59,7 +57,7 @@ MIDDLE = Size(
 )
 
 
-class RandomVla(FixedLength):
+class RandomVla(Vla):
     """A VLA that lies in no directory."""
 
     language_fingerprint = "0" * 64
@@ -74,8 +72,8 @@ def open_engine(vla: Vla, folder: Path) -> EngineLanguage:
 
 def compare_times(work: Workload, pruner: Pruner, engine: EngineLanguage, drop: float, runs: int) -> dict:
     """Medians of both sides at one pruning ratio, and whether the answers were the same."""
-    sides = {name: Ours(work, ANSWER_TOKENS, pruner, drop) for name in ("torch", "onnxruntime")}
-    sides["onnxruntime"].language = engine
+    sides = {name: FastDrive(work, ANSWER_TOKENS, pruner, drop) for name in ("torch", "onnxruntime")}
+    sides["onnxruntime"].generator.language = engine
     tokens = sides["torch"].encode()
     kept = sides["torch"].prune(tokens)
     cases, answers = {}, set()
@@ -89,7 +87,7 @@ def compare_times(work: Workload, pruner: Pruner, engine: EngineLanguage, drop: 
     times = measure(cases, runs, CPU, warm_up=1)
     steps = ANSWER_TOKENS - 1  # the first token comes of the prefill
     figures: dict = {
-        "prompt_tokens": len(sides["torch"].prefill(tokens, kept).prompt),
+        "prompt_tokens": len(sides["torch"].prefill(tokens, kept).prompts[0]),
         "same_answer": len(answers) == 1,
     }
     for part, parts in (("prefill", 1), ("decode", steps), ("answer", 1)):
@@ -105,7 +103,7 @@ def shipped(folder: Path, threads: int) -> tuple[Workload, Pruner, EngineLanguag
     torch.set_num_threads(threads)
     vla = load_vla(default_vla_dir())
     sample = synthetic_samples(vla, 1).samples[0]
-    vision = TorchVision(vla.model.model.visual, vla.spec.image_size)
+    vision = vla.torch_vision()
     prompt = build_prompt(vla, sample.history, sample.command)
     work = Workload(vla, vision, vision.preprocess(sample.images), prompt)
     return work, make_pruner("reconpruner", vla, vla.path / SHIPPED_PRUNER), open_engine(vla, folder)
@@ -115,7 +113,7 @@ def middle(folder: Path, threads: int) -> tuple[Workload, Pruner, EngineLanguage
     torch.set_num_threads(threads)
     model = build_model(MIDDLE, CPU, torch.float32, 0)
     work = build_workload(model, MIDDLE.scenes[0], ANSWER_TOKENS, 0)
-    vla = RandomVla(**{name: getattr(work.vla, name) for name in ("path", "model", "tokenizer", "spec", "template")})
+    vla = RandomVla(**{field.name: getattr(work.vla, field.name) for field in fields(Vla)})
     return replace(work, vla=vla), build_pruner(model, 0), open_engine(vla, folder)
 
 

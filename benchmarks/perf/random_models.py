@@ -10,15 +10,14 @@ from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding
 
-from fastdrive_node.benchmark.sides import Workload
-from fastdrive_node.families.qwen2_5_vl.prompt import Prompt, full_positions
-from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
-from fastdrive_node.families.spec import AnswerSpec, HistorySpec, VlaSpec
-from fastdrive_node.families.vla import Vla
-from fastdrive_node.pruning.baselines import ScorePruner
+from fastdrive_node.benchmark.implementations import Workload
+from fastdrive_node.families import Vla
+from fastdrive_node.families.prompt import Prompt, full_positions
+from fastdrive_node.families.qwen2_5_vl import FAMILY
+from fastdrive_node.families.spec import FRAME, AnswerSpec, HistorySpec, VlaSpec
 from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_node.pruning.score_pruner import ScorePruner
 
 TEXT_BEFORE, TEXT_BEHIND = 40, 160  # words of the prompt around the images, ego history included
 VISION_START, VISION_END = 2, 3  # of the tokens below 8, which no random word is
@@ -130,8 +129,8 @@ def build_pruner(model: Qwen2_5_VLForConditionalGeneration, seed: int) -> ScoreP
     """An untrained ReconPruner on the model's device and in its dtype."""
     torch.manual_seed(seed)
     with torch.device(model.device):
-        module = ReconPruner.from_config(model.config.text_config).to(model.dtype)
-        module.rotary = Qwen2_5_VLRotaryEmbedding(module.config)  # its frequencies stay float32
+        module = ReconPruner(FAMILY, model.config.text_config).to(model.dtype)
+        module.layer.rebuild_buffers(model.device)  # the rotary frequencies stay float32
     return ScorePruner(module.requires_grad_(False).eval())
 
 
@@ -140,19 +139,21 @@ def build_workload(model: Qwen2_5_VLForConditionalGeneration, scene: Scene, answ
     spec = VlaSpec(
         cameras=tuple(f"CAM_{index}" for index in range(scene.images)),
         image_size=(scene.height, scene.width),
-        prompt_file="",
+        format=1,
+        frame=FRAME,
+        prompt="prompt.txt",
         history=HistorySpec(steps=(), interval_s=0.5),
-        answer=AnswerSpec(preamble="", points=6, interval_s=0.5, closing="", max_new_tokens=answer_tokens),
+        answer=AnswerSpec(preamble="", points=6, interval_s=0.5, closing="end", max_new_tokens=answer_tokens),
     )
-    vla = Vla(Path("random weights"), model, NoWords(), spec, "")
-    vision = TorchVision(model.model.visual, spec.image_size, scene.images)
+    vla = Vla(Path("random weights"), FAMILY, model.config, model, NoWords(), spec, "")
+    vision = vla.torch_vision()
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (scene.images, 3, scene.height, scene.width), generator=generator).byte()
     return Workload(vla, vision, vision.patches(pixels.to(model.device)), _prompt(vla, generator))
 
 
 def _prompt(vla: Vla, generator: torch.Generator) -> Prompt:
-    config = vla.model.config
+    config = vla.config
 
     def words(count: int) -> torch.Tensor:
         return torch.randint(8, config.text_config.vocab_size, (count,), generator=generator)

@@ -11,6 +11,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 
 from benchmarks.perf.random_models import SIZES
 from fastdrive_export.source import Source
+from fastdrive_node.families.qwen2_5_vl import FAMILY
 from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
 from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
@@ -31,7 +32,7 @@ def random_source(size: str, cameras: int, image_size: tuple[int, int], folder: 
     config.vision_config._attn_implementation = "sdpa"
     torch.manual_seed(seed)
     tower = Qwen2_5_VisionTransformerPretrainedModel(config.vision_config).requires_grad_(False).eval()
-    pruner = ReconPruner.from_config(config.text_config).requires_grad_(False).eval()
+    pruner = ReconPruner(FAMILY, config.text_config).requires_grad_(False).eval()
     vision = TorchVision(tower, image_size, cameras)
     spec = SimpleNamespace(cameras=tuple(f"CAM_{index}" for index in range(cameras)), image_size=image_size)
     vla = SimpleNamespace(

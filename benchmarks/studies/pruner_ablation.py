@@ -31,7 +31,7 @@ from benchmarks import ROOT
 from benchmarks.studies.ablation_runs import Job
 from fastdrive_node.cli import write_json
 from fastdrive_node.devices import choose_device, describe
-from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families import load_vla
 from fastdrive_training.data.adapters import open_source
 from fastdrive_training.data.token_cache import build_token_cache
 

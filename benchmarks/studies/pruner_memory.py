@@ -24,6 +24,7 @@ from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from fastdrive_node.cli import write_json
+from fastdrive_node.families.qwen2_5_vl import FAMILY
 from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.pruner.decoder import ReconDecoder
@@ -118,8 +119,8 @@ def modules(size: Size) -> tuple[nn.Module, ReconPruner, ReconDecoder]:
     config = size.config()
     with torch.device("meta"):
         tower = Qwen2_5_VisionTransformerPretrainedModel._from_config(config.vision_config).to(torch.bfloat16)
-        pruner = ReconPruner.from_config(config.text_config)
-        decoder = ReconDecoder(config.text_config, size.decoder_layers, CELL_PX)
+        pruner = ReconPruner(FAMILY, config.text_config)
+        decoder = ReconDecoder(FAMILY, config.text_config, size.decoder_layers, CELL_PX)
     return tower.requires_grad_(False), pruner, decoder
 
 

@@ -15,14 +15,12 @@ from fastdrive_export.graph_writer import GraphWriter
 from fastdrive_export.onnx_file import write_onnx
 from fastdrive_export.precision import choose_precision
 from fastdrive_export.source import Source, load_source
-from fastdrive_node.engines.fingerprint import pruner_fingerprint
 from fastdrive_node.engines.graph_info import LanguageGraphInfo, VisionGraphInfo
 from fastdrive_node.engines.language_engine import language_sizes
 from fastdrive_node.engines.manifest import LanguageManifest, Manifest, SourceInfo, VisionManifest
 from fastdrive_node.errors import UsageError
-from fastdrive_node.families.loading import load_vla
-from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
-from fastdrive_node.families.vla import Vla
+from fastdrive_node.families import Vla, load_vla
+from fastdrive_node.families.fingerprint import pruner_fingerprint
 from fastdrive_node.planning.loading import default_vla_dir
 
 OPSETS = (17, 18)
@@ -131,7 +129,7 @@ def write_language(vla: Vla, options: GraphOptions, folder: Path) -> LanguageMan
         ModelError: the language model has parts that the graph does not.
         UsageError: an option does not fit it.
     """
-    LanguageModel(vla)  # it refuses what the graph does not have either
+    vla.torch_language()  # it refuses what the graph does not have either
     sizes = language_sizes(vla)
     # which layers leave fp16's range depends on the checkpoint: none but those that are given
     precision = choose_precision(options.precision, sizes["layers"], options.fp32_mlp or (), "language model")

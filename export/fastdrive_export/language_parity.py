@@ -20,15 +20,11 @@ from fastdrive_node.benchmark.timing import Case, measure
 from fastdrive_node.engines.language_engine import EngineLanguage, check_language_engine, load_language_engine
 from fastdrive_node.engines.manifest import LanguageParity
 from fastdrive_node.errors import InputError, ModelError
-from fastdrive_node.families.language_backend import LanguageBackend
-from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
-from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
-from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
-from fastdrive_node.families.vla import Vla
-from fastdrive_node.planning.decode import decode
-from fastdrive_node.planning.prefill import PrunedPrompt, prefill, prune_prompt
-from fastdrive_node.pruning.baselines import NoPruner, PruningContext, choose, make_pruner
-from fastdrive_node.pruning.pruner import Pruner
+from fastdrive_node.families import Prompt, Vla
+from fastdrive_node.planning.generator import Generator
+from fastdrive_node.pruning.baselines.simple import NoPruner
+from fastdrive_node.pruning.pruner import Prefilled, Pruner, PruningContext
+from fastdrive_node.pruning.registry import make_pruner
 from fastdrive_node.pruning.select import keep_count
 
 DROPS = (0.0, 0.5, 0.75)
@@ -39,23 +35,11 @@ REQUIRED = {"fp32": (0.9999, 0.999), "fp16": (0.999, 0.98), "bf16": (0.995, 0.95
 
 @dataclass(frozen=True)
 class Question:
-    """A pruned prompt with the visual tokens that it sees."""
+    """A prompt with its visual tokens, and those that are kept."""
 
-    prompt: PrunedPrompt
-    tokens: torch.Tensor  # [K, D]
-
-
-@torch.inference_mode()
-def forced_logits(language: LanguageBackend, question: Question, ids: tuple[int, ...]) -> torch.Tensor:
-    """float32 [len(ids), vocabulary] on the CPU: the logits that each token of a given answer is chosen from."""
-    logits, cache = prefill(language, [question.prompt], [question.tokens], len(ids))
-    rows = [logits]
-    positions = (question.prompt.next_position + torch.arange(len(ids))).expand(3, 1, -1)
-    cos, sin = language.rotary(positions.to(logits.device))
-    for step, token in enumerate(ids[:-1]):
-        now = slice(step, step + 1)
-        rows.append(language.step(torch.tensor([token], device=logits.device), cos[:, now], sin[:, now], cache))
-    return torch.cat(rows).float().cpu()
+    prompt: Prompt
+    context: PruningContext
+    kept: torch.Tensor  # int64 [K], ascending
 
 
 @dataclass
@@ -82,8 +66,9 @@ class LanguageParityRun:
     """
 
     def __init__(self, vla: Vla, engine: EngineLanguage, pruner: Pruner | None, drop: float | None = None):
-        self.vla, self.engine, self.reference = vla, engine, LanguageModel(vla)
-        self.vision = TorchVision(vla.model.model.visual, vla.spec.image_size, len(vla.spec.cameras))
+        self.vla, self.engine = vla, engine
+        self.reference, self.candidate = Generator(vla), Generator(vla, engine)
+        self.vision = vla.torch_vision()
         self.pruner = pruner or NoPruner()
         drops = DROPS if drop is None else (drop,)
         if pruner is None:
@@ -98,18 +83,18 @@ class LanguageParityRun:
     @torch.inference_mode()
     def questions(self, sample: Sample) -> list[Question]:
         """One for each pruning ratio."""
-        tokens = self.vision.encode(sample.images)
-        prompt = build_prompt(self.vla, sample.history, sample.command)
-        kept = [choose(self.pruner, PruningContext(tokens, self.vla.grid), keep) for keep in self.keeps]
-        flat = tokens.flatten(0, 1)
-        return [Question(prune_prompt(prompt, each), flat[each.to(flat.device)]) for each in kept]
+        context = PruningContext(self.vision.encode(self.vision.preprocess(sample.images)))
+        prompt = self.reference.prompt(sample.history, sample.command)
+        return [Question(prompt, context, self.pruner.choose(context, keep).indices) for keep in self.keeps]
 
-    @torch.inference_mode()
-    def answer(self, language: LanguageBackend, question: Question) -> tuple[int, ...]:
+    def prefill(self, generator: Generator, question: Question) -> Prefilled:
+        """The question's prompt after its pruned prefill."""
+        inputs = [question.prompt], [question.context.visual], [question.kept]
+        return generator.prefill(self.pruner, *inputs, len(question.kept))
+
+    def answer(self, generator: Generator, question: Question) -> tuple[int, ...]:
         """Greedy ids."""
-        room = self.vla.spec.answer.max_new_tokens
-        logits, cache = prefill(language, [question.prompt], [question.tokens], room)
-        return decode(language, self.vla, [question.prompt], logits, cache)[0].ids
+        return generator.decode(self.prefill(generator, question))[0].ids
 
     def run(self, samples: Samples, plans: bool = True) -> LanguageParity:
         """Compare on samples; ``plans``: answers too. Raises ModelError where logits are not finite."""
@@ -143,22 +128,21 @@ class LanguageParityRun:
 
     def _add(self, sums: _Sums, question: Question, plans: bool) -> None:
         ids = self.answer(self.reference, question)
-        ours, theirs = (forced_logits(each, question, ids) for each in (self.reference, self.engine))
+        ours, theirs = (
+            each.forced_logits(self.prefill(each, question), ids).cpu() for each in (self.reference, self.candidate)
+        )
         sums.cosines.append(cosine_similarity(ours, theirs, dim=-1))
         sums.errors.append((ours - theirs).abs().amax(dim=-1))
         sums.same_tokens.append(ours.argmax(dim=-1) == theirs.argmax(dim=-1))
         if plans:
-            sums.same_answers.append(self.answer(self.engine, question) == ids)
+            sums.same_answers.append(self.answer(self.candidate, question) == ids)
 
     def _latency(self, question: Question) -> dict[str, float]:
         """Medians of prefill and whole answer of one prompt, in turns."""
-        room = self.vla.spec.answer.max_new_tokens
         cases = {}
-        for name, language in (("reference", self.reference), ("engine", self.engine)):
-            cases[f"{name}_prefill"] = Case(
-                lambda _, language=language: prefill(language, [question.prompt], [question.tokens], room)
-            )
-            cases[f"{name}_answer"] = Case(lambda _, language=language: self.answer(language, question))
+        for name, generator in (("reference", self.reference), ("engine", self.candidate)):
+            cases[f"{name}_prefill"] = Case(lambda _, generator=generator: self.prefill(generator, question))
+            cases[f"{name}_answer"] = Case(lambda _, generator=generator: self.answer(generator, question))
         times = measure(cases, TIMED_RUNS, self.vla.device, warm_up=1)
         return {name: round(timing.median_ms, 3) for name, timing in times.items()}
 

@@ -19,15 +19,13 @@ from fastdrive_export.files import builder_lock, write_manifest
 from fastdrive_export.samples import Sample, Samples
 from fastdrive_node.benchmark.timing import Case, measure
 from fastdrive_node.engines.manifest import VisionParity
-from fastdrive_node.engines.vision_engine import EnginePruner, EngineVision, check_engine, load_engine
+from fastdrive_node.engines.vision_engine import EngineVision, check_engine, load_engine
 from fastdrive_node.errors import InputError, ModelError
-from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
-from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
-from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
-from fastdrive_node.families.vla import Vla
-from fastdrive_node.planning.decode import generate
-from fastdrive_node.pruning.baselines import PruningContext, ScorePruner, choose
+from fastdrive_node.families import Vla
+from fastdrive_node.planning.generator import Generator
 from fastdrive_node.pruning.checkpoint import load_pruner
+from fastdrive_node.pruning.pruner import PruningContext, Selection
+from fastdrive_node.pruning.score_pruner import ScorePruner
 from fastdrive_node.pruning.select import keep_count
 
 DROPS = (0.25, 0.5, 0.75)
@@ -60,9 +58,9 @@ class Parity:
     def __init__(self, vla: Vla, pruner_file: Path, engine: EngineVision, drop: float | None = None):
         self.vla = vla
         self.engine = engine
-        self.reference = TorchVision(vla.model.model.visual, vla.spec.image_size, len(vla.spec.cameras))
-        self.pruners = (ScorePruner(load_pruner(pruner_file, vla)), EnginePruner(engine))
-        self.language = LanguageModel(vla)
+        self.reference = vla.torch_vision()
+        self.pruners = (ScorePruner(load_pruner(pruner_file, vla)), ScorePruner(None))
+        self.generator = Generator(vla)
         least = 1 - engine.max_keep / vla.tokens
         self.drop = max(0.5, least) if drop is None else drop
         self.drops = sorted({each for each in (*DROPS, self.drop) if self._keep(each) <= engine.max_keep})
@@ -107,33 +105,37 @@ class Parity:
         )
 
     def _add(self, sums: _Sums, sample: Sample, plans: bool) -> None:
-        tokens = [vision.encode(sample.images) for vision in (self.reference, self.engine)]
-        contexts = [PruningContext(each, self.vla.grid) for each in tokens]
+        visual = [vision.encode(vision.preprocess(sample.images)) for vision in (self.reference, self.engine)]
+        contexts = [PruningContext(each) for each in visual]
         scores = [pruner.score(context).cpu() for pruner, context in zip(self.pruners, contexts, strict=True)]
-        given = self.engine.run_of(tokens[1]).order.to(tokens[1].device)
-        ours, theirs = (each.flatten(0, 1)[given].float() for each in reversed(tokens))
+        ours, theirs = visual[1].rows.float(), visual[0].take(visual[1].indices).float()
         sums.cosines.append(cosine_similarity(ours, theirs, dim=-1).cpu())
         sums.token_error = max(sums.token_error, float((ours - theirs).abs().max()))
         sums.score_error = max(sums.score_error, float((scores[0] - scores[1]).abs().max()))
         for drop in self.drops:
             keep = self._keep(drop)
-            kept = [choose(pruner, context, keep) for pruner, context in zip(self.pruners, contexts, strict=True)]
-            common = len(set(kept[0].tolist()) & set(kept[1].tolist()))
-            sums.overlaps.setdefault(drop, []).append(common / keep)
+            chosen = [pruner.choose(context, keep) for pruner, context in zip(self.pruners, contexts, strict=True)]
+            kept = [set(each.indices.tolist()) for each in chosen]
+            sums.overlaps.setdefault(drop, []).append(len(kept[0] & kept[1]) / keep)
             if plans and drop == self.drop:
-                sums.same_plans.append(self._same_plan(sample, tokens, kept))
+                sums.same_plans.append(self._same_plan(sample, contexts, chosen, keep))
 
-    def _same_plan(self, sample: Sample, tokens: Sequence[torch.Tensor], kept: Sequence[torch.Tensor]) -> bool:
-        prompt = build_prompt(self.vla, sample.history, sample.command)
-        texts = [generate(self.language, self.vla, *pair, prompt).text for pair in zip(tokens, kept, strict=True)]
+    def _same_plan(
+        self, sample: Sample, contexts: Sequence[PruningContext], chosen: Sequence[Selection], keep: int
+    ) -> bool:
+        prompt = self.generator.prompt(sample.history, sample.command)
+        texts = [
+            self.generator.generate(pruner, [context], [prompt], keep, [selection])[0].answer.text
+            for pruner, context, selection in zip(self.pruners, contexts, chosen, strict=True)
+        ]
         return texts[0] == texts[1]
 
     def _latency(self, sample: Sample) -> dict[str, float]:
         """Medians of encoding and scoring one set of pictures, in turns."""
 
         def case(vision, pruner) -> Case:
-            patches = vision.preprocess(sample.images)
-            return Case(lambda _: pruner.score(PruningContext(vision.encode_patches(patches), self.vla.grid)))
+            inputs = vision.preprocess(sample.images)
+            return Case(lambda _: pruner.score(PruningContext(vision.encode(inputs))))
 
         cases = {"reference": case(self.reference, self.pruners[0]), "engine": case(self.engine, self.pruners[1])}
         times = measure(cases, TIMED_RUNS, self.vla.device, warm_up=1)

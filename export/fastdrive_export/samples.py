@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from fastdrive_node.errors import UsageError
-from fastdrive_node.families.vla import Vla
+from fastdrive_node.families import Vla
 from fastdrive_node.types import Command, EgoHistory, EgoState
 
 _SPEED_MPS = 6.0

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from fastdrive_node.families.loading import load_vla
-from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
-from fastdrive_node.families.vla import Vla
+from fastdrive_node.families import Vla, load_vla
 from fastdrive_node.planning.loading import SHIPPED_PRUNER, default_vla_dir
 from fastdrive_node.pruning.checkpoint import load_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-
-
-class _Float32(Vla):
-    """The same VLA as a pruner's reader sees it: the pruner's own numbers, whatever the VLA is stored in."""
-
-    dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -26,7 +19,7 @@ class Source:
     """A VLA in its stored type on the CPU, the tower for its image size, and its pruner in float32."""
 
     vla: Vla
-    vision: TorchVision
+    vision: Any  # the family's torch vision backend
     pruner: ReconPruner
     pruner_file: Path
 
@@ -44,6 +37,6 @@ def load_source(vla_dir: str | Path | None = None, pruner_file: str | Path | Non
     vla_dir = default_vla_dir() if vla_dir is None else Path(vla_dir)
     pruner_file = vla_dir / SHIPPED_PRUNER if pruner_file is None else Path(pruner_file)
     vla = load_vla(vla_dir, "cpu", "auto")
-    pruner = load_pruner(pruner_file, _Float32(vla.path, vla.model, vla.tokenizer, vla.spec, vla.template))
-    vision = TorchVision(vla.model.model.visual, vla.spec.image_size, len(vla.spec.cameras))
+    pruner = load_pruner(pruner_file, vla, torch.float32)
+    vision = vla.torch_vision()
     return Source(vla, vision, pruner, pruner_file)

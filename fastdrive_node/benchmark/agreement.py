@@ -1,30 +1,30 @@
-"""Whether the two sides compute the same function, with what tells a tie of rounding from an error."""
+"""Whether the two implementations compute the same function, with what tells a tie of rounding from an error."""
 
 from __future__ import annotations
 
 import torch
 from torch.nn.functional import cosine_similarity
 
-from fastdrive_node.benchmark.sides import Ours, Transformers
+from fastdrive_node.benchmark.implementations import FastDrive, HfGenerate
 
 NOTE = (
-    "same_tokens compares two free greedy runs. The rest lets both sides read transformers' answer and compares the "
+    "same_tokens compares two free greedy runs. The rest lets both read transformers' answer and compares the "
     "logits of each step: where the choices differ, gap is what transformers' choice leads ours by in its own logits, "
     "and spacing is the distance of neighbouring numbers of the dtype there. A gap of a few spacings is a tie that "
-    "rounding breaks; after one such token free runs part for good."
+    "rounding breaks; after one such token free runs part permanently."
 )
 _LISTED = 8
 
 
 @torch.inference_mode()
-def agreement(ours: Ours, stock: Transformers) -> dict:
+def agreement(ours: FastDrive, stock: HfGenerate) -> dict:
     """Compare encodings and greedy decoding of the same prompt.
 
     Args:
-        ours: without dropped tokens, and the same answer length as ``stock``.
+        ours: without pruning, and the same answer length as ``stock``.
     """
     encoded, expected = ours.encode(), stock.encode()
-    cosine = cosine_similarity(encoded.flatten(0, 1).float(), expected.float(), dim=-1)
+    cosine = cosine_similarity(encoded.rows.float(), expected.float(), dim=-1)
     mine, theirs = ours.prefill(encoded, ours.prune(encoded)), stock.prefill(expected)
     own, ids = ours.decode(mine), stock.decode(theirs)
     logits, reference = ours.forced_logits(mine, ids), stock.forced_logits(theirs, ids)

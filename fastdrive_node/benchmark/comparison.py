@@ -6,14 +6,15 @@ import numpy as np
 import torch
 
 from fastdrive_node.benchmark.agreement import NOTE, agreement
-from fastdrive_node.benchmark.sides import Ours, Transformers, Workload
+from fastdrive_node.benchmark.implementations import FastDrive, HfGenerate, Workload
 from fastdrive_node.benchmark.timing import Case, Timing, measure, ratio
 from fastdrive_node.devices import describe
-from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
-from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
-from fastdrive_node.families.vla import Vla
-from fastdrive_node.planning.decode import generate
+from fastdrive_node.families import build_prompt
+from fastdrive_node.planning.answer_format import TextAnswer
+from fastdrive_node.planning.generator import Generator
 from fastdrive_node.planning.pipeline import Pipeline
+from fastdrive_node.pruning.baselines.simple import NoPruner
+from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.types import Command, EgoHistory, EgoState
 
 STAGES = ("encode", "prefill", "decode", "end_to_end")
@@ -34,9 +35,10 @@ def compare(pipeline: Pipeline, runs: int) -> dict:
         The JSON of ``fastdrive bench``; times are medians.
     """
     vla, work = pipeline.vla, example_workload(pipeline)
-    answer = Transformers(work, vla.spec.answer.max_new_tokens).generate(sorted(vla.stop_ids))
+    form = TextAnswer(vla)
+    answer = HfGenerate(work, form.max_new_tokens).generate(sorted(form.stop_ids))
     count = len(answer)
-    stock, ours = Transformers(work, count), Ours(work, count, pipeline.pruner, pipeline.drop)
+    stock, ours = HfGenerate(work, count), FastDrive(work, count, pipeline.pruner, pipeline.drop)
     kept = ours.prune(ours.encode())
     timings = {name: measure(cases, runs, vla.device) for name, cases in _cases(ours, stock).items()}
     prune = measure({"ours": Case(ours.prune, ours.encode)}, runs, vla.device)["ours"]
@@ -47,13 +49,13 @@ def compare(pipeline: Pipeline, runs: int) -> dict:
         },
         **_speedups(timings, prune),
         "prune_ms": round(prune.median_ms, 3),
-        "same_text": text_of_all_tokens(work) == _text(vla, answer),
+        "same_text": text_of_all_tokens(work) == form.text(answer),
         "drop": pipeline.drop,
         "tokens": vla.tokens,
         "kept_tokens": len(kept),
         "answer_tokens": count,
         "runs": runs,
-        "agreement": agreement(Ours(work, count), stock),
+        "agreement": agreement(FastDrive(work, count), stock),
         "agreement_note": NOTE,
         **describe(vla.device),
     }
@@ -71,13 +73,13 @@ def example_workload(pipeline: Pipeline) -> Workload:
 
 @torch.inference_mode()
 def text_of_all_tokens(work: Workload) -> str:
-    """This package's answer without dropped tokens, ended as in a vehicle."""
-    tokens = work.vision.encode_patches(work.patches)
-    return generate(LanguageModel(work.vla), work.vla, tokens, None, work.prompt).text
+    """This package's answer without pruning, ended as in a vehicle."""
+    context = PruningContext(work.vision.encode(work.patches))
+    return Generator(work.vla).generate(NoPruner(), [context], [work.prompt], work.vla.tokens)[0].answer.text
 
 
-def _cases(ours: Ours, stock: Transformers) -> dict[str, dict[str, Case]]:
-    """The two sides of each stage; each starts from its own results of the stage before."""
+def _cases(ours: FastDrive, stock: HfGenerate) -> dict[str, dict[str, Case]]:
+    """Both implementations of each stage; each starts from its own results of the stage before."""
     tokens, expected = ours.encode(), stock.encode()
     kept = ours.prune(tokens)
     return {
@@ -103,7 +105,3 @@ def _speedups(timings: dict[str, dict[str, Timing]], prune: Timing) -> dict[str,
         "speedup_prefill": ratio(prefill["transformers"], prefill["ours"]),
         "speedup_prefill_with_pruner": round(prefill["transformers"].median_ms / with_pruner, 3),
     }
-
-
-def _text(vla: Vla, ids: tuple[int, ...]) -> str:
-    return vla.tokenizer.decode(list(ids[:-1] if ids and ids[-1] in vla.eos_ids else ids))

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     if args.runs < 1:
         raise UsageError(f"--runs: {args.runs}; give 1 or more")
     device = choose_device(args.device, "--device")
-    pipeline = open_pipeline(args.vla, args.pruner, args.drop, device, getattr(torch, args.dtype))
+    pipeline = open_pipeline(args.vla, args.pruner, args.drop, device=device, dtype=getattr(torch, args.dtype))
     figures = compare(pipeline, args.runs)
     print(table(figures), file=sys.stderr if args.json == "-" else sys.stdout)
     write_json(figures, args.json)

@@ -29,7 +29,7 @@ _Camera = Annotated[str, Field(pattern="^[A-Za-z0-9_]{1,64}$")]
 
 
 class Record(BaseModel):
-    """Part of a manifest. A model validator's text starts with the field's name; see ``errors.first_fault``."""
+    """Part of a manifest. A model validator's text starts with the field's name; see ``validation.first_fault``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 

@@ -1,7 +1,7 @@
-"""The language half as an engine: prefill and single tokens by onnxruntime, over a cache that stays on the device.
+"""The language model as an engine: prefill and single tokens by onnxruntime, over a cache that stays on the device.
 
 The graph gives new keys and values only; they are put into the cache here, whose address does not change while an
-answer is written. See ``fastdrive_export.language_network`` for the graph, and ``vision.engine`` for the other half.
+answer is written. See ``fastdrive_export.language_network`` for the graph.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from fastdrive_node.engines.graph_info import (
 from fastdrive_node.engines.manifest import Manifest, build_hint, check_files, read_manifest, short
 from fastdrive_node.engines.vision_engine import check_parity, check_part, refuse_others
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families.vla import Vla
+from fastdrive_node.families import VisualTokens, Vla
+from fastdrive_node.families.base import PositionInputs
 
 HIDDEN = -1e9  # added to the attention's logits of what is not seen; finite, so that no row turns into NaN
 
@@ -81,7 +82,7 @@ class EngineCache:
 
 
 class EngineLanguage:
-    """A ``LanguageBackend``, one prompt at a time.
+    """A ``LanguageModel``, one prompt at a time.
 
     Args:
         file, manifest, runner: the engine, checked and loaded.
@@ -91,41 +92,40 @@ class EngineLanguage:
     def __init__(self, file: Path, manifest: Manifest, runner: LanguageRunner, vla: Vla):
         self.file, self.manifest, self.runner = file, manifest, runner
         self.facts: LanguageGraphInfo = manifest.graph
-        self._rotary = vla.model.model.language_model.rotary_emb
+        self._vla = vla
+        self.layers = self.facts.layers
         self._stored = getattr(torch, STORED_TYPES[self.facts.precision])
         self._step = self._buffers(1)  # of every step; the mask is the cache's
         groups, size = self.facts.kv_heads, self.facts.head_dim
         self._before = torch.zeros(groups * size, dtype=self._stored, device=runner.device)  # P = 1, of a prefill
 
-    def rotary(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See ``LanguageBackend``; float32 whatever the VLA's type is."""
-        cos, sin = self._rotary(torch.empty(0, device=position_ids.device), position_ids)
-        half = self.facts.head_dim // 2
-        return cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+    def position_inputs(self, position_ids: torch.Tensor) -> PositionInputs:
+        """See ``LanguageModel``; float32 whatever the VLA's type is."""
+        return self._vla.family.language_position_inputs(self._vla, position_ids)
 
-    def start(
+    def prefill(
         self,
         ids: torch.Tensor,
-        places: Sequence[torch.Tensor],
-        visual: Sequence[torch.Tensor],
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        room: int,
+        visual_positions: Sequence[torch.Tensor],
+        visual: Sequence[VisualTokens],
+        positions: PositionInputs,
+        max_new_tokens: int,
     ) -> tuple[torch.Tensor, EngineCache]:
-        """See ``LanguageBackend``.
+        """See ``LanguageModel``.
 
         Raises:
             ModelError: more than one prompt, or logits that are not finite.
         """
         if len(ids) != 1:
             raise ModelError(f"language engine: {len(ids)} prompts at a time; it runs one, torch runs batches")
+        (cos, sin), rows = positions, visual[0].rows
         length = ids.shape[1]
         source = torch.arange(length, device=ids.device)
-        source[places[0]] = length + torch.arange(len(places[0]), device=ids.device)
-        tensors = self._buffers(length, max(1, len(visual[0])))
+        source[visual_positions[0]] = length + torch.arange(len(rows), device=ids.device)
+        tensors = self._buffers(length, max(1, len(rows)))
         tensors[IDS].copy_(ids[0])
         tensors[SOURCE].copy_(source)
-        tensors[VISUAL][: len(visual[0])] = visual[0]
+        tensors[VISUAL][: len(rows)] = rows
         tensors[COS].copy_(cos[0])
         tensors[SIN].copy_(sin[0])
         tensors[LAST].fill_(length - 1)
@@ -137,18 +137,19 @@ class EngineLanguage:
                 "language engine: logits that are not finite; run `fastdrive export verify`, or build it with "
                 "--precision bf16 or fp32"
             )
-        cache = self._cache(length + room)
+        cache = self._cache(length + max_new_tokens)
         _append(cache, tensors, length)
         return tensors[LOGITS].to(ids.device), cache
 
-    def step(self, ids: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: EngineCache) -> torch.Tensor:
-        """See ``LanguageBackend``.
+    def decode_step(self, ids: torch.Tensor, positions: PositionInputs, cache: EngineCache) -> torch.Tensor:
+        """See ``LanguageModel``.
 
         Raises:
             ModelError: the cache is full.
         """
         if cache.used >= cache.length:
             raise ModelError(f"language engine: the cache's {cache.length} positions are used up; give it more room")
+        cos, sin = positions
         tensors = {**self._step, MASK: cache.mask}
         tensors[IDS].copy_(ids)
         tensors[COS].copy_(cos[0])
@@ -254,21 +255,5 @@ def load_language_engine(file: Path, manifest: Manifest, vla: Vla, provider: str
 
 
 def language_sizes(vla: Vla) -> dict[str, int | str]:
-    """What an engine's facts say of the VLA: sizes of its language half, and the fingerprint of its weights."""
-    config = vla.model.config.text_config
-    return {
-        "layers": config.num_hidden_layers,
-        "heads": config.num_attention_heads,
-        "kv_heads": config.num_key_value_heads,
-        "head_dim": config.hidden_size // config.num_attention_heads,
-        "width": config.hidden_size,
-        "vocabulary": config.vocab_size,
-        "language": vla.language_fingerprint,
-    }
-
-
-def drop_language_weights(vla: Vla) -> None:
-    """Let go of the torch weights that an engine stands for; the final norm stays, which tells the VLA's device."""
-    text = vla.model.model.language_model
-    text.layers, text.embed_tokens = torch.nn.ModuleList(), None
-    vla.model.lm_head = None
+    """What an engine's manifest says of the VLA: sizes of its language model, and the fingerprint of its weights."""
+    return {**vla.family.language_sizes(vla.config), "language": vla.language_fingerprint}

@@ -23,7 +23,8 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from fastdrive_node.engines.graph_info import Count, LanguageGraphInfo, Record, Sha256, TensorInfo, VisionGraphInfo
-from fastdrive_node.errors import ModelError, first_fault
+from fastdrive_node.errors import ModelError
+from fastdrive_node.validation import first_fault
 
 FORMAT, VERSION = "fastdrive-engine", 1
 BACKENDS = {"onnx": "onnxruntime", "tensorrt": "tensorrt"}  # by kind

@@ -1,7 +1,7 @@
 """Engines as a vision backend: one file that turns images into tokens, their scores and their order.
 
-The file is checked before it runs, and what it gives is checked on each run, for an index out of range would end a CUDA
-process. A pipeline takes ``EngineVision`` as its backend and ``EnginePruner`` as its pruner.
+The file is checked before it runs, and what it gives is checked on each run, because an index out of range would end a
+CUDA process.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from fastdrive_node.engines.fingerprint import pruner_fingerprint
 from fastdrive_node.engines.graph_info import IMAGES, INDICES, SCORES, TOKENS, TensorInfo
 from fastdrive_node.engines.manifest import Manifest, build_hint, check_files, read_manifest, short
 from fastdrive_node.errors import InputError, ModelError
-from fastdrive_node.families.qwen2_5_vl.preprocess import resize
-from fastdrive_node.families.vla import Vla
-from fastdrive_node.pruning.pruner import Need, PruningContext
-from fastdrive_node.pruning.select import select_top
+from fastdrive_node.families import VisualTokens, Vla
+from fastdrive_node.families.fingerprint import pruner_fingerprint
+from fastdrive_node.families.images import resize
 
 _log = logging.getLogger(__name__)
 
@@ -35,15 +33,6 @@ class Runner(Protocol):
 
     def execute(self, pointers: Mapping[str, int]) -> None:
         """Run once and wait: ``pointers`` are the addresses of all inputs and outputs, contiguous, on ``device``."""
-
-
-@dataclass(frozen=True)
-class _Run:
-    """The last result of an engine."""
-
-    tokens: torch.Tensor  # [C, n, D], as given out
-    scores: torch.Tensor  # float32 [C, n] on the CPU
-    order: torch.Tensor  # int64 [K_max] on the CPU, by descending score
 
 
 class EngineVision:
@@ -68,7 +57,6 @@ class EngineVision:
         facts = manifest.graph.inputs() | manifest.graph.outputs()
         self._tensors = {name: _empty(each, runner.device) for name, each in facts.items()}
         self._pointers = {name: tensor.data_ptr() for name, tensor in self._tensors.items()}
-        self._last: _Run | None = None
 
     def preprocess(self, images: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
         """uint8 RGB images [H, W, 3] of any size -> uint8 [C, 3, height, width].
@@ -78,32 +66,23 @@ class EngineVision:
         """
         return resize(images, self.image_size)
 
-    def encode_patches(self, patches: torch.Tensor) -> torch.Tensor:
-        """uint8 [C, 3, height, width] -> tokens [C, rows * columns, D], raster order.
-
-        Tokens that an engine with ``max_keep`` below all of them does not give are NaN: ``EnginePruner`` never selects
-        them.
+    def encode(self, inputs: torch.Tensor, attention: bool = False) -> VisualTokens:
+        """uint8 [C, 3, height, width] -> the ``max_keep`` best tokens, best first, and the scores of all.
 
         Raises:
-            ModelError: the engine gave scores that are not finite, or no valid order.
+            ModelError: the engine gave scores that are not finite, or no valid order; or ``attention`` is asked for.
         """
-        inputs = self._tensors[IMAGES]
-        if patches.shape != inputs.shape or patches.dtype != inputs.dtype:
-            raise InputError(f"engine: images {patches.dtype} {tuple(patches.shape)}, expected {tuple(inputs.shape)}")
-        inputs.copy_(patches)
+        if attention:
+            raise ModelError("engine: gives no attention of the vision encoder; set vision_backend to torch")
+        images = self._tensors[IMAGES]
+        if inputs.shape != images.shape or inputs.dtype != images.dtype:
+            raise InputError(f"engine: images {inputs.dtype} {tuple(inputs.shape)}, expected {tuple(images.shape)}")
+        images.copy_(inputs)
         self.runner.execute(self._pointers)
-        scores, order = self._tensors[SCORES].cpu(), self._tensors[INDICES].cpu().long()
+        scores, order = self._tensors[SCORES].cpu().clone(), self._tensors[INDICES].cpu().long()
         self._check(scores, order)
-        sorted_tokens = self._tensors[TOKENS].to(self.device, self.dtype)
-        total, width = self.cameras * self.grid[0] * self.grid[1], sorted_tokens.shape[1]
-        tokens = torch.full((total, width), torch.nan, device=self.device, dtype=self.dtype)
-        tokens[order.to(self.device)] = sorted_tokens
-        self._last = _Run(tokens.view(self.cameras, -1, width), scores.clone(), order)
-        return self._last.tokens
-
-    def encode(self, images: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
-        """uint8 RGB images [H, W, 3] -> tokens [C, rows * columns, D]."""
-        return self.encode_patches(self.preprocess(images))
+        rows = self._tensors[TOKENS].to(self.device, self.dtype, copy=True)
+        return VisualTokens(rows, order, (self.cameras, *self.grid), scores)
 
     def identity(self) -> dict[str, str]:
         """What runs, for the diagnostics."""
@@ -116,16 +95,6 @@ class EngineVision:
             "parity": "not verified" if parity is None else f"cosine {parity.cosine:.6f}",
         }
 
-    def run_of(self, tokens: torch.Tensor) -> _Run:
-        """Scores and order of the tokens that the last call gave.
-
-        Raises:
-            ModelError: they are others.
-        """
-        if self._last is None or tokens is not self._last.tokens:
-            raise ModelError("engine: it knows the scores of the tokens that it gave last, and of no others")
-        return self._last
-
     def _check(self, scores: torch.Tensor, order: torch.Tensor) -> None:
         total = scores.numel()
         if not bool(torch.isfinite(scores).all()):
@@ -137,29 +106,6 @@ class EngineVision:
             raise ModelError(
                 f"engine: {INDICES}: not {len(order)} different tokens of {total}; run `fastdrive export verify`"
             )
-
-
-@dataclass
-class EnginePruner:
-    """The pruner inside of an engine; selecting by its own scores is taking a prefix."""
-
-    vision: EngineVision
-    name: str = "reconpruner"
-    needs: frozenset[Need] = frozenset()
-
-    def score(self, context: PruningContext) -> torch.Tensor:
-        return self.vision.run_of(context.tokens).scores
-
-    def select(self, context: PruningContext, scores: torch.Tensor, keep: int) -> torch.Tensor:
-        run = self.vision.run_of(context.tokens)
-        if not 0 < keep <= len(run.order):
-            raise ValueError(f"keep: {keep} is not in 1..{len(run.order)}, which is what the engine gives")
-        if scores is run.scores:
-            return run.order[:keep].sort().values
-        given = torch.zeros(scores.numel(), dtype=torch.bool)
-        given[run.order] = True
-        lowest = torch.finfo(torch.float32).min  # not infinite, which would be refused as a fault
-        return select_top(scores.float().cpu().masked_fill(~given.view(scores.shape), lowest), keep)
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fastdrive_node.validation import STRICT
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class NumberFormat:
     """A decimal number's form.
 
-    With ``integer_digits`` the form has a fixed width: the sign always stands, integer digits are padded with zeros
-    (``+03.52``, ``-00.01``), so that every number has the same tokens count. With 0 it is plain (``3.52``, ``-0.01``).
+    With ``integer_digits`` the form has a fixed width: the sign is always written, integer digits are padded with zeros
+    (``+03.52``, ``-00.01``), so that every number has the same number of tokens. With 0 it is plain (``3.52``,
+    ``-0.01``).
     """
 
-    decimals: int = 2
-    integer_digits: int = 0
+    decimals: Annotated[int, Field(ge=0, le=6)] = 2
+    integer_digits: Annotated[int, Field(ge=0, le=6)] = 0
 
     @property
     def width(self) -> int:
@@ -59,7 +64,3 @@ class NumberFormat:
         digits = "0" * max(self.integer_digits, 1)
         fraction = "." + "0" * self.decimals if self.decimals else ""
         return f"'{'+' if self.integer_digits else ''}{digits}{fraction}'"
-
-
-def compile_number(form: NumberFormat) -> re.Pattern[str]:
-    return re.compile(form.pattern, re.ASCII)

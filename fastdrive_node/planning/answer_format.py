@@ -1,16 +1,73 @@
-"""The answer's grammar: a fixed preamble, points ``[x, y]``, a closing. Anything else is refused, never repaired."""
+"""What an answer means. The text grammar: a fixed preamble, points ``[x, y]``, a closing.
+
+Anything that does not follow the format is refused, never repaired.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
-from fastdrive_node.errors import AnswerError
+from fastdrive_node.errors import AnswerError, ModelError
+from fastdrive_node.families import Vla
 from fastdrive_node.families.spec import AnswerSpec
+from fastdrive_node.types import Trajectory
 
 _EXCERPT = 80
+
+
+class AnswerFormat(Protocol):
+    """How a VLA writes a trajectory."""
+
+    max_new_tokens: int
+    stop_ids: frozenset[int]  # an answer ends with one of them, or with ``max_new_tokens``
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Generated ids as text, without the EOS token."""
+        ...
+
+    def parse(self, ids: Sequence[int]) -> Trajectory:
+        """The trajectory that generated ids state.
+
+        Raises:
+            AnswerError: they do not follow the format; the reason says where.
+        """
+        ...
+
+
+class TextAnswer:
+    """The ``AnswerFormat`` of ``vla.json``'s text grammar.
+
+    Raises:
+        ModelError: the tokenizer cannot write an answer, or not within ``max_new_tokens``.
+    """
+
+    def __init__(self, vla: Vla):
+        self.spec, self._tokenizer = vla.spec.answer, vla.tokenizer
+        self.max_new_tokens = self.spec.max_new_tokens
+        example = example_answer(self.spec)
+        vla.check_text(example, "vla.json: answer")
+        needed = len(vla.encode_text(example))
+        if needed > self.max_new_tokens:
+            raise ModelError(
+                f"{vla.path}: vla.json: answer.max_new_tokens: {self.max_new_tokens} is too few; a short answer "
+                f"already has {needed} tokens"
+            )
+        closing = vla.encode_text(self.spec.closing)
+        ends = frozenset(closing) if len(closing) == 1 else frozenset()  # the closing tag, where it is one token
+        self.stop_ids = vla.eos_ids | ends
+        self._silent = self.stop_ids - ends  # EOS ids that are no part of the text
+
+    def text(self, ids: Sequence[int]) -> str:
+        ids = list(ids)
+        return self._tokenizer.decode(ids[:-1] if ids and ids[-1] in self._silent else ids)
+
+    def parse(self, ids: Sequence[int]) -> Trajectory:
+        return Trajectory(parse_answer(self.text(ids), self.spec), self.spec.interval_s)
 
 
 def format_answer(waypoints_m: np.ndarray, spec: AnswerSpec) -> str:

@@ -1,4 +1,4 @@
-"""Where the shipped models lie, and a pipeline made from what a user gives."""
+"""Where the shipped models are, and a pipeline made from what a user gives."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from pathlib import Path
 
 import torch
 
-from fastdrive_node.engines.language_engine import LanguageChoice, drop_language_weights, open_language_engine
-from fastdrive_node.engines.vision_engine import EngineChoice, EnginePruner, open_engine
+from fastdrive_node.engines.language_engine import LanguageChoice, open_language_engine
+from fastdrive_node.engines.vision_engine import EngineChoice, open_engine
 from fastdrive_node.errors import InputError, ModelError
-from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families import LANGUAGE, PARTS, VISION, Vla, load_vla
 from fastdrive_node.families.spec import SPEC_FILE
 from fastdrive_node.files import package_share_file
 from fastdrive_node.planning.checks import PlanLimits
 from fastdrive_node.planning.pipeline import Pipeline
-from fastdrive_node.pruning.baselines import make_pruner
-from fastdrive_node.pruning.checkpoint import load_calibration
-from fastdrive_node.pruning.score_options import ScoreOptions
+from fastdrive_node.pruning.pruner import Pruner
+from fastdrive_node.pruning.registry import PRUNERS, VARIANTS, make_pruner, with_options
+from fastdrive_node.pruning.score_pruner import ScoreOptions, ScorePruner
 
 SHIPPED_VLA = "models/tiny"
 SHIPPED_PRUNER = "reconpruner.safetensors"
@@ -37,8 +37,9 @@ def default_vla_dir() -> Path:
 
 def open_pipeline(
     vla_dir: str | Path | None = None,
-    pruner_file: str | Path | None = None,
+    pruner: str | Path | None = None,
     drop: float | None = None,
+    *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     engine: EngineChoice | None = None,
@@ -50,13 +51,14 @@ def open_pipeline(
 
     Args:
         vla_dir: None for the shipped tiny VLA.
-        pruner_file: None for ``reconpruner.safetensors`` in the VLA directory, where it is.
+        pruner: a name of ``pruning.registry``, or a ReconPruner's file; None for ``reconpruner.safetensors`` in the VLA
+            directory, where it is, else no pruner.
         drop: pruning ratio p in [0, 1); None for 0.5 with a pruner and 0 without.
-        engine: what runs encoder and pruner; None for torch. An engine holds its pruner, and the pruner file, where it
-            is, must be the one that the engine was built with.
-        scores: what is done with the pruner's scores; a calibration is read from the pruner file.
+        engine: what runs vision encoder and ReconPruner; None for torch. An engine holds its pruner, and the pruner
+            file, where it is, must be the one that the engine was built with.
+        scores: what is done with ReconPruner's scores; a calibration is read from its file.
         language_engine: what runs the language model; None for torch.
-        limits: of plans; None for the defaults.
+        limits: what a plan may ask of the vehicle; None for the defaults.
 
     Raises:
         ModelError: a model or engine cannot be used, ``drop`` is above 0 or score options are on without a pruner, or
@@ -64,33 +66,40 @@ def open_pipeline(
         InputError: ``drop`` is out of range.
     """
     vla_dir = default_vla_dir() if vla_dir is None else Path(vla_dir)
-    vla = load_vla(vla_dir, device, dtype)
-    if pruner_file is None and (vla_dir / SHIPPED_PRUNER).is_file():
-        pruner_file = vla_dir / SHIPPED_PRUNER
-    calibration = None
-    if scores is not None and scores.needs_calibration and pruner_file is not None:
-        calibration = load_calibration(pruner_file)
-    language = None
-    if language_engine is not None:
-        language = open_language_engine(language_engine, vla)
-        drop_language_weights(vla)  # the engine has its own
-    if engine is not None:
-        vision = open_engine(engine, vla, pruner_file)
-        vla.model.model.visual = None  # the engine has its own
-        least = 1 - vision.max_keep / vla.tokens
-        drop = max(DEFAULT_DROP, least) if drop is None else drop
-        return Pipeline(vla, EnginePruner(vision), drop, vision, limits, scores, calibration, language)
-    if pruner_file is not None:
-        pruner = make_pruner("reconpruner", vla, pruner_file)
-        drop = DEFAULT_DROP if drop is None else drop
-        return Pipeline(vla, pruner, drop, limits=limits, scores=scores, calibration=calibration, language=language)
-    if drop:
+    supplied = {part for part, choice in ((VISION, engine), (LANGUAGE, language_engine)) if choice is not None}
+    vla = load_vla(vla_dir, device, dtype, PARTS - supplied)
+    name, file = _name_and_file(vla_dir, pruner)
+    vision = None if engine is None else open_engine(engine, vla, file)
+    language = None if language_engine is None else open_language_engine(language_engine, vla)
+    if vision is not None and name in ("none", "reconpruner") and pruner != "none":
+        chosen = with_options(ScorePruner(None), scores, vla, file)  # the engine scores the tokens itself
+    else:
+        chosen = _torch_pruner(name, file, vla, scores)
+    if drop is None:
+        drop = 0.0 if chosen.name == "none" else DEFAULT_DROP
+        if vision is not None:
+            drop = max(drop, 1 - vision.max_keep / vla.tokens)
+    if drop and chosen.name == "none":
         raise ModelError(
             f"drop {drop:g} needs a pruner, and {vla_dir} has no {SHIPPED_PRUNER}; give --pruner FILE or --drop 0"
         )
-    if scores is not None and scores.active:
+    return Pipeline(vla, chosen, drop, vision, limits, language)
+
+
+def _name_and_file(vla_dir: Path, pruner: str | Path | None) -> tuple[str, Path | None]:
+    """A pruner's name, and the file of a ReconPruner."""
+    shipped = vla_dir / SHIPPED_PRUNER
+    if pruner is None:
+        return ("reconpruner", shipped) if shipped.is_file() else ("none", None)
+    if str(pruner) in PRUNERS or str(pruner) in VARIANTS:
+        return str(pruner), shipped if shipped.is_file() else None
+    return "reconpruner", Path(pruner)
+
+
+def _torch_pruner(name: str, file: Path | None, vla: Vla, scores: ScoreOptions | None) -> Pruner:
+    if scores is not None and scores.active and name != "reconpruner":
         raise ModelError(
-            f"calibrated_scores, keep_threshold, temporal_change, temporal_memory: need a pruner, and {vla_dir} has no "
-            f"{SHIPPED_PRUNER}; give a pruner file or turn them off"
+            "calibrated_scores, keep_threshold, temporal_change, temporal_memory: are for ReconPruner, but the pruner "
+            f"is {name!r}; give a pruner file or turn them off"
         )
-    return Pipeline(vla, limits=limits, language=language)
+    return make_pruner(name, vla, file, options=scores)

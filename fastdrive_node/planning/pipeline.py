@@ -5,32 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from fastdrive_node.errors import FrameSetError, ImageError, InputError, ModelError
-from fastdrive_node.families.language_backend import LanguageBackend
-from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
-from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
-from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
-from fastdrive_node.families.vision_backend import VisionBackend
-from fastdrive_node.families.vla import Vla
-from fastdrive_node.planning.answer_format import parse_answer
+from fastdrive_node.families import LanguageModel, VisionBackend, VisualTokens, Vla
 from fastdrive_node.planning.checks import PlanLimits, check_plan
-from fastdrive_node.planning.decode import Answer, decode
-from fastdrive_node.planning.prefill import prefill, prune_prompt
-from fastdrive_node.pruning.baselines import NoPruner
-from fastdrive_node.pruning.calibration import Calibration
-from fastdrive_node.pruning.layer_pruning import LayerPruner
-from fastdrive_node.pruning.pruner import Pruner, PruningContext
-from fastdrive_node.pruning.score_options import Refined, ScoreOptions, check_options, refine
+from fastdrive_node.planning.generator import Answer, Generator
+from fastdrive_node.pruning.baselines.simple import NoPruner
+from fastdrive_node.pruning.pruner import ContextField, Pruner, Selection
 from fastdrive_node.pruning.select import keep_count
-from fastdrive_node.pruning.temporal import Moment, TemporalState
+from fastdrive_node.pruning.temporal import FrameContext, TemporalState
 from fastdrive_node.types import CameraFrame, Command, EgoHistory, EgoState, FrameSet, KeptTokens, Plan
 
-STAGES = ("load", "preprocess", "encode", "score", "select", "prefill", "decode", "parse", "total")
-_STANDING = EgoState(stamp_ns=0, x_m=0.0, y_m=0.0, yaw_rad=0.0, speed_mps=0.0)
+STAGES = ("load", "preprocess", "encode", "prompt", "score", "select", "prefill", "decode", "parse", "total")
+_AT_REST = EgoState(stamp_ns=0, x_m=0.0, y_m=0.0, yaw_rad=0.0, speed_mps=0.0)
 
 
 class StageTimes:
@@ -38,7 +29,7 @@ class StageTimes:
 
     def __init__(self, device: torch.device):
         self._cuda = device.type == "cuda"
-        self.ms: dict[str, float] = {}
+        self.ms: dict[str, float] = dict.fromkeys(STAGES, 0.0)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -54,20 +45,16 @@ class Pipeline:
 
     Args:
         vla: from ``load_vla``.
-        pruner: from ``make_pruner``; None keeps every token.
-        drop: pruning ratio p in [0, 1): the share of visual tokens that the language model does not see. It may be
+        pruner: from ``make_pruner``; None keeps every token. One that reads ground truth is refused.
+        drop: pruning ratio p in [0, 1): the fraction of visual tokens that the language model does not see. It may be
             set between plans.
-        backend: images to tokens; None for torch on the VLA's device.
+        vision: images to visual tokens; None for torch on the VLA's device.
         limits: what a plan may ask of the vehicle.
-        scores: what is done with the pruner's scores before the best are taken. With a threshold ``drop`` is the most
-            that is kept. The temporal terms' state passes from a plan to the next one, never from a set without a plan.
-        calibration: of the pruner, for the options that need one.
-        language: runs the language half; None for torch on the VLA's device.
+        language: runs the language model; None for torch on the VLA's device.
 
     Raises:
         InputError: ``drop`` is out of range.
-        ModelError: the calibration is missing or lacks a camera, the backend's token grid is not the VLA's, or the
-            pruner needs more than the visual tokens.
+        ModelError: the backend's token grid is not the VLA's, or the pruner needs what is not there.
     """
 
     def __init__(
@@ -75,28 +62,31 @@ class Pipeline:
         vla: Vla,
         pruner: Pruner | None = None,
         drop: float = 0.0,
-        backend: VisionBackend | None = None,
+        vision: VisionBackend | None = None,
         limits: PlanLimits | None = None,
-        scores: ScoreOptions | None = None,
-        calibration: Calibration | None = None,
-        language: LanguageBackend | None = None,
+        language: LanguageModel | None = None,
     ):
         self.vla = vla
         self.pruner = pruner or NoPruner()
-        if isinstance(self.pruner, LayerPruner) or self.pruner.needs:
-            raise ModelError(
-                f"pruner {self.pruner.name}: chooses by more than the visual tokens, which the node does not give; "
-                "compare it with `fastdrive evaluate`"
-            )
-        self.vision = backend or TorchVision(vla.model.model.visual, vla.spec.image_size, len(vla.spec.cameras))
+        self.vision = vision or vla.torch_vision()
         if tuple(self.vision.grid) != tuple(vla.grid):
             raise ModelError(f"vision backend: token grid {self.vision.grid}, but {vla.path} has {vla.grid}")
-        self.language = language or LanguageModel(vla)
+        self.generator = Generator(vla, language)
         self.limits = limits or PlanLimits()
-        self.scores, self.calibration = scores or ScoreOptions(), calibration
-        check_options(self.scores, calibration, vla.spec.cameras)
+        self._check_pruner()
         self._state: TemporalState | None = None
         self.drop = drop
+
+    def _check_pruner(self) -> None:
+        pruner, total = self.pruner, self.vla.tokens
+        if ContextField.COVERAGE in pruner.needs:
+            raise ModelError(f"pruner {pruner.name}: reads the ground truth; compare it with `fastdrive evaluate`")
+        if self.vision.max_keep < total and not pruner.ranks_by_engine:
+            raise ModelError(
+                f"pruner {pruner.name}: reads all {total} visual tokens, the engine gives {self.vision.max_keep}; "
+                "build it with a larger --max-keep, or set vision_backend to torch"
+            )
+        self.generator.check_pruner(pruner)
 
     @property
     def drop(self) -> float:
@@ -137,35 +127,33 @@ class Pipeline:
             ImageError: an image cannot be decoded.
             FrameSetError: the cameras are not those of the VLA.
             EgoStateError: the ego state cannot be written.
-            AnswerError: the answer follows not the grammar, or is no drivable plan.
+            AnswerError: the answer does not follow the format, or is no drivable plan.
             ModelError: the pruner's scores are not finite.
         """
         state, self._state = self._state, None  # a set that is refused leaves nothing to the next one
         self._check_cameras(frame_set)
-        moment = Moment(frame_set.t0_ns, self.vla.spec.cameras, frame_set.missing, history.now)
+        frame = FrameContext(frame_set.t0_ns, self.vla.spec.cameras, frame_set.missing, history.now)
         stage = StageTimes(self.vla.device)
         with stage("total"):
             with stage("load"):
                 images = [load_image(frame) for frame in frame_set.frames]
             with stage("preprocess"):
-                patches = self.vision.preprocess(images)
-            with stage("encode"):
-                tokens = self.vision.encode_patches(patches)
-            kept, refined = self._prune(tokens, moment, stage, state)
-            answer = self._answer(tokens, kept, history, command, stage)
+                inputs = self.vision.preprocess(images)
+            visual = self._encode(inputs, stage)
+            answer, selection = self._answer(visual, history, command, stage, frame, state)
             with stage("parse"):
-                waypoints = parse_answer(answer.text, self.vla.spec.answer)
-                check_plan(waypoints, self.vla.spec.answer.interval_s, history.now.speed_mps, self.limits)
-        self._state = refined.state
+                trajectory = self.generator.answer.parse(answer.ids)
+                check_plan(trajectory.waypoints_m, trajectory.dt_s, history.now.speed_mps, self.limits)
+        self._state = selection.state
         mode = f"degraded: no image of {', '.join(frame_set.missing)}" if frame_set.missing else "nominal"
         return Plan(
             t0_ns=frame_set.t0_ns,
-            waypoints_m=waypoints,
-            dt_s=self.vla.spec.answer.interval_s,
+            waypoints_m=trajectory.waypoints_m,
+            dt_s=trajectory.dt_s,
             text=answer.text,
             mode=mode,
-            kept=kept,
-            stage_ms={name: stage.ms[name] for name in STAGES},
+            kept=_kept_tokens(selection, visual),
+            stage_ms=stage.ms,
         )
 
     @torch.inference_mode()
@@ -174,9 +162,10 @@ class Pipeline:
         height, width = self.vla.spec.image_size
         black = np.zeros((len(self.vla.spec.cameras), height, width, 3), np.uint8)
         stage = StageTimes(self.vla.device)
-        tokens = self.vision.encode(black)
-        kept, _ = self._prune(tokens, Moment(0, self.vla.spec.cameras, (), _STANDING), stage)
-        self._answer(tokens, kept, EgoHistory((_STANDING,), self.vla.spec.history.interval_s), Command.NONE, stage)
+        visual = self._encode(self.vision.preprocess(black), stage)
+        frame = FrameContext(0, self.vla.spec.cameras, (), _AT_REST)
+        history = EgoHistory((_AT_REST,), self.vla.spec.history.interval_s)
+        self._answer(visual, history, Command.NONE, stage, frame)
 
     def _check_cameras(self, frame_set: FrameSet) -> None:
         found = frame_set.cameras
@@ -186,31 +175,33 @@ class Pipeline:
                 "in this order"
             )
 
-    def _prune(
-        self, tokens: torch.Tensor, moment: Moment, stage: StageTimes, state: TemporalState | None = None
-    ) -> tuple[KeptTokens, Refined]:
-        context = PruningContext(tokens, self.vla.grid)
-        with stage("score"):
-            scores = self.pruner.score(context)
-        with stage("select"):
-            try:
-                refined = refine(scores, context, moment, self._keep, self.scores, self.calibration, state)
-                indices = self.pruner.select(context, refined.scores, refined.keep)
-            except ValueError as error:
-                raise ModelError(f"pruner {self.pruner.name}: {error}") from error
-            flat = None if refined.scores is None else refined.scores.float().cpu().flatten().numpy()
-        return KeptTokens(indices.numpy(), flat, (tokens.shape[0], *context.grid), refined.temporal), refined
+    def _encode(self, inputs: torch.Tensor, stage: StageTimes) -> VisualTokens:
+        with stage("encode"):
+            return self.vision.encode(inputs, attention=ContextField.TOWER_ATTENTION in self.pruner.needs)
 
     def _answer(
-        self, tokens: torch.Tensor, kept: KeptTokens, history: EgoHistory, command: Command, stage: StageTimes
-    ) -> Answer:
-        with stage("prefill"):
-            indices = torch.from_numpy(kept.indices)
-            prompt = prune_prompt(build_prompt(self.vla, history, command), indices)
-            seen = tokens.flatten(0, 1)[indices.to(tokens.device)]
-            logits, cache = prefill(self.language, [prompt], [seen], self.vla.spec.answer.max_new_tokens)
-        with stage("decode"):
-            return decode(self.language, self.vla, [prompt], logits, cache)[0]
+        self,
+        visual: VisualTokens,
+        history: EgoHistory,
+        command: Command,
+        stage: StageTimes,
+        frame: FrameContext,
+        state: TemporalState | None = None,
+    ) -> tuple[Answer, Selection]:
+        with stage("prompt"):
+            prompt = self.generator.prompt(history, command)
+        context = self.generator.context(self.pruner, visual, prompt, frame=frame, state=state)
+        try:
+            selection = self.pruner.choose(context, self._keep, stage)
+        except ValueError as error:
+            raise ModelError(f"pruner {self.pruner.name}: {error}") from error
+        done = self.generator.generate(self.pruner, [context], [prompt], self._keep, [selection], stage)[0]
+        return done.answer, replace(selection, indices=done.kept)
+
+
+def _kept_tokens(selection: Selection, visual: VisualTokens) -> KeptTokens:
+    scores = None if selection.scores is None else selection.scores.float().cpu().flatten().numpy()
+    return KeptTokens(selection.indices.cpu().numpy(), scores, visual.grid, selection.temporal)
 
 
 def load_image(frame: CameraFrame) -> np.ndarray:

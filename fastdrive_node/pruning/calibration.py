@@ -7,74 +7,44 @@ the tokens stays. ``fastdrive calibrate`` fits the numbers and writes them into 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from typing import Annotated
 
-import jsonschema
 import torch
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families.spec import refuse_constant
+from fastdrive_node.validation import STRICT, parse_json
 
-_NUMBER = {"type": "number", "minimum": -1e6, "maximum": 1e6}
-_SHARE = {"type": "number", "minimum": 0, "maximum": 1}
-_SCHEMA = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["cameras", "fit"],
-    "properties": {
-        "cameras": {
-            "type": "object",
-            "minProperties": 1,
-            "maxProperties": 64,
-            "additionalProperties": {
-                "type": "object",
-                "additionalProperties": False,
-                "required": ["scale", "shift"],
-                "properties": {"scale": {**_NUMBER, "exclusiveMinimum": 0}, "shift": _NUMBER},
-            },
-        },
-        "fit": {
-            "type": "object",
-            "additionalProperties": False,
-            "required": ["dataset", "split", "keyframes", "ece_before", "ece_after"],
-            "properties": {
-                "dataset": {"type": "string", "maxLength": 200},
-                "split": {"type": "string", "maxLength": 200},
-                "keyframes": {"type": "integer", "minimum": 1, "maximum": 1 << 40},
-                "ece_before": _SHARE,
-                "ece_after": _SHARE,
-            },
-        },
-    },
-}
+Name = Annotated[str, Field(max_length=200)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class CameraScale:
     """``logit(p) = scale * score + shift`` on one camera; ``scale`` above zero."""
 
-    scale: float
-    shift: float
+    scale: Annotated[float, Field(gt=0, le=1e6)]
+    shift: Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class FitRecord:
     """Where a calibration comes from; the errors are expected calibration errors on the data that it was fitted on."""
 
-    dataset: str  # name of its folder
-    split: str
-    keyframes: int
-    ece_before: float  # of sigmoid(score), over all cameras
-    ece_after: float
+    dataset: Name  # name of its folder
+    split: Name
+    keyframes: Annotated[int, Field(ge=1, le=1 << 40)]
+    ece_before: Fraction  # of sigmoid(score), over all cameras
+    ece_after: Fraction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Calibration:
     """By camera; of an encoder and pruner, as the file that holds it."""
 
-    cameras: dict[str, CameraScale]
+    cameras: Annotated[dict[str, CameraScale], Field(min_length=1, max_length=64)]
     fit: FitRecord
 
     def require(self, cameras: Sequence[str]) -> None:
@@ -105,22 +75,12 @@ class Calibration:
         return (scale * scores.detach().double().cpu() + shift).float()
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return _CALIBRATION.dump_json(self).decode()
 
     @classmethod
     def from_json(cls, text: str) -> Calibration:
         """Raises ModelError where the text, which comes from a file, is no calibration."""
-        try:
-            content = json.loads(text, parse_constant=refuse_constant)
-            jsonschema.validate(content, _SCHEMA)
-        except (ValueError, RecursionError) as error:
-            raise ModelError("calibration: not readable as JSON") from error
-        except jsonschema.ValidationError as error:
-            raise ModelError(f"calibration: {error.json_path}: {error.message[:200]}") from error
-        return cls(
-            {
-                name: CameraScale(float(pair["scale"]), float(pair["shift"]))
-                for name, pair in content["cameras"].items()
-            },
-            FitRecord(**content["fit"]),
-        )
+        return parse_json(_CALIBRATION, text, "calibration")
+
+
+_CALIBRATION = TypeAdapter(Calibration)

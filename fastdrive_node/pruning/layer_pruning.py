@@ -1,25 +1,33 @@
-"""Prefill that drops visual tokens inside of the language model, by the attention of the layer before.
+"""Prefill that prunes visual tokens inside of the language model, by the attention of the layer before.
 
-A token that is dropped in front of layer k has keys and values in the layers below k only, so the cache's layers differ
+A token that is pruned before layer k has keys and values in the layers below k only, so the cache's layers differ
 in length; positions stay those of the full sequence in all of them.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from fastdrive_node.families.qwen2_5_vl.language import KvCache, LanguageModel
-from fastdrive_node.families.qwen2_5_vl.prompt import Prompt
-from fastdrive_node.planning.prefill import PrunedPrompt, embed_prompts, prune_prompt
+from fastdrive_node.errors import ModelError
+from fastdrive_node.families.base import LayeredLanguageModel, Prompt, PrunedPrompt, VisualTokens, prune_prompt
+from fastdrive_node.pruning.pruner import (
+    Prefilled,
+    Pruner,
+    PruningContext,
+    Selection,
+    Timer,
+    batch_inputs,
+    no_timer,
+)
 
 
 @dataclass(frozen=True)
 class LayerStep:
-    """Visual tokens are dropped in front of ``layer`` (the first is 0), down to ``keep`` of them."""
+    """Visual tokens are pruned before ``layer`` (the first is 0), down to ``keep`` of them."""
 
     layer: int
     keep: int
@@ -33,11 +41,48 @@ class LayerChoice:
     hidden: torch.Tensor | None = None  # [keep, D], their states from here on; None where they stay as they are
 
 
-class LayerPruner(ABC):
-    """Chooses visual tokens by what the language model's layers attend to."""
+class LayerPruner(Pruner):
+    """Chooses visual tokens by what the language model's layers attend to. Every token enters the language model."""
 
-    name: str
-    needs: frozenset = frozenset()  # as in ``Pruner``; the language model itself gives all that is needed
+    acts_inside = True
+
+    def select(self, context: PruningContext, scores: None, keep: int) -> torch.Tensor:
+        return torch.arange(context.total)
+
+    def choose(self, context: PruningContext, keep: int, timer: Timer = no_timer) -> Selection:
+        return Selection(self.select(context, None, keep))
+
+    def prefill(
+        self,
+        language: LayeredLanguageModel,
+        prompts: Sequence[Prompt],
+        visual: Sequence[VisualTokens],
+        chosen: Sequence[torch.Tensor],
+        keep: int,
+        max_new_tokens: int,
+    ) -> Prefilled:
+        """See ``Pruner``. The prompts have equally many visual tokens."""
+        total = len(prompts[0].visual)
+        if any(len(prompt.visual) != total for prompt in prompts):
+            raise ValueError("prompts: differ in their number of visual tokens")
+        if not 0 < keep <= total:
+            raise ValueError(f"keep: {keep} is not in 1..{total}")
+        if not isinstance(language, LayeredLanguageModel):
+            raise ModelError(
+                f"pruner {self.name}: acts inside of the language model, which no engine allows; use torch"
+            )
+        whole = [prune_prompt(prompt) for prompt in prompts]
+        steps = {step.layer: step for step in self.steps(language.layers, total, keep)}
+        counts = tokens_by_layer(language.layers, total, list(steps.values()))
+        length = len(whole[0])
+        cache = language.cache(len(prompts), length + max_new_tokens, [total - count for count in counts])
+        run = _LayerRun(language, whole, visual, cache, self.raters)
+        for index in range(language.layers):
+            if index in steps:
+                run.prune(index, steps[index].keep, self.choose_in_layer)
+            run.layer(index)
+        cache.used = length
+        return Prefilled(whole, language.logits(run.hidden), cache, run.kept, counts)
 
     @abstractmethod
     def steps(self, layers: int, total: int, keep: int) -> tuple[LayerStep, ...]:
@@ -49,7 +94,7 @@ class LayerPruner(ABC):
 
     @abstractmethod
     def raters(self, visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Which tokens of the text behind the images rate the visual tokens.
+        """Which tokens of the text after the images rate the visual tokens.
 
         Args:
             visual, text: the embeddings that enter the first layer, [N, D] and [T, D].
@@ -59,61 +104,13 @@ class LayerPruner(ABC):
         """
 
     @abstractmethod
-    def choose(self, attention: torch.Tensor, hidden: torch.Tensor, keep: int) -> LayerChoice:
+    def choose_in_layer(self, attention: torch.Tensor, hidden: torch.Tensor, keep: int) -> LayerChoice:
         """Choose ``keep`` of the N' visual tokens that reached a step.
 
         Args:
             attention: float32 [N'], that the raters pay them in the layer before, mean over heads and raters.
             hidden: [N', D], their states.
         """
-
-
-@dataclass(frozen=True)
-class LayerPrefill:
-    """Prompts behind a prefill that dropped tokens in the layers."""
-
-    logits: torch.Tensor  # [B, vocabulary], of the last position
-    cache: KvCache
-    kept: list[torch.Tensor]  # for each prompt the visual tokens that reach the last layer, as indices into its own
-    tokens: tuple[int, ...]  # visual tokens by layer
-
-
-@torch.inference_mode()
-def prefill_by_layers(
-    language: LanguageModel,
-    prompts: Sequence[PrunedPrompt],
-    tokens: Sequence[torch.Tensor],
-    pruner: LayerPruner,
-    keep: int,
-    room: int,
-) -> LayerPrefill:
-    """Run prompts of equal length and equally many visual tokens through the language model.
-
-    Args:
-        tokens: the visual tokens [N, D] of each prompt.
-        keep: visual tokens that the deepest layers see.
-        room: positions that the cache leaves for the answer.
-
-    Raises:
-        ModelError: the model has too few layers for the pruner.
-        ValueError: the prompts differ in their number of visual tokens, or ``keep`` is out of range.
-    """
-    total = len(prompts[0].visual)
-    if any(len(prompt.visual) != total for prompt in prompts):
-        raise ValueError("prompts: differ in their number of visual tokens")
-    if not 0 < keep <= total:
-        raise ValueError(f"keep: {keep} is not in 1..{total}")
-    steps = {step.layer: step for step in pruner.steps(language.layers, total, keep)}
-    counts = tokens_by_layer(language.layers, total, steps.values())
-    embeddings = embed_prompts(language, prompts, tokens)
-    cache = language.cache(len(prompts), embeddings.shape[1] + room, [total - count for count in counts])
-    run = _Run(language, prompts, embeddings, cache, pruner.raters)
-    for index in range(language.layers):
-        if index in steps:
-            run.drop(index, steps[index].keep, pruner.choose)
-        run.layer(index)
-    cache.used = embeddings.shape[1]
-    return LayerPrefill(language.logits(run.hidden), cache, run.kept, counts)
 
 
 def tokens_by_layer(layers: int, total: int, steps: Sequence[LayerStep]) -> tuple[int, ...]:
@@ -125,53 +122,51 @@ def tokens_by_layer(layers: int, total: int, steps: Sequence[LayerStep]) -> tupl
 
 
 @torch.inference_mode()
-def text_attention(language: LanguageModel, prompt: Prompt, tokens: torch.Tensor, layer: int = 1) -> torch.Tensor:
-    """Attention that the text behind the images pays to each visual token in a layer of the unpruned model.
+def text_attention(
+    language: LayeredLanguageModel, prompt: Prompt, visual: VisualTokens, layer: int = 1
+) -> torch.Tensor:
+    """Attention that the text after the images pays to each visual token in a layer of the unpruned model.
 
     Args:
-        tokens: [C, N, D], as the vision backend gives them.
+        visual: every token.
         layer: from 0; of a model with fewer layers the last.
 
     Returns:
         float32 [C, N], the mean over heads and text tokens.
     """
     layer = min(layer, language.layers - 1)
-    pruned = [prune_prompt(prompt, None)]
-    embeddings = embed_prompts(language, pruned, [tokens.flatten(0, 1)])
-    run = _Run(language, pruned, embeddings, language.cache(1, len(prompt)), _all_text)
+    run = _LayerRun(language, [prune_prompt(prompt)], [visual], language.cache(1, len(prompt)), _all_text)
     for index in range(layer + 1):
         run.layer(index)
-    return run.attention(layer, 0).reshape(tokens.shape[:2])
+    return run.attention(layer, 0).reshape(visual.grid[0], -1)
 
 
 def _all_text(visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
     return torch.arange(len(text), device=text.device)
 
 
-class _Run:
-    """A batch on its way through the layers: its states, and where its visual tokens and raters stand."""
+class _LayerRun:
+    """A batch on its way through the layers: its states, and the positions of its visual tokens and raters."""
 
     def __init__(
         self,
-        language: LanguageModel,
+        language: LayeredLanguageModel,
         prompts: Sequence[PrunedPrompt],
-        embeddings: torch.Tensor,
-        cache: KvCache,
+        visual: Sequence[VisualTokens],
+        cache,
         raters: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     ):
-        device = embeddings.device
-        positions = torch.stack([prompt.position_ids for prompt in prompts], dim=1).to(device)
+        ids, self._visual, _, self._positions = batch_inputs(language, prompts, visual)
+        embeddings = language.embed_prompts(ids, self._visual, visual)
         self._language, self._cache = language, cache
-        self._cos, self._sin = (angle.unsqueeze(2) for angle in language.rotary(positions))
-        self._visual = [prompt.visual.to(device) for prompt in prompts]
-        self._behind = [_from_end(row, visual, raters) for row, visual in zip(embeddings, self._visual, strict=True)]
+        self._from_end = [_from_end(row, places, raters) for row, places in zip(embeddings, self._visual, strict=True)]
         self._before = embeddings  # the input of the layer that was run last
         self.hidden = embeddings
-        self.kept = [torch.arange(len(visual)) for visual in self._visual]
+        self.kept = [torch.arange(len(places)) for places in self._visual]
 
     def layer(self, index: int) -> None:
         self._before = self.hidden
-        self.hidden = self._language.layer(index, self.hidden, self._cos, self._sin, self._cache, 0)
+        self.hidden = self._language.layer(index, self.hidden, self._positions, self._cache, 0)
 
     def attention(self, index: int, row: int) -> torch.Tensor:
         """float32 [N'] that the raters of one prompt paid its visual tokens in the layer that was run last."""
@@ -179,26 +174,26 @@ class _Run:
         weights = self._language.attention(
             index,
             self._before[row],
-            self._cos[row],
-            self._sin[row],
-            length - self._behind[row],
+            tuple(part[row] for part in self._positions),
+            length - self._from_end[row],
             self._cache.keys[index][row, :, :length],
         )
         return weights[:, :, self._visual[row]].mean(dim=(0, 1))
 
-    def drop(self, index: int, keep: int, choose: Callable[[torch.Tensor, torch.Tensor, int], LayerChoice]) -> None:
+    def prune(self, index: int, keep: int, choose: Callable[[torch.Tensor, torch.Tensor, int], LayerChoice]) -> None:
         """Leave ``keep`` visual tokens of each prompt, in front of layer ``index``."""
         stays = []
         for row, visual in enumerate(self._visual):
             choice = choose(self.attention(index - 1, row), self.hidden[row, visual], keep)
             stays.append(self._leave(row, visual, choice))
-        self.hidden, self._cos, self._sin = (
+        self.hidden, *positions = (
             torch.stack([values[row, stay] for row, stay in enumerate(stays)])
-            for values in (self.hidden, self._cos, self._sin)
+            for values in (self.hidden, *self._positions)
         )
+        self._positions = tuple(positions)
 
     def _leave(self, row: int, visual: torch.Tensor, choice: LayerChoice) -> torch.Tensor:
-        """int64, the places of one prompt's sequence that stay."""
+        """int64, the positions of one prompt's sequence that stay."""
         if choice.hidden is not None:
             self.hidden[row, visual[choice.indices]] = choice.hidden.to(self.hidden.dtype)
         present = torch.ones(self.hidden.shape[1], dtype=torch.bool, device=visual.device)
@@ -211,7 +206,7 @@ class _Run:
 
 
 def _from_end(embeddings: torch.Tensor, visual: torch.Tensor, raters: Callable) -> torch.Tensor:
-    """The raters' distances from the sequence's end, which stay when visual tokens in front of them are dropped."""
+    """The raters' distances from the sequence's end, which stay when visual tokens before them are pruned."""
     text = embeddings[visual[-1] + 1 :]
     if not len(text):
         raise ValueError("prompt: has no text behind its images to rate them")

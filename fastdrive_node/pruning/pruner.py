@@ -1,70 +1,174 @@
-"""What a pruner is given and what it answers: one interface for all that act before the language model."""
+"""What a pruner is given and what it gives: one base class for all, wherever they act."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Any
 
 import torch
 
 from fastdrive_node.errors import ModelError
-from fastdrive_node.pruning.temporal import Moment, TemporalState
+from fastdrive_node.families.base import Cache, LanguageModel, Prompt, PrunedPrompt, VisualTokens, prune_prompt
+from fastdrive_node.pruning.temporal import FrameContext, TemporalState
+
+Timer = Callable[[str], AbstractContextManager[Any]]  # times a named stage
 
 
-class Need(str, Enum):
-    """What a pruner looks at beside tokens and grid; the value is the field of ``PruningContext``."""
+class ContextField(str, Enum):
+    """What a pruner reads beside the visual tokens; the value is the field of ``PruningContext``."""
 
     TEXT = "text"
     TOWER_ATTENTION = "tower_attention"
     TEXT_ATTENTION = "text_attention"
     COVERAGE = "coverage"
-    MOMENT = "moment"
+    FRAME = "frame"
 
 
 @dataclass(frozen=True)
 class PruningContext:
-    """One frame set, as pruners see it. The node fills tokens and grid; the rest is for pruners that need it."""
+    """One frame set, as pruners see it. What a pruner does not need is None."""
 
-    tokens: torch.Tensor  # [C, N, D], camera after camera in the VLA's order, raster order
-    grid: tuple[int, int]  # token rows and columns of one image; N is their product
-    text: torch.Tensor | None = None  # [T, D] embeddings of the prompt behind the images
-    tower_attention: torch.Tensor | None = None  # [C, N] attention that each token receives in the tower
-    text_attention: torch.Tensor | None = None  # [C, N] attention of the text behind the images in the language model
-    coverage: torch.Tensor | None = None  # [C, N] foreground share of each token's cell, from ground truth
-    moment: Moment | None = None  # when, where and with which cameras the set was taken
-    state: TemporalState | None = None  # what the set before left to a pruner with a memory; None in the first set
+    visual: VisualTokens
+    text: torch.Tensor | None = None  # [T, D] embeddings of the prompt after the images
+    tower_attention: torch.Tensor | None = None  # [C, N] attention that each token receives in the vision tower
+    text_attention: torch.Tensor | None = None  # [C, N] attention of the text after the images in the language model
+    coverage: torch.Tensor | None = None  # [C, N] foreground fraction of each token's cell, from ground truth
+    frame: FrameContext | None = None  # when, where and with which cameras the set was taken
+    state: TemporalState | None = None  # what the set before left to a pruner with a memory; None for the first set
+
+    @classmethod
+    def of(cls, tokens: torch.Tensor, grid: tuple[int, int], **fields: Any) -> PruningContext:
+        """Of every token [C, N, D] in raster order; ``grid`` holds the token rows and columns of one image."""
+        return cls(VisualTokens.from_raster(tokens, grid), **fields)
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """Every visual token [C, N, D], camera after camera in the VLA's order, raster order.
+
+        Raises:
+            ModelError: an engine gave only some of them.
+        """
+        return self.visual.raster()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Token rows and columns of one image; N is their product."""
+        return self.visual.grid[1], self.visual.grid[2]
+
+    @property
+    def cameras(self) -> int:
+        return self.visual.grid[0]
 
     @property
     def total(self) -> int:
         """Tokens over all cameras."""
-        return self.tokens.shape[0] * self.tokens.shape[1]
+        return self.visual.total
 
-    def require(self, need: Need) -> torch.Tensor | Moment:
+    def require(self, field: ContextField) -> Any:
         """A field that a pruner cannot do without.
 
         Raises:
             ModelError: it was not given.
         """
-        value = getattr(self, need.value)
+        value = getattr(self, field.value)
         if value is None:
-            raise ModelError(f"{need.value}: the pruner needs it and it is not given; use `fastdrive evaluate`")
+            raise ModelError(f"{field.value}: the pruner reads it and it is not known here; use `fastdrive evaluate`")
         return value
 
 
-class Pruner(Protocol):
-    """Scores visual tokens, then chooses which of them the language model sees from its first layer on."""
+@dataclass(frozen=True)
+class Selection:
+    """Which visual tokens enter the language model."""
+
+    indices: torch.Tensor  # int64 [K] on the CPU, ascending raster indices
+    scores: torch.Tensor | None = None  # [C, N] that they were chosen by
+    temporal: str = "off"  # "off", "used", "new" for the first set, or "dropped: <reason>" for a state that was stale
+    state: TemporalState | None = None  # for the next set
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """Prompts of equal length after a pruned prefill, ready to decode."""
+
+    prompts: list[PrunedPrompt]
+    logits: torch.Tensor  # [B, vocabulary], of the last position
+    cache: Cache
+    kept: list[torch.Tensor]  # of each prompt, int64 [K]: raster indices of the visual tokens that the last layer sees
+    tokens_by_layer: tuple[int, ...]
+
+
+def no_timer(stage: str) -> AbstractContextManager[None]:
+    """A ``Timer`` that does nothing."""
+    return nullcontext()
+
+
+class Pruner(ABC):
+    """Scores visual tokens, then chooses which of them the language model sees.
+
+    A pruner that acts before the language model implements ``select`` and mostly ``score``; one that acts inside of it
+    is a :class:`fastdrive_node.pruning.layer_pruning.LayerPruner`.
+    """
 
     name: str
-    needs: frozenset[Need]  # what must be in the context beside tokens and grid
+    needs: frozenset[ContextField] = frozenset()  # what must be in the context beside the tokens
+    acts_inside: bool = False  # of the language model: it needs one that runs layer by layer
+    ranks_by_engine: bool = False  # its scores are those that an engine gives, so it needs the best tokens only
+    remembers: bool = False  # reads ``PruningContext.state``
 
     def score(self, context: PruningContext) -> torch.Tensor | None:
         """Scores [C, N], more is better; None where the pruner has none."""
+        return None
 
+    @abstractmethod
     def select(self, context: PruningContext, scores: torch.Tensor | None, keep: int) -> torch.Tensor:
-        """int64 [keep] on the CPU, ascending indices into C * N."""
+        """int64 [keep] on the CPU, ascending raster indices.
+
+        Raises:
+            ValueError: ``keep`` is out of range, or a score is not finite.
+        """
+
+    def choose(self, context: PruningContext, keep: int, timer: Timer = no_timer) -> Selection:
+        """Score and select. Raises as ``select``; ModelError: the context lacks a field."""
+        with timer("score"):
+            scores = self.score(context)
+        with timer("select"):
+            return Selection(self.select(context, scores, keep), scores)
+
+    def prefill(
+        self,
+        language: LanguageModel,
+        prompts: Sequence[Prompt],
+        visual: Sequence[VisualTokens],
+        chosen: Sequence[torch.Tensor],
+        keep: int,
+        max_new_tokens: int,
+    ) -> Prefilled:
+        """Run prompts of equal pruned length through the language model.
+
+        Args:
+            visual: the tokens of each prompt, before pruning.
+            chosen: of each prompt, int64 [K]: what ``choose`` selected.
+            keep: K that was asked for; for pruners that act inside of the language model.
+            max_new_tokens: positions that the cache leaves for the answer.
+
+        Raises:
+            ModelError: the language model cannot serve this pruner.
+            ValueError: prompts of different lengths, or ``keep`` is out of range.
+        """
+        pruned = [prune_prompt(prompt, indices) for prompt, indices in zip(prompts, chosen, strict=True)]
+        tokens = [each.keep(indices) for each, indices in zip(visual, chosen, strict=True)]
+        logits, cache = language.prefill(*batch_inputs(language, pruned, tokens), max_new_tokens)
+        return Prefilled(pruned, logits, cache, list(chosen), (len(chosen[0]),) * language.layers)
 
 
-def choose(pruner: Pruner, context: PruningContext, keep: int) -> torch.Tensor:
-    """Both steps: int64 [keep] on the CPU, ascending indices into C * N."""
-    return pruner.select(context, pruner.score(context), keep)
+def batch_inputs(language: LanguageModel, prompts: Sequence[PrunedPrompt], visual: Sequence[VisualTokens]) -> tuple:
+    """The first four arguments of ``LanguageModel.prefill`` for prompts of equal length, on the tokens' device."""
+    device = visual[0].rows.device
+    ids = torch.stack([prompt.input_ids for prompt in prompts]).to(device)
+    positions = torch.stack([prompt.position_ids for prompt in prompts], dim=1).to(device)
+    visual_positions = [prompt.visual.to(device) for prompt in prompts]
+    return ids, visual_positions, visual, language.position_inputs(positions)

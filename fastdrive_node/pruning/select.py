@@ -40,7 +40,7 @@ def keep_above(logits: torch.Tensor, threshold: float, k_min: int, k_max: int) -
     return min(max(above, k_min), k_max)
 
 
-def select_top(scores: torch.Tensor, keep: int, camera_floor: int = 0) -> torch.Tensor:
+def select_top(scores: torch.Tensor, keep: int) -> torch.Tensor:
     """The highest scores over all cameras, in raster order.
 
     Equal scores are taken in index order, so that the choice is the same on every run and machine.
@@ -48,13 +48,12 @@ def select_top(scores: torch.Tensor, keep: int, camera_floor: int = 0) -> torch.
     Args:
         scores: [C, N], finite.
         keep: K, at most C * N.
-        camera_floor: tokens that each camera keeps at least, its own best.
 
     Returns:
         int64 [K] on the CPU, ascending indices into C * N (camera after camera, raster order).
 
     Raises:
-        ValueError: a score is not finite, or ``keep`` and ``camera_floor`` cannot be met.
+        ValueError: a score is not finite, or ``keep`` is out of range.
     """
     cameras, count = scores.shape
     scores = scores.detach().float().cpu()
@@ -62,11 +61,5 @@ def select_top(scores: torch.Tensor, keep: int, camera_floor: int = 0) -> torch.
         raise ValueError("scores: not finite")
     if not 0 < keep <= cameras * count:
         raise ValueError(f"keep: {keep} is not in 1..{cameras * count}")
-    if not 0 <= camera_floor * cameras <= keep or camera_floor > count:
-        raise ValueError(f"camera_floor: {camera_floor} for each of {cameras} cameras passes the {keep} kept tokens")
     order = torch.sort(scores.flatten(), descending=True, stable=True).indices
-    if camera_floor:
-        best = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :camera_floor]
-        reserved = torch.zeros(cameras, count, dtype=torch.bool).scatter_(1, best, True).flatten()
-        order = order[torch.sort(reserved[order].int(), descending=True, stable=True).indices]
     return order[:keep].sort().values

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import normalize
 
+from fastdrive_node.families.base import VisualTokens
 from fastdrive_node.types import TEMPORAL_RANGES, EgoState
 
 _LARGEST_CHANGE = 1.0  # in deviations: beyond, it says more of the vehicle's speed than of what is new
@@ -49,7 +50,7 @@ class TemporalSettings:
 
 
 @dataclass(frozen=True)
-class Moment:
+class FrameContext:
     """When, where and with which cameras a set was taken."""
 
     t0_ns: int
@@ -62,23 +63,25 @@ class Moment:
 class TemporalState:
     """What one set leaves to the next."""
 
-    moment: Moment
+    frame: FrameContext
     grid: tuple[int, int]
     tokens: torch.Tensor  # float32 [C, N, D], of unit length; 0 where they are not known
     scores: torch.Tensor  # float32 [C, N] on the CPU, with the temporal terms
 
 
-def why_stale(state: TemporalState, moment: Moment, grid: tuple[int, int], settings: TemporalSettings) -> str | None:
-    """Why a state must not serve the set of ``moment``, in a few words; None where it may."""
-    before = state.moment
-    gap_s = (moment.t0_ns - before.t0_ns) * 1e-9
+def why_stale(
+    state: TemporalState, frame: FrameContext, grid: tuple[int, int], settings: TemporalSettings
+) -> str | None:
+    """Why a state must not serve the set of ``frame``, in a few words; None where it may."""
+    before = state.frame
+    gap_s = (frame.t0_ns - before.t0_ns) * 1e-9
     if gap_s <= 0:
         return f"time went back by {-gap_s:.2f} s"
     if gap_s > settings.max_gap_s:
         return f"gap of {gap_s:.2f} s"
-    if (moment.cameras, moment.missing, grid) != (before.cameras, before.missing, state.grid):
+    if (frame.cameras, frame.missing, grid) != (before.cameras, before.missing, state.grid):
         return "another set of cameras"
-    slip_m, slip_rad = _slip(before.ego, moment.ego, gap_s)
+    slip_m, slip_rad = _slip(before.ego, frame.ego, gap_s)
     if not slip_m <= settings.max_slip_m:  # written so that a pose of NaN is a jump
         return f"pose jumped by {slip_m:.1f} m"
     if not slip_rad <= settings.max_slip_rad:
@@ -101,9 +104,8 @@ def _slip(before: EgoState, now: EgoState, gap_s: float) -> tuple[float, float]:
 
 def temporal_scores(
     scores: torch.Tensor,
-    tokens: torch.Tensor,
-    moment: Moment,
-    grid: tuple[int, int],
+    visual: VisualTokens,
+    frame: FrameContext,
     settings: TemporalSettings,
     state: TemporalState | None = None,
 ) -> tuple[torch.Tensor, TemporalState]:
@@ -111,7 +113,7 @@ def temporal_scores(
 
     Args:
         scores: [C, N], finite; above zero means foreground.
-        tokens: [C, N, D]; one that is not finite, as an engine leaves those that it does not give, is not known.
+        visual: what an engine does not give, or is not finite, is not known.
         state: of the set before, not stale; None: the scores stay as they are.
 
     Returns:
@@ -123,13 +125,13 @@ def temporal_scores(
     scores = scores.detach().float().cpu()
     if not bool(torch.isfinite(scores).all()):
         raise ValueError("scores: not finite")
-    units = _unit_length(tokens)
+    grid, units = visual.grid[1:], _unit_length(visual)
     if state is not None:
         boost = settings.change * scores.std() * torch.sigmoid(scores)
         if settings.change:
             boost = boost * token_change(units, state.tokens, grid, settings.reach).cpu()
         scores = (1 - settings.memory) * scores + settings.memory * state.scores + boost
-    return scores, TemporalState(moment, grid, units, scores)
+    return scores, TemporalState(frame, grid, units, scores)
 
 
 def token_change(now: torch.Tensor, before: torch.Tensor, grid: tuple[int, int], reach: int) -> torch.Tensor:
@@ -161,5 +163,9 @@ def _neighbours(grid: tuple[int, int], reach: int, device: torch.device) -> torc
     return (places[:, None] - places[None]).abs().amax(dim=-1) <= reach
 
 
-def _unit_length(tokens: torch.Tensor) -> torch.Tensor:
-    return normalize(torch.nan_to_num(tokens.detach().float(), nan=0.0, posinf=0.0, neginf=0.0), dim=-1)
+def _unit_length(visual: VisualTokens) -> torch.Tensor:
+    """Unit vectors float32 [C, N, D], 0 where a token is not known."""
+    rows = torch.nan_to_num(visual.rows.detach().float(), nan=0.0, posinf=0.0, neginf=0.0)
+    units = torch.zeros(visual.total, rows.shape[-1], device=rows.device)
+    units[visual.indices.to(rows.device)] = normalize(rows, dim=-1)
+    return units.view(visual.grid[0], -1, rows.shape[-1])

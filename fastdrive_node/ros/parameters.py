@@ -30,7 +30,7 @@ from fastdrive_node.sync.worker import WorkerLimits
 from fastdrive_node.types import TEMPORAL_RANGES, OnnxProviderName, Vehicle, VisionBackendName
 
 if TYPE_CHECKING:
-    from fastdrive_node.pruning.score_options import ScoreOptions
+    from fastdrive_node.pruning.score_pruner import ScoreOptions
 
 _NODE_NAME = r"^(/\*\*|/?([A-Za-z_*][A-Za-z0-9_*]*/)*[A-Za-z_][A-Za-z0-9_]*)$"
 SCHEMA_FILE = "config/fastdrive.schema.json"
@@ -52,7 +52,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     vla: str = _fixed("", "VLA directory; empty: the shipped models/tiny", section="Model")
-    pruner: str = _fixed("", "pruner file; empty: reconpruner.safetensors in the VLA directory, where it is")
+    pruner: str = _fixed(
+        "",
+        "a ReconPruner's file, or the name of a pruner: reconpruner, none, random, fastv, ... (docs/pruners.md); "
+        "empty: reconpruner.safetensors in the VLA directory, where it is",
+    )
     drop: float = _live(-1.0, "pruning ratio p; -1: 0.5 with a pruner, 0 without", -1.0, 0.95)
     vision_backend: VisionBackendName = _fixed("torch", "what runs vision encoder and pruner")
     engine: str = _fixed("", "engine file for vision_backend onnxruntime or tensorrt, from `fastdrive export build`")
@@ -167,7 +171,7 @@ class Settings(BaseModel):
 
     def score_options(self) -> ScoreOptions:
         """Raises InputError for a combination that the pruner's scores do not allow."""
-        from fastdrive_node.pruning.score_options import ScoreOptions  # imports torch
+        from fastdrive_node.pruning.score_pruner import ScoreOptions  # imports torch
         from fastdrive_node.pruning.temporal import TemporalSettings
 
         temporal = None

@@ -63,15 +63,15 @@ def load_planner(settings: Settings) -> LoadedPlanner:
     fixed = {
         "vla": str(vla.path),
         "encoder": vla.encoder_fingerprint[:12],
-        "pruner": pruner if pruner == "none" else f"{pruner} {settings.pruner or '(beside the VLA)'}",
+        "pruner": pruner if settings.pruner in ("", pruner) else f"{pruner} {settings.pruner}",
         "device": device.type,
         "dtype": settings.dtype,
         "torch": torch.__version__,
     }
     if isinstance(pipeline.vision, EngineVision):
         fixed |= pipeline.vision.identity()
-    if isinstance(pipeline.language, EngineLanguage):
-        fixed |= pipeline.language.identity()
+    if isinstance(pipeline.generator.language, EngineLanguage):
+        fixed |= pipeline.generator.language.identity()
     fixed |= _score_options(pipeline)
     if device.type == "cuda":
         fixed["gpu"] = device_name(device)
@@ -88,7 +88,11 @@ def load_planner(settings: Settings) -> LoadedPlanner:
 
 def _score_options(pipeline: Pipeline) -> dict[str, str]:
     """Which options of the scores are on, for the diagnostics."""
-    options, calibration = pipeline.scores, pipeline.calibration
+    from fastdrive_node.pruning.score_pruner import RefinedPruner
+
+    if not isinstance(pipeline.pruner, RefinedPruner):
+        return {}
+    options, calibration = pipeline.pruner.options, pipeline.pruner.calibration
     values = {}
     if calibration is not None:
         fit = calibration.fit

@@ -1,12 +1,14 @@
+from dataclasses import replace
+
 import torch
 
 from fastdrive_node.benchmark.agreement import agreement
 from fastdrive_node.benchmark.comparison import example_workload
-from fastdrive_node.benchmark.sides import Ours, Transformers
+from fastdrive_node.benchmark.implementations import FastDrive, HfGenerate
 from fastdrive_node.planning.pipeline import Pipeline
 
 
-class Off(Ours):
+class Off(FastDrive):
     """Favours another token at the third step, by a large margin."""
 
     def forced_logits(self, state, ids):
@@ -15,12 +17,13 @@ class Off(Ours):
         return logits
 
     def encode(self):
-        return -super().encode()
+        visual = super().encode()
+        return replace(visual, rows=-visual.rows)
 
 
 def test_a_wrong_side_is_told_from_a_tie(tiny_vla):
     work = example_workload(Pipeline(tiny_vla))
-    found = agreement(Off(work, 4), Transformers(work, 4))
+    found = agreement(Off(work, 4), HfGenerate(work, 4))
     (difference,) = found["differences"]
     assert found["equal_steps"] == 3 and found["steps"] == 4
     assert difference["step"] == 2 and difference["gap_in_spacings"] > 1000
@@ -30,7 +33,7 @@ def test_a_wrong_side_is_told_from_a_tie(tiny_vla):
 
 def test_forced_logits_choose_the_tokens_that_are_decoded(tiny_vla):
     work = example_workload(Pipeline(tiny_vla))
-    ours, stock = Ours(work, 6), Transformers(work, 6)
+    ours, stock = FastDrive(work, 6), HfGenerate(work, 6)
     with torch.inference_mode():
         mine, theirs = ours.prefill(ours.encode(), torch.arange(tiny_vla.tokens)), stock.prefill(stock.encode())
         for side, state in ((ours, mine), (stock, theirs)):
@@ -42,6 +45,6 @@ def test_forced_logits_choose_the_tokens_that_are_decoded(tiny_vla):
 
 def test_generate_writes_what_the_bare_loop_writes(tiny_vla):
     work = example_workload(Pipeline(tiny_vla))
-    stock = Transformers(work, 6)
+    stock = HfGenerate(work, 6)
     with torch.inference_mode():
         assert stock.end_to_end() == stock.decode(stock.prefill(stock.encode()))

@@ -8,8 +8,9 @@ import torch
 
 from fastdrive_node.benchmark import comparison
 from fastdrive_node.cli import main
-from fastdrive_node.families.loading import load_vla
-from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
+from fastdrive_node.families import load_vla
+from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage
+from fastdrive_node.planning.generator import Generator
 from fastdrive_node.planning.loading import SHIPPED_PRUNER
 from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
@@ -24,7 +25,7 @@ def vla_dir(tiny_dir, tmp_path_factory):
     for parameter in vla.model.model.language_model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)  # untrained weights repeat one token; these do not
     vla.model.save_pretrained(folder)
-    save_pruner(folder / SHIPPED_PRUNER, ReconPruner.from_config(vla.model.config.text_config), vla.encoder_fingerprint)
+    save_pruner(folder / SHIPPED_PRUNER, ReconPruner(vla.family, vla.config.text_config), vla.encoder_fingerprint)
     return folder
 
 
@@ -57,11 +58,15 @@ def test_without_dropping_the_text_is_that_of_transformers(vla_dir, tmp_path):
 
 
 def test_another_text_is_reported(vla_dir, tmp_path, monkeypatch, capsys):
-    class Wrong(LanguageModel):
+    class Wrong(TorchLanguage):
         def forward(self, *arguments):
             return super().forward(*arguments).roll(1, dims=-1)
 
-    monkeypatch.setattr(comparison, "LanguageModel", Wrong)
+    class WrongGenerator(Generator):
+        def __init__(self, vla):
+            super().__init__(vla, Wrong(vla))
+
+    monkeypatch.setattr(comparison, "Generator", WrongGenerator)
     assert bench(vla_dir, tmp_path / "bench.json")["same_text"] is False
     assert "the answer without dropping is ANOTHER" in capsys.readouterr().out
 

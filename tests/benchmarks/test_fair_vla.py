@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks.studies import fair_vla
-from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families import load_vla
 
 
 def test_only_the_tower_is_that_of_the_source(tiny_dir, tmp_path, capsys):

@@ -8,6 +8,7 @@ import torch
 from benchmarks.studies import pruner_memory as memory
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.pruner.decoder import ReconDecoder
+from tests.generation import QWEN
 
 
 def _count(module) -> int:
@@ -16,11 +17,11 @@ def _count(module) -> int:
 
 def test_the_toy_size_is_that_of_the_tiny_vla(tiny_vla):
     counted = memory.count(memory.SIZES["toy"])
-    config = tiny_vla.model.config.text_config
+    config = tiny_vla.config.text_config
     assert counted["parameters"] == {
         "tower": _count(tiny_vla.model.model.visual),
-        "pruner": _count(ReconPruner.from_config(config)),
-        "decoder": _count(ReconDecoder(config, 2, 28)),
+        "pruner": _count(ReconPruner(QWEN, config)),
+        "decoder": _count(ReconDecoder(QWEN, config, 2, 28)),
     }
     assert counted["tokens"] * 6 == tiny_vla.tokens
 
@@ -28,7 +29,7 @@ def test_the_toy_size_is_that_of_the_tiny_vla(tiny_vla):
 def test_what_autograd_keeps_is_counted_as_on_the_cpu():
     size = memory.SIZES["toy"]
     text = size.config().text_config
-    real = [ReconPruner.from_config(text), ReconDecoder(text, size.decoder_layers, memory.CELL_PX)]
+    real = [ReconPruner(QWEN, text), ReconDecoder(QWEN, text, size.decoder_layers, memory.CELL_PX)]
     expected = [memory.training_step(size, *real, images, "cpu").saved_bytes for images in (1, 2)]
     _, *meta = memory.modules(size)
     found = [memory.training_step(size, *meta, images).saved_bytes for images in (1, 2)]

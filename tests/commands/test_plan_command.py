@@ -11,10 +11,10 @@ from fastdrive_node.cli import main
 from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.planning import loading as models
 from fastdrive_node.planning.answer_format import format_answer
-from fastdrive_node.planning.decode import Answer
 from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.types import CAMERAS
+from tests.generation import answer_with
 
 
 @pytest.fixture
@@ -32,14 +32,14 @@ def images(tmp_path):
 def driving(monkeypatch, tiny_vla):
     """The language model answers with a plan, whatever it sees."""
     text = format_answer([[4.0 * k, 0.0] for k in range(1, 7)], tiny_vla.spec.answer)
-    monkeypatch.setattr("fastdrive_node.planning.pipeline.decode", lambda *arguments: [Answer(text, ())])
+    answer_with(monkeypatch, text)
 
 
 @pytest.fixture
 def vla_with_pruner(tiny_dir, tiny_vla, tmp_path):
     folder = shutil.copytree(tiny_dir, tmp_path / "vla")
     torch.manual_seed(0)
-    pruner = ReconPruner.from_config(tiny_vla.model.config.text_config)
+    pruner = ReconPruner(tiny_vla.family, tiny_vla.config.text_config)
     save_pruner(folder / models.SHIPPED_PRUNER, pruner, tiny_vla.encoder_fingerprint)
     return folder
 
@@ -80,10 +80,10 @@ def test_the_pruner_beside_the_vla_is_used(images, vla_with_pruner, driving, tmp
 
 
 def test_speed_and_command_reach_the_prompt(images, tiny_dir, driving, monkeypatch):
-    from fastdrive_node.planning import pipeline
+    from fastdrive_node.planning import generator
 
-    texts, build = [], pipeline.build_prompt
-    monkeypatch.setattr(pipeline, "build_prompt", lambda *a: texts.append(build(*a).text) or build(*a))
+    texts, build = [], generator.build_prompt
+    monkeypatch.setattr(generator, "build_prompt", lambda *a: texts.append(build(*a).text) or build(*a))
     assert plan(*images, "--vla", tiny_dir, "--speed", 8.3, "--command", "right") == 0
     assert "Past: [?????, ?????]" in texts[-1] and "Speed: +08.3" in texts[-1] and "Command: right." in texts[-1]
 

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 
 from fastdrive_export.files import file_info
-from fastdrive_node.engines.fingerprint import pruner_fingerprint
 from fastdrive_node.engines.graph_info import LanguageGraphInfo, VisionGraphInfo
 from fastdrive_node.engines.language_engine import check_language_engine
 from fastdrive_node.engines.manifest import (
@@ -29,6 +28,7 @@ from fastdrive_node.engines.manifest import (
     manifest_text,
 )
 from fastdrive_node.engines.vision_engine import check_engine
+from fastdrive_node.families.fingerprint import pruner_fingerprint
 from fastdrive_node.types import CAMERAS
 
 ENCODER = hashlib.sha256(b"encoder").hexdigest()
@@ -153,12 +153,11 @@ def small_language_engine(folder: Path) -> SmallEngine:
         parity=language_parity(),
     )
     manifest_path(file).write_text(manifest_text(manifest))
-    text = SimpleNamespace(
-        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, hidden_size=128, vocab_size=2048
-    )
+    sizes = {"layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 32, "width": 128, "vocabulary": 2048}
     vla = SimpleNamespace(
         path=Path("/models/vla"),
-        model=SimpleNamespace(config=SimpleNamespace(text_config=text)),
+        family=SimpleNamespace(language_sizes=lambda config: sizes),
+        config=None,
         language_fingerprint=ENCODER,
     )
     return SmallEngine(file, manifest, vla, folder / "no pruner")

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastdrive_node.families.loading import load_vla
-from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
-from fastdrive_node.families.vla import Vla
+from fastdrive_node.families import Vla, load_vla
 from fastdrive_node.pruning.checkpoint import load_pruner, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.vla.tiny_model import TinySize, build_tiny_vla
+from tests.generation import encode
 
 # windows are 4 x 4 token cells: 5 x 6 cells have windows of four sizes, 4 x 8 cells two full ones
 SIZES = {
@@ -41,13 +40,13 @@ def make_toy(folder: Path, size: TinySize, seed: int = 0) -> Toy:
         parameter.data += (0.05 if ".visual." in name else 0.2) * torch.randn_like(parameter)
     model.save_pretrained(path)
     vla = load_vla(path)
-    pruner = ReconPruner.from_config(vla.model.config.text_config)
+    pruner = ReconPruner(vla.family, vla.config.text_config)
     for parameter in pruner.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     pruner_file = folder / "reconpruner.safetensors"
     save_pruner(pruner_file, pruner, vla.encoder_fingerprint)
     images = np.random.default_rng(seed).integers(0, 256, (6, *vla.spec.image_size, 3), dtype=np.uint8)
     with torch.inference_mode():
-        tokens = TorchVision(vla.model.model.visual, vla.spec.image_size, 6).encode(images)
+        tokens = encode(vla, images)
         scores = load_pruner(pruner_file, vla)(tokens, vla.grid)
     return Toy(vla, pruner_file, images, tokens, scores)

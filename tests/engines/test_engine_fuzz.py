@@ -27,9 +27,9 @@ from fastdrive_node.engines.language_engine import LanguageChoice, open_language
 from fastdrive_node.engines.manifest import manifest_path
 from fastdrive_node.engines.vision_engine import EngineChoice, open_engine
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
-from fastdrive_node.planning.decode import generate
+from fastdrive_node.families.prompt import build_prompt
 from fastdrive_training.vla.tiny_model import TinySize
+from tests.generation import generate
 
 CASES = 10_000
 RUNTIME_CASES = 150
@@ -212,7 +212,7 @@ def test_a_damaged_graph_with_a_manifest_that_fits_it_is_refused_or_runs(smalles
         manifest_path(copy).write_text(sealed(content))
         try:
             engine = open_engine(EngineChoice("onnxruntime", copy, "cpu"), toy.vla, toy.pruner_file)
-            engine.encode(toy.images)
+            engine.encode(engine.preprocess(toy.images))
         except ModelError:
             refused += 1
     assert refused > RUNTIME_CASES / 2

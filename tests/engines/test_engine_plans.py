@@ -10,21 +10,22 @@ pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[expo
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
 
 from fastdrive_export.build import GraphOptions, build_onnx
-from fastdrive_node.engines.vision_engine import EngineChoice, EnginePruner, EngineVision
+from fastdrive_node.engines.vision_engine import EngineChoice, EngineVision
 from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.planning.loading import open_pipeline
 from fastdrive_node.planning.pipeline import Pipeline
 from fastdrive_node.pruning.pruner import PruningContext
+from fastdrive_node.pruning.score_pruner import ScorePruner
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.planner_factory import load_planner
 from fastdrive_node.types import CAMERAS, CameraFrame, Command, FrameSet
+from tests.generation import read_answers_as
 
 
 @pytest.fixture(autouse=True)
 def answers_are_read_as_they_are(monkeypatch):
     """An untrained model writes no plans; what counts here is that both backends make it write the same."""
-    monkeypatch.setattr("fastdrive_node.planning.pipeline.parse_answer", lambda text, spec: np.zeros((6, 2)))
-    monkeypatch.setattr("fastdrive_node.planning.pipeline.check_plan", lambda *arguments: None)
+    read_answers_as(monkeypatch)
 
 
 def frame_set(seed: int) -> FrameSet:
@@ -147,31 +148,43 @@ def test_numbers_that_no_sound_engine_gives_are_refused(toy, engine_file, output
     engine = open_pipeline(toy.vla.path, toy.pruner_file, engine=choice).vision
     engine.runner = BrokenRunner(engine, **outputs)
     with pytest.raises(ModelError, match=reason):
-        engine.encode(toy.images)
+        engine.encode(engine.preprocess(toy.images))
 
 
-def test_scores_belong_to_the_tokens_of_the_same_run(toy, engine_file):
+def test_tokens_and_scores_of_a_run_stay_when_the_engine_runs_again(toy, engine_file):
     engine = open_pipeline(toy.vla.path, toy.pruner_file, engine=EngineChoice("onnxruntime", engine_file)).vision
-    first = engine.encode(toy.images)
-    engine.encode(toy.images[::-1].copy())
-    with pytest.raises(ModelError, match="tokens that it gave last"):
-        EnginePruner(engine).score(PruningContext(first, engine.grid))
+    first = engine.encode(engine.preprocess(toy.images))
+    rows, scores = first.rows.clone(), first.scores.clone()
+    engine.encode(engine.preprocess(toy.images[::-1].copy()))
+    assert torch.equal(first.rows, rows) and torch.equal(first.scores, scores)
 
 
 def test_other_scores_choose_among_the_tokens_that_the_engine_gives(toy, tmp_path):
     file, _ = build_onnx(toy.vla.path, toy.pruner_file, tmp_path, GraphOptions(max_keep=20))
     engine = open_pipeline(toy.vla.path, toy.pruner_file, engine=EngineChoice("onnxruntime", file)).vision
-    context = PruningContext(engine.encode(toy.images), engine.grid)
-    pruner = EnginePruner(engine)
+    visual = engine.encode(engine.preprocess(toy.images))
+    context, pruner = PruningContext(visual), ScorePruner(None)
     own = pruner.score(context)
     turned = pruner.select(context, -own, 5)
-    assert len(turned) == 5 and not context.tokens.flatten(0, 1)[turned].isnan().any()
-    assert set(turned.tolist()) == set(engine.run_of(context.tokens).order[-5:].tolist())
+    assert set(turned.tolist()) == set(visual.indices[-5:].tolist())
+    assert visual.take(turned).shape == (5, visual.rows.shape[1])
     with pytest.raises(ValueError, match=r"keep: 21 is not in 1\.\.20"):
         pruner.select(context, own, 21)
+
+
+def test_pruners_that_read_all_tokens_are_refused_behind_an_engine_that_gives_fewer(toy, tmp_path):
+    file, _ = build_onnx(toy.vla.path, toy.pruner_file, tmp_path, GraphOptions(max_keep=20))
+    with pytest.raises(ModelError, match=r"pruner divprune: reads all .* --max-keep"):
+        open_pipeline(toy.vla.path, "divprune", 0.9, engine=EngineChoice("onnxruntime", file))
+
+
+def test_other_pruners_run_behind_an_engine_that_gives_all_tokens(toy, engine_file):
+    pipeline = open_pipeline(toy.vla.path, "divprune", 0.5, engine=EngineChoice("onnxruntime", engine_file))
+    assert pipeline.vla.parts == {"language"}
+    pipeline.warm_up()
 
 
 def test_pictures_of_another_form_are_refused(toy, engine_file):
     engine = open_pipeline(toy.vla.path, toy.pruner_file, engine=EngineChoice("onnxruntime", engine_file)).vision
     with pytest.raises(InputError, match="engine: images"):
-        engine.encode(toy.images[:5])
+        engine.encode(engine.preprocess(toy.images[:5]))

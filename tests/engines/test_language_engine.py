@@ -20,18 +20,16 @@ from fastdrive_node.engines.language_engine import LanguageChoice, check_languag
 from fastdrive_node.engines.manifest import manifest_path, read_manifest
 from fastdrive_node.engines.vision_engine import EngineChoice, open_engine
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families.loading import load_vla
-from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
-from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
-from fastdrive_node.families.vla import Vla
-from fastdrive_node.planning.decode import generate, generate_batch
+from fastdrive_node.families import Vla, load_vla, prune_prompt
+from fastdrive_node.families.prompt import build_prompt
+from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage
 from fastdrive_node.planning.loading import open_pipeline
-from fastdrive_node.planning.prefill import prefill, prune_prompt
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.planner_factory import load_planner
 from fastdrive_node.types import CAMERAS, CameraFrame, Command, EgoHistory, FrameSet
 from tests.engines.engine_fixtures import language_parity, sealed
 from tests.engines.engine_toys import SIZES, make_toy
+from tests.generation import generate, generate_batch, prefill, read_answers_as
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +54,7 @@ def kept(toy, count, seed):
 
 
 def test_answers_are_those_of_torch_at_every_budget_and_length(toy, engine, ego_history):
-    torch_side, answers = LanguageModel(toy.vla), set()
+    torch_side, answers = TorchLanguage(toy.vla), set()
     for seed, (count, states, command) in enumerate(
         [(180, 5, Command.LEFT), (90, 1, Command.NONE), (45, 3, Command.STRAIGHT), (1, 2, Command.RIGHT)] * 3
     ):
@@ -80,10 +78,10 @@ def test_a_cache_that_was_set_back_forgets_and_is_refused_when_it_is_full(toy, e
     prompt = prune_prompt(build_prompt(toy.vla, ego_history, Command.LEFT), kept(toy, 60, 0))
     seen = toy.tokens.flatten(0, 1)[kept(toy, 60, 0)]
     positions = (prompt.next_position + torch.arange(3)).expand(3, 1, -1)
-    cos, sin = engine.rotary(positions)
+    cos, sin = engine.position_inputs(positions)
 
     def step(cache, place, token):
-        return engine.step(torch.tensor([token]), cos[:, place : place + 1], sin[:, place : place + 1], cache)
+        return engine.decode_step(torch.tensor([token]), (cos[:, place : place + 1], sin[:, place : place + 1]), cache)
 
     logits, cache = prefill(engine, [prompt], [seen], 3)
     first = logits.clone()
@@ -127,8 +125,7 @@ def frame_set(seed: int) -> FrameSet:
 @pytest.fixture
 def answers_are_read_as_they_are(monkeypatch):
     """An untrained model writes no plans."""
-    monkeypatch.setattr("fastdrive_node.planning.pipeline.parse_answer", lambda text, spec: np.zeros((6, 2)))
-    monkeypatch.setattr("fastdrive_node.planning.pipeline.check_plan", lambda *arguments: None)
+    read_answers_as(monkeypatch)
 
 
 @pytest.mark.usefixtures("answers_are_read_as_they_are")
@@ -187,7 +184,7 @@ def test_an_engine_of_other_weights_is_refused_with_the_command(copy, other):
 
 def test_sizes_of_another_model_are_named(toy, copy, tmp_path):
     vla = load_vla(toy.vla.path)
-    vla.model.config.text_config.num_key_value_heads = 1
+    vla.config.text_config.num_key_value_heads = 1
     with pytest.raises(ModelError, match=r"kv_heads: the engine has 2, but .* has 1;"):
         check_language_engine(copy, vla)
 
@@ -197,7 +194,7 @@ def test_the_fingerprint_is_of_the_weights_and_of_what_the_graph_bakes_in(toy, t
     assert toys["full"].vla.language_fingerprint == toys["ragged"].vla.language_fingerprint
     assert other.language_fingerprint != toy.vla.language_fingerprint != toy.vla.encoder_fingerprint
     vla = load_vla(toy.vla.path)
-    vla.model.config.text_config.rms_norm_eps *= 2
+    vla.config.text_config.rms_norm_eps *= 2
     assert vla.language_fingerprint != toy.vla.language_fingerprint
 
 

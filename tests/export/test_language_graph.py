@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -17,19 +18,20 @@ from onnx.reference import ReferenceEvaluator
 
 from fastdrive_export.build import GraphOptions, build_language
 from fastdrive_export.graph_writer import FLOAT, FLOAT16, GraphWriter
-from fastdrive_export.language_parity import Question, forced_logits
 from fastdrive_export.onnx_file import check_onnx, layer_table
 from fastdrive_node.engines.graph_info import NEW, PAST, SEEN, SHOWN
 from fastdrive_node.engines.language_engine import HIDDEN, EngineLanguage, LanguageChoice, open_language_engine
 from fastdrive_node.engines.manifest import check_files
 from fastdrive_node.errors import InputError, ModelError
-from fastdrive_node.families.loading import load_vla
-from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
-from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
-from fastdrive_node.planning.prefill import prune_prompt
+from fastdrive_node.families import PrunedPrompt, load_vla, prune_prompt
+from fastdrive_node.families.prompt import build_prompt
+from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage
+from fastdrive_node.planning.generator import Generator
+from fastdrive_node.pruning.pruner import Prefilled
 from fastdrive_node.types import Command, EgoHistory
 from fastdrive_training.vla.tiny_model import TinySize
 from tests.engines.engine_toys import Toy, make_toy
+from tests.generation import prefill
 
 ANSWER = (19, 20, 30, 77, 29, 5, 21)  # any tokens
 # heads that share keys and values in groups of 4, 2 and 1
@@ -59,6 +61,17 @@ def open_file(toy, file) -> EngineLanguage:
     return open_language_engine(LanguageChoice(file, "cpu"), toy.vla)
 
 
+@dataclass(frozen=True)
+class Question:
+    prompt: PrunedPrompt
+    tokens: torch.Tensor  # [K, D]
+
+
+def forced_logits(toy, language, asked, ids):
+    logits, cache = prefill(language, [asked.prompt], [asked.tokens], len(ids))
+    return Generator(toy.vla, language).forced_logits(Prefilled([asked.prompt], logits, cache, [], ()), ids).cpu()
+
+
 def question(toy, ego_history, keep, states=5, seed=0) -> Question:
     """``keep`` tokens of all cameras; fewer past states make a prompt of other words."""
     random = torch.Generator().manual_seed(seed)
@@ -68,7 +81,7 @@ def question(toy, ego_history, keep, states=5, seed=0) -> Question:
 
 
 def expected(toy, asked, ids=ANSWER):
-    return forced_logits(LanguageModel(toy.vla), asked, ids)
+    return forced_logits(toy, TorchLanguage(toy.vla), asked, ids)
 
 
 @pytest.mark.parametrize("opset", [17, 18])
@@ -80,7 +93,7 @@ def test_logits_are_those_of_torch_at_every_budget(models, tmp_path, ego_history
     for keep, states in ((toy.vla.tokens, 5), (toy.vla.tokens // 2, 1), (toy.vla.tokens // 4 + 1, 3), (1, 2)):
         asked = question(toy, ego_history, keep, states)
         lengths.add(len(asked.prompt))
-        ours, theirs = forced_logits(engine, asked, ANSWER), expected(toy, asked)
+        ours, theirs = forced_logits(toy, engine, asked, ANSWER), expected(toy, asked)
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
         assert float(theirs.std()) > 1, "logits of this size make the tolerance mean something"
     assert len(lengths) == 4
@@ -89,7 +102,7 @@ def test_logits_are_those_of_torch_at_every_budget(models, tmp_path, ego_history
 def test_fp16_stays_close_to_torch(pairs, tmp_path, ego_history):
     asked = question(pairs, ego_history, 96)
     engine = open_file(pairs, build(pairs, tmp_path, precision="fp16")[0])
-    ours, theirs = forced_logits(engine, asked, ANSWER), expected(pairs, asked)
+    ours, theirs = forced_logits(pairs, engine, asked, ANSWER), expected(pairs, asked)
     assert float(torch.cosine_similarity(ours, theirs, dim=-1).min()) > 0.9999
     assert float((ours - theirs).abs().max()) > 1e-3, "these are float32's own numbers"
 
@@ -98,7 +111,7 @@ def arrays(engine_facts, asked, language, pad=0) -> dict[str, np.ndarray]:
     """The graph's inputs for a prefill, as documented, ``pad`` positions added on the right."""
     prompt, length = asked.prompt, len(asked.prompt)
     whole = length + pad
-    cos, sin = (each[0].float() for each in language.rotary(prompt.position_ids[:, None]))
+    cos, sin = (each[0].float() for each in language.position_inputs(prompt.position_ids[:, None]))
     source = torch.arange(whole)
     source[prompt.visual] = whole + torch.arange(len(asked.tokens))
     mask = torch.full((whole, whole + 1), HIDDEN).triu(2)
@@ -124,7 +137,7 @@ def arrays(engine_facts, asked, language, pad=0) -> dict[str, np.ndarray]:
 def test_padding_on_the_right_changes_nothing(pairs, tmp_path, ego_history, pad):
     """With fixed lengths, as CUDA graphs want them, a prompt is padded and ``last`` says where it ends."""
     file, manifest = build(pairs, tmp_path)
-    asked, language = question(pairs, ego_history, 50), LanguageModel(pairs.vla)
+    asked, language = question(pairs, ego_history, 50), TorchLanguage(pairs.vla)
     options = onnxruntime.SessionOptions()
     whole = len(asked.prompt) + pad
     for name, length in ((NEW, whole), (PAST, 1), (SEEN, whole + 1), (SHOWN, 50)):
@@ -142,7 +155,7 @@ def test_bf16_stays_close_to_torch(pairs, tmp_path, ego_history):
     """By onnx's own evaluator: onnxruntime computes no bf16 on a CPU."""
     file, manifest = build(pairs, tmp_path, precision="bf16")
     asked = question(pairs, ego_history, 20)
-    inputs = arrays(manifest.graph, asked, LanguageModel(pairs.vla))
+    inputs = arrays(manifest.graph, asked, TorchLanguage(pairs.vla))
     half = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
     inputs = {name: each.astype(half) if name[:4] in ("keys", "valu") else each for name, each in inputs.items()}
     logits = torch.from_numpy(ReferenceEvaluator(str(file)).run(None, inputs)[0])
@@ -166,17 +179,17 @@ def test_an_output_layer_of_its_own_is_exported(pairs, tmp_path, ego_history):
     assert own.vla.language_fingerprint != pairs.vla.language_fingerprint
     file, _ = build(own, tmp_path)
     asked = question(own, ego_history, 50)
-    ours = forced_logits(open_file(own, file), asked, ANSWER)
+    ours = forced_logits(own, open_file(own, file), asked, ANSWER)
     torch.testing.assert_close(ours, expected(own, asked), atol=1e-4, rtol=0)
     assert float((ours - expected(pairs, asked)).abs().max()) > 0.1
 
 
 def test_weights_beside_the_file_give_the_same_and_are_hashed(pairs, tmp_path, ego_history):
     asked = question(pairs, ego_history, 50)
-    inline = forced_logits(open_file(pairs, build(pairs, tmp_path / "inline")[0]), asked, ANSWER)
+    inline = forced_logits(pairs, open_file(pairs, build(pairs, tmp_path / "inline")[0]), asked, ANSWER)
     file, manifest = build(pairs, tmp_path / "beside", external=True)
     assert set(manifest.files) == {"language.onnx", "language.onnx.data"}
-    assert torch.equal(forced_logits(open_file(pairs, file), asked, ANSWER), inline)
+    assert torch.equal(forced_logits(pairs, open_file(pairs, file), asked, ANSWER), inline)
     data = bytearray((tmp_path / "beside" / "language.onnx.data").read_bytes())
     data[1000] ^= 1
     (tmp_path / "beside" / "language.onnx.data").write_bytes(data)

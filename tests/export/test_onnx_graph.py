@@ -25,10 +25,15 @@ def build(toy, folder, **options):
 
 
 def run(toy, file):
-    """Tokens and scores of an engine; and itself."""
+    """Tokens [C, N, D] and scores of an engine that gives all."""
+    visual, _ = encode(toy, file)
+    return visual.raster(), visual.scores
+
+
+def encode(toy, file, images=None):
+    """What an engine gives; and itself."""
     engine = open_engine(EngineChoice("onnxruntime", file, "cpu"), toy.vla, toy.pruner_file)
-    tokens = engine.encode(toy.images)
-    return tokens, engine.run_of(tokens).scores, engine
+    return engine.encode(engine.preprocess(toy.images if images is None else images)), engine
 
 
 def cosine(ours, theirs) -> float:
@@ -39,7 +44,7 @@ def cosine(ours, theirs) -> float:
 @pytest.mark.parametrize("windows", ["ragged", "full"])
 def test_tokens_and_scores_are_those_of_torch(toys, tmp_path, windows, opset):
     toy = toys[windows]
-    tokens, scores, _ = run(toy, build(toy, tmp_path, opset=opset)[0])
+    tokens, scores = run(toy, build(toy, tmp_path, opset=opset)[0])
     torch.testing.assert_close(tokens, toy.tokens, atol=2e-5, rtol=0)
     torch.testing.assert_close(scores, toy.scores, atol=2e-5, rtol=0)
 
@@ -47,7 +52,7 @@ def test_tokens_and_scores_are_those_of_torch(toys, tmp_path, windows, opset):
 @pytest.mark.parametrize("opset", [17, 18])
 def test_fp16_stays_close_to_torch(toys, tmp_path, opset):
     toy = toys["ragged"]
-    tokens, scores, _ = run(toy, build(toy, tmp_path, precision="fp16", opset=opset)[0])
+    tokens, scores = run(toy, build(toy, tmp_path, precision="fp16", opset=opset)[0])
     assert cosine(tokens, toy.tokens) > 0.9999 and float((tokens - toy.tokens).abs().max()) > 1e-5
     assert float((scores - toy.scores).abs().max()) < 0.02
 
@@ -71,28 +76,28 @@ def test_bf16_is_refused_where_the_runtime_does_not_compute_it(toy, tmp_path):
 
 
 def test_tokens_come_by_descending_score(toy, engine_file):
-    _, scores, engine = run(toy, engine_file)
-    order = engine.run_of(engine._last.tokens).order
-    assert torch.equal(order, torch.sort(scores.flatten(), descending=True, stable=True).indices)
+    visual, _ = encode(toy, engine_file)
+    assert torch.equal(visual.indices, torch.sort(visual.scores.flatten(), descending=True, stable=True).indices)
 
 
 def test_equal_scores_come_in_index_order(toy, tmp_path):
     """Black pictures: every camera gives the same scores."""
-    engine = run(toy, build(toy, tmp_path)[0])[2]
-    black = engine.encode(np.zeros_like(toy.images))
-    scores, order = engine.run_of(black).scores, engine.run_of(black).order
-    assert torch.equal(scores[0], scores[5])
-    assert torch.equal(order, torch.sort(scores.flatten(), descending=True, stable=True).indices)
+    black, _ = encode(toy, build(toy, tmp_path)[0], np.zeros_like(toy.images))
+    assert torch.equal(black.scores[0], black.scores[5])
+    assert torch.equal(black.indices, torch.sort(black.scores.flatten(), descending=True, stable=True).indices)
 
 
 def test_a_smaller_engine_gives_the_best_tokens_only(toy, tmp_path):
     file, manifest = build(toy, tmp_path, max_keep=20)
-    tokens, scores, engine = run(toy, file)
+    visual, engine = encode(toy, file)
     best = torch.sort(toy.scores.flatten(), descending=True).indices[:20]
-    given = ~tokens.isnan().any(dim=-1).flatten()
-    assert manifest.graph.max_keep == engine.max_keep == 20
-    assert set(given.nonzero().flatten().tolist()) == set(best.tolist()) and scores.shape == toy.scores.shape
-    torch.testing.assert_close(tokens.flatten(0, 1)[best], toy.tokens.flatten(0, 1)[best], atol=2e-5, rtol=0)
+    assert manifest.graph.max_keep == engine.max_keep == 20 and not visual.complete
+    assert set(visual.indices.tolist()) == set(best.tolist()) and visual.scores.shape == toy.scores.shape
+    torch.testing.assert_close(visual.take(best), toy.tokens.flatten(0, 1)[best], atol=2e-5, rtol=0)
+    with pytest.raises(ModelError, match="the engine gives 20 of"):
+        visual.raster()
+    with pytest.raises(ModelError, match="were not given by the engine"):
+        visual.take(torch.sort(toy.scores.flatten()).indices[:2])
 
 
 def test_weights_beside_the_file_give_the_same_and_are_hashed(toy, tmp_path, engine_file):

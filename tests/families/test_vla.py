@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families import load_vla
 from fastdrive_node.families.spec import load_spec, spec_json
+from fastdrive_node.planning.answer_format import TextAnswer
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.vla.tiny_model import build_tiny_vla, tiny_spec
 
@@ -32,7 +33,11 @@ def test_a_tiny_vla_loads_for_inference(tiny_vla):
     assert (tiny_vla.grid, tiny_vla.tokens, tiny_vla.width) == ((4, 8), 192, 128)
     assert not tiny_vla.model.training and not any(p.requires_grad for p in tiny_vla.model.parameters())
     assert len(tiny_vla.tokenizer) == 2048
-    assert {tiny_vla.tokenizer.decode([token]) for token in tiny_vla.stop_ids} == {"<|im_end|>", "</PLANNING>"}
+    ends = {tiny_vla.tokenizer.decode([token]) for token in TextAnswer(tiny_vla).stop_ids}
+    assert ends == {
+        "<|im_end|>",
+        "</PLANNING>",
+    }
 
 
 def test_the_seed_gives_the_weights(tiny_dir, tmp_path):
@@ -111,23 +116,23 @@ def test_weights_of_another_size_are_refused(broken):
 
 def test_another_model_type_is_refused(broken):
     edit_json(broken / "config.json", lambda c: c.update(model_type="llama"))
-    with pytest.raises(ModelError, match="model_type: only 'qwen2_5_vl' is supported"):
+    with pytest.raises(ModelError, match="model_type: 'llama' is not supported; use qwen2_5_vl"):
         load_vla(broken)
 
 
 @pytest.mark.parametrize(
     "change,field",
     [
-        (lambda d: d.pop("answer"), "'answer' is a required property"),
-        (lambda d: d.update(format=2), "format: 1 was expected"),
+        (lambda d: d.pop("answer"), "answer: Field required"),
+        (lambda d: d.update(format=2), "format: 2: Input should be 1"),
         (lambda d: d.update(cameras=[]), "cameras"),
-        (lambda d: d.update(cameras=["../x"]), r"cameras\[0\]"),
-        (lambda d: d["answer"].update(points="six"), r"answer\.points: 'six' is not of type 'integer'"),
+        (lambda d: d.update(cameras=["../x"]), r"cameras\.0: "),
+        (lambda d: d["answer"].update(points="six"), r"answer\.points: 'six': Input should be a valid integer"),
         (lambda d: d["answer"].update(points=10**9), r"answer\.points"),
         (lambda d: d["answer"].update(interval_s=0), r"answer\.interval_s"),
         (lambda d: d["answer"].update(max_new_tokens=10), r"answer\.max_new_tokens: 10 is too few"),
         (lambda d: d["answer"].update(preamble="<PLANNING>Zebra: "), "does not give this text back"),
-        (lambda d: d["history"].update(step=1), r"history: .*'step' was unexpected"),
+        (lambda d: d["history"].update(step=1), r"history\.step: 1: Unexpected keyword"),
         (lambda d: d["history"].update(item="{x.__class__}{z}"), r"history\.item: unknown marker \{z\}"),
         (lambda d: d["image_size"].update(width=225), r"image_size\.width: 225 is not a multiple of 28 px"),
         (lambda d: d.update(prompt="../../etc/passwd"), "prompt"),
@@ -138,7 +143,7 @@ def test_another_model_type_is_refused(broken):
 def test_a_wrong_field_of_vla_json_is_named(broken, change, field):
     edit_json(broken / "vla.json", change)
     with pytest.raises(ModelError, match=field):
-        load_vla(broken)
+        TextAnswer(load_vla(broken))
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ NOT_IMPORTED = {
     "cv-bridge",
     "filelock",
     "hypothesis",
+    "jsonschema",
     "pyright",
     "pytest",
     "ruff",

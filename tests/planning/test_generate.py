@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from fastdrive_node.families.loading import load_vla
-from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
-from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
-from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
-from fastdrive_node.planning.decode import generate, generate_batch
-from fastdrive_node.planning.prefill import prune_prompt
+from fastdrive_node.families import load_vla, prune_prompt
+from fastdrive_node.families.prompt import build_prompt
+from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage
+from fastdrive_node.planning.answer_format import TextAnswer
 from fastdrive_node.types import Command, EgoHistory
 from fastdrive_training.vla.tiny_model import TinySize, build_tiny_vla
+from tests.generation import generate, generate_batch
 
 SIZES = {
     "tiny": TinySize(),
@@ -34,7 +33,7 @@ def scene(vla, ego_history):
     """Images, their tokens and a prompt."""
     height, width = vla.spec.image_size
     images = np.random.default_rng(0).integers(0, 256, (6, height, width, 3), dtype=np.uint8)
-    vision = TorchVision(vla.model.model.visual, vla.spec.image_size)
+    vision = vla.torch_vision()
     with torch.inference_mode():
         patches = vision.preprocess(images)
         return patches, vision.encode_patches(patches), build_prompt(vla, ego_history, Command.LEFT)
@@ -58,7 +57,7 @@ def by_transformers(vla, patches, prompt):
         mm_token_type_ids=(ids == vla.model.config.image_token_id).int(),
         max_new_tokens=vla.spec.answer.max_new_tokens,
         do_sample=False,
-        eos_token_id=sorted(vla.stop_ids),
+        eos_token_id=sorted(TextAnswer(vla).stop_ids),
     )[0, len(prompt) :].tolist()
     return tuple(out), vla.tokenizer.decode([token for token in out if token not in vla.eos_ids])
 
@@ -83,7 +82,7 @@ def by_recomputation(vla, tokens, prompt, kept, count):
 def test_with_all_tokens_the_answer_is_that_of_transformers_generate(vla, scene):
     patches, tokens, prompt = scene
     expected_ids, expected_text = by_transformers(vla, patches, prompt)
-    answer = generate(LanguageModel(vla), vla, tokens, torch.arange(vla.tokens), prompt)
+    answer = generate(TorchLanguage(vla), vla, tokens, torch.arange(vla.tokens), prompt)
     assert len(set(expected_ids)) > 5, "the model must say something for this test to mean anything"
     assert answer.ids == expected_ids
     assert answer.text == expected_text
@@ -96,29 +95,29 @@ def test_in_bfloat16_the_answer_to_the_same_tokens_is_that_of_transformers(vla, 
     grids = torch.tensor([[1, 2 * vla.grid[0], 2 * vla.grid[1]]] * 6)
     with torch.inference_mode():
         tokens = torch.cat(half.model.model.get_image_features(patches.flatten(0, 1), grids).pooler_output)
-    answer = generate(LanguageModel(half), half, tokens, None, prompt)
+    answer = generate(TorchLanguage(half), half, tokens, None, prompt)
     assert (answer.ids, answer.text) == by_transformers(half, patches, prompt)
 
 
 def test_generate_of_transformers_before_does_not_shift_the_text(vla, scene):
     """A stale ``rope_deltas`` in the model must not matter."""
     patches, tokens, prompt = scene
-    before = generate(LanguageModel(vla), vla, tokens, some_kept(vla, 0.5), prompt)
+    before = generate(TorchLanguage(vla), vla, tokens, some_kept(vla, 0.5), prompt)
     by_transformers(vla, patches, prompt)
     vla.model.model.rope_deltas = torch.tensor([[1000]])
-    assert generate(LanguageModel(vla), vla, tokens, some_kept(vla, 0.5), prompt) == before
+    assert generate(TorchLanguage(vla), vla, tokens, some_kept(vla, 0.5), prompt) == before
 
 
 @pytest.mark.parametrize("drop", [0.25, 0.75])
 def test_a_pruned_answer_equals_its_recomputation_without_a_cache(vla, scene, drop):
     _, tokens, prompt = scene
     kept = some_kept(vla, drop)
-    answer = generate(LanguageModel(vla), vla, tokens, kept, prompt)
+    answer = generate(TorchLanguage(vla), vla, tokens, kept, prompt)
     assert answer.ids[:24] == by_recomputation(vla, tokens, prompt, kept, min(24, len(answer.ids)))
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.25, 0.5, 0.75])
-def test_gathered_positions_are_the_full_ones_at_the_kept_places(vla, scene, drop):
+def test_gathered_positions_are_the_full_ones_at_the_kept_positions(vla, scene, drop):
     *_, prompt = scene
     kept = some_kept(vla, drop)
     pruned = prune_prompt(prompt, kept)
@@ -127,28 +126,30 @@ def test_gathered_positions_are_the_full_ones_at_the_kept_places(vla, scene, dro
         (prompt.input_ids == vla.model.config.image_token_id).int()[None],
         image_grid_thw=torch.tensor([[1, 2 * vla.grid[0], 2 * vla.grid[1]]] * 6),
     )
-    assert torch.equal(pruned.position_ids, full[:, 0, pruned.places])
-    assert len(pruned) + pruned.rope_delta == int(full.max()) + 1
-    assert len(pruned) == len(prompt) - vla.tokens + len(kept)
-    assert torch.equal(pruned.places[pruned.visual], prompt.visual[kept])
-    assert torch.equal(pruned.input_ids, prompt.input_ids[pruned.places])
+    text = torch.ones(len(prompt), dtype=torch.bool)
+    text[prompt.visual] = False
+    left = torch.cat([text.nonzero().flatten(), prompt.visual[kept]]).sort().values
+    assert torch.equal(pruned.position_ids, full[:, 0, left])
+    assert torch.equal(pruned.input_ids, prompt.input_ids[left])
+    assert torch.equal(left[pruned.visual], prompt.visual[kept])
+    assert pruned.next_position == int(full.max()) + 1
 
 
 def test_dropped_tokens_do_not_matter_and_kept_ones_do(vla, scene):
     _, tokens, prompt = scene
     kept = some_kept(vla, 0.5)
-    answer = generate(LanguageModel(vla), vla, tokens, kept, prompt)
+    answer = generate(TorchLanguage(vla), vla, tokens, kept, prompt)
     flat = tokens.flatten(0, 1)
     noise = 30 * torch.randn_like(flat)
     only_dropped, only_kept = flat + noise, flat.clone()
     only_dropped[kept], only_kept[kept] = flat[kept], flat[kept] + noise[kept]
-    assert generate(LanguageModel(vla), vla, only_dropped, kept, prompt) == answer
-    assert generate(LanguageModel(vla), vla, only_kept, kept, prompt) != answer
+    assert generate(TorchLanguage(vla), vla, only_dropped, kept, prompt) == answer
+    assert generate(TorchLanguage(vla), vla, only_kept, kept, prompt) != answer
 
 
 def test_a_batch_gives_the_answers_of_one_by_one(vla, scene, ego_history):
     _, tokens, _ = scene
-    language = LanguageModel(vla)
+    language = TorchLanguage(vla)
     prompts = [
         build_prompt(vla, EgoHistory(ego_history.states[:count]), command)
         for count, command in [(5, Command.LEFT), (1, Command.NONE), (3, Command.STRAIGHT)]
@@ -165,7 +166,7 @@ def test_an_answer_ends_at_its_closing_tag_or_end_of_turn(vla, scene):
     _, tokens, prompt = scene
     for token, text in (("</PLANNING>", "</PLANNING>"), ("<|im_end|>", "")):
         index = vla.tokenizer.convert_tokens_to_ids(token)
-        language = LanguageModel(vla)
+        language = TorchLanguage(vla)
         language._head = torch.nn.Linear(vla.width, len(vla.tokenizer))
         torch.nn.init.zeros_(language._head.weight)
         language._head.bias.data.zero_()[index] = 1
@@ -175,7 +176,7 @@ def test_an_answer_ends_at_its_closing_tag_or_end_of_turn(vla, scene):
 
 def test_an_answer_without_an_end_stops_at_the_limit(vla, scene):
     _, tokens, prompt = scene
-    language = LanguageModel(vla)
+    language = TorchLanguage(vla)
     language._head = torch.nn.Linear(vla.width, len(vla.tokenizer))
     torch.nn.init.zeros_(language._head.weight)
     language._head.bias.data.zero_()[vla.tokenizer.convert_tokens_to_ids("5")] = 1

@@ -5,14 +5,16 @@ import pytest
 import torch
 
 from fastdrive_node.errors import AnswerError, InputError, ModelError
-from fastdrive_node.families.loading import load_vla
-from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
+from fastdrive_node.families import load_vla
+from fastdrive_node.families.prompt import build_prompt
 from fastdrive_node.planning.answer_format import example_answer, format_answer
-from fastdrive_node.planning.decode import Answer, generate
 from fastdrive_node.planning.pipeline import STAGES, Pipeline
-from fastdrive_node.pruning.baselines import PruningContext, ScorePruner, choose, make_pruner
+from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_node.pruning.registry import make_pruner
+from fastdrive_node.pruning.score_pruner import ScorePruner
 from fastdrive_node.types import CAMERAS, CameraFrame, Command, FrameSet
+from tests.generation import answer_with, choose, encode, generate, read_answers_as
 
 
 def frame(camera, load, stamp_ns=10**9):
@@ -36,17 +38,14 @@ def frame_set(frames):
 @pytest.fixture(scope="module")
 def pruner(tiny_vla):
     torch.manual_seed(0)
-    return ScorePruner(ReconPruner.from_config(tiny_vla.model.config.text_config).requires_grad_(False).eval())
+    return ScorePruner(ReconPruner(tiny_vla.family, tiny_vla.config.text_config).requires_grad_(False).eval())
 
 
 @pytest.fixture
 def says(monkeypatch):
     """Sets what the language model answers; everything before still runs."""
 
-    def set_answer(text):
-        monkeypatch.setattr("fastdrive_node.planning.pipeline.decode", lambda *arguments: [Answer(text, ())])
-
-    return set_answer
+    return lambda text: answer_with(monkeypatch, text)
 
 
 @pytest.fixture
@@ -82,15 +81,13 @@ def test_the_text_is_that_of_the_lower_level_api(tiny_dir, pruner, frame_set, eg
     torch.manual_seed(0)
     for parameter in vla.model.model.language_model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)  # untrained weights repeat one token; these do not
-    read = []
-    monkeypatch.setattr("fastdrive_node.planning.pipeline.parse_answer", lambda text, spec: read.append(text))
-    monkeypatch.setattr("fastdrive_node.planning.pipeline.check_plan", lambda *arguments: None)
+    read = read_answers_as(monkeypatch)
     pipeline = Pipeline(vla, pruner, drop=0.5)
     with torch.inference_mode():
-        tokens = pipeline.vision.encode([image_of(i) for i in range(6)])
-        kept = choose(pruner, PruningContext(tokens, vla.grid), 96)
+        tokens = encode(vla, [image_of(i) for i in range(6)])
+        kept = choose(pruner, PruningContext.of(tokens, vla.grid), 96)
     prompt = build_prompt(vla, ego_history, Command.RIGHT)
-    expected = generate(pipeline.language, vla, tokens, kept, prompt).text
+    expected = generate(None, vla, tokens, kept, prompt).text
     assert pipeline.plan(frame_set, ego_history, Command.RIGHT).text == expected == read[0]
 
 
@@ -162,7 +159,7 @@ def test_it_plans_on_after_a_refusal(tiny_vla, frames, frame_set, ego_history, g
 
 
 def test_scores_that_are_not_finite_are_refused(tiny_vla, frame_set, ego_history):
-    module = ReconPruner.from_config(tiny_vla.model.config.text_config).requires_grad_(False)
+    module = ReconPruner(tiny_vla.family, tiny_vla.config.text_config).requires_grad_(False)
     module.scorer.weight.fill_(float("nan"))
     with pytest.raises(ModelError, match="pruner reconpruner: scores: not finite"):
         Pipeline(tiny_vla, ScorePruner(module), drop=0.5).plan(frame_set, ego_history)

@@ -8,16 +8,15 @@ import torch
 
 from fastdrive_node.errors import AnswerError, InputError, ModelError
 from fastdrive_node.planning.answer_format import format_answer
-from fastdrive_node.planning.decode import Answer
 from fastdrive_node.planning.loading import open_pipeline
 from fastdrive_node.planning.pipeline import Pipeline
-from fastdrive_node.pruning.baselines import ScorePruner, make_pruner
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
 from fastdrive_node.pruning.checkpoint import save_calibration, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_node.pruning.score_options import ScoreOptions
+from fastdrive_node.pruning.score_pruner import RefinedPruner, ScoreOptions, ScorePruner
 from fastdrive_node.pruning.temporal import TemporalSettings
 from fastdrive_node.types import CAMERAS, CameraFrame, EgoHistory, EgoState, FrameSet
+from tests.generation import answer_with
 
 FIT = FitRecord("sim", "val", 8, 0.1, 0.05)
 TEMPORAL = ScoreOptions(temporal=TemporalSettings())
@@ -46,7 +45,11 @@ def history(t_s, **changes):
 @pytest.fixture(scope="module")
 def pruner(tiny_vla):
     torch.manual_seed(0)
-    return ScorePruner(ReconPruner.from_config(tiny_vla.model.config.text_config).requires_grad_(False).eval())
+    return ScorePruner(ReconPruner(tiny_vla.family, tiny_vla.config.text_config).requires_grad_(False).eval())
+
+
+def refined(pruner, options, calibration=None):
+    return RefinedPruner(pruner, options, calibration, CAMERAS)
 
 
 @pytest.fixture(autouse=True)
@@ -54,9 +57,7 @@ def answers(monkeypatch, tiny_vla):
     """What the language model says; a drivable plan unless a test puts another text first."""
     good = format_answer(np.array([[2.5 * k, 0.0] for k in range(1, 7)]), tiny_vla.spec.answer)
     said = []
-    monkeypatch.setattr(
-        "fastdrive_node.planning.pipeline.decode", lambda *arguments: [Answer(said.pop(0) if said else good, ())]
-    )
+    answer_with(monkeypatch, lambda: said.pop(0) if said else good)
     return said
 
 
@@ -72,7 +73,7 @@ def test_everything_is_off_by_default(tiny_vla, pruner):
 
 
 def test_the_set_before_counts(tiny_vla, pruner):
-    pipeline = Pipeline(tiny_vla, pruner, 0.5, scores=TEMPORAL)
+    pipeline = Pipeline(tiny_vla, refined(pruner, TEMPORAL), 0.5)
     alone = plan(Pipeline(tiny_vla, pruner, 0.5), 0.1)
     kept = [plan(pipeline, 0.0, seed=1), plan(pipeline, 0.1)]
     assert [each.temporal for each in kept] == ["new", "used"]
@@ -84,7 +85,7 @@ def test_the_set_before_counts(tiny_vla, pruner):
 def test_the_same_sets_give_the_same_choice_again(tiny_vla, pruner):
     runs = []
     for _ in range(2):
-        pipeline = Pipeline(tiny_vla, pruner, 0.5, scores=TEMPORAL)
+        pipeline = Pipeline(tiny_vla, refined(pruner, TEMPORAL), 0.5)
         runs.append([plan(pipeline, 0.1 * step, seed=step).indices.tolist() for step in range(3)])
     assert runs[0] == runs[1]
 
@@ -99,7 +100,7 @@ def test_the_same_sets_give_the_same_choice_again(tiny_vla, pruner):
     ],
 )
 def test_a_stale_state_is_dropped_with_its_reason(tiny_vla, pruner, t_s, changes, missing, reason):
-    pipeline = Pipeline(tiny_vla, pruner, 0.5, scores=TEMPORAL)
+    pipeline = Pipeline(tiny_vla, refined(pruner, TEMPORAL), 0.5)
     plan(pipeline, 0.0, seed=1)
     kept = plan(pipeline, t_s, missing=missing, **changes)
     assert kept.temporal.startswith(f"dropped: {reason}")
@@ -107,7 +108,7 @@ def test_a_stale_state_is_dropped_with_its_reason(tiny_vla, pruner, t_s, changes
 
 
 def test_a_refused_answer_leaves_no_state(tiny_vla, pruner, answers):
-    pipeline = Pipeline(tiny_vla, pruner, 0.5, scores=TEMPORAL)
+    pipeline = Pipeline(tiny_vla, refined(pruner, TEMPORAL), 0.5)
     plan(pipeline, 0.0, seed=1)
     answers.append("no plan")
     with pytest.raises(AnswerError):
@@ -116,7 +117,7 @@ def test_a_refused_answer_leaves_no_state(tiny_vla, pruner, answers):
 
 
 def test_an_image_that_cannot_be_read_leaves_no_state(tiny_vla, pruner):
-    pipeline = Pipeline(tiny_vla, pruner, 0.5, scores=TEMPORAL)
+    pipeline = Pipeline(tiny_vla, refined(pruner, TEMPORAL), 0.5)
     plan(pipeline, 0.0, seed=1)
     whole = frame_set(0.1)
     broken = dataclasses.replace(whole.frames[0], load=lambda: None)
@@ -128,13 +129,13 @@ def test_an_image_that_cannot_be_read_leaves_no_state(tiny_vla, pruner):
 
 
 def test_warming_up_leaves_no_state(tiny_vla, pruner):
-    pipeline = Pipeline(tiny_vla, pruner, 0.5, scores=TEMPORAL)
+    pipeline = Pipeline(tiny_vla, refined(pruner, TEMPORAL), 0.5)
     pipeline.warm_up()
     assert plan(pipeline, 0.0).temporal == "new"
 
 
 def test_two_pipelines_share_nothing(tiny_vla, pruner):
-    first, second = (Pipeline(tiny_vla, pruner, 0.5, scores=TEMPORAL) for _ in range(2))
+    first, second = (Pipeline(tiny_vla, refined(pruner, TEMPORAL), 0.5) for _ in range(2))
     plan(first, 0.0)
     assert plan(second, 0.1).temporal == "new"
 
@@ -144,7 +145,7 @@ def test_a_threshold_chooses_how_many(tiny_vla, pruner):
     middle = float(np.median(raw))
     options = ScoreOptions(keep_threshold=0.5, k_min=1)
     fitted = calibration(scale=3.0, shift=-3.0 * middle)
-    kept = plan(Pipeline(tiny_vla, pruner, 0.25, scores=options, calibration=fitted), 0.0)
+    kept = plan(Pipeline(tiny_vla, refined(pruner, options, fitted), 0.25), 0.0)
     assert kept.kept == pytest.approx(96, abs=1)
     assert sorted(kept.indices) == kept.indices.tolist() and kept.scores[kept.indices].min() >= 0
 
@@ -152,13 +153,13 @@ def test_a_threshold_chooses_how_many(tiny_vla, pruner):
 @pytest.mark.parametrize("shift,keep", [(50.0, 48), (-50.0, 20)])
 def test_a_threshold_stays_within_its_bounds(tiny_vla, pruner, shift, keep):
     options = ScoreOptions(keep_threshold=0.5, k_min=20)
-    kept = plan(Pipeline(tiny_vla, pruner, 0.75, scores=options, calibration=calibration(shift=shift)), 0.0)
+    kept = plan(Pipeline(tiny_vla, refined(pruner, options, calibration(shift=shift)), 0.75), 0.0)
     assert kept.kept == keep
 
 
 def test_the_bound_follows_the_ratio_between_plans(tiny_vla, pruner):
     options = ScoreOptions(keep_threshold=0.5)
-    pipeline = Pipeline(tiny_vla, pruner, 0.75, scores=options, calibration=calibration(shift=50.0))
+    pipeline = Pipeline(tiny_vla, refined(pruner, options, calibration(shift=50.0)), 0.75)
     assert plan(pipeline, 0.0).kept == 48
     pipeline.drop = 0.5
     assert plan(pipeline, 0.1).kept == 96
@@ -167,14 +168,14 @@ def test_the_bound_follows_the_ratio_between_plans(tiny_vla, pruner):
 @pytest.mark.parametrize("options", [ScoreOptions(calibrated=True), ScoreOptions(keep_threshold=0.5)])
 def test_a_missing_calibration_is_found_at_once(tiny_vla, pruner, options):
     with pytest.raises(ModelError, match="no calibration; fit one with `fastdrive calibrate`"):
-        Pipeline(tiny_vla, pruner, 0.5, scores=options)
+        refined(pruner, options)
     with pytest.raises(ModelError, match="CAM_BACK: was not calibrated"):
-        Pipeline(tiny_vla, pruner, 0.5, scores=options, calibration=calibration(cameras=CAMERAS[:3]))
+        refined(pruner, options, calibration(cameras=CAMERAS[:3]))
 
 
-def test_pruners_without_scores_are_refused_with_the_options(tiny_vla):
-    with pytest.raises(ModelError, match=r"temporal_change.*no scores"):
-        Pipeline(tiny_vla, make_pruner("random"), 0.5, scores=TEMPORAL).warm_up()
+def test_pruners_without_scores_are_refused_with_the_options(tiny_dir):
+    with pytest.raises(ModelError, match=r"temporal_change.*the pruner is 'random'"):
+        open_pipeline(tiny_dir, "random", scores=TEMPORAL)
 
 
 def test_the_calibration_comes_from_the_pruner_file(tiny_vla, tiny_dir, pruner, tmp_path):
@@ -184,11 +185,11 @@ def test_the_calibration_comes_from_the_pruner_file(tiny_vla, tiny_dir, pruner, 
     with pytest.raises(ModelError, match="no calibration"):
         open_pipeline(tiny_dir, file, scores=options)
     save_calibration(file, calibration(shift=0.25))
-    assert open_pipeline(tiny_dir, file, scores=options).calibration == calibration(shift=0.25)
-    assert open_pipeline(tiny_dir, file).calibration is None
+    assert open_pipeline(tiny_dir, file, scores=options).pruner.calibration == calibration(shift=0.25)
+    assert isinstance(open_pipeline(tiny_dir, file).pruner, ScorePruner)
 
 
 def test_options_without_a_pruner_are_refused(tiny_dir):
-    with pytest.raises(ModelError, match="need a pruner"):
+    with pytest.raises(ModelError, match="the pruner is 'none'"):
         open_pipeline(tiny_dir, scores=TEMPORAL)
     open_pipeline(tiny_dir, scores=ScoreOptions())

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from fastdrive_node.errors import ModelError
-from fastdrive_node.pruning.baselines import PRUNERS, PruningContext, ScorePruner, make_pruner
-from fastdrive_node.pruning.baselines import choose as choose_tokens
 from fastdrive_node.pruning.checkpoint import save_pruner
+from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_node.pruning.registry import PRUNERS, make_pruner
+from tests.generation import choose as choose_tokens
 
 TOKENS = torch.randn(6, 32, 128, generator=torch.Generator().manual_seed(0))
-CONTEXT = PruningContext(TOKENS, (4, 8))
+CONTEXT = PruningContext.of(TOKENS, (4, 8))
 
 
 def choose(pruner, keep):
@@ -48,7 +49,7 @@ def test_uniform_keeps_as_many_as_asked_with_even_gaps(keep):
 
 
 def test_reconpruner_keeps_the_highest_scores(tiny_vla, tmp_path):
-    module = ReconPruner.from_config(tiny_vla.model.config.text_config).eval()
+    module = ReconPruner(tiny_vla.family, tiny_vla.config.text_config).eval()
     save_pruner(tmp_path / "pruner.safetensors", module, tiny_vla.encoder_fingerprint)
     pruner = make_pruner("reconpruner", tiny_vla, tmp_path / "pruner.safetensors")
     with torch.inference_mode():
@@ -57,20 +58,13 @@ def test_reconpruner_keeps_the_highest_scores(tiny_vla, tmp_path):
     assert set(kept) == set(scores.flatten().topk(48).indices.tolist())
 
 
-def test_a_floor_reaches_the_selection(tiny_vla):
-    pruner = ScorePruner(ReconPruner.from_config(tiny_vla.model.config.text_config), camera_floor=4)
-    scores = torch.arange(192.0).reshape(6, 32)
-    kept = pruner.select(CONTEXT, scores, 30)
-    assert torch.bincount(kept // 32).tolist() == [4, 4, 4, 4, 4, 10]
-
-
 def test_an_unknown_pruner_is_refused_with_the_known_ones():
     with pytest.raises(ModelError, match="'fastest' is not known; known are none, random, "):
         make_pruner("fastest")
 
 
 def test_each_name_gives_the_pruner_of_that_name(tiny_vla, tmp_path):
-    module = ReconPruner.from_config(tiny_vla.model.config.text_config)
+    module = ReconPruner(tiny_vla.family, tiny_vla.config.text_config)
     save_pruner(tmp_path / "pruner.safetensors", module, tiny_vla.encoder_fingerprint)
     assert [make_pruner(name, tiny_vla, tmp_path / "pruner.safetensors").name for name in PRUNERS] == list(PRUNERS)
 

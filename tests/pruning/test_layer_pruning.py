@@ -1,25 +1,26 @@
 """Dropping tokens inside of the language model, against transformers' own layers without any cache."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from fastdrive_node.families.loading import load_vla
-from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
-from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
-from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
-from fastdrive_node.planning.decode import decode, generate
-from fastdrive_node.planning.prefill import prefill, prune_prompt
+from fastdrive_node.errors import ModelError
+from fastdrive_node.families import VisualTokens, load_vla
+from fastdrive_node.families.prompt import build_prompt
+from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage
 from fastdrive_node.pruning.layer_pruning import (
     LayerChoice,
     LayerPruner,
     LayerStep,
-    prefill_by_layers,
     text_attention,
     tokens_by_layer,
 )
+from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.types import Command, EgoHistory
 from fastdrive_training.vla.tiny_model import build_tiny_vla
+from tests.generation import decode, encode, generate, prefill, prefill_chosen
 
 ANSWER = 12  # tokens that are compared
 ROOM = 32
@@ -39,7 +40,7 @@ class Stub(LayerPruner):
     def raters(self, visual, text):
         return torch.tensor([0, len(text) - 1])
 
-    def choose(self, attention, hidden, keep):
+    def choose_in_layer(self, attention, hidden, keep):
         best = attention.topk(keep).indices.sort().values
         return LayerChoice(best, hidden[best] + hidden.mean(dim=0) if self.merge else None)
 
@@ -57,7 +58,7 @@ def vla(tmp_path_factory):
 def scene(vla, ego_history):
     images = np.random.default_rng(0).integers(0, 256, (6, 112, 224, 3), dtype=np.uint8)
     with torch.inference_mode():
-        tokens = TorchVision(vla.model.model.visual, vla.spec.image_size).encode(images)
+        tokens = encode(vla, images)
     return tokens, build_prompt(vla, ego_history, Command.LEFT)
 
 
@@ -67,11 +68,10 @@ def eager(vla, monkeypatch):
     monkeypatch.setattr(vla.model.config.text_config, "_attn_implementation", "eager")
 
 
-def by_layers(vla, tokens, prompt, pruner, keep, batch=1):
-    whole = prune_prompt(prompt, None)
-    language = LanguageModel(vla)
-    done = prefill_by_layers(language, [whole] * batch, [tokens.flatten(0, 1)] * batch, pruner, keep, ROOM)
-    return language, [whole] * batch, done
+def by_layers(vla, tokens, prompt, pruner, keep):
+    language = TorchLanguage(vla)
+    done = prefill_chosen(language, pruner, [PruningContext.of(tokens, vla.grid)], [prompt], keep, ROOM)
+    return language, done.prompts, done
 
 
 @torch.inference_mode()
@@ -90,7 +90,7 @@ def by_transformers(vla, tokens, prompt, pruner, ids):
         if index in steps:
             here = torch.isin(present, visual)
             paid = weights[0].mean(dim=0)[torch.isin(present, raters)][:, here].mean(dim=0)
-            choice = pruner.choose(paid, hidden[here], steps[index])
+            choice = pruner.choose_in_layer(paid, hidden[here], steps[index])
             if choice.hidden is not None:
                 hidden[here.nonzero().flatten()[choice.indices]] = choice.hidden
             visual = visual[choice.indices]
@@ -120,12 +120,12 @@ def test_logits_of_prompt_and_answer_are_those_of_transformers_layers(vla, scene
     assert tuple(expected.argmax(dim=-1).tolist()) == ids
 
 
-def test_with_nothing_dropped_the_logits_are_exactly_those_of_the_plain_path(vla, scene):
+def test_with_nothing_pruned_the_logits_are_exactly_those_of_the_plain_path(vla, scene):
     tokens, prompt = scene
     language, whole, done = by_layers(vla, tokens, prompt, Stub(((1, 192), (2, 192))), 192)
     plain, plain_cache = prefill(language, whole, [tokens.flatten(0, 1)], ROOM)
     assert torch.equal(done.logits, plain)
-    assert done.cache.used == plain_cache.used and done.cache.dropped == plain_cache.dropped
+    assert done.cache.used == plain_cache.used and done.cache.missing == plain_cache.missing
     length = done.cache.used
     for ours, theirs in zip(done.cache.keys, plain_cache.keys, strict=True):
         assert torch.equal(ours[:, :, :length], theirs[:, :, :length])
@@ -136,9 +136,9 @@ def test_with_nothing_dropped_the_logits_are_exactly_those_of_the_plain_path(vla
 def test_layers_hold_only_the_tokens_that_reach_them(vla, scene):
     tokens, prompt = scene
     _, _, done = by_layers(vla, tokens, prompt, Stub(((1, 100), (3, 40))), 40)
-    assert done.tokens == (192, 100, 100, 40)
+    assert done.tokens_by_layer == (192, 100, 100, 40)
     text = len(prompt) - 192
-    assert [keys.shape[2] for keys in done.cache.keys] == [text + count + ROOM for count in done.tokens]
+    assert [keys.shape[2] for keys in done.cache.keys] == [text + count + ROOM for count in done.tokens_by_layer]
     assert len(done.kept[0]) == 40 and bool((done.kept[0].diff() > 0).all())
 
 
@@ -146,25 +146,15 @@ def test_a_batch_gives_the_logits_of_one_by_one(vla, scene, ego_history):
     tokens, prompt = scene
     other = build_prompt(vla, EgoHistory(ego_history.states[:1]), Command.LEFT)
     assert len(other) == len(prompt)
-    pruned = [prune_prompt(prompt, None), prune_prompt(other, None)]
-    visual = [tokens.flatten(0, 1), tokens.flatten(0, 1).flip(0)]
-    language = LanguageModel(vla)
-    together = prefill_by_layers(language, pruned, visual, Stub(merge=True), 40, ROOM)
+    prompts = [prompt, other]
+    contexts = [PruningContext.of(each, vla.grid) for each in (tokens, tokens.flip(0, 1))]
+    language = TorchLanguage(vla)
+    together = prefill_chosen(language, Stub(merge=True), contexts, prompts, 40, ROOM)
     for row in range(2):
-        alone = prefill_by_layers(language, [pruned[row]], [visual[row]], Stub(merge=True), 40, ROOM)
+        alone = prefill_chosen(language, Stub(merge=True), [contexts[row]], [prompts[row]], 40, ROOM)
         torch.testing.assert_close(together.logits[row], alone.logits[0], atol=1e-3, rtol=1e-4)
         assert torch.equal(together.kept[row], alone.kept[0])
     assert not torch.equal(together.kept[0], together.kept[1])
-
-
-def test_it_runs_behind_a_prompt_that_is_already_pruned(vla, scene):
-    tokens, prompt = scene
-    kept = torch.arange(0, 192, 2)
-    language = LanguageModel(vla)
-    done = prefill_by_layers(
-        language, [prune_prompt(prompt, kept)], [tokens.flatten(0, 1)[kept]], Stub(((2, 10),)), 10, ROOM
-    )
-    assert done.tokens == (96, 96, 10, 10) and int(done.kept[0].max()) < 96
 
 
 def test_text_attention_is_the_mean_of_the_texts_rows(vla, scene, eager):
@@ -176,11 +166,12 @@ def test_text_attention_is_the_mean_of_the_texts_rows(vla, scene, eager):
             inputs_embeds=embeddings[None], position_ids=prompt.position_ids[:, None], output_attentions=True
         ).attentions
     first_text = int(prompt.visual[-1]) + 1
+    visual = VisualTokens.from_raster(tokens, vla.grid)
     for layer in (0, 1, 3):
         expected = weights[layer][0, :, first_text:, :][:, :, prompt.visual].mean(dim=(0, 1))
-        found = text_attention(LanguageModel(vla), prompt, tokens, layer)
+        found = text_attention(TorchLanguage(vla), prompt, visual, layer)
         torch.testing.assert_close(found, expected.view(6, 32), atol=1e-6, rtol=1e-4)
-    assert torch.equal(text_attention(LanguageModel(vla), prompt, tokens, 99), found)
+    assert torch.equal(text_attention(TorchLanguage(vla), prompt, visual, 99), found)
 
 
 @pytest.mark.parametrize("keep", [0, 193])
@@ -191,9 +182,16 @@ def test_a_budget_out_of_range_is_refused(vla, scene, keep):
 
 def test_prompts_of_different_visual_tokens_are_refused(vla, scene):
     tokens, prompt = scene
-    pruned = [prune_prompt(prompt, torch.arange(8)), prune_prompt(prompt, torch.arange(9))]
+    shorter = dataclasses.replace(prompt, visual=prompt.visual[:-1])
+    contexts = [PruningContext.of(tokens, vla.grid)] * 2
     with pytest.raises(ValueError, match="differ in their number"):
-        prefill_by_layers(LanguageModel(vla), pruned, [tokens[0, :8], tokens[0, :9]], Stub(), 4, 1)
+        prefill_chosen(TorchLanguage(vla), Stub(), contexts, [prompt, shorter], 4, 1)
+
+
+def test_a_language_model_without_layers_is_refused(vla, scene):
+    tokens, prompt = scene
+    with pytest.raises(ModelError, match="pruner stub: acts inside of the language model"):
+        prefill_chosen(object(), Stub(), [PruningContext.of(tokens, vla.grid)], [prompt], 40, 1)
 
 
 def test_tokens_by_layer_follow_the_schedule():

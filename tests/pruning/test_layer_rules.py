@@ -6,10 +6,8 @@ import pytest
 import torch
 
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
-from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
-from fastdrive_node.planning.prefill import prune_prompt
-from fastdrive_node.pruning.baselines import make_pruner
+from fastdrive_node.families.prompt import build_prompt
+from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage
 from fastdrive_node.pruning.baselines.fastv import FastV
 from fastdrive_node.pruning.baselines.sparsevlm import (
     SparseVlm,
@@ -18,7 +16,10 @@ from fastdrive_node.pruning.baselines.sparsevlm import (
     merge_by_density,
     recycled_count,
 )
-from fastdrive_node.pruning.layer_pruning import LayerStep, prefill_by_layers
+from fastdrive_node.pruning.layer_pruning import LayerStep
+from fastdrive_node.pruning.pruner import PruningContext
+from fastdrive_node.pruning.registry import make_pruner
+from tests.generation import prefill_chosen
 
 V2 = SparseVlm(merge=False, name="sparsevlm-v2")
 
@@ -33,13 +34,13 @@ def test_fastv_asks_the_last_token_alone():
 
 def test_fastv_keeps_the_most_attended_in_order():
     attention = torch.tensor([0.1, 0.4, 0.0, 0.3, 0.4])
-    choice = FastV().choose(attention, torch.zeros(5, 4), 3)
+    choice = FastV().choose_in_layer(attention, torch.zeros(5, 4), 3)
     assert choice.indices.tolist() == [1, 3, 4] and choice.hidden is None
 
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_fastv_refuses_a_model_that_ends_before_its_layer(layers):
-    with pytest.raises(ModelError, match="in front of layer 2"):
+    with pytest.raises(ModelError, match="before layer 2"):
         FastV().steps(layers, 100, 50)
 
 
@@ -54,9 +55,10 @@ def test_fastv_in_the_model_keeps_what_the_last_token_attends_to_in_layer_one(ti
             inputs_embeds=embeddings[None], position_ids=prompt.position_ids[:, None], output_attentions=True
         ).attentions
     best = weights[1][0, :, -1, prompt.visual].mean(dim=0).topk(48).indices.sort().values
-    language = LanguageModel(tiny_vla)
-    done = prefill_by_layers(language, [prune_prompt(prompt, None)], [tokens], make_pruner("fastv"), 48, 1)
-    assert torch.equal(done.kept[0], best) and done.tokens == (192, 192, 48, 48)
+    language = TorchLanguage(tiny_vla)
+    context = PruningContext.of(tokens.view(6, 32, -1), tiny_vla.grid)
+    done = prefill_chosen(language, make_pruner("fastv"), [context], [prompt], 48, 1)
+    assert torch.equal(done.kept[0], best) and done.tokens_by_layer == (192, 192, 48, 48)
 
 
 def test_sparsevlm_drops_where_the_published_layers_stand():
@@ -87,7 +89,7 @@ def test_of_equally_relevant_words_all_rate():
 
 
 def test_version_two_keeps_the_best_without_merging():
-    choice = V2.choose(torch.tensor([0.5, 0.1, 0.3, 0.2]), torch.zeros(4, 2), 2)
+    choice = V2.choose_in_layer(torch.tensor([0.5, 0.1, 0.3, 0.2]), torch.zeros(4, 2), 2)
     assert choice.indices.tolist() == [0, 2] and choice.hidden is None
 
 
@@ -112,7 +114,7 @@ def test_version_one_puts_the_mean_of_each_cluster_at_the_place_of_its_centre():
     attention = torch.tensor([9.0, 0.1, 0.7, 0.2, 0.3, 5.0, 0.4, 6.0, 0.5, 7.0, 0.6, 8.0])
     hidden = torch.arange(12.0)[:, None].expand(12, 4).clone()
     hidden[[5, 7, 9]] = torch.tensor([[1.0], [2.0], [6.0]]).expand(3, 4)
-    choice = SparseVlm().choose(attention, hidden, 3)
+    choice = SparseVlm().choose_in_layer(attention, hidden, 3)
     # mean squared distances: token 5: (1 + 25) / 2, token 7: (1 + 16) / 2, token 9: (25 + 16) / 2: 7 is the densest
     assert choice.indices.tolist() == [0, 7, 11]
     assert choice.hidden[:, 0].tolist() == [0.0, 3.0, 11.0]

@@ -3,7 +3,9 @@ import torch
 from transformers import Qwen2_5_VLTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import eager_attention_forward
 
-from fastdrive_node.pruning.recon_pruner import ReconPruner, query_and_grid_positions
+from fastdrive_node.families.qwen2_5_vl.pruner_layer import query_and_grid_positions
+from fastdrive_node.pruning.recon_pruner import ReconPruner
+from tests.generation import QWEN
 
 
 def text_config(**values):
@@ -15,7 +17,7 @@ def text_config(**values):
 @pytest.fixture
 def pruner():
     torch.manual_seed(0)
-    pruner = ReconPruner.from_config(text_config()).eval()
+    pruner = ReconPruner(QWEN, text_config()).eval()
     for parameter in pruner.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     return pruner
@@ -35,7 +37,7 @@ def test_at_the_3b_size_it_has_the_papers_0_07_billion_parameters():
         rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
     )
     with torch.device("meta"):
-        count = sum(parameter.numel() for parameter in ReconPruner.from_config(config).parameters())
+        count = sum(parameter.numel() for parameter in ReconPruner(QWEN, config).parameters())
     assert 0.065e9 < count < 0.08e9
 
 
@@ -57,7 +59,7 @@ def test_attention_is_bidirectional(pruner, tokens):
 def test_scores_equal_the_formula_written_out(pruner, tokens):
     """[Q*, V*] by eager attention with an explicit mask of zeros, then linear(norm(V*) . norm(Q*))."""
     layer, hidden = pruner.layer, torch.cat([pruner.query.expand(3, 1, -1), tokens], dim=1)
-    cos, sin = pruner.rotary(hidden, query_and_grid_positions((3, 5)))
+    cos, sin = pruner.layer.rotary(hidden, query_and_grid_positions((3, 5)))
     normed, attention = layer.input_layernorm(hidden), layer.self_attn
 
     def heads(projection):
@@ -72,7 +74,7 @@ def test_scores_equal_the_formula_written_out(pruner, tokens):
     )  # fmt: skip
     hidden = hidden + attention.o_proj(mixed.reshape(3, 16, 32))
     hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-    hidden = hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + pruner.config.rms_norm_eps)
+    hidden = hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + pruner.layer.norm_eps)
     product = hidden[:, 1:] * hidden[:, :1]
     expected = product @ pruner.scorer.weight[0] + pruner.scorer.bias
     torch.testing.assert_close(pruner(tokens, (3, 5)), expected, atol=1e-5, rtol=1e-5)
@@ -88,7 +90,7 @@ def test_the_grid_matters_and_not_only_the_order(pruner, tokens):
 
 
 def test_normalised_scores_do_not_grow_with_the_tokens(pruner, tokens):
-    raw = ReconPruner(text_config(), normalise=False).eval()
+    raw = ReconPruner(QWEN, text_config(), normalise=False).eval()
     raw.load_state_dict(pruner.state_dict())
     assert raw(1000 * tokens, (3, 5)).abs().max() > 100 * raw(tokens, (3, 5)).abs().max()
     assert pruner(1000 * tokens, (3, 5)).abs().max() < 10 * pruner(tokens, (3, 5)).abs().max()
@@ -101,5 +103,5 @@ def test_every_parameter_gets_a_gradient(pruner, tokens):
 
 def test_the_models_configuration_is_left_alone():
     config = text_config(num_hidden_layers=5)
-    ReconPruner.from_config(config)
+    ReconPruner(QWEN, config)
     assert config.num_hidden_layers == 5 and len(config.layer_types) == 5

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from fastdrive_node.errors import ModelError
-from fastdrive_node.pruning.baselines import PruningContext, choose
 from fastdrive_node.pruning.baselines.cdpruner import CdPruner, likeliest_set
 from fastdrive_node.pruning.baselines.diversity import directions
-from fastdrive_node.pruning.baselines.oracle import OraclePruner
+from fastdrive_node.pruning.baselines.simple import OraclePruner
+from fastdrive_node.pruning.pruner import PruningContext
+from tests.generation import choose
 
 
 def draw(*shape, seed=0):
@@ -18,7 +19,7 @@ def test_relevance_is_the_mean_cosine_with_the_text_scaled_to_one():
     tokens = torch.tensor([[[2.0, 0.0], [0.0, 3.0], [1.0, 1.0]]])
     text = torch.tensor([[5.0, 0.0], [0.0, 0.1], [7.0, 0.0]])
     # mean cosines 2/3, 1/3 and (2/3 + 1/3) / sqrt(2) = 0.7071
-    scores = CdPruner().score(PruningContext(tokens, (1, 3), text=text))
+    scores = CdPruner().score(PruningContext.of(tokens, (1, 3), text=text))
     expected = torch.tensor([[(2 / 3 - 1 / 3) / (0.5**0.5 - 1 / 3), 0.0, 1.0]])
     torch.testing.assert_close(scores, expected)
 
@@ -26,7 +27,7 @@ def test_relevance_is_the_mean_cosine_with_the_text_scaled_to_one():
 def test_equally_relevant_tokens_are_chosen_by_their_difference_alone():
     tokens = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]])
     text = torch.tensor([[1.0, 1.0]])
-    assert choose(CdPruner(), PruningContext(tokens, (1, 4), text=text), 2).tolist() == [0, 2]
+    assert choose(CdPruner(), PruningContext.of(tokens, (1, 4), text=text), 2).tolist() == [0, 2]
 
 
 def test_cdpruner_by_hand():
@@ -63,27 +64,27 @@ def test_beyond_the_rank_of_the_kernel_relevance_decides():
 
 
 def test_all_tokens_can_be_kept():
-    context = PruningContext(draw(2, 10, 4), (2, 5), text=draw(3, 4))
+    context = PruningContext.of(draw(2, 10, 4), (2, 5), text=draw(3, 4))
     assert choose(CdPruner(), context, 20).tolist() == list(range(20))
 
 
 def test_cdpruner_follows_the_text():
     tokens = directions(draw(60, 24)).view(2, 30, 24)
-    near_first = PruningContext(tokens, (5, 6), text=tokens[0, :1])
+    near_first = PruningContext.of(tokens, (5, 6), text=tokens[0, :1])
     kept = choose(CdPruner(), near_first, 5)
     assert 0 in kept.tolist()
-    assert kept.tolist() != choose(CdPruner(), PruningContext(tokens, (5, 6), text=tokens[1, :1]), 5).tolist()
+    assert kept.tolist() != choose(CdPruner(), PruningContext.of(tokens, (5, 6), text=tokens[1, :1]), 5).tolist()
 
 
 def test_cdpruner_without_text_is_refused():
     with pytest.raises(ModelError, match="text"):
-        choose(CdPruner(), PruningContext(draw(1, 4, 4), (2, 2)), 2)
+        choose(CdPruner(), PruningContext.of(draw(1, 4, 4), (2, 2)), 2)
 
 
 def test_the_oracle_keeps_the_most_foreground_and_breaks_ties_by_text_attention():
     coverage = torch.tensor([[0.0, 0.5, 0.0], [1.0, 0.0, 0.5]])
     attention = torch.tensor([[0.3, 0.1, 0.1], [0.0, 0.2, 0.4]])
-    context = PruningContext(draw(2, 3, 4), (1, 3), text_attention=attention, coverage=coverage)
+    context = PruningContext.of(draw(2, 3, 4), (1, 3), text_attention=attention, coverage=coverage)
     order = [3, 5, 1, 0, 4, 2]
     for keep in range(1, 7):
         assert choose(OraclePruner(), context, keep).tolist() == sorted(order[:keep])
@@ -94,4 +95,4 @@ def test_the_oracle_without_its_truth_is_refused(field):
     fields = {"coverage": torch.rand(1, 4), "text_attention": torch.rand(1, 4)}
     fields.pop(field)
     with pytest.raises(ModelError, match=field):
-        choose(OraclePruner(), PruningContext(draw(1, 4, 4), (2, 2), **fields), 2)
+        choose(OraclePruner(), PruningContext.of(draw(1, 4, 4), (2, 2), **fields), 2)

@@ -37,40 +37,25 @@ def test_equal_scores_are_taken_by_index():
     assert select_top(scores, 3).tolist() == [0, 1, 6]
 
 
-def test_a_floor_gives_each_camera_its_best():
-    scores = torch.tensor([[9.0, 8.0, 7.0, 6.0], [1.0, 3.0, 2.0, 0.0], [-5.0, -4.0, -9.0, -1.0]])
-    assert select_top(scores, 4).tolist() == [0, 1, 2, 3]
-    assert select_top(scores, 5, camera_floor=1).tolist() == [0, 1, 2, 5, 11]
-    assert select_top(scores, 6, camera_floor=2).tolist() == [0, 1, 5, 6, 9, 11]
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_scores_that_are_not_finite_are_refused(bad):
     with pytest.raises(ValueError, match="scores: not finite"):
         select_top(torch.tensor([[0.0, bad]]), 1)
 
 
-@pytest.mark.parametrize("keep,floor", [(0, 0), (13, 0), (5, 2), (12, 5), (3, -1)])
-def test_counts_that_cannot_be_met_are_refused(keep, floor):
-    with pytest.raises(ValueError, match=r"keep|camera_floor"):
-        select_top(torch.zeros(3, 4), keep, floor)
+@pytest.mark.parametrize("keep", [0, 13])
+def test_counts_that_cannot_be_met_are_refused(keep):
+    with pytest.raises(ValueError, match="keep"):
+        select_top(torch.zeros(3, 4), keep)
 
 
 @given(st.integers(1, 6), st.integers(1, 12), st.data())
 def test_a_choice_is_ascending_complete_and_no_better_token_is_left(cameras, count, data):
     values = data.draw(st.lists(st.integers(-3, 3), min_size=cameras * count, max_size=cameras * count))
     keep = data.draw(st.integers(1, cameras * count))
-    floor = data.draw(st.integers(0, min(count, keep // cameras)))
     scores = torch.tensor(values, dtype=torch.float32).reshape(cameras, count)
-    chosen = select_top(scores, keep, floor)
+    chosen = select_top(scores, keep)
     assert len(chosen) == keep and bool((chosen.diff() > 0).all())
-    per_camera = torch.bincount(chosen // count, minlength=cameras)
-    assert int(per_camera.min()) >= floor
     flat, left = scores.flatten(), torch.ones(cameras * count, dtype=torch.bool)
     left[chosen] = False
-    for index in left.nonzero().flatten().tolist():
-        camera = index // count
-        worst_here = flat[chosen[chosen // count == camera]].min() if per_camera[camera] else -torch.inf
-        assert not per_camera[camera] or flat[index] <= worst_here
-        if floor == 0:
-            assert flat[index] <= flat[chosen].min()
+    assert not bool(left.any()) or float(flat[left].max()) <= float(flat[chosen].min())

@@ -5,8 +5,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from fastdrive_node.families import VisualTokens
 from fastdrive_node.pruning.temporal import (
-    Moment,
+    FrameContext,
     TemporalSettings,
     TemporalState,
     temporal_scores,
@@ -20,6 +21,10 @@ CAMERAS = ("CAM_FRONT", "CAM_BACK")
 SETTINGS = TemporalSettings(change=1.0, memory=0.0, max_gap_s=0.25)
 
 
+def visual(tokens):
+    return VisualTokens.from_raster(tokens, GRID)
+
+
 def random_tokens(seed=0):
     return torch.randn(2, 12, 16, generator=torch.Generator().manual_seed(seed))
 
@@ -29,14 +34,14 @@ def ego(t_s=0.0, speed=8.0, yaw_rate=0.0, **changes):
     return dataclasses.replace(EgoState(int(t_s * 1e9), speed * t_s, 0.0, 0.0, speed, 0.0, yaw_rate), **changes)
 
 
-def moment(t_s=0.0, missing=(), cameras=CAMERAS, **changes):
-    return Moment(round(t_s * 1e9), cameras, missing, ego(t_s, **changes))
+def frame(t_s=0.0, missing=(), cameras=CAMERAS, **changes):
+    return FrameContext(round(t_s * 1e9), cameras, missing, ego(t_s, **changes))
 
 
 def state_at(t_s=0.0, tokens=None, scores=None, **changes):
     scores = torch.zeros(2, 12) if scores is None else scores
     tokens = random_tokens() if tokens is None else tokens
-    return temporal_scores(scores, tokens, moment(t_s, **changes), GRID, SETTINGS)[1]
+    return temporal_scores(scores, visual(tokens), frame(t_s, **changes), SETTINGS)[1]
 
 
 def stale(now, before=None, settings=SETTINGS, grid=GRID):
@@ -45,14 +50,17 @@ def stale(now, before=None, settings=SETTINGS, grid=GRID):
 
 def test_without_a_state_the_scores_stay_as_they_are():
     scores = torch.randn(2, 12)
-    refined, state = temporal_scores(scores, random_tokens(), moment(), GRID, SETTINGS)
+    refined, state = temporal_scores(scores, visual(random_tokens()), frame(), SETTINGS)
     assert torch.equal(refined, scores) and torch.equal(state.scores, scores)
 
 
 def test_weights_of_zero_leave_the_scores_as_they_are():
     scores, nothing = torch.randn(2, 12), TemporalSettings(change=0.0, memory=0.0)
     state = state_at(scores=torch.ones(2, 12))
-    assert torch.equal(temporal_scores(scores, random_tokens(1), moment(0.1), GRID, nothing, state)[0], scores)
+    assert torch.equal(
+        temporal_scores(scores, visual(random_tokens(1)), frame(0.1), nothing, state)[0],
+        scores,
+    )
 
 
 def test_a_token_that_appears_gains_most():
@@ -60,7 +68,7 @@ def test_a_token_that_appears_gains_most():
     now = before.clone()
     now[0, 5] = random_tokens(7)[0, 5]
     scores = torch.ones(2, 12) + torch.arange(12) / 100
-    refined, _ = temporal_scores(scores, now, moment(0.1), GRID, SETTINGS, state_at())
+    refined, _ = temporal_scores(scores, visual(now), frame(0.1), SETTINGS, state_at())
     gain = (refined - scores).flatten()
     assert gain[5] > 0.02
     assert gain[torch.arange(24) != 5].abs().max() < 1e-4
@@ -71,7 +79,7 @@ def test_novelties_of_the_background_gain_less_than_those_of_the_foreground():
     now[0, 5], now[1, 5] = random_tokens(7)[0, 5], random_tokens(8)[1, 5]
     scores = torch.zeros(2, 12)
     scores[0, 5], scores[1, 5] = 4.0, -4.0
-    refined, _ = temporal_scores(scores, now, moment(0.1), GRID, SETTINGS, state_at())
+    refined, _ = temporal_scores(scores, visual(now), frame(0.1), SETTINGS, state_at())
     gain = refined - scores
     assert gain[0, 5] > 10 * gain[1, 5] > 0
 
@@ -80,7 +88,7 @@ def test_the_formula_is_the_one_that_is_written_down():
     now, scores, before = random_tokens(3), torch.randn(2, 12), torch.randn(2, 12)
     settings = TemporalSettings(change=0.7, memory=0.4)
     state = state_at(scores=before)
-    refined, left = temporal_scores(scores, now, moment(0.1), GRID, settings, state)
+    refined, left = temporal_scores(scores, visual(now), frame(0.1), settings, state)
     units = torch.nn.functional.normalize(now, dim=-1)
     z = token_change(units, state.tokens, GRID, 1)
     expected = 0.6 * scores + 0.4 * before + 0.7 * scores.std() * scores.sigmoid() * z
@@ -115,7 +123,7 @@ def test_tokens_that_are_not_known_are_not_new():
     before[0, :6], now[1, 3:5] = torch.nan, torch.nan
     now[0, 9] = random_tokens(4)[0, 9]
     state = state_at(tokens=before)
-    refined, left = temporal_scores(torch.arange(24.0).view(2, 12), now, moment(0.1), GRID, SETTINGS, state)
+    refined, left = temporal_scores(torch.arange(24.0).view(2, 12), visual(now), frame(0.1), SETTINGS, state)
     assert torch.isfinite(refined).all() and torch.isfinite(left.tokens).all()
     change = token_change(left.tokens, state.tokens, GRID, 0)
     assert (change[0, :6] == 0).all() and (change[1, 3:5] == 0).all() and change[0, 9] > 0.9
@@ -128,7 +136,7 @@ def test_memory_keeps_the_choice_steadier():
     plain, refined = [], []
     for step in range(20):
         scores = truth + torch.randn(2, 12, generator=generator)
-        after, state = temporal_scores(scores, tokens, moment(0.1 * step), GRID, settings, state)
+        after, state = temporal_scores(scores, visual(tokens), frame(0.1 * step), settings, state)
         plain.append(set(scores.flatten().topk(6).indices.tolist()))
         refined.append(set(after.flatten().topk(6).indices.tolist()))
 
@@ -139,7 +147,7 @@ def test_memory_keeps_the_choice_steadier():
 
 
 def test_the_result_is_the_same_on_every_call():
-    arguments = (torch.randn(2, 12), random_tokens(2), moment(0.1), GRID, TemporalSettings(), state_at())
+    arguments = (torch.randn(2, 12), visual(random_tokens(2)), frame(0.1), TemporalSettings(), state_at())
     first, again = temporal_scores(*arguments)[0], temporal_scores(*arguments)[0]
     assert torch.equal(first, again)
 
@@ -147,7 +155,7 @@ def test_the_result_is_the_same_on_every_call():
 def test_scores_and_state_of_the_caller_are_not_changed():
     scores, state = torch.randn(2, 12), state_at()
     copies = scores.clone(), state.scores.clone(), state.tokens.clone()
-    temporal_scores(scores, random_tokens(2), moment(0.1), GRID, TemporalSettings(), state)
+    temporal_scores(scores, visual(random_tokens(2)), frame(0.1), TemporalSettings(), state)
     assert all(torch.equal(a, b) for a, b in zip(copies, (scores, state.scores, state.tokens), strict=True))
 
 
@@ -156,29 +164,29 @@ def test_scores_that_are_not_finite_are_refused(bad):
     scores = torch.zeros(2, 12)
     scores[1, 1] = bad
     with pytest.raises(ValueError, match="scores: not finite"):
-        temporal_scores(scores, random_tokens(), moment(), GRID, SETTINGS)
+        temporal_scores(scores, visual(random_tokens()), frame(), SETTINGS)
 
 
 def test_the_next_set_may_use_the_state():
-    assert stale(moment(0.1)) is None
-    assert stale(moment(0.25)) is None
+    assert stale(frame(0.1)) is None
+    assert stale(frame(0.25)) is None
 
 
 @pytest.mark.parametrize(
     "now,reason",
     [
-        (moment(0.3), "gap of 0.30 s"),
-        (moment(0.0), "time went back"),
-        (moment(-1.0), "time went back by 1.00 s"),
-        (moment(0.1, missing=("CAM_BACK",)), "another set of cameras"),
-        (moment(0.1, cameras=CAMERAS[::-1]), "another set of cameras"),
-        (moment(0.1, cameras=(*CAMERAS, "CAM_FRONT_LEFT")), "another set of cameras"),
-        (moment(0.1, x_m=4.0), "pose jumped by 3.2 m"),
-        (moment(0.1, y_m=-2.5), "pose jumped by 2.5 m"),
-        (moment(0.1, yaw_rad=1.0), "heading jumped by 57 deg"),
-        (moment(0.1, x_m=math.nan), "pose jumped"),
-        (moment(0.1, speed_mps=math.inf), "pose jumped"),
-        (moment(0.1, yaw_rad=math.nan), "pose jumped"),
+        (frame(0.3), "gap of 0.30 s"),
+        (frame(0.0), "time went back"),
+        (frame(-1.0), "time went back by 1.00 s"),
+        (frame(0.1, missing=("CAM_BACK",)), "another set of cameras"),
+        (frame(0.1, cameras=CAMERAS[::-1]), "another set of cameras"),
+        (frame(0.1, cameras=(*CAMERAS, "CAM_FRONT_LEFT")), "another set of cameras"),
+        (frame(0.1, x_m=4.0), "pose jumped by 3.2 m"),
+        (frame(0.1, y_m=-2.5), "pose jumped by 2.5 m"),
+        (frame(0.1, yaw_rad=1.0), "heading jumped by 57 deg"),
+        (frame(0.1, x_m=math.nan), "pose jumped"),
+        (frame(0.1, speed_mps=math.inf), "pose jumped"),
+        (frame(0.1, yaw_rad=math.nan), "pose jumped"),
     ],
 )
 def test_a_state_that_must_not_be_used_is_named(now, reason):
@@ -187,12 +195,12 @@ def test_a_state_that_must_not_be_used_is_named(now, reason):
 
 def test_a_state_of_a_degraded_set_serves_no_whole_one():
     degraded = state_at(missing=("CAM_BACK",))
-    assert stale(moment(0.1), degraded) == "another set of cameras"
-    assert stale(moment(0.1, missing=("CAM_BACK",)), degraded) is None
+    assert stale(frame(0.1), degraded) == "another set of cameras"
+    assert stale(frame(0.1, missing=("CAM_BACK",)), degraded) is None
 
 
 def test_another_token_grid_is_another_set_of_cameras():
-    assert stale(moment(0.1), grid=(4, 3)) == "another set of cameras"
+    assert stale(frame(0.1), grid=(4, 3)) == "another set of cameras"
 
 
 def test_a_bend_that_the_yaw_rate_explains_is_no_jump():
@@ -200,13 +208,13 @@ def test_a_bend_that_the_yaw_rate_explains_is_no_jump():
     turned = rate * t
     x, y = speed / rate * math.sin(turned), speed / rate * (1 - math.cos(turned))
     before = state_at(yaw_rate=rate)
-    assert stale(moment(t, yaw_rate=rate, x_m=x, y_m=y, yaw_rad=turned), before) is None
-    assert "heading jumped" in stale(moment(t, x_m=x, y_m=y, yaw_rad=-1.0), before)
+    assert stale(frame(t, yaw_rate=rate, x_m=x, y_m=y, yaw_rad=turned), before) is None
+    assert "heading jumped" in stale(frame(t, x_m=x, y_m=y, yaw_rad=-1.0), before)
 
 
 def test_headings_are_compared_around_the_circle():
     before = state_at(yaw_rad=math.pi - 0.01)
-    assert stale(moment(0.1, x_m=-0.8, yaw_rad=-math.pi + 0.01), before) is None
+    assert stale(frame(0.1, x_m=-0.8, yaw_rad=-math.pi + 0.01), before) is None
 
 
 @pytest.mark.parametrize("name,value", [("change", -1.0), ("memory", 1.0), ("reach", -1), ("max_gap_s", math.nan)])
@@ -217,4 +225,4 @@ def test_settings_out_of_range_are_refused_by_name(name, value):
 
 def test_a_state_says_where_it_is_from():
     state = state_at(0.2)
-    assert isinstance(state, TemporalState) and state.moment == moment(0.2) and state.grid == GRID
+    assert isinstance(state, TemporalState) and state.frame == frame(0.2) and state.grid == GRID

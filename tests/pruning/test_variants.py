@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from fastdrive_node.errors import ModelError
-from fastdrive_node.pruning.baselines import VARIANTS, PruningContext, RefinedPruner, ScorePruner, choose, make_pruner
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
 from fastdrive_node.pruning.checkpoint import save_pruner
+from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_node.pruning.score_options import ScoreOptions
-from fastdrive_node.pruning.temporal import Moment, TemporalSettings
+from fastdrive_node.pruning.registry import make_pruner
+from fastdrive_node.pruning.score_pruner import VARIANTS, RefinedPruner, ScoreOptions, ScorePruner
+from fastdrive_node.pruning.temporal import FrameContext, TemporalSettings
 from fastdrive_node.types import EgoState
+from tests.generation import choose
 
 GRID = (2, 3)
 FIT = FitRecord("toy", "val", 10, 0.1, 0.01)
@@ -26,26 +28,26 @@ class Fixed:
         return tokens[..., 0]
 
 
-def _moment(t0_ns=0):
-    return Moment(t0_ns, ("A", "B"), (), EgoState(t0_ns, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0))
+def _frame(t0_ns=0):
+    return FrameContext(t0_ns, ("A", "B"), (), EgoState(t0_ns, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0))
 
 
 def _context(scores, t0_ns=0, state=None):
     tokens = torch.zeros(2, 6, 4)
     tokens[..., 0] = torch.tensor(scores)
     tokens[..., 1] = 5.0
-    return PruningContext(tokens, GRID, moment=_moment(t0_ns), state=state)
+    return PruningContext.of(tokens, GRID, frame=_frame(t0_ns), state=state)
 
 
 def _pruner(options, **scales):
     calibration = Calibration({name: CameraScale(*pair) for name, pair in scales.items()}, FIT) if scales else None
-    return RefinedPruner(ScorePruner(Fixed()), options, calibration, "toy")
+    return RefinedPruner(ScorePruner(Fixed()), options, calibration, ("A", "B"), "toy")
 
 
 SCORES = [[3.0, 2.0, 1.0, -1.0, -2.0, -3.0], [3.5, 2.5, 1.5, -1.5, -2.5, -3.5]]
 
 
-def test_calibrated_ranks_cameras_by_their_chance():
+def test_calibrated_ranks_cameras_by_their_probability():
     pruner = _pruner(ScoreOptions(calibrated=True), A=(1.0, 0.0), B=(1.0, -2.0))  # B's scores say less
     assert choose(pruner, _context(SCORES), 3).tolist() == [0, 1, 6]
     assert choose(ScorePruner(Fixed()), _context(SCORES), 3).tolist() == [0, 6, 7]
@@ -76,15 +78,15 @@ def test_state_depends_on_every_set_before():
     np.testing.assert_allclose(pruner.state_after([first, second]).scores, expected)
 
 
-def test_moment_is_needed():
+def test_frame_is_needed():
     pruner = _pruner(ScoreOptions(temporal=TemporalSettings()))
-    with pytest.raises(ModelError, match="moment"):
-        choose(pruner, PruningContext(torch.ones(2, 6, 4), GRID), 3)
+    with pytest.raises(ModelError, match="frame"):
+        choose(pruner, PruningContext.of(torch.ones(2, 6, 4), GRID), 3)
 
 
 def test_variants_that_need_a_calibration_refuse_a_file_without_one(tmp_path, tiny_vla):
     file = tmp_path / "pruner.safetensors"
-    save_pruner(file, ReconPruner.from_config(tiny_vla.model.config.text_config), tiny_vla.encoder_fingerprint)
+    save_pruner(file, ReconPruner(tiny_vla.family, tiny_vla.config.text_config), tiny_vla.encoder_fingerprint)
     for name, options in VARIANTS.items():
         if options.needs_calibration:
             with pytest.raises(ModelError, match=f"{name}.*fastdrive calibrate"):

@@ -7,7 +7,7 @@ from fastdrive_node.errors import ModelError
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
 from fastdrive_node.pruning.checkpoint import save_calibration, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_node.pruning.score_options import ScoreOptions
+from fastdrive_node.pruning.score_pruner import ScoreOptions
 from fastdrive_node.ros.parameters import Settings, validate
 from fastdrive_node.ros.planner_factory import load_planner
 from fastdrive_node.types import CAMERAS
@@ -18,7 +18,7 @@ def settings(tiny_vla, tmp_path):
     """Of an untrained pruner with a calibration."""
     torch.manual_seed(0)
     file = tmp_path / "pruner.safetensors"
-    save_pruner(file, ReconPruner.from_config(tiny_vla.model.config.text_config), tiny_vla.encoder_fingerprint)
+    save_pruner(file, ReconPruner(tiny_vla.family, tiny_vla.config.text_config), tiny_vla.encoder_fingerprint)
     scales = {camera: CameraScale(1.0, 0.0) for camera in CAMERAS}
     save_calibration(file, Calibration(scales, FitRecord("sim", "val", 800, 0.04, 0.012)))
     return Settings(vla=str(tiny_vla.path), pruner=str(file), device="cpu")
@@ -64,7 +64,7 @@ def test_without_the_options_nothing_is_said(settings):
 
 
 def test_a_pruner_without_calibration_is_refused_at_start(settings, tiny_vla):
-    pruner = ReconPruner.from_config(tiny_vla.model.config.text_config)
+    pruner = ReconPruner(tiny_vla.family, tiny_vla.config.text_config)
     save_pruner(settings.pruner, pruner, tiny_vla.encoder_fingerprint)
     with pytest.raises(ModelError, match="no calibration"):
         load_planner(settings.model_copy(update={"calibrated_scores": True}))

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     from fastdrive_export.language_parity import verify_language
     from fastdrive_export.parity import verify_engine
     from fastdrive_export.samples import dataset_samples, synthetic_samples
-    from fastdrive_node.families.loading import load_vla
+    from fastdrive_node.families import load_vla
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device: 'cuda', but torch finds no GPU; use cpu or auto")

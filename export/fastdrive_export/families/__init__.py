@@ -11,7 +11,7 @@ from fastdrive_export.precision import Precision
 from fastdrive_export.source import Source
 from fastdrive_node.engines.graph_info import LanguageGraphInfo
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families.vla import Vla
+from fastdrive_node.families import Vla
 
 
 class FamilyNetworks(Protocol):

@@ -69,7 +69,7 @@ class VisionNetwork(Blocks, ABC):
         hidden = self.pruner_layer(hidden)
         with graph.scope("scorer"):
             if pruner.normalise:
-                hidden = self._rms(hidden, pruner.config.rms_norm_eps)
+                hidden = self._rms(hidden, pruner.layer.norm_eps)
             query = graph.slice(hidden, 1, 0, 1)
             product = graph.mul(graph.slice(hidden, 1, 1, 1 + self.count), query)
             weight = graph.weight("pruner.scorer.weight", (width, 1), lambda: pruner.scorer.weight.T)

@@ -1,4 +1,4 @@
-"""The language half run lean: transformers' own modules and weights over a preallocated key/value cache.
+"""The language model run lean: transformers' own modules and weights over a preallocated key/value cache.
 
 At a driving VLA's sizes the time of a decode step on a CPU is mostly Python: this loop calls the same layers with the
 same mathematics as ``Qwen2_5_VLTextModel.forward``, without its mask, cache and hook machinery.
@@ -7,13 +7,17 @@ same mathematics as ``Qwen2_5_VLTextModel.forward``, without its mask, cache and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families.vla import Vla
+from fastdrive_node.families.base import PositionInputs, VisualTokens
+
+if TYPE_CHECKING:
+    from fastdrive_node.families.vla import Vla
 
 
 class KvCache:
@@ -21,7 +25,7 @@ class KvCache:
 
     Args:
         length: positions that may be run.
-        dropped: for each layer, how many of them do not reach it; none where not given.
+        missing: for each layer, how many of them do not reach it; none where not given.
     """
 
     def __init__(
@@ -31,25 +35,25 @@ class KvCache:
         length: int,
         dtype: torch.dtype,
         device: torch.device,
-        dropped: Sequence[int] | None = None,
+        missing: Sequence[int] | None = None,
     ):
-        self.dropped = tuple(dropped or [0] * config.num_hidden_layers)
+        self.missing = tuple(missing or [0] * config.num_hidden_layers)
         self.used = 0
         head_dim = config.hidden_size // config.num_attention_heads
-        shapes = [(batch, config.num_key_value_heads, length - missing, head_dim) for missing in self.dropped]
+        shapes = [(batch, config.num_key_value_heads, length - less, head_dim) for less in self.missing]
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
         self.values = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
 
 
-class LanguageModel:
-    """Prefill and single-token steps of a VLA's language half, for inference only.
+class TorchLanguage:
+    """A ``LayeredLanguageModel`` over a VLA's own weights, for inference only.
 
     Raises:
         ModelError: the configuration has sliding-window layers or another activation than SiLU.
     """
 
     def __init__(self, vla: Vla):
-        self.config = vla.model.config.text_config
+        self.config = vla.config.text_config
         if "sliding_attention" in self.config.layer_types or self.config.hidden_act != "silu":
             raise ModelError(
                 f"{vla.path / 'config.json'}: text_config: sliding windows and activations other than "
@@ -60,78 +64,76 @@ class LanguageModel:
         self.layers = len(self._text.layers)
         self._head_dim = self.config.hidden_size // self.config.num_attention_heads
 
-    def cache(self, batch: int, length: int, dropped: Sequence[int] | None = None) -> KvCache:
+    def cache(self, batch: int, length: int, missing: Sequence[int] | None = None) -> KvCache:
         """An empty cache; the arguments are those of ``KvCache``."""
         weight = self._head.weight
-        return KvCache(self.config, batch, length, weight.dtype, weight.device, dropped)
+        return KvCache(self.config, batch, length, weight.dtype, weight.device, missing)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids [...] -> embeddings [..., D]."""
         return self._text.embed_tokens(ids)
 
-    def rotary(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def position_inputs(self, position_ids: torch.Tensor) -> PositionInputs:
         """M-RoPE ids [3, B, L] -> cos and sin, each [B, L, head dim]; rotate-half's sign is folded into sin."""
-        cos, sin = self._text.rotary_emb(self._head.weight, position_ids)
-        half = self._head_dim // 2
-        return cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+        return fold_rotation_sign(*self._text.rotary_emb(self._head.weight, position_ids))
 
-    def embed_with(
-        self, ids: torch.Tensor, places: Sequence[torch.Tensor], visual: Sequence[torch.Tensor]
+    def embed_prompts(
+        self, ids: torch.Tensor, visual_positions: Sequence[torch.Tensor], visual: Sequence[VisualTokens]
     ) -> torch.Tensor:
-        """Embeddings [B, L, D] of prompts with their visual tokens put in; the arguments are those of ``start``."""
+        """See ``LayeredLanguageModel``."""
         embeddings = self.embed(ids)
-        for row, place, tokens in zip(embeddings, places, visual, strict=True):
-            row[place] = tokens.to(row.dtype)
+        for row, positions, tokens in zip(embeddings, visual_positions, visual, strict=True):
+            row[positions] = tokens.rows.to(row.dtype)
         return embeddings
 
-    def start(
+    def prefill(
         self,
         ids: torch.Tensor,
-        places: Sequence[torch.Tensor],
-        visual: Sequence[torch.Tensor],
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        room: int,
+        visual_positions: Sequence[torch.Tensor],
+        visual: Sequence[VisualTokens],
+        positions: PositionInputs,
+        max_new_tokens: int,
     ) -> tuple[torch.Tensor, KvCache]:
-        """See ``LanguageBackend``."""
-        cache = self.cache(len(ids), ids.shape[1] + room)
-        return self.forward(self.embed_with(ids, places, visual), cos, sin, cache), cache
+        """See ``LanguageModel``."""
+        cache = self.cache(len(ids), ids.shape[1] + max_new_tokens)
+        return self.forward(self.embed_prompts(ids, visual_positions, visual), positions, cache), cache
 
-    def step(self, ids: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: KvCache) -> torch.Tensor:
-        """See ``LanguageBackend``."""
-        return self.forward(self.embed(ids)[:, None], cos, sin, cache)
+    def decode_step(self, ids: torch.Tensor, positions: PositionInputs, cache: KvCache) -> torch.Tensor:
+        """See ``LanguageModel``."""
+        return self.forward(self.embed(ids)[:, None], positions, cache)
 
-    def forward(self, embeddings: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: KvCache) -> torch.Tensor:
-        """Run new positions behind those in the cache.
+    def forward(self, embeddings: torch.Tensor, positions: PositionInputs, cache: KvCache) -> torch.Tensor:
+        """Run new positions after those in the cache.
 
         Args:
             embeddings: [B, L, D]; L > 1 only on an empty cache (prefill), else 1 (a decode step).
-            cos, sin: [B, L, head dim] of the new positions.
+            positions: of the new ones.
             cache: filled in place.
 
         Returns:
             Logits of the last position only, [B, vocabulary].
         """
-        hidden, cos, sin = embeddings, cos.unsqueeze(2), sin.unsqueeze(2)
+        hidden = embeddings
         for index in range(self.layers):
-            hidden = self.layer(index, hidden, cos, sin, cache, cache.used - cache.dropped[index])
+            hidden = self.layer(index, hidden, positions, cache, cache.used - cache.missing[index])
         cache.used += embeddings.shape[1]
         return self.logits(hidden)
 
     def layer(
-        self, index: int, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: KvCache, start: int
+        self, index: int, hidden: torch.Tensor, positions: PositionInputs, cache: KvCache, start: int
     ) -> torch.Tensor:
         """One layer on new positions; fills its part of the cache, and leaves ``cache.used`` to the caller.
 
         Args:
             hidden: [B, L, D], the layer's input.
-            cos, sin: [B, L, 1, head dim].
+            positions: of the L positions.
             start: positions that the layer's cache holds already; L > 1 only where there are none.
 
         Returns:
             [B, L, D]; of the last layer only the last position, [B, 1, D].
         """
         layer = self._text.layers[index]
+        cos, sin = (angle.unsqueeze(2) for angle in positions)
         hidden = hidden + self._attend(
             layer.self_attn,
             _norm(layer.input_layernorm, hidden),
@@ -152,25 +154,10 @@ class LanguageModel:
         return _linear(self._head, _norm(self._text.norm, hidden[:, -1]))
 
     def attention(
-        self,
-        index: int,
-        hidden: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        rows: torch.Tensor,
-        keys: torch.Tensor,
+        self, index: int, hidden: torch.Tensor, positions: PositionInputs, rows: torch.Tensor, keys: torch.Tensor
     ) -> torch.Tensor:
-        """Causal attention weights of some positions of one sequence in a layer.
-
-        Args:
-            hidden: [L, D], the layer's input.
-            cos, sin: [L, 1, head dim].
-            rows: int64 [R], the positions that attend.
-            keys: [key/value heads, L, head dim] as the cache holds them.
-
-        Returns:
-            float32 [heads, R, L]; each row sums to one.
-        """
+        """See ``LayeredLanguageModel``."""
+        cos, sin = (angle.unsqueeze(1) for angle in positions)  # [L, 1, head dim]
         layer = self._text.layers[index]
         normed = _norm(layer.input_layernorm, hidden[rows])
         query = _linear(layer.self_attn.q_proj, normed).view(len(rows), -1, self._head_dim)
@@ -209,3 +196,9 @@ def _norm(module: nn.Module, values: torch.Tensor) -> torch.Tensor:
 def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     half = states.shape[-1] // 2
     return states * cos + torch.cat([states[..., half:], states[..., :half]], dim=-1) * sin
+
+
+def fold_rotation_sign(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin [..., head dim] for a rotation without negation: the sign of rotate-half goes into sin."""
+    half = sin.shape[-1] // 2
+    return cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)

@@ -18,7 +18,10 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families.qwen2_5_vl.preprocess import normalise, patchify, resize
+from fastdrive_node.families.base import VisualTokens
+from fastdrive_node.families.images import resize
+from fastdrive_node.families.qwen2_5_vl.language import fold_rotation_sign
+from fastdrive_node.families.qwen2_5_vl.preprocess import normalise, patchify
 
 ATTENTION_ROWS = 512  # rows of an attention matrix that are held at a time, where it is asked for
 
@@ -94,8 +97,7 @@ class TorchVision(nn.Module):
             angle.float().reshape(len(cells), unit, -1)[cells.to(angle.device)].flatten(0, 1).unsqueeze(1)
             for angle in (cos, sin)
         )
-        half = sin.shape[-1] // 2
-        return cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+        return fold_rotation_sign(cos, sin)
 
     def preprocess(self, images: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
         """uint8 RGB images [H, W, 3] of any size -> patches [C, patches, patch values] on the tower's device.
@@ -113,9 +115,12 @@ class TorchVision(nn.Module):
             normalise(pixels, self.dtype), config.patch_size, config.spatial_merge_size, config.temporal_patch_size
         )
 
-    def encode(self, images: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
-        """uint8 RGB images [H, W, 3] -> tokens [C, rows * columns, D], raster order."""
-        return self.encode_patches(self.preprocess(images))
+    def encode(self, inputs: torch.Tensor, attention: bool = False) -> VisualTokens:
+        """Patches [C, patches, patch values] -> every token; see ``VisionBackend``."""
+        if attention:
+            tokens, received = self.encode_with_attention(inputs)
+            return VisualTokens.from_raster(tokens, self.grid, received)
+        return VisualTokens.from_raster(self.encode_patches(inputs), self.grid)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         return self.encode_patches(patches)

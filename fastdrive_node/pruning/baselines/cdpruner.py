@@ -7,26 +7,26 @@ from dataclasses import dataclass
 import torch
 
 from fastdrive_node.pruning.baselines.diversity import directions
-from fastdrive_node.pruning.pruner import Need, PruningContext
+from fastdrive_node.pruning.pruner import ContextField, Pruner, PruningContext
 
 _RANK_LIMIT = 1e-9  # below this share of the largest one a gain is rounding: the kernel's rank is used up
 
 
 @dataclass
-class CdPruner:
+class CdPruner(Pruner):
     """Keeps the likeliest set, greedily, under the kernel diag(q) S diag(q).
 
     S is the cosine similarity of the tokens of all cameras, q their relevance to the prompt, min-max scaled. The
     original takes q from CLIP's own text encoder; here it is the mean cosine with the language model's embeddings of
-    the text behind the images. S has no higher rank than the tokens' width: what is kept beyond it is chosen by q.
+    the text after the images. S has no higher rank than the tokens' width: what is kept beyond it is chosen by q.
     """
 
     name: str = "cdpruner"
-    needs: frozenset[Need] = frozenset({Need.TEXT})
+    needs: frozenset[ContextField] = frozenset({ContextField.TEXT})
 
     def score(self, context: PruningContext) -> torch.Tensor:
         """The relevance q, float32 [C, N] in [0, 1]."""
-        text = directions(context.require(Need.TEXT))
+        text = directions(context.require(ContextField.TEXT))
         relevance = directions(context.tokens) @ text.mean(dim=0)
         low, high = relevance.min(), relevance.max()
         scaled = (relevance - low) / (high - low) if high > low else torch.ones_like(relevance)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import normalize
 
-from fastdrive_node.pruning.pruner import Need, PruningContext
+from fastdrive_node.pruning.pruner import Pruner, PruningContext
 
 _ROWS = 1024  # of a similarity matrix that are held at a time
 
@@ -39,7 +39,7 @@ def farthest_points(vectors: torch.Tensor, keep: int, first: int) -> torch.Tenso
     return torch.tensor(sorted(chosen))
 
 
-def loneliest(vectors: torch.Tensor) -> int:
+def most_isolated(vectors: torch.Tensor) -> int:
     """Index of the vector whose nearest neighbour is farthest by cosine distance; the earliest of several."""
     nearest = []
     for start in range(0, len(vectors), _ROWS):
@@ -50,7 +50,7 @@ def loneliest(vectors: torch.Tensor) -> int:
 
 
 @dataclass
-class DivPrune:
+class DivPrune(Pruner):
     """Keeps the tokens whose smallest cosine distance is largest, greedily (Alvar et al., CVPR 2025, arXiv 2503.02175).
 
     The max-min diversity problem over the tokens of all cameras together: it starts with the token whose nearest
@@ -58,11 +58,7 @@ class DivPrune:
     """
 
     name: str = "divprune"
-    needs: frozenset[Need] = frozenset()
-
-    def score(self, context: PruningContext) -> None:
-        return None
 
     def select(self, context: PruningContext, scores: None, keep: int) -> torch.Tensor:
         vectors = directions(context.tokens)
-        return farthest_points(vectors, keep, loneliest(vectors))
+        return farthest_points(vectors, keep, most_isolated(vectors))

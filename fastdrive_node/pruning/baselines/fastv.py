@@ -23,11 +23,11 @@ class FastV(LayerPruner):
 
     def steps(self, layers: int, total: int, keep: int) -> tuple[LayerStep, ...]:
         if not 0 < self.layer < layers:
-            raise ModelError(f"fastv: drops tokens in front of layer {self.layer}, but the model has {layers} layers")
+            raise ModelError(f"fastv: prunes before layer {self.layer}, but the model has {layers} layers")
         return (LayerStep(self.layer, keep),)
 
     def raters(self, visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         return torch.tensor([len(text) - 1], device=text.device)
 
-    def choose(self, attention: torch.Tensor, hidden: torch.Tensor, keep: int) -> LayerChoice:
+    def choose_in_layer(self, attention: torch.Tensor, hidden: torch.Tensor, keep: int) -> LayerChoice:
         return LayerChoice(select_top(attention[None], keep).to(hidden.device))

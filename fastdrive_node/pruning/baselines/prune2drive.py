@@ -6,28 +6,29 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-import jsonschema
 import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families.spec import refuse_constant
-from fastdrive_node.families.vla import Vla
+from fastdrive_node.families import Vla
 from fastdrive_node.pruning.baselines.diversity import directions, farthest_points
-from fastdrive_node.pruning.pruner import Need, PruningContext
+from fastdrive_node.pruning.pruner import Pruner, PruningContext
+from fastdrive_node.validation import parse_json
 
 WEIGHTS_FILE = "prune2drive.json"  # in the VLA directory
-_SCHEMA = {
-    "type": "object",
-    "required": ["cameras"],
-    "properties": {
-        "cameras": {"type": "object", "additionalProperties": {"type": "number", "minimum": 0, "maximum": 1e6}},
-    },
-}
+
+
+class ViewWeights(BaseModel):
+    """Content of ``WEIGHTS_FILE``; what else is in it says how the weights were found."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    cameras: dict[str, Annotated[float, Field(ge=0, le=1e6)]]
 
 
 @dataclass
-class Prune2Drive:
+class Prune2Drive(Pruner):
     """Farthest-point sampling by cosine distance inside of each view; the views share K by their weights.
 
     The original finds a keep ratio for each view offline. Here the views have weights that are scaled to K, so that one
@@ -37,23 +38,20 @@ class Prune2Drive:
 
     weights: tuple[float, ...] | None = None  # of the cameras in the VLA's order; None for equal ones
     name: str = "prune2drive"
-    needs: frozenset[Need] = frozenset()
-
-    def score(self, context: PruningContext) -> None:
-        return None
 
     def select(self, context: PruningContext, scores: None, keep: int) -> torch.Tensor:
-        cameras, count = context.tokens.shape[:2]
-        budgets = share_out(keep, self.weights or (1.0,) * cameras, count)
+        tokens = context.tokens
+        cameras, count = tokens.shape[:2]
+        budgets = split_budget(keep, self.weights or (1.0,) * cameras, count)
         chosen = []
         for view, budget in enumerate(budgets):
-            vectors = directions(context.tokens[view])
+            vectors = directions(tokens[view])
             first = int((vectors @ vectors.mean(dim=0)).argmin())
             chosen.append(view * count + farthest_points(vectors, budget, first))
         return torch.cat(chosen)
 
 
-def share_out(keep: int, weights: Sequence[float], capacity: int) -> list[int]:
+def split_budget(keep: int, weights: Sequence[float], capacity: int) -> list[int]:
     """Whole numbers in proportion to weights, none above ``capacity``, that add up to ``keep``.
 
     What a full view cannot take goes to the others in proportion; what rounding leaves goes to the largest fractions.
@@ -62,7 +60,7 @@ def share_out(keep: int, weights: Sequence[float], capacity: int) -> list[int]:
         ValueError: no weight is above zero, or ``keep`` passes what the views can hold.
     """
     if keep > capacity * len(weights) or max(weights) <= 0:
-        raise ValueError(f"keep: {keep} tokens cannot be shared out over {len(weights)} views by their weights")
+        raise ValueError(f"keep: {keep} tokens cannot be divided over {len(weights)} views by their weights")
     shares = [0.0] * len(weights)
     open_views = list(range(len(weights)))
     while (left := keep - sum(shares)) > 1e-9:
@@ -87,15 +85,12 @@ def load_weights(vla: Vla) -> tuple[float, ...] | None:
     """
     path = vla.path / WEIGHTS_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse_constant)
-        jsonschema.validate(content, _SCHEMA)
+        text = path.read_bytes()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not readable as JSON ({error}); write it again or remove it") from error
-    except jsonschema.ValidationError as error:
-        raise ModelError(f"{path}: {error.json_path}: {error.message[:200]}; correct this field") from error
-    weights = content["cameras"]
+    except OSError as error:
+        raise ModelError(f"{path}: not readable ({error}); write it again or remove it") from error
+    weights = parse_json(TypeAdapter(ViewWeights), text, path, "correct this field").cameras
     missing = [camera for camera in vla.spec.cameras if camera not in weights]
     if missing:
         raise ModelError(f"{path}: cameras: {missing[0]} is missing; give each camera of the VLA a weight")

@@ -45,7 +45,7 @@ class SparseVlm(LayerPruner):
         above = (relevance > relevance.mean()).nonzero().flatten()
         return above if len(above) else torch.arange(len(text), device=text.device)
 
-    def choose(self, attention: torch.Tensor, hidden: torch.Tensor, keep: int) -> LayerChoice:
+    def choose_in_layer(self, attention: torch.Tensor, hidden: torch.Tensor, keep: int) -> LayerChoice:
         count = best_count(len(attention), keep) if self.merge else keep
         best = select_top(attention[None], count).to(hidden.device)
         if count == keep:

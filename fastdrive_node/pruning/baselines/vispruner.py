@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 
 from fastdrive_node.pruning.baselines.diversity import directions
-from fastdrive_node.pruning.pruner import Need, PruningContext
+from fastdrive_node.pruning.pruner import ContextField, Pruner, PruningContext
 from fastdrive_node.pruning.select import select_top
 
 DROPPED_AT_ONCE = 8
 
 
 @dataclass
-class VisPruner:
+class VisPruner(Pruner):
     """Half of K by the tower's attention, the other half by removing duplicates from what is left.
 
     The original takes the class token's attention in the encoder's last layer but one. Qwen2.5-VL's tower has no class
@@ -22,10 +22,10 @@ class VisPruner:
     """
 
     name: str = "vispruner"
-    needs: frozenset[Need] = frozenset({Need.TOWER_ATTENTION})
+    needs: frozenset[ContextField] = frozenset({ContextField.TOWER_ATTENTION})
 
     def score(self, context: PruningContext) -> torch.Tensor:
-        return context.require(Need.TOWER_ATTENTION)
+        return context.require(ContextField.TOWER_ATTENTION)
 
     def select(self, context: PruningContext, scores: torch.Tensor, keep: int) -> torch.Tensor:
         important = select_top(scores, keep // 2) if keep > 1 else torch.empty(0, dtype=torch.int64)

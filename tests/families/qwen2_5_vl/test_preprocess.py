@@ -5,7 +5,8 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from fastdrive_node.errors import InputError
-from fastdrive_node.families.qwen2_5_vl.preprocess import normalise, patchify, resize
+from fastdrive_node.families.images import resize
+from fastdrive_node.families.qwen2_5_vl.preprocess import normalise, patchify
 
 
 def random_image(height, width, seed=0):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastdrive_node.errors import InputError
-from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt, in_ego_frame, prompt_text
+from fastdrive_node.families.prompt import build_prompt, in_ego_frame, prompt_text
 from fastdrive_node.planning.answer_format import format_answer
 from fastdrive_node.types import Command, EgoHistory, EgoState
 

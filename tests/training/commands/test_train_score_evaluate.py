@@ -7,7 +7,7 @@ import json
 import pytest
 
 from fastdrive_node.cli import main
-from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families import load_vla
 from fastdrive_node.pruning.checkpoint import load_pruner, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.vla.tiny_model import build_tiny_vla
@@ -21,7 +21,7 @@ def vla_dir(tmp_path_factory):
     """An untrained VLA with an untrained pruner beside it."""
     path = build_tiny_vla(tmp_path_factory.mktemp("vla") / "tiny", seed=0)
     vla = load_vla(path)
-    pruner = ReconPruner.from_config(vla.model.config.text_config)
+    pruner = ReconPruner(vla.family, vla.config.text_config)
     save_pruner(path / "reconpruner.safetensors", pruner, vla.encoder_fingerprint)
     return path
 

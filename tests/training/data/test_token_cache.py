@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from fastdrive_node.errors import InputError
-from fastdrive_node.families.loading import load_vla
-from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
+from fastdrive_node.families import load_vla
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.data import token_cache
 from fastdrive_training.data.adapters import ImageSource, open_source
@@ -32,10 +31,10 @@ def source(tmp_path) -> ImageSource:
 def test_cache_holds_the_towers_tokens(tmp_path, vla, source):
     cache = build_token_cache(source, vla, tmp_path / "cache")
     assert cache.tokens.shape == (3, 6, 32, vla.width) and cache.tokens.dtype == np.float16
-    vision = TorchVision(vla.model.model.visual, vla.spec.image_size)
+    vision = vla.torch_vision()
     images = [source[2].load_image(camera) for camera in CAMERAS]
     with torch.inference_mode():
-        expected = vision.encode(images).numpy()
+        expected = vision.encode_patches(vision.preprocess(images)).numpy()
     np.testing.assert_allclose(cache.tokens[2], expected, atol=2e-3, rtol=2e-3)
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     np.testing.assert_allclose(pixel_encoder(vla)(pixels).numpy(), expected, atol=1e-6)

@@ -8,7 +8,7 @@ from dataclasses import field
 import pytest
 
 from fastdrive_node.cli import main
-from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families import load_vla
 from fastdrive_training.engine.config import (
     Count,
     RecipeError,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families import load_vla
 from fastdrive_training.data.adapters import Item
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 from fastdrive_training.evaluation.answers import JudgedAnswer

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
+from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 from fastdrive_training.data.token_cache import FeatureStore
 from fastdrive_training.evaluation import OpenLoopSettings, efficiency
@@ -86,7 +86,7 @@ def test_flops_of_a_decode_step_equal_a_hand_count(sample, tiny_vla):
         tiny_vla.spec.answer.max_new_tokens
     )  # an untrained model never stops; the first token comes with the prefill
     middle = len(one.prompt) + steps / 2
-    weights = sum(layer.numel() for layer in LanguageModel(tiny_vla)._text.layers.parameters() if layer.ndim == 2)
+    weights = sum(layer.numel() for layer in TorchLanguage(tiny_vla)._text.layers.parameters() if layer.ndim == 2)
     step = 2 * (weights + config.hidden_size * config.vocab_size)
     step += 4 * config.num_hidden_layers * config.hidden_size * middle
     assert figures["decode_flops_per_token"] == pytest.approx(step * (steps - 1) / steps, rel=0.02)

@@ -13,19 +13,17 @@ import pytest
 
 from fastdrive_node.cli import main
 from fastdrive_node.errors import InputError
-from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families import load_vla
 from fastdrive_node.planning.answer_format import format_answer
-from fastdrive_node.planning.decode import Answer
-from fastdrive_node.pruning.baselines import PRUNERS
 from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_node.pruning.registry import PRUNERS
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.commands import options
 from fastdrive_training.data import token_cache
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 from fastdrive_training.evaluation import (
     OpenLoopSettings,
-    answers,
     constant_velocity,
     efficiency,
     evaluate,
@@ -34,6 +32,7 @@ from fastdrive_training.evaluation import (
 from fastdrive_training.evaluation import run as evaluation
 from fastdrive_training.evaluation.metrics import at_metric_steps
 from fastdrive_training.vla.tiny_model import build_tiny_vla
+from tests.generation import generate_as
 from tests.training.evaluation.planning_scenes import add_object, draw_road
 from tests.training.tiny_nuscenes import write_dataset
 
@@ -47,7 +46,7 @@ def vla_dir(tmp_path_factory):
     path = build_tiny_vla(tmp_path_factory.mktemp("vla") / "tiny", seed=0)
     vla = load_vla(path)
     save_pruner(
-        path / "reconpruner.safetensors", ReconPruner.from_config(vla.model.config.text_config), vla.encoder_fingerprint
+        path / "reconpruner.safetensors", ReconPruner(vla.family, vla.config.text_config), vla.encoder_fingerprint
     )
     return path
 
@@ -72,11 +71,11 @@ def _speak(monkeypatch, text_of_call) -> list[tuple[int, ...]]:
     """Every answer becomes ``text_of_call(number)``; returns what was kept, call by call."""
     kept = []
 
-    def generate(language, vla, tokens, chosen, prompts):
-        kept.extend(tuple(indices.tolist()) for indices in chosen)
-        return [Answer(text_of_call(len(kept) - len(prompts) + index), ()) for index in range(len(prompts))]
+    def text(indices):
+        kept.append(tuple(indices.tolist()))
+        return text_of_call(len(kept) - 1)
 
-    monkeypatch.setattr(answers, "generate_batch", generate)
+    generate_as(monkeypatch, text)
     return kept
 
 
@@ -143,7 +142,12 @@ def test_answers_are_judged_and_refusals_left_out(tmp_path, vla_dir, monkeypatch
     assert row["off_drivable"] == pytest.approx({"1s": 0, "2s": 0, "3s": 0.5, "avg": 1 / 6})
     assert not any(fourth["collision"]) and not any(fourth["off_drivable"])
     np.testing.assert_allclose(first["plan_m"], left, atol=0.06)
-    assert second["refused"] and second["plan_m"] is None and second["collision"] is None and "plan" in second["reason"]
+    assert (
+        second["refused"]
+        and second["plan_m"] is None
+        and second["collision"] is None
+        and "PLANNING" in second["reason"]
+    )
     assert third["refused"] and third["errors_m"] is None and "speed" in third["reason"]
     assert first["kept"] == list(range(192)) and first["sample"] == "s0k0" and not first["refused"]
 

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from fastdrive_node.errors import InputError
-from fastdrive_node.families.loading import load_vla
-from fastdrive_node.planning.decode import Answer
+from fastdrive_node.families import load_vla
+from fastdrive_node.planning.generator import Generator
 from fastdrive_training.data import token_cache
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 from fastdrive_training.data.token_cache import FeatureStore
-from fastdrive_training.evaluation import OpenLoopSettings, answers, evaluate
+from fastdrive_training.evaluation import OpenLoopSettings, evaluate
 from fastdrive_training.evaluation import run as evaluation
 from fastdrive_training.vla.tiny_model import build_tiny_vla
+from tests.generation import generate_as
 from tests.training.tiny_nuscenes import write_dataset
 
 
@@ -31,11 +32,11 @@ def asked(monkeypatch):
     """Prompts that were answered; each row is timed as {"prefill_ms": its number of calls}, segments are short."""
     asked = []
 
-    def generate(language, vla, tokens, chosen, prompts):
-        asked.extend(prompts)
-        return [Answer("no plan", ()) for _ in prompts]
+    def text(indices):
+        asked.append(indices)
+        return "no plan"
 
-    monkeypatch.setattr(answers, "generate_batch", generate)
+    generate_as(monkeypatch, text)
     monkeypatch.setattr(evaluation, "SEGMENT", 2)
     monkeypatch.setattr(evaluation, "measure", lambda _, rows, __: [{"prefill_ms": 1.5} for _ in rows])
     return asked
@@ -58,17 +59,17 @@ def test_what_is_there_is_not_answered_again(tmp_path, dataset, tiny_vla, asked)
 
 
 def test_a_run_that_was_cut_off_goes_on(tmp_path, dataset, tiny_vla, asked, monkeypatch):
-    speak = answers.generate_batch
+    speak = Generator.generate
 
     def cut(*arguments):
         if len(asked) == 6:
             raise KeyboardInterrupt
         return speak(*arguments)
 
-    monkeypatch.setattr(answers, "generate_batch", cut)
+    monkeypatch.setattr(Generator, "generate", cut)
     with pytest.raises(KeyboardInterrupt):
         evaluate(dataset, tiny_vla, _settings(tmp_path / "run"), progress=False)
-    monkeypatch.setattr(answers, "generate_batch", speak)
+    monkeypatch.setattr(Generator, "generate", speak)
     resumed = evaluate(dataset, tiny_vla, _settings(tmp_path / "run"), progress=False)
     assert len(asked) == 12
     assert resumed == evaluate(dataset, tiny_vla, _settings(None), progress=False)

@@ -6,10 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from fastdrive_node.pruning.baselines import PRUNERS
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
 from fastdrive_node.pruning.checkpoint import save_calibration, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_node.pruning.registry import PRUNERS
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.commands.evaluate import all_pruners
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
@@ -30,7 +30,7 @@ def calibrated(tmp_path, tiny_vla):
     """An untrained pruner whose threshold some tokens pass."""
     torch.manual_seed(1)
     file = tmp_path / "pruner.safetensors"
-    save_pruner(file, ReconPruner.from_config(tiny_vla.model.config.text_config), tiny_vla.encoder_fingerprint)
+    save_pruner(file, ReconPruner(tiny_vla.family, tiny_vla.config.text_config), tiny_vla.encoder_fingerprint)
     scales = {camera: CameraScale(50.0, -3.0) for camera in CAMERAS}
     save_calibration(file, Calibration(scales, FitRecord("toy", "val", 1, 0.1, 0.1)))
     return file
@@ -51,10 +51,10 @@ def test_the_sets_before_are_those_of_the_scene_in_time_order(dataset, tiny_vla)
     earlier, pruner = EarlierSets(dataset, tiny_vla, features), Listener()
     for index, expected in ((0, 0), (2, 2), (7, REACH), (8, 0), (9, 1)):
         assert earlier.state(pruner, index) == "state"
-        stamps = [context.moment.t0_ns for context in pruner.contexts]
+        stamps = [context.frame.t0_ns for context in pruner.contexts]
         assert stamps == [dataset[place].stamp_ns for place in range(index - expected, index)]
     assert torch.equal(pruner.contexts[0].tokens, features.load([8])[0].tokens)
-    assert earlier.moment(9).cameras == tuple(tiny_vla.spec.cameras)
+    assert earlier.frame(9).cameras == tuple(tiny_vla.spec.cameras)
 
 
 def test_a_memory_that_time_has_ended_chooses_as_the_pruner_alone(tmp_path, dataset, tiny_vla, calibrated, monkeypatch):
@@ -73,6 +73,6 @@ def test_a_memory_that_time_has_ended_chooses_as_the_pruner_alone(tmp_path, data
 
 def test_without_names_only_what_the_pruner_file_allows_is_compared(dataset, tiny_vla, calibrated, tmp_path):
     plain = tmp_path / "plain.safetensors"
-    save_pruner(plain, ReconPruner.from_config(tiny_vla.model.config.text_config), tiny_vla.encoder_fingerprint)
+    save_pruner(plain, ReconPruner(tiny_vla.family, tiny_vla.config.text_config), tiny_vla.encoder_fingerprint)
     assert all_pruners(dataset, tiny_vla, plain) == PRUNERS
     assert all_pruners(dataset, tiny_vla, calibrated) == (*PRUNERS, "reconpruner-calibrated", "reconpruner-adaptive")

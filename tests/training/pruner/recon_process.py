@@ -15,6 +15,7 @@ from fastdrive_training.pruner.config import ReconRecipe, Schedule
 from fastdrive_training.pruner.decoder import ReconDecoder
 from fastdrive_training.pruner.train import train
 from fastdrive_training.pruner.trainer import ReconTrainer
+from tests.generation import QWEN
 from tests.training.pruner.recon_fixtures import CELL, GRID, PaintedBatches, text_config
 
 
@@ -25,8 +26,8 @@ def poisoned(folder: Path) -> str:
     schedule = Schedule(decoder_pretrain_steps=1, steps=5, lr=1e-3, checkpoint_every=2)
     trainer = ReconTrainer(
         ReconRecipe("v", "d", str(folder / "poisoned"), workers=0, tensorboard=False, schedule=schedule),
-        ReconPruner(text_config()),
-        ReconDecoder(text_config(), 1, CELL),
+        ReconPruner(QWEN, text_config()),
+        ReconDecoder(QWEN, text_config(), 1, CELL),
         PaintedBatches(poison=3, parts=processes.count, own=[processes.rank]),
         GRID,
         processes,

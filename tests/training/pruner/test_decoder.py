@@ -9,6 +9,7 @@ from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.pruner.data import cells_to_pixels, matched_random_masks, oracle_masks, random_masks
 from fastdrive_training.pruner.decoder import ReconDecoder, fold_cells, start_from_layers
 from fastdrive_training.pruner.losses import LossWeights, split_losses, straight_through
+from tests.generation import QWEN
 from tests.training.pruner.recon_fixtures import CELL, GRID, PaintedBatches, text_config
 
 SIZE = (GRID[0] * CELL, GRID[1] * CELL)
@@ -40,7 +41,8 @@ def test_mask_is_binary_forward_and_has_the_surrogates_gradient(surrogate):
 @pytest.mark.parametrize("surrogate", ["sigmoid", "raw"])
 def test_every_part_of_the_pruner_gets_gradient_through_the_mask(surrogate):
     torch.manual_seed(0)
-    pruner, decoder, batch = ReconPruner(text_config()), ReconDecoder(text_config(), 1, CELL), PaintedBatches().at(0)
+    pruner, decoder = ReconPruner(QWEN, text_config()), ReconDecoder(QWEN, text_config(), 1, CELL)
+    batch = PaintedBatches().at(0)
     scores = pruner(batch.tokens, GRID)
     mask = straight_through(scores, surrogate)
     weights = LossWeights(surrogate=surrogate)
@@ -115,7 +117,7 @@ def test_right_mask_costs_nothing_and_region_balance_weighs_the_smaller_region_u
 
 def test_decoder_is_bidirectional_and_paints_raster_order():
     torch.manual_seed(0)
-    decoder = ReconDecoder(text_config(), 1, CELL)
+    decoder = ReconDecoder(QWEN, text_config(), 1, CELL)
     tokens = torch.randn(1, 8, 32)
     changed = tokens.clone()
     changed[0, 7] += 1.0
@@ -198,8 +200,8 @@ def test_masks_that_are_given_follow_the_foreground():
 
 
 def test_pruner_and_decoder_can_start_from_the_language_models_layers(tiny_vla):
-    config, layers = tiny_vla.model.config.text_config, tiny_vla.model.model.language_model.layers
-    pruner, decoder = ReconPruner.from_config(config), ReconDecoder(config, 2, 28)
+    config, layers = tiny_vla.config.text_config, tiny_vla.model.model.language_model.layers
+    pruner, decoder = ReconPruner(QWEN, config), ReconDecoder(QWEN, config, 2, 28)
     query = pruner.query.detach().clone()
     start_from_layers(pruner, decoder, layers, pruner_layer=3, decoder_layer=1)
     for ours, theirs in ((pruner.layer, layers[3]), (decoder.layers[0], layers[1]), (decoder.layers[1], layers[2])):
@@ -215,4 +217,4 @@ def test_pruner_and_decoder_can_start_from_the_language_models_layers(tiny_vla):
     ):
         start_from_layers(pruner, decoder, layers, 4, None)
     with pytest.raises(ValueError, match="decoder_init: 6 layers are wanted, but the VLA has 4; lower decoder_layers"):
-        start_from_layers(pruner, ReconDecoder(config, 6, 28), layers, None, 0)
+        start_from_layers(pruner, ReconDecoder(QWEN, config, 6, 28), layers, None, 0)

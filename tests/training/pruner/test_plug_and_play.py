@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from fastdrive_node.cli import main
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families import load_vla
 from fastdrive_node.pruning.checkpoint import load_pruner
 from fastdrive_training.data.token_cache import pixel_encoder
 from fastdrive_training.pruner.train import train

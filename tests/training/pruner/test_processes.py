@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families import load_vla
 from fastdrive_node.pruning.checkpoint import load_pruner
 from fastdrive_training.engine.logging import read_log
 from fastdrive_training.pruner.train import train

@@ -20,6 +20,7 @@ from fastdrive_training.pruner.decoder import ReconDecoder
 from fastdrive_training.pruner.losses import LossWeights
 from fastdrive_training.pruner.trainer import ReconTrainer
 from fastdrive_training.scoring.token_metrics import ranking
+from tests.generation import QWEN
 from tests.training.pruner.recon_fixtures import CELL, GRID, PaintedBatches, text_config
 
 SHORT = Schedule(
@@ -35,7 +36,7 @@ def _trainer(
     recipe = ReconRecipe(
         "v", "d", str(out), workers=0, mask=mask, tensorboard=False, loss=loss, schedule=schedule, health=health
     )
-    pruner, decoder = ReconPruner(text_config()), ReconDecoder(text_config(), 1, CELL, loss.channels)
+    pruner, decoder = ReconPruner(QWEN, text_config()), ReconDecoder(QWEN, text_config(), 1, CELL, loss.channels)
     batches = batches or PaintedBatches(parts=schedule.accumulate)
     return ReconTrainer(recipe, pruner, decoder, batches, GRID, Processes("cpu"), **options)
 

@@ -12,11 +12,10 @@ from torch.nn.functional import rms_norm
 
 from fastdrive_node.cli import main
 from fastdrive_node.errors import InputError
-from fastdrive_node.families.loading import load_vla
-from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
+from fastdrive_node.families import load_vla
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
 from fastdrive_node.pruning.checkpoint import load_calibration, save_pruner
-from fastdrive_node.pruning.recon_pruner import ReconPruner, query_and_grid_positions
+from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 from fastdrive_training.scoring.calibration import (
@@ -27,6 +26,7 @@ from fastdrive_training.scoring.calibration import (
     threshold_figures,
 )
 from fastdrive_training.vla.tiny_model import build_tiny_vla
+from tests.generation import encode
 from tests.training.tiny_nuscenes import write_dataset
 
 TWO = ("CAM_FRONT", "CAM_BACK")
@@ -130,15 +130,13 @@ def vla_dir(tmp_path_factory, root):
     path = build_tiny_vla(tmp_path_factory.mktemp("vla") / "tiny", seed=0)
     vla = load_vla(path)
     torch.manual_seed(0)
-    pruner = ReconPruner.from_config(vla.model.config.text_config).requires_grad_(False).eval()
-    vision = TorchVision(vla.model.model.visual, vla.spec.image_size, 6)
+    pruner = ReconPruner(vla.family, vla.config.text_config).requires_grad_(False).eval()
     features, truth = [], []
     with torch.inference_mode():
         for keyframe in KeyframeDataset(root, "train"):
-            tokens = vision.encode([keyframe.load_image(camera) for camera in CAMERAS])
+            tokens = encode(vla, [keyframe.load_image(camera) for camera in CAMERAS])
             hidden = torch.cat([pruner.query.expand(6, 1, -1), tokens], dim=1)
-            rotary = pruner.rotary(hidden, query_and_grid_positions(vla.grid))
-            hidden = rms_norm(pruner.layer(hidden, position_embeddings=rotary), hidden.shape[-1:], eps=1e-6)
+            hidden = rms_norm(pruner.layer(hidden, vla.grid), hidden.shape[-1:], eps=1e-6)
             features.append((hidden[:, 1:] * hidden[:, :1]).flatten(0, 1))
             truth.append(torch.from_numpy(keyframe.coverage(CAMERAS, vla.grid)).flatten())
     design = torch.cat(features)

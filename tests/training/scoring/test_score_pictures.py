@@ -14,7 +14,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from fastdrive_node.cli import main
-from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families import load_vla
 from fastdrive_node.pruning.checkpoint import load_pruner, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.types import CAMERAS
@@ -37,7 +37,7 @@ def vla_dir(tmp_path_factory):
     path = build_tiny_vla(tmp_path_factory.mktemp("vla") / "tiny", seed=0)
     vla = load_vla(path)
     save_pruner(
-        path / "reconpruner.safetensors", ReconPruner.from_config(vla.model.config.text_config), vla.encoder_fingerprint
+        path / "reconpruner.safetensors", ReconPruner(vla.family, vla.config.text_config), vla.encoder_fingerprint
     )
     return path
 

@@ -11,10 +11,10 @@ import torch
 
 from fastdrive_node.cli import main
 from fastdrive_node.errors import InputError
-from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families import load_vla
 from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_node.pruning.score_options import ScoreOptions
+from fastdrive_node.pruning.score_pruner import ScoreOptions
 from fastdrive_node.pruning.temporal import TemporalSettings
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
@@ -176,7 +176,7 @@ def test_world_states_lie_in_one_frame(root):
 def test_the_command_gives_the_figures(tmp_path, root, vla):
     torch.manual_seed(0)
     file = tmp_path / "pruner.safetensors"
-    save_pruner(file, ReconPruner.from_config(vla.model.config.text_config), vla.encoder_fingerprint)
+    save_pruner(file, ReconPruner(vla.family, vla.config.text_config), vla.encoder_fingerprint)
     words = ["score", str(root), "--vla", str(vla.path), "--pruner", str(file), "--temporal"]
     output = ["--json", str(tmp_path / "figures.json")]
     assert main([*words, "--temporal-max-gap-s", "0.75", "--temporal-memory", "0.3", *output]) == 0
@@ -191,6 +191,6 @@ def test_the_command_gives_the_figures(tmp_path, root, vla):
 )
 def test_options_that_do_not_fit_are_refused(tmp_path, root, vla, capsys, words, message):
     file = tmp_path / "pruner.safetensors"
-    save_pruner(file, ReconPruner.from_config(vla.model.config.text_config), vla.encoder_fingerprint)
+    save_pruner(file, ReconPruner(vla.family, vla.config.text_config), vla.encoder_fingerprint)
     assert main(["score", str(root), "--vla", str(vla.path), "--pruner", str(file), "--temporal", *words]) == 1
     assert message in capsys.readouterr().err

@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 
 from fastdrive_node.cli import main
-from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families import load_vla
 from fastdrive_node.planning.answer_format import format_answer
-from fastdrive_node.planning.decode import Answer
-from fastdrive_node.pruning.baselines import make_pruner
+from fastdrive_node.planning.generator import Answer, Generated, Generator
+from fastdrive_node.pruning.registry import make_pruner
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
-from fastdrive_training.scoring import view_weights
 from fastdrive_training.scoring.view_weights import REFUSED_M, PlanningError, best_trial, search_weights
 from tests.training.tiny_nuscenes import write_dataset
 
@@ -43,11 +42,12 @@ def test_the_error_is_that_of_the_plans_and_refusals_count_as_far_off(root, tiny
     texts = [format_answer(future + np.array([0.0, 0.5]), tiny_vla.spec.answer), "no plan"]
     seen = []
 
-    def answers(pruner, language, vla, contexts, prompts, keep):
+    def generate(self, pruner, contexts, prompts, keep):
         seen.append((pruner.weights, keep))
-        return [(Answer(texts[index], ()), None) for index in range(len(prompts))]
+        answers = [Answer(text, tuple(self.vla.encode_text(text))) for text in texts]
+        return [Generated(answers[index], None) for index in range(len(prompts))]
 
-    monkeypatch.setattr(view_weights, "answer_pruned", answers)
+    monkeypatch.setattr(Generator, "generate", generate)
     objective = PlanningError(dataset, tiny_vla, 2, 0.75)
     weights = (0.5, 0.1, 0.1, 0.1, 0.1, 0.1)
     assert objective(weights) == pytest.approx((0.5 + REFUSED_M) / 2, abs=0.1)

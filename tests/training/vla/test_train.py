@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from fastdrive_node.cli import main
 from fastdrive_node.errors import InputError, TrainingError
-from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families import load_vla
 from fastdrive_training.data.adapters import open_source
 from fastdrive_training.engine.config import RecipeError
 from fastdrive_training.engine.distributed import Processes

@@ -14,8 +14,8 @@ import torch
 from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor, SamModel, SamProcessor
 from transformers.image_transforms import center_to_corners_format
 
-from fastdrive_node.engines.fingerprint import tensors_fingerprint
 from fastdrive_node.errors import ModelError
+from fastdrive_node.families.fingerprint import tensors_fingerprint
 from fastdrive_training.annotate.compose import Instance
 from fastdrive_training.annotate.settings import AnnotateSettings
 

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fastdrive_node.cli import write_json
-from fastdrive_node.families.loading import Vla
+from fastdrive_node.families import Vla
 from fastdrive_node.planning.loading import SHIPPED_VLA
-from fastdrive_node.pruning.baselines import PRUNERS, VARIANTS
 from fastdrive_node.pruning.checkpoint import load_calibration
+from fastdrive_node.pruning.registry import PRUNERS, VARIANTS
 from fastdrive_training.commands.options import add_dataset_arguments, open_dataset, pruner_file
 from fastdrive_training.data.adapters import ImageSource
 from fastdrive_training.evaluation import OpenLoopSettings, evaluate

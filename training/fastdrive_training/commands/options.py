@@ -9,7 +9,7 @@ import torch
 
 from fastdrive_node.devices import choose_device
 from fastdrive_node.errors import UsageError
-from fastdrive_node.families.loading import Vla, load_vla
+from fastdrive_node.families import Vla, load_vla
 from fastdrive_node.families.spec import load_spec
 from fastdrive_node.planning.loading import SHIPPED_PRUNER, default_vla_dir
 from fastdrive_training.data.adapters import ImageSource, open_source

@@ -13,12 +13,12 @@ from rich.console import Console
 from fastdrive_node.cli import write_json
 from fastdrive_node.devices import choose_device
 from fastdrive_node.errors import InputError
-from fastdrive_node.families.loading import Vla, load_vla
+from fastdrive_node.families import Vla, load_vla
 from fastdrive_node.families.spec import load_spec
 from fastdrive_node.pruning.calibration import Calibration
 from fastdrive_node.pruning.checkpoint import load_calibration, load_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_node.pruning.score_options import ScoreOptions, check_options
+from fastdrive_node.pruning.score_pruner import ScoreOptions, check_options
 from fastdrive_node.pruning.temporal import TemporalSettings
 from fastdrive_training.commands.options import (
     DTYPES,

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from fastdrive_node.errors import InputError
-from fastdrive_node.families.loading import Vla
-from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
+from fastdrive_node.families import VisualTokens, Vla
 from fastdrive_node.files import write_atomically
 from fastdrive_training.data.adapters.base import ImageSource, Item, dataset_identity
 
@@ -79,21 +79,16 @@ def load_images(item: Item, cameras: Sequence[str]) -> list[np.ndarray]:
     return [item.load_image(camera) for camera in cameras]
 
 
-def vision_tower(vla: Vla, cameras: int | None = None) -> TorchVision:
-    """The VLA's vision tower for images of ``cameras`` cameras (the VLA's own)."""
-    return TorchVision(vla.model.model.visual, vla.spec.image_size, cameras or len(vla.spec.cameras))
-
-
-def encode_keyframes(vision: TorchVision, images: list[list[np.ndarray]]) -> torch.Tensor:
+def encode_keyframes(vision: Any, images: list[list[np.ndarray]]) -> torch.Tensor:
     """Tokens float [keyframes, cameras, rows * cols, D] of the images of several keyframes, without gradient."""
     with torch.inference_mode():
-        flat = vision.encode([image for keyframe in images for image in keyframe])
+        flat = vision.encode_patches(vision.preprocess([image for keyframe in images for image in keyframe]))
     return flat.unflatten(0, (len(images), -1))
 
 
 def pixel_encoder(vla: Vla) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function: uint8 pixels [B, 3, H, W] at the tower's image size -> tokens float32 [B, N, D] without gradient."""
-    vision, device = vision_tower(vla), vla.model.model.visual.device
+    vision, device = vla.torch_vision(), vla.model.model.visual.device
 
     def encode(pixels: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -114,7 +109,7 @@ def _done(folder: Path, shape: tuple[int, ...]) -> int:
 
 
 def _fill(source: ImageSource, vla: Vla, tokens: np.memmap, progress: Path, done: int) -> None:
-    vision = vision_tower(vla, len(source.cameras))
+    vision = vla.torch_vision()
     bar = tqdm(total=len(source), initial=done, desc="encoding", unit="item")
     for start, images in _chunks(source, done):
         stop = start + len(images)
@@ -153,6 +148,10 @@ class Features:
     tokens: torch.Tensor  # [C, N, D], in the VLA's dtype, cameras in its order
     tower_attention: torch.Tensor | None  # float32 [C, N]; None where no pruner asked for it
 
+    def visual(self, grid: tuple[int, int]) -> VisualTokens:
+        """As a vision backend gives them; ``grid`` holds the token rows and columns of one image."""
+        return VisualTokens.from_raster(self.tokens, grid, self.tower_attention)
+
 
 class FeatureStore:
     """Features of the VLA's cameras by item, one safetensors file each.
@@ -168,7 +167,7 @@ class FeatureStore:
     def __init__(self, source: ImageSource, vla: Vla, folder: Path | None, attention: bool):
         require_cameras(source, vla)
         self._source, self._vla, self._attention = source, vla, attention
-        self._vision = vision_tower(vla)
+        self._vision = vla.torch_vision()
         self._folder = None if folder is None else folder / cache_key(source, vla, vla.spec.cameras)
 
     def load(self, indices: Sequence[int]) -> list[Features]:

@@ -9,25 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fastdrive_node.errors import AnswerError, InputError, ModelError, UsageError
-from fastdrive_node.families.loading import Vla
-from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
-from fastdrive_node.families.qwen2_5_vl.prompt import Prompt, build_prompt
-from fastdrive_node.planning.answer_format import parse_answer
+from fastdrive_node.errors import AnswerError, InputError, UsageError
+from fastdrive_node.families import Prompt, Vla
 from fastdrive_node.planning.checks import check_plan
-from fastdrive_node.planning.decode import generate_batch
-from fastdrive_node.planning.pruned_generation import answer_pruned, build_context
-from fastdrive_node.pruning.baselines import (
-    LayerPruner,
-    Need,
-    Pruner,
-    PruningContext,
-    RefinedPruner,
-    choose,
-    make_pruner,
-)
+from fastdrive_node.planning.generator import Answer, Generator
+from fastdrive_node.pruning.pruner import ContextField, Pruner, PruningContext
+from fastdrive_node.pruning.registry import make_pruner
+from fastdrive_node.pruning.score_pruner import RefinedPruner
 from fastdrive_node.pruning.select import keep_count
-from fastdrive_node.pruning.temporal import Moment, TemporalState
+from fastdrive_node.pruning.temporal import FrameContext, TemporalState
 from fastdrive_training.data.adapters.base import ImageSource, Item
 from fastdrive_training.data.token_cache import Features, FeatureStore
 from fastdrive_training.evaluation.metrics import Judgement, Surroundings, at_metric_steps, judge_plan
@@ -45,7 +35,7 @@ class EvaluationSample:
     features: Features  # of its own images, or of another scene's
     coverage: torch.Tensor | None  # [C, N], of the same images; None where no pruner asks for it
     around: Surroundings
-    moment: Moment | None = None  # of the images; None where no pruner asks for it
+    frame: FrameContext | None = None  # of the images; None where no pruner asks for it
     state: TemporalState | None = None  # what the sets before the images leave to the pruner with a memory
 
 
@@ -67,10 +57,10 @@ class PrunerRow:
     """One row of the table with its pruner."""
 
     key: RowKey
-    pruner: Pruner | LayerPruner
+    pruner: Pruner
     keep: int
 
-    def pruner_for(self, name: str) -> Pruner | LayerPruner:
+    def pruner_for(self, name: str) -> Pruner:
         """The row's pruner, or for one with a seed its own for this sample, whatever was run before."""
         if self.key.pruner not in SEEDED:
             return self.pruner
@@ -80,7 +70,7 @@ class PrunerRow:
 
 def make_rows(vla: Vla, settings: OpenLoopSettings) -> list[PrunerRow]:
     """The rows of the settings. Raises ModelError: a pruner cannot serve the VLA. UsageError: nothing would be kept."""
-    pruners: dict[str, Pruner | LayerPruner] = {}
+    pruners: dict[str, Pruner] = {}
     rows = []
     for key in settings.rows:
         if key.pruner not in pruners:
@@ -93,7 +83,7 @@ def make_rows(vla: Vla, settings: OpenLoopSettings) -> list[PrunerRow]:
     return rows
 
 
-def needs_of(rows: Sequence[PrunerRow]) -> frozenset[Need]:
+def needs_of(rows: Sequence[PrunerRow]) -> frozenset[ContextField]:
     """What the pruners of some rows look at beside tokens and grid."""
     return frozenset().union(*(row.pruner.needs for row in rows))
 
@@ -102,7 +92,7 @@ class Answerer:
     """Answers samples with a VLA."""
 
     def __init__(self, vla: Vla):
-        self.vla, self.language = vla, LanguageModel(vla)
+        self.vla, self.generator = vla, Generator(vla)
 
     def sample(
         self,
@@ -111,10 +101,10 @@ class Answerer:
         features: Features,
         around: Surroundings,
         coverage: bool,
-        moment: Moment | None = None,
+        frame: FrameContext | None = None,
         state: TemporalState | None = None,
     ) -> EvaluationSample:
-        """Put a sample together; ``features``, ``moment`` and ``state`` are those of ``images``.
+        """Put a sample together; ``features``, ``frame`` and ``state`` are those of ``images``.
 
         Raises InputError: no masks to cover.
         """
@@ -122,58 +112,39 @@ class Answerer:
         if coverage:
             known = np.nan_to_num(images.coverage(self.vla.spec.cameras, self.vla.grid), nan=0.0)
             cells = torch.from_numpy(known).to(self.vla.device)
-        prompt = build_prompt(self.vla, item.history, item.command)
-        return EvaluationSample(item, prompt, features, cells, around, moment, state)
+        prompt = self.generator.prompt(item.history, item.command)
+        return EvaluationSample(item, prompt, features, cells, around, frame, state)
 
     def context(self, row: PrunerRow, sample: EvaluationSample) -> PruningContext:
         """What the row's pruner sees of a sample."""
-        features = sample.features
-        return build_context(
-            row.pruner,
-            self.language,
-            features.tokens,
-            self.vla.grid,
-            sample.prompt,
-            features.tower_attention,
-            sample.coverage,
-            sample.moment,
-            sample.state,
-        )
+        visual = sample.features.visual(self.vla.grid)
+        return self.generator.context(row.pruner, visual, sample.prompt, sample.coverage, sample.frame, sample.state)
 
     @torch.inference_mode()
     def judged(self, row: PrunerRow, samples: Sequence[EvaluationSample]) -> list[JudgedAnswer]:
         """Answer the samples as one batch and judge the plans. Raises ModelError: the pruner's scores are unusable."""
-        try:
-            answers = self._answers(row, samples)
-        except ValueError as error:
-            raise ModelError(f"pruner {row.key.pruner}: {error}") from error
-        return [
-            self._judge(sample, text, kept.cpu().numpy().astype(np.int32))
-            for sample, (text, kept) in zip(samples, answers, strict=True)
-        ]
-
-    def _answers(self, row: PrunerRow, samples: Sequence[EvaluationSample]) -> list[tuple[str, torch.Tensor]]:
         contexts = [self.context(row, sample) for sample in samples]
         prompts = [sample.prompt for sample in samples]
-        if isinstance(row.pruner, LayerPruner):
-            answered = answer_pruned(row.pruner, self.language, self.vla, contexts, prompts, row.keep)
-            return [(answer.text, kept) for answer, kept in answered]
-        kept = [
-            choose(row.pruner_for(sample.item.name), context, row.keep)
-            for sample, context in zip(samples, contexts, strict=True)
+        selections = None
+        if row.key.pruner in SEEDED:
+            selections = [
+                row.pruner_for(sample.item.name).choose(context, row.keep)
+                for sample, context in zip(samples, contexts, strict=True)
+            ]
+        answers = self.generator.generate(row.pruner, contexts, prompts, row.keep, selections)
+        return [
+            self._judge(sample, each.answer, each.kept.cpu().numpy().astype(np.int32))
+            for sample, each in zip(samples, answers, strict=True)
         ]
-        tokens = [context.tokens for context in contexts]
-        answers = generate_batch(self.language, self.vla, tokens, kept, prompts)
-        return [(answer.text, indices) for answer, indices in zip(answers, kept, strict=True)]
 
-    def _judge(self, sample: EvaluationSample, text: str, kept: np.ndarray) -> JudgedAnswer:
-        item, answer = sample.item, self.vla.spec.answer
+    def _judge(self, sample: EvaluationSample, answer: Answer, kept: np.ndarray) -> JudgedAnswer:
+        item, text = sample.item, answer.text
         try:
-            plan = parse_answer(text, answer)
-            check_plan(plan, answer.interval_s, item.history.now.speed_mps)
+            trajectory = self.generator.answer.parse(answer.ids)
+            check_plan(trajectory.waypoints_m, trajectory.dt_s, item.history.now.speed_mps)
         except AnswerError as error:
             return JudgedAnswer(item.name, item.scene, text, None, str(error), None, kept)
-        plan = at_metric_steps(plan, answer.interval_s)
+        plan = at_metric_steps(trajectory.waypoints_m, trajectory.dt_s)
         return JudgedAnswer(item.name, item.scene, text, plan, None, judge_plan(plan, sample.around), kept)
 
 
@@ -193,13 +164,13 @@ class EarlierSets:
         self._source, self._features = source, features
         self._cameras, self._grid = tuple(vla.spec.cameras), vla.grid
 
-    def moment(self, index: int) -> Moment:
+    def frame(self, index: int) -> FrameContext:
         """Of an item by its position. Raises InputError: the dataset has no stamps or no ego motion."""
         item = self._source[index]
         world = item.find_world_state()
         if item.stamp_ns is None or world is None:
             raise InputError(f"{self._source.root}: {item.name} has no stamp or ego pose; temporal terms need both")
-        return Moment(item.stamp_ns, self._cameras, (), world)
+        return FrameContext(item.stamp_ns, self._cameras, (), world)
 
     @torch.inference_mode()
     def state(self, pruner: RefinedPruner, index: int) -> TemporalState | None:
@@ -209,7 +180,7 @@ class EarlierSets:
             first -= 1
         before = range(first, index)
         contexts = [
-            PruningContext(features.tokens, self._grid, moment=self.moment(position))
+            PruningContext.of(features.tokens, self._grid, frame=self.frame(position))
             for position, features in zip(before, self._features.load(before), strict=True)
         ]
         return pruner.state_after(contexts)

@@ -12,10 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastdrive_node.planning.decode import decode
-from fastdrive_node.planning.prefill import prefill, prune_prompt
-from fastdrive_node.planning.pruned_generation import Prefilled, prefill_pruned
-from fastdrive_node.pruning.baselines import LayerPruner, choose
+from fastdrive_node.pruning.pruner import Prefilled
 from fastdrive_training.evaluation.answers import Answerer, EvaluationSample, PrunerRow
 
 TIMED_SAMPLES = 20  # keyframes that the times are the medians of, one at a time
@@ -80,8 +77,8 @@ def _count(answerer: Answerer, row: PrunerRow, sample: EvaluationSample) -> dict
         "decode_flops_per_token": round(decode_flops / run.decoded),
         "peak_memory_mb": peak / 1e6,
     }
-    if isinstance(row.pruner, LayerPruner):
-        result["tokens_by_layer"] = list(run.prefilled.tokens)
+    if row.pruner.acts_inside:
+        result["tokens_by_layer"] = list(run.prefilled.tokens_by_layer)
     return result
 
 
@@ -91,14 +88,13 @@ class _Stages:
     def __init__(self, answerer: Answerer, row: PrunerRow, sample: EvaluationSample):
         self._answerer, self._row, self._sample = answerer, row, sample
         self._pruner = row.pruner_for(sample.item.name)
-        self._room = answerer.vla.spec.answer.max_new_tokens
         self.prefilled: Prefilled | None = None
         self.decoded = 1  # tokens of the answer
 
     @property
     def chooses(self) -> bool:
-        """Whether tokens are chosen in front of the language model."""
-        return self._row.key.pruner != "none" and not isinstance(self._row.pruner, LayerPruner)
+        """Whether tokens are chosen before the language model."""
+        return self._row.key.pruner != "none" and not self._row.pruner.acts_inside
 
     def before_decode(self) -> None:
         self.choose()
@@ -107,27 +103,14 @@ class _Stages:
     @torch.inference_mode()
     def choose(self) -> None:
         self._context = self._answerer.context(self._row, self._sample)
-        if not isinstance(self._pruner, LayerPruner):
-            self._kept = choose(self._pruner, self._context, self._row.keep)
+        self._chosen = self._pruner.choose(self._context, self._row.keep).indices
 
-    @torch.inference_mode()
     def prefill(self) -> None:
-        language, prompt = self._answerer.language, self._sample.prompt
-        if isinstance(self._pruner, LayerPruner):
-            self.prefilled = prefill_pruned(
-                self._pruner, language, [self._context], [prompt], self._row.keep, self._room
-            )
-            return
-        pruned = [prune_prompt(prompt, self._kept)]
-        tokens = self._context.tokens.flatten(0, 1)
-        logits, cache = prefill(language, pruned, [tokens[self._kept.to(tokens.device)]], self._room)
-        self.prefilled = Prefilled(pruned, logits, cache, [self._kept], (len(self._kept),) * language.layers)
+        inputs = [self._sample.prompt], [self._context.visual], [self._chosen]
+        self.prefilled = self._answerer.generator.prefill(self._pruner, *inputs, self._row.keep)
 
-    @torch.inference_mode()
     def decode(self) -> None:
-        done = self.prefilled
-        answers = decode(self._answerer.language, self._answerer.vla, done.prompts, done.logits, done.cache)
-        self.decoded = len(answers[0].ids)
+        self.decoded = len(self._answerer.generator.decode(self.prefilled)[0].ids)
 
 
 def _clock(answerer: Answerer, stage: Callable[[], None]) -> float:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastdrive_node.errors import InputError
-from fastdrive_node.families.loading import Vla
+from fastdrive_node.families import Vla
 from fastdrive_node.files import write_atomically
 from fastdrive_training.data.adapters.base import ImageSource
 from fastdrive_training.evaluation.answers import JudgedAnswer

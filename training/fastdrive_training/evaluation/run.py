@@ -10,8 +10,9 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from fastdrive_node.errors import InputError
-from fastdrive_node.families.loading import Vla
-from fastdrive_node.pruning.baselines import Need, RefinedPruner
+from fastdrive_node.families import Vla
+from fastdrive_node.pruning.pruner import ContextField
+from fastdrive_node.pruning.score_pruner import RefinedPruner
 from fastdrive_training.data.adapters.base import FUTURE_INTERVAL_S, FUTURE_POINTS, ImageSource
 from fastdrive_training.data.token_cache import FeatureStore
 from fastdrive_training.evaluation.answers import (
@@ -100,11 +101,11 @@ class _Evaluation:
         self._source, self._rows, self._samples, self._store = source, rows, samples, store
         self._batch = settings.batch
         needs = needs_of(rows)
-        self._coverage, self._moments = Need.COVERAGE in needs, Need.MOMENT in needs
+        self._coverage, self._frames = ContextField.COVERAGE in needs, ContextField.FRAME in needs
         refined = [row.pruner for row in rows if isinstance(row.pruner, RefinedPruner)]
         self._remembering = next((pruner for pruner in refined if pruner.remembers), None)
         self._answerer = Answerer(vla)
-        self._features = FeatureStore(source, vla, settings.features, Need.TOWER_ATTENTION in needs)
+        self._features = FeatureStore(source, vla, settings.features, ContextField.TOWER_ATTENTION in needs)
         self._earlier = EarlierSets(source, vla, self._features)
 
     def all(self, progress: bool) -> int:
@@ -148,9 +149,9 @@ class _Evaluation:
         for own, images, features in zip(self._samples.own[span], shown, self._features.load(shown), strict=True):
             item = self._source[own]
             seen, around = item if images == own else self._source[images], surroundings(item)
-            moment = self._earlier.moment(images) if self._moments else None
+            frame = self._earlier.frame(images) if self._frames else None
             state = self._earlier.state(self._remembering, images) if self._remembering else None
-            loaded.append(self._answerer.sample(item, seen, features, around, self._coverage, moment, state))
+            loaded.append(self._answerer.sample(item, seen, features, around, self._coverage, frame, state))
         return loaded
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastdrive_node.errors import UsageError
-from fastdrive_node.pruning.baselines import PRUNERS, VARIANTS
+from fastdrive_node.pruning.registry import PRUNERS, VARIANTS
 
 SEEDED = frozenset({"random"})  # pruners that a seed changes
 KNOWN = (*PRUNERS, *VARIANTS)

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from fastdrive_node.errors import InputError
-from fastdrive_node.families.qwen2_5_vl.preprocess import resize
+from fastdrive_node.families.images import resize
 from fastdrive_training.data.adapters.base import ImageSource, Item
 from fastdrive_training.data.masks import Regions, cell_coverage
 from fastdrive_training.engine.loop import StepBatches

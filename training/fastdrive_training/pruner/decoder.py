@@ -7,26 +7,24 @@ not, prevents that.
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 from torch import nn
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
-    Qwen2_5_VLDecoderLayer,
-    Qwen2_5_VLRMSNorm,
-    Qwen2_5_VLRotaryEmbedding,
-)
 
-from fastdrive_node.pruning.recon_pruner import ReconPruner, layer_config, query_and_grid_positions
+from fastdrive_node.families import VlaFamily
+from fastdrive_node.pruning.recon_pruner import ReconPruner
 
 
 class ReconDecoder(nn.Module):
-    """Qwen2.5-VL decoder layers with bidirectional attention, and a feed-forward head for the pixels of each token.
+    """The VLA's decoder layers with bidirectional attention, and a feed-forward head for the pixels of each token.
 
     A learned vector is added to every token, dropped or not: without it the gradient at a dropped token (zeros into an
     RMSNorm) is hundreds of times too steep, and the adversary collapses.
 
     Args:
-        text_config: of the VLA; gives width, heads and the rotary embedding.
+        family, text_config: of the VLA; they give the layers' class and sizes.
         layers: 6 in the paper.
         pixels: width of a token's cell in px.
         channels: of the images that it paints, 3 in the paper.
@@ -34,31 +32,26 @@ class ReconDecoder(nn.Module):
 
     def __init__(
         self,
-        text_config: Qwen2_5_VLTextConfig,
+        family: VlaFamily,
+        text_config: Any,
         layers: int,
         pixels: int,
         channels: int = 3,
     ):
         super().__init__()
-        config = layer_config(text_config)
-        config.num_hidden_layers, config.layer_types = layers, config.layer_types * layers
-        width = config.hidden_size
+        width = text_config.hidden_size
         self.pixels, self.channels = pixels, channels
-        self.rotary = Qwen2_5_VLRotaryEmbedding(config)
         self.offset = nn.Parameter(torch.randn(1, width))
-        self.layers = nn.ModuleList(Qwen2_5_VLDecoderLayer(config, index) for index in range(layers))
-        for layer in self.layers:
-            layer.self_attn.is_causal = False
-        self.norm = Qwen2_5_VLRMSNorm(width, eps=config.rms_norm_eps)
+        self.layers = nn.ModuleList(family.pruner_layer(text_config) for _ in range(layers))
+        self.norm = copy.deepcopy(self.layers[0].input_layernorm)  # the family's norm, new: its weight is 1
         values = channels * pixels**2
         self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, values))
 
     def forward(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Tokens [B, rows * cols, D] (dropped ones zero) -> images in (0, 1), [B, channels, rows * px, cols * px]."""
-        angles = self.rotary(tokens, query_and_grid_positions(grid, tokens.device)[..., 1:])
         hidden = tokens + self.offset
         for layer in self.layers:
-            hidden = layer(hidden, attention_mask=None, position_embeddings=angles)
+            hidden = layer(hidden, grid, query=False)
         return fold_cells(self.head(self.norm(hidden)).sigmoid(), grid, self.pixels)
 
 

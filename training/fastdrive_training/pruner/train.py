@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastdrive_node.families.loading import Vla, load_vla
+from fastdrive_node.families import Vla, load_vla
 from fastdrive_node.files import write_atomically
 from fastdrive_node.planning.loading import SHIPPED_PRUNER
 from fastdrive_node.pruning.checkpoint import save_pruner
@@ -98,10 +98,11 @@ def prepare(settings: ReconRecipe) -> ReconRun:
 def build_modules(settings: ReconRecipe, vla: Vla) -> tuple[ReconPruner, ReconDecoder]:
     """Pruner and decoder on the CPU, their weights from the recipe's seed and, where it says so, the VLA's layers."""
     torch.manual_seed(settings.seed)
-    text_config = vla.model.config.text_config
-    pruner = ReconPruner.from_config(text_config, settings.normalise)
-    pixels = vla.spec.image_size[0] // vla.grid[0]
-    decoder = ReconDecoder(text_config, settings.decoder_layers, pixels, settings.loss.channels)
+    text_config = vla.config.text_config
+    pruner = ReconPruner(vla.family, text_config, settings.normalise)
+    decoder = ReconDecoder(
+        vla.family, text_config, settings.decoder_layers, vla.pixels_per_token, settings.loss.channels
+    )
     layers = vla.model.model.language_model.layers
     try:
         start_from_layers(pruner, decoder, layers, settings.pruner_init, settings.decoder_init)

@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import precision_recall_curve
 from torch import nn
 
-from fastdrive_node.families.loading import Vla
+from fastdrive_node.families import Vla
 from fastdrive_node.files import write_atomically
 from fastdrive_training.data.adapters.base import ImageSource
 from fastdrive_training.data.token_cache import pixel_encoder

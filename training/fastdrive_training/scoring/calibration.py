@@ -41,24 +41,28 @@ def fit_cameras(scores: np.ndarray, coverage: np.ndarray, cameras: Sequence[str]
     fitted = {}
     for index, camera in enumerate(cameras):
         chosen = known[:, index]
-        fitted[camera] = _fit(scores[:, index][chosen], foreground[:, index][chosen]) or pooled
-        if not fitted[camera].scale > 0:
+        scale, shift = _fit(scores[:, index][chosen], foreground[:, index][chosen]) or pooled
+        if not scale > 0:
             raise InputError(
                 f"calibration: {camera}: background scores higher than foreground; the pruner is not trained, or the "
                 "masks are not of these images"
             )
+        fitted[camera] = CameraScale(scale, shift)
     return fitted
 
 
-def _fit(scores: np.ndarray, foreground: np.ndarray) -> CameraScale | None:
-    """None where a kind has too few tokens. A weak prior (C = 1) keeps the scale of separable scores finite."""
+def _fit(scores: np.ndarray, foreground: np.ndarray) -> tuple[float, float] | None:
+    """Scale and shift; None where a kind has too few tokens.
+
+    A weak prior (C = 1) keeps the scale of separable scores finite.
+    """
     if min(foreground.sum(), (~foreground).sum()) < LEAST_OF_A_KIND:
         return None
     scores = np.asarray(scores, np.float64)
     middle, spread = scores.mean(), scores.std() or 1.0
     model = LogisticRegression(C=1.0).fit(((scores - middle) / spread)[:, None], foreground)
     scale = float(model.coef_[0, 0] / spread)
-    return CameraScale(scale, float(model.intercept_[0] - scale * middle))
+    return scale, float(model.intercept_[0] - scale * middle)
 
 
 def expected_calibration_error(probability: np.ndarray, foreground: np.ndarray) -> float:

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from fastdrive_node.families.loading import Vla
+from fastdrive_node.families import Vla
 from fastdrive_training.data.image_sets import ImageSets
-from fastdrive_training.data.token_cache import CHUNK, encode_keyframes, vision_tower
+from fastdrive_training.data.token_cache import CHUNK, encode_keyframes
 from fastdrive_training.scoring.token_metrics import POSITIVE_COVERAGE, ranking, recall_at_keep
 
 _CAMERAS_AT_ONCE = 256
@@ -20,7 +20,7 @@ _CAMERAS_AT_ONCE = 256
 
 def score_sets(sets: ImageSets, positions: Sequence[int], vla: Vla, pruner) -> np.ndarray:
     """Scores float32 [positions, cameras, rows, cols], encoded chunk by chunk, with progress. Raises InputError."""
-    vision = vision_tower(vla, len(sets.cameras))
+    vision = vla.torch_vision()
     read, scores = sets.read(positions), []
     with tqdm(total=len(positions), desc="scoring", unit="set") as bar:
         while images := [images for _, images in islice(read, CHUNK)]:

@@ -15,16 +15,16 @@ import torch
 from tqdm import tqdm
 
 from fastdrive_node.errors import InputError
-from fastdrive_node.families.loading import Vla
+from fastdrive_node.families import Vla
 from fastdrive_node.pruning.calibration import Calibration
 from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_node.pruning.score_options import ScoreOptions, refine
+from fastdrive_node.pruning.score_pruner import ScoreOptions, refine
 from fastdrive_node.pruning.select import keep_count, select_top
-from fastdrive_node.pruning.temporal import Moment
+from fastdrive_node.pruning.temporal import FrameContext
 from fastdrive_training.data.adapters.base import ImageSource, Item
 from fastdrive_training.data.nuscenes.step_outs import Sighting, sightings
-from fastdrive_training.data.token_cache import CHUNK, encode_keyframes, load_images, require_cameras, vision_tower
+from fastdrive_training.data.token_cache import CHUNK, encode_keyframes, load_images, require_cameras
 from fastdrive_training.scoring.token_metrics import POSITIVE_COVERAGE
 
 KEEP_RATIOS = (0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
@@ -94,14 +94,14 @@ def _stream(
         world = keyframe.find_world_state()
         if keyframe.stamp_ns is None or world is None:
             raise InputError(f"{source.root}: {keyframe.name} has no stamp or ego pose; temporal terms need both")
-        context = PruningContext(tokens, vla.grid)
-        moment = Moment(keyframe.stamp_ns, tuple(vla.spec.cameras), (), world)
+        frame = FrameContext(keyframe.stamp_ns, tuple(vla.spec.cameras), (), world)
         with torch.inference_mode():
             scores = pruner(tokens, vla.grid)
         if keyframes and keyframes[-1].scene != keyframe.scene:
             state = None
-        without = refine(scores, context, moment, 1, plain_options, calibration)
-        refined = refine(scores, context, moment, 1, options, calibration, state)
+        context = PruningContext.of(tokens, vla.grid, frame=frame, state=state)
+        without = refine(scores, context, 1, plain_options, calibration)
+        refined = refine(scores, context, 1, options, calibration)
         state = refined.state
         notes[_kind(refined.temporal)] += 1
         plain.append(without.scores.float().cpu().numpy().ravel())
@@ -119,7 +119,7 @@ def _stream(
 def _tokens(source: ImageSource, vla: Vla) -> Iterator[tuple[Item, torch.Tensor]]:
     """Each keyframe with its tokens [cameras, N, D], with progress."""
     require_cameras(source, vla)
-    vision = vision_tower(vla)
+    vision = vla.torch_vision()
     with tqdm(total=len(source), desc="temporal", unit="keyframe") as bar:
         for start in range(0, len(source), CHUNK):
             keyframes = [source[index] for index in range(start, min(start + CHUNK, len(source)))]

@@ -15,15 +15,13 @@ import torch
 from tqdm import tqdm
 
 from fastdrive_node.errors import AnswerError, InputError
-from fastdrive_node.families.loading import Vla
-from fastdrive_node.families.qwen2_5_vl.language import LanguageModel
-from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
-from fastdrive_node.planning.answer_format import parse_answer
-from fastdrive_node.planning.pruned_generation import answer_pruned, build_context
+from fastdrive_node.families import Vla
+from fastdrive_node.planning.generator import Answer, Generator
 from fastdrive_node.pruning.baselines.prune2drive import Prune2Drive
+from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.pruning.select import keep_count
 from fastdrive_training.data.adapters.base import ImageSource
-from fastdrive_training.data.token_cache import encode_keyframes, load_images, require_cameras, vision_tower
+from fastdrive_training.data.token_cache import encode_keyframes, load_images, require_cameras
 from fastdrive_training.evaluation.metrics import step_errors
 from fastdrive_training.evaluation.samples import with_future
 
@@ -81,7 +79,7 @@ class PlanningError:
     """
 
     def __init__(self, source: ImageSource, vla: Vla, limit: int, drop: float):
-        self._vla, self._language = vla, LanguageModel(vla)
+        self._vla, self._generator = vla, Generator(vla)
         try:
             self._keep = keep_count(vla.tokens, drop)
         except ValueError as error:
@@ -91,7 +89,7 @@ class PlanningError:
         chosen, _ = with_future(source, limit, answer.points, answer.interval_s)
         self._items = [source[index] for index in chosen]
         self._futures = [item.future(answer.points, answer.interval_s) for item in self._items]
-        self._prompts = [build_prompt(vla, item.history, item.command) for item in self._items]
+        self._prompts = [self._generator.prompt(item.history, item.command) for item in self._items]
         self._tokens = self._encode()
 
     def __len__(self) -> int:
@@ -102,28 +100,24 @@ class PlanningError:
         errors = []
         for start in range(0, len(self), BATCH):
             span = slice(start, start + BATCH)
-            contexts = [
-                build_context(pruner, self._language, tokens, self._vla.grid, prompt)
-                for tokens, prompt in zip(self._tokens[span], self._prompts[span], strict=True)
-            ]
-            answers = answer_pruned(pruner, self._language, self._vla, contexts, self._prompts[span], self._keep)
+            contexts = [PruningContext.of(tokens, self._vla.grid) for tokens in self._tokens[span]]
+            answers = self._generator.generate(pruner, contexts, self._prompts[span], self._keep)
             errors += [
-                self._error(answer.text, future)
-                for (answer, _), future in zip(answers, self._futures[span], strict=True)
+                self._error(each.answer, future) for each, future in zip(answers, self._futures[span], strict=True)
             ]
         return float(np.mean(errors))
 
     def _encode(self) -> list[torch.Tensor]:
-        cameras, vision = self._vla.spec.cameras, vision_tower(self._vla)
+        cameras, vision = self._vla.spec.cameras, self._vla.torch_vision()
         tokens: list[torch.Tensor] = []
         for start in tqdm(range(0, len(self), BATCH), desc="encoding", unit="batch"):
             images = [load_images(item, cameras) for item in self._items[start : start + BATCH]]
             tokens += encode_keyframes(vision, images)
         return tokens
 
-    def _error(self, text: str, future: np.ndarray) -> float:
+    def _error(self, answer: Answer, future: np.ndarray) -> float:
         try:
-            plan = parse_answer(text, self._vla.spec.answer)
+            plan = self._generator.answer.parse(answer.ids).waypoints_m
         except AnswerError:
             return REFUSED_M
         return min(REFUSED_M, float(step_errors(plan, future).mean()))

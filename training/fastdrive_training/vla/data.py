@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from fastdrive_node.errors import InputError
-from fastdrive_node.families.qwen2_5_vl.preprocess import resize
-from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt
+from fastdrive_node.families import Vla
+from fastdrive_node.families.images import resize
+from fastdrive_node.families.prompt import build_prompt
 from fastdrive_node.families.spec import spec_json
-from fastdrive_node.families.vla import Vla
 from fastdrive_node.planning.answer_format import format_answer
 from fastdrive_node.types import EgoHistory
 from fastdrive_training.data.adapters import ImageSource, dataset_identity

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 
-from fastdrive_node.families.qwen2_5_vl.prompt import build_prompt, full_positions
-from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
-from fastdrive_node.families.vla import Vla
+from fastdrive_node.families import Vla, build_prompt, full_positions
 from fastdrive_node.types import EgoHistory, EgoState
 from fastdrive_training.engine.config import Count, Positive, Seed, Steps, recipe_class
 from fastdrive_training.engine.distributed import Processes
@@ -128,7 +126,7 @@ class Planner(nn.Module):
     def __init__(self, vla: Vla, precision: str = "float32"):
         super().__init__()
         self.core = vla.model
-        self.vision = TorchVision(vla.model.model.visual, vla.spec.image_size, cameras=len(vla.spec.cameras))
+        self.vision = vla.torch_vision()
         self.grid = vla.grid
         self.classes = nn.Linear(vla.width, LABELS_PER_TOKEN**2 * CLASSES)
         self.waypoints = nn.Linear(vla.width, vla.spec.answer.points * 2)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families.vla import Vla
+from fastdrive_node.families import Vla
 from fastdrive_node.planning.answer_format import example_answer
 from fastdrive_training.vla.tiny_model import NUMBERS
 

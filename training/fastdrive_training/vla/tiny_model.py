@@ -1,4 +1,4 @@
-"""An untrained tiny VLA: Qwen2.5-VL's own classes at a toy size, with a tokenizer of its own.
+"""An untrained tiny VLA: its family's own classes at a toy size, with a tokenizer of its own.
 
 The tokenizer writes a length or speed, sign to tenth, as one token. A model of this size cannot carry a plan from digit
 to digit: with a token per digit its text was worse than its hidden states, and lost digits (docs/decisions/0002).
@@ -14,22 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import GenerationConfig
 
 from fastdrive_node.families.numbers import NumberFormat
-from fastdrive_node.families.spec import SPEC_FILE, AnswerSpec, HistorySpec, NumberSpec, VlaSpec, spec_json
+from fastdrive_node.families.spec import FRAME, SPEC_FILE, AnswerSpec, HistorySpec, NumberSpec, VlaSpec, spec_json
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.engine.config import RecipeError, Seed, parse_recipe, recipe_class
+from fastdrive_training.families import SPECIAL, build_model
 
-SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
 UNKNOWN = "<unk>"
 PREAMBLE = "<PLANNING>Trajectory [x, y]: "
 CLOSING = "</PLANNING>"
@@ -104,7 +96,9 @@ def tiny_spec(size: TinySize | None = None, cameras: tuple[str, ...] = CAMERAS) 
     return VlaSpec(
         cameras=cameras,
         image_size=(size.image_height, size.image_width),
-        prompt_file="prompt.txt",
+        format=1,
+        frame=FRAME,
+        prompt="prompt.txt",
         camera_item="{camera}{image}",
         history=HistorySpec(steps=(4, 2, 1), interval_s=0.5),
         numbers=NumberSpec(
@@ -144,50 +138,6 @@ def _escape(word: str) -> str:
     return "".join(f"\\{char}" if char in "\\[](){}.+*?|^$-/" else char for char in word)
 
 
-def tiny_config(tokenizer: Tokenizer, size: TinySize) -> Qwen2_5_VLConfig:
-    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL}
-    pairs = size.width // size.heads // 2
-    time = pairs // 4  # as in the full-size model: a quarter for time, the rest halved between rows and columns
-    rows = (pairs - time) // 2
-    return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": tokenizer.get_vocab_size(),
-            "hidden_size": size.width,
-            "intermediate_size": size.intermediate,
-            "num_hidden_layers": size.layers,
-            "num_attention_heads": size.heads,
-            "num_key_value_heads": size.kv_heads,
-            "max_position_embeddings": 1024,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": [time, rows, pairs - time - rows],
-            },
-            "bos_token_id": None,
-            "eos_token_id": ids["<|im_end|>"],
-            "pad_token_id": ids["<|endoftext|>"],
-            "tie_word_embeddings": True,
-        },
-        vision_config={
-            "depth": size.tower_depth,
-            "hidden_size": size.tower_width,
-            "intermediate_size": size.tower_intermediate,
-            "num_heads": 4,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "window_size": 112,
-            "fullatt_block_indexes": list(size.full_attention_blocks),
-            "out_hidden_size": size.width,
-        },
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=True,
-    )
-
-
 def build_tiny_vla(
     path: str | Path, seed: int, size: TinySize | None = None, cameras: tuple[str, ...] = CAMERAS
 ) -> Path:
@@ -202,17 +152,16 @@ def build_tiny_vla(
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = tiny_tokenizer(cameras)
-    config = tiny_config(tokenizer, size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(config)
-        _embed_numbers(model.get_input_embeddings().weight, tokenizer, config.text_config.initializer_range)
+        model = build_model(tokenizer, size)
+        _embed_numbers(model.get_input_embeddings().weight, tokenizer, model.config.text_config.initializer_range)
     stop, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
     model.generation_config = GenerationConfig(eos_token_id=stop, pad_token_id=pad, do_sample=False)
     model.save_pretrained(path)
     tokenizer.save(str(path / "tokenizer.json"))
     spec = tiny_spec(size, cameras)
-    (path / spec.prompt_file).write_text(TEMPLATE, encoding="utf-8")
+    (path / spec.prompt).write_text(TEMPLATE, encoding="utf-8")
     (path / SPEC_FILE).write_text(json.dumps(spec_json(spec), indent=2) + "\n", encoding="utf-8")
     return path
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastdrive_node.errors import InputError
-from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families import load_vla
 from fastdrive_node.files import write_atomically
 from fastdrive_training.data.adapters import open_source
 from fastdrive_training.engine.checkpoint import require_checkpoint, start_folder

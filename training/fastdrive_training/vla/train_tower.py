@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, cross_entropy
 
-from fastdrive_node.families.loading import load_vla
+from fastdrive_node.families import load_vla
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.data.adapters import open_source
 from fastdrive_training.engine.checkpoint import require_checkpoint, start_folder

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from transformers import Qwen2_5_VLConfig
 
 from fastdrive_node.errors import InputError, ModelError
+from fastdrive_node.families import read_config
 from fastdrive_node.families.spec import load_spec
 from fastdrive_node.planning.loading import default_vla_dir
 from fastdrive_node.visualization.projection import CameraModel
@@ -94,11 +94,8 @@ def vla_folder(vla: str | Path | None) -> Path:
 def read_rig(vla: Path) -> Rig:
     """Cameras and grid of a VLA directory, without its weights. Raises ModelError: a file of it is unusable."""
     spec = load_spec(vla)
-    try:
-        vision = Qwen2_5_VLConfig.from_pretrained(vla, local_files_only=True).vision_config
-        cell = vision.patch_size * vision.spatial_merge_size
-    except Exception as error:  # transformers raises many kinds for a bad configuration
-        raise ModelError(f"{vla / 'config.json'}: not a usable configuration ({type(error).__name__})") from error
+    family, config = read_config(vla)
+    cell = family.pixels_per_token(config)
     return Rig(tuple(spec.cameras), (spec.image_size[0] // cell, spec.image_size[1] // cell))
 
 

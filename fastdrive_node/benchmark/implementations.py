@@ -1,7 +1,7 @@
-"""The two sides of the comparison: this package's stages, and plain transformers, on the same weights and inputs.
+"""The two implementations of the comparison: this package, and plain transformers, on the same weights and inputs.
 
 Both start from the same patches (one preprocessing serves both) and the same token ids, decode greedily and look at
-each token on the CPU, as one must to see the end of an answer. ``Transformers`` is the model as a user calls it:
+each token on the CPU, as one must to see the end of an answer. ``HfGenerate`` is the model as a user calls it:
 ``get_image_features``, ``forward`` with its own cache, and ``generate`` from images to ids. Its prefill and decode
 are bare calls of ``forward``, which is less work than the same steps inside of ``generate``; its prefill computes
 M-RoPE ids, as it does on each request, while this package keeps them from one request of a form to the next.
@@ -9,37 +9,36 @@ M-RoPE ids, as it does on each request, while this package keeps them from one r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from fastdrive_node.families.qwen2_5_vl.language import KvCache, LanguageModel
-from fastdrive_node.families.qwen2_5_vl.prompt import Prompt
-from fastdrive_node.families.vision_backend import VisionBackend
-from fastdrive_node.families.vla import Vla
-from fastdrive_node.planning.decode import decode
-from fastdrive_node.planning.prefill import PrunedPrompt, prefill, prune_prompt
-from fastdrive_node.pruning.baselines import NoPruner
-from fastdrive_node.pruning.pruner import Pruner, PruningContext, choose
+from fastdrive_node.families import Prompt, VisionBackend, VisualTokens, Vla
+from fastdrive_node.planning.generator import Generator
+from fastdrive_node.pruning.baselines.simple import NoPruner
+from fastdrive_node.pruning.pruner import Prefilled, Pruner, PruningContext
 from fastdrive_node.pruning.select import keep_count
+from fastdrive_node.types import Trajectory
 
 
-class FixedLength(Vla):
-    """A VLA whose answers end at ``max_new_tokens`` and nowhere before, so that both sides write as much."""
+@dataclass(frozen=True)
+class FixedLength:
+    """An ``AnswerFormat`` whose answers end at ``max_new_tokens`` and nowhere before, so that all write as much."""
 
-    stop_ids = frozenset()
-    eos_ids = frozenset()
+    max_new_tokens: int
+    stop_ids: frozenset[int] = frozenset()
 
+    def text(self, ids: Sequence[int]) -> str:
+        return ""
 
-def fixed_length(vla: Vla, answer_tokens: int) -> FixedLength:
-    """The same VLA, with answers of ``answer_tokens`` tokens."""
-    answer = replace(vla.spec.answer, max_new_tokens=answer_tokens)
-    return FixedLength(vla.path, vla.model, vla.tokenizer, replace(vla.spec, answer=answer), vla.template)
+    def parse(self, ids: Sequence[int]) -> Trajectory:
+        raise ValueError("an answer of fixed length is no trajectory")
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What both sides are given."""
+    """What both implementations are given."""
 
     vla: Vla
     vision: VisionBackend
@@ -47,62 +46,41 @@ class Workload:
     prompt: Prompt
 
 
-@dataclass(frozen=True)
-class Prefilled:
-    """A prompt behind this package's prefill."""
-
-    prompt: PrunedPrompt
-    logits: torch.Tensor  # [1, vocabulary]
-    cache: KvCache
-
-
-class Ours:
+class FastDrive:
     """This package's stages, as ``Pipeline.plan`` calls them, with answers of a fixed length."""
 
     def __init__(self, work: Workload, answer_tokens: int, pruner: Pruner | None = None, drop: float = 0.0):
-        self.work = work
-        self.vla = fixed_length(work.vla, answer_tokens)
-        self.language = LanguageModel(self.vla)
+        self.work, self.vla = work, work.vla
+        self.generator = Generator(work.vla, answer=FixedLength(answer_tokens))
         self.pruner = pruner or NoPruner()
         self.keep = keep_count(self.vla.tokens, drop)
 
-    def encode(self) -> torch.Tensor:
-        """Tokens [C, rows * columns, D]."""
-        return self.work.vision.encode_patches(self.work.patches)
+    def encode(self) -> VisualTokens:
+        return self.work.vision.encode(self.work.patches)
 
-    def prune(self, tokens: torch.Tensor) -> torch.Tensor:
+    def prune(self, visual: VisualTokens) -> torch.Tensor:
         """Ascending indices of the kept tokens, int64 [K]."""
-        return choose(self.pruner, PruningContext(tokens, self.vla.grid), self.keep)
+        return self.pruner.choose(PruningContext(visual), self.keep).indices
 
-    def prefill(self, tokens: torch.Tensor, kept: torch.Tensor) -> Prefilled:
-        prompt = prune_prompt(self.work.prompt, kept)
-        seen = tokens.flatten(0, 1)[kept.to(tokens.device)]
-        return Prefilled(prompt, *prefill(self.language, [prompt], [seen], self.vla.spec.answer.max_new_tokens))
+    def prefill(self, visual: VisualTokens, kept: torch.Tensor) -> Prefilled:
+        return self.generator.prefill(self.pruner, [self.work.prompt], [visual], [kept], self.keep)
 
     def decode(self, state: Prefilled) -> tuple[int, ...]:
         """Greedy ids of the whole answer; ``state`` may be used again."""
-        state.cache.used = len(state.prompt)
-        return decode(self.language, self.vla, [state.prompt], state.logits, state.cache)[0].ids
+        state.cache.used = len(state.prompts[0])
+        return self.generator.decode(state)[0].ids
 
     def end_to_end(self) -> tuple[int, ...]:
         """Patches to ids."""
-        tokens = self.encode()
-        return self.decode(self.prefill(tokens, self.prune(tokens)))
+        visual = self.encode()
+        return self.decode(self.prefill(visual, self.prune(visual)))
 
     def forced_logits(self, state: Prefilled, ids: tuple[int, ...]) -> torch.Tensor:
         """float32 [len(ids), vocabulary]: the logits that each id of a given answer is chosen from."""
-        state.cache.used = len(state.prompt)
-        positions = (state.prompt.next_position + torch.arange(len(ids))).expand(3, 1, -1)
-        cos, sin = self.language.rotary(positions.to(state.logits.device))
-        rows = [state.logits]
-        for step, token in enumerate(ids[:-1]):
-            embedding = self.language.embed(torch.tensor([[token]], device=state.logits.device))
-            now = slice(step, step + 1)
-            rows.append(self.language.forward(embedding, cos[:, now], sin[:, now], state.cache))
-        return torch.cat(rows).float()
+        return self.generator.forced_logits(state, ids)
 
 
-class Transformers:
+class HfGenerate:
     """Plain transformers on the same weights, with answers of a fixed length."""
 
     def __init__(self, work: Workload, answer_tokens: int):
@@ -128,8 +106,8 @@ class Transformers:
         """transformers' output, with the logits of the last position and the filled cache."""
         ids = self.inputs["input_ids"]
         embeds = self.model.get_input_embeddings()(ids)
-        places, _ = self.model.model.get_placeholder_mask(ids, inputs_embeds=embeds, image_features=tokens)
-        embeds = embeds.masked_scatter(places, tokens.to(embeds.dtype))
+        positions, _ = self.model.model.get_placeholder_mask(ids, inputs_embeds=embeds, image_features=tokens)
+        embeds = embeds.masked_scatter(positions, tokens.to(embeds.dtype))
         return self.model(**self.inputs, inputs_embeds=embeds, use_cache=True, logits_to_keep=1)
 
     def decode(self, state) -> tuple[int, ...]:

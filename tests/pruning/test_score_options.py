@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
 from fastdrive_node.pruning.pruner import PruningContext
-from fastdrive_node.pruning.score_options import ScoreOptions, refine
+from fastdrive_node.pruning.score_pruner import ScoreOptions, refine
 from fastdrive_node.pruning.select import keep_above, select_top
-from fastdrive_node.pruning.temporal import Moment, TemporalSettings
+from fastdrive_node.pruning.temporal import FrameContext, TemporalSettings
 from fastdrive_node.types import EgoState
 
 GRID = (2, 3)
 CAMERAS = ("CAM_FRONT", "CAM_BACK")
-CONTEXT = PruningContext(torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0)), GRID)
+CONTEXT = PruningContext.of(torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0)), GRID)
 SCORES = torch.tensor([[3.0, 1.0, -1.0, -2.0, -3.0, 0.5], [2.0, 0.0, -0.5, -4.0, 1.5, -1.5]])
 CALIBRATION = Calibration(
     {"CAM_FRONT": CameraScale(1.0, -2.0), "CAM_BACK": CameraScale(2.0, 1.0)}, FitRecord("d", "val", 1, 0.1, 0.1)
@@ -24,30 +24,18 @@ CALIBRATION = Calibration(
 TEMPORAL = TemporalSettings(change=1.0, memory=0.5)
 
 
-def moment(t_s=0.0, speed=5.0):
-    return Moment(round(t_s * 1e9), CAMERAS, (), EgoState(0, speed * t_s, 0.0, 0.0, speed))
+def frame(t_s=0.0, speed=5.0):
+    return FrameContext(round(t_s * 1e9), CAMERAS, (), EgoState(0, speed * t_s, 0.0, 0.0, speed))
 
 
 def run(options, scores=SCORES, t_s=0.0, keep=6, state=None, calibration=CALIBRATION, context=CONTEXT):
-    return refine(scores, context, moment(t_s), keep, options, calibration, state)
+    return refine(scores, dataclasses.replace(context, frame=frame(t_s), state=state), keep, options, calibration)
 
 
 def test_nothing_is_done_by_default():
     refined = run(ScoreOptions())
     assert refined.scores is SCORES and refined.keep == 6
     assert (refined.temporal, refined.state) == ("off", None)
-
-
-def test_pruners_without_scores_go_through_where_nothing_is_asked():
-    assert run(ScoreOptions(), scores=None).scores is None
-
-
-@pytest.mark.parametrize(
-    "options", [ScoreOptions(calibrated=True), ScoreOptions(keep_threshold=0.5), ScoreOptions(temporal=TEMPORAL)]
-)
-def test_options_need_scores(options):
-    with pytest.raises(ModelError, match="the pruner has no scores"):
-        run(options, scores=None)
 
 
 @pytest.mark.parametrize("options", [ScoreOptions(calibrated=True), ScoreOptions(keep_threshold=0.5)])

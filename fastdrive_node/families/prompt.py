@@ -4,38 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 
 import torch
 
 from fastdrive_node.errors import EgoStateError, ModelError
+from fastdrive_node.families.base import Prompt
 from fastdrive_node.families.numbers import NumberFormat
 from fastdrive_node.families.vla import Vla
-from fastdrive_node.planning.answer_format import example_answer
 from fastdrive_node.types import Command, EgoHistory, EgoState
 
-IMAGE = "<|image_pad|>"
 _CACHED_FORMS = 64
 _MARKER = re.compile(r"\{([a-z_]+)\}")
 _TEMPLATE_MARKERS = frozenset({"images", "history", "speed", "accel", "yaw_rate", "command"})
 _ITEM_MARKERS = frozenset({"t", "x", "y", "speed", "accel", "yaw_rate"})
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt over all N visual tokens; pruning drops some of them later.
-
-    Positions are those of the full sequence: row i of ``position_ids`` is the (T, H, W) id of token i.
-    """
-
-    text: str
-    input_ids: torch.Tensor  # int64 [L]; image placeholders included
-    position_ids: torch.Tensor  # int64 [3, L]
-    visual: torch.Tensor  # int64 [N], where the visual tokens stand, camera after camera in raster order
-    next_position: int  # maximum position + 1: where the answer starts
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
 
 
 def build_prompt(vla: Vla, history: EgoHistory, command: Command = Command.NONE) -> Prompt:
@@ -46,32 +27,28 @@ def build_prompt(vla: Vla, history: EgoHistory, command: Command = Command.NONE)
             does not meet the VLA's steps.
     """
     text = prompt_text(vla, history, command)
-    input_ids = torch.tensor(vla.tokenizer.encode(text, add_special_tokens=False))
-    visual = (input_ids == vla.model.config.image_token_id).nonzero().flatten()
+    input_ids = torch.tensor(vla.encode_text(text))
+    visual = (input_ids == vla.image_token_id).nonzero().flatten()
     if len(visual) != vla.tokens:
         raise ModelError(
-            f"{vla.path / vla.spec.prompt_file}: gives {len(visual)} image tokens for the {vla.tokens} of "
-            f"{len(vla.spec.cameras)} cameras; only {{images}} may hold {IMAGE}"
+            f"{vla.path / vla.spec.prompt}: gives {len(visual)} image tokens for the {vla.tokens} of "
+            f"{len(vla.spec.cameras)} cameras; only {{images}} may hold image tokens"
         )
     position_ids, next_position = full_positions(vla, input_ids)
     return Prompt(text, input_ids, position_ids, visual, next_position)
 
 
 def full_positions(vla: Vla, input_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """M-RoPE ids [3, L] of a full sequence by the model's own ``get_rope_index``, and the maximum + 1.
+    """Position ids [P, L] of a full sequence by the model's own rule, and the one that follows.
 
-    They depend on where images stand, not on the words, so prompts of one form share one computation.
+    They depend on the positions of the image tokens, not on the text, so prompts of one form share one computation.
     """
-    kinds = (input_ids == vla.model.config.image_token_id).to(torch.int32)
-    key = kinds.numpy().tobytes()
+    key = (input_ids == vla.image_token_id).numpy().tobytes()
     cache = vla.position_cache
     if key not in cache:
         if len(cache) >= _CACHED_FORMS:
             cache.clear()
-        merge = vla.model.config.vision_config.spatial_merge_size
-        grids = torch.tensor([[1, vla.grid[0] * merge, vla.grid[1] * merge]] * len(vla.spec.cameras))
-        ids, delta = vla.model.model.get_rope_index(input_ids[None], kinds[None], image_grid_thw=grids)
-        cache[key] = ids[:, 0], int(delta) + len(input_ids)
+        cache[key] = vla.family.position_ids(vla, input_ids)
     return cache[key]
 
 
@@ -92,7 +69,7 @@ def prompt_text(vla: Vla, history: EgoHistory, command: Command = Command.NONE) 
 
 
 def _images(vla: Vla) -> str:
-    image = f"<|vision_start|>{IMAGE * (vla.grid[0] * vla.grid[1])}<|vision_end|>"
+    image = vla.family.image_text(vla.grid[0] * vla.grid[1])
     return "".join(_fill(vla.spec.camera_item, {"camera": name, "image": image}) for name in vla.spec.cameras)
 
 
@@ -148,13 +125,12 @@ def _fill(template: str, values: dict[str, str]) -> str:
 
 
 def check_prompt(vla: Vla) -> None:
-    """Check that the tokenizer can write the VLA's prompts and answers without loss.
+    """Check that the tokenizer can write the VLA's prompts without loss.
 
     Raises:
-        ModelError: a marker is unknown or missing, the tokenizer does not know part of the text, or the answer needs
-            more tokens than it may have.
+        ModelError: a marker is unknown or missing, or the tokenizer does not know part of the text.
     """
-    spec, file = vla.spec, vla.path / vla.spec.prompt_file
+    spec, file = vla.spec, vla.path / vla.spec.prompt
     _check_markers(str(file), vla.template, _TEMPLATE_MARKERS, {"images"})
     _check_markers("vla.json: camera_item", spec.camera_item, frozenset({"camera", "image"}), {"image"})
     _check_markers("vla.json: history.item", spec.history.item, _ITEM_MARKERS, set())
@@ -162,15 +138,7 @@ def check_prompt(vla: Vla) -> None:
     long = EgoHistory((moving,) * (max(spec.history.steps, default=0) + 1), spec.history.interval_s)
     for history in (long, EgoHistory((moving,), spec.history.interval_s)):
         for command in Command:
-            _check_round_trip(vla, build_prompt(vla, history, command).text, str(file))
-    answer = example_answer(spec.answer)
-    _check_round_trip(vla, answer, "vla.json: answer")
-    needed = len(vla.tokenizer.encode(answer, add_special_tokens=False))
-    if needed > spec.answer.max_new_tokens:
-        raise ModelError(
-            f"{vla.path}: vla.json: answer.max_new_tokens: {spec.answer.max_new_tokens} is too few; a short answer "
-            f"already has {needed} tokens"
-        )
+            vla.check_text(build_prompt(vla, history, command).text, str(file))
 
 
 def _check_markers(where: str, template: str, known: frozenset[str], required: set[str]) -> None:
@@ -179,10 +147,3 @@ def _check_markers(where: str, template: str, known: frozenset[str], required: s
         raise ModelError(f"{where}: unknown marker {{{min(found - known)}}}; known are {', '.join(sorted(known))}")
     if required - found:
         raise ModelError(f"{where}: the marker {{{min(required - found)}}} is missing")
-
-
-def _check_round_trip(vla: Vla, text: str, where: str) -> None:
-    ids = vla.tokenizer.encode(text, add_special_tokens=False)
-    if vla.tokenizer.decode(ids) != text:
-        bad = next((t for t in vla.tokenizer.convert_ids_to_tokens(ids) if t == vla.tokenizer.unk_token), "other text")
-        raise ModelError(f"{where}: tokenizer.json does not give this text back (it reads {bad})")

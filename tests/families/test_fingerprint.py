@@ -2,8 +2,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastdrive_node.engines.fingerprint import encoder_fingerprint, tensors_fingerprint
 from fastdrive_node.errors import ModelError
+from fastdrive_node.families.fingerprint import encoder_fingerprint, tensors_fingerprint
+from tests.generation import QWEN
 
 
 @pytest.fixture
@@ -14,7 +15,7 @@ def weights(tiny_dir):
 def write(folder, weights):
     folder.mkdir(exist_ok=True)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    return encoder_fingerprint(folder)
+    return encoder_fingerprint(folder, QWEN.encoder_prefixes)
 
 
 def test_it_is_that_of_the_tower_in_memory(tiny_vla):
@@ -23,12 +24,12 @@ def test_it_is_that_of_the_tower_in_memory(tiny_vla):
 
 def test_it_does_not_change_with_the_language_half(tmp_path, tiny_dir, weights):
     weights["model.norm.weight"] += 1
-    assert write(tmp_path, weights) == encoder_fingerprint(tiny_dir)
+    assert write(tmp_path, weights) == encoder_fingerprint(tiny_dir, QWEN.encoder_prefixes)
 
 
 def test_it_changes_with_one_value_of_the_tower(tmp_path, tiny_dir, weights):
     weights["visual.merger.ln_q.weight"][3] += 1e-3
-    assert write(tmp_path, weights) != encoder_fingerprint(tiny_dir)
+    assert write(tmp_path, weights) != encoder_fingerprint(tiny_dir, QWEN.encoder_prefixes)
 
 
 def test_it_notices_that_a_file_was_replaced(tmp_path, weights):
@@ -40,14 +41,14 @@ def test_it_notices_that_a_file_was_replaced(tmp_path, weights):
 
 def test_checkpoints_may_name_the_tower_inside_of_the_model(tmp_path, tiny_dir, weights):
     renamed = {f"model.{name}" if name.startswith("visual.") else name: tensor for name, tensor in weights.items()}
-    assert write(tmp_path, renamed) == encoder_fingerprint(tiny_dir)
+    assert write(tmp_path, renamed) == encoder_fingerprint(tiny_dir, QWEN.encoder_prefixes)
 
 
 def test_weights_in_shards_have_the_same_one(tmp_path, tiny_dir, weights):
     names = sorted(weights)
     save_file({name: weights[name] for name in names[::2]}, tmp_path / "model-1.safetensors")
     save_file({name: weights[name] for name in names[1::2]}, tmp_path / "model-2.safetensors")
-    assert encoder_fingerprint(tmp_path) == encoder_fingerprint(tiny_dir)
+    assert encoder_fingerprint(tmp_path, QWEN.encoder_prefixes) == encoder_fingerprint(tiny_dir, QWEN.encoder_prefixes)
 
 
 def test_no_tower_is_an_error(tmp_path):
@@ -58,4 +59,4 @@ def test_no_tower_is_an_error(tmp_path):
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(ModelError, match=r"model\.safetensors: not a readable safetensors file"):
-        encoder_fingerprint(tmp_path)
+        encoder_fingerprint(tmp_path, QWEN.encoder_prefixes)

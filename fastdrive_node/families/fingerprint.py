@@ -1,0 +1,112 @@
+"""Identities: a pruner serves exactly the encoder that it was trained on, an engine holds exactly one pruner."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from fastdrive_node.errors import ModelError
+
+_HEAD = "lm_head."  # of the language model, named so in every checkpoint
+Files = tuple[tuple[str, int, int], ...]  # name, time of change and size: what a cached fingerprint belongs to
+Prefixes = tuple[str, ...]
+
+
+def tensors_fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 over (name, dtype, shape, bytes) of tensors in name order; names without the model's prefix."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        _add(digest, name, tensor)
+    return digest.hexdigest()
+
+
+def _add(digest, name: str, tensor: torch.Tensor) -> None:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    digest.update(f"{name}|{dtype}|{tuple(tensor.shape)}|".encode())
+    digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
+
+
+def encoder_fingerprint(vla_dir: str | Path, prefixes: Prefixes) -> str:
+    """Fingerprint of the vision tower in a VLA directory, as stored, whatever dtype it is loaded in.
+
+    Args:
+        prefixes: of the tower's tensors; names enter the fingerprint without them.
+
+    Raises:
+        ModelError: no readable safetensors file, or none that holds a vision tower.
+    """
+    return _stored_fingerprint(str(vla_dir), _weight_files(vla_dir), prefixes, (), "a vision tower")
+
+
+def language_fingerprint(vla_dir: str | Path, prefixes: Prefixes, others: Prefixes, constants: str) -> str:
+    """Fingerprint of a VLA's language model: its tensors as stored, and the constants that a graph of it bakes in.
+
+    Args:
+        prefixes: of the language model's tensors, without the head's; of two that fit the first counts.
+        others: prefixes of tensors that are not the language model's, though one of ``prefixes`` fits.
+
+    Raises:
+        ModelError: no readable safetensors file, or none that holds a language model.
+    """
+    stored = _stored_fingerprint(str(vla_dir), _weight_files(vla_dir), prefixes, others, "a language model")
+    return hashlib.sha256(f"{constants}|{stored}".encode()).hexdigest()
+
+
+def _weight_files(vla_dir: str | Path) -> Files:
+    files = sorted(Path(vla_dir).glob("*.safetensors"))
+    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+
+
+@lru_cache(maxsize=16)
+def _stored_fingerprint(vla_dir: str, files: Files, prefixes: Prefixes, others: Prefixes, what: str) -> str:
+    """One tensor at a time is in memory: this may be most of a VLA."""
+    found: dict[str, tuple[str, str]] = {}  # name without prefix -> file, stored name
+    for file, _, _ in files:
+        with _opened(file) as stored:
+            for name in stored.keys():  # noqa: SIM118
+                prefix = next((each for each in prefixes if name.startswith(each)), None)
+                if others and name.startswith(others):
+                    continue
+                if prefix is not None:
+                    found[name.removeprefix(prefix)] = file, name
+                elif others and name.startswith(_HEAD):
+                    found[name] = file, name
+    if not found:
+        raise ModelError(f"{vla_dir}: no safetensors file holds {what} (tensors named {' or '.join(prefixes)}*)")
+    digest = hashlib.sha256()
+    for bare in sorted(found):
+        file, name = found[bare]
+        with _opened(file) as stored:
+            _add(digest, bare, stored.get_tensor(name))
+    return digest.hexdigest()
+
+
+@contextmanager
+def _opened(file: str) -> Iterator:
+    try:
+        with safe_open(file, framework="pt") as stored:
+            yield stored
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file}: not a readable safetensors file ({error}); fetch it again") from error
+
+
+def pruner_fingerprint(path: str | Path) -> str:
+    """SHA-256 over the weights, configuration and encoder of a pruner file; its calibration has no part in it.
+
+    Raises:
+        ModelError: no readable safetensors file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such pruner file; correct its path")
+    with _opened(str(path)) as stored:
+        metadata = stored.metadata() or {}
+        tensors = [(name, stored.get_tensor(name)) for name in stored.keys()]  # noqa: SIM118
+    parts = "|".join([metadata.get("config", ""), metadata.get("encoder", ""), tensors_fingerprint(tensors)])
+    return hashlib.sha256(parts.encode()).hexdigest()

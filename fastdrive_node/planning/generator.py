@@ -1,0 +1,207 @@
+"""From visual tokens and a prompt to an answer: prune, gather, prefill, decode. Written once for all callers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fastdrive_node.errors import ModelError
+from fastdrive_node.families import LanguageModel, LayeredLanguageModel, Prompt, VisualTokens, Vla, build_prompt
+from fastdrive_node.planning.answer_format import AnswerFormat, TextAnswer
+from fastdrive_node.pruning.layer_pruning import text_attention
+from fastdrive_node.pruning.pruner import (
+    ContextField,
+    Prefilled,
+    Pruner,
+    PruningContext,
+    Selection,
+    Timer,
+    no_timer,
+)
+from fastdrive_node.pruning.temporal import FrameContext, TemporalState
+from fastdrive_node.types import Command, EgoHistory
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the language model wrote."""
+
+    text: str  # without the EOS token
+    ids: tuple[int, ...]  # every generated token, the stopping one included
+
+
+@dataclass(frozen=True)
+class Generated:
+    """An answer and the visual tokens that the last layer saw for it."""
+
+    answer: Answer
+    kept: torch.Tensor  # int64 [K], ascending raster indices
+
+
+class Generator:
+    """Runs the language model of one VLA behind any pruner.
+
+    Args:
+        language: what runs the language model; None for torch on the VLA's device.
+        answer: how answers end and what they mean; None for the VLA's own.
+
+    Raises:
+        ModelError: the tokenizer cannot write the VLA's answers, or torch cannot run its language model.
+    """
+
+    def __init__(self, vla: Vla, language: LanguageModel | None = None, answer: AnswerFormat | None = None):
+        self.vla = vla
+        self.language: Any = language or vla.torch_language()
+        self.answer = answer or TextAnswer(vla)
+
+    def check_pruner(self, pruner: Pruner) -> None:
+        """Raises ModelError where the language model cannot serve a pruner."""
+        reads = pruner.needs & {ContextField.TEXT, ContextField.TEXT_ATTENTION}
+        if (pruner.acts_inside or reads) and not isinstance(self.language, LayeredLanguageModel):
+            raise ModelError(
+                f"pruner {pruner.name}: reads the language model's layers or embeddings, which an engine does not "
+                "give; run the language model with torch, or use another pruner"
+            )
+
+    def prompt(self, history: EgoHistory, command: Command = Command.NONE) -> Prompt:
+        """See ``families.build_prompt``."""
+        return build_prompt(self.vla, history, command)
+
+    @torch.inference_mode()
+    def context(
+        self,
+        pruner: Pruner,
+        visual: VisualTokens,
+        prompt: Prompt,
+        coverage: torch.Tensor | None = None,
+        frame: FrameContext | None = None,
+        state: TemporalState | None = None,
+    ) -> PruningContext:
+        """What a pruner needs of one sample, and nothing that it does not.
+
+        Args:
+            coverage: [C, N], the foreground fraction of each token's cell.
+            frame, state: of the frame set, and what the set before left.
+
+        Raises:
+            ModelError: the pruner reads something that is not given.
+        """
+        needs = pruner.needs
+        self.check_pruner(pruner)
+        text = attention = None
+        if ContextField.TEXT in needs:
+            text = self.language.embed(prompt.text_after_images.to(visual.rows.device))
+        if ContextField.TEXT_ATTENTION in needs:
+            attention = text_attention(self.language, prompt, visual)
+        context = PruningContext(
+            visual,
+            text=text,
+            tower_attention=visual.attention if ContextField.TOWER_ATTENTION in needs else None,
+            text_attention=attention,
+            coverage=coverage if ContextField.COVERAGE in needs else None,
+            frame=frame if ContextField.FRAME in needs else None,
+            state=state if pruner.remembers else None,
+        )
+        for field in needs:
+            context.require(field)
+        return context
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        pruner: Pruner,
+        prompts: Sequence[Prompt],
+        visual: Sequence[VisualTokens],
+        chosen: Sequence[torch.Tensor],
+        keep: int,
+    ) -> Prefilled:
+        """Run prompts of equal pruned length. Arguments and errors as ``Pruner.prefill``."""
+        return pruner.prefill(self.language, prompts, visual, chosen, keep, self.answer.max_new_tokens)
+
+    @torch.inference_mode()
+    def decode(self, prefilled: Prefilled) -> list[Answer]:
+        """Take the likeliest token again and again, until each answer has stopped or has ``max_new_tokens``.
+
+        Raises:
+            ModelError: the logits are not finite.
+        """
+        logits, limit = prefilled.logits, self.answer.max_new_tokens
+        starts = torch.tensor([prompt.next_position for prompt in prefilled.prompts])
+        kinds = len(prefilled.prompts[0].position_ids)
+        ids_of_positions = (starts[:, None] + torch.arange(limit)).expand(kinds, -1, -1)
+        positions = self.language.position_inputs(ids_of_positions.to(logits.device))
+        ids: list[list[int]] = [[] for _ in prefilled.prompts]
+        unfinished = set(range(len(ids)))
+        for step in range(limit):
+            tokens = logits.argmax(dim=-1)
+            for row, token in enumerate(tokens.tolist()):
+                if row in unfinished:
+                    ids[row].append(token)
+                    if token in self.answer.stop_ids:
+                        unfinished.discard(row)
+            if not unfinished or step == limit - 1:
+                break
+            now = tuple(part[:, step : step + 1] for part in positions)
+            logits = self.language.decode_step(tokens, now, prefilled.cache)
+        return [Answer(self.answer.text(row), tuple(row)) for row in ids]
+
+    @torch.inference_mode()
+    def forced_logits(self, prefilled: Prefilled, ids: Sequence[int]) -> torch.Tensor:
+        """The logits that each id of a given answer to one prompt is chosen from.
+
+        Returns:
+            float32 [len(ids), vocabulary].
+        """
+        prompt, logits = prefilled.prompts[0], prefilled.logits
+        prefilled.cache.used = len(prompt)
+        ids_of_positions = (prompt.next_position + torch.arange(len(ids))).expand(len(prompt.position_ids), 1, -1)
+        positions = self.language.position_inputs(ids_of_positions.to(logits.device))
+        rows = [logits]
+        for step, token in enumerate(ids[:-1]):
+            now = tuple(part[:, step : step + 1] for part in positions)
+            rows.append(self.language.decode_step(torch.tensor([token], device=logits.device), now, prefilled.cache))
+        return torch.cat(rows).float()
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        pruner: Pruner,
+        contexts: Sequence[PruningContext],
+        prompts: Sequence[Prompt],
+        keep: int,
+        selections: Sequence[Selection] | None = None,
+        timer: Timer = no_timer,
+    ) -> list[Generated]:
+        """Each sample's answer; prompts of equal pruned length run as one batch.
+
+        Args:
+            keep: visual tokens that the last layer sees.
+            selections: what was chosen of each sample already; None: ``pruner`` chooses.
+            timer: of the stages ``score``, ``select``, ``prefill`` and ``decode``.
+
+        Raises:
+            ModelError: the context or the model lacks what the pruner reads, or its scores are not usable.
+        """
+        try:
+            if selections is None:
+                selections = [pruner.choose(context, keep, timer) for context in contexts]
+            chosen = [selection.indices for selection in selections]
+            done: dict[int, Generated] = {}
+            lengths = [
+                len(prompt) - len(prompt.visual) + len(kept) for prompt, kept in zip(prompts, chosen, strict=True)
+            ]
+            for length in dict.fromkeys(lengths):
+                rows = [row for row, each in enumerate(lengths) if each == length]
+                group = [[values[row] for row in rows] for values in (prompts, contexts, chosen)]
+                with timer("prefill"):
+                    visual = [context.visual for context in group[1]]
+                    prefilled = self.prefill(pruner, group[0], visual, group[2], keep)
+                with timer("decode"):
+                    answers = self.decode(prefilled)
+                done.update(zip(rows, map(Generated, answers, prefilled.kept), strict=True))
+        except ValueError as error:
+            raise ModelError(f"pruner {pruner.name}: {error}") from error
+        return [done[row] for row in range(len(prompts))]

@@ -1,0 +1,91 @@
+"""The pruners by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fastdrive_node.errors import ModelError
+from fastdrive_node.families import Vla
+from fastdrive_node.pruning.baselines.cdpruner import CdPruner
+from fastdrive_node.pruning.baselines.diversity import DivPrune
+from fastdrive_node.pruning.baselines.fastv import FastV
+from fastdrive_node.pruning.baselines.prune2drive import Prune2Drive, load_weights
+from fastdrive_node.pruning.baselines.simple import NoPruner, OraclePruner, RandomPruner, UniformPruner
+from fastdrive_node.pruning.baselines.sparsevlm import SparseVlm
+from fastdrive_node.pruning.baselines.vispruner import VisPruner
+from fastdrive_node.pruning.checkpoint import load_calibration, load_pruner
+from fastdrive_node.pruning.pruner import Pruner
+from fastdrive_node.pruning.score_pruner import VARIANTS, RefinedPruner, ScoreOptions, ScorePruner
+
+_BY_NAME: dict[str, Callable[[], Pruner]] = {
+    "none": NoPruner,
+    "random": RandomPruner,
+    "uniform": UniformPruner,
+    "fastv": FastV,
+    "sparsevlm": SparseVlm,
+    "sparsevlm-v2": lambda: SparseVlm(merge=False, name="sparsevlm-v2"),
+    "vispruner": VisPruner,
+    "divprune": DivPrune,
+    "cdpruner": CdPruner,
+    "prune2drive": Prune2Drive,
+    "reconpruner": lambda: ScorePruner(None),
+    "oracle": OraclePruner,
+}
+PRUNERS = tuple(_BY_NAME)
+
+
+def make_pruner(
+    name: str,
+    vla: Vla | None = None,
+    path: str | Path | None = None,
+    seed: int = 0,
+    options: ScoreOptions | None = None,
+) -> Pruner:
+    """A pruner by its name; docs/pruners.md has their rules.
+
+    Args:
+        name: one of ``PRUNERS`` or ``VARIANTS``.
+        vla: for ``reconpruner`` and its variants; for ``prune2drive`` the one whose directory may hold the views'
+            weights.
+        path: for ``reconpruner`` and its variants, the pruner file; None where an engine gives scores (then only
+            without a calibration).
+        seed: for ``random``.
+        options: for ``reconpruner``: what is done with its scores.
+
+    Raises:
+        ModelError: an unknown name, a file that cannot serve this VLA, or one without the calibration that an option
+            needs.
+    """
+    if name == "random":
+        return RandomPruner(seed)
+    if name == "prune2drive":
+        return Prune2Drive(load_weights(vla) if vla is not None else None)
+    if name == "reconpruner" or name in VARIANTS:
+        if vla is None or path is None:
+            raise ModelError(f"{name}: a VLA and a pruner file are needed")
+        options = VARIANTS.get(name, options)
+        return with_options(ScorePruner(load_pruner(path, vla)), options, vla, path, name)
+    if name in _BY_NAME:
+        return _BY_NAME[name]()
+    raise ModelError(f"pruner {name!r} is not known; known are {', '.join((*PRUNERS, *VARIANTS))}")
+
+
+def with_options(
+    pruner: ScorePruner, options: ScoreOptions | None, vla: Vla, path: str | Path | None, name: str = "reconpruner"
+) -> Pruner:
+    """The pruner with options for its scores; itself where none is on.
+
+    Args:
+        path: the pruner file, for its calibration.
+
+    Raises:
+        ModelError: the file lacks a calibration that an option needs.
+    """
+    if options is None or not options.active:
+        return pruner
+    calibration = load_calibration(path) if options.needs_calibration and path is not None else None
+    try:
+        return RefinedPruner(pruner, options, calibration, vla.spec.cameras, name)
+    except ModelError as error:
+        raise ModelError(f"{path}: pruner {name}: {error}") from error

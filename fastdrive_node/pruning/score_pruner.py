@@ -1,0 +1,202 @@
+"""ReconPruner as a pruner: the highest scores over all cameras, and what may be done with the scores before.
+
+Calibrated scores, a threshold in place of a fixed K and temporal terms are not of FastDriveVLA. They are off by
+default; node and evaluation run the same code for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from fastdrive_node.errors import InputError, ModelError
+from fastdrive_node.pruning.calibration import Calibration
+from fastdrive_node.pruning.pruner import ContextField, Pruner, PruningContext, Selection, Timer, no_timer
+from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_node.pruning.select import keep_above, select_top
+from fastdrive_node.pruning.temporal import TemporalSettings, TemporalState, temporal_scores, why_stale
+
+ADAPTIVE_THRESHOLD = 0.05  # a token whose probability to be foreground is one in twenty is kept
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """What is done with scores before the best are taken; by default nothing.
+
+    Raises:
+        InputError: a value is out of range; the text names it.
+    """
+
+    calibrated: bool = False  # rank tokens of all cameras by their probability to be foreground
+    keep_threshold: float = 0.0  # keep tokens of at least this probability; 0: as many as the pruning ratio leaves
+    k_min: int = 16  # with a threshold, tokens that are kept at least; the pruning ratio says how many at most
+    temporal: TemporalSettings | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.keep_threshold < 1:
+            raise InputError(f"keep_threshold: {self.keep_threshold} is not in [0, 1)")
+        if self.k_min < 1:
+            raise InputError(f"k_min: {self.k_min}: must be at least 1")
+
+    @property
+    def needs_calibration(self) -> bool:
+        return self.calibrated or self.keep_threshold > 0
+
+    @property
+    def active(self) -> bool:
+        return self.needs_calibration or self.temporal is not None
+
+
+VARIANTS = {
+    "reconpruner-calibrated": ScoreOptions(calibrated=True),
+    "reconpruner-adaptive": ScoreOptions(keep_threshold=ADAPTIVE_THRESHOLD),
+    "reconpruner-temporal": ScoreOptions(temporal=TemporalSettings()),
+}
+
+
+def check_options(options: ScoreOptions, calibration: Calibration | None, cameras: Sequence[str]) -> None:
+    """Raises ModelError where an option needs a calibration that is not there, or not for one of the cameras."""
+    if not options.needs_calibration:
+        return
+    if calibration is None:
+        raise ModelError(
+            "calibrated_scores, keep_threshold: the pruner has no calibration; fit one with `fastdrive calibrate`"
+        )
+    calibration.require(cameras)
+
+
+@dataclass
+class ScorePruner(Pruner):
+    """Keeps the highest scores of a ReconPruner over all cameras (FastDriveVLA, arXiv 2507.23318).
+
+    Args:
+        module: scores the tokens; None where an engine gives the scores with the tokens.
+    """
+
+    module: ReconPruner | None
+    name: str = "reconpruner"
+
+    @property
+    def ranks_by_engine(self) -> bool:
+        return self.module is None
+
+    def score(self, context: PruningContext) -> torch.Tensor:
+        if self.module is not None:
+            return self.module(context.tokens, context.grid)
+        if context.visual.scores is None:
+            raise ModelError("pruner reconpruner: neither a pruner file nor an engine scores the tokens")
+        return context.visual.scores
+
+    def select(self, context: PruningContext, scores: torch.Tensor, keep: int) -> torch.Tensor:
+        if context.visual.complete:
+            return select_top(scores, keep)
+        if keep > len(context.visual.rows):
+            raise ValueError(f"keep: {keep} is not in 1..{len(context.visual.rows)}, which is what the engine gives")
+        given = torch.zeros(scores.numel(), dtype=torch.bool)
+        given[context.visual.indices] = True
+        scores = scores.float().cpu()
+        if not bool(torch.isfinite(scores).all()):
+            raise ValueError("scores: not finite")
+        lowest = torch.finfo(torch.float32).min  # not infinite, which would be refused as a fault
+        return select_top(scores.masked_fill(~given.view(scores.shape), lowest), keep)
+
+
+@dataclass
+class RefinedPruner(Pruner):
+    """A ``ScorePruner`` whose scores pass through options before the best are taken.
+
+    Only ``keep_threshold`` may keep fewer tokens than asked for.
+
+    Raises:
+        ModelError: an option needs a calibration that is not there, or not for one of ``cameras``.
+    """
+
+    base: ScorePruner
+    options: ScoreOptions
+    calibration: Calibration | None
+    cameras: tuple[str, ...]  # of the VLA
+    name: str = "reconpruner"
+    needs: frozenset[ContextField] = frozenset({ContextField.FRAME})
+
+    def __post_init__(self) -> None:
+        check_options(self.options, self.calibration, self.cameras)
+
+    @property
+    def ranks_by_engine(self) -> bool:
+        return self.base.ranks_by_engine
+
+    @property
+    def remembers(self) -> bool:
+        return self.options.temporal is not None
+
+    def score(self, context: PruningContext) -> torch.Tensor:
+        return self.base.score(context)
+
+    def select(self, context: PruningContext, scores: torch.Tensor, keep: int) -> torch.Tensor:
+        return self._select(context, scores, keep).indices
+
+    def choose(self, context: PruningContext, keep: int, timer: Timer = no_timer) -> Selection:
+        with timer("score"):
+            scores = self.score(context)
+        with timer("select"):
+            return self._select(context, scores, keep)
+
+    def state_after(self, contexts: Sequence[PruningContext]) -> TemporalState | None:
+        """What consecutive sets, the oldest first and without a state of their own, leave to the next one."""
+        state = None
+        for context in contexts:
+            context = replace(context, state=state)
+            state = refine(self.score(context), context, 1, self.options, self.calibration).state
+        return state
+
+    def _select(self, context: PruningContext, scores: torch.Tensor, keep: int) -> Selection:
+        refined = refine(scores, context, keep, self.options, self.calibration)
+        indices = self.base.select(context, refined.scores, refined.keep)
+        return Selection(indices, refined.scores, refined.temporal, refined.state)
+
+
+@dataclass(frozen=True)
+class Refined:
+    """Scores to choose by, and how many tokens to keep."""
+
+    scores: torch.Tensor  # [C, N]; float32 on the CPU where an option changed them
+    keep: int
+    temporal: str = "off"  # as in ``Selection``
+    state: TemporalState | None = None  # for the next set
+
+
+def refine(
+    scores: torch.Tensor,
+    context: PruningContext,
+    keep: int,
+    options: ScoreOptions,
+    calibration: Calibration | None = None,
+) -> Refined:
+    """Apply the options to the scores of one set. The same arguments give the same result.
+
+    Args:
+        scores: [C, N], of a pruner.
+        context: with its frame, and the state that the set before left.
+        keep: K that the pruning ratio leaves; the most that are kept.
+
+    Raises:
+        ModelError: an option needs a calibration that is not there.
+        ValueError: a score is not finite.
+    """
+    if not options.active:
+        return Refined(scores, keep)
+    frame, state = context.require(ContextField.FRAME), context.state
+    check_options(options, calibration, frame.cameras)
+    if options.needs_calibration:
+        scores = calibration.logits(scores, frame.cameras)
+    note, left = "off", None
+    if options.temporal is not None:
+        reason = None if state is None else why_stale(state, frame, context.grid, options.temporal)
+        note = f"dropped: {reason}" if reason else "new" if state is None else "used"
+        fresh = state if note == "used" else None
+        scores, left = temporal_scores(scores, context.visual, frame, options.temporal, fresh)
+    if options.keep_threshold:
+        keep = keep_above(scores, options.keep_threshold, options.k_min, keep)
+    return Refined(scores, keep, note, left)

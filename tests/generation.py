@@ -1,0 +1,109 @@
+"""The parts of ``Generator`` one by one, on raw tensors, for tests that look inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastdrive_node.families import PrunedPrompt, VisualTokens, Vla, family_of
+from fastdrive_node.planning.answer_format import TextAnswer
+from fastdrive_node.planning.generator import Answer, Generated, Generator
+from fastdrive_node.pruning.baselines.simple import NoPruner
+from fastdrive_node.pruning.pruner import Prefilled, Pruner, PruningContext, Selection, batch_inputs
+from fastdrive_node.pruning.recon_pruner import ReconPruner
+
+QWEN = family_of("qwen2_5_vl")
+
+
+def answer_with(monkeypatch, text) -> None:
+    """Every answer is ``text``, or what it returns where it is callable; everything before still runs."""
+    said = text if callable(text) else lambda: text
+    last = []
+
+    def decode(self, prefilled):
+        last[:] = [said() for _ in prefilled.prompts]
+        return [Answer(each, (0,)) for each in last]
+
+    monkeypatch.setattr(Generator, "decode", decode)
+    monkeypatch.setattr(TextAnswer, "text", lambda self, ids: last[0])
+
+
+def generate_as(monkeypatch, text_of) -> None:
+    """Nothing runs; each answer is ``text_of`` the indices that its pruner chose."""
+
+    def generate(self, pruner, contexts, prompts, keep, selections=None, timer=None):
+        selections = selections or [pruner.choose(context, keep) for context in contexts]
+        texts = [text_of(selection.indices) for selection in selections]
+        return [
+            Generated(Answer(text, tuple(self.vla.encode_text(text))), selection.indices)
+            for text, selection in zip(texts, selections, strict=True)
+        ]
+
+    monkeypatch.setattr(Generator, "generate", generate)
+
+
+def read_answers_as(monkeypatch, waypoints_m=None) -> list[str]:
+    """Every text is read as ``waypoints_m`` (zeros) and passes the checks. Returns the texts, as they come."""
+    read: list[str] = []
+
+    def parse(text, spec):
+        read.append(text)
+        return np.zeros((spec.points, 2)) if waypoints_m is None else waypoints_m
+
+    monkeypatch.setattr("fastdrive_node.planning.answer_format.parse_answer", parse)
+    monkeypatch.setattr("fastdrive_node.planning.pipeline.check_plan", lambda *arguments: None)
+    return read
+
+
+def untrained_pruner(vla: Vla, normalise: bool = True) -> ReconPruner:
+    return ReconPruner(vla.family, vla.config.text_config, normalise)
+
+
+def choose(pruner: Pruner, context: PruningContext, keep: int) -> torch.Tensor:
+    """Score and select: int64 [keep]."""
+    return pruner.choose(context, keep).indices
+
+
+@torch.inference_mode()
+def encode(vla: Vla, images: Sequence) -> torch.Tensor:
+    """Images to tokens [C, N, D] by torch."""
+    vision = vla.torch_vision()
+    return vision.encode_patches(vision.preprocess(images))
+
+
+def visual_of(rows: torch.Tensor) -> VisualTokens:
+    """Tokens [K, D] that are all there are."""
+    return VisualTokens(rows, torch.arange(len(rows)), (1, 1, len(rows)))
+
+
+def generate(language: Any, vla: Vla, tokens: torch.Tensor, kept: torch.Tensor | None, prompt) -> Answer:
+    return generate_batch(language, vla, [tokens], [kept], [prompt])[0]
+
+
+def generate_batch(language: Any, vla: Vla, tokens: Sequence, kept: Sequence, prompts: Sequence) -> list[Answer]:
+    """Answers to prompts whose visual tokens [C, N, D] were selected already."""
+    contexts = [PruningContext.of(each.reshape(len(vla.spec.cameras), -1, each.shape[-1]), vla.grid) for each in tokens]
+    selections = [Selection(torch.arange(vla.tokens) if each is None else each) for each in kept]
+    done = Generator(vla, language).generate(NoPruner(), contexts, prompts, vla.tokens, selections)
+    return [each.answer for each in done]
+
+
+def prefill(language: Any, prompts: Sequence[PrunedPrompt], tokens: Sequence[torch.Tensor], max_new_tokens: int):
+    """Logits and cache of pruned prompts with their kept tokens [K, D]."""
+    inputs = batch_inputs(language, prompts, [visual_of(rows) for rows in tokens])
+    return language.prefill(*inputs, max_new_tokens)
+
+
+def decode(language: Any, vla: Vla, prompts: Sequence[PrunedPrompt], logits: torch.Tensor, cache: Any) -> list[Answer]:
+    return Generator(vla, language).decode(Prefilled(list(prompts), logits, cache, [], ()))
+
+
+def prefill_chosen(
+    language: Any, pruner: Pruner, contexts: Sequence[PruningContext], prompts: Sequence, keep: int, max_new_tokens: int
+) -> Prefilled:
+    """What ``Generator`` does up to the prefill, for samples of equal pruned length."""
+    chosen = [choose(pruner, context, keep) for context in contexts]
+    return pruner.prefill(language, prompts, [context.visual for context in contexts], chosen, keep, max_new_tokens)
