@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.perf.random_models import SIZES, Scene, Size, build_model, build_pruner, build_workload
 from fastdrive_export.build import LANGUAGE_FILE, GraphOptions, write_language
-from fastdrive_export.language_parity import LanguageParityRun
+from fastdrive_export.parity import LanguageComparison
 from fastdrive_export.samples import dataset_samples, synthetic_samples
 from fastdrive_node.benchmark.implementations import FastDrive, Workload
 from fastdrive_node.benchmark.timing import Case, measure, ratio
@@ -169,8 +169,9 @@ def compare_answers(dataset: Path, split: str | None, sets: int, folder: Path) -
     """The shipped model's logits and answers on keyframes of a dataset at pruning ratios 0, 0.5 and 0.75."""
     vla = load_vla(default_vla_dir())
     pruner = make_pruner("reconpruner", vla, vla.path / SHIPPED_PRUNER)
-    run = LanguageParityRun(vla, open_engine(vla, folder), pruner)
-    return run.run(dataset_samples(vla, dataset, split, sets)).model_dump(mode="json")
+    run = LanguageComparison(vla, open_engine(vla, folder), pruner)
+    samples = dataset_samples(vla, dataset, split, sets)
+    return {**run.run(samples).model_dump(mode="json"), "latency_ms": run.latency_ms(samples.samples[0])}
 
 
 def main(arguments: list[str] | None = None) -> None:

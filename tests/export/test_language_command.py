@@ -62,12 +62,12 @@ def test_without_a_pruner_unpruned_prompts_are_compared(engine, capsys):
     assert export("verify", engine, "--sets", 1, "--device", "cpu", "--no-plans") == 0
     parity = read_manifest(engine).parity
     assert parity.answers_compared == 0 and not parity.answers_equal and parity.passed
-    assert export("verify", engine, "--sets", 1, "--device", "cpu", "--drop", 0.5) == 1
+    assert export("verify", engine, "--sets", 1, "--device", "cpu", "--drop", 0.5) == 2
     assert "--drop 0.5: needs a pruner; give --pruner FILE" in capsys.readouterr().err
 
 
 def test_an_engine_that_is_too_far_off_fails_and_is_refused_from_then_on(engine, toy, monkeypatch, capsys):
-    monkeypatch.setattr("fastdrive_export.language_parity.REQUIRED", {"fp32": (1.1, 1.1)})
+    monkeypatch.setattr("fastdrive_export.parity.REQUIRED", {"fp32": (1.1, 1.1)})
     assert export("verify", engine, "--sets", 1, "--no-plans", "--device", "cpu") == 1
     assert "same_tokens 1.0000: too far from torch; build it with --precision" in capsys.readouterr().err
     pictures = ["x.jpg"] * 6

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from fastdrive_export.commands.options import add_source_arguments, plain, say
 from fastdrive_node.cli import write_json
-from fastdrive_node.commands.options import add_json_argument, at_least_one, pruning_ratio
+from fastdrive_node.commands.options import add_device_argument, add_json_argument, at_least_one, pruning_ratio
 from fastdrive_node.engines.manifest import read_manifest
-from fastdrive_node.errors import InputError, ModelError
+from fastdrive_node.errors import ModelError
 from fastdrive_node.types import ONNX_PROVIDERS
 
 
@@ -25,7 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="engine file")
     add_source_arguments(parser, "the one that it was built from")
     add = parser.add_argument
-    add("--dataset", type=Path, metavar="DIR", help="a dataset of any layout that `train` reads (synthetic images)")
+    add(
+        "--dataset",
+        type=Path,
+        metavar="DIR",
+        help="a dataset of any layout that `train` reads (synthetic images)",
+    )
     add("--split", metavar="S", help="of the dataset (all)")
     add("--sets", type=at_least_one, default=8, metavar="N", help="frame sets (%(default)s)")
     add(
@@ -35,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pruning ratio of the compared answers (0.5; language: 0, 0.5, 0.75)",
     )
     add("--no-plans", action="store_true", help="compare tokens and kept sets, or logits, only; not the answers")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of torch; auto: cuda where there is one")
+    add_device_argument(parser)
     add("--provider", choices=ONNX_PROVIDERS, default="auto", help="what onnxruntime runs on (%(default)s)")
     add_json_argument(parser)
 
@@ -43,32 +48,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Raises InputError or ModelError for the files, ModelError too where the engine is too far from torch."""
     manifest = read_manifest(args.file)
-    import torch
 
-    from fastdrive_export.language_parity import verify_language
     from fastdrive_export.parity import verify_engine
     from fastdrive_export.samples import dataset_samples, synthetic_samples
+    from fastdrive_node.devices import choose_device
     from fastdrive_node.families import load_vla
 
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device: 'cuda', but torch finds no GPU; use cpu or auto")
-    vla = load_vla(
-        args.vla or Path(manifest.source.vla), "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
-    )
+    vla = load_vla(args.vla or Path(manifest.source.vla), choose_device(args.device, "--device"))
     if args.dataset is None:
         samples = synthetic_samples(vla, args.sets)
     else:
         samples = dataset_samples(vla, args.dataset, args.split, args.sets)
-    if manifest.part == "language":
-        pruner = args.pruner or _shipped_pruner(vla.path)
-        parity = verify_language(args.file, vla, pruner, samples, args.drop, args.provider, not args.no_plans)
-    else:
-        pruner = args.pruner or Path(manifest.source.pruner)
-        parity = verify_engine(args.file, vla, pruner, samples, args.drop, args.provider, not args.no_plans)
+    pruner = args.pruner or (Path(manifest.source.pruner) if manifest.part == "vision" else _shipped_pruner(vla.path))
+    parity = verify_engine(args.file, vla, pruner, samples, args.drop, args.provider, not args.no_plans)
     figures = parity.model_dump(mode="json")
     say(args, "\n".join(f"{name:20} {plain(value)}" for name, value in figures.items()))
     write_json(figures, args.json)
-    if not figures["passed"]:
+    if not parity.passed:
         raise ModelError(_distance(args.file, figures))
 
 
@@ -84,7 +80,7 @@ def _distance(file: Path, figures: dict) -> str:
 
 
 def _shipped_pruner(vla_dir: Path) -> Path | None:
-    """Chooses the tokens of pruned prompts; without one, unpruned prompts alone are compared."""
+    """It chooses the tokens of pruned prompts; without one only unpruned prompts are compared."""
     from fastdrive_node.planning.loading import SHIPPED_PRUNER
 
     file = vla_dir / SHIPPED_PRUNER
