@@ -42,7 +42,7 @@ def random_source(size: str, cameras: int, image_size: tuple[int, int], folder: 
         tokens=vision.max_keep,
         width=pruner.width,
         encoder_fingerprint=ENCODER,
-        model=SimpleNamespace(config=config),
+        family=FAMILY,
     )
     pruner_file = folder / "reconpruner.safetensors"
     save_pruner(pruner_file, pruner, ENCODER)

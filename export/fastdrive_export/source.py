@@ -1,4 +1,4 @@
-"""What an engine is made from: the vision tower and the pruner of a VLA directory."""
+"""What a vision engine is made from: the vision tower and the pruner of a VLA directory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Source:
     """A VLA in its stored type on the CPU, the tower for its image size, and its pruner in float32."""
 
     vla: Vla
-    vision: Any  # the family's torch vision backend
+    vision: Any  # the family's torch VisionBackend
     pruner: ReconPruner
     pruner_file: Path
 
@@ -37,6 +37,4 @@ def load_source(vla_dir: str | Path | None = None, pruner_file: str | Path | Non
     vla_dir = default_vla_dir() if vla_dir is None else Path(vla_dir)
     pruner_file = vla_dir / SHIPPED_PRUNER if pruner_file is None else Path(pruner_file)
     vla = load_vla(vla_dir, "cpu", "auto")
-    pruner = load_pruner(pruner_file, vla, torch.float32)
-    vision = vla.torch_vision()
-    return Source(vla, vision, pruner, pruner_file)
+    return Source(vla, vla.torch_vision(), load_pruner(pruner_file, vla, torch.float32), pruner_file)

@@ -10,6 +10,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fastdrive_node.validation import STRICT
+
 METADATA_KEY = "fastdrive.graph"  # of the graph's description in an ONNX file
 # tensors of a vision engine
 IMAGES, TOKENS, INDICES, SCORES = "images", "tokens", "indices", "scores"
@@ -31,7 +33,7 @@ _Camera = Annotated[str, Field(pattern="^[A-Za-z0-9_]{1,64}$")]
 class Record(BaseModel):
     """Part of a manifest. A model validator's text starts with the field's name; see ``validation.first_fault``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, **STRICT)
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from fastdrive_node.engines.graph_info import Count, LanguageGraphInfo, Record, Sha256, TensorInfo, VisionGraphInfo
 from fastdrive_node.errors import ModelError
-from fastdrive_node.validation import first_fault
+from fastdrive_node.validation import parse_json
 
 FORMAT, VERSION = "fastdrive-engine", 1
 BACKENDS = {"onnx": "onnxruntime", "tensorrt": "tensorrt"}  # by kind
@@ -220,10 +220,7 @@ def _parse(path: Path, file: Path, content: dict) -> Manifest:
     graph = content.get("graph")
     kind = LanguageManifest if isinstance(graph, dict) and graph.get("part") == "language" else VisionManifest
     apart = {name: content.pop(name, None) for name in ("inputs", "outputs", "format", "version")}
-    try:
-        manifest = kind.model_validate_json(json.dumps(content))
-    except ValidationError as error:
-        raise ModelError(f"{path}: {first_fault(error)}; {build_hint(file)}") from error
+    manifest = parse_json(TypeAdapter(kind), json.dumps(content), path, build_hint(file))
     if file.name not in manifest.files:
         raise ModelError(f"{path}: files: {sorted(manifest.files)} lacks {file.name}; {build_hint(file, manifest)}")
     for name, expected in _tensors(manifest).items():

@@ -110,7 +110,7 @@ def test_a_manifest_with_other_spacing_is_refused(engine):
         ({"graph__cameras": ["CAM_FRONT"] * 6}, r"graph\.cameras: a name is there twice"),
         ({"graph__width": -1}, r"graph\.width: -1: Input should be greater than or equal to 1"),
         ({"graph__width": "128"}, r"graph\.width: '128': Input should be a valid integer"),
-        ({"graph__encoder": "\ud800"}, "Invalid JSON"),
+        ({"graph__encoder": "\ud800"}, "not readable as JSON"),
         ({"files": {}}, "files: .*at least 1 item"),
         ({"files": {"../vision.onnx": {"bytes": 1, "sha256": "0" * 64}}}, r"files\.\.\./vision.onnx: .*match pattern"),
         ({"files": {"other.onnx": {"bytes": 1, "sha256": "0" * 64}}}, "files: .* lacks vision"),

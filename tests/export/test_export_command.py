@@ -74,6 +74,16 @@ def test_verify_reads_a_folder_of_images(engine, toy, tmp_path, capsys):
     assert f"camera {toy.vla.spec.cameras[0]} is" in capsys.readouterr().err
 
 
+def test_what_was_compared_is_kept_where_the_timing_ends_early(engine, monkeypatch):
+    def end(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastdrive_export.parity.measure", end)
+    assert export("verify", engine, "--sets", 1, "--no-plans", "--device", "cpu") == 1
+    parity = read_manifest(engine).parity
+    assert parity.passed and parity.sets == 1 and parity.latency_ms == {}
+
+
 def test_an_engine_that_is_too_far_off_fails_and_is_refused_from_then_on(engine, monkeypatch, capsys, toy):
     monkeypatch.setattr("fastdrive_export.parity.REQUIRED", {"fp32": (1.1, 1.1)})
     assert export("verify", engine, "--sets", 1, "--no-plans", "--device", "cpu") == 1
@@ -111,10 +121,13 @@ def test_a_failure_is_one_line(engine, toy, tmp_path, capsys, words, reason):
         (["build", "--precision", "fp16", "--fp32-mlp", 99], "fp32_mlp: [99]: the tower has blocks 0 to 3"),
         (["build", "--part", "language", "--backend", "tensorrt"], "--part language: only onnxruntime runs it"),
         (["build", "--precision", "int8"], "--precision: invalid choice"),
+        (["verify", "ENGINE", "--drop", 0.9999], "--drop: 0.9999 keeps none of 180 tokens"),
+        (["verify", "ENGINE", "--provider", "openvino"], "--provider: invalid choice"),
     ],
 )
-def test_an_option_out_of_range_is_wrong_usage(toy, tmp_path, capsys, words, reason):
-    given = [*words, "--vla", toy.vla.path, "--out", tmp_path / "out"]
+def test_an_option_out_of_range_is_wrong_usage(engine, toy, tmp_path, capsys, words, reason):
+    given = [engine if word == "ENGINE" else word for word in words] + ["--vla", toy.vla.path]
+    given += ["--out", tmp_path / "out"] if "build" in words else []
     given += [] if "language" in words else ["--pruner", toy.pruner_file]
     try:
         assert export(*given) == 2

@@ -42,13 +42,13 @@ def networks_of(vla: Vla) -> FamilyNetworks:
     Raises:
         ModelError: there are none.
     """
-    name = f"{__name__}.{vla.model.config.model_type}"
+    name = f"{__name__}.{vla.family.model_type}"
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
         raise ModelError(
-            f"{vla.path}: config.json: model_type: no engines can be built for {vla.model.config.model_type!r}; "
+            f"{vla.path}: config.json: model_type: no engines can be built for {vla.family.model_type!r}; "
             "use the torch backend"
         ) from error

@@ -19,9 +19,10 @@ from fastdrive_export.precision import Precision
 from fastdrive_export.source import Source
 from fastdrive_node.engines.graph_info import LanguageGraphInfo
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families import Vla
+from fastdrive_node.families.qwen2_5_vl.language import fold_rotation_sign
 from fastdrive_node.families.qwen2_5_vl.preprocess import MEAN, STD
 from fastdrive_node.families.qwen2_5_vl.pruner_layer import query_and_grid_positions
+from fastdrive_node.families.vla import Vla
 
 _COLORS = 3
 
@@ -142,7 +143,7 @@ class Qwen25VlVisionNetwork(VisionNetwork):
                 self._linear(getattr(attention, part), normed, f"pruner.{part}")
                 for part in ("q_proj", "k_proj", "v_proj")
             )
-            heads = (self.pruner.layer.config.num_attention_heads, self.pruner.layer.config.num_key_value_heads)
+            heads = (layer.config.num_attention_heads, layer.config.num_key_value_heads)
             mixed = self._attend(*parts, heads, self._pruner_rotation(), ((1, hidden.shape[1]),))
             hidden = graph.add(hidden, self._wide(self._linear(attention.o_proj, mixed, "pruner.o_proj")))
         with graph.scope("mlp"):
@@ -154,10 +155,8 @@ class Qwen25VlVisionNetwork(VisionNetwork):
     def _pruner_rotation(self) -> Rotation:
         """The angles of the pruner's layer: M-RoPE over the token grid, the query at the origin."""
         with torch.no_grad():
-            cos, sin = self.pruner.layer.rotary(torch.zeros(1), query_and_grid_positions(self.vision.grid))
-        half = sin.shape[-1] // 2
-        sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
-        return Rotation(*(angle.float().unsqueeze(2).numpy() for angle in (cos, sin)))
+            angles = self.pruner.layer.rotary(torch.zeros(1), query_and_grid_positions(self.vision.grid))
+        return Rotation(*(angle.float().unsqueeze(2).numpy() for angle in fold_rotation_sign(*angles)))
 
     def _attend(
         self,
