@@ -195,7 +195,7 @@ def main(arguments: list[str] | None = None) -> None:
                     place[f"drop_{drop:g}"] = compare_times(work, pruner, engine, drop, runs)
                     print(name, threads, drop, place[f"drop_{drop:g}"], file=sys.stderr)
                 prompt = place["drop_0"]["prompt_tokens"]
-                place["lengths"] = compare_lengths(engine.file, engine.facts, prompt, work.vla.tokens, runs)
+                place["lengths"] = compare_lengths(engine.file, engine.info, prompt, work.vla.tokens, runs)
         if args.dataset is not None:
             torch.set_num_threads(max(args.threads))
             figures["answers"] = compare_answers(args.dataset, args.split, args.sets, folder / "answers")

@@ -8,16 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, TypeVar
 
 from fastdrive_export.families import networks_of
 from fastdrive_export.files import builder_lock, file_info, publish, staging
 from fastdrive_export.graph_writer import GraphWriter
 from fastdrive_export.onnx_file import write_onnx
-from fastdrive_export.precision import choose_precision
+from fastdrive_export.precision import Precision, choose_precision
 from fastdrive_export.source import Source, load_source
 from fastdrive_node.engines.graph_info import LanguageGraphInfo, VisionGraphInfo
 from fastdrive_node.engines.language_engine import language_sizes
-from fastdrive_node.engines.manifest import LanguageManifest, Manifest, SourceInfo, VisionManifest
+from fastdrive_node.engines.manifest import LanguageManifest, SourceInfo, VisionManifest
 from fastdrive_node.errors import UsageError
 from fastdrive_node.families import Vla, load_vla
 from fastdrive_node.families.fingerprint import pruner_fingerprint
@@ -26,6 +27,7 @@ from fastdrive_node.planning.loading import default_vla_dir
 OPSETS = (17, 18)
 ONNX_FILE, LANGUAGE_FILE = "vision.onnx", "language.onnx"
 _PACKAGES = ("fastdrive_node", "torch", "transformers", "onnx", "onnxruntime")
+_Manifest = TypeVar("_Manifest", VisionManifest, LanguageManifest)
 _log = logging.getLogger(__name__)
 
 
@@ -90,7 +92,7 @@ def build_language(
     return _build(Path(out) / LANGUAGE_FILE, lambda stage: write_language(vla, options, stage))
 
 
-def _build(file: Path, write: Callable[[Path], Manifest]) -> tuple[Path, Manifest]:
+def _build(file: Path, write: Callable[[Path], _Manifest]) -> tuple[Path, _Manifest]:
     with builder_lock(file.parent), staging(file.parent) as stage:
         manifest = write(stage)
         publish(stage, file, manifest)
@@ -105,12 +107,10 @@ def write_engine(source: Source, options: GraphOptions, folder: Path) -> VisionM
     if not 1 <= max_keep <= vla.tokens:
         raise UsageError(f"max_keep: {max_keep} is not in 1..{vla.tokens}, the tokens of {vla.path}")
     info = VisionGraphInfo(
-        opset=options.graph_opset,
-        precision=precision.name,
-        fp32_mlp=precision.fp32_mlp,
+        **_types(options, precision),
         cameras=tuple(vla.spec.cameras),
-        image_size=tuple(vla.spec.image_size),
-        grid=tuple(vla.grid),
+        image_size=vla.spec.image_size,
+        grid=vla.grid,
         width=vla.width,
         max_keep=max_keep,
         encoder=vla.encoder_fingerprint,
@@ -130,19 +130,21 @@ def write_language(vla: Vla, options: GraphOptions, folder: Path) -> LanguageMan
         UsageError: an option does not fit it.
     """
     vla.torch_language()  # it refuses what the graph does not have either
-    sizes = language_sizes(vla)
+    sizes: dict[str, Any] = language_sizes(vla)
     # which layers leave fp16's range depends on the checkpoint: none but those that are given
     precision = choose_precision(options.precision, sizes["layers"], options.fp32_mlp or (), "language model")
-    info = LanguageGraphInfo(
-        opset=options.graph_opset, precision=precision.name, fp32_mlp=precision.fp32_mlp, part="language", **sizes
-    )
+    info = LanguageGraphInfo(**_types(options, precision), part="language", **sizes)
     graph = GraphWriter(info.opset)
     outputs = networks_of(vla).write_language(graph, vla, info, precision)
     files = write_onnx(graph, outputs, info, folder / LANGUAGE_FILE, options.external)
     return LanguageManifest(graph=info, **_origin(files, vla, ""))
 
 
-def _origin(files: Sequence[Path], vla: Vla, pruner: str) -> dict:
+def _types(options: GraphOptions, precision: Precision) -> dict[str, Any]:
+    return {"opset": options.graph_opset, "precision": precision.name, "fp32_mlp": precision.fp32_mlp}
+
+
+def _origin(files: Sequence[Path], vla: Vla, pruner: str) -> dict[str, Any]:
     """What the manifests of all ONNX files say about where they come from."""
     return {
         "kind": "onnx",

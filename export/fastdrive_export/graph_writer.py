@@ -12,17 +12,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 FLOAT, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
-TORCH_TYPES = {FLOAT: torch.float32, FLOAT16: torch.float16, BFLOAT16: torch.bfloat16}
+TORCH_TYPES: dict[int, torch.dtype] = {FLOAT: torch.float32, FLOAT16: torch.float16, BFLOAT16: torch.bfloat16}
 IR_VERSION = 8  # the newest that TensorRT 8.5's parser was made for
 
 Length = int | str  # a name stands for a length that is known when the graph runs
-Shape = tuple[Length, ...]
+Shape = tuple[Any, ...]  # of Length
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -28,7 +29,7 @@ ALLOWED_OPERATORS = frozenset(
 
 def write_onnx(
     graph: GraphWriter,
-    outputs: list[Value],
+    outputs: Sequence[Value],
     info: VisionGraphInfo | LanguageGraphInfo,
     path: Path,
     external: bool | None = None,

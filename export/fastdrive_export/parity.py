@@ -50,7 +50,8 @@ class Comparison(ABC):
     """
 
     def __init__(self, vla: Vla, engine: EngineVision | EngineLanguage):
-        self.vla, self.engine = vla, engine
+        self.vla = vla
+        self.engine: Any = engine
         self.vision, self.reference = vla.torch_vision(), Generator(vla)
         self.cosines: list[torch.Tensor] = []  # of one sample each, as the next one
         self.errors: list[torch.Tensor] = []
@@ -120,9 +121,9 @@ class VisionComparison(Comparison):
         UsageError: the engine gives too few tokens for ``drop``.
     """
 
-    def __init__(self, vla: Vla, engine: EngineVision, pruner_file: Path, drop: float | None = None):
+    def __init__(self, vla: Vla, engine: EngineVision, pruner_file: Path | None, drop: float | None = None):
         super().__init__(vla, engine)
-        self.pruners = make_pruner("reconpruner", vla, pruner_file), ScorePruner(None)
+        self.pruners: tuple[Any, Any] = make_pruner("reconpruner", vla, pruner_file), ScorePruner(None)
         least = 1 - engine.max_keep / vla.tokens
         self.drop = max(0.5, least) if drop is None else drop
         keeps = {each: self.keep_count(each) for each in sorted({*VISION_DROPS, self.drop})}
@@ -199,7 +200,7 @@ class LanguageComparison(Comparison):
         super().__init__(vla, engine)
         if pruner is None and drop:
             raise UsageError(f"--drop {drop:g}: needs a pruner; give --pruner FILE")
-        self.candidate = Generator(vla, engine)
+        self.candidate = Generator(vla, self.engine)
         drops = (0.0,) if pruner is None else LANGUAGE_DROPS if drop is None else (drop,)
         self.pruner = pruner or NoPruner()
         self.keeps = [self.keep_count(each) for each in drops]

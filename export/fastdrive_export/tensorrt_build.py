@@ -12,7 +12,7 @@ import torch
 from fastdrive_export.build import ONNX_FILE, GraphOptions, write_engine
 from fastdrive_export.files import builder_lock, file_info, publish, staging
 from fastdrive_export.source import load_source
-from fastdrive_node.engines.manifest import VisionManifest, check_tensors
+from fastdrive_node.engines.manifest import Manifest, VisionManifest, check_tensors
 from fastdrive_node.engines.tensorrt_api import MAX_TOP_K, BuilderSettings, check_opset, default_opset, load_tensorrt
 from fastdrive_node.engines.tensorrt_plan import PlanExecutor, engine_information, layer_rows, serialize_plan
 from fastdrive_node.engines.tensorrt_runner import io_table, present_target
@@ -111,7 +111,7 @@ def _cache_name(target) -> str:
     return f"tensorrt-{target.tensorrt}-sm{target.compute_capability.replace('.', '')}.timing"
 
 
-def plan_layers(file: Path, manifest: VisionManifest) -> list[dict]:
+def plan_layers(file: Path, manifest: Manifest) -> list[dict]:
     """The layers of a plan as they were listed at its build; TensorRT is not needed.
 
     Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from fastdrive_node.validation import STRICT
 
@@ -33,7 +33,7 @@ _Camera = Annotated[str, Field(pattern="^[A-Za-z0-9_]{1,64}$")]
 class Record(BaseModel):
     """Part of a manifest. A model validator's text starts with the field's name; see ``validation.first_fault``."""
 
-    model_config = ConfigDict(frozen=True, **STRICT)
+    model_config = {**STRICT, "frozen": True}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -29,10 +29,9 @@ from fastdrive_node.engines.graph_info import (
     SOURCE,
     STORED_TYPES,
     VISUAL,
-    LanguageGraphInfo,
     cache_names,
 )
-from fastdrive_node.engines.manifest import Manifest, build_hint, check_files, read_manifest, short
+from fastdrive_node.engines.manifest import LanguageManifest, build_hint, check_files, read_manifest, short
 from fastdrive_node.engines.vision_engine import check_parity, check_part, refuse_others
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import VisualTokens, Vla
@@ -89,14 +88,14 @@ class EngineLanguage:
         vla: gives the rotary angles; its weights are not used.
     """
 
-    def __init__(self, file: Path, manifest: Manifest, runner: LanguageRunner, vla: Vla):
+    def __init__(self, file: Path, manifest: LanguageManifest, runner: LanguageRunner, vla: Vla):
         self.file, self.manifest, self.runner = file, manifest, runner
-        self.facts: LanguageGraphInfo = manifest.graph
+        self.info = manifest.graph
         self._vla = vla
-        self.layers = self.facts.layers
-        self._stored = getattr(torch, STORED_TYPES[self.facts.precision])
+        self.layers = self.info.layers
+        self._stored = getattr(torch, STORED_TYPES[self.info.precision])
         self._step = self._buffers(1)  # of every step; the mask is the cache's
-        groups, size = self.facts.kv_heads, self.facts.head_dim
+        groups, size = self.info.kv_heads, self.info.head_dim
         self._before = torch.zeros(groups * size, dtype=self._stored, device=runner.device)  # P = 1, of a prefill
 
     def position_inputs(self, position_ids: torch.Tensor) -> PositionInputs:
@@ -130,7 +129,7 @@ class EngineLanguage:
         tensors[SIN].copy_(sin[0])
         tensors[LAST].fill_(length - 1)
         tensors[MASK] = self._causal(length)
-        past = {name: self._before.data_ptr() for layer in range(self.facts.layers) for name in cache_names(layer)}
+        past = {name: self._before.data_ptr() for layer in range(self.info.layers) for name in cache_names(layer)}
         self._run(tensors, past, length, 1)
         if not bool(torch.isfinite(tensors[LOGITS]).all()):
             raise ModelError(
@@ -165,24 +164,24 @@ class EngineLanguage:
         return {
             "language engine": f"{self.file} ({short(self.manifest.files[self.file.name].sha256)})",
             "language runtime": self.runner.name,
-            "language precision": self.facts.precision,
+            "language precision": self.info.precision,
             "language parity": "not verified" if parity is None else f"cosine {parity.cosine:.6f}",
         }
 
     def _run(self, tensors: Mapping[str, torch.Tensor], past: Mapping[str, int], new: int, earlier: int) -> None:
-        pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()} | past
+        pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()} | dict(past)
         lengths = {NEW: new, PAST: earlier, SEEN: earlier + new, SHOWN: len(tensors[VISUAL])}
         self.runner.execute(pointers, lengths)
 
     def _buffers(self, new: int, shown: int = 1) -> dict[str, torch.Tensor]:
         """Zeros for every input and output but the mask and the cache."""
-        lengths = {NEW: new, SHOWN: shown}
-        facts = self.facts.inputs() | self.facts.outputs()
+        lengths: dict[int | str, int] = {NEW: new, SHOWN: shown}
+        tensors = self.info.inputs() | self.info.outputs()
         names = (IDS, SOURCE, VISUAL, COS, SIN, LAST, LOGITS, NEW_KEYS, NEW_VALUES)
         return {
             name: torch.zeros(
-                [lengths.get(side, side) for side in facts[name].shape],
-                dtype=getattr(torch, facts[name].dtype),
+                [int(lengths.get(length, length)) for length in tensors[name].shape],
+                dtype=getattr(torch, tensors[name].dtype),
                 device=self.runner.device,
             )
             for name in names
@@ -195,13 +194,13 @@ class EngineLanguage:
         return mask
 
     def _cache(self, length: int) -> EngineCache:
-        facts, device = self.facts, self.runner.device
-        shape = (facts.layers, facts.kv_heads)
+        info, device = self.info, self.runner.device
+        shape = (info.layers, info.kv_heads)
         mask = torch.full((1, length + 1), HIDDEN, device=device)
         mask[:, -1] = 0
         return EngineCache(
-            torch.zeros(*shape, facts.head_dim, length, dtype=self._stored, device=device),
-            torch.zeros(*shape, length, facts.head_dim, dtype=self._stored, device=device),
+            torch.zeros(*shape, info.head_dim, length, dtype=self._stored, device=device),
+            torch.zeros(*shape, length, info.head_dim, dtype=self._stored, device=device),
             mask,
         )
 
@@ -230,16 +229,16 @@ def open_language_engine(choice: LanguageChoice, vla: Vla) -> EngineLanguage:
     return load_language_engine(choice.file, manifest, vla, choice.provider)
 
 
-def check_language_engine(file: Path, vla: Vla) -> Manifest:
+def check_language_engine(file: Path, vla: Vla) -> LanguageManifest:
     """The manifest of an engine that is whole and of this VLA. Raises ModelError as ``open_language_engine``."""
-    manifest = read_manifest(file)
+    manifest: Any = read_manifest(file)
     check_part(file, manifest, "language")
     refuse_others(file, manifest, language_sizes(vla), vla.path, build_hint(file, manifest, vla.path))
     check_files(file, manifest)
     return manifest
 
 
-def load_language_engine(file: Path, manifest: Manifest, vla: Vla, provider: str = "auto") -> EngineLanguage:
+def load_language_engine(file: Path, manifest: LanguageManifest, vla: Vla, provider: str = "auto") -> EngineLanguage:
     """Load an engine that was checked. Raises ModelError where its runtime cannot run it."""
     if manifest.kind != "onnx":
         raise ModelError(f"{file}: kind: a language engine runs with onnxruntime only, not with {manifest.backend}")

@@ -18,7 +18,7 @@ import json
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
@@ -118,20 +118,20 @@ class _Manifest(Record):
         return self
 
     @property
-    def part(self) -> str:
-        return self.graph.part
-
-    @property
     def backend(self) -> str:
         return BACKENDS[self.kind]
 
 
 class VisionManifest(_Manifest):
+    part: ClassVar[str] = "vision"
+
     graph: VisionGraphInfo
     parity: VisionParity | None
 
 
 class LanguageManifest(_Manifest):
+    part: ClassVar[str] = "language"
+
     graph: LanguageGraphInfo
     parity: LanguageParity | None
 

@@ -10,13 +10,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from fastdrive_node.engines.graph_info import IMAGES, INDICES, SCORES, TOKENS, TensorInfo
-from fastdrive_node.engines.manifest import Manifest, build_hint, check_files, read_manifest, short
+from fastdrive_node.engines.manifest import Manifest, VisionManifest, build_hint, check_files, read_manifest, short
 from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.families import VisualTokens, Vla
 from fastdrive_node.families.fingerprint import pruner_fingerprint
@@ -44,7 +44,12 @@ class EngineVision:
     """
 
     def __init__(
-        self, file: Path, manifest: Manifest, runner: Runner, device: torch.device, dtype: torch.dtype = torch.float32
+        self,
+        file: Path,
+        manifest: VisionManifest,
+        runner: Runner,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
     ):
         self.file = file
         self.runner = runner
@@ -54,8 +59,8 @@ class EngineVision:
         self.cameras = len(manifest.graph.cameras)
         self.grid = manifest.graph.grid
         self.max_keep = manifest.graph.max_keep
-        facts = manifest.graph.inputs() | manifest.graph.outputs()
-        self._tensors = {name: _empty(each, runner.device) for name, each in facts.items()}
+        tensors = manifest.graph.inputs() | manifest.graph.outputs()
+        self._tensors = {name: _empty(each, runner.device) for name, each in tensors.items()}
         self._pointers = {name: tensor.data_ptr() for name, tensor in self._tensors.items()}
 
     def preprocess(self, images: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
@@ -82,7 +87,7 @@ class EngineVision:
         scores, order = self._tensors[SCORES].cpu().clone(), self._tensors[INDICES].cpu().long()
         self._check(scores, order)
         rows = self._tensors[TOKENS].to(self.device, self.dtype, copy=True)
-        return VisualTokens(rows, order, (self.cameras, *self.grid), scores)
+        return VisualTokens(rows, order, (self.cameras, self.grid[0], self.grid[1]), scores)
 
     def identity(self) -> dict[str, str]:
         """What runs, for the diagnostics."""
@@ -158,16 +163,16 @@ def open_engine(choice: EngineChoice, vla: Vla, pruner_file: str | Path | None =
     return load_engine(file, manifest, vla, choice.provider)
 
 
-def check_engine(file: Path, vla: Vla, pruner_file: str | Path | None) -> Manifest:
+def check_engine(file: Path, vla: Vla, pruner_file: str | Path | None) -> VisionManifest:
     """The manifest of an engine that is whole and of this VLA and pruner. Raises ModelError as ``open_engine``."""
-    manifest = read_manifest(file)
+    manifest: Any = read_manifest(file)
     check_part(file, manifest, "vision")
     check_identity(file, manifest, vla, pruner_file)
     check_files(file, manifest)
     return manifest
 
 
-def load_engine(file: Path, manifest: Manifest, vla: Vla, provider: str = "auto") -> EngineVision:
+def load_engine(file: Path, manifest: VisionManifest, vla: Vla, provider: str = "auto") -> EngineVision:
     """Load an engine that was checked. Raises ModelError where its runtime cannot run it."""
     try:
         runner = _make_runner(file, manifest, vla.device, provider)
@@ -240,5 +245,5 @@ def check_parity(file: Path, manifest: Manifest, vla: Vla) -> None:
         _log.warning("%s was never compared with torch; run: fastdrive export verify %s", file, file)
 
 
-def _empty(facts: TensorInfo, device: torch.device) -> torch.Tensor:
-    return torch.empty(facts.shape, dtype=getattr(torch, facts.dtype), device=device)
+def _empty(info: TensorInfo, device: torch.device) -> torch.Tensor:
+    return torch.empty(*map(int, info.shape), dtype=getattr(torch, info.dtype), device=device)

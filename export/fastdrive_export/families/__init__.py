@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastdrive_export.graph_writer import GraphWriter, Value
 from fastdrive_export.precision import Precision
@@ -44,7 +44,7 @@ def networks_of(vla: Vla) -> FamilyNetworks:
     """
     name = f"{__name__}.{vla.family.model_type}"
     try:
-        return importlib.import_module(name)
+        module: Any = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
@@ -52,3 +52,4 @@ def networks_of(vla: Vla) -> FamilyNetworks:
             f"{vla.path}: config.json: model_type: no engines can be built for {vla.family.model_type!r}; "
             "use the torch backend"
         ) from error
+    return module

@@ -6,11 +6,10 @@ are those of the torch modules; the two equal temporal slices of the patch embed
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from fastdrive_export.graph_writer import FLOAT, GraphWriter, Value
 from fastdrive_export.networks.language import LanguageNetwork
@@ -72,8 +71,8 @@ class Qwen25VlVisionNetwork(VisionNetwork):
         patch, merge = config.patch_size, config.spatial_merge_size
         rows, columns = self.vision.grid
         pixels = graph.div(graph.cast(images, FLOAT), 255.0)
-        pixels = graph.sub(pixels, graph.constant(np.float32(MEAN).reshape(1, 3, 1, 1)))
-        pixels = graph.div(pixels, graph.constant(np.float32(STD).reshape(1, 3, 1, 1)))
+        pixels = graph.sub(pixels, graph.constant(np.asarray(MEAN, np.float32).reshape(1, 3, 1, 1)))
+        pixels = graph.div(pixels, graph.constant(np.asarray(STD, np.float32).reshape(1, 3, 1, 1)))
         parts = graph.reshape(pixels, (self.cameras, _COLORS, rows, merge, patch, columns, merge, patch))
         parts = graph.transpose(parts, (0, 2, 5, 3, 6, 1, 4, 7))
         cells = graph.reshape(parts, (self.cameras, self.count, merge * merge * _COLORS * patch * patch))
@@ -105,7 +104,7 @@ class Qwen25VlVisionNetwork(VisionNetwork):
 
     def _block(
         self,
-        block: nn.Module,
+        block: Any,
         hidden: Value,
         rotation: Rotation,
         runs: tuple[tuple[int, int], ...],
@@ -126,7 +125,7 @@ class Qwen25VlVisionNetwork(VisionNetwork):
             narrow = index not in self.precision.fp32_mlp
             return graph.add(hidden, self._gated(block.mlp, normed, f"{name}.mlp", narrow))
 
-    def _merge(self, merger: nn.Module, hidden: Value) -> Value:
+    def _merge(self, merger: Any, hidden: Value) -> Value:
         graph = self.graph
         normed = self._norm(merger.ln_q, hidden, "tower.merger.ln_q")
         first, _, last = merger.mlp
@@ -139,12 +138,12 @@ class Qwen25VlVisionNetwork(VisionNetwork):
         attention = layer.self_attn
         with graph.scope("attention"):
             normed = self._norm(layer.input_layernorm, hidden, "pruner.input_layernorm")
-            parts = (
+            query, key, value = (
                 self._linear(getattr(attention, part), normed, f"pruner.{part}")
                 for part in ("q_proj", "k_proj", "v_proj")
             )
             heads = (layer.config.num_attention_heads, layer.config.num_key_value_heads)
-            mixed = self._attend(*parts, heads, self._pruner_rotation(), ((1, hidden.shape[1]),))
+            mixed = self._attend(query, key, value, heads, self._pruner_rotation(), ((1, hidden.shape[1]),))
             hidden = graph.add(hidden, self._wide(self._linear(attention.o_proj, mixed, "pruner.o_proj")))
         with graph.scope("mlp"):
             normed = self._norm(layer.post_attention_layernorm, hidden, "pruner.post_attention_layernorm")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from fastdrive_export.graph_writer import FLOAT, GraphWriter, Value
 from fastdrive_export.precision import Precision
@@ -33,17 +33,17 @@ class Blocks:
         swapped = graph.mul(swapped, sin)
         return graph.add(graph.mul(states, cos), swapped)
 
-    def _gate_up(self, mlp: nn.Module, normed: Value, name: str) -> list[Value]:
+    def _gate_up(self, mlp: Any, normed: Value, name: str) -> list[Value]:
         return [self._linear(getattr(mlp, part), normed, f"{name}.{part}") for part in ("gate_proj", "up_proj")]
 
-    def _gated(self, mlp: nn.Module, normed: Value, name: str, narrow: bool) -> Value:
+    def _gated(self, mlp: Any, normed: Value, name: str, narrow: bool) -> Value:
         """The gated MLP; ``narrow``: its product and down projection compute in the half type. float32 out."""
         graph, dtype = self.graph, self.precision.compute if narrow else FLOAT
         gate, up = (graph.cast(part, dtype) for part in self._gate_up(mlp, normed, name))
         product = graph.mul(graph.mul(gate, graph.unary("Sigmoid", gate)), up)
         return self._wide(self._linear(mlp.down_proj, product, f"{name}.down_proj", dtype))
 
-    def _linear(self, linear: nn.Linear, x: Value, name: str, dtype: int | None = None) -> Value:
+    def _linear(self, linear: Any, x: Value, name: str, dtype: int | None = None) -> Value:
         """``x`` in ``dtype`` (None: the compute type) through a linear layer."""
         graph, dtype = self.graph, self.precision.compute if dtype is None else dtype
         shape = (linear.in_features, linear.out_features)
@@ -53,7 +53,7 @@ class Blocks:
             return product
         return graph.add(product, graph.weight(f"{name}.bias", shape[1:], lambda: linear.bias, dtype))
 
-    def _norm(self, norm: nn.Module, x: Value, name: str) -> Value:
+    def _norm(self, norm: Any, x: Value, name: str) -> Value:
         graph = self.graph
         weight = graph.weight(f"{name}.weight", norm.weight.shape, lambda: norm.weight)
         return graph.mul(self._rms(x, norm.variance_epsilon), weight)

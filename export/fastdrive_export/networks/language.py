@@ -25,8 +25,9 @@ Inputs and outputs, with G key/value heads; see ``LanguageGraphInfo`` for the ty
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
 
 from fastdrive_export.graph_writer import TORCH_TYPES, GraphWriter, Value
 from fastdrive_export.networks.blocks import Blocks
@@ -61,9 +62,7 @@ class LanguageNetwork(Blocks):
         precision: types of the parts.
     """
 
-    def __init__(
-        self, graph: GraphWriter, text: nn.Module, head: nn.Linear, info: LanguageGraphInfo, precision: Precision
-    ):
+    def __init__(self, graph: GraphWriter, text: Any, head: Any, info: LanguageGraphInfo, precision: Precision):
         super().__init__(graph, precision)
         self.text, self.head, self.info = text, head, info
 
@@ -116,7 +115,7 @@ class LanguageNetwork(Blocks):
 
     def _layer(
         self,
-        layer: nn.Module,
+        layer: Any,
         hidden: Value,
         rotation: list[Value],
         mask: Value,
@@ -145,9 +144,10 @@ class LanguageNetwork(Blocks):
             normed = self._norm(layer.post_attention_layernorm, hidden, f"{name}.post_attention_layernorm")
             narrow = index not in self.precision.fp32_mlp
             hidden = graph.add(hidden, self._gated(layer.mlp, normed, f"{name}.mlp", narrow))
-        return hidden, *(graph.reshape(part, (1, *part.shape)) for part in (key, value))
+        key, value = (graph.reshape(part, (1, *part.shape)) for part in (key, value))
+        return hidden, key, value
 
-    def _rotated(self, attention: nn.Module, normed: Value, rotation: list[Value], name: str) -> list[Value]:
+    def _rotated(self, attention: Any, normed: Value, rotation: list[Value], name: str) -> list[Value]:
         """Query [S, heads, head dim], key and value [S, key/value heads, head dim], rotated, in the compute type."""
         graph, info = self.graph, self.info
         count, size = normed.shape[0], info.head_dim
@@ -174,13 +174,13 @@ class LanguageNetwork(Blocks):
         mixed = graph.transpose(mixed, (2, 0, 1, 3))
         return graph.reshape(mixed, (count, info.heads * size))
 
-    def _gate_up(self, mlp: nn.Module, normed: Value, name: str) -> list[Value]:
+    def _gate_up(self, mlp: Any, normed: Value, name: str) -> list[Value]:
         """One product for both."""
         inner = mlp.gate_proj.out_features
         joined = self._joined([mlp.gate_proj, mlp.up_proj], normed, f"{name}.gate_up")
         return [self.graph.slice(joined, 1, start, start + inner) for start in (0, inner)]
 
-    def _joined(self, parts: list[nn.Linear], x: Value, name: str) -> Value:
+    def _joined(self, parts: list[Any], x: Value, name: str) -> Value:
         """Linear layers of one input as one product; their outputs are concatenated."""
         graph, dtype = self.graph, self.precision.compute
         shape = (parts[0].in_features, sum(part.out_features for part in parts))

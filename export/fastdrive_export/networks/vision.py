@@ -12,6 +12,7 @@ Inputs and outputs, C cameras of n tokens each, N = C n:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from onnx import TensorProto
 
@@ -33,7 +34,8 @@ class VisionNetwork(Blocks, ABC):
 
     def __init__(self, graph: GraphWriter, source: Source, precision: Precision):
         super().__init__(graph, precision)
-        self.vision, self.pruner = source.vision, source.pruner
+        self.vision: Any = source.vision
+        self.pruner: Any = source.pruner
         self.cameras = source.vision.cameras
         rows, columns = source.vision.grid
         self.count = rows * columns
