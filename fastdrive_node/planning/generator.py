@@ -129,6 +129,10 @@ class Generator:
             ModelError: the logits are not finite.
         """
         logits, limit = prefilled.logits, self.answer.max_new_tokens
+        if not bool(torch.isfinite(logits).all()):
+            raise ModelError(
+                f"language model: logits that are not finite ({logits.dtype}); use another dtype, or check the weights"
+            )
         starts = torch.tensor([prompt.next_position for prompt in prefilled.prompts])
         kinds = len(prefilled.prompts[0].position_ids)
         ids_of_positions = (starts[:, None] + torch.arange(limit)).expand(kinds, -1, -1)

@@ -167,3 +167,10 @@ def test_scores_that_are_not_finite_are_refused(tiny_vla, frame_set, ego_history
 
 def test_warming_up_needs_no_trained_model(tiny_vla, pruner):
     Pipeline(tiny_vla, pruner, drop=0.5).warm_up()
+
+
+def test_a_language_model_whose_logits_are_not_finite_is_a_fault_of_the_model(tiny_dir, frame_set, ego_history):
+    vla = load_vla(tiny_dir)
+    vla.model.lm_head.weight.data[3] = float("nan")
+    with pytest.raises(ModelError, match="logits that are not finite"):
+        Pipeline(vla).plan(frame_set, ego_history)

@@ -11,6 +11,8 @@ from rcl_interfaces.msg import ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from std_msgs.msg import String
 
+from fastdrive_node.errors import ModelError
+from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.planner_factory import load_planner
 from tests.ros.conftest import Rig
 from tests.ros.test_node import RECORDS, next_record
@@ -105,3 +107,16 @@ def test_refusals_carry_the_stage_that_failed(real):
     record = next_record(rig, 2)
     assert (record["kind"], record["stage"]) == ("refused", "odometry")
     assert record["reason"].startswith("ego state: speed_mps")
+
+
+@pytest.mark.parametrize("name", ["fastv", "cdpruner"])
+def test_the_node_runs_a_pruner_by_its_name(real, name):
+    rig = connected(real(max_set_age_s=60.0, pruner=name, drop=0.75))
+    assert reaches_the_answer(rig, 1)
+    identity = rig.node._loaded.identity()
+    assert identity["pruner"] == name and identity["drop"] == "0.75"
+
+
+def test_a_pruner_that_reads_the_ground_truth_is_refused_at_the_start(ros):
+    with pytest.raises(ModelError, match="pruner oracle: reads the ground truth"):
+        load_planner(Settings(pruner="oracle", device="cpu", warm_up=False))

@@ -46,8 +46,11 @@ class Qwen25Vl:
         except Exception as error:  # transformers raises many kinds for weights that do not fit
             raise ModelError(f"{path}: the weights do not fit {CONFIG} ({first_line(error)})") from error
         for problem in ("missing_keys", "mismatched_keys"):
-            if info.get(problem):
-                names = ", ".join(sorted(map(str, info[problem]))[:3])
+            wrong = sorted(map(str, info.get(problem) or ()))
+            if VISION not in parts:
+                wrong = [name for name in wrong if not name.startswith(self.encoder_prefixes)]
+            if wrong:
+                names = ", ".join(wrong[:3])
                 raise ModelError(
                     f"{path}: {problem.replace('_', ' ')} in the weights: {names}; they do not fit {CONFIG}"
                 )
