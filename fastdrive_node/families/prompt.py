@@ -8,8 +8,8 @@ import re
 import torch
 
 from fastdrive_node.errors import EgoStateError, ModelError
-from fastdrive_node.families.base import Prompt
 from fastdrive_node.families.numbers import NumberFormat
+from fastdrive_node.families.tokens import Prompt
 from fastdrive_node.families.vla import Vla
 from fastdrive_node.types import Command, EgoHistory, EgoState
 

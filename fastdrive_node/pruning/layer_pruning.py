@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families.base import LayeredLanguageModel, Prompt, PrunedPrompt, VisualTokens, prune_prompt
+from fastdrive_node.families.base import LayeredLanguageModel
+from fastdrive_node.families.tokens import Prompt, PrunedPrompt, VisualTokens, prune_prompt
 from fastdrive_node.pruning.pruner import (
     Prefilled,
     Pruner,

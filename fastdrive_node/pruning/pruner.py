@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families.base import Cache, LanguageModel, Prompt, PrunedPrompt, VisualTokens, prune_prompt
+from fastdrive_node.families.base import Cache, LanguageModel
+from fastdrive_node.families.tokens import Prompt, PrunedPrompt, VisualTokens, prune_prompt
 from fastdrive_node.pruning.temporal import FrameContext, TemporalState
 
 Timer = Callable[[str], AbstractContextManager[Any]]  # times a named stage

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import normalize
 
-from fastdrive_node.families.base import VisualTokens
+from fastdrive_node.families.tokens import VisualTokens
 from fastdrive_node.types import TEMPORAL_RANGES, EgoState
 
 _LARGEST_CHANGE = 1.0  # in deviations: beyond, it says more of the vehicle's speed than of what is new

@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families.base import PositionInputs, VisualTokens
+from fastdrive_node.families.base import PositionInputs
+from fastdrive_node.families.tokens import VisualTokens
 
 if TYPE_CHECKING:
     from fastdrive_node.families.vla import Vla

@@ -18,10 +18,10 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families.base import VisualTokens
 from fastdrive_node.families.images import resize
 from fastdrive_node.families.qwen2_5_vl.language import fold_rotation_sign
 from fastdrive_node.families.qwen2_5_vl.preprocess import normalise, patchify
+from fastdrive_node.families.tokens import VisualTokens
 
 ATTENTION_ROWS = 512  # rows of an attention matrix that are held at a time, where it is asked for
 

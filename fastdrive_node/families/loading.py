@@ -1,0 +1,143 @@
+"""A VLA directory: Hugging Face files, ``vla.json``, a prompt. Weights from safetensors only, no remote code."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedTokenizerFast
+
+from fastdrive_node.errors import ModelError
+from fastdrive_node.families.base import PARTS, VlaFamily
+from fastdrive_node.families.prompt import check_prompt
+from fastdrive_node.families.spec import SPEC_FILE, VlaSpec, load_spec
+from fastdrive_node.families.vla import CONFIG, Vla, first_line
+
+WEIGHTS, WEIGHTS_INDEX, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
+_MAX_TEXT_BYTES = 64 * 1024
+_MODULES = {"qwen2_5_vl": "fastdrive_node.families.qwen2_5_vl"}  # each has an object FAMILY
+
+
+def family_of(model_type: object, where: str | Path = "config.json") -> VlaFamily:
+    """The family of a ``model_type``.
+
+    Raises:
+        ModelError: no such family; the text names ``where`` and those that there are.
+    """
+    if not isinstance(model_type, str) or model_type not in _MODULES:
+        raise ModelError(f"{where}: model_type: {str(model_type)[:40]!r} is not supported; use {', '.join(_MODULES)}")
+    return importlib.import_module(_MODULES[model_type]).FAMILY
+
+
+def load_vla(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str = torch.float32,
+    parts: frozenset[str] = PARTS,
+) -> Vla:
+    """Load a VLA directory for inference (``eval`` mode).
+
+    Args:
+        dtype: of the weights; ``"auto"`` for the stored one.
+        parts: ``base.VISION`` and ``base.LANGUAGE``: whose weights are needed. A part that an engine supplies is left
+            out and takes no memory; configuration, tokenizer and embeddings are always there.
+
+    Raises:
+        ModelError: a file is missing or unreadable, a field of vla.json is wrong, or the parts do not fit together;
+            the text names the file and field.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ModelError(f"{path}: no such VLA directory")
+    spec = load_spec(path)
+    template = _read_template(path, spec)
+    family, config = read_config(path)
+    _check_image_size(path, spec, family.pixels_per_token(config))
+    _check_weights(path)
+    tokenizer = _read_tokenizer(path, family, config)
+    model = family.load(path, config, torch.device(device), dtype, parts)
+    vla = Vla(path, family, config, model, tokenizer, spec, template, parts)
+    check_prompt(vla)
+    return vla
+
+
+def _require(path: Path, purpose: str) -> Path:
+    if not path.is_file():
+        raise ModelError(f"{path}: missing; a VLA directory needs it ({purpose})")
+    return path
+
+
+def _read_template(path: Path, spec: VlaSpec) -> str:
+    file = _require(path / spec.prompt, f"the prompt template that {SPEC_FILE} names")
+    if file.stat().st_size > _MAX_TEXT_BYTES:
+        raise ModelError(f"{file}: larger than {_MAX_TEXT_BYTES} bytes; this is no prompt template")
+    try:
+        with file.open(encoding="utf-8", newline="") as stream:
+            return stream.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{file}: not readable as UTF-8 text ({error})") from error
+
+
+def read_config(path: Path) -> tuple[VlaFamily, Any]:
+    """The family and configuration of a VLA directory.
+
+    Raises:
+        ModelError: ``config.json`` is missing or unreadable, or of no family that is known.
+    """
+    file = _require(path / CONFIG, "the model's configuration")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+        family = family_of(content.get("model_type"), file)
+        return family, family.read_config(content)
+    except ModelError:
+        raise
+    except Exception as error:  # transformers raises many kinds for a bad configuration
+        raise ModelError(f"{file}: not a usable configuration ({first_line(error)})") from error
+
+
+def _check_image_size(path: Path, spec: VlaSpec, pixels: int) -> None:
+    for name, side in zip(("height", "width"), spec.image_size, strict=True):
+        if side % pixels:
+            raise ModelError(f"{path / SPEC_FILE}: image_size.{name}: {side} is not a multiple of {pixels} px")
+
+
+def _check_weights(path: Path) -> None:
+    """All weight files are there and readable, before transformers allocates anything."""
+    index = path / WEIGHTS_INDEX
+    files = [path / WEIGHTS]
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ModelError(f"{index}: not readable as a weight index ({first_line(error)})") from error
+        if any(not isinstance(name, str) or Path(name).name != name for name in names):
+            raise ModelError(f"{index}: weight_map: names a file outside of the directory")
+        files = [path / name for name in sorted(names)]
+    for file in files:
+        _require(file, "the weights, as safetensors")
+        try:
+            with safe_open(file, framework="pt") as stored:
+                stored.keys()
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{file}: not a readable safetensors file ({error}); fetch it again") from error
+
+
+def _read_tokenizer(path: Path, family: VlaFamily, config: Any) -> PreTrainedTokenizerFast:
+    file = _require(path / TOKENIZER, "the tokenizer")
+    try:
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), clean_up_tokenization_spaces=False)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise ModelError(f"{file}: not a usable tokenizer ({first_line(error)})") from error
+    vocabulary = family.language_sizes(config)["vocabulary"]
+    if len(tokenizer) > vocabulary:
+        raise ModelError(f"{file}: {len(tokenizer)} tokens, but {CONFIG} has vocab_size {vocabulary}")
+    for token, expected in family.special_tokens(config).items():
+        if tokenizer.convert_tokens_to_ids(token) != expected:
+            raise ModelError(f"{file}: {token} is not token {expected}, as {CONFIG} says")
+    return tokenizer
