@@ -38,7 +38,7 @@ if importlib.util.find_spec("jsonschema") is None:  # checks vla.json, of which 
 from benchmarks.perf.gpu_compile import NOTE as COMPILE_NOTE
 from benchmarks.perf.gpu_compile import vision_cases
 from benchmarks.perf.gpu_engines import EngineScene, EngineSettings
-from benchmarks.perf.random_models import SIZES, Scene, Size, build_model, build_pruner, build_workload
+from benchmarks.perf.random_models import SIZES, ModelSize, Scene, build_model, build_pruner, build_workload
 from fastdrive_node.benchmark.agreement import NOTE, agreement
 from fastdrive_node.benchmark.implementations import FastDrive, HfGenerate, Workload
 from fastdrive_node.benchmark.timing import Case, Timing, measure, ratio
@@ -158,7 +158,7 @@ class Suite:
                 self._guarded(found, lambda scene=scene, stage=stage, found=found: stage.run(name, scene, found))
 
     @torch.inference_mode()
-    def _size(self, size: Size, entry: dict) -> None:
+    def _size(self, size: ModelSize, entry: dict) -> None:
         start = time.perf_counter()
         model = build_model(size, self.device, self.dtype, SEED)
         pruner = build_pruner(model, SEED)
@@ -178,7 +178,7 @@ class Suite:
                 found = entry["scenes"][scene.name].setdefault("agreement", {})["float32"] = {}
                 self._guarded(found, lambda scene=scene, found=found: self._agree(model, scene, found))
 
-    def _scene(self, model, pruner: ScorePruner, size: Size, scene: Scene, figures: dict) -> None:
+    def _scene(self, model, pruner: ScorePruner, size: ModelSize, scene: Scene, figures: dict) -> None:
         answer = 8 if self.quick else size.answer_tokens
         work = build_workload(model, scene, answer, SEED)
         stages = figures.setdefault("stages", {})

@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from benchmarks.perf.random_models import SIZES, Scene, Size, build_model, build_pruner, build_workload
+from benchmarks.perf.random_models import SIZES, ModelSize, Scene, build_model, build_pruner, build_workload
 from fastdrive_export.build import LANGUAGE_FILE, GraphOptions, write_language
 from fastdrive_export.parity import LanguageComparison
 from fastdrive_export.samples import dataset_samples, synthetic_samples
@@ -40,7 +40,7 @@ from fastdrive_node.pruning.registry import make_pruner
 DROPS = (0.0, 0.25, 0.5, 0.75)
 ANSWER_TOKENS = 28  # of models/tiny
 CPU = torch.device("cpu")
-MIDDLE = Size(
+MIDDLE = ModelSize(
     vision={**SIZES["tiny"].vision, "out_hidden_size": 1024},
     text={
         "hidden_size": 1024,

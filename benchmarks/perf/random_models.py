@@ -34,7 +34,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelSize:
     """Sizes of a model, and the scenes that it is measured on."""
 
     vision: dict
@@ -44,7 +44,7 @@ class Size:
 
 
 SIZES = {
-    "3b": Size(  # Qwen2.5-VL-3B-Instruct
+    "3b": ModelSize(  # Qwen2.5-VL-3B-Instruct
         vision={
             "depth": 32,
             "hidden_size": 1280,
@@ -69,7 +69,7 @@ SIZES = {
         # the paper's 3249 tokens, and 6 x 336 tokens: Impromptu-VLA's 262,144 px an image
         scenes=(Scene("one_image_1596x1596", 1, 1596, 1596), Scene("six_cameras_672x392", 6, 392, 672)),
     ),
-    "tiny": Size(
+    "tiny": ModelSize(
         vision={
             "depth": 4,
             "hidden_size": 128,
@@ -107,7 +107,9 @@ class NoWords:
         return ""
 
 
-def build_model(size: Size, device: torch.device, dtype: torch.dtype, seed: int) -> Qwen2_5_VLForConditionalGeneration:
+def build_model(
+    size: ModelSize, device: torch.device, dtype: torch.dtype, seed: int
+) -> Qwen2_5_VLForConditionalGeneration:
     """A model with random weights, allocated on the device."""
     config = Qwen2_5_VLConfig(
         text_config={**size.text, "bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": True},

@@ -32,7 +32,7 @@ MASK_SEED = 0  # of the random masks on the test images
 
 
 @dataclass(frozen=True)
-class Job:
+class AblationJob:
     """One run. ``recipe`` is that of ``fastdrive train``."""
 
     arm: str
@@ -56,7 +56,7 @@ class Job:
         return stored if stored.get("job") == asdict(self) else None
 
 
-def run_job(job: Job) -> dict[str, Any]:
+def run_job(job: AblationJob) -> dict[str, Any]:
     """Train, continuing from a checkpoint of the same recipe, and judge; writes and returns the result."""
     settings = parse_recipe(ReconRecipe, job.recipe)
     run = prepare(settings)
@@ -126,4 +126,4 @@ def _count(module: torch.nn.Module) -> int:
 
 
 if __name__ == "__main__":
-    run_job(Job(**json.loads(sys.argv[1])))
+    run_job(AblationJob(**json.loads(sys.argv[1])))

@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import ROOT
-from benchmarks.studies.ablation_runs import Job
+from benchmarks.studies.ablation_runs import AblationJob
 from fastdrive_node.cli import write_json
 from fastdrive_node.devices import choose_device, describe
 from fastdrive_node.families import load_vla
@@ -85,7 +85,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def plan(args: argparse.Namespace) -> list[Job]:
+def plan(args: argparse.Namespace) -> list[AblationJob]:
     """All runs, seed after seed, so that an early stop leaves whole comparisons."""
     jobs = []
     for seed in range(max(args.seeds, args.reference_seeds)):
@@ -96,7 +96,7 @@ def plan(args: argparse.Namespace) -> list[Job]:
     return jobs
 
 
-def _job(args: argparse.Namespace, arm: str, seed: int, keys: dict[str, Any]) -> Job:
+def _job(args: argparse.Namespace, arm: str, seed: int, keys: dict[str, Any]) -> AblationJob:
     unaided = keys.get("schedule") is UNAIDED
     schedule = {
         "decoder_pretrain_steps": args.warmup,
@@ -128,10 +128,10 @@ def _job(args: argparse.Namespace, arm: str, seed: int, keys: dict[str, Any]) ->
             "on_collapse": "record",
         },
     }
-    return Job(arm, seed, recipe, args.test, "test", args.test_keyframes, args.pictures)
+    return AblationJob(arm, seed, recipe, args.test, "test", args.test_keyframes, args.pictures)
 
 
-def run_all(args: argparse.Namespace, jobs: list[Job]) -> dict[str, str]:
+def run_all(args: argparse.Namespace, jobs: list[AblationJob]) -> dict[str, str]:
     """Run what is not done yet, ``args.jobs`` at a time. Returns the last line of what failed, by run."""
     waiting = [job for job in jobs if job.result() is None]
     if waiting:  # once, for runs that start together would build it together
@@ -149,7 +149,7 @@ def run_all(args: argparse.Namespace, jobs: list[Job]) -> dict[str, str]:
     return failed
 
 
-def _start(job: Job, threads: int) -> str | None:
+def _start(job: AblationJob, threads: int) -> str | None:
     """One run in a process of its own; its output goes to run.log. Returns the last line where it failed."""
     job.folder.mkdir(parents=True, exist_ok=True)
     log = job.folder / "run.log"

@@ -55,7 +55,7 @@ _VISION = {
 
 
 @dataclass(frozen=True)
-class Size:
+class PrunerSize:
     """A model's shape, and the image that its tower reads."""
 
     text: dict[str, Any]
@@ -78,7 +78,7 @@ class Size:
 
 
 SIZES = {
-    "toy": Size(  # models/tiny
+    "toy": PrunerSize(  # models/tiny
         {
             "hidden_size": 128,
             "intermediate_size": 384,
@@ -91,13 +91,13 @@ SIZES = {
         (112, 224),
         decoder_layers=2,
     ),
-    "3B": Size(  # Qwen2.5-VL-3B at Impromptu-VLA's 262,144 px an image
+    "3B": PrunerSize(  # Qwen2.5-VL-3B at Impromptu-VLA's 262,144 px an image
         {"hidden_size": 2048, "intermediate_size": 11008, "num_attention_heads": 16, "num_key_value_heads": 2},
         _VISION,
         (392, 672),
         decoder_layers=6,
     ),
-    "7B": Size(
+    "7B": PrunerSize(
         {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4},
         _VISION,
         (392, 672),
@@ -107,14 +107,14 @@ SIZES = {
 
 
 @dataclass(frozen=True)
-class Step:
+class StepCost:
     """What a forward and backward pass over some images needs."""
 
     saved_bytes: int  # kept by autograd for the backward pass, parameters excluded
     flops: int
 
 
-def modules(size: Size) -> tuple[nn.Module, ReconPruner, ReconDecoder]:
+def modules(size: PrunerSize) -> tuple[nn.Module, ReconPruner, ReconDecoder]:
     """Tower, pruner and decoder without storage."""
     config = size.config()
     with torch.device("meta"):
@@ -124,7 +124,9 @@ def modules(size: Size) -> tuple[nn.Module, ReconPruner, ReconDecoder]:
     return tower.requires_grad_(False), pruner, decoder
 
 
-def training_step(size: Size, pruner: nn.Module, decoder: nn.Module, images: int, device: str = "meta") -> Step:
+def training_step(
+    size: PrunerSize, pruner: nn.Module, decoder: nn.Module, images: int, device: str = "meta"
+) -> StepCost:
     """One step of pruner and decoder on ``images``; on ``meta`` nothing is computed."""
     height, width = size.image
     tokens = torch.zeros(images, size.tokens, size.text["hidden_size"], device=device)
@@ -150,10 +152,10 @@ def training_step(size: Size, pruner: nn.Module, decoder: nn.Module, images: int
         losses = split_losses(decode, tokens, mask, pixels, foreground, size.grid, LossWeights(), covered=0.5)
         bytes_saved = sum(storage.nbytes() for storage in saved.values())
         losses["total"].backward()
-    return Step(bytes_saved, counter.get_total_flops())
+    return StepCost(bytes_saved, counter.get_total_flops())
 
 
-def tower_flops(size: Size, tower: nn.Module) -> int:
+def tower_flops(size: PrunerSize, tower: nn.Module) -> int:
     """Of the frozen tower's forward pass on one image."""
     vision = TorchVision(tower, size.image, 1)
     rows = torch.zeros(1, size.tokens * 4, 3 * 2 * 14 * 14, device="meta")
@@ -162,7 +164,7 @@ def tower_flops(size: Size, tower: nn.Module) -> int:
     return counter.get_total_flops()
 
 
-def count(size: Size) -> dict[str, Any]:
+def count(size: PrunerSize) -> dict[str, Any]:
     """Parameters, memory and FLOPs of one size."""
     tower, pruner, decoder = modules(size)
     one, two = (training_step(size, pruner, decoder, images) for images in (1, 2))

@@ -20,7 +20,7 @@ from fastdrive_training.reports.open_loop.camera_tiles import Way, camera_tiles,
 from fastdrive_training.reports.open_loop.disagreement import overlap, overlap_matrix, plan_distances, spread
 from fastdrive_training.reports.open_loop.run_folder import read_run
 from fastdrive_training.reports.open_loop.scenes import Scenes, token_map
-from fastdrive_training.reports.open_loop.source import Rig, Source, read_rig, shown_samples
+from fastdrive_training.reports.open_loop.source import DatasetSource, Rig, read_rig, shown_samples
 from fastdrive_training.vla.tiny_model import build_tiny_vla
 from tests.training.evaluation.open_loop_runs import ROWS, MadeUp, edit_json, write_run
 from tests.training.evaluation.planning_scenes import add_object, draw_road, edit_table
@@ -60,8 +60,8 @@ def picture(address: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))))
 
 
-def source_of(root, run, shown=None) -> Source:
-    return Source(root, None, run.samples, shown or range(len(run.samples)))
+def source_of(root, run, shown=None) -> DatasetSource:
+    return DatasetSource(root, None, run.samples, shown or range(len(run.samples)))
 
 
 def photos(page: Page) -> list[dict]:

@@ -36,7 +36,7 @@ class Shard:
 
 
 @dataclass
-class Outcome:
+class AnnotationCounts:
     """What one run did."""
 
     found: int = 0  # images that went through the models
@@ -47,7 +47,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _ImageJob:
     key: ImageKey
     state: str
     image: np.ndarray | None = None  # uint8 RGB [H, W, 3] where the models need it
@@ -87,12 +87,12 @@ class Annotation:
         self._mine = keys[shard.index :: shard.count]
         self._load_models, self._models, self._loading_s = load_models, None, 0.0
 
-    def run(self) -> Outcome:
+    def run(self) -> AnnotationCounts:
         """Do what is not done. Images that cannot be read are counted and passed over.
 
         Raises ModelError where the models cannot be loaded or fail, InputError where they are not the manifest's.
         """
-        outcome, started = Outcome(), time.perf_counter()
+        outcome, started = AnnotationCounts(), time.perf_counter()
         bar = tqdm(total=len(self._mine), desc="annotating", unit="image")
         for job in read_ahead(self._jobs()):
             self._do(job, outcome)
@@ -102,7 +102,7 @@ class Annotation:
         outcome.seconds = time.perf_counter() - started - self._loading_s
         return outcome
 
-    def finish(self, outcome: Outcome, samples: int) -> dict:
+    def finish(self, outcome: AnnotationCounts, samples: int) -> dict:
         """Write the index (where every image is finished) and the page; returns the figures over all shards."""
         lines = self.store.finish(self.keys)
         figures = {
@@ -124,21 +124,21 @@ class Annotation:
             write_page(self.source, self.store, [keys[place] for place in sorted(places)], figures)
         return figures
 
-    def _jobs(self) -> Iterator[_Job]:
+    def _jobs(self) -> Iterator[_ImageJob]:
         held, item = -1, None
         for key in self._mine:
             state = self.store.state(key)
             if state != FIND:
-                yield _Job(key, state)
+                yield _ImageJob(key, state)
                 continue
             try:
                 if held != key.index:
                     held, item = key.index, self.source[key.index]
-                yield _Job(key, state, item.load_image(key.camera))
+                yield _ImageJob(key, state, item.load_image(key.camera))
             except InputError as error:
-                yield _Job(key, state, problem=str(error))
+                yield _ImageJob(key, state, problem=str(error))
 
-    def _do(self, job: _Job, outcome: Outcome) -> None:
+    def _do(self, job: _ImageJob, outcome: AnnotationCounts) -> None:
         if job.state == DONE:
             outcome.skipped += 1
             return
@@ -198,7 +198,7 @@ def class_counts(lines: list[dict], settings: AnnotateSettings) -> dict:
     }
 
 
-def raise_failures(outcome: Outcome) -> None:
+def raise_failures(outcome: AnnotationCounts) -> None:
     """Raises InputError where images could not be read, with the first reason."""
     if outcome.failed:
         raise InputError(

@@ -10,7 +10,7 @@ from PIL import Image
 from fastdrive_node.visualization.layout import camera_layout, camera_title
 from fastdrive_training.data.masks import cell_coverage
 from fastdrive_training.reports.document import picture_address
-from fastdrive_training.reports.pruner_run.samples import Samples
+from fastdrive_training.reports.pruner_run.samples import HeldOutSamples
 from fastdrive_training.scoring.pictures import Scale, heat_overlay
 from fastdrive_training.scoring.token_metrics import POSITIVE_COVERAGE
 
@@ -50,7 +50,7 @@ class SampleTiles:
     rows: tuple[CameraRow, ...]
 
 
-def sample_tiles(samples: Samples, masks: bool = False) -> list[SampleTiles]:
+def sample_tiles(samples: HeldOutSamples, masks: bool = False) -> list[SampleTiles]:
     """All pictures of the first samples. The score maps of all keyframes have one scale.
 
     Args:
@@ -66,7 +66,7 @@ def psnr(rebuilt: np.ndarray, target: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
 
-def _one(samples: Samples, targets: tuple[np.ndarray, ...], index: int, scale: Scale) -> SampleTiles:
+def _one(samples: HeldOutSamples, targets: tuple[np.ndarray, ...], index: int, scale: Scale) -> SampleTiles:
     scores = samples.scores[index]
     rows, cols = scores.shape[1:]
     positive = cell_coverage(samples.foreground[index], rows, cols) >= POSITIVE_COVERAGE
@@ -81,7 +81,7 @@ def _one(samples: Samples, targets: tuple[np.ndarray, ...], index: int, scale: S
     )
 
 
-def _map(samples: Samples, index: int, camera: int, positive: np.ndarray, scale: Scale) -> Tile:
+def _map(samples: HeldOutSamples, index: int, camera: int, positive: np.ndarray, scale: Scale) -> Tile:
     scores, title = samples.scores[index, camera], camera_title(samples.cameras[camera])
     above = int((scores > 0).sum())
     picture = heat_overlay(_to_width(samples.images[index, camera]), scores, scale)
@@ -89,7 +89,7 @@ def _map(samples: Samples, index: int, camera: int, positive: np.ndarray, scale:
     return Tile(_encode(picture), f"Score map of the {title} camera: {caption}", caption, title)
 
 
-def _row(samples: Samples, targets: tuple[np.ndarray, ...], index: int, camera: int) -> CameraRow:
+def _row(samples: HeldOutSamples, targets: tuple[np.ndarray, ...], index: int, camera: int) -> CameraRow:
     title = camera_title(samples.cameras[camera])
     fore, back = (target[index, camera] for target in targets)
     pictures = (samples.images[index, camera], fore, samples.fore[index, camera], back, samples.back[index, camera])

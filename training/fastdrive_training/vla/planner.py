@@ -120,7 +120,7 @@ class VlaBatches(StepBatches):
         return [whole.change(lambda tensor, part=part: tensor[part :: self.parts]) for part in self.own]
 
 
-class Planner(nn.Module):
+class TrainablePlanner(nn.Module):
     """A VLA, on its device, with the small heads that only training needs. A stage's subclass gives ``forward``."""
 
     def __init__(self, vla: Vla, precision: str = "float32"):
@@ -188,7 +188,12 @@ class VlaTrainer(Trainer):
     at the end over the last 100 steps."""
 
     def __init__(
-        self, planner: Planner, batches: VlaBatches, recipe: VlaRecipe, identity: dict[str, Any], processes: Processes
+        self,
+        planner: TrainablePlanner,
+        batches: VlaBatches,
+        recipe: VlaRecipe,
+        identity: dict[str, Any],
+        processes: Processes,
     ):
         parameters = [parameter for parameter in planner.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.02)

@@ -24,7 +24,7 @@ from fastdrive_training.engine.distributed import Processes, choose_precision
 from fastdrive_training.vla.data import LABELS_PER_TOKEN, Arrays, prepare
 from fastdrive_training.vla.planner import (
     HEADS_FILE,
-    Planner,
+    TrainablePlanner,
     VlaBatch,
     VlaBatches,
     VlaRecipe,
@@ -69,7 +69,7 @@ class LanguageBatches(VlaBatches):
         return {"visual": torch.from_numpy(self._tokens[indices]).float(), "kept": kept}
 
 
-class LanguagePlanner(Planner):
+class LanguagePlanner(TrainablePlanner):
     """The losses of the second stage."""
 
     def forward(self, batch: VlaBatch) -> dict[str, Tensor]:
@@ -141,7 +141,7 @@ def keep_some(
 
 
 @torch.inference_mode()
-def cached_tokens(planner: Planner, data: Arrays, fingerprint: str) -> np.ndarray:
+def cached_tokens(planner: TrainablePlanner, data: Arrays, fingerprint: str) -> np.ndarray:
     """The frozen tower's tokens of every keyframe, float16 [K, C * n, D], computed once and kept beside the pixels."""
     path = Path(data.pixels.filename).with_name(f"tokens-{fingerprint[:16]}.npy")
     if not path.exists():

@@ -26,7 +26,7 @@ from fastdrive_training.vla.data import LABELS_PER_TOKEN, Arrays, prepare
 from fastdrive_training.vla.planner import (
     CLASSES,
     WEIGHTS,
-    Planner,
+    TrainablePlanner,
     VlaBatch,
     VlaBatches,
     VlaRecipe,
@@ -67,7 +67,7 @@ class TowerBatches(VlaBatches):
         return {"visual": pixels, "learning": (*self._always, *drawn)}
 
 
-class TowerPlanner(Planner):
+class TowerPlanner(TrainablePlanner):
     """The losses of the first stage."""
 
     def forward(self, batch: VlaBatch) -> dict[str, Tensor]:

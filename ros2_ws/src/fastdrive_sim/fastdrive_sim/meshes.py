@@ -1,4 +1,4 @@
-"""Low-polygon meshes: a ``Mesh`` of plain arrays, and the ``Builder`` that makes one out of boxes, prisms and discs.
+"""Low-polygon meshes: a ``Mesh`` of plain arrays, and the ``MeshBuilder`` that makes one of boxes, prisms and discs.
 
 Local frame: x forward (along yaw), y left, z up, the origin in the middle of the footprint. Metres.
 """
@@ -31,7 +31,7 @@ class Mesh:
     triangles: np.ndarray  # int32 [T, 3]
 
 
-class Builder:
+class MeshBuilder:
     """Collects convex faces. Points of a face run counter-clockwise as seen from outside."""
 
     def __init__(self) -> None:

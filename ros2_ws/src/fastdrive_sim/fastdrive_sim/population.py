@@ -7,7 +7,7 @@ from itertools import count
 import numpy as np
 
 from fastdrive_sim.roads import Route
-from fastdrive_sim.traffic import Light, Pedestrian, Traffic, Vehicle, random_color
+from fastdrive_sim.traffic import Pedestrian, Traffic, TrafficLight, TrafficVehicle, random_color
 
 START_M = 40.0  # where the ego vehicle starts along the route, with road behind it
 LEFT_PAVEMENT_M = 6.6
@@ -25,7 +25,7 @@ def _kind(rng: np.random.Generator) -> str:
     return str(rng.choice(["car", "truck", "bus"], p=[0.78, 0.14, 0.08]))
 
 
-def _own_lane(rng: np.random.Generator, limit: float, seconds: float, ids: count) -> list[Vehicle]:
+def _own_lane(rng: np.random.Generator, limit: float, seconds: float, ids: count) -> list[TrafficVehicle]:
     vehicles = []
     if rng.random() < 0.45:
         s = START_M + 10.0
@@ -37,17 +37,17 @@ def _own_lane(rng: np.random.Generator, limit: float, seconds: float, ids: count
                 halts.append((clock, clock + pause))
                 clock += pause + rng.uniform(9, 22)
             pace = limit * rng.uniform(0.6, 1.0)
-            vehicles.append(Vehicle(next(ids), _kind(rng), random_color(rng), s, pace * 0.7, pace, halts=halts))
+            vehicles.append(TrafficVehicle(next(ids), _kind(rng), random_color(rng), s, pace * 0.7, pace, halts=halts))
     if rng.random() < 0.5:
         vehicles.append(
-            Vehicle(next(ids), _kind(rng), random_color(rng), START_M - rng.uniform(8, 25), limit * 0.5, limit)
+            TrafficVehicle(next(ids), _kind(rng), random_color(rng), START_M - rng.uniform(8, 25), limit * 0.5, limit)
         )
     return vehicles
 
 
-def _oncoming(rng: np.random.Generator, limit: float, ids: count) -> list[Vehicle]:
+def _oncoming(rng: np.random.Generator, limit: float, ids: count) -> list[TrafficVehicle]:
     return [
-        Vehicle(
+        TrafficVehicle(
             next(ids),
             _kind(rng),
             random_color(rng),
@@ -92,9 +92,9 @@ def _crossers(rng: np.random.Generator, route: Route, ids: count) -> list[Pedest
     return found
 
 
-def _lights(rng: np.random.Generator, route: Route, ids: count) -> list[Light]:
+def _lights(rng: np.random.Generator, route: Route, ids: count) -> list[TrafficLight]:
     return [
-        Light(
+        TrafficLight(
             junction,
             (next(ids), next(ids)),
             red_first=bool(rng.random() < 0.5)

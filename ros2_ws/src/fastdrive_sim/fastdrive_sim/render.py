@@ -88,7 +88,7 @@ class Renderer:
 
     def load(self, world: World) -> None:
         """Takes over what does not move. Raises ``SimError`` for a thing that cannot be drawn."""
-        self._light = light = scene.Light.of(world)
+        self._light = light = scene.Illumination.of(world)
         parts = [scene.thing_chunks(world.things, light, 0.0), scene.surface_chunks(world.surfaces, light)]
         self._static = scene.join(parts)
         with self._context:
@@ -96,7 +96,7 @@ class Renderer:
             self._vertices.write(self._static.vertices.tobytes())
             self._set_light(world, light)
 
-    def _set_light(self, world: World, light: scene.Light) -> None:
+    def _set_light(self, world: World, light: scene.Illumination) -> None:
         self._scene_program["haze_color"] = self._sky_program["haze_color"] = tuple(light.haze)
         self._scene_program["haze_half"] = light.haze_half_m
         self._sky_program["sky_color"] = tuple(light.sky)

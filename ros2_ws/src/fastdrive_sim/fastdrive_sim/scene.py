@@ -28,7 +28,7 @@ _SURFACE_LOOK = {  # texture layer and repeats per metre
 
 
 @dataclass(frozen=True)
-class Light:
+class Illumination:
     """Sun and sky of a world. Colours are 0..1 factors, float32 [3]."""
 
     sun: np.ndarray  # unit vector towards the sun
@@ -39,7 +39,7 @@ class Light:
     haze_half_m: float  # the depth at which half of a colour is haze
 
     @classmethod
-    def of(cls, world: World) -> Light:
+    def of(cls, world: World) -> Illumination:
         """``World.sun_deg`` is the sun's height; where it stands follows from the seed."""
         height = math.radians(min(max(world.sun_deg, 5.0), 90.0))
         azimuth = (world.seed * 2.399963) % (2 * math.pi)
@@ -103,7 +103,7 @@ def _vertices(position, rgb, layer, uv, ids) -> np.ndarray:
     return out
 
 
-def thing_chunks(things: Sequence[Thing], light: Light, time_s: float) -> Chunks:
+def thing_chunks(things: Sequence[Thing], light: Illumination, time_s: float) -> Chunks:
     """Each thing as one piece. Raises ``SimError`` for an unknown kind or an instance outside 0..65535."""
     if not things:
         return Chunks(np.zeros(0, VERTEX), [], np.zeros((0, 2), "f4"), np.zeros(0, "f4"), np.zeros(0, "f4"))
@@ -149,7 +149,7 @@ def _reach(thing: Thing) -> float:
     return math.hypot(thing.size[0], thing.size[1]) / 2 + margin
 
 
-def surface_chunks(surfaces: Sequence[Surface], light: Light) -> Chunks:
+def surface_chunks(surfaces: Sequence[Surface], light: Illumination) -> Chunks:
     """Surfaces cut into pieces of about 40 m. All lie at z = 0: their heights only say which one covers another.
 
     The highest is drawn first, so that what it hides costs nothing.
@@ -163,7 +163,7 @@ def surface_chunks(surfaces: Sequence[Surface], light: Light) -> Chunks:
     return join(parts) if parts else thing_chunks((), light, 0.0)
 
 
-def _surface(surface: Surface, light: Light, level: int) -> Chunks:
+def _surface(surface: Surface, light: Illumination, level: int) -> Chunks:
     triangles = np.asarray(surface.triangles, np.float32).reshape(-1, 3, 2)
     a, b, c = triangles[:, 0], triangles[:, 1], triangles[:, 2]
     clockwise = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) < (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
@@ -190,7 +190,7 @@ def _surface(surface: Surface, light: Light, level: int) -> Chunks:
     )
 
 
-def ground_chunks(ego: EgoPose, light: Light) -> Chunks:
+def ground_chunks(ego: EgoPose, light: Illumination) -> Chunks:
     """The plane z = 0 around the ego vehicle, out to the horizon; its patches of colour stay where they are."""
     first = np.round(np.array([ego.x, ego.y]) / (4 * _TILE_M)) * 4 - _TILES // 2
     steps = np.arange(_TILES + 1)

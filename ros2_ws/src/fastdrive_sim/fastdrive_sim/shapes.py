@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from fastdrive_node.errors import SimError
 from fastdrive_sim import textures
-from fastdrive_sim.meshes import Builder, Mesh
+from fastdrive_sim.meshes import Mesh, MeshBuilder
 from fastdrive_sim.types import KINDS, Thing
 from fastdrive_sim.vehicles import bus, car, truck
 
@@ -63,7 +63,7 @@ def _fixed(thing: Thing) -> Mesh:
 def _building(variant: int, cells: tuple[int, int, int], size: tuple[float, float, float]) -> Mesh:
     """Walls with a grid of windows; a flat roof with a parapet and boxes, or a gable on a low house."""
     length, width, height = size
-    build = Builder()
+    build = MeshBuilder()
     layer = textures.FACADE + variant % textures.FACADES
     gable = height < 9 and variant % 3 == 0
     wall = height * (0.72 if gable else 1.0)
@@ -86,7 +86,7 @@ def _building(variant: int, cells: tuple[int, int, int], size: tuple[float, floa
     return build.mesh()
 
 
-def _gable(build: Builder, extent: tuple[float, float, float, float], roof: dict) -> None:
+def _gable(build: MeshBuilder, extent: tuple[float, float, float, float], roof: dict) -> None:
     x, y, wall, top = extent
     build.face([(-x, -y, wall), (x, -y, wall), (x, 0, top), (-x, 0, top)], **roof)
     build.face([(x, y, wall), (-x, y, wall), (-x, 0, top), (x, 0, top)], **roof)
@@ -97,7 +97,7 @@ def _gable(build: Builder, extent: tuple[float, float, float, float], roof: dict
 @lru_cache(maxsize=1024)
 def _billboard(pattern: int, length: float, width: float, height: float) -> Mesh:
     """A panel on one or two posts; the pattern is on every side, spread over the longer ones."""
-    build = Builder()
+    build = MeshBuilder()
     x, y = max(length, 0.2) / 2, max(width, 0.2) / 2
     low = height * 0.4
     for at in (-0.5, 0.5):
@@ -114,7 +114,7 @@ def _billboard(pattern: int, length: float, width: float, height: float) -> Mesh
 
 @lru_cache(maxsize=512)
 def _pole(kind: str, state: str, height: float) -> Mesh:
-    build = Builder()
+    build = MeshBuilder()
     if kind == "traffic_light":
         _traffic_light(build, state, height)
     elif kind == "traffic_sign":
@@ -126,7 +126,7 @@ def _pole(kind: str, state: str, height: float) -> Mesh:
     return build.mesh()
 
 
-def _traffic_light(build: Builder, state: str, height: float) -> None:
+def _traffic_light(build: MeshBuilder, state: str, height: float) -> None:
     """Two heads on a pole, the upper one large: its lit lamp is 0.7 m wide, to be seen at 40 m in a small picture."""
     build.cone(0, 0, (0, height - 0.5), (0.1, 0.08), 6, color=_STEEL)
     _lamp_head(build, state, height, 0.35)
@@ -134,7 +134,7 @@ def _traffic_light(build: Builder, state: str, height: float) -> None:
         _lamp_head(build, state, 3.1, 0.2)
 
 
-def _lamp_head(build: Builder, state: str, top: float, radius: float) -> None:
+def _lamp_head(build: MeshBuilder, state: str, top: float, radius: float) -> None:
     pitch = radius * 2.1
     half, front = radius * 1.25, 0.3
     dark = {"color": (0.06, 0.07, 0.06)}
@@ -147,7 +147,7 @@ def _lamp_head(build: Builder, state: str, top: float, radius: float) -> None:
             build.disc(center, radius * 0.8, 8, color=tuple(0.1 * c + 0.02 for c in color))
 
 
-def _traffic_sign(build: Builder, state: str, height: float) -> None:
+def _traffic_sign(build: MeshBuilder, state: str, height: float) -> None:
     """A plate on a pole: octagon (stop), disc (limit), square (anything else), facing +x, grey from behind."""
     layer, sides = _plate(state)
     radius = 0.45 * (math.sqrt(2) if sides == 4 else 1)
@@ -168,7 +168,7 @@ def _plate(state: str) -> tuple[int, int]:
 
 @lru_cache(maxsize=4096)
 def _scalable(kind: str, state: str, variant: int, stride: int) -> Mesh:
-    build = Builder()
+    build = MeshBuilder()
     if kind == "pedestrian":
         _pedestrian(build, variant, stride)
     elif kind in ("car", "truck", "bus"):
@@ -178,7 +178,7 @@ def _scalable(kind: str, state: str, variant: int, stride: int) -> Mesh:
     return build.mesh()
 
 
-def _tree(build: Builder, variant: int) -> None:
+def _tree(build: MeshBuilder, variant: int) -> None:
     leaves = {"layer": textures.FOLIAGE, "scale": 0.35}
     build.cone(0, 0, (0, 3.0), (0.22, 0.14), 5, color=(0.30, 0.21, 0.14), layer=textures.CONCRETE, scale=1.0)
     if variant % 3 == 0:
@@ -190,12 +190,12 @@ def _tree(build: Builder, variant: int) -> None:
         build.blob((0.5, lean, 5.6), (1.3, 1.3, 1.4), shade=1.05, **leaves)
 
 
-def _bush(build: Builder, variant: int) -> None:
+def _bush(build: MeshBuilder, variant: int) -> None:
     build.blob((0, 0, 0.4), (0.75, 0.75, 0.6), shade=0.9, layer=textures.FOLIAGE, scale=0.5)
     build.blob((0.25, -0.2, 0.45), (0.5, 0.45, 0.55), sides=5, layer=textures.FOLIAGE, scale=0.5)
 
 
-def _pedestrian(build: Builder, variant: int, stride: int) -> None:
+def _pedestrian(build: MeshBuilder, variant: int, stride: int) -> None:
     """``stride`` 0 stands, 1.. are steps; the torso has the thing's colour."""
     skin, hair, legs = (t[variant // k % len(t)] for t, k in ((_SKIN, 1), (_HAIR, 3), (_LEGS, 2)))
     swing = (0.0, 0.0, 0.24, 0.0, -0.24)[stride]
@@ -213,7 +213,7 @@ def _pedestrian(build: Builder, variant: int, stride: int) -> None:
     build.cone(-0.02, 0, (1.60, 1.75), (0.13, 0.08), 6, color=hair)
 
 
-def _barrier(build: Builder, variant: int) -> None:
+def _barrier(build: MeshBuilder, variant: int) -> None:
     """A concrete jersey barrier, or a red and white board on feet."""
     if variant % 2 == 0:
         for y0, y1, z0, z1 in ((0.3, 0.15, 0.0, 0.35), (0.15, 0.09, 0.35, 0.9)):
@@ -224,7 +224,7 @@ def _barrier(build: Builder, variant: int) -> None:
     build.box((-1, -0.06, 0.35), (1, 0.06, 0.88), color=(1, 1, 1), layer=textures.STRIPES, scale=1.0)
 
 
-def _traffic_cone(build: Builder, variant: int) -> None:
+def _traffic_cone(build: MeshBuilder, variant: int) -> None:
     orange, white = (0.95, 0.32, 0.05), (0.95, 0.95, 0.95)
     build.box((-0.2, -0.2, 0), (0.2, 0.2, 0.05), color=(0.75, 0.22, 0.04))
     for z0, z1, color in ((0.05, 0.25, orange), (0.25, 0.45, white), (0.45, 0.7, orange)):

@@ -19,7 +19,7 @@ SIGHT_M = 50.0
 
 
 @dataclass
-class Vehicle:
+class TrafficVehicle:
     """A vehicle on the route's own lane (``direction`` 1) or the oncoming one (-1)."""
 
     instance: int
@@ -109,7 +109,7 @@ class Pedestrian:
 
 
 @dataclass
-class Light:
+class TrafficLight:
     """The signal of one junction, for the ego's leg. Its cycle starts once the ego vehicle comes near."""
 
     junction: Junction
@@ -163,9 +163,9 @@ class Traffic:
     """All that moves around the ego vehicle."""
 
     route: Route
-    vehicles: list[Vehicle]
+    vehicles: list[TrafficVehicle]
     pedestrians: list[Pedestrian]
-    lights: list[Light]
+    lights: list[TrafficLight]
 
     def step(self, ego_s: float, ego_speed: float, time_s: float, dt: float) -> None:
         front = ego_s + FRONT_M

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastdrive_sim.meshes import Builder
+from fastdrive_sim.meshes import MeshBuilder
 
 _GLASS = (0.07, 0.09, 0.12)
 _TYRE = (0.05, 0.05, 0.05)
@@ -10,7 +10,7 @@ _CHASSIS = (0.10, 0.10, 0.11)
 _TRIM = (0.16, 0.16, 0.17)
 
 
-def car(build: Builder, variant: int, braking: bool) -> None:
+def car(build: MeshBuilder, variant: int, braking: bool) -> None:
     """A saloon, an estate or a hatchback of 4.5 x 1.8 x 1.5 m."""
     rear = ((-2.15, -1.35), (-2.2, -2.0), (-2.1, -1.7))[variant % 3]
     build.box((-2.2, -0.82, 0.2), (2.2, 0.82, 0.4), color=_CHASSIS)
@@ -27,7 +27,7 @@ def car(build: Builder, variant: int, braking: bool) -> None:
         build.panel(rear[1] - 0.08, (-0.3, 0.3), (1.36, 1.46), back=True, color=(1.0, 0.08, 0.05), glow=True)
 
 
-def truck(build: Builder, variant: int, braking: bool) -> None:
+def truck(build: MeshBuilder, variant: int, braking: bool) -> None:
     """A cab and a box body (or a flat bed with a load) of 8 x 2.5 x 3.3 m."""
     build.box((-4.0, -1.1, 0.45), (4.0, 1.1, 0.95), color=_CHASSIS)
     build.frustum((2.1, -1.2, 0.6), (4.0, 1.2, 2.7), (2.1, -1.15), (3.8, 1.15))
@@ -45,7 +45,7 @@ def truck(build: Builder, variant: int, braking: bool) -> None:
     _lamps(build, (-4.02, 4.0), 1.15, (0.7, 1.0), braking)
 
 
-def bus(build: Builder, variant: int, braking: bool) -> None:
+def bus(build: MeshBuilder, variant: int, braking: bool) -> None:
     """A city bus of 12 x 2.55 x 3.2 m with a band of windows."""
     build.box((-6.0, -1.27, 0.35), (6.0, 1.27, 3.2))
     for y in (-1, 1):
@@ -66,7 +66,7 @@ def _pillar(x: float, side: int) -> list[tuple[float, float, float]]:
     return points if side < 0 else points[::-1]
 
 
-def _wheels(build: Builder, axles: tuple[float, ...], half_width: float, radius: float) -> None:
+def _wheels(build: MeshBuilder, axles: tuple[float, ...], half_width: float, radius: float) -> None:
     octagon = [(0.92, 0.38), (0.38, 0.92), (-0.38, 0.92), (-0.92, 0.38), (-0.92, -0.38), (-0.38, -0.92)]
     octagon = [*octagon, (0.38, -0.92), (0.92, -0.38)]
     for x in axles:
@@ -79,7 +79,9 @@ def _wheels(build: Builder, axles: tuple[float, ...], half_width: float, radius:
             build.face(face if side < 0 else face[::-1], color=(0.45, 0.45, 0.47))
 
 
-def _lamps(build: Builder, x: tuple[float, float], half_width: float, z: tuple[float, float], braking: bool) -> None:
+def _lamps(
+    build: MeshBuilder, x: tuple[float, float], half_width: float, z: tuple[float, float], braking: bool
+) -> None:
     """Rear lamps, headlamps and bumper strips at the rear and front ends ``x``."""
     wide, grow = (0.52, 0.12) if braking else (0.3, 0.0)
     look = {"color": (1.0, 0.06, 0.04), "glow": True} if braking else {"color": (0.34, 0.02, 0.03)}

@@ -11,7 +11,7 @@ import pytest
 from fastdrive_sim.expert import FRONT_M, Driver, Obstacle, idm
 from fastdrive_sim.roads import CLEARANCE_M, LOCAL_M, STEP_M, build_route
 from fastdrive_sim.sim import Simulation
-from fastdrive_sim.traffic import Light, Pedestrian
+from fastdrive_sim.traffic import Pedestrian, TrafficLight
 from fastdrive_sim.types import KINDS, EgoPose, Label
 from fastdrive_sim.world import build_world
 
@@ -129,7 +129,7 @@ def test_a_rate_that_does_not_divide_the_physics_is_refused() -> None:
 
 def test_signals_announce_green_and_end_with_yellow() -> None:
     route = build_route(np.random.default_rng(1), 500)
-    light = Light(route.junctions[0], (1, 2), red_first=False, red_s=3.0, green_s=2.0)
+    light = TrafficLight(route.junctions[0], (1, 2), red_first=False, red_s=3.0, green_s=2.0)
     light.step(route.junctions[0].s_stop - 20, 0.0)
     seen = [light.state]
     for _ in range(200):

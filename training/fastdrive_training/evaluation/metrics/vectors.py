@@ -33,7 +33,7 @@ LARGEST_M = 1e5  # a coordinate beyond it is a mistake
 
 
 @dataclass(frozen=True)
-class Scenario:
+class MetricVector:
     """One prediction with what is around it."""
 
     name: str
@@ -43,7 +43,7 @@ class Scenario:
     boundary: tuple[np.ndarray, ...] | None  # polylines [vertices, 2]
 
 
-def load_scenarios(path: str | Path) -> list[Scenario]:
+def load_scenarios(path: str | Path) -> list[MetricVector]:
     """Read a file of scenarios.
 
     Raises InputError, which names the scenario and field, where the file is missing or something in it is wrong.
@@ -64,7 +64,7 @@ def load_scenarios(path: str | Path) -> list[Scenario]:
     return scenarios
 
 
-def figures(scenario: Scenario) -> dict:
+def figures(scenario: MetricVector) -> dict:
     """The figures of every convention, by the names of the evaluators that they reproduce.
 
     A refused prediction has no figures: {"refused": True}.
@@ -111,7 +111,7 @@ def _averaged(errors: np.ndarray, hits: np.ndarray, per_step: bool) -> dict:
     }
 
 
-def _bev_planner(scenario: Scenario, errors: np.ndarray, hits: np.ndarray) -> dict:
+def _bev_planner(scenario: MetricVector, errors: np.ndarray, hits: np.ndarray) -> dict:
     l2, collision = mean_to_t(errors[None]), any_to_t(hits[None])
     result = {
         name: {"L2": l2[name], "obj_box_col_any": collision[name], "obj_box_col_per_step": _up_to(hits, t_s)}
@@ -126,7 +126,7 @@ def _bev_planner(scenario: Scenario, errors: np.ndarray, hits: np.ndarray) -> di
     return result
 
 
-def _polygons(scenario: Scenario, errors: np.ndarray) -> dict:
+def _polygons(scenario: MetricVector, errors: np.ndarray) -> dict:
     obstacles = Obstacles.from_boxes(scenario.boxes)
     hits = collision_steps(scenario.plan, scenario.truth, obstacles)
     l2 = mean_to_t(errors[None])
@@ -148,13 +148,13 @@ def _up_to(flags: np.ndarray, t_s: float) -> list[float]:
     return flags[: steps_to(t_s)].astype(float).tolist()
 
 
-def _scenario(path: Path, number: int, row) -> Scenario:
+def _scenario(path: Path, number: int, row) -> MetricVector:
     if not isinstance(row, dict) or not isinstance(row.get("name"), str):
         raise InputError(f"{path}: scenarios[{number}]: must be an object with a name")
     where = f"{path}: scenario {row['name'][:80]!r}"
     plan = row.get("pred_xy_fwd_left", "absent")
     boundary = row.get("boundary")
-    return Scenario(
+    return MetricVector(
         name=row["name"],
         plan=None if plan is None else _numbers(f"{where}: pred_xy_fwd_left", plan, (FUTURE_POINTS, 2)),
         truth=_numbers(f"{where}: gt_xy_fwd_left", row.get("gt_xy_fwd_left"), (FUTURE_POINTS, 2)),

@@ -12,7 +12,7 @@ from fastdrive_node.visualization.layout import SMOOTH, camera_layout, camera_ti
 from fastdrive_node.visualization.overlay import MIN_DEPTH_M, on_ground, overlay, path_through
 from fastdrive_node.visualization.projection import CameraModel
 from fastdrive_training.reports.document import picture_address
-from fastdrive_training.reports.open_loop.source import Rig, Source
+from fastdrive_training.reports.open_loop.source import DatasetSource, Rig
 from fastdrive_training.reports.tiles import Tile
 
 WIDTH, LEAST_WIDTH = 400, 160  # px of a picture
@@ -37,7 +37,7 @@ def tile_width(samples: int) -> int:
 
 
 def camera_tiles(
-    source: Source, rig: Rig, sample: int, kept: np.ndarray | None, ways: Sequence[Way], width: int
+    source: DatasetSource, rig: Rig, sample: int, kept: np.ndarray | None, ways: Sequence[Way], width: int
 ) -> list[list[Tile]]:
     """Rows of pictures in the layout of the rig.
 
@@ -55,7 +55,7 @@ def camera_tiles(
     ]
 
 
-def _tile(source: Source, sample: int, name: str, mask: np.ndarray, ways: Sequence[Way], width: int) -> Tile:
+def _tile(source: DatasetSource, sample: int, name: str, mask: np.ndarray, ways: Sequence[Way], width: int) -> Tile:
     picture, camera = source.image(sample, name)
     size = (width, max(1, round(width * picture.shape[0] / picture.shape[1])))
     small = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastdrive_training.reports.open_loop.figures import Line, Tables
+from fastdrive_training.reports.open_loop.figures import ResultRow, Tables
 from fastdrive_training.reports.open_loop.labels import TIMES, amount_text, operations_text, times_text, tokens_text
 
 HEADS = ("tokens", "FLOPs", "pruner", "prefill", "both", "decode", "peak memory")
@@ -35,7 +35,7 @@ def cost_rows(tables: Tables) -> list[CostRow]:
     return [_row(line, tables.whole) for line in measured]
 
 
-def _row(line: Line, whole: Line | None) -> CostRow:
+def _row(line: ResultRow, whole: ResultRow | None) -> CostRow:
     base = {} if whole is None or line is whole else _costs(whole)
     own = _costs(line)
     cells = [CostCell(_tokens(line), times_text(None if whole is None or line is whole else whole.tokens, line.tokens))]
@@ -49,7 +49,7 @@ def _row(line: Line, whole: Line | None) -> CostRow:
     return CostRow(line.pruner, line.drop, tuple(cells))
 
 
-def _costs(line: Line) -> dict[str, float]:
+def _costs(line: ResultRow) -> dict[str, float]:
     """With ``both_ms``, pruner and prefill; a pruner inside of the language model has its time in the prefill."""
     costs = dict(line.costs)
     if "prefill_ms" in costs:
@@ -57,7 +57,7 @@ def _costs(line: Line) -> dict[str, float]:
     return costs
 
 
-def _tokens(line: Line) -> str:
+def _tokens(line: ResultRow) -> str:
     """With those of each layer where they differ: ``48 (192 x 2, 48 x 2)``."""
     text = tokens_text(line.tokens)
     if not line.tokens_by_layer or len(set(line.tokens_by_layer)) == 1:

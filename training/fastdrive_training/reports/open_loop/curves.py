@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
 from fastdrive_training.reports.charts import DASHES, FAINT, GRID, INK, SERIES, page_style, page_svg, printable
-from fastdrive_training.reports.open_loop.figures import GROUND_TRUTH, SUBJECT, Line, Tables
+from fastdrive_training.reports.open_loop.figures import GROUND_TRUTH, SUBJECT, ResultRow, Tables
 from fastdrive_training.reports.open_loop.labels import (
     MINUS,
     TITLES,
@@ -40,7 +40,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Curve:
+class PrunerCurve:
     """A figure of one pruner over its ratios, most tokens first."""
 
     pruner: str
@@ -99,8 +99,8 @@ def paired_chart(tables: Tables, figure: str) -> Drawing | None:
     return Drawing(title, svg)
 
 
-def _curves(tables: Tables, figure: str) -> list[Curve]:
-    by_name: dict[str, list[Line]] = {}
+def _curves(tables: Tables, figure: str) -> list[PrunerCurve]:
+    by_name: dict[str, list[ResultRow]] = {}
     for line in (line for lines in tables.lines.values() for line in lines):
         if figure in line.figures and line.tokens is not None:
             by_name.setdefault(line.pruner, []).append(line)
@@ -109,7 +109,7 @@ def _curves(tables: Tables, figure: str) -> list[Curve]:
         found = [line.figures[figure] for line in lines]
         values = np.array([_scaled(one.value, figure) for one in found])
         ends = np.array([one.interval or (np.nan, np.nan) for one in found]) * _scaled(1.0, figure)
-        curves.append(Curve(name, np.array([line.tokens for line in lines], np.float64), values, ends))
+        curves.append(PrunerCurve(name, np.array([line.tokens for line in lines], np.float64), values, ends))
     return curves
 
 
@@ -124,7 +124,7 @@ def _frame(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw(axes: Axes, curve: Curve, aside: float) -> None:
+def _draw(axes: Axes, curve: PrunerCurve, aside: float) -> None:
     """ReconPruner with a band, the others with a bar at each point, moved ``aside`` tokens so that bars lie apart."""
     place = PLACES.get(curve.pruner)
     color = FAINT if place is None else SERIES[place]
@@ -141,7 +141,7 @@ def _draw(axes: Axes, curve: Curve, aside: float) -> None:
         axes.plot(curve.tokens, curve.values, color=color, zorder=4, **style)
 
 
-def _names(axes: Axes, curves: Sequence[Curve], whole: float | None) -> None:
+def _names(axes: Axes, curves: Sequence[PrunerCurve], whole: float | None) -> None:
     """The names at the right ends of the lines, moved apart; thin leaders tell which is whose."""
     low, high = axes.get_ylim()
     ends = [(curve.values[-1], curve.tokens[-1], curve.pruner) for curve in curves]

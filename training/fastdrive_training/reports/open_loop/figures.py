@@ -29,7 +29,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Line:
+class ResultRow:
     """A pruner at a ratio; seeds are averaged."""
 
     pruner: str
@@ -74,9 +74,9 @@ class Paired:
 class Tables:
     """All lines of a run, and its paired differences."""
 
-    whole: Line | None  # ``none``
-    straight_on: Line | None  # ``constant-velocity``
-    lines: dict[float, tuple[Line, ...]]  # at each ratio, in the order of the rows
+    whole: ResultRow | None  # ``none``
+    straight_on: ResultRow | None  # ``constant-velocity``
+    lines: dict[float, tuple[ResultRow, ...]]  # at each ratio, in the order of the rows
     paired: dict[tuple[float, str, str], Paired]  # by drop, pruner and figure; against ``subject``
     subject: str  # what the differences are against: ReconPruner, or none where it was not run
 
@@ -86,10 +86,10 @@ class Tables:
         rows = [self.whole, self.straight_on, *(line for lines in self.lines.values() for line in lines)]
         return tuple(name for name in FIGURES if any(row is not None and name in row.figures for row in rows))
 
-    def at(self, drop: float, pruner: str) -> Line | None:
+    def at(self, drop: float, pruner: str) -> ResultRow | None:
         return next((line for line in self.lines.get(drop, ()) if line.pruner == pruner), None)
 
-    def variants(self, drop: float) -> list[Line]:
+    def variants(self, drop: float) -> list[ResultRow]:
         """The oracle, ReconPruner and its variants at a ratio."""
         wanted = [line for line in self.lines[drop] if line.sees_truth or line.pruner == SUBJECT or line.is_variant]
         return sorted(wanted, key=lambda line: (not line.sees_truth, line.is_variant))
@@ -123,7 +123,7 @@ def _pruned(name: str) -> bool:
     return name not in ("none", BASELINE.pruner)
 
 
-def _line(run: OpenLoopRun, keys: Sequence[RowKey]) -> Line:
+def _line(run: OpenLoopRun, keys: Sequence[RowKey]) -> ResultRow:
     """The rows of one pruner and ratio. The interval of several seeds is that of each sample's mean over them."""
     efficiency = run.efficiency.get(keys[0].kind, {})
     rows = [row_figures(key, run.tables[key], efficiency) for key in keys]
@@ -137,7 +137,7 @@ def _line(run: OpenLoopRun, keys: Sequence[RowKey]) -> Line:
             figures[name] = Figure(float(np.mean(values)), None if ends is None else tuple(ends), None)
     tokens = [row["tokens"] for row in rows if row["tokens"] is not None]
     layers = efficiency.get("tokens_by_layer")
-    return Line(
+    return ResultRow(
         pruner=keys[0].pruner,
         drop=keys[0].drop,
         seeds=len(keys),
@@ -150,7 +150,7 @@ def _line(run: OpenLoopRun, keys: Sequence[RowKey]) -> Line:
     )
 
 
-def _relative(line: Line, whole: Line | None) -> Line:
+def _relative(line: ResultRow, whole: ResultRow | None) -> ResultRow:
     if whole is None:
         return line
     figures = dict(line.figures)
@@ -161,7 +161,7 @@ def _relative(line: Line, whole: Line | None) -> Line:
     return replace(line, figures=figures)
 
 
-def _ranked(lines: Sequence[Line]) -> tuple[Line, ...]:
+def _ranked(lines: Sequence[ResultRow]) -> tuple[ResultRow, ...]:
     """With the best of each figure marked; equal ones are all best."""
     blind = [line for line in lines if line.is_ranked]
     lowest = {

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastdrive_training.reports.open_loop.disagreement import Matrix
-from fastdrive_training.reports.open_loop.figures import Line
+from fastdrive_training.reports.open_loop.figures import ResultRow
 from fastdrive_training.reports.open_loop.report import OpenLoopReport
 
 
@@ -51,7 +51,7 @@ def as_json(report: OpenLoopReport) -> dict[str, Any]:
     }
 
 
-def _line(line: Line) -> dict[str, Any]:
+def _line(line: ResultRow) -> dict[str, Any]:
     return {
         "pruner": line.pruner,
         "drop": line.drop,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastdrive_training.reports.open_loop.figures import Figure, Line, Paired
+    from fastdrive_training.reports.open_loop.figures import Figure, Paired, ResultRow
 
 TITLES = {
     "l2_avg_to_t": "L2",
@@ -72,11 +72,11 @@ def percent_text(share: float) -> str:
     return f"{100 * share:g} %"
 
 
-def ratio_text(line: Line) -> str:
+def ratio_text(line: ResultRow) -> str:
     return f"{tokens_text(line.tokens)} tokens ({MINUS}{percent_text(line.drop)})"
 
 
-def refused_text(line: Line) -> str:
+def refused_text(line: ResultRow) -> str:
     return f"{line.refused:.3g} of {line.samples:,}" if line.refused else "0"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from fastdrive_training.reports.charts import printable
 from fastdrive_training.reports.open_loop.costs import HEADS, NOTES, cost_rows
 from fastdrive_training.reports.open_loop.disagreement import Matrix
-from fastdrive_training.reports.open_loop.figures import SUBJECT, Figure, Line
+from fastdrive_training.reports.open_loop.figures import SUBJECT, Figure, ResultRow
 from fastdrive_training.reports.open_loop.labels import (
     MINUS,
     NOTHING,
@@ -69,7 +69,7 @@ def _main_table(report: OpenLoopReport) -> list[str]:
     ]
 
 
-def _main_row(line: Line, names: Sequence[str]) -> list[str]:
+def _main_row(line: ResultRow, names: Sequence[str]) -> list[str]:
     tokens = tokens_text(line.tokens) + (f" ({MINUS}{100 * line.drop:g} %)" if line.drop else "")
     cells = [_figure(line.figures.get(name), name) for name in names]
     return [tokens, plain(name_of(line.pruner)), *cells, refused_text(line)]
@@ -102,7 +102,7 @@ def _truth_table(report: OpenLoopReport) -> list[str]:
     return ["## Against the ground truth, and variants (after the paper's Table 3)", _table(heads, rows)]
 
 
-def _figure_value(line: Line, name: str) -> str:
+def _figure_value(line: ResultRow, name: str) -> str:
     figure = line.figures.get(name)
     return NOTHING if figure is None else value_text(figure.value, name)
 

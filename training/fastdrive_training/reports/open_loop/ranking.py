@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastdrive_training.reports.open_loop.figures import GROUND_TRUTH, SUBJECT, Line, Paired, Tables
+from fastdrive_training.reports.open_loop.figures import GROUND_TRUTH, SUBJECT, Paired, ResultRow, Tables
 from fastdrive_training.reports.open_loop.labels import name_of, names_of, paired_text, ratio_text, value_text
 from fastdrive_training.reports.pruner_run.findings import Level
 
@@ -81,7 +81,9 @@ def _against(tables: Tables, drop: float, figure: str, name: str) -> Paired | No
     return None if paired is None else paired.swapped
 
 
-def _first_text(subject: Line, first: list[Line], figure: str, paired: Paired | None, within: bool | None) -> str:
+def _first_text(
+    subject: ResultRow, first: list[ResultRow], figure: str, paired: Paired | None, within: bool | None
+) -> str:
     own, best = (value_text(line.figures[figure].value, figure, unit=True) for line in (subject, first[0]))
     if subject in first:
         others = [line.pruner for line in first if line is not subject]

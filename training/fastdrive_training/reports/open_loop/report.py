@@ -12,7 +12,7 @@ from fastdrive_training.reports.open_loop.labels import percent_text
 from fastdrive_training.reports.open_loop.ranking import Statement, statements
 from fastdrive_training.reports.open_loop.run_folder import RUN, OpenLoopRun, read_run
 from fastdrive_training.reports.open_loop.scenes import Disagreement, Scenes, WorstSample
-from fastdrive_training.reports.open_loop.source import Source, read_rig, shown_samples, vla_folder
+from fastdrive_training.reports.open_loop.source import DatasetSource, read_rig, shown_samples, vla_folder
 
 USUAL_DROP = 0.75
 MAX_REASONS, MAX_REASON_TEXT = 12, 160
@@ -99,15 +99,15 @@ def _drop(run: OpenLoopRun, wanted: float | None) -> float | None:
     return wanted
 
 
-def _source(run: OpenLoopRun, settings: ReportSettings, shown: tuple[int, ...]) -> tuple[Source | None, str]:
+def _source(run: OpenLoopRun, settings: ReportSettings, shown: tuple[int, ...]) -> tuple[DatasetSource | None, str]:
     """The data set, or why there is none: only one that was named must be there."""
     if settings.dataset is not None:
-        return Source(settings.dataset, settings.split, run.samples, shown), ""
+        return DatasetSource(settings.dataset, settings.split, run.samples, shown), ""
     named = run.identity.get("dataset")
     if not isinstance(named, str) or not named:
         return None, f"{RUN} names no data set; name it with --dataset"
     try:
-        return Source(Path(named), settings.split, run.samples, shown), ""
+        return DatasetSource(Path(named), settings.split, run.samples, shown), ""
     except FastDriveError as error:
         return None, f"{error} (another place of the data set can be named with --dataset)"
     except (OSError, ValueError) as error:  # a name that is no path

@@ -25,7 +25,7 @@ from fastdrive_training.reports.open_loop.disagreement import (
 )
 from fastdrive_training.reports.open_loop.labels import name_of
 from fastdrive_training.reports.open_loop.run_folder import SAMPLES, SUBJECT, OpenLoopRun, damaged
-from fastdrive_training.reports.open_loop.source import Rig, Source
+from fastdrive_training.reports.open_loop.source import DatasetSource, Rig
 from fastdrive_training.reports.tiles import Tile
 
 DISAGREEMENTS = 6  # samples
@@ -95,7 +95,9 @@ class Scenes:
         own_pictures: whether the samples saw their own pictures; plans are not drawn into those of others.
     """
 
-    def __init__(self, run: OpenLoopRun, drop: float, rig: Rig, source: Source | None, own_pictures: bool = True):
+    def __init__(
+        self, run: OpenLoopRun, drop: float, rig: Rig, source: DatasetSource | None, own_pictures: bool = True
+    ):
         self._run, self.drop, self._rig, self._source, self._own = run, drop, rig, source, own_pictures
         self._keys = run.pruners(drop)
         self.subject = next((key for key in self._keys if key.pruner == SUBJECT), self._keys[0])

@@ -99,7 +99,7 @@ def read_rig(vla: Path) -> Rig:
     return Rig(tuple(spec.cameras), (spec.image_size[0] // cell, spec.image_size[1] // cell))
 
 
-class Source:
+class DatasetSource:
     """Items of the run's samples, with their images and what is known around them.
 
     Args:

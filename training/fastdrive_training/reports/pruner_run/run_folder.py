@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 
 from fastdrive_node.errors import FastDriveError
-from fastdrive_training.reports.pruner_run.samples import Samples, read_samples
+from fastdrive_training.reports.pruner_run.samples import HeldOutSamples, read_samples
 
 LOG, RECIPE, SAMPLES, CURVE, FIGURES = "log.jsonl", "recipe.yaml", "samples.npz", "curve.json", "figures.json"
 PHASES = ("warmup", "joint")
@@ -27,7 +27,7 @@ class ReportError(FastDriveError):
 
 
 @dataclass(frozen=True)
-class Curve:
+class PrecisionRecallCurve:
     """Precision and recall of held-out scores by threshold; no points where all tokens are of one class."""
 
     step: int | None
@@ -51,8 +51,8 @@ class RunFolder:
     log: tuple[dict[str, Any], ...]  # by step, ascending
     recipe_text: str | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
-    samples: Samples | None = None
-    curve: Curve | None = None
+    samples: HeldOutSamples | None = None
+    curve: PrecisionRecallCurve | None = None
     figures: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()  # what was left out of the log, for people
 
@@ -119,7 +119,7 @@ def _optional(path: Path, read: Callable[[Path], Part]) -> Part | None:
     return read(path) if path.exists() else None
 
 
-def _read_samples(path: Path) -> Samples:
+def _read_samples(path: Path) -> HeldOutSamples:
     try:
         return read_samples(path)
     except ValueError as error:
@@ -208,13 +208,13 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_curve(path: Path) -> Curve:
+def _read_curve(path: Path) -> PrecisionRecallCurve:
     content = _read_object(path)
     precision, recall = (_shares(path, key, content.get(key)) for key in ("precision", "recall"))
     if len(precision) != len(recall):
         raise _damaged(path, f"precision has {len(precision)} values and recall {len(recall)}")
     counts = [_count(content.get(key)) for key in ("step", "positives", "tokens")]
-    return Curve(counts[0], precision, recall, number(content.get("average_precision")), *counts[1:])
+    return PrecisionRecallCurve(counts[0], precision, recall, number(content.get("average_precision")), *counts[1:])
 
 
 def _shares(path: Path, key: str, values: Any) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ _PICTURES = ("images", "fore", "back")
 
 
 @dataclass(frozen=True)
-class Samples:
+class HeldOutSamples:
     """S keyframes of C cameras."""
 
     names: tuple[str, ...]
@@ -35,7 +35,7 @@ class Samples:
         return images * inside, images * ~inside
 
 
-def read_samples(path: Path) -> Samples:
+def read_samples(path: Path) -> HeldOutSamples:
     """Raises ValueError where the file is no such archive; the text names the array and what is wrong with it."""
     arrays = _load(path)
     names, cameras = (_words(key, arrays) for key in ("names", "cameras"))
@@ -48,7 +48,7 @@ def read_samples(path: Path) -> Samples:
     if not np.isfinite(scores).all():
         raise ValueError("scores holds values that are no finite numbers")
     step = arrays.get("step")
-    return Samples(
+    return HeldOutSamples(
         names,
         cameras,
         **{key: arrays[key] for key in (*_PICTURES, "foreground")},
