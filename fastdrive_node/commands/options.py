@@ -9,6 +9,7 @@ from fastdrive_node.errors import UsageError
 from fastdrive_node.types import VISION_BACKENDS, PruningRatio
 
 DROP_HELP = "pruning ratio in [0, 1) (default: 0.5 with a pruner, else 0)"
+PRUNER_HELP = "a ReconPruner's file, or the name of a pruner (default: the file in the VLA directory)"
 JSON_HELP = "write the figures as JSON; '-' is standard output"
 
 
@@ -31,7 +32,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """``--vla``, ``--pruner`` and ``--drop``."""
     add = parser.add_argument
     add("--vla", type=Path, metavar="DIR", help="VLA directory (default: the shipped tiny one)")
-    add("--pruner", type=Path, metavar="FILE", help="pruner file (default: the one in the VLA directory)")
+    add("--pruner", type=Path, metavar="FILE", help=PRUNER_HELP)
     add("--drop", type=pruning_ratio, metavar="P", help=DROP_HELP)
 
 

@@ -167,18 +167,27 @@ def model_cameras(options: ReplayOptions) -> tuple[str, ...]:
     from fastdrive_node.files import package_share_file
 
     folder = options.vla or package_share_file("models/tiny/vla.json").parent
-    if options.pruner is not None and not options.pruner.is_file():
-        raise InputError(f"{options.pruner}: no such pruner file; correct --pruner")
+    if options.pruner is not None and not (is_pruner_name(options.pruner) or options.pruner.is_file()):
+        raise InputError(f"{options.pruner}: no such pruner file, and no pruner has this name; correct --pruner")
     return load_spec(folder).cameras
+
+
+def is_pruner_name(pruner: Path) -> bool:
+    from fastdrive_node.pruning.registry import PRUNERS, VARIANTS  # imports torch
+
+    return str(pruner) in (*PRUNERS, *VARIANTS)
 
 
 def node_options(options: ReplayOptions, command: Sequence[str] | None) -> NodeOptions:
     """Paths are made absolute: the node may run elsewhere."""
     from fastdrive_node.replay.session import NODE_COMMAND, NodeOptions
 
+    pruner = options.pruner
+    if pruner is not None and not is_pruner_name(pruner):
+        pruner = pruner.resolve()
     given = {
         "vla": options.vla and str(options.vla.resolve()),
-        "pruner": options.pruner and str(options.pruner.resolve()),
+        "pruner": pruner and str(pruner),
         "drop": None if options.drop is None else float(options.drop),
         "vision_backend": options.backend,
         "engine": options.engine and str(options.engine.resolve()),

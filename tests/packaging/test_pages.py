@@ -8,7 +8,7 @@ import pytest
 
 from tests.packaging.source_imports import ROOT
 
-PAGES = ("CONTRIBUTING.md", "SECURITY.md")
+PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md")
 FOLDERS = "fastdrive_node|training|export|ros2_ws|launch|config|models|samples|benchmarks|docs|tests"
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from fastdrive_node.commands.replay import ReplayOptions, node_options
 from tests.replay.bags import BagPlan, write_bag
 
 
@@ -26,7 +28,7 @@ def test_wrong_usage_is_2():
     assert fastdrive("replay", "bag", "--backend", "abacus").returncode == 2
 
 
-@pytest.mark.parametrize("case", ["absent", "no_camera", "bad_map", "no_vla"])
+@pytest.mark.parametrize("case", ["absent", "no_camera", "bad_map", "no_vla", "no_pruner"])
 def test_a_failure_is_1_with_one_line_on_stderr(tmp_path, tiny_dir, case):
     words = [str(write_bag(tmp_path / "bag")), "--vla", str(tiny_dir)]
     if case == "absent":
@@ -42,10 +44,21 @@ def test_a_failure_is_1_with_one_line_on_stderr(tmp_path, tiny_dir, case):
     if case == "no_vla":
         words[2] = str(tmp_path / "no_vla")
         expected = "vla.json: missing"
+    if case == "no_pruner":
+        words += ["--pruner", "reconprune"]
+        expected = "reconprune: no such pruner file, and no pruner has this name"
     result = fastdrive("replay", *words)
     assert result.returncode == 1 and result.stdout == ""
     (line,) = result.stderr.splitlines()
     assert line.startswith("fastdrive replay: ") and expected in line
+
+
+def test_a_pruner_may_be_named_and_a_file_is_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = node_options(ReplayOptions(tmp_path, pruner=Path("divprune")), None)
+    assert named.parameters["pruner"] == "divprune"
+    of_file = node_options(ReplayOptions(tmp_path, pruner=Path("mine.safetensors")), None)
+    assert of_file.parameters["pruner"] == str(tmp_path / "mine.safetensors")
 
 
 def test_a_vla_with_a_missing_file_ends_with_the_nodes_reason(tmp_path, tiny_dir):
