@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -42,7 +43,7 @@ STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 TRANSPORTS = ("raw", "compressed")
 
 _STORE = get_typestore(Stores.ROS2_JAZZY)
-_TYPE = _STORE.types
+_TYPE: dict[str, Any] = _STORE.types  # a message's class by the name of its type
 _FOREVER = QosTime(9223372036, 854775807)
 
 
@@ -160,9 +161,7 @@ class _Recorder:
             self.counts[topic] += 1
         self.sets += views is not None
 
-    def _messages(
-        self, step: int, stamp_ns: int, snapshot: Snapshot, views: Views | None
-    ) -> Iterator[tuple[str, object]]:
+    def _messages(self, step: int, stamp_ns: int, snapshot: Snapshot, views: Views | None) -> Iterator[tuple[str, Any]]:
         if step == 0:
             yield "/tf_static", rig_message(self._rig, stamp_ns)
         yield "/odom", odometry_message(snapshot.ego, self._start, stamp_ns)
@@ -177,21 +176,21 @@ class _Recorder:
             yield f"/{camera.name}/camera_info", camera_info_message(header, camera, rgb.shape[1], rgb.shape[0])
 
 
-def _header(stamp_ns: int, frame: str) -> object:
+def _header(stamp_ns: int, frame: str) -> Any:
     time = _TYPE["builtin_interfaces/msg/Time"](sec=stamp_ns // 1_000_000_000, nanosec=stamp_ns % 1_000_000_000)
     return _TYPE["std_msgs/msg/Header"](stamp=time, frame_id=frame)
 
 
-def _vector(x: float, y: float, z: float, kind: str = "Vector3") -> object:
+def _vector(x: float, y: float, z: float, kind: str = "Vector3") -> Any:
     return _TYPE[f"geometry_msgs/msg/{kind}"](x=float(x), y=float(y), z=float(z))
 
 
-def _quaternion(wxyz: Sequence[float]) -> object:
+def _quaternion(wxyz: Sequence[float]) -> Any:
     w, x, y, z = wxyz
     return _TYPE["geometry_msgs/msg/Quaternion"](x=x, y=y, z=z, w=w)
 
 
-def image_message(header: object, rgb: np.ndarray, _quality: int = 0) -> object:
+def image_message(header: Any, rgb: np.ndarray, _quality: int = 0) -> Any:
     """sensor_msgs/Image, rgb8, of uint8 [H, W, 3]."""
     height, width = rgb.shape[:2]
     return _TYPE["sensor_msgs/msg/Image"](
@@ -205,7 +204,7 @@ def image_message(header: object, rgb: np.ndarray, _quality: int = 0) -> object:
     )
 
 
-def jpeg_message(header: object, rgb: np.ndarray, quality: int) -> object:
+def jpeg_message(header: Any, rgb: np.ndarray, quality: int) -> Any:
     """sensor_msgs/CompressedImage, JPEG, of uint8 [H, W, 3] RGB."""
     encoded, data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not encoded:
@@ -213,7 +212,7 @@ def jpeg_message(header: object, rgb: np.ndarray, quality: int) -> object:
     return _TYPE["sensor_msgs/msg/CompressedImage"](header=header, format="jpeg", data=data.reshape(-1))
 
 
-def camera_info_message(header: object, camera: Camera, width: int, height: int) -> object:
+def camera_info_message(header: Any, camera: Camera, width: int, height: int) -> Any:
     """sensor_msgs/CameraInfo of a pinhole camera without distortion."""
     intrinsic = camera.scaled(width, height)
     region = _TYPE["sensor_msgs/msg/RegionOfInterest"](x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
@@ -232,7 +231,7 @@ def camera_info_message(header: object, camera: Camera, width: int, height: int)
     )
 
 
-def odometry_message(ego: EgoPose, start: EgoPose, stamp_ns: int) -> object:
+def odometry_message(ego: EgoPose, start: EgoPose, stamp_ns: int) -> Any:
     """nav_msgs/Odometry: the pose relative to ``start``, the twist in the frame of the vehicle."""
     x, y = to_ego(start, np.array([ego.x, ego.y]))
     pose = _TYPE["geometry_msgs/msg/Pose"](
@@ -247,7 +246,7 @@ def odometry_message(ego: EgoPose, start: EgoPose, stamp_ns: int) -> object:
     )
 
 
-def rig_message(rig: Sequence[Camera], stamp_ns: int) -> object:
+def rig_message(rig: Sequence[Camera], stamp_ns: int) -> Any:
     """tf2_msgs/TFMessage: base_link to each camera's optical frame."""
     transforms = [
         _TYPE["geometry_msgs/msg/TransformStamped"](

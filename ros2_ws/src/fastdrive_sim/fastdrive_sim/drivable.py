@@ -39,5 +39,5 @@ def draw_mask(polygons: Iterable[np.ndarray], path: Sequence[EgoPose]) -> MapMas
         local = (np.asarray(polygon, np.float64) - origin) / RESOLUTION_M
         columns_rows = np.stack([local[:, 0], height - local[:, 1]], axis=1)
         fixed = np.round(columns_rows * (1 << _SHIFT)).astype(np.int32)
-        cv2.fillPoly(pixels, [fixed], 255, shift=_SHIFT)
+        cv2.fillPoly(pixels, [fixed], (255,), shift=_SHIFT)
     return MapMask((float(origin[0]), float(origin[1])), pixels)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fastdrive_sim import textures
 
@@ -40,10 +41,10 @@ class MeshBuilder:
 
     def face(
         self,
-        points: Sequence[Sequence[float]],
+        points: ArrayLike,
         color: Rgb = BODY,
         layer: int = textures.FLAT,
-        uv: np.ndarray | None = None,
+        uv: ArrayLike | None = None,
         shade: float = 1.0,
         glow: bool = False,
         scale: float = 0.25,
@@ -109,7 +110,7 @@ class MeshBuilder:
         points = np.stack([np.zeros(sides), side * plane[:, 0] * radius, plane[:, 1] * radius], axis=1)
         self.face(points + np.asarray(center), uv=0.5 + plane * (0.5, -0.5) / math.cos(math.pi / sides), **look)
 
-    def panel(self, x: float, y: tuple[float, float], z: tuple[float, float], back: bool = False, **look) -> None:
+    def panel(self, x: float, y: Sequence[float], z: tuple[float, float], back: bool = False, **look) -> None:
         """An upright rectangle that faces +x (-x with ``back``); its texture spans it once, upright."""
         right, left = y if not back else y[::-1]
         points = [(x, right, z[0]), (x, left, z[0]), (x, left, z[1]), (x, right, z[1])]

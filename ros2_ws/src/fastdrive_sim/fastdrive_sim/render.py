@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import moderngl
@@ -70,8 +71,9 @@ class Renderer:
 
     def _build_programs(self) -> None:
         ctx = self._context
-        self._scene_program = ctx.program(shaders.SCENE_VERTEX, shaders.SCENE_FRAGMENT)
-        self._sky_program = ctx.program(shaders.SKY_VERTEX, shaders.SKY_FRAGMENT)
+        # moderngl gives uniforms and attributes by name alike, and only uniforms are written
+        self._scene_program: Any = ctx.program(shaders.SCENE_VERTEX, shaders.SCENE_FRAGMENT)
+        self._sky_program: Any = ctx.program(shaders.SKY_VERTEX, shaders.SKY_FRAGMENT)
         pixels = textures.layers()
         self._textures = ctx.texture_array((textures.SIDE, textures.SIDE, len(pixels)), 4, pixels.tobytes())
         self._textures.build_mipmaps()
@@ -133,20 +135,20 @@ class Renderer:
         eyes = [scene.Eye.of(camera, snapshot.ego) for camera in self.rig]
         step = self._per_round
         with self._context:
-            spans = self._upload(moving, eyes)
+            spans = self._upload(self._static, moving, eyes)
             starts = range(0, len(eyes), step)
             rounds = [self._round(eyes[i : i + step], spans[i : i + step], i) for i in starts]
-        return Views(*(np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in zip(*rounds, strict=True)))
+        return Views(*(parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*rounds, strict=True)))
 
-    def _upload(self, moving: scene.Chunks, eyes: Sequence[scene.Eye]) -> list[tuple[int, int]]:
+    def _upload(self, static: scene.Chunks, moving: scene.Chunks, eyes: Sequence[scene.Eye]) -> list[tuple[int, int]]:
         """Writes moving vertices and each camera's indices; returns first and count per camera."""
-        start = len(self._static.vertices)
-        pieces = [self._static.indices, moving.shifted(start)]
+        start = len(static.vertices)
+        pieces = [static.indices, moving.shifted(start)]
         drawn, spans, total = [], [], 0
         for camera, eye in zip(self.rig, eyes, strict=True):
             intrinsic = camera.scaled(self.width, self.height)
             first = total
-            for chunks, indices in zip((moving, self._static), pieces[::-1], strict=True):
+            for chunks, indices in zip((moving, static), pieces[::-1], strict=True):
                 for i in scene.visible(chunks, eye, intrinsic, self.width, self._reach_m):
                     drawn.append(indices[i])
                     total += len(indices[i])
@@ -207,7 +209,8 @@ class Renderer:
 
 def _context() -> moderngl.Context:
     try:
-        return moderngl.create_context(standalone=True, backend="egl")
+        # moderngl's stub takes every setting for a dict
+        return moderngl.create_context(standalone=True, backend="egl")  # pyright: ignore[reportArgumentType]
     except Exception as error:  # whatever the loader or the driver raises
         message = "no OpenGL context on EGL: install the Debian packages libegl1 and libgl1-mesa-dri"
         raise SimError(f"{message} ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 from fastdrive_node.errors import SimError
 from fastdrive_sim import textures
@@ -32,7 +33,7 @@ _REFERENCE = {
 }
 
 
-def shape_of(thing: Thing, time_s: float) -> tuple[Mesh, tuple[float, float, float]]:
+def shape_of(thing: Thing, time_s: float) -> tuple[Mesh, tuple[float, ...]]:
     """The mesh of a thing and the factors along x, y and z that bring it to its size.
 
     ``time_s`` moves the legs of who walks. Raises ``SimError`` for a kind that has no mesh.
@@ -137,7 +138,7 @@ def _traffic_light(build: MeshBuilder, state: str, height: float) -> None:
 def _lamp_head(build: MeshBuilder, state: str, top: float, radius: float) -> None:
     pitch = radius * 2.1
     half, front = radius * 1.25, 0.3
-    dark = {"color": (0.06, 0.07, 0.06)}
+    dark: dict[str, Any] = {"color": (0.06, 0.07, 0.06)}
     build.box((0.06, -half, top - 3 * pitch - 0.1), (front, half, top), **dark)
     for i, (name, color) in enumerate(_LAMPS.items()):
         center = (front + 0.03, 0, top - 0.05 - (i + 0.5) * pitch)
@@ -228,7 +229,7 @@ def _traffic_cone(build: MeshBuilder, variant: int) -> None:
     orange, white = (0.95, 0.32, 0.05), (0.95, 0.95, 0.95)
     build.box((-0.2, -0.2, 0), (0.2, 0.2, 0.05), color=(0.75, 0.22, 0.04))
     for z0, z1, color in ((0.05, 0.25, orange), (0.25, 0.45, white), (0.45, 0.7, orange)):
-        radius = tuple(0.16 - 0.19 * (z - 0.05) for z in (z0, z1))
+        radius = (0.16 - 0.19 * (z0 - 0.05), 0.16 - 0.19 * (z1 - 0.05))
         build.cone(0, 0, (z0, z1), radius, 6, color=color)
 
 

@@ -74,13 +74,13 @@ class Simulation:
         """The present state."""
         s = self.driver.s
         junction = self.route.next_junction(s)
-        near = junction is not None and junction.s_in - s < COMMAND_REACH_M
+        command = junction.turn if junction is not None and junction.s_in - s < COMMAND_REACH_M else "straight"
         route = np.array([self.route.at(s + step)[:2] for step in np.arange(0, ROUTE_AHEAD_M, 1.0)])
         return Snapshot(
             time_s,
             self.driver.pose,
             tuple(self.traffic.things(s)),
-            junction.turn if near else "straight",
+            command,
             route,
             self.traffic.ahead(s),
             self.scenario.observe(self.traffic, s),

@@ -87,9 +87,9 @@ def _lamps(
     look = {"color": (1.0, 0.06, 0.04), "glow": True} if braking else {"color": (0.34, 0.02, 0.03)}
     for side in (-1, 1):
         rear = sorted((side * half_width, side * (half_width - wide)))
-        build.panel(x[0] - 0.02, tuple(rear), (z[0] - grow, z[1] + grow), back=True, **look)
+        build.panel(x[0] - 0.02, rear, (z[0] - grow, z[1] + grow), back=True, **look)
         front = sorted((side * half_width, side * (half_width - 0.34)))
-        build.panel(x[1] + 0.02, tuple(front), (z[0] - 0.06, z[1] - 0.06), color=(0.95, 0.95, 0.88), glow=True)
+        build.panel(x[1] + 0.02, front, (z[0] - 0.06, z[1] - 0.06), color=(0.95, 0.95, 0.88), glow=True)
     low = z[0] - 0.2
     build.panel(x[0] - 0.015, (-half_width, half_width), (low - 0.12, low), back=True, color=_TRIM)
     build.panel(x[1] + 0.015, (-half_width, half_width), (low - 0.12, low + 0.06), color=_TRIM)

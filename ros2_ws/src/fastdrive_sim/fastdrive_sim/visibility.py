@@ -51,7 +51,7 @@ def _hidden_pixels(points: np.ndarray, intrinsic: np.ndarray, instance: int, vie
         return 0
     outline = np.zeros((bottom - top, right - left), np.uint8)
     hull = cv2.convexHull(np.clip(np.floor(pixels) - (left, top), -_FAR_PX, _FAR_PX).astype(np.int32))
-    cv2.fillConvexPoly(outline, hull, 1)
+    cv2.fillConvexPoly(outline, hull, (1,))
     window = (camera, slice(top, bottom), slice(left, right))
     covered = (views.instance[window] != instance) & (views.depth[window] < points[:, 2].min())
     return int(np.count_nonzero(covered & (outline > 0)))

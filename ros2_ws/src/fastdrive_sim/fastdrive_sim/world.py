@@ -269,7 +269,8 @@ def _beside(rng: np.random.Generator, route: Route, s: float, side: int, style: 
     if draw[4] < style.buildings:
         length, depth, height = rng.uniform(7, 16), rng.uniform(8, 14), rng.uniform(4, 26)
         x, y, yaw = place(rng.uniform(3.5, 12) + depth / 2)
-        color = tuple(int(v) for v in rng.integers(90, 225) * rng.uniform(0.75, 1.0, 3))
+        red, green, blue = rng.integers(90, 225) * rng.uniform(0.75, 1.0, 3)
+        color = (int(red), int(green), int(blue))
         found.append(
             Thing(next(ids), "building", x, y, yaw, (length, depth, height), color, variant=int(rng.integers(999)))
         )

@@ -6,13 +6,17 @@ import argparse
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fastdrive_node.commands.options import add_json_argument
 from fastdrive_sim.rig import DEFAULT_RIG, RIGS
 from fastdrive_sim.scenarios import DEFAULT, SCENARIOS
 
-Spec = TypeVar("Spec")
+if TYPE_CHECKING:
+    from fastdrive_sim.bag import BagSpec
+    from fastdrive_sim.dataset import DatasetSpec
+
+Spec = TypeVar("Spec", "DatasetSpec", "BagSpec")
 
 
 def size(text: str) -> tuple[int, int]:
