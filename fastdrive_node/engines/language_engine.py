@@ -1,7 +1,7 @@
 """The language model as an engine: prefill and single tokens by onnxruntime, over a cache that stays on the device.
 
 The graph gives new keys and values only; they are put into the cache here, whose address does not change while an
-answer is written. See ``fastdrive_export.language_network`` for the graph.
+answer is written. See ``fastdrive_export.networks.language`` for the graph.
 """
 
 from __future__ import annotations
