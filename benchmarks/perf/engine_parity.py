@@ -35,7 +35,7 @@ def compare(source: Source, options: GraphOptions, folder: Path) -> dict:
     built_s = time.perf_counter() - start
     file = folder / next(iter(manifest.files))
     height, width = source.vla.spec.image_size
-    images = np.random.default_rng(0).integers(0, 256, (source.cameras, height, width, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (len(source.vla.spec.cameras), height, width, 3), dtype=np.uint8)
     start = time.perf_counter()
     runner = OnnxRunner(file, manifest, torch.device("cpu"))
     opened_s = time.perf_counter() - start

@@ -85,7 +85,7 @@ def test_a_side_that_runs_out_of_memory_is_recorded_and_the_rest_goes_on(monkeyp
     def exhausted(self):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(gpu_suite.Transformers, "encode", exhausted)
+    monkeypatch.setattr(gpu_suite.HfGenerate, "encode", exhausted)
     report = gpu_suite.main([*QUICK, "--out", str(tmp_path / "suite.json")])
     assert report["finished"]
     for scene in report["sizes"]["tiny"]["scenes"].values():
