@@ -12,7 +12,7 @@ Angle = TypeVar("Angle", float, np.ndarray)
 
 def wrap_angle(angle_rad: Angle) -> Angle:
     """An angle, or an array of them, in [-pi, pi)."""
-    return (angle_rad + math.pi) % (2 * math.pi) - math.pi
+    return (angle_rad + math.pi) % (2 * math.pi) - math.pi  # pyright: ignore[reportReturnType]  # numpy's operators lose the type
 
 
 def step_headings(steps: np.ndarray, min_length_m: float = 0.0) -> np.ndarray:

@@ -45,6 +45,12 @@ class PlanRecord:
         return self.result.t0_ns
 
     @property
+    def plan(self) -> Plan:
+        """The result of a record of kind ``plan``."""
+        assert isinstance(self.result, Plan)
+        return self.result
+
+    @property
     def kind(self) -> str:
         """``plan``, ``refused``, or ``superseded``."""
         if isinstance(self.result, Plan):

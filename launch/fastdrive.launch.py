@@ -8,6 +8,9 @@ ros2 launch fastdrive_node fastdrive.launch.py vision_backend:=tensorrt engine:=
 ros2 launch fastdrive_node fastdrive.launch.py vision_backend:=tensorrt engine:=/engines/vision.plan
 """
 
+# launch and launch_ros come with ROS 2, not from PyPI, and the repository's own folder is named launch, too:
+# pyright: reportAttributeAccessIssue=false, reportMissingImports=false
+
 from __future__ import annotations
 
 import subprocess

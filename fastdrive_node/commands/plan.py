@@ -121,6 +121,7 @@ def standing_start(speed_mps: float, interval_s: float) -> EgoHistory:
 def plan_json(plan: Plan) -> dict:
     """The plan with its tokens and times."""
     record = PlanRecord(plan)
+    assert plan.kept is not None  # a pipeline's plan has its tokens
     tokens = {"total_tokens": plan.kept.total, "kept_tokens": plan.kept.kept}
     stage_ms = {name: round(ms, 3) for name, ms in plan.stage_ms.items()}
     return {"kind": record.kind, **record.line(), **tokens, "stage_ms": stage_ms}
@@ -128,6 +129,7 @@ def plan_json(plan: Plan) -> dict:
 
 def table(plan: Plan) -> str:
     """The plan in lines for people."""
+    assert plan.kept is not None
     lines = ["  t [s]   x [m]   y [m]"]
     for index, (x, y) in enumerate(plan.waypoints_m, start=1):
         lines.append(f"{index * plan.dt_s:7.1f} {x:7.2f} {y:7.2f}")

@@ -38,7 +38,7 @@ def load_tensorrt() -> ModuleType:
         ModelError: it is not installed, or older than 8.5.
     """
     try:
-        import tensorrt
+        import tensorrt  # pyright: ignore[reportMissingImports]  # on few machines
     except ImportError as error:
         raise ModelError(
             f"tensorrt: not installed for this Python ({error}); JetPack brings it, on x86 install the tensorrt wheel "

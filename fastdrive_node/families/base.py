@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import nn
 
 from fastdrive_node.families.tokens import VisualTokens
 
@@ -31,7 +30,7 @@ class VisionBackend(Protocol):
     grid: tuple[int, int]  # token rows and columns of one image
     max_keep: int  # tokens of all cameras that it gives at most; less than all where an engine was built so
 
-    def preprocess(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+    def preprocess(self, images: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
         """One uint8 RGB image [H, W, 3] a camera, of any size -> what the backend encodes.
 
         Raises:
@@ -89,12 +88,13 @@ class LanguageModel(Protocol):
         """
         ...
 
-    def decode_step(self, ids: torch.Tensor, positions: PositionInputs, cache: Cache) -> torch.Tensor:
+    def decode_step(self, ids: torch.Tensor, positions: PositionInputs, cache: Any) -> torch.Tensor:
         """Run one token of each prompt after those in the cache, which is filled in place.
 
         Args:
             ids: int64 [B].
             positions: of one id each.
+            cache: that ``prefill`` gave.
 
         Returns:
             Logits [B, vocabulary].
@@ -148,6 +148,7 @@ class PrunerLayer(Protocol):
 
     width: int  # D
     norm_eps: float
+    init_range: float  # standard deviation of new weights
 
     def __call__(self, hidden: torch.Tensor, grid: tuple[int, int], query: bool) -> torch.Tensor:
         """Run the layer.
@@ -160,6 +161,10 @@ class PrunerLayer(Protocol):
 
     def sizes(self) -> dict[str, Any]:
         """The layer's configuration for the metadata of a pruner file; ``VlaFamily.pruner_layer`` reads it."""
+        ...
+
+    def rebuild_buffers(self, device: torch.device) -> None:
+        """Compute what is not stored in a pruner file; after building on the meta device."""
         ...
 
 
@@ -220,7 +225,7 @@ class VlaFamily(Protocol):
         """What an exported graph of the language model bakes in beside the weights; part of its fingerprint."""
         ...
 
-    def pruner_layer(self, sizes: Any) -> nn.Module:
+    def pruner_layer(self, sizes: Any) -> Any:
         """An untrained :class:`PrunerLayer` from a model's text configuration or from ``PrunerLayer.sizes()``.
 
         Raises:

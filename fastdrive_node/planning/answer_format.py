@@ -23,8 +23,13 @@ _EXCERPT = 80
 class AnswerFormat(Protocol):
     """How a VLA writes a trajectory."""
 
-    max_new_tokens: int
-    stop_ids: frozenset[int]  # an answer ends with one of them, or with ``max_new_tokens``
+    @property
+    def max_new_tokens(self) -> int: ...
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """An answer ends with one of them, or with ``max_new_tokens``."""
+        ...
 
     def text(self, ids: Sequence[int]) -> str:
         """Generated ids as text, without the EOS token."""
@@ -64,7 +69,7 @@ class TextAnswer:
 
     def text(self, ids: Sequence[int]) -> str:
         ids = list(ids)
-        return self._tokenizer.decode(ids[:-1] if ids and ids[-1] in self._silent else ids)
+        return str(self._tokenizer.decode(ids[:-1] if ids and ids[-1] in self._silent else ids))
 
     def parse(self, ids: Sequence[int]) -> Trajectory:
         return Trajectory(parse_answer(self.text(ids), self.spec), self.spec.interval_s)

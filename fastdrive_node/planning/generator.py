@@ -199,10 +199,10 @@ class Generator:
             ]
             for length in dict.fromkeys(lengths):
                 rows = [row for row, each in enumerate(lengths) if each == length]
-                group = [[values[row] for row in rows] for values in (prompts, contexts, chosen)]
+                visual = [contexts[row].visual for row in rows]
+                kept = [chosen[row] for row in rows]
                 with timer("prefill"):
-                    visual = [context.visual for context in group[1]]
-                    prefilled = self.prefill(pruner, group[0], visual, group[2], keep)
+                    prefilled = self.prefill(pruner, [prompts[row] for row in rows], visual, kept, keep)
                 with timer("decode"):
                     answers = self.decode(prefilled)
                 done.update(zip(rows, map(Generated, answers, prefilled.kept), strict=True))

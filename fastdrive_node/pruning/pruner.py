@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families.base import Cache, LanguageModel
+from fastdrive_node.families.base import Cache, LanguageModel, PositionInputs
 from fastdrive_node.families.tokens import Prompt, PrunedPrompt, VisualTokens, prune_prompt
 from fastdrive_node.pruning.temporal import FrameContext, TemporalState
 
@@ -166,7 +166,9 @@ class Pruner(ABC):
         return Prefilled(pruned, logits, cache, list(chosen), (len(chosen[0]),) * language.layers)
 
 
-def batch_inputs(language: LanguageModel, prompts: Sequence[PrunedPrompt], visual: Sequence[VisualTokens]) -> tuple:
+def batch_inputs(
+    language: LanguageModel, prompts: Sequence[PrunedPrompt], visual: Sequence[VisualTokens]
+) -> tuple[torch.Tensor, list[torch.Tensor], Sequence[VisualTokens], PositionInputs]:
     """The first four arguments of ``LanguageModel.prefill`` for prompts of equal length, on the tokens' device."""
     device = visual[0].rows.device
     ids = torch.stack([prompt.input_ids for prompt in prompts]).to(device)

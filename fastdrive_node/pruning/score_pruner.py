@@ -190,6 +190,7 @@ def refine(
     frame, state = context.require(ContextField.FRAME), context.state
     check_options(options, calibration, frame.cameras)
     if options.needs_calibration:
+        assert calibration is not None  # by check_options
         scores = calibration.logits(scores, frame.cameras)
     note, left = "off", None
     if options.temporal is not None:

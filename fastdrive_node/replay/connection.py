@@ -13,6 +13,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Odometry
 from rcl_interfaces.srv import GetParameters
+from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
@@ -61,7 +62,7 @@ class NodeConnection:
         self.time_ns = 0  # what /clock said last
 
     def __enter__(self) -> NodeConnection:
-        self._context = rclpy.Context()
+        self._context = Context()
         rclpy.init(
             args=[], context=self._context, domain_id=self._domain, signal_handler_options=SignalHandlerOptions.NO
         )
@@ -135,7 +136,9 @@ class NodeConnection:
         reply = self._parameters.call_async(GetParameters.Request(names=["use_sim_time"]))
         reply.add_done_callback(lambda _: self.wake())
         self._wait_for(lambda: [] if reply.done() else ["no reply from its parameter service"], timeout_s)
-        return reply.result().values[0].bool_value
+        answer = reply.result()
+        assert answer is not None
+        return answer.values[0].bool_value
 
     def _wait_for(self, missing: Callable[[], list[str]], timeout_s: float) -> None:
         give_up_at = time.monotonic() + timeout_s

@@ -92,6 +92,7 @@ class NodeProcess:
         raise FastDriveError(f"the node ended with exit code {code}: {said}")
 
     def _read(self) -> None:
+        assert self._process.stderr is not None  # a pipe
         for line in self._process.stderr:
             if text := _LOG_PREFIX.sub("", line.strip()):
                 self._tail.append(text)

@@ -24,7 +24,7 @@ class Player:
         self._recording = recording
         self._bag = recording.bag
         self._node = node
-        self._rate = rate
+        self._lockstep, self._rate = rate is None, rate or 1.0
         self._first_arrival = 0  # of the pass
         self._start_s = time.monotonic()  # of the pass
         self._complete_s: dict[int, float] = {}  # when the last image of a set was sent, by t0
@@ -39,7 +39,7 @@ class Player:
         self._complete_s.clear()
         self._node.set_time(self._bag.start_ns)
         self._start_s = time.monotonic()
-        if self._rate is None:
+        if self._lockstep:
             self._play_in_lockstep(counter)
         else:
             self._play_in_real_time(counter)
@@ -114,6 +114,6 @@ class Player:
 
     def _due_s(self, t0_ns: int) -> float:
         """When the oldest image of a set was due, in wall time; in lockstep, when the last one was sent."""
-        if self._rate is None:
+        if self._lockstep:
             return self._complete_s.get(t0_ns, self._start_s)
         return self._start_s + (t0_ns - self._bag.start_ns) * 1e-9 / self._rate

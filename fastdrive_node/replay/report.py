@@ -66,7 +66,7 @@ def latencies(result: Tally) -> dict[str, dict[str, float]]:
     tried = [*planned, *(each.record for each in result.refused if each.record.planning_ms > 0)]
     rows: dict[str, list[float]] = {"waited": [record.waited_ms for record in tried]}
     for record in planned:
-        for stage, ms in record.result.stage_ms.items():
+        for stage, ms in record.plan.stage_ms.items():
             rows.setdefault(stage, []).append(ms)
     rows["planning"] = [record.planning_ms for record in tried]
     rows["end_to_end"] = [each.end_to_end_ms for each in result.plans]
@@ -79,7 +79,7 @@ def latencies(result: Tally) -> dict[str, dict[str, float]]:
 
 def summary(result: Tally, plans_file: Path, unplanned_file: Path, more: Mapping[str, object]) -> dict:
     """The figures of ``--json``. ``dropped`` counts superseded sets; the tokens are those of one set."""
-    kept = [each.record.result.kept for each in result.plans if each.record.result.kept is not None]
+    kept = [each.record.plan.kept for each in result.plans if each.record.plan.kept is not None]
     refusals = Counter(each.record.reason for each in result.refused)
     return {
         "sets": result.sets,
@@ -156,7 +156,7 @@ def draw_plans(folder: Path, plans: Sequence[PlanRecord], recording: Recording, 
         index, plan = by_t0.pop(frames.t0_ns)
         images = [frame.load() for frame in frames.frames]
         image = draw_plan(
-            plan.result, images, recording.cameras, plan.speed_mps or 0.0, plan.command, vehicle=settings.vehicle()
+            plan.plan, images, recording.cameras, plan.speed_mps or 0.0, plan.command, vehicle=settings.vehicle()
         )
         save_image(folder / f"plan_{index:04d}.jpg", image)
         drawn += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastdrive_node.replay.bag import Recording
@@ -30,7 +30,7 @@ class NodeOptions:
 
     external: bool = False
     name: str = "fastdrive"
-    parameters: Mapping[str, object] = ()  # beside those of every replay
+    parameters: Mapping[str, object] = field(default_factory=dict)  # beside those of every replay
     parameter_file: Path | None = None
     fastdds_profile: str | None = None  # see ``profile_environment``
     command: Sequence[str] = NODE_COMMAND
@@ -52,7 +52,7 @@ def play_bag(recording: Recording, node: NodeOptions, rate: float | None, loops:
         InputError: the parameter file, profile or bag cannot be used.
         FastDriveError: the node ended, or was not ready in time.
     """
-    parameters = {**REPLAY_PARAMETERS, **dict(node.parameters)}
+    parameters = {**REPLAY_PARAMETERS, **node.parameters}
     parameters["image_transport"] = "compressed" if recording.compressed else "raw"
     if rate is None:
         topics = (*recording.topics.cameras.values(), recording.topics.odometry)

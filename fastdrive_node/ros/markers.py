@@ -32,6 +32,7 @@ def marker_array(result: Plan | Refusal, frame: str, vehicle: Vehicle, motion: M
         text = _marker("text", Marker.TEXT_VIEW_FACING, _RED, stamp, frame)
         text.text = f"{result.stage}: {result.reason[:80]}"
         return MarkerArray(markers=[text])
+    assert motion is not None
     color = _GREEN if result.mode == "nominal" else _AMBER
     points = [Point(x=float(x), y=float(y), z=0.1) for x, y in result.waypoints_m]
     line = _marker("path", Marker.LINE_STRIP, color, stamp, frame)

@@ -82,28 +82,25 @@ def header(plan: Plan, frame: str) -> Header:
 
 def path_message(plan: Plan, motion: Motion, frame: str) -> Path:
     """Poses at t0 + dt, t0 + 2 dt, ..., each with its own stamp, in the ego frame of t0."""
-    message = Path(header=header(plan, frame))
+    poses = []
     for index, seconds in enumerate(motion.times_s):
         stamp = time_message(plan.t0_ns + round(seconds * _SECOND_NS))
         pose = _pose(plan.waypoints_m[index], motion.headings_rad[index])
-        message.poses.append(PoseStamped(header=Header(stamp=stamp, frame_id=frame), pose=pose))
-    return message
+        poses.append(PoseStamped(header=Header(stamp=stamp, frame_id=frame), pose=pose))
+    return Path(header=header(plan, frame), poses=poses)
 
 
 def multi_dof_message(plan: Plan, motion: Motion, frame: str) -> MultiDOFJointTrajectory:
     """One virtual joint, the vehicle: transforms, velocities and times in the ego frame of t0."""
-    message = MultiDOFJointTrajectory(header=header(plan, frame), joint_names=[frame])
+    points = []
     for index, seconds in enumerate(motion.times_s):
         x, y = map(float, plan.waypoints_m[index])
         vx, vy = map(float, motion.velocities_mps[index])
         place = Transform(translation=Vector3(x=x, y=y), rotation=yaw_quaternion(motion.headings_rad[index]))
         twist = Twist(linear=Vector3(x=vx, y=vy), angular=Vector3(z=float(motion.yaw_rates_radps[index])))
-        message.points.append(
-            MultiDOFJointTrajectoryPoint(
-                transforms=[place], velocities=[twist], time_from_start=duration_message(seconds)
-            )
-        )
-    return message
+        time = duration_message(seconds)
+        points.append(MultiDOFJointTrajectoryPoint(transforms=[place], velocities=[twist], time_from_start=time))
+    return MultiDOFJointTrajectory(header=header(plan, frame), joint_names=[frame], points=points)
 
 
 def autoware_messages() -> ModuleType:

@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
@@ -17,6 +18,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter as RosParameter
+from rclpy.utilities import try_shutdown
 
 from fastdrive_node.errors import FastDriveError, InputError
 from fastdrive_node.ros.diagnostics import ACTIVE, NodeStatus, diagnostic_array
@@ -121,11 +123,12 @@ class FastDriveNode(LifecycleNode):
         """An exception in a parameter callback would end the process, so that none may leave this one."""
         try:
             for parameter in parameters:
-                reason = validate(parameter.name, parameter.value) if parameter.name in PARAMETERS else None
+                value: Any = parameter.value
+                reason = validate(parameter.name, value) if parameter.name in PARAMETERS else None
                 if reason is not None:
                     return SetParametersResult(successful=False, reason=reason)
                 if parameter.name == "drop" and self._loaded is not None:
-                    self._loaded.planner.check_drop(parameter.value)
+                    self._loaded.planner.check_drop(value)
         except Exception as error:
             return SetParametersResult(successful=False, reason=_one_line(error))
         return SetParametersResult(successful=True)
@@ -141,7 +144,9 @@ class FastDriveNode(LifecycleNode):
             self.get_logger().error(self._update_problem)
 
     def _apply_update(self, parameters: Sequence[RosParameter]) -> None:
-        values = {parameter.name: parameter.value for parameter in parameters if parameter.name in PARAMETERS}
+        values: dict[str, Any] = {
+            parameter.name: parameter.value for parameter in parameters if parameter.name in PARAMETERS
+        }
         self.settings = self.settings.model_copy(update=values)
         if self._worker is not None:
             self._worker.configure(
@@ -176,6 +181,7 @@ class FastDriveNode(LifecycleNode):
 
     def _activate(self) -> None:
         loaded, settings = self._loaded, self.settings
+        assert loaded is not None  # only a configured node is activated
         self._worker = Worker(
             loaded.planner,
             FrameBuffer(loaded.cameras, settings.frame_limits()),
@@ -204,6 +210,7 @@ class FastDriveNode(LifecycleNode):
         """In the worker's thread."""
         if not self.context.ok():
             return
+        assert self._outputs is not None  # they end after the worker
         self._outputs.publish(outcome)
         result = outcome.result
         if not isinstance(result, Plan) and result.stage != SUPERSEDED:
@@ -220,7 +227,7 @@ def _one_line(error: Exception) -> str:
     return text if isinstance(error, FastDriveError) else f"{type(error).__name__}: {text}"
 
 
-def main(arguments: Sequence[str] | None = None, planner_factory: PlannerFactory = load_planner) -> int:
+def main(arguments: list[str] | None = None, planner_factory: PlannerFactory = load_planner) -> int:
     """Run the node until it is told to stop. Returns 0, or 1 where it could not start."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     rclpy.init(args=arguments)
@@ -243,7 +250,7 @@ def main(arguments: Sequence[str] | None = None, planner_factory: PlannerFactory
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal and a launch file each send one
         if node is not None:
             node.destroy_node()
-        rclpy.try_shutdown()
+        try_shutdown()
     return 0
 
 

@@ -64,8 +64,9 @@ class Outputs:
     def publish(self, outcome: Outcome) -> None:
         """Everything that an outcome gives; a superseded set gives its record only."""
         result = outcome.result
-        motion = motion_of(result.waypoints_m, result.dt_s) if isinstance(result, Plan) else None
+        motion = None
         if isinstance(result, Plan):
+            motion = motion_of(result.waypoints_m, result.dt_s)
             self._publish_plan(result, motion, outcome)
         latency_ms = (self._node.get_clock().now().nanoseconds - result.t0_ns) * 1e-6
         self._records.publish(String(data=json.dumps(PlanRecord.of_outcome(outcome, latency_ms).to_dict())))

@@ -237,7 +237,7 @@ def validate(name: str, value: object) -> str | None:
     if name not in PARAMETERS:
         return f"{name}: no such parameter; there are {', '.join(PARAMETERS)}"
     try:
-        Settings(**{name: value})
+        Settings.model_validate({name: value})
     except ValidationError as error:
         return f"{name}: {value!r}: {_reason(error)}"
     return None
@@ -257,7 +257,7 @@ def make_settings(values: Mapping[str, object]) -> Settings:
     for name, value in values.items():
         if (reason := validate(name, value)) is not None:
             raise InputError(reason)
-    return Settings(**values)
+    return Settings.model_validate(dict(values))
 
 
 def descriptor(name: str):

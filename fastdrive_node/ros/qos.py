@@ -34,7 +34,7 @@ class QosLog:
     def check_types(self, subscriptions: list[Subscription]) -> None:
         """Note publishers of another type, which no middleware reports to a subscriber of a topic."""
         for subscription in subscriptions:
-            ours = type_name(subscription.msg_type)
+            ours = type_name(subscription.msg_type)  # pyright: ignore[reportArgumentType]  # rclpy says an instance
             for info in self._node.get_publishers_info_by_topic(subscription.topic_name):
                 if info.topic_type != ours and subscription.topic_name not in self.problems:
                     text = f"{subscription.topic_name}: a publisher sends {info.topic_type}, not {ours}"

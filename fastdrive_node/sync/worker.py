@@ -27,13 +27,21 @@ log = logging.getLogger(__name__)
 class Planner(Protocol):
     """What the worker needs of ``pipeline.Pipeline``."""
 
-    drop: float  # pruning ratio; may be set between plans
+    @property
+    def drop(self) -> float:
+        """Pruning ratio; may be set between plans."""
+        ...
+
+    @drop.setter
+    def drop(self, value: float) -> None: ...
 
     def check_drop(self, value: float) -> object:
         """Raises InputError, with the reason, for a pruning ratio that ``drop`` would not take."""
+        ...
 
     def plan(self, frame_set: FrameSet, history: EgoHistory, command: Command) -> Plan:
         """Raises FastDriveError: ImageError, EgoStateError, AnswerError, ...; ``stage`` and text name the cause."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
-from fastdrive_node.types import Plan, Vehicle
+from fastdrive_node.types import KeptTokens, Plan, Vehicle
 from fastdrive_node.visualization.layout import FAINT, SMOOTH, TEXT, font
 from fastdrive_node.visualization.overlay import KEPT, path_through, time_color
 
@@ -22,7 +23,7 @@ VIEWS = {
     "CAM_BACK_RIGHT": (222, 278),
     "CAM_FRONT_RIGHT": (278, 332),
 }
-ToPixels = Callable[[np.ndarray], list[tuple[float, float]]]  # of points in metres, float [n, 2]
+ToPixels = Callable[[ArrayLike], list[tuple[float, float]]]  # of points in metres, float [n, 2]
 
 
 def birds_eye(plan: Plan, cameras: Sequence[str], size: tuple[int, int], vehicle: Vehicle) -> Image.Image:
@@ -35,13 +36,13 @@ def birds_eye(plan: Plan, cameras: Sequence[str], size: tuple[int, int], vehicle
     origin = np.array([large[0] / 2, large[1] * 0.84])
     draw = ImageDraw.Draw(panel, "RGBA")
 
-    def px(points: np.ndarray) -> list[tuple[float, float]]:
+    def px(points: ArrayLike) -> list[tuple[float, float]]:
         points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
         return [tuple(origin + scale * np.array([-y, -x])) for x, y in points]
 
     _draw_grid(draw, large, origin, scale)
     if plan.kept is not None:
-        _draw_views(draw, plan, cameras, origin, scale)
+        _draw_views(draw, plan.kept, cameras, origin, scale)
     _draw_path(draw, plan.waypoints_m, px)
     _draw_vehicle(draw, vehicle, px, scale)
     _draw_waypoints(draw, plan.waypoints_m, px)
@@ -65,10 +66,10 @@ def _grid_step(px_per_m: float) -> float:
 
 
 def _draw_views(
-    draw: ImageDraw.ImageDraw, plan: Plan, cameras: Sequence[str], origin: np.ndarray, scale: float
+    draw: ImageDraw.ImageDraw, kept: KeptTokens, cameras: Sequence[str], origin: np.ndarray, scale: float
 ) -> None:
     """A sector for each camera of nuScenes, stronger the more of its tokens were kept."""
-    fractions = plan.kept.mask().mean(axis=(1, 2))
+    fractions = kept.mask().mean(axis=(1, 2))
     radius = 85 * SMOOTH
     center = origin - np.array([0, 1.4 * scale])
     for name, fraction in zip(cameras, fractions, strict=True):

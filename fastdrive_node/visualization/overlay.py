@@ -73,7 +73,8 @@ def path_through(waypoints_m: np.ndarray, samples: int = 24) -> np.ndarray:
 
 def time_color(fraction: float) -> tuple[int, int, int]:
     """Color of the trajectory after a fraction of its time."""
-    return tuple(int(value) for value in _NEAR + (_FAR - _NEAR) * np.clip(fraction, 0, 1))
+    red, green, blue = (int(value) for value in _NEAR + (_FAR - _NEAR) * np.clip(fraction, 0, 1))
+    return red, green, blue
 
 
 def draw_ribbon(draw: ImageDraw.ImageDraw, waypoints_m: np.ndarray, camera: CameraModel, vehicle: Vehicle) -> None:

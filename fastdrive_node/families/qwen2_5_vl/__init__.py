@@ -17,6 +17,7 @@ from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
 from fastdrive_node.families.vla import CONFIG, Vla, first_line, no_progress_bar
 
 IMAGE, IMAGE_START, IMAGE_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
+_Config = Any  # Qwen2_5_VLConfig, whose annotations allow its parts to be a dict or None
 
 
 class Qwen25Vl:
@@ -26,15 +27,15 @@ class Qwen25Vl:
     encoder_prefixes = ("model.visual.", "visual.")
     language_prefixes = ("model.language_model.", "language_model.", "model.")
 
-    def read_config(self, content: dict) -> Qwen2_5_VLConfig:
+    def read_config(self, content: dict) -> _Config:
         return Qwen2_5_VLConfig.from_dict(content)
 
     def load(
-        self, path: Path, config: Qwen2_5_VLConfig, device: torch.device, dtype: Any, parts: frozenset[str]
+        self, path: Path, config: _Config, device: torch.device, dtype: Any, parts: frozenset[str]
     ) -> Qwen2_5_VLForConditionalGeneration:
         try:
             with no_progress_bar():
-                model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
                     path,
                     config=_config_of_parts(config, parts),
                     dtype=dtype,
@@ -59,16 +60,16 @@ class Qwen25Vl:
         model.requires_grad_(False)
         return model.to(device).eval()
 
-    def pixels_per_token(self, config: Qwen2_5_VLConfig) -> int:
+    def pixels_per_token(self, config: _Config) -> int:
         return config.vision_config.patch_size * config.vision_config.spatial_merge_size
 
-    def special_tokens(self, config: Qwen2_5_VLConfig) -> dict[str, int]:
+    def special_tokens(self, config: _Config) -> dict[str, int]:
         return {IMAGE: config.image_token_id, IMAGE_START: config.vision_start_token_id}
 
     def image_text(self, tokens: int) -> str:
         return f"{IMAGE_START}{IMAGE * tokens}{IMAGE_END}"
 
-    def image_token_id(self, config: Qwen2_5_VLConfig) -> int:
+    def image_token_id(self, config: _Config) -> int:
         return config.image_token_id
 
     def position_ids(self, vla: Vla, input_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -89,7 +90,7 @@ class Qwen25Vl:
         rotary = vla.model.model.language_model.rotary_emb
         return fold_rotation_sign(*rotary(torch.empty(0, device=position_ids.device), position_ids))
 
-    def language_sizes(self, config: Qwen2_5_VLConfig) -> dict[str, int]:
+    def language_sizes(self, config: _Config) -> dict[str, int]:
         text = config.text_config
         return {
             "layers": text.num_hidden_layers,
@@ -100,7 +101,7 @@ class Qwen25Vl:
             "vocabulary": text.vocab_size,
         }
 
-    def language_constants(self, config: Qwen2_5_VLConfig) -> dict[str, Any]:
+    def language_constants(self, config: _Config) -> dict[str, Any]:
         names = ("rms_norm_eps", "num_attention_heads", "tie_word_embeddings")
         return {name: getattr(config.text_config, name) for name in names}
 
@@ -108,7 +109,7 @@ class Qwen25Vl:
         return Qwen25VlPrunerLayer(layer_config(sizes))
 
 
-def _config_of_parts(config: Qwen2_5_VLConfig, parts: frozenset[str]) -> Qwen2_5_VLConfig:
+def _config_of_parts(config: _Config, parts: frozenset[str]) -> _Config:
     """The configuration with no layers in what is left out: transformers then reads none of their weights."""
     wanted = copy.deepcopy(config)
     if VISION not in parts:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families.base import PositionInputs
@@ -184,11 +185,11 @@ class TorchLanguage:
         return _linear(attention.o_proj, mixed.transpose(1, 2).reshape(batch, length, width))
 
 
-def _linear(module: nn.Module, values: torch.Tensor) -> torch.Tensor:
+def _linear(module: nn.Linear, values: torch.Tensor) -> torch.Tensor:
     return linear(values, module.weight, module.bias)
 
 
-def _norm(module: nn.Module, values: torch.Tensor) -> torch.Tensor:
+def _norm(module: Qwen2_5_VLRMSNorm, values: torch.Tensor) -> torch.Tensor:
     if values.dtype != torch.float32:
         return module(values)  # its rounding between normalisation and weight is part of the model
     return rms_norm(values, values.shape[-1:], module.weight, module.variance_epsilon)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
@@ -88,7 +88,7 @@ class Qwen25VlPrunerLayer(Qwen2_5_VLDecoderLayer):
         super().__init__(config, layer_idx=0)
         self.config = config
         self.self_attn.is_causal = False  # bidirectional: read by transformers' attention where no mask is given
-        self.rotary = Qwen2_5_VLRotaryEmbedding(config)
+        self.rotary = Qwen2_5_VLRotaryEmbedding(config)  # pyright: ignore[reportArgumentType]  # it reads a text config
 
     @property
     def width(self) -> int:
@@ -110,18 +110,18 @@ class Qwen25VlPrunerLayer(Qwen2_5_VLDecoderLayer):
         return super().forward(hidden, position_embeddings=angles)
 
     def sizes(self) -> dict[str, Any]:
-        config = self.config
+        config, rope = self.config, cast(dict[str, Any], self.config.rope_parameters)
         names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "hidden_act")
         return {
             **{name: getattr(config, name) for name in names},
             "rms_norm_eps": config.rms_norm_eps,
-            "rope_theta": config.rope_parameters["rope_theta"],
-            "mrope_section": list(config.rope_parameters["mrope_section"]),
+            "rope_theta": rope["rope_theta"],
+            "mrope_section": list(rope["mrope_section"]),
         }
 
     def rebuild_buffers(self, device: torch.device) -> None:
         """Compute what is not stored in a pruner file; after building on the meta device."""
-        self.rotary = Qwen2_5_VLRotaryEmbedding(self.config).to(device)
+        self.rotary = Qwen2_5_VLRotaryEmbedding(self.config).to(device)  # pyright: ignore[reportArgumentType]  # as above
 
 
 def query_and_grid_positions(grid: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:

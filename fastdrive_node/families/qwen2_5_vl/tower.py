@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import linear, scaled_dot_product_attention
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from fastdrive_node.errors import ModelError
@@ -60,7 +62,12 @@ class TorchVision(nn.Module):
         cameras: images in a set; ``encode_patches`` takes any number.
     """
 
-    def __init__(self, visual: nn.Module, image_size: tuple[int, int], cameras: int = 6):
+    _cells: torch.Tensor
+    _inverse: torch.Tensor
+    _cos: torch.Tensor
+    _sin: torch.Tensor
+
+    def __init__(self, visual: Any, image_size: tuple[int, int], cameras: int = 6):
         super().__init__()
         self.visual = visual
         self.config = visual.config
@@ -143,7 +150,9 @@ class TorchVision(nn.Module):
         full = [index for index in self.config.fullatt_block_indexes if index < len(self.visual.blocks)]
         if not full:
             raise ModelError("vision_config.fullatt_block_indexes: no block attends over whole images")
-        return self._encode(patches, max(full))
+        tokens, received = self._encode(patches, max(full))
+        assert received is not None
+        return tokens, received
 
     def _encode(self, patches: torch.Tensor, watched: int | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Tokens, and the attention received in the block ``watched``."""
@@ -162,7 +171,7 @@ class TorchVision(nn.Module):
         merged = visual.merger(hidden).reshape(count, -1, self.config.out_hidden_size)
         return merged[:, self._inverse], received
 
-    def _received(self, attention: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    def _received(self, attention: Qwen2_5_VLVisionAttention, hidden: torch.Tensor) -> torch.Tensor:
         """float32 [C, patches]: column sums of the attention over the whole image, mean over heads."""
         qkv = attention.qkv(hidden).unflatten(2, (3, attention.num_heads, attention.head_dim))
         query = self._rotate(qkv[:, :, 0]).transpose(1, 2)
@@ -173,7 +182,9 @@ class TorchVision(nn.Module):
             sums += weights.sum(dim=2).mean(dim=1)
         return sums
 
-    def _attend(self, attention: nn.Module, hidden: torch.Tensor, runs: tuple[tuple[int, int], ...]) -> torch.Tensor:
+    def _attend(
+        self, attention: Qwen2_5_VLVisionAttention, hidden: torch.Tensor, runs: tuple[tuple[int, int], ...]
+    ) -> torch.Tensor:
         """Attention inside each window; hidden [C, patches, width]."""
         count, length, width = hidden.shape
         qkv = attention.qkv(hidden).view(count, length, 3, attention.num_heads, attention.head_dim)
@@ -181,11 +192,11 @@ class TorchVision(nn.Module):
         outputs, start = [], 0
         for windows, size in runs:
             span = slice(start, start + windows * size)
-            parts = (
+            query_part, key_part, value_part = (
                 part[:, span].reshape(count * windows, size, attention.num_heads, attention.head_dim).transpose(1, 2)
                 for part in (query, key, qkv[:, :, 2])
             )
-            mixed = scaled_dot_product_attention(*parts, scale=attention.scaling)
+            mixed = scaled_dot_product_attention(query_part, key_part, value_part, scale=attention.scaling)
             outputs.append(mixed.transpose(1, 2).reshape(count, windows * size, width))
             start = span.stop
         return attention.proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1))
