@@ -52,7 +52,8 @@ def test_values_out_of_range_are_refused(name, value):
 def test_the_planner_has_the_options_and_the_diagnostics_say_so(settings):
     on = settings.model_copy(update={"keep_threshold": 0.3, "temporal_memory": 0.5})
     loaded = load_planner(on)
-    assert loaded.planner.scores == on.score_options() and loaded.planner.calibration is not None
+    pruner = loaded.planner.pruner
+    assert pruner.options == on.score_options() and pruner.calibration is not None
     facts = loaded.identity()
     assert facts["calibration"] == "sim val, expected calibration error 0.012"
     assert facts["keep_threshold"] == "0.3, at least 16 tokens"
