@@ -1,1 +1,1 @@
-"""This package against plain transformers on one machine: the two sides, their timing, and whether they agree."""
+"""This package against plain transformers on one machine: both implementations, their timing and agreement."""

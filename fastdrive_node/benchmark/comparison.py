@@ -44,7 +44,9 @@ def compare(pipeline: Pipeline, runs: int) -> dict:
     prune = measure({"ours": Case(ours.prune, ours.encode)}, runs, vla.device)["ours"]
     return {
         "stages": {
-            name: {f"{side}_ms": round(timing.median_ms, 3) for side, timing in timings[name].items()}
+            name: {
+                f"{implementation}_ms": round(timing.median_ms, 3) for implementation, timing in timings[name].items()
+            }
             for name in STAGES
         },
         **_speedups(timings, prune),

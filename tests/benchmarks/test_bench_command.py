@@ -30,8 +30,8 @@ def vla_dir(tiny_dir, tmp_path_factory):
 
 
 def bench(vla_dir, out, *arguments):
-    words = ["bench", "--vla", vla_dir, "--runs", 1, "--device", "cpu", "--json", out, *arguments]
-    assert main([str(word) for word in words]) == 0
+    command = ["bench", "--vla", vla_dir, "--runs", 1, "--device", "cpu", "--json", out, *arguments]
+    assert main([str(part) for part in command]) == 0
     return json.loads(out.read_text())
 
 

@@ -49,7 +49,7 @@ def test_it_records_every_arm_and_seed_and_does_nothing_twice(arguments, started
         assert run["images_per_s"] > 0 and run["peak_memory_mib"] > 100 and run["parameters"]["pruner"] > 0
         if run["arm"] in ARMS:
             assert set(run["recall"]) == {"0.75", "0.5", "0.25"} and 0 <= run["auroc"] <= 1
-            assert all(0 <= share <= 1 for _, share in run["positive_share_over_time"])
+            assert all(0 <= fraction <= 1 for _, fraction in run["positive_share_over_time"])
             assert run["keyframes"] == 2 and "collapsed" in run
     by_arm = {run["arm"]: run["reconstruction"] for run in report["runs"]}
     assert by_arm["adversary_mask"] is None

@@ -47,9 +47,9 @@ def test_road_is_judged_on_the_recorded_mask_and_collision_is_not(dataset):
     around = surroundings(keyframe)
     steps = np.arange(1, 7)
     ahead = recorded["frames"][0]["can_vx"] * 0.5 * steps
-    shares = recorded["drivable"]["footprint_fraction_off_drivable_per_step_frame0"]["drift_left_1m_per_step"]
+    fractions = recorded["drivable"]["footprint_fraction_off_drivable_per_step_frame0"]["drift_left_1m_per_step"]
     judged = judge_plan(np.stack([ahead, steps], axis=1), around)
-    assert judged.off_drivable.tolist() == [share > 0 for share in shares]
+    assert judged.off_drivable.tolist() == [fraction > 0 for fraction in fractions]
     assert judged.collision is None
     assert not judge_plan(keyframe.future_m, around).off_drivable.any()
 
@@ -57,8 +57,8 @@ def test_road_is_judged_on_the_recorded_mask_and_collision_is_not(dataset):
 def test_evaluation_runs_end_to_end(tmp_path, dataset, tiny_dir, monkeypatch):
     monkeypatch.setattr(evaluation, "measure", lambda _, rows, __: [{} for _ in rows])
     target = tmp_path / "figures.json"
-    words = ["evaluate", str(dataset.root), "--vla", str(tiny_dir), "--pruners", "none,uniform", "--drop", "0.5"]
-    assert main([*words, "--json", str(target)]) == 0
+    command = ["evaluate", str(dataset.root), "--vla", str(tiny_dir), "--pruners", "none,uniform", "--drop", "0.5"]
+    assert main([*command, "--json", str(target)]) == 0
     figures = json.loads(target.read_text())
     assert (figures["samples"], figures["without_future"]) == (1, 3)
     straight = figures["rows"][-1]

@@ -24,7 +24,7 @@ def plan_of(waypoints=AHEAD, kept=48, cameras=6):
 
 
 def differs(a, b):
-    """Bounding box (left, top, right, bottom) of the pixels in which two pictures differ."""
+    """Bounding box (left, top, right, bottom) of the pixels in which two images differ."""
     rows, columns = np.nonzero((a != b).any(axis=2))
     return columns.min(), rows.min(), columns.max(), rows.max()
 
@@ -36,11 +36,11 @@ def test_the_image_of_a_plan_has_a_tile_for_each_camera_and_a_map():
 
 def test_the_trajectory_shows_in_the_front_view_and_on_the_map():
     here, there = plan_of(), plan_of(AHEAD * [1, -8])
-    pictures = [draw_plan(plan, images_of(), CAMERAS, 8.0) for plan in (here, there)]
+    images = [draw_plan(plan, images_of(), CAMERAS, 8.0) for plan in (here, there)]
     front, rest = slice(500, 980), slice(0, 490)
-    assert (pictures[0][64:304, front] != pictures[1][64:304, front]).any()
-    assert (pictures[0][64:554, 1480:] != pictures[1][64:554, 1480:]).any()
-    assert (pictures[0][64:554, rest] == pictures[1][64:554, rest]).all()
+    assert (images[0][64:304, front] != images[1][64:304, front]).any()
+    assert (images[0][64:554, 1480:] != images[1][64:554, 1480:]).any()
+    assert (images[0][64:554, rest] == images[1][64:554, rest]).all()
 
 
 def test_the_path_ahead_is_as_wide_as_the_vehicle_on_both_sides():
@@ -65,8 +65,8 @@ def test_a_wider_vehicle_has_a_wider_path_and_outline():
 
 def test_the_kept_tokens_show_in_their_camera():
     first, second = plan_of(kept=32), plan_of(kept=33)  # the next one is CAM_FRONT_RIGHT's first
-    pictures = [draw_plan(plan, images_of(), CAMERAS, 8.0)[64:554, :1480] for plan in (first, second)]
-    left, top, right, bottom = differs(*pictures)
+    images = [draw_plan(plan, images_of(), CAMERAS, 8.0)[64:554, :1480] for plan in (first, second)]
+    left, top, right, bottom = differs(*images)
     assert left >= 990 and right < 990 + 120 and top <= 32 and bottom < 64
 
 
@@ -132,18 +132,18 @@ def test_a_camera_follows_a_resized_image():
 def test_a_given_front_camera_is_used():
     beside = NUSCENES_FRONT.translation + np.array([0, 3.0, 0])
     moved = CameraModel(NUSCENES_FRONT.intrinsic, NUSCENES_FRONT.rotation, beside, (1600, 900))
-    pictures = [draw_plan(plan_of(), images_of(), CAMERAS, 0.0, front_camera=camera) for camera in (None, moved)]
-    left, top, right, bottom = differs(*pictures)
+    images = [draw_plan(plan_of(), images_of(), CAMERAS, 0.0, front_camera=camera) for camera in (None, moved)]
+    left, top, right, bottom = differs(*images)
     assert left >= 500 and right < 980 and top >= 64 and bottom < 304
 
 
-@pytest.mark.parametrize("name", ["picture.png", "new/folder/picture.jpg"])
+@pytest.mark.parametrize("name", ["image.png", "new/folder/image.jpg"])
 def test_an_image_is_written_by_its_suffix(tmp_path, name):
     save_image(tmp_path / name, images_of()[0])
     assert Image.open(tmp_path / name).size == (224, 112)
 
 
-@pytest.mark.parametrize("name", ["picture.doc", "picture"])
+@pytest.mark.parametrize("name", ["image.doc", "image"])
 def test_an_unknown_suffix_is_refused(tmp_path, name):
     with pytest.raises(InputError, match=r"cannot be written .* use a name like plan\.png"):
         save_image(tmp_path / name, images_of()[0])

@@ -54,13 +54,15 @@ def test_instances_have_a_mask_of_the_images_size_and_confidences(models, image)
 def test_detections_agree_with_the_processors_own_decoding(models, image):
     caption = models.captions[0]
     assert caption.text == "road. traffic sign. traffic light. car. person."
-    inputs = models._words(images=image, text=caption.text, return_tensors="pt")
+    inputs = models._processor(images=image, text=caption.text, return_tensors="pt")
     with torch.no_grad():
         output = models.detector(**inputs)
     tokens = output.logits[0].sigmoid()
     ids = inputs["input_ids"][0].tolist()
-    words = {k: models._words.tokenizer.convert_ids_to_tokens(number) for k, number in enumerate(ids)}
-    decoded = models._words.post_process_grounded_object_detection(output, threshold=0.0, target_sizes=[(90, 160)])[0]
+    words = {k: models._processor.tokenizer.convert_ids_to_tokens(number) for k, number in enumerate(ids)}
+    decoded = models._processor.post_process_grounded_object_detection(output, threshold=0.0, target_sizes=[(90, 160)])[
+        0
+    ]
     boxes = np.round(decoded["boxes"].numpy().clip(0), 1)
     for one in models.detect(image):
         query = int(np.abs(boxes.clip(0, [160, 90, 160, 90]) - one.box).max(1).argmin())

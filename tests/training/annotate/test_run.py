@@ -264,7 +264,7 @@ def test_folder_of_something_else_and_folder_in_the_source_are_refused(source, w
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"is not empty and holds no manifest\.json"):
         annotate(source, tmp_path)
-    with pytest.raises(InputError, match="lies in the data set"):
+    with pytest.raises(InputError, match="lies in the dataset"):
         annotate(source, written / "masks")
     for text in ("{", "[]", '{"source": {"split": "train"}}'):
         (tmp_path / "manifest.json").write_text(text)

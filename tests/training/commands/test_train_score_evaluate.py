@@ -31,8 +31,8 @@ def root(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data") / "d", scenes=2, keyframes=8, speed=SPEED)
 
 
-def _run(tmp_path, *words) -> dict:
-    assert main([*map(str, words), "--json", str(tmp_path / "figures.json")]) == 0
+def _run(tmp_path, *arguments) -> dict:
+    assert main([*map(str, arguments), "--json", str(tmp_path / "figures.json")]) == 0
     return json.loads((tmp_path / "figures.json").read_text())
 
 

@@ -62,8 +62,8 @@ def silent(monkeypatch):
     monkeypatch.setattr(evaluation, "measure", lambda _, rows, __: [{} for _ in rows])
 
 
-def _run(tmp_path, *words) -> dict:
-    assert main([*map(str, words), "--json", str(tmp_path / "figures.json")]) == 0
+def _run(tmp_path, *arguments) -> dict:
+    assert main([*map(str, arguments), "--json", str(tmp_path / "figures.json")]) == 0
     return json.loads((tmp_path / "figures.json").read_text())
 
 
@@ -81,8 +81,8 @@ def _speak(monkeypatch, text_of_call) -> list[tuple[int, ...]]:
 
 def test_untrained_vla_is_refused_throughout_and_scored_nowhere(tmp_path, root, vla_dir, monkeypatch):
     monkeypatch.setattr(efficiency, "TIMED_SAMPLES", 1)
-    words = ("--pruners", "none,random,reconpruner,fastv", "--drop", "0.75", "--seeds", 2)
-    figures = _run(tmp_path, "evaluate", root, "--vla", vla_dir, *words)
+    arguments = ("--pruners", "none,random,reconpruner,fastv", "--drop", "0.75", "--seeds", 2)
+    figures = _run(tmp_path, "evaluate", root, "--vla", vla_dir, *arguments)
     rows = figures["rows"]
     assert [(row["pruner"], row["drop"], row["seed"]) for row in rows] == [
         ("none", 0.0, 0),
@@ -221,14 +221,14 @@ def test_dataset_without_futures_and_wrong_arguments_are_refused(tmp_path, root,
     short = write_dataset(tmp_path / "short", scenes=2, keyframes=3)
     assert main(["evaluate", str(short), "--vla", str(vla_dir), "--pruners", "none"]) == 1
     assert "none of the 6 items has a recorded future of 3 s" in capsys.readouterr().err
-    for words, message in (
+    for arguments, message in (
         (["--pruners", "best"], "--pruners: 'best' is not known"),
         (["--drop", "1.5"], "--drop: 1.5 is not in [0, 1)"),
         (["--pruners", "random", "--drop", "0.999"], "--drop: 0.999 keeps none of 192 tokens"),
         (["--limit", "0"], "--limit"),
         (["--seeds", "0"], "--seeds"),
     ):
-        assert main(["evaluate", str(root), "--vla", str(vla_dir), *words]) == 2
+        assert main(["evaluate", str(root), "--vla", str(vla_dir), *arguments]) == 2
         assert message in capsys.readouterr().err
 
 
@@ -269,8 +269,8 @@ def test_a_vla_reads_its_cameras_of_any_rig(tmp_path, vla_dir, monkeypatch, came
     spec = json.loads((vla_dir / "vla.json").read_text())
     (tmp_path / "rig" / "vla.json").write_text(json.dumps({**spec, "cameras": list(names)}))
     kept = _speak(monkeypatch, lambda _: "no plan")
-    words = ["--vla", tmp_path / "rig", "--pruners", "random,oracle", "--drop", "0.5"]
-    figures = _run(tmp_path, "evaluate", root, *words)
+    arguments = ["--vla", tmp_path / "rig", "--pruners", "random,oracle", "--drop", "0.5"]
+    figures = _run(tmp_path, "evaluate", root, *arguments)
     tokens = load_vla(tmp_path / "rig").tokens
     assert {row["tokens"] for row in figures["rows"][:2]} == {tokens // 2} and len(kept) > 0
 

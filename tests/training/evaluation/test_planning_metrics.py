@@ -241,12 +241,14 @@ def test_footprints_on_a_real_map_equal_the_recorded_shares():
     }
     recorded = place["footprint_fraction_off_drivable_per_step_frame0"]
     for name, plan in plans.items():
-        shares = [_share_off(point, yaw, frame, area) for point, yaw in zip(plan, step_headings(plan), strict=True)]
-        np.testing.assert_allclose(shares, recorded[name], atol=5e-5)
-        assert off_drivable_steps(plan, frame, area).tolist() == [share > 0 for share in recorded[name]]
+        fractions = [
+            _fraction_off(point, yaw, frame, area) for point, yaw in zip(plan, step_headings(plan), strict=True)
+        ]
+        np.testing.assert_allclose(fractions, recorded[name], atol=5e-5)
+        assert off_drivable_steps(plan, frame, area).tolist() == [fraction > 0 for fraction in recorded[name]]
 
 
-def _share_off(point, yaw, frame, area) -> float:
+def _fraction_off(point, yaw, frame, area) -> float:
     cos, sin = np.cos(yaw), np.sin(yaw)
     return float((~area.contains(frame.to_map(_FOOTPRINT @ np.array([[cos, sin], [-sin, cos]]) + point))).mean())
 

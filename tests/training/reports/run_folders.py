@@ -22,8 +22,10 @@ RECIPE = {
 }
 
 
-def pruner_log(share: Callable[[float], float] = lambda done: 0.2, stop: int = WARMUP + STEPS, **fixed) -> list[dict]:
-    """Entries up to ``stop``; ``share`` gives the tokens above zero by the part of the joint phase that is done.
+def pruner_log(
+    fraction: Callable[[float], float] = lambda done: 0.2, stop: int = WARMUP + STEPS, **fixed
+) -> list[dict]:
+    """Entries up to ``stop``; ``fraction`` gives the tokens above zero by the part of the joint phase that is done.
 
     ``fixed`` replaces values of the joint phase. Held-out figures come every 500 joint steps.
     """
@@ -35,7 +37,7 @@ def pruner_log(share: Callable[[float], float] = lambda done: 0.2, stop: int = W
             entry[name] = (0.3 + 0.05 * place) * float(np.exp(-3 * step / WARMUP)) + 0.02
         entry |= {"ssim_fore": 0.8, "ssim_back": 0.6}
         if joint > 0:
-            vitals = {"positive_share": share(joint / STEPS), "score_mean": -2.0, "score_std": 3.0, "gradient": 1e-3}
+            vitals = {"positive_share": fraction(joint / STEPS), "score_mean": -2.0, "score_std": 3.0, "gradient": 1e-3}
             entry |= vitals | {"foreground_share": 0.19} | fixed
         entry["images_per_s"] = 37.5
         if joint > 0 and joint % 500 == 0:
@@ -54,7 +56,7 @@ def language_log(steps: int = 1000) -> list[dict]:
 
 
 def sample_arrays(cameras=CAMERAS, names=("token-a", "token-b"), size=(28, 56), grid=(2, 4)) -> dict[str, np.ndarray]:
-    """The arrays of ``samples.npz``: the left half of every picture is foreground, and scored above zero."""
+    """The arrays of ``samples.npz``: the left half of every image is foreground, and scored above zero."""
     shape = (len(names), len(cameras), *size)
     images = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     foreground = np.zeros(shape, bool)

@@ -59,7 +59,7 @@ def test_stricter_limits_of_a_recipe_are_kept(tmp_path):
     )
     limits = strict_limits(run)
     assert (limits.min_positive_share, limits.patience_steps, limits.max_positive_share) == (0.3, 10, 0.995)
-    assert "near chance" in texts(judge(run), Level.BAD)
+    assert "near random" in texts(judge(run), Level.BAD)
 
 
 def test_a_short_excursion_at_the_end_is_the_edge_and_one_before_is_nothing(tmp_path):
@@ -77,19 +77,19 @@ def test_what_the_runs_own_check_recorded_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("vitals", "level", "words"),
+    ("vitals", "level", "expected"),
     [
         ({"gradient": 0.0}, Level.BAD, "do not learn any more"),
         ({"score_mean": -1e10}, Level.BAD, "ran away"),
         ({"score_std": 1e-6}, Level.WATCH, "hardly differ"),
-        ({"auroc": 0.51}, Level.BAD, "near chance"),
+        ({"auroc": 0.51}, Level.BAD, "near random"),
         ({"auroc": 0.8}, Level.WATCH, "coverage: 0.800"),
         ({"foreground_share": 0.01}, Level.WATCH, "20.0% of the tokens are above zero where 1.0%"),
     ],
 )
-def test_vitals_out_of_bounds_are_told(tmp_path, vitals, level, words):
+def test_vitals_out_of_bounds_are_told(tmp_path, vitals, level, expected):
     verdict = judge(run_of(tmp_path, pruner_log(**vitals)))
-    assert verdict.level is level and words in texts(verdict, level)
+    assert verdict.level is level and expected in texts(verdict, level)
 
 
 def test_swings_and_a_falling_auroc_are_told(tmp_path):
@@ -146,8 +146,8 @@ def test_long_logs_are_averaged_in_bins():
 def test_a_chart_is_told_in_words():
     line = Line("loss", np.array([1, 2000]), np.array([0.5, 0.25]))
     assert describe(Chart("Loss", (line,), "loss", summary="Falls.")) == "Falls. loss: 0.5 at 1, 0.25 at 2000."
-    share = Chart("Share", (line,), "share", percent=True)
-    assert describe(share) == "loss: 50.0% at 1, 25.0% at 2000."
+    fraction = Chart("Fraction", (line,), "fraction", percent=True)
+    assert describe(fraction) == "loss: 50.0% at 1, 25.0% at 2000."
 
 
 def test_the_warm_up_is_marked_where_it_was(tmp_path):

@@ -158,7 +158,7 @@ def test_a_place_behind_first_is_said(tmp_path, root, vla_dir):
 
 def test_being_worse_than_chance_is_bad(tmp_path, root, vla_dir):
     found, one = stated(tmp_path, root, vla_dir, MadeUp("random", 0.5, 0.3), MadeUp("reconpruner", 0.5, 0.5))
-    assert one.against_chance == "worse" and one.level is Level.BAD and "Worse than chance" in one.text
+    assert one.against_random == "worse" and one.level is Level.BAD and "Worse than random" in one.text
     assert summary(found)[0] is Level.BAD and one.against_oracle is None
 
 
@@ -180,14 +180,14 @@ def test_a_run_of_none_alone_has_a_page(tmp_path, root, vla_dir):
 
 
 def test_the_page_has_every_part(page):
-    for words in (
+    for phrase in (
         "Table 1",
         "Table 3",
         "Table 4",
         f"Worst samples of ReconPruner at {MINUS}75 %",
         "Overlap of kept tokens",
     ):
-        assert words in page.text, words
+        assert phrase in page.text, phrase
     charts = [attributes for attributes in page.all("svg") if attributes.get("role") == "img"]
     assert len([one for one in charts if (one["aria-labelledby"]).startswith(("curve", "paired"))]) == 4
 

@@ -1,4 +1,4 @@
-"""Pictures on the page of an evaluation, and where its pruners disagree."""
+"""Images on the page of an evaluation, and where its pruners disagree."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def folder(tmp_path_factory, root, vla_dir):
     return write_run(tmp_path_factory.mktemp("runs") / "seed1", root, vla_dir)
 
 
-def picture(address: str) -> np.ndarray:
+def image(address: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))))
 
 
@@ -91,7 +91,7 @@ def test_dropped_tokens_are_dim_and_kept_ones_are_as_they_were(folder, root, vla
     source = source_of(root, run)
     kept = np.arange(16)  # the upper half of the first camera
     tiles = [tile for row in camera_tiles(source, rig, 0, kept, (), 224) for tile in row]
-    by_name = {tile.alt.split(" camera")[0]: picture(tile.source) for tile in tiles}
+    by_name = {tile.alt.split(" camera")[0]: image(tile.source) for tile in tiles}
     first = rig.cameras[0].removeprefix("CAM_").replace("_", " ").lower()
     raw, _ = source.image(0, rig.cameras[0])
     mask = np.zeros(rig.grid, bool)
@@ -109,7 +109,7 @@ def test_plans_lie_where_the_camera_sees_them(folder, root, vla_dir):
     def front(points):
         ways = [Way(points, (255, 0, 0), 4.0)]
         tiles = [tile for row in camera_tiles(source, rig, 0, None, ways, 224) for tile in row]
-        tile = picture(next(tile.source for tile in tiles if tile.title == "front")).astype(int)
+        tile = image(next(tile.source for tile in tiles if tile.title == "front")).astype(int)
         plain = source.image(0, "CAM_FRONT")[0].astype(int)
         changed = np.argwhere(np.abs(tile - plain).max(axis=-1) > 60)
         return changed[:, 1].mean(), changed[:, 0].min()
@@ -117,7 +117,7 @@ def test_plans_lie_where_the_camera_sees_them(folder, root, vla_dir):
     middle, top = front(ahead)
     assert middle == pytest.approx(112, abs=3)
     assert top == pytest.approx(56 + 150 * 1.5 / (24 - 1.5), abs=4)  # the last point, on the ground
-    assert front(ahead + np.array([0.0, 1.5]))[0] < middle - 10  # left in the world is left in the picture
+    assert front(ahead + np.array([0.0, 1.5]))[0] < middle - 10  # left in the world is left in the image
 
 
 def test_a_camera_without_calibration_has_no_plan_in_it(tmp_path, folder, vla_dir):
@@ -137,10 +137,10 @@ def test_a_page_without_its_data_set_is_written_and_says_so(tmp_path, folder, vl
     run = shutil.copytree(folder, tmp_path / "run")
     edit_json(run / "run.json", lambda content: content.update(dataset=str(tmp_path / "gone")))
     page = evaluate_report(run, vla_dir)
-    assert not photos(page) and "No pictures and no ground truth" in page.text and "gone: no such folder" in page.text
+    assert not photos(page) and "No images and no ground truth" in page.text and "gone: no such folder" in page.text
     assert "Worst samples of ReconPruner" in page.text
     assert [one for one in page.all("svg") if one.get("class") == "above"]
-    assert "without pictures" in capsys.readouterr().err
+    assert "without images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [None, 7, "", "x" * 5000, "a\x00b"])
@@ -182,7 +182,7 @@ def test_shuffled_pictures_are_those_that_the_model_saw(tmp_path, root, vla_dir)
     source, own = source_of(root, run, shown), source_of(root, run)
     assert np.array_equal(source.image(0, "CAM_BACK")[0], own.image(shown[0], "CAM_BACK")[0])
     assert source.item(0).name == run.samples[0]
-    assert "every sample saw the pictures of another scene" in evaluate_report(run_folder, vla_dir).text
+    assert "every sample saw the images of another scene" in evaluate_report(run_folder, vla_dir).text
 
 
 def test_a_collision_and_the_road_are_drawn_from_above(tmp_path, vla_dir):
@@ -258,6 +258,6 @@ def test_samples_with_the_largest_spread_come_first(tmp_path, root, vla_dir):
 
 def test_a_token_map_has_a_pixel_for_each_token():
     rig = Rig(("CAM_FRONT", "CAM_BACK"), (2, 3))
-    pixels = picture(token_map(rig, np.array([0, 11])))
+    pixels = image(token_map(rig, np.array([0, 11])))
     assert pixels.shape == (2, 7) and pixels[0, 0] == 255 and pixels[1, 6] == 255
     assert (pixels == 255).sum() == 2 and (pixels[:, 3] == 128).all()

@@ -70,26 +70,26 @@ def test_charts_and_pictures_say_what_they_show(page):
     charts = [attributes for attributes in page.all("svg") if attributes.get("role") == "img"]
     assert len(charts) == len(page.all("svg")) == 10
     assert len(page.all("title")) == 11 and len(page.all("desc")) == 10  # with the page's own title
-    pictures = page.all("img")
-    assert len(pictures) == 2 * 6 + 2 * 6 * 5
-    alts = [attributes["alt"] for attributes in pictures]
+    images = page.all("img")
+    assert len(images) == 2 * 6 + 2 * 6 * 5
+    alts = [attributes["alt"] for attributes in images]
     assert alts[0] == "Score map of the front left camera: 4 of 8 above zero, 4 foreground"
     assert "front: rebuilt foreground, PSNR: equal" in alts
     assert "total: 0.19 at 19, 0.02 at 1099." in page.text
 
 
 def test_the_page_has_every_part(page, folder):
-    for words in (
+    for phrase in (
         "Healthy",
-        "Share of tokens above zero",
+        "Fraction of tokens above zero",
         "Precision and recall of the scores",
         "Reconstructions",
         "37.5",
         "vla: models/tiny",
         "0.970",
-        "chance: 19.0%",
+        "random: 19.0%",
     ):
-        assert words in page.text, words
+        assert phrase in page.text, phrase
     assert "missing" not in page.text
 
 
@@ -104,12 +104,12 @@ def test_an_older_run_says_what_it_lacks(tmp_path):
     for name in ("recipe.yaml", "samples.npz", "curve.json", "figures.json"):
         assert f"The run has no {name}" in page.text or f"{name}: " in page.text
     assert not page.all("img") and "Loss" in page.text
-    assert "Share of tokens above zero" in page.text
+    assert "Fraction of tokens above zero" in page.text
 
 
 def test_a_vla_run_shows_its_curves_and_what_it_is(tmp_path):
     page = page_of(write_run(tmp_path / "language", language_log()))
-    assert "A VLA's language half" in page.text and "Losses only" in page.text
+    assert "A VLA's language model" in page.text and "Losses only" in page.text
     assert len(page.all("svg")) == 2 and "Score maps" not in page.text
     assert "text went from" in page.text
     tower = write_run(tmp_path / "tower", [{**entry, "dense": 1.0} for entry in language_log()])
@@ -149,8 +149,8 @@ def test_one_camera_and_odd_pictures_can_be_shown(tmp_path):
     arrays = sample_arrays(cameras=("image_2",), names=("000001",), size=(3000, 2), grid=(3, 1))
     page = page_of(full_run(tmp_path / "run", samples=arrays))
     assert len(page.all("img")) == 6
-    picture = Image.open(io.BytesIO(base64.b64decode(page.all("img")[0]["src"].split(",")[1])))
-    assert picture.height <= 2000
+    image = Image.open(io.BytesIO(base64.b64decode(page.all("img")[0]["src"].split(",")[1])))
+    assert image.height <= 2000
 
 
 def test_a_run_of_masks_is_compared_with_masks(tmp_path):

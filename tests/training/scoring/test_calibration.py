@@ -33,7 +33,7 @@ TWO = ("CAM_FRONT", "CAM_BACK")
 
 
 def drawn(scales, count=4000, seed=0):
-    """Scores [1, cameras, count] and coverage whose chance follows ``scales``."""
+    """Scores [1, cameras, count] and coverage whose probability follows ``scales``."""
     generator = np.random.default_rng(seed)
     scores = generator.normal(0, 2, (1, len(scales), count))
     slopes, shifts = np.array(scales).T[:, None, :, None]
@@ -60,12 +60,12 @@ def test_the_same_threshold_means_the_same_on_both_cameras():
     scores, coverage = drawn([(2.5, -2.0), (0.4, 1.0)], count=40_000)
     scales = fit_cameras(scores, coverage, TWO)
     record = FitRecord("d", "val", 1, 0.1, 0.0)
-    shares = []
+    fractions = []
     for index, camera in enumerate(TWO):
-        chance = expit(scales[camera].scale * scores[0, index] + scales[camera].shift)
-        near = np.abs(chance - 0.6) < 0.05
-        shares.append(coverage[0, index][near].mean())
-    assert shares[0] == pytest.approx(0.6, abs=0.05) and shares[1] == pytest.approx(0.6, abs=0.05)
+        probability = expit(scales[camera].scale * scores[0, index] + scales[camera].shift)
+        near = np.abs(probability - 0.6) < 0.05
+        fractions.append(coverage[0, index][near].mean())
+    assert fractions[0] == pytest.approx(0.6, abs=0.05) and fractions[1] == pytest.approx(0.6, abs=0.05)
     rows = threshold_figures(scores, coverage, TWO, Calibration(scales, record))
     counts = [row["tokens"]["mean"] for row in rows.values()]
     recalls = [row["recall"] for row in rows.values()]
@@ -151,8 +151,8 @@ def vla_dir(tmp_path_factory, root):
     return path
 
 
-def run(tmp_path, *words):
-    assert main([*map(str, words), "--json", str(tmp_path / "figures.json")]) == 0
+def run(tmp_path, *arguments):
+    assert main([*map(str, arguments), "--json", str(tmp_path / "figures.json")]) == 0
     return json.loads((tmp_path / "figures.json").read_text())
 
 

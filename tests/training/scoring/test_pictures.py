@@ -20,21 +20,21 @@ from fastdrive_training.scoring.pictures import (
 GREY = np.full((40, 80, 3), 120, np.uint8)
 
 
-def brightness(picture: np.ndarray) -> float:
-    return float(picture.astype(float).mean())
+def brightness(image: np.ndarray) -> float:
+    return float(image.astype(float).mean())
 
 
 def test_higher_scores_are_brighter():
     scores = np.array([[-4.0, -2.0, 0.0, 2.0]]) - 10  # all below zero: no border
-    picture = heat_overlay(GREY, scores, Scale.of(scores))
-    columns = [brightness(picture[:, start : start + 20]) for start in range(0, 80, 20)]
+    image = heat_overlay(GREY, scores, Scale.of(scores))
+    columns = [brightness(image[:, start : start + 20]) for start in range(0, 80, 20)]
     assert columns == sorted(columns) and columns[3] > columns[0] + 60
 
 
 def test_a_border_divides_what_is_above_zero():
     scores = np.array([[-1.0, -1.0, 1.0, 1.0]])
-    picture = heat_overlay(GREY, scores, Scale(-1, 1))
-    white = (picture == 255).all(axis=2)
+    image = heat_overlay(GREY, scores, Scale(-1, 1))
+    white = (image == 255).all(axis=2)
     assert white[:, 40].all() and white.sum() == 40
     for same in (scores + 5, scores - 5):
         assert not (heat_overlay(GREY, same, Scale(-6, 6)) == 255).all(axis=2).any()
@@ -51,8 +51,8 @@ def test_edges_of_the_picture_can_be_seen_through_the_heat():
 def test_cells_follow_the_grid_whatever_the_image_size():
     scores = np.arange(15.0).reshape(3, 5) - 100
     scores[1, 3] = 50
-    picture = heat_overlay(np.full((31, 53, 3), 128, np.uint8), scores, Scale(-100, 0))
-    hot = np.argwhere(picture.astype(int).sum(2) > 560)
+    image = heat_overlay(np.full((31, 53, 3), 128, np.uint8), scores, Scale(-100, 0))
+    hot = np.argwhere(image.astype(int).sum(2) > 560)
     (top, left), (bottom, right) = hot.min(0), hot.max(0)
     assert top >= 9 and bottom <= 22 and left >= 30 and right <= 43
 
@@ -75,8 +75,8 @@ def test_any_cameras_sizes_and_scores_can_be_drawn():
     sizes = [(50, 90), (400, 10), (1, 1), (9, 900)]
     images = [np.zeros((*size, 3), np.uint8) for size in sizes]
     for scores in (np.zeros((4, 3, 3)), np.full((4, 3, 3), 1e30), np.random.default_rng(0).normal(size=(4, 60, 60))):
-        picture = draw_score_maps(images, scores, ["a", "b", "c", "d"], "x" * 5000)
-        assert picture.dtype == np.uint8 and picture.shape[1] == GAP + 3 * (TILE_WIDTH + GAP)
+        image = draw_score_maps(images, scores, ["a", "b", "c", "d"], "x" * 5000)
+        assert image.dtype == np.uint8 and image.shape[1] == GAP + 3 * (TILE_WIDTH + GAP)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_the_scale_leaves_outliers_out_and_is_never_empty():
     for constant in (0.0, 5.0, -1e20):
         scale = Scale.of(np.full(10, constant))
         assert scale.low < constant < scale.high
-        assert 0.4 < float(scale.share(constant)) < 0.6
+        assert 0.4 < float(scale.fraction(constant)) < 0.6
 
 
 def test_names_and_colours_for_people():

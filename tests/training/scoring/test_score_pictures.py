@@ -1,4 +1,4 @@
-"""``fastdrive score --pictures``: score maps of data sets, of bags and of the real keyframes."""
+"""``fastdrive score --pictures``: score maps of datasets, of bags and of the real keyframes."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def jpeg(shade: int) -> np.ndarray:
     return np.frombuffer(buffer.getvalue(), np.uint8)
 
 
-def score(tmp_path, *words) -> dict:
-    assert main(["score", *map(str, words), "--json", str(tmp_path / "figures.json")]) == 0
+def score(tmp_path, *arguments) -> dict:
+    assert main(["score", *map(str, arguments), "--json", str(tmp_path / "figures.json")]) == 0
     return json.loads((tmp_path / "figures.json").read_text())
 
 
@@ -150,7 +150,7 @@ def test_scores_are_those_of_the_pruner_for_each_camera(tmp_path, vla_dir):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["{bag}"], "no masks folder"),
         (["{bag}", "--pictures", "{out}", "--split", "val"], "--split: "),
@@ -163,7 +163,7 @@ def test_scores_are_those_of_the_pruner_for_each_camera(tmp_path, vla_dir):
         (["{nothing}", "--pictures", "{out}"], "no such folder"),
     ],
 )
-def test_wrong_arguments_are_refused(tmp_path, vla_dir, capsys, words, message):
+def test_wrong_arguments_are_refused(tmp_path, vla_dir, capsys, arguments, message):
     places = {
         "bag": write_bag(tmp_path / "bag", sets=1),
         "broken": write_bag(tmp_path / "broken", sets=2, late="CAM_BACK"),
@@ -171,8 +171,8 @@ def test_wrong_arguments_are_refused(tmp_path, vla_dir, capsys, words, message):
         "out": tmp_path / "maps",
         "nothing": tmp_path / "nothing",
     }
-    code = 2 if "0" in words else 1
-    assert main(["score", *(word.format(**places) for word in words), "--vla", str(vla_dir)]) == code
+    code = 2 if "0" in arguments else 1
+    assert main(["score", *(argument.format(**places) for argument in arguments), "--vla", str(vla_dir)]) == code
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "maps").exists()
 

@@ -101,7 +101,7 @@ def test_flicker_is_the_share_that_the_keyframe_before_had_not(root, vla):
 
 
 def test_foreground_recall_is_that_of_the_masks(root, vla):
-    right = [index for index in range(192) if index % 8 >= 5]  # the right third of each picture is road
+    right = [index for index in range(192) if index % 8 >= 5]  # the right third of each image is road
     result = figures(root, vla, [falling(right)] * 12)
     assert result["keep"]["0.5"]["plain"]["foreground_recall"] == 1.0
     assert result["keep"]["0.25"]["plain"]["foreground_recall"] == pytest.approx(48 / 72)
@@ -177,20 +177,20 @@ def test_the_command_gives_the_figures(tmp_path, root, vla):
     torch.manual_seed(0)
     file = tmp_path / "pruner.safetensors"
     save_pruner(file, ReconPruner(vla.family, vla.config.text_config), vla.encoder_fingerprint)
-    words = ["score", str(root), "--vla", str(vla.path), "--pruner", str(file), "--temporal"]
+    arguments = ["score", str(root), "--vla", str(vla.path), "--pruner", str(file), "--temporal"]
     output = ["--json", str(tmp_path / "figures.json")]
-    assert main([*words, "--temporal-max-gap-s", "0.75", "--temporal-memory", "0.3", *output]) == 0
+    assert main([*arguments, "--temporal-max-gap-s", "0.75", "--temporal-memory", "0.3", *output]) == 0
     result = json.loads((tmp_path / "figures.json").read_text())["temporal"]
     assert result["settings"]["memory"] == 0.3 and result["state"] == {"new": 2, "used": 10}
     assert set(result["keep"]) == {"0.75", "0.5", "0.375", "0.25", "0.1875", "0.125"}
 
 
 @pytest.mark.parametrize(
-    "words,message",
+    "arguments,message",
     [(["--limit", "3"], "leave out --limit"), (["--temporal-memory", "1.5"], "--temporal-memory: 1.5 is not in")],
 )
-def test_options_that_do_not_fit_are_refused(tmp_path, root, vla, capsys, words, message):
+def test_options_that_do_not_fit_are_refused(tmp_path, root, vla, capsys, arguments, message):
     file = tmp_path / "pruner.safetensors"
     save_pruner(file, ReconPruner(vla.family, vla.config.text_config), vla.encoder_fingerprint)
-    assert main(["score", str(root), "--vla", str(vla.path), "--pruner", str(file), "--temporal", *words]) == 1
+    assert main(["score", str(root), "--vla", str(vla.path), "--pruner", str(file), "--temporal", *arguments]) == 1
     assert message in capsys.readouterr().err

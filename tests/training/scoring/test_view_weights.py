@@ -56,8 +56,8 @@ def test_the_error_is_that_of_the_plans_and_refusals_count_as_far_off(root, tiny
 
 def test_the_command_writes_weights_that_the_pruner_finds(root, tiny_dir, tmp_path):
     shutil.copytree(tiny_dir, tmp_path / "vla")
-    words = ["--vla", str(tmp_path / "vla"), "--trials", "2", "--limit", "1", "--json", str(tmp_path / "f.json")]
-    assert main(["view-weights", str(root), *words]) == 0
+    arguments = ["--vla", str(tmp_path / "vla"), "--trials", "2", "--limit", "1", "--json", str(tmp_path / "f.json")]
+    assert main(["view-weights", str(root), *arguments]) == 0
     figures = json.loads((tmp_path / "f.json").read_text())
     assert figures["trials"] == 2 and figures["keyframes"] == 1 and figures["l2_m"] <= figures["l2_equal_weights_m"]
     vla = load_vla(tmp_path / "vla")
@@ -65,8 +65,8 @@ def test_the_command_writes_weights_that_the_pruner_finds(root, tiny_dir, tmp_pa
 
 
 def test_wrong_arguments_are_refused(root, tiny_dir, tmp_path, capsys):
-    for words, message in ((["--trials", "0"], "--trials"), (["--limit", "0"], "--limit")):
-        assert main(["view-weights", str(root), "--vla", str(tiny_dir), *words]) == 2
+    for arguments, message in ((["--trials", "0"], "--trials"), (["--limit", "0"], "--limit")):
+        assert main(["view-weights", str(root), "--vla", str(tiny_dir), *arguments]) == 2
         assert message in capsys.readouterr().err
     short = write_dataset(tmp_path / "short", scenes=1, keyframes=3)
     assert main(["view-weights", str(short), "--vla", str(tiny_dir)]) == 1

@@ -72,18 +72,18 @@ def _verdict(instance: Instance, group: Group, settings: AnnotateSettings) -> st
 
 
 def _without_pieces(mask: np.ndarray, min_piece: float) -> np.ndarray:
-    """``mask`` without its connected pieces that are smaller than the share ``min_piece`` of the image."""
+    """``mask`` without its connected pieces that are smaller than the fraction ``min_piece`` of the image."""
     _, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     large = stats[:, cv2.CC_STAT_AREA] >= min_piece * mask.size
     large[0] = False  # what is not in the mask
     return large[pieces]
 
 
-def _band(foreground: np.ndarray, share: float) -> np.ndarray:
+def _band(foreground: np.ndarray, fraction: float) -> np.ndarray:
     """bool [H, W]: pixels near the border of the foreground. The image's own border is none."""
-    if share == 0 or not foreground.any():
+    if fraction == 0 or not foreground.any():
         return np.zeros_like(foreground)
-    radius = max(1, round(share * foreground.shape[1]))
+    radius = max(1, round(fraction * foreground.shape[1]))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
     whole = foreground.astype(np.uint8)
     outer = cv2.dilate(whole, kernel).astype(bool) & ~foreground

@@ -54,7 +54,7 @@ class GroundedSam:
     def __init__(self, settings: AnnotateSettings, device: str):
         models = settings.models
         self._settings, self._device = settings.detection, device
-        self.detector, self._words = _load(
+        self.detector, self._processor = _load(
             AutoModelForZeroShotObjectDetection,
             AutoProcessor,
             models.detector,
@@ -113,7 +113,7 @@ class GroundedSam:
         return masks, qualities
 
     def _detect(self, image: np.ndarray, caption: Caption) -> list[Detection]:
-        inputs = self._words(images=image, text=caption.text, return_tensors="pt").to(self._device)
+        inputs = self._processor(images=image, text=caption.text, return_tensors="pt").to(self._device)
         output = self.detector(**inputs)
         _require_numbers(output.logits, "the detector's scores")
         tokens = output.logits[0].float().sigmoid()  # [queries, positions]
@@ -149,14 +149,14 @@ class GroundedSam:
             spans.append((len(text), len(text) + len(prompt)))
             text += f"{prompt}. "
         text = text.rstrip()
-        encoded = self._words.tokenizer(text, return_offsets_mapping=True)
+        encoded = self._processor.tokenizer(text, return_offsets_mapping=True)
         limit = self.detector.config.max_text_len
         if len(encoded["input_ids"]) > limit:
             raise ModelError(
                 f"prompts: {len(encoded['input_ids'])} tokens, the detector reads {limit}: "
                 "use fewer prompts, or detection.one_caption=false"
             )
-        unknown = self._words.tokenizer.unk_token_id
+        unknown = self._processor.tokenizer.unk_token_id
         positions = []
         for (start, stop), (_, prompt) in zip(spans, pairs, strict=True):
             places = [k for k, (a, b) in enumerate(encoded["offset_mapping"]) if a < b and start <= a and b <= stop]
@@ -178,8 +178,8 @@ def _load(model_class, processor_class, name: str, revision: str | None, kinds: 
         model, report = model_class.from_pretrained(name, use_safetensors=True, output_loading_info=True, **source)
     except (OSError, ValueError, RuntimeError) as error:
         local = Path(name).is_absolute() or Path(name).exists()
-        mend = "the folder needs config, safetensors and processor" if local else f"fetch it with `hf download {name}`"
-        raise ModelError(f"{name}: cannot be loaded ({error}); {mend}") from None
+        fix = "the folder needs config, safetensors and processor" if local else f"fetch it with `hf download {name}`"
+        raise ModelError(f"{name}: cannot be loaded ({error}); {fix}") from None
     lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if lacking:
         raise ModelError(f"{name}: the file lacks {lacking[0]} ({len(lacking)} weights in all); fetch it again")

@@ -76,7 +76,7 @@ class Annotation:
         limit: int | None = None,
     ):
         if out.resolve().is_relative_to(source.root.resolve()):
-            raise InputError(f"{out}: lies in the data set {source.root}; choose a folder outside of it for the masks")
+            raise InputError(f"{out}: lies in the dataset {source.root}; choose a folder outside of it for the masks")
         self.source, self.settings = source, settings
         self.store = MaskStore(out, source, settings, str(shard), recompose)
         self.keys = [
@@ -120,7 +120,7 @@ class Annotation:
         if samples and lines:
             finished = {(line["camera"], line["name"]) for line in lines}
             keys = [key for key in self.keys if (key.camera, key.name) in finished]
-            places = np.random.default_rng(0).permutation(len(keys))[:samples]  # every camera has its chance
+            places = np.random.default_rng(0).permutation(len(keys))[:samples]  # all cameras alike
             write_page(self.source, self.store, [keys[place] for place in sorted(places)], figures)
         return figures
 
@@ -173,7 +173,7 @@ def read_ahead(things: Iterator[Thing]) -> Iterator[Thing]:
 
 
 def class_counts(lines: list[dict], settings: AnnotateSettings) -> dict:
-    """Instances and pixels by class over the lines of finished images; shares are of all their pixels."""
+    """Instances and pixels by class over the lines of finished images; fractions are of all their pixels."""
     total = sum(sum(line["pixels"].values()) for line in lines) or 1
     classes = {}
     for group in settings.groups:
@@ -202,6 +202,6 @@ def raise_failures(outcome: AnnotationCounts) -> None:
     """Raises InputError where images could not be read, with the first reason."""
     if outcome.failed:
         raise InputError(
-            f"{len(outcome.failed)} images could not be read, the others are done; mend them and run again. "
+            f"{len(outcome.failed)} images could not be read, the others are done; fix them and run again. "
             f"The first: {outcome.failed[0]}"
         )

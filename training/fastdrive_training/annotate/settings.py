@@ -20,7 +20,7 @@ RESERVED = ("background", "ignore")
 
 @recipe_class
 class Group:
-    """One kind of foreground. Areas are shares of the image."""
+    """One kind of foreground. Areas are fractions of the image."""
 
     name: str
     prompts: tuple[str, ...]
@@ -72,7 +72,7 @@ class CompositionSettings:
     accept: float = 0.35  # score of an instance that counts
     min_quality: float = 0.7  # SAM's estimate of the IoU
     band: float = 0.002  # of the image's width, to both sides of the border
-    min_piece: float = 2e-5  # share of the image
+    min_piece: float = 2e-5  # fraction of the image
 
     def __post_init__(self) -> None:
         for name in ("accept", "min_quality", "min_piece"):
@@ -106,11 +106,11 @@ class AnnotateSettings:
         groups = {group.name: number for number, group in enumerate(self.groups, start=1)}
         return {"background": BACKGROUND, **groups, "ignore": IGNORE}
 
-    def detection_facts(self) -> dict:
+    def detection_metadata(self) -> dict:
         """What the instances depend on: prompts by group and the detection's settings."""
         return {"prompts": {group.name: list(group.prompts) for group in self.groups}, **asdict(self.detection)}
 
-    def composition_facts(self) -> dict:
+    def composition_metadata(self) -> dict:
         """What the masks depend on besides the instances; the groups in painting order."""
         areas = {group.name: [group.min_area, group.max_area] for group in self.groups}
         return {"order": list(areas), "areas": areas, **asdict(self.composition)}
@@ -137,9 +137,9 @@ def load_settings(path: str | Path | None = None, assignments: list[str] | None 
         raise InputError(f"{path}: {error}") from None
 
 
-def short_digest(facts: dict) -> str:
-    """16 hexadecimal digits that stand for JSON facts."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+def short_digest(metadata: dict) -> str:
+    """16 hexadecimal digits that stand for JSON metadata."""
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _share(name: str, value: float) -> None:

@@ -62,7 +62,7 @@ class MaskStore:
     ):
         self.root, self.settings = root, settings
         self._journal = root / "journal" / f"{shard}.jsonl"
-        self._facts = {
+        self._metadata = {
             "format": FORMAT,
             "source": {
                 "kind": source.kind,
@@ -71,8 +71,8 @@ class MaskStore:
                 "items": len(source),
                 "names_sha256": digest(source.names),
             },
-            "detection": settings.detection_facts(),
-            "composition": settings.composition_facts(),
+            "detection": settings.detection_metadata(),
+            "composition": settings.composition_metadata(),
             "labels": settings.labels,
             "ignore": IGNORE,
             "foreground_groups": {group.name: [group.name] for group in settings.groups},
@@ -179,9 +179,9 @@ class MaskStore:
         """From here on the digests hold that tie an image's line to what it was made with."""
         self.models = models
         weights = {role: models[role]["weights_sha256"] for role in ROLES}
-        facts = {"source": self._facts["source"], "detection": self._facts["detection"], "models": weights}
-        self._detection_id = short_digest(facts)
-        self._composition_id = short_digest({"detection": self._detection_id, "of": self._facts["composition"]})
+        metadata = {"source": self._metadata["source"], "detection": self._metadata["detection"], "models": weights}
+        self._detection_id = short_digest(metadata)
+        self._composition_id = short_digest({"detection": self._detection_id, "of": self._metadata["composition"]})
 
     def _instances_path(self, key: ImageKey) -> Path:
         return self.root / "instances" / key.camera / f"{key.name}.json.gz"
@@ -190,9 +190,10 @@ class MaskStore:
         """Take part in an annotation that was begun."""
         path = self.root / MANIFEST
         split = annotated_split(self.root)
-        if split != self._facts["source"]["split"]:
+        own = self._metadata["source"]["split"]
+        if split != own:
             raise InputError(
-                f"{path}: holds masks of split {split or 'none'}, not of {self._facts['source']['split'] or 'none'}: "
+                f"{path}: holds masks of split {split or 'none'}, not of {own or 'none'}: "
                 "splits do not mix; choose another folder"
             )
         stored = json.loads(path.read_text())
@@ -201,14 +202,14 @@ class MaskStore:
         except (KeyError, TypeError, AttributeError):
             raise InputError(f"{path}: names no models; choose another folder for the masks") from None
         for part in ("format", "source", "detection", "labels"):
-            if stored.get(part) != self._facts[part]:
+            if stored.get(part) != self._metadata[part]:
                 raise InputError(
-                    f"{path}: was begun with another {part} ({_difference(stored.get(part), self._facts[part])}); "
+                    f"{path}: was begun with another {part} ({_difference(stored.get(part), self._metadata[part])}); "
                     "use the same, or choose another folder for the masks"
                 )
-        if stored.get("composition") != self._facts["composition"]:
+        if stored.get("composition") != self._metadata["composition"]:
             if not recompose:
-                changed = _difference(stored.get("composition"), self._facts["composition"])
+                changed = _difference(stored.get("composition"), self._metadata["composition"])
                 raise InputError(
                     f"{path}: was begun with another composition ({changed}); --recompose makes its masks "
                     "anew from the stored instances, without the models"
@@ -217,7 +218,7 @@ class MaskStore:
             self._write_manifest()
 
     def _write_manifest(self) -> None:
-        write_file(self.root / MANIFEST, json.dumps({**self._facts, "models": self.models}, indent=2).encode())
+        write_file(self.root / MANIFEST, json.dumps({**self._metadata, "models": self.models}, indent=2).encode())
 
     def _read_journals(self) -> dict[tuple[str, str], dict]:
         """The newest line of each image over all journals, lines of this composition before others."""
@@ -275,7 +276,7 @@ def _counts(made: Composition, instances: Sequence[Instance], settings: Annotate
 
 
 def _difference(stored, wanted) -> str:
-    """The first key in which two facts differ, with both values."""
+    """The first key in which two metadata differ, with both values."""
     if not isinstance(stored, dict) or not isinstance(wanted, dict):
         return f"{stored!r} before, {wanted!r} now"
     for key in [*stored, *wanted]:

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Make foreground masks: Grounding DINO finds humans, roads, vehicles, traffic signs and barriers by text, SAM\n"
         "cuts them out. What is in doubt is marked to be ignored. A run that stopped goes on where it was; finished\n"
-        "images are skipped, damaged masks are made again. Trainers read the folder in place of a data set's own masks."
+        "images are skipped, damaged masks are made again. Trainers read the folder in place of a dataset's own masks."
     )
     parser.epilog = (
         "examples:\n"
@@ -31,11 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  fastdrive annotate data/nuscenes masks/train --split train --shard 0/4  # and 1/4, 2/4, 3/4 elsewhere\n"
         "  fastdrive annotate data/nuscenes masks/train --split train --recompose --set composition.accept=0.4"
     )
-    parser.add_argument(
-        "source", metavar="SOURCE", help="nuScenes-schema data set, KITTI, Waymo, or a folder of images"
-    )
+    parser.add_argument("source", metavar="SOURCE", help="nuScenes-schema dataset, KITTI, Waymo, or a folder of images")
     parser.add_argument("out", metavar="OUT", help="folder of the masks; one for each split")
-    parser.add_argument("--split", metavar="S", help="of the data set; must be named where it has several")
+    parser.add_argument("--split", metavar="S", help="of the dataset; must be named where it has several")
     parser.add_argument("--kind", choices=("auto", *KINDS), default="auto", help="layout of SOURCE (by its files)")
     parser.add_argument("--cameras", type=_names, metavar="A,B", help="only these (all)")
     parser.add_argument(

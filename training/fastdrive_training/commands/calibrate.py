@@ -54,9 +54,9 @@ def run(args: argparse.Namespace) -> None:
     calibration = Calibration(scales, record)
     save_calibration(file, calibration, args.out)
     Console(file=sys.stderr).print(table(figures))
-    facts = {"pruner": str(args.out or file), "dataset": args.dataset, "split": split, "keyframes": len(positions)}
+    metadata = {"pruner": str(args.out or file), "dataset": args.dataset, "split": split, "keyframes": len(positions)}
     thresholds = threshold_figures(scores, coverage, sets.cameras, calibration)
-    write_json({**facts, **figures, "thresholds": thresholds}, args.json)
+    write_json({**metadata, **figures, "thresholds": thresholds}, args.json)
 
 
 def table(figures: dict) -> Table:

@@ -13,8 +13,8 @@ from fastdrive_node.commands.options import pruning_ratio
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Write one self-contained HTML page and one Markdown file of a finished evaluation: the paper's tables for\n"
-        "this data, who is first and by how much, figures against kept tokens, the worst samples with their pictures,\n"
-        "and where pruners disagree. Without the data set there are no pictures; the page says so."
+        "this data, who is first and by how much, figures against kept tokens, the worst samples with their images,\n"
+        "and where pruners disagree. Without the dataset there are no images; the page says so."
     )
     parser.epilog = (
         "examples:\n  fastdrive evaluate data/sim_test --split test --out runs/open_loop\n"
@@ -22,13 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  fastdrive evaluate-report runs/open_loop --drop 0.5 --worst 20 --out half.html"
     )
     parser.add_argument("run", metavar="RUN", help="the folder that `fastdrive evaluate --out` named")
-    parser.add_argument("--dataset", type=Path, metavar="DIR", help="where the data set is now (as the run names it)")
-    parser.add_argument("--split", metavar="S", help="of a data set that holds several; any that has the samples")
+    parser.add_argument("--dataset", type=Path, metavar="DIR", help="where the dataset is now (as the run names it)")
+    parser.add_argument("--split", metavar="S", help="of a dataset that holds several; any that has the samples")
     parser.add_argument("--vla", type=Path, metavar="DIR", help="the run's VLA directory (the shipped tiny one)")
     parser.add_argument(
         "--drop", type=pruning_ratio, metavar="P", help="ratio of the samples shown (0.75, or the run's largest)"
     )
-    parser.add_argument("--worst", type=int, default=10, metavar="N", help="samples with pictures (%(default)s)")
+    parser.add_argument("--worst", type=int, default=10, metavar="N", help="samples with images (%(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page (report.html in the run's folder)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the Markdown file (as the page, with .md)")
     parser.add_argument("--json", metavar="FILE", help="write the figures here; - is standard output")
@@ -44,6 +44,6 @@ def run(args: argparse.Namespace) -> None:
     report = build_report(args.run, settings)
     html, markdown = write_report(report, args.out, args.markdown)
     print(f"wrote {html} and {markdown}", file=sys.stderr)
-    if report.no_pictures:
-        print(f"without pictures: {report.no_pictures}", file=sys.stderr)
+    if report.no_images:
+        print(f"without images: {report.no_images}", file=sys.stderr)
     write_json({"page": str(html), "markdown": str(markdown), **as_json(report)}, args.json)

@@ -1,4 +1,4 @@
-"""``fastdrive score``: a pruner's token scores against the foreground masks, and as pictures."""
+"""``fastdrive score``: a pruner's token scores against the foreground masks, and as images."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import sys
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Write one self-contained HTML page of a training run: loss curves, reconstructions, score maps over the\n"
-        "cameras, precision and recall, the share of tokens above zero, and whether the run collapsed. The run may\n"
+        "cameras, precision and recall, the fraction of tokens above zero, and whether the run collapsed. The run may\n"
         "still be going; what it has not written yet, the page says."
     )
     parser.epilog = (

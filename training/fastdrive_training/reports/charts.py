@@ -1,4 +1,4 @@
-"""Line charts as SVG inside a page: colours and text follow the page's light or dark mode, a title and a description
+"""Line charts as SVG inside a page: colors and text follow the page's light or dark mode, a title and a description
 serve screen readers, and lines differ by their dashes too."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 MAX_POINTS = 400  # of one line; more are averaged in bins
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-# Colours that stand for the page's variables until the SVG is written.
+# Colors that stand for the page's variables until the SVG is written.
 INK, GRID, _BAND, FAINT = "#010101", "#020202", "#030303", "#040404"
 SERIES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004")
 _VARIABLES = {
@@ -50,7 +50,7 @@ ElementTree.register_namespace("xlink", _XLINK)
 
 @dataclass(frozen=True)
 class Line:
-    """One line. ``series`` 0..3 picks colour and dashes, so that a thing looks the same on every chart."""
+    """One line. ``series`` 0..3 picks color and dashes, so that a thing looks the same on every chart."""
 
     name: str
     x: np.ndarray
@@ -71,8 +71,8 @@ class Chart:
     x_label: str = "step"
     summary: str = ""
     log_y: bool = False
-    percent: bool = False  # y is a share in 0..1
-    unit_x: bool = False  # x is a share in 0..1
+    percent: bool = False  # y is a fraction in 0..1
+    unit_x: bool = False  # x is a fraction in 0..1
     from_zero: bool = False
     until: float | None = None  # x up to which a band marks the warm-up
     level: tuple[float, str] | None = None  # a horizontal line and its name
@@ -104,7 +104,7 @@ def page_style() -> Iterator[None]:
 
 
 def page_svg(figure: Figure, name: str, title: str, description: str) -> Markup:
-    """A figure drawn with the colours above as an ``<svg>`` element; call it inside of :func:`page_style`."""
+    """A figure drawn with the colors above as an ``<svg>`` element; call it inside of :func:`page_style`."""
     buffer = io.BytesIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
@@ -192,7 +192,7 @@ def _limits(axes, chart: Chart) -> None:
 
 
 def _for_page(svg: bytes, name: str, title: str, description: str) -> Markup:
-    """Theme colours, unique ids, title and description; the size is left to the page."""
+    """Theme colors, unique ids, title and description; the size is left to the page."""
     root = ElementTree.fromstring(svg)
     for element in list(root.iter()):
         for child in list(element):

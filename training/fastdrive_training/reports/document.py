@@ -1,4 +1,4 @@
-"""What all pages are made of: templates that escape whatever came from files, pictures inside the page, one rename."""
+"""What all pages are made of: templates that escape whatever came from files, images inside the page, one rename."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def write_text(path: Path, text: str, option: str = "--out") -> Path:
     return path
 
 
-def picture_address(picture: np.ndarray, kind: str = "webp", **options: Any) -> str:
-    """A picture, uint8 RGB [H, W, 3] or grey [H, W], as a ``data:`` address; ``options`` are Pillow's for saving."""
+def image_address(image: np.ndarray, kind: str = "webp", **options: Any) -> str:
+    """An image, uint8 RGB [H, W, 3] or grey [H, W], as a ``data:`` address; ``options`` are Pillow's for saving."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, kind, **options)
+    Image.fromarray(image).save(buffer, kind, **options)
     return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode()

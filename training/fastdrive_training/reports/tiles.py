@@ -1,4 +1,4 @@
-"""Samples of a run as pictures inside a page: score maps, and both rebuilt halves beside their targets."""
+"""Samples of a run as images inside a page: score maps, and both reconstructions beside their targets."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from PIL import Image
 
 from fastdrive_node.visualization.layout import camera_layout, camera_title
 from fastdrive_training.data.masks import cell_coverage
-from fastdrive_training.reports.document import picture_address
+from fastdrive_training.reports.document import image_address
 from fastdrive_training.reports.pruner_run.samples import HeldOutSamples
 from fastdrive_training.scoring.pictures import Scale, heat_overlay
 from fastdrive_training.scoring.token_metrics import POSITIVE_COVERAGE
 
-MAX_WIDTH = 448  # px of a picture on the page; score maps have just this, for the sake of their lines
+MAX_WIDTH = 448  # px of an image on the page; score maps have just this, for the sake of their lines
 MAX_HEIGHT = 4 * MAX_WIDTH
 MAX_SAMPLES = 4
-HEADS = ("picture", "foreground", "rebuilt foreground", "background", "rebuilt background")
+HEADS = ("image", "foreground", "rebuilt foreground", "background", "rebuilt background")
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture with what is said of it; ``alt`` tells what is to be seen."""
+    """One image with what is said of it; ``alt`` tells what is to be seen."""
 
     source: str  # data: address
     alt: str
@@ -32,7 +32,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class CameraRow:
-    """The pictures of one camera, in the order of ``HEADS``."""
+    """The images of one camera, in the order of ``HEADS``."""
 
     camera: str
     tiles: tuple[Tile, ...]
@@ -45,13 +45,13 @@ class SampleTiles:
     name: str
     maps: tuple[tuple[Tile, ...], ...]
     scale: Scale
-    above_zero: float  # shares of the tokens
+    above_zero: float  # fractions of the tokens
     foreground: float
     rows: tuple[CameraRow, ...]
 
 
 def sample_tiles(samples: HeldOutSamples, masks: bool = False) -> list[SampleTiles]:
-    """All pictures of the first samples. The score maps of all keyframes have one scale.
+    """All images of the first samples. The score maps of all keyframes have one scale.
 
     Args:
         masks: the decoder rebuilds masks, not pixels.
@@ -61,7 +61,7 @@ def sample_tiles(samples: HeldOutSamples, masks: bool = False) -> list[SampleTil
 
 
 def psnr(rebuilt: np.ndarray, target: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of uint8 pictures of one shape; infinite where they are equal."""
+    """Peak signal-to-noise ratio in dB of uint8 images of one shape; infinite where they are equal."""
     error = np.mean((rebuilt.astype(np.float64) - target) ** 2)
     return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
@@ -84,19 +84,19 @@ def _one(samples: HeldOutSamples, targets: tuple[np.ndarray, ...], index: int, s
 def _map(samples: HeldOutSamples, index: int, camera: int, positive: np.ndarray, scale: Scale) -> Tile:
     scores, title = samples.scores[index, camera], camera_title(samples.cameras[camera])
     above = int((scores > 0).sum())
-    picture = heat_overlay(_to_width(samples.images[index, camera]), scores, scale)
+    image = heat_overlay(_to_width(samples.images[index, camera]), scores, scale)
     caption = f"{above} of {scores.size} above zero, {int(positive.sum())} foreground"
-    return Tile(_encode(picture), f"Score map of the {title} camera: {caption}", caption, title)
+    return Tile(_encode(image), f"Score map of the {title} camera: {caption}", caption, title)
 
 
 def _row(samples: HeldOutSamples, targets: tuple[np.ndarray, ...], index: int, camera: int) -> CameraRow:
     title = camera_title(samples.cameras[camera])
     fore, back = (target[index, camera] for target in targets)
-    pictures = (samples.images[index, camera], fore, samples.fore[index, camera], back, samples.back[index, camera])
-    captions = ("", "", _decibel(pictures[2], fore), "", _decibel(pictures[4], back))
+    images = (samples.images[index, camera], fore, samples.fore[index, camera], back, samples.back[index, camera])
+    captions = ("", "", _decibel(images[2], fore), "", _decibel(images[4], back))
     tiles = (
-        Tile(_encode(_at_most(picture)), f"{title}: {head}{', ' if caption else ''}{caption}", caption)
-        for picture, head, caption in zip(pictures, HEADS, captions, strict=True)
+        Tile(_encode(_at_most(image)), f"{title}: {head}{', ' if caption else ''}{caption}", caption)
+        for image, head, caption in zip(images, HEADS, captions, strict=True)
     )
     return CameraRow(title, tuple(tiles))
 
@@ -106,16 +106,16 @@ def _decibel(rebuilt: np.ndarray, target: np.ndarray) -> str:
     return "PSNR: equal" if value == float("inf") else f"PSNR {value:.1f} dB"
 
 
-def _at_most(picture: np.ndarray) -> np.ndarray:
-    height, width = picture.shape[:2]
-    return _to_width(picture) if width > MAX_WIDTH or height > MAX_HEIGHT else picture
+def _at_most(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
+    return _to_width(image) if width > MAX_WIDTH or height > MAX_HEIGHT else image
 
 
-def _to_width(picture: np.ndarray) -> np.ndarray:
-    height, width = picture.shape[:2]
+def _to_width(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
     size = (MAX_WIDTH, min(max(1, round(height * MAX_WIDTH / width)), MAX_HEIGHT))
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
 
 
-def _encode(picture: np.ndarray) -> str:
-    return picture_address(picture, quality=85, method=4)
+def _encode(image: np.ndarray) -> str:
+    return image_address(image, quality=85, method=4)

@@ -66,7 +66,7 @@ def _fit(scores: np.ndarray, foreground: np.ndarray) -> tuple[float, float] | No
 
 
 def expected_calibration_error(probability: np.ndarray, foreground: np.ndarray) -> float:
-    """Mean distance of probability and foreground share over ``BINS`` bins, weighted by their tokens. Flat arrays."""
+    """Mean distance of probability and foreground fraction over ``BINS`` bins, weighted by tokens. Flat arrays."""
     rows = reliability(probability, foreground)
     distances = [row["tokens"] * abs(row["probability"] - row["foreground_share"]) for row in rows]
     return sum(distances) / len(probability)
@@ -79,8 +79,8 @@ def reliability(probability: np.ndarray, foreground: np.ndarray) -> list[dict]:
     for index in range(BINS):
         inside = bins == index
         if inside.any():
-            shares = float(probability[inside].mean()), float(foreground[inside].mean())
-            rows.append({"tokens": int(inside.sum()), "probability": shares[0], "foreground_share": shares[1]})
+            fractions = float(probability[inside].mean()), float(foreground[inside].mean())
+            rows.append({"tokens": int(inside.sum()), "probability": fractions[0], "foreground_share": fractions[1]})
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Score maps: a pruner's scores as heat over the pictures, six cameras in the layout of the rig."""
+"""Score maps: a pruner's scores as heat over the images, six cameras in the layout of the rig."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from fastdrive_node.visualization.layout import (
 )
 from fastdrive_training.data.image_sets import ImageSets
 
-COLORMAP = "inferno"  # even in lightness, so that it reads without colour vision
-HEAT = 0.7  # share of the heat in a pixel; the rest is the picture
-RELIEF = 0.55  # how strongly edges of the picture stand out from the heat
+COLORMAP = "inferno"  # even in lightness, so that it reads without color vision
+HEAT = 0.7  # fraction of the heat in a pixel; the rest is the image
+RELIEF = 0.55  # how strongly edges of the image stand out from the heat
 TITLE_HEIGHT, FOOT_HEIGHT = 48, 56
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The scores that the ends of the colour map stand for; low < high."""
+    """The scores that the ends of the color map stand for; low < high."""
 
     low: float
     high: float
@@ -49,13 +49,13 @@ class Scale:
         margin = 1e-6 * max(abs(low), abs(high), 1e-6)
         return cls(low, high) if high - low > margin else cls(low - margin, high + margin)
 
-    def share(self, scores: np.ndarray) -> np.ndarray:
-        """Scores as a place on the colour map, 0..1."""
+    def fraction(self, scores: np.ndarray) -> np.ndarray:
+        """Scores as positions on the color map, 0..1."""
         return np.clip((np.asarray(scores, np.float64) - self.low) / (self.high - self.low), 0, 1)
 
 
 def heat_overlay(image: np.ndarray, scores: np.ndarray, scale: Scale) -> np.ndarray:
-    """One camera's picture under its scores, a cell a token; a white line divides scores above zero from the others.
+    """One camera's image under its scores, a cell a token; a white line divides scores above zero from the others.
 
     Args:
         image: uint8 RGB [H, W, 3].
@@ -68,14 +68,14 @@ def heat_overlay(image: np.ndarray, scores: np.ndarray, scale: Scale) -> np.ndar
     cells = np.ix_(
         *(np.arange(side) * count // side for side, count in zip((height, width), scores.shape, strict=True))
     )
-    heat = 255 * _colors(scale.share(scores))[cells]
+    heat = 255 * _colors(scale.fraction(scores))[cells]
     grey = Image.fromarray(image).convert("L")
     brightness = np.asarray(grey, np.float64)
     relief = brightness - np.asarray(grey.filter(ImageFilter.GaussianBlur(width / 12)), np.float64)
     mixed = HEAT * heat + ((1 - HEAT) * brightness + RELIEF * relief)[..., None]
-    picture = np.clip(mixed, 0, 255).astype(np.uint8)
-    _draw_border(picture, (scores > 0)[cells])
-    return picture
+    mixed = np.clip(mixed, 0, 255).astype(np.uint8)
+    _draw_border(mixed, (scores > 0)[cells])
+    return mixed
 
 
 def draw_score_maps(
@@ -85,13 +85,13 @@ def draw_score_maps(
     title: str = "",
     scale: Scale | None = None,
 ) -> np.ndarray:
-    """One picture of a keyframe's score maps.
+    """One image of a keyframe's score maps.
 
     Args:
         images: uint8 RGB [H, W, 3], one for each of ``cameras``; sizes may differ.
         scores: float [cameras, rows, cols].
         title: the keyframe's name.
-        scale: None for the scores' own; give one to compare pictures.
+        scale: None for the scores' own; give one to compare images.
 
     Returns:
         uint8 RGB [height, width, 3]; :func:`fastdrive_node.visualization.layout.save_image` writes it.
@@ -117,14 +117,14 @@ def write_score_maps(
 
     Args:
         scores: float [positions, cameras, rows, cols].
-        scale: None for one scale of all these scores, so that the pictures can be compared.
+        scale: None for one scale of all these scores, so that the images can be compared.
 
     Raises:
         InputError: an image or score cannot be used, or a file cannot be written.
     """
     scale, files = scale or Scale.of(scores), []
     read = zip(sets.read(positions), positions, scores, strict=True)
-    for (name, images), position, maps in tqdm(read, total=len(positions), desc="drawing", unit="picture"):
+    for (name, images), position, maps in tqdm(read, total=len(positions), desc="drawing", unit="image"):
         file = Path(folder) / f"{int(position):06d}_{file_name(name)}.png"
         save_image(file, draw_score_maps(images, maps, sets.cameras, name, scale))
         files.append(file)
@@ -137,23 +137,23 @@ def file_name(name: str) -> str:
 
 
 def color_stops(count: int = 9) -> list[str]:
-    """The colour map from low to high as ``#rrggbb``."""
+    """The color map from low to high as ``#rrggbb``."""
     return ["#" + bytes(color).hex() for color in (255 * _colors(np.linspace(0, 1, count))).astype(np.uint8)]
 
 
-def _colors(share: np.ndarray) -> np.ndarray:
+def _colors(fraction: np.ndarray) -> np.ndarray:
     """float [..., 3] in 0..1."""
-    return matplotlib.colormaps[COLORMAP](share)[..., :3]
+    return matplotlib.colormaps[COLORMAP](fraction)[..., :3]
 
 
-def _draw_border(picture: np.ndarray, above: np.ndarray) -> None:
-    """Draw the border of the bool mask ``above`` [H, W] into ``picture`` in place: white on black, readable on any."""
+def _draw_border(image: np.ndarray, above: np.ndarray) -> None:
+    """Draw the border of the bool mask ``above`` [H, W] into ``image`` in place: white on black, readable on any."""
     border = np.zeros(above.shape, bool)
     border[:, 1:] |= above[:, 1:] != above[:, :-1]
     border[1:] |= above[1:] != above[:-1]
-    thin = max(1, round(picture.shape[1] / 240))
-    picture[_thicken(border, thin + 1)] = 0
-    picture[_thicken(border, thin - 1)] = 255
+    thin = max(1, round(image.shape[1] / 240))
+    image[_thicken(border, thin + 1)] = 0
+    image[_thicken(border, thin - 1)] = 255
 
 
 def _thicken(mask: np.ndarray, pixels: int) -> np.ndarray:
@@ -178,7 +178,7 @@ def _title(canvas: Image.Image, title: str, scores: np.ndarray) -> None:
 
 
 def _foot(canvas: Image.Image, top: int, scale: Scale) -> None:
-    """The colour map with its ends, and zero where it lies between them."""
+    """The color map with its ends, and zero where it lies between them."""
     draw = ImageDraw.Draw(canvas)
     left, width, height = GAP, 480, 16
     bar = np.broadcast_to((255 * _colors(np.linspace(0, 1, width))).astype(np.uint8), (height, width, 3))

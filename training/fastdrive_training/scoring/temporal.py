@@ -62,10 +62,10 @@ def temporal_figures(
         ``settings``; ``interval_s``, the median between keyframes; ``state``, how often it was used or why not;
         ``pedestrians`` that stepped out and ``sightings``, the keyframes that show one within ``first_s`` of that.
         ``keep``: by keep ratio ``better`` and ``worse``, pedestrians of whom the temporal terms keep more or fewer
-        pixels, and for ``plain`` and ``temporal`` each ``pedestrian_tokens`` and ``pedestrian_pixels``, shares kept of
-        the tokens that show such a pedestrian and of its pixels, ``by_keyframe``, the latter by keyframes since it came
-        into sight, ``foreground_recall``, and ``flicker``, the share of the kept tokens that the keyframe before had
-        not kept. None: no data.
+        pixels; for ``plain`` and ``temporal`` each ``pedestrian_tokens`` and ``pedestrian_pixels``, the kept fractions
+        of the tokens that show such a pedestrian and of its pixels; ``by_keyframe``, the latter by keyframes since it
+        came into sight; ``foreground_recall``; and ``flicker``, the fraction of the kept tokens that the keyframe
+        before had not kept. None: no data.
 
     Raises:
         InputError: an image, mask or entry of the dataset cannot be used.
@@ -197,11 +197,11 @@ def _token_share(kept: np.ndarray, index: int, sighting: Sighting) -> float:
     return float(kept[index][shows].mean())
 
 
-def _by_keyframe(early: list[tuple[int, Sighting]], shares: list[float]) -> list[float | None]:
+def _by_keyframe(early: list[tuple[int, Sighting]], fractions: list[float]) -> list[float | None]:
     last = max((each.keyframes_since for _, each in early), default=-1)
     by_age: list[list[float]] = [[] for _ in range(last + 1)]
-    for (_, each), share in zip(early, shares, strict=True):
-        by_age[each.keyframes_since].append(share)
+    for (_, each), fraction in zip(early, fractions, strict=True):
+        by_age[each.keyframes_since].append(fraction)
     return [_mean(values) for values in by_age]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 KEEP_RATIOS = (0.75, 0.5, 0.25)
-POSITIVE_COVERAGE = 0.5  # a token is foreground where at least this share of its cell is
+POSITIVE_COVERAGE = 0.5  # a token is foreground where at least this fraction of its cell is
 
 
 def ranking(scores: np.ndarray, positive: np.ndarray) -> dict[str, float | None]:
@@ -27,7 +27,7 @@ def ranking(scores: np.ndarray, positive: np.ndarray) -> dict[str, float | None]
 
 
 def recall_at_keep(scores: np.ndarray, positive: np.ndarray, keep: Sequence[float] = KEEP_RATIOS) -> dict[str, float]:
-    """Share of the positive tokens that survive the selection, by keep ratio.
+    """Fraction of the positive tokens that survive the selection, by keep ratio.
 
     ``scores`` and ``positive`` are [keyframes, N], N over all cameras of the keyframe. Of each keyframe the best
     ``floor(N * keep)`` tokens are kept (ties: the earlier token), and the positives are pooled over the keyframes.

@@ -15,12 +15,12 @@ from numpy.typing import ArrayLike
 from fastdrive_sim import textures
 
 Rgb = tuple[float, float, float]
-BODY: Rgb = (-1.0, -1.0, -1.0)  # "the colour of the thing"
+BODY: Rgb = (-1.0, -1.0, -1.0)  # "the color of the thing"
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """Flat-shaded triangles. ``tint`` is the share of the thing's own colour, used where it is above 0."""
+    """Flat-shaded triangles. ``tint`` is the fraction of the thing's own color, used where it is above 0."""
 
     position: np.ndarray  # float32 [V, 3]
     normal: np.ndarray  # float32 [V, 3]

@@ -27,7 +27,7 @@ _MAX_SIDE = 8192
 class Renderer:
     """Draws a world from every camera of a rig.
 
-    ``width`` and ``height`` are one image's pixels. Colour is the mean of ``supersample`` x ``supersample`` samples;
+    ``width`` and ``height`` are one image's pixels. Color is the mean of ``supersample`` x ``supersample`` samples;
     class, instance and depth are those of the sample next to the pixel's centre. ``depth=False`` saves reading it back.
     Things further than ``reach_m`` are not drawn. ``threads`` is for Mesa's software driver and counts for the first
     renderer of a process: 1 where one process runs per core. Use a renderer in the thread that made it.

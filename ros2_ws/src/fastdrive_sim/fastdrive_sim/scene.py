@@ -29,14 +29,14 @@ _SURFACE_LOOK = {  # texture layer and repeats per metre
 
 @dataclass(frozen=True)
 class Illumination:
-    """Sun and sky of a world. Colours are 0..1 factors, float32 [3]."""
+    """Sun and sky of a world. Colors are 0..1 factors, float32 [3]."""
 
     sun: np.ndarray  # unit vector towards the sun
     sun_color: np.ndarray
     ambient: np.ndarray
     sky: np.ndarray
     haze: np.ndarray
-    haze_half_m: float  # the depth at which half of a colour is haze
+    haze_half_m: float  # the depth at which half of a color is haze
 
     @classmethod
     def of(cls, world: World) -> Illumination:
@@ -191,7 +191,7 @@ def _surface(surface: Surface, light: Illumination, level: int) -> Chunks:
 
 
 def ground_chunks(ego: EgoPose, light: Illumination) -> Chunks:
-    """The plane z = 0 around the ego vehicle, out to the horizon; its patches of colour stay where they are."""
+    """The plane z = 0 around the ego vehicle, out to the horizon; its patches of color stay where they are."""
     first = np.round(np.array([ego.x, ego.y]) / (4 * _TILE_M)) * 4 - _TILES // 2
     steps = np.arange(_TILES + 1)
     column, row = np.meshgrid(steps, steps)

@@ -5,7 +5,7 @@ SCENE_VERTEX = """
 #version 330
 uniform mat4 view_projection;
 in vec3 position;
-in vec4 color;     // lit colour, and the texture's layer in w
+in vec4 color;     // lit color, and the texture's layer in w
 in vec2 uv;
 in uint id;        // level << 24 | label << 16 | instance
 out vec3 shade;
@@ -20,7 +20,7 @@ void main() {
 }
 """
 
-# gl_FragCoord.w is 1 / depth along the optical axis: half of the colour is haze at haze_half metres.
+# gl_FragCoord.w is 1 / depth along the optical axis: half of the color is haze at haze_half metres.
 SCENE_FRAGMENT = """
 #version 330
 uniform sampler2DArray textures;

@@ -128,7 +128,7 @@ def _pole(kind: str, state: str, height: float) -> Mesh:
 
 
 def _traffic_light(build: MeshBuilder, state: str, height: float) -> None:
-    """Two heads on a pole, the upper one large: its lit lamp is 0.7 m wide, to be seen at 40 m in a small picture."""
+    """Two heads on a pole, the upper one large: its lit lamp is 0.7 m wide, to be seen at 40 m in a small image."""
     build.cone(0, 0, (0, height - 0.5), (0.1, 0.08), 6, color=_STEEL)
     _lamp_head(build, state, height, 0.35)
     if height > 4.0:
@@ -197,7 +197,7 @@ def _bush(build: MeshBuilder, variant: int) -> None:
 
 
 def _pedestrian(build: MeshBuilder, variant: int, stride: int) -> None:
-    """``stride`` 0 stands, 1.. are steps; the torso has the thing's colour."""
+    """``stride`` 0 stands, 1.. are steps; the torso has the thing's color."""
     skin, hair, legs = (t[variant // k % len(t)] for t, k in ((_SKIN, 1), (_HAIR, 3), (_LEGS, 2)))
     swing = (0.0, 0.0, 0.24, 0.0, -0.24)[stride]
     for side in (-1, 1):

@@ -1,4 +1,4 @@
-"""Small procedural textures, one layer each of a texture array. A layer multiplies the colour of a surface by 0..2."""
+"""Small procedural textures, one layer each of a texture array. A layer multiplies the color of a surface by 0..2."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _paving(rng: np.random.Generator) -> np.ndarray:
 
 
 def _facade(rng: np.random.Generator, style: int) -> np.ndarray:
-    """Four by four windows in a wall; the window's share, its frame and the wall's bands differ by style."""
+    """Four by four windows in a wall; the window's size, its frame and the wall's bands differ by style."""
     image = _tinted(_fractal(rng, 16, 0.9), 0.035, (1, 1, 1))
     cell, wide, high = SIDE // 4, (14, 20, 28, 12, 24, 17)[style], (18, 16, 20, 24, 13, 22)[style]
     if style in (2, 4):
@@ -136,7 +136,7 @@ def _stripes() -> np.ndarray:
 
 @cache
 def layers() -> np.ndarray:
-    """All layers, uint8 [LAYERS, SIDE, SIDE, 4]; 128 keeps a colour as it is. The same on every machine and run."""
+    """All layers, uint8 [LAYERS, SIDE, SIDE, 4]; 128 keeps a color as it is. The same on every machine and run."""
     rng = np.random.default_rng(20)
     images = [
         np.full((SIDE, SIDE, 3), 128 / 255, np.float32),

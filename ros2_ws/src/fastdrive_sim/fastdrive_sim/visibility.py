@@ -58,5 +58,5 @@ def _hidden_pixels(points: np.ndarray, intrinsic: np.ndarray, instance: int, vie
 
 
 def _token(seen: int, hidden: int) -> str:
-    share = seen / max(1, seen + hidden)
-    return str(1 + sum(share >= limit for limit in (0.4, 0.6, 0.8)))
+    fraction = seen / max(1, seen + hidden)
+    return str(1 + sum(fraction >= limit for limit in (0.4, 0.6, 0.8)))

@@ -44,13 +44,13 @@ def build_world(seed: int, rng: np.random.Generator, route: Route, ids: count) -
 
 @dataclass(frozen=True)
 class _Style:
-    """Colours and densities of one world."""
+    """Colors and densities of one world."""
 
     asphalt: tuple[int, int, int]
     mark: tuple[int, int, int]
     pavement: tuple[int, int, int]
     sky: tuple[int, int, int]
-    buildings: float  # share of the places along the road that hold one
+    buildings: float  # fraction of the places along the road that hold one
     trees: float
     billboards: float
 

@@ -1,4 +1,4 @@
-"""Stand-ins for simulation and renderer: a straight drive among three things, and pictures drawn with numpy."""
+"""Stand-ins for simulation and renderer: a straight drive among three things, and images drawn with numpy."""
 
 from __future__ import annotations
 

@@ -63,9 +63,9 @@ def test_splits_that_stay_empty_are_named(fakes, tmp_path, capsys):
     assert "warning" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["sim", "dataset"], ["sim", "bag"]])
-def test_help_shows_an_example(words, capsys):
+@pytest.mark.parametrize("command", [["sim", "dataset"], ["sim", "bag"]])
+def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as exit_info:
-        main([*words, "--help"])
+        main([*command, "--help"])
     assert exit_info.value.code == 0
     assert "example: fastdrive sim" in capsys.readouterr().out

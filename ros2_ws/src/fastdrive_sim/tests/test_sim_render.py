@@ -190,14 +190,14 @@ def test_lit_lamp_shows_at_40_m(renderer, state, channel):
 def test_signs_and_variants_differ(renderer):
     renderer.load(EMPTY)
     x, y, _ = to_world(RIG[0], (1, 0, 8))
-    pictures = set()
+    images = set()
     for state in ("stop", "limit30", "limit50", "curve_left", "curve_right", "other"):
         sign = Thing(4, "traffic_sign", x, y, EGO.yaw + math.pi, (0.1, 0.9, 2.6), (60, 60, 60), state=state)
-        pictures.add(renderer.render(snapshot(sign)).rgb.tobytes())
+        images.add(renderer.render(snapshot(sign)).rgb.tobytes())
     for variant in (2, 3):
         house = Thing(4, "building", x, y, 0.0, (5, 5, 12), (150, 150, 150), variant=variant)
-        pictures.add(renderer.render(snapshot(house)).rgb.tobytes())
-    assert len(pictures) == 8
+        images.add(renderer.render(snapshot(house)).rgb.tobytes())
+    assert len(images) == 8
 
 
 def test_sun_and_haze_change_the_light(renderer):

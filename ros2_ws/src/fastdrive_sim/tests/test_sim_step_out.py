@@ -153,7 +153,7 @@ def test_a_drive_is_a_function_of_its_seed():
 
 
 def test_default_data_sets_know_nothing_of_scenarios():
-    """Their arguments, scene names and worlds are those of data sets that were written before there were any."""
+    """Their arguments, scene names and worlds are those of datasets that were written before there were any."""
     spec = DatasetSpec(80, 101, "val")
     assert "scenario" not in spec.arguments()
     assert [(plan.name, plan.world_seed) for plan in plan_scenes(spec)] == [

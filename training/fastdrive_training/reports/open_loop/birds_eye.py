@@ -79,7 +79,7 @@ class _View:
 
     @classmethod
     def around(cls, paths: Sequence[np.ndarray]) -> _View:
-        """All points, some metres around, in the picture's shape."""
+        """All points, some metres around, in the image's shape."""
         points = np.concatenate([np.zeros((1, 2)), *paths])
         low, high = points[:, 0].min() - BEHIND_M, points[:, 0].max() + AHEAD_M
         high = max(high, low + LEAST_M)
@@ -93,7 +93,7 @@ class _View:
 
     @property
     def scale(self) -> float:
-        """Units of the picture a metre, so that all pictures have strokes of one width."""
+        """Units of the image a metre, so that all images have strokes of one width."""
         return 400 / (self.left - self.right)
 
     @property
@@ -105,7 +105,7 @@ class _View:
         return self.scale * (self.high - self.low)
 
     def place(self, points: np.ndarray) -> np.ndarray:
-        """Ego points [n, 2] in the picture."""
+        """Ego points [n, 2] in the image."""
         points = np.asarray(points, np.float64).reshape(-1, 2)
         return self.scale * np.stack([self.left - points[:, 1], self.high - points[:, 0]], axis=1)
 

@@ -1,4 +1,4 @@
-"""The cameras of a sample as small pictures inside the page: dropped tokens dim, plans on the road."""
+"""The cameras of a sample as small images inside the page: dropped tokens dim, plans on the road."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from PIL import Image, ImageDraw
 from fastdrive_node.visualization.layout import SMOOTH, camera_layout, camera_title, draw_smooth
 from fastdrive_node.visualization.overlay import MIN_DEPTH_M, on_ground, overlay, path_through
 from fastdrive_node.visualization.projection import CameraModel
-from fastdrive_training.reports.document import picture_address
+from fastdrive_training.reports.document import image_address
 from fastdrive_training.reports.open_loop.source import DatasetSource, Rig
 from fastdrive_training.reports.tiles import Tile
 
-WIDTH, LEAST_WIDTH = 400, 160  # px of a picture
-FULL_SIZE = 10  # samples; the pictures of more are smaller, so that the page stays small
+WIDTH, LEAST_WIDTH = 400, 160  # px of an image
+FULL_SIZE = 10  # samples; the images of more are smaller, so that the page stays small
 QUALITY = 76  # of JPEG
-SPARE = 3.0  # sizes of the picture beyond which no line is drawn
+SPARE = 3.0  # sizes of the image beyond which no line is drawn
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,21 @@ class Way:
 
 
 def tile_width(samples: int) -> int:
-    """px of each picture where so many samples are shown."""
+    """px of each image where so many samples are shown."""
     return max(LEAST_WIDTH, round(WIDTH * min(1.0, (FULL_SIZE / max(samples, 1)) ** 0.5)))
 
 
 def camera_tiles(
     source: DatasetSource, rig: Rig, sample: int, kept: np.ndarray | None, ways: Sequence[Way], width: int
 ) -> list[list[Tile]]:
-    """Rows of pictures in the layout of the rig.
+    """Rows of images in the layout of the rig.
 
     Args:
         kept: int [K], the tokens that were kept; None for all.
         ways: the last one lies on top.
 
     Raises:
-        InputError: a picture is missing or not readable.
+        InputError: an image is missing or not readable.
     """
     mask = rig.mask(kept)
     return [
@@ -56,15 +56,15 @@ def camera_tiles(
 
 
 def _tile(source: DatasetSource, sample: int, name: str, mask: np.ndarray, ways: Sequence[Way], width: int) -> Tile:
-    picture, camera = source.image(sample, name)
-    size = (width, max(1, round(width * picture.shape[0] / picture.shape[1])))
-    small = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+    image, camera = source.image(sample, name)
+    size = (width, max(1, round(width * image.shape[0] / image.shape[1])))
+    small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
     tile = Image.fromarray(small if mask.all() else overlay(small, mask))
     if camera is not None and ways:
         scaled = camera.scaled(size[0] * SMOOTH, size[1] * SMOOTH)
         tile = draw_smooth(tile, lambda draw: _draw(draw, ways, scaled))
     title, caption = camera_title(name), f"{int(mask.sum())} of {mask.size} tokens"
-    address = picture_address(np.asarray(tile), "jpeg", quality=QUALITY, optimize=True)
+    address = image_address(np.asarray(tile), "jpeg", quality=QUALITY, optimize=True)
     return Tile(address, f"{title} camera, {caption} kept", caption, title)
 
 

@@ -24,7 +24,7 @@ from fastdrive_training.reports.open_loop.labels import (
     value_text,
 )
 
-# Colour and dashes of the pruners that stand out; the same on every chart.
+# Color and dashes of the pruners that stand out; the same on every chart.
 PLACES = {SUBJECT: 1, **dict.fromkeys(GROUND_TRUTH, 0), "random": 3}
 PANELS_IN = 11.8  # width of all panels together, in inches
 BAR_GAP = 0.006  # between two bars at one number of tokens, in parts of the chart's width
@@ -95,7 +95,7 @@ def paired_chart(tables: Tables, figure: str) -> Drawing | None:
         panels[0].set_yticks(range(len(names)), [printable(name_of(name)) for name in names])
         panels[0].invert_yaxis()
         name = f"paired-{figure.replace('_', '-')}"
-        svg = page_svg(canvas, name, title, _paired_words(tables, drops, figure))
+        svg = page_svg(canvas, name, title, _paired_text(tables, drops, figure))
     return Drawing(title, svg)
 
 
@@ -124,15 +124,15 @@ def _frame(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw(axes: Axes, curve: PrunerCurve, aside: float) -> None:
-    """ReconPruner with a band, the others with a bar at each point, moved ``aside`` tokens so that bars lie apart."""
+def _draw(axes: Axes, curve: PrunerCurve, offset: float) -> None:
+    """ReconPruner with a band, the others with a bar at each point, moved ``offset`` tokens so that bars lie apart."""
     place = PLACES.get(curve.pruner)
     color = FAINT if place is None else SERIES[place]
     if curve.pruner == SUBJECT:
         axes.fill_between(curve.tokens, *curve.ends.T, color=color, alpha=0.16, linewidth=0, zorder=1)
     else:
         strong = place is not None
-        bars = curve.tokens + aside
+        bars = curve.tokens + offset
         axes.vlines(bars, *curve.ends.T, color=color, linewidth=1.6, alpha=0.7 if strong else 0.3, zorder=2 + strong)
     if place is None:
         axes.plot(curve.tokens, curve.values, color=color, linewidth=1.1, marker="o", markersize=2.5, zorder=2)
@@ -172,8 +172,8 @@ def _apart(levels: Sequence[float]) -> list[float]:
             total, count = pools.pop()
             pools[-1] = [pools[-1][0] + total, pools[-1][1] + count]
     starts = [total / count for total, count in pools for _ in range(int(count))]
-    room = 1.0 - LABEL_GAP * (len(levels) - 1)
-    return [min(max(start, 0.0), max(room, 0.0)) + place * LABEL_GAP for place, start in enumerate(starts)]
+    last = 1.0 - LABEL_GAP * (len(levels) - 1)
+    return [min(max(start, 0.0), max(last, 0.0)) + place * LABEL_GAP for place, start in enumerate(starts)]
 
 
 def _pairs(tables: Tables, drop: float, figure: str) -> list[str]:
@@ -212,7 +212,7 @@ def ratio_of(tables: Tables, drop: float) -> str:
     return ratio_text(known[0]) if known else f"{MINUS}{percent_text(drop)}"
 
 
-def _paired_words(tables: Tables, drops: Sequence[float], figure: str) -> str:
+def _paired_text(tables: Tables, drops: Sequence[float], figure: str) -> str:
     parts = []
     for drop in drops:
         found = {name: tables.paired[drop, name, figure].difference for name in _pairs(tables, drop, figure)}

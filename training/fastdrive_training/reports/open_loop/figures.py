@@ -20,7 +20,7 @@ COSTS = ("flops", "pruner_ms", "prefill_ms", "decode_ms_per_token", "peak_memory
 
 @dataclass(frozen=True)
 class Figure:
-    """The mean of a figure over 1, 2 and 3 s, metres for L2 and a share in 0..1 for the others."""
+    """The mean of a figure over 1, 2 and 3 s, metres for L2 and a fraction in 0..1 for the others."""
 
     value: float
     interval: tuple[float, float] | None  # 95 %
@@ -38,7 +38,7 @@ class ResultRow:
     samples: int
     refused: float  # samples, mean over seeds
     tokens: float | None  # that the last layer sees, mean over samples; None without a model
-    figures: dict[str, Figure]  # those of FIGURES that the data set tells
+    figures: dict[str, Figure]  # those of FIGURES that the dataset tells
     costs: dict[str, float] = field(default_factory=dict)  # those of COSTS that were measured
     tokens_by_layer: tuple[float, ...] | None = None
 

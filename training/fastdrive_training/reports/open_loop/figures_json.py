@@ -12,7 +12,7 @@ from fastdrive_training.reports.open_loop.report import OpenLoopReport
 
 
 def as_json(report: OpenLoopReport) -> dict[str, Any]:
-    """``lines``, ``statements``, ``worst`` and ``disagreement``; metres, shares in 0..1, None for what is not known."""
+    """``lines``, ``statements``, ``worst`` and ``disagreement``; m, fractions in 0..1, None where not known."""
     tables = report.tables
     lines = [line for line in (tables.straight_on, tables.whole) if line is not None]
     lines += [line for at in tables.lines.values() for line in at]
@@ -21,7 +21,7 @@ def as_json(report: OpenLoopReport) -> dict[str, Any]:
         "samples": len(report.run.samples),
         "drop": report.drop,
         "subject": report.subject,
-        "pictures": not report.no_pictures,
+        "pictures": not report.no_images,
         "images": "shuffled" if report.shuffled else "own",
         "lines": [_line(line) for line in lines],
         "statements": [
@@ -31,7 +31,7 @@ def as_json(report: OpenLoopReport) -> dict[str, Any]:
                 "first": list(one.first),
                 "reconpruner_first": one.is_first,
                 "within_interval_of_first": one.within,
-                "against_random": one.against_chance,
+                "against_random": one.against_random,
                 "against_oracle": one.against_oracle,
                 "text": one.text,
             }

@@ -15,7 +15,7 @@ TITLES = {
     "off_drivable": "off-drivable",
 }
 ORDER = tuple(TITLES)
-UNITS = {"l2_avg_to_t": "m"}  # the others are shares, in percent
+UNITS = {"l2_avg_to_t": "m"}  # the others are fractions, in percent
 NAMES = {"reconpruner": "ReconPruner"}
 NOTHING, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
@@ -36,7 +36,7 @@ def unit_of(figure: str) -> str:
 
 
 def value_text(value: float, figure: str, unit: bool = False, sign: bool = False) -> str:
-    """Metres with three decimals, shares as percent with two; a difference has a ``sign``, and is in m or pp."""
+    """Metres with three decimals, fractions as percent with two; a difference has a ``sign``, and is in m or pp."""
     meters = figure in UNITS
     number = round(value if meters else 100 * value, 3 if meters else 2)
     text = format(number, ("+" if sign and number else "") + (".3f" if meters else ".2f"))
@@ -68,8 +68,8 @@ def tokens_text(tokens: float | None) -> str:
     return NOTHING if tokens is None else f"{tokens:,.0f}" if float(tokens).is_integer() else f"{tokens:,.1f}"
 
 
-def percent_text(share: float) -> str:
-    return f"{100 * share:g} %"
+def percent_text(fraction: float) -> str:
+    return f"{100 * fraction:g} %"
 
 
 def ratio_text(line: ResultRow) -> str:

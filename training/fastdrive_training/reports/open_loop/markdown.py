@@ -47,7 +47,7 @@ def _about(report: OpenLoopReport) -> str:
     run = report.run
     text = f"{len(run.samples):,} samples of {len(set(run.scenes)):,} scenes. L2 in metres, the others in percent; "
     text += "means over 1, 2 and 3 s, with 95 % intervals."
-    return text + (" Every sample saw the pictures of another scene." if report.shuffled else "")
+    return text + (" Every sample saw the images of another scene." if report.shuffled else "")
 
 
 def _statements(report: OpenLoopReport) -> list[str]:

@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 
 from fastdrive_training.reports.document import render_template, write_text
-from fastdrive_training.reports.open_loop import labels as words
+from fastdrive_training.reports.open_loop import labels
 from fastdrive_training.reports.open_loop.costs import HEADS, NOTES, cost_rows
 from fastdrive_training.reports.open_loop.curves import Drawing, paired_chart, ratio_curves, ratio_of
 from fastdrive_training.reports.open_loop.figures import SUBJECT
 from fastdrive_training.reports.open_loop.markdown import render_markdown
 from fastdrive_training.reports.open_loop.ranking import JUDGED, summary
 from fastdrive_training.reports.open_loop.report import OpenLoopReport, drop_text
-from fastdrive_training.reports.open_loop.scenes import share_of
+from fastdrive_training.reports.open_loop.scenes import fraction_of
 from fastdrive_training.reports.pruner_run.page import Stat
 from fastdrive_training.reports.pruner_run.run_folder import ReportError
 
@@ -51,14 +51,14 @@ def render_html(report: OpenLoopReport) -> str:
         level=level.value,
         verdict=verdict,
         stats=_stats(report),
-        words=words,
-        figures=[name for name in words.ORDER if name in tables.figures],
+        labels=labels,
+        figures=[name for name in labels.ORDER if name in tables.figures],
         ratios=[(drop, ratio_of(tables, drop)) for drop in tables.lines],
         charts=_charts(report),
         costs=cost_rows(tables),
         cost_heads=list(zip(HEADS, NOTES, strict=True)),
         drop=drop_text(report),
-        share_of=share_of,
+        fraction_of=fraction_of,
         subject=SUBJECT,
     )
 
@@ -81,11 +81,11 @@ def _stats(report: OpenLoopReport) -> list[Stat]:
     whole = report.tables.whole
     line = None if drop is None else report.tables.at(drop, SUBJECT)
     for figure in JUDGED:
-        title = words.TITLES[figure]
+        title = labels.TITLES[figure]
         if whole is not None and figure in whole.figures:
-            value = words.value_text(whole.figures[figure].value, figure, unit=True)
+            value = labels.value_text(whole.figures[figure].value, figure, unit=True)
             found.append(Stat(f"{title}, all tokens", value))
         if line is not None and figure in line.figures:
-            value = words.value_text(line.figures[figure].value, figure, unit=True)
-            found.append(Stat(f"{title}, {words.MINUS}{drop_text(report)}".replace(" %", "\u00a0%"), value))
+            value = labels.value_text(line.figures[figure].value, figure, unit=True)
+            found.append(Stat(f"{title}, {labels.MINUS}{drop_text(report)}".replace(" %", "\u00a0%"), value))
     return found

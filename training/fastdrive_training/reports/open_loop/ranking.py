@@ -1,4 +1,4 @@
-"""Who is first, and how ReconPruner stands against first, chance and ground truth: computed, never typed."""
+"""Who is first, and how ReconPruner compares with the first, with random and with the oracle."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from fastdrive_training.reports.open_loop.labels import name_of, names_of, paire
 from fastdrive_training.reports.pruner_run.findings import Level
 
 JUDGED = ("l2_avg_to_t", "collision_polygon")
-CHANCE, ORACLE = "random", "oracle"
+RANDOM, ORACLE = "random", "oracle"
 
 
 @dataclass(frozen=True)
 class Statement:
-    """How ReconPruner stands in one figure at one ratio."""
+    """How ReconPruner compares in one figure at one ratio."""
 
     drop: float
     figure: str
     first: tuple[str, ...]  # the pruners with the lowest mean; several where they are equal
     is_first: bool
     within: bool | None  # of the paired interval of first; None where it is first, or where nothing can be paired
-    against_chance: str | None  # better, level or worse by the paired interval; None where it was not run
+    against_random: str | None  # better, level or worse by the paired interval; None where it was not run
     against_oracle: str | None
     text: str
 
     @property
     def level(self) -> Level:
-        """Good: first or level with it, and not worse than chance; bad: worse than chance."""
-        if self.against_chance == "worse":
+        """Good: first or level with it, and not worse than random; bad: worse than random."""
+        if self.against_random == "worse":
             return Level.BAD
-        holds = (self.is_first or self.within) and self.against_chance in ("better", None)
+        holds = (self.is_first or self.within) and self.against_random in ("better", None)
         return Level.GOOD if holds else Level.WATCH
 
 
@@ -66,13 +66,13 @@ def _state(tables: Tables, drop: float, figure: str) -> Statement | None:
     best = min(line.figures[figure].value for line in ranked)
     first = [line for line in ranked if line.figures[figure].value == best]
     is_first = subject in first
-    against = {name: _against(tables, drop, figure, name) for name in (CHANCE, ORACLE, first[0].pruner)}
+    against = {name: _against(tables, drop, figure, name) for name in (RANDOM, ORACLE, first[0].pruner)}
     within = None if is_first or against[first[0].pruner] is None else verdict_of(against[first[0].pruner]) != "worse"
-    chance, oracle = (against[name] and verdict_of(against[name]) for name in (CHANCE, ORACLE))
+    random, oracle = (against[name] and verdict_of(against[name]) for name in (RANDOM, ORACLE))
     parts = [_first_text(subject, first, figure, against[first[0].pruner], within)]
-    parts += [_other_text(figure, other, against[other]) for other in (CHANCE, ORACLE) if against[other] is not None]
+    parts += [_other_text(figure, other, against[other]) for other in (RANDOM, ORACLE) if against[other] is not None]
     text = f"{ratio_text(subject)}: {' '.join(parts)}"
-    return Statement(drop, figure, tuple(line.pruner for line in first), is_first, within, chance, oracle, text)
+    return Statement(drop, figure, tuple(line.pruner for line in first), is_first, within, random, oracle, text)
 
 
 def _against(tables: Tables, drop: float, figure: str, name: str) -> Paired | None:
@@ -97,6 +97,6 @@ def _first_text(
 
 def _other_text(figure: str, other: str, paired: Paired) -> str:
     word = verdict_of(paired)
-    against = "choosing by the ground truth" if other in GROUND_TRUTH else "chance"
+    against = "choosing by the ground truth" if other in GROUND_TRUTH else "random"
     joined = {"better": "Better than", "level": "Level with", "worse": "Worse than"}[word]
     return f"{joined} {against} ({paired_text(paired, figure)})."

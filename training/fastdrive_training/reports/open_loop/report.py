@@ -1,4 +1,4 @@
-"""All that a page says, gathered from the run's folder, its data set and its VLA."""
+"""All that a page says, gathered from the run's folder, its dataset and its VLA."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ReportSettings:
 
     dataset: Path | None = None  # None for the one that run.json names
     vla: Path | None = None  # None for the shipped one
-    split: str | None = None  # of a data set with several table folders
+    split: str | None = None  # of a dataset with several table folders
     drop: float | None = None  # ratio of the samples; None for 0.75, or the largest of the run
     worst: int = 10  # samples
 
@@ -55,8 +55,8 @@ class OpenLoopReport:
     subject: str  # whose worst samples they are
     worst: tuple[WorstSample, ...]
     disagreement: Disagreement | None
-    no_pictures: str  # why there are none; empty where there are
-    shuffled: bool  # each sample saw the pictures of another scene
+    no_images: str  # why there are none; empty where there are
+    shuffled: bool  # each sample saw the images of another scene
 
 
 def build_report(folder: str | Path, settings: ReportSettings) -> OpenLoopReport:
@@ -65,7 +65,7 @@ def build_report(folder: str | Path, settings: ReportSettings) -> OpenLoopReport
     Raises:
         ReportError: the run has not finished, is damaged, or belongs to another VLA.
         UsageError: the run lacks the ratio.
-        InputError: the data set that was named cannot be used.
+        InputError: the dataset that was named cannot be used.
         ModelError: the VLA directory cannot be read.
     """
     run = read_run(folder)
@@ -73,7 +73,7 @@ def build_report(folder: str | Path, settings: ReportSettings) -> OpenLoopReport
     shown = shown_samples(run, vla)
     own = shown == tuple(range(len(shown)))
     drop = _drop(run, settings.drop)
-    source, no_pictures = _source(run, settings, shown)
+    source, no_images = _source(run, settings, shown)
     scenes = Scenes(run, drop, read_rig(vla), source, own) if drop is not None else None
     tables = make_tables(run)
     return OpenLoopReport(
@@ -85,7 +85,7 @@ def build_report(folder: str | Path, settings: ReportSettings) -> OpenLoopReport
         subject=SUBJECT if scenes is None else scenes.subject.pruner,
         worst=() if scenes is None else tuple(scenes.worst(settings.worst)),
         disagreement=None if scenes is None else scenes.disagreement(),
-        no_pictures=no_pictures,
+        no_images=no_images,
         shuffled=not own,
     )
 
@@ -100,16 +100,16 @@ def _drop(run: OpenLoopRun, wanted: float | None) -> float | None:
 
 
 def _source(run: OpenLoopRun, settings: ReportSettings, shown: tuple[int, ...]) -> tuple[DatasetSource | None, str]:
-    """The data set, or why there is none: only one that was named must be there."""
+    """The dataset, or why there is none: only one that was named must be there."""
     if settings.dataset is not None:
         return DatasetSource(settings.dataset, settings.split, run.samples, shown), ""
     named = run.identity.get("dataset")
     if not isinstance(named, str) or not named:
-        return None, f"{RUN} names no data set; name it with --dataset"
+        return None, f"{RUN} names no dataset; name it with --dataset"
     try:
         return DatasetSource(Path(named), settings.split, run.samples, shown), ""
     except FastDriveError as error:
-        return None, f"{error} (another place of the data set can be named with --dataset)"
+        return None, f"{error} (another place of the dataset can be named with --dataset)"
     except (OSError, ValueError) as error:  # a name that is no path
         return None, f"{RUN}: dataset is no folder's name ({type(error).__name__}); name it with --dataset"
 

@@ -90,7 +90,7 @@ def read_run(path: str | Path) -> OpenLoopRun:
 
     Raises:
         ReportError: no such folder, an evaluation that has not finished, or a file that is damaged; the text names the
-            file and the mend.
+            file and the fix.
     """
     path = Path(path)
     if not path.is_dir():
@@ -100,10 +100,10 @@ def read_run(path: str | Path) -> OpenLoopRun:
         state = f"the evaluation has not finished; {AGAIN}, and it goes on" if going else "no folder of an evaluation"
         raise ReportError(f"{path / SAMPLES}: missing; {state}")
     identity = _read_object(path / RUN, "make the evaluation again with another --out")
-    mend = f"remove it and {AGAIN}, which measures what it lacks"
-    efficiency = _read_object(path / EFFICIENCY, mend) if (path / EFFICIENCY).exists() else {}
+    fix = f"remove it and {AGAIN}, which measures what it lacks"
+    efficiency = _read_object(path / EFFICIENCY, fix) if (path / EFFICIENCY).exists() else {}
     if not all(isinstance(figures, dict) for figures in efficiency.values()):
-        raise ReportError(f"{path / EFFICIENCY}: no object of figures for each row; {mend}")
+        raise ReportError(f"{path / EFFICIENCY}: no object of figures for each row; {fix}")
     tables = _by_row(path / SAMPLES, [name for name in LEAN if name not in ("pruner", "drop", "seed")])
     _check_rows(path / SAMPLES, tables)
     first = next(iter(tables.values()))
@@ -120,17 +120,17 @@ def damaged(path: Path, problem: str) -> ReportError:
     return ReportError(f"{path}: {problem}; remove it and {AGAIN}, which writes it from its parts")
 
 
-def _read_object(path: Path, mend: str) -> dict[str, Any]:
+def _read_object(path: Path, fix: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ReportError(f"{path}: more than {_MAX_JSON_BYTES} bytes; this is no file of an evaluation; {mend}")
+            raise ReportError(f"{path}: more than {_MAX_JSON_BYTES} bytes; this is no file of an evaluation; {fix}")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ReportError(f"{path}: missing; {mend}") from None
+        raise ReportError(f"{path}: missing; {fix}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ReportError(f"{path}: not readable as JSON ({type(error).__name__}); {mend}") from error
+        raise ReportError(f"{path}: not readable as JSON ({type(error).__name__}); {fix}") from error
     if not isinstance(content, dict):
-        raise ReportError(f"{path}: no JSON object; {mend}")
+        raise ReportError(f"{path}: no JSON object; {fix}")
     return content
 
 

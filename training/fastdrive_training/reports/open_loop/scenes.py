@@ -12,7 +12,7 @@ from fastdrive_node.errors import FastDriveError
 from fastdrive_training.evaluation.intervals import sample_figures, steps_of
 from fastdrive_training.evaluation.metrics import Surroundings
 from fastdrive_training.evaluation.settings import RowKey
-from fastdrive_training.reports.document import picture_address
+from fastdrive_training.reports.document import image_address
 from fastdrive_training.reports.open_loop.birds_eye import Path, birds_eye
 from fastdrive_training.reports.open_loop.camera_tiles import Way, camera_tiles, tile_width
 from fastdrive_training.reports.open_loop.disagreement import (
@@ -31,15 +31,15 @@ from fastdrive_training.reports.tiles import Tile
 DISAGREEMENTS = 6  # samples
 L2 = "l2_avg_to_t"
 TRUTH, PLAN, WHOLE = "var(--series-1)", "var(--series-2)", "var(--series-4)"
-TRUTH_RGB, PLAN_RGB, WHOLE_RGB = (86, 180, 233), (255, 154, 77), (227, 154, 198)  # the same in pictures
-# Of many plans in one picture: lightness between both modes of the page, and dashes for a second round of colours.
+TRUTH_RGB, PLAN_RGB, WHOLE_RGB = (86, 180, 233), (255, 154, 77), (227, 154, 198)  # the same in images
+# Of many plans in one image: lightness between both modes of the page, and dashes for a second round of colors.
 COLORS = ("#d1495b", "#2e8b57", "#7b6bd6", "#b8860b", "#178a9e", "#c0589f", "#6b8e23", "#8c6d5a")
 DASHES = ("", "9 5", "2 5")
 
 
 @dataclass(frozen=True)
 class WorstSample:
-    """A sample with its pictures; ``tiles`` is empty and ``note`` says why where there are none."""
+    """A sample with its images; ``tiles`` is empty and ``note`` says why where there are none."""
 
     sample: str
     scene: str
@@ -63,7 +63,7 @@ class PlanLine:
     away_m: float | None  # mean distance to the subject's plan
     shared: float | None  # Jaccard index with what the subject kept
     tokens: int | None
-    map: str  # data: address of a picture of the kept tokens; empty where they are not known
+    map: str  # data: address of an image of the kept tokens; empty where they are not known
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,12 @@ class Scenes:
 
     Args:
         drop: the ratio that is shown.
-        source: None where the data set is gone.
-        own_pictures: whether the samples saw their own pictures; plans are not drawn into those of others.
+        source: None where the dataset is gone.
+        own_images: whether the samples saw their own images; plans are not drawn into those of others.
     """
 
-    def __init__(
-        self, run: OpenLoopRun, drop: float, rig: Rig, source: DatasetSource | None, own_pictures: bool = True
-    ):
-        self._run, self.drop, self._rig, self._source, self._own = run, drop, rig, source, own_pictures
+    def __init__(self, run: OpenLoopRun, drop: float, rig: Rig, source: DatasetSource | None, own_images: bool = True):
+        self._run, self.drop, self._rig, self._source, self._own = run, drop, rig, source, own_images
         self._keys = run.pruners(drop)
         self.subject = next((key for key in self._keys if key.pruner == SUBJECT), self._keys[0])
         self._whole = next((key for key in self._keys if key.pruner == "none" and key != self.subject), None)
@@ -246,16 +244,16 @@ def _known(value: float) -> float | None:
 
 
 def token_map(rig: Rig, kept: np.ndarray) -> str:
-    """A picture of the kept tokens, a pixel each, cameras side by side; a ``data:`` address."""
+    """An image of the kept tokens, a pixel each, cameras side by side; a ``data:`` address."""
     rows, columns = rig.grid
-    picture = np.full((rows, len(rig.cameras) * (columns + 1) - 1), 128, np.uint8)
+    image = np.full((rows, len(rig.cameras) * (columns + 1) - 1), 128, np.uint8)
     for place, mask in enumerate(rig.mask(kept)):
         left = place * (columns + 1)
-        picture[:, left : left + columns] = np.where(mask, 255, 0)
-    return picture_address(picture, "png", optimize=True)
+        image[:, left : left + columns] = np.where(mask, 255, 0)
+    return image_address(image, "png", optimize=True)
 
 
-def share_of(values: Sequence[float], value: float) -> float:
+def fraction_of(values: Sequence[float], value: float) -> float:
     """Where a value lies between 0 and the largest, for the shade of a cell; 0 where nothing is known."""
     top = max((one for one in values if not np.isnan(one)), default=0.0)
     return 0.0 if np.isnan(value) or top <= 0 else float(value / top)

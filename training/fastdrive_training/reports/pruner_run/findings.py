@@ -14,8 +14,8 @@ from fastdrive_training.reports.pruner_run.run_folder import FIGURES, RunFolder,
 RUNAWAY_SCORE = 1e4  # scores beyond it no longer move with their gradient
 GOOD_AUROC = 0.9
 COLLAPSED = "Collapsed"
-TAIL = 0.1  # share of the logged steps that "the end" means
-SWING = 0.8  # of the positive share, between two logged steps after the grace
+TAIL = 0.1  # fraction of the logged steps that "the end" means
+SWING = 0.8  # of the positive fraction, between two logged steps after the grace
 
 
 class Level(str, Enum):
@@ -82,28 +82,28 @@ def judge(run: RunFolder) -> Verdict:
         text = f"No pruner is trained: the masks are {run.masks}, to compare reconstructions with."
         findings = (progress, Finding(Level.GOOD, text), *_warmup(run))
         return Verdict(_worst(findings), "A comparison, without a pruner", findings)
-    limits, share = strict_limits(run), column(run.log, "positive_share", "joint")
-    judged = share[share.steps >= first_joint_step(run) + limits.grace_steps]
+    limits, fraction = strict_limits(run), column(run.log, "positive_share", "joint")
+    judged = fraction[fraction.steps >= first_joint_step(run) + limits.grace_steps]
     findings = [progress, *_ablation(run), *_warmup(run)]
     if not len(judged):
         text = f"No step past the first {limits.grace_steps:,} of the joint phase is logged: too early to judge scores."
         findings += [Finding(Level.WATCH, text), *_recorded(run)]
         return Verdict(_worst(findings), "Not judged", tuple(findings))
     collapse = _collapse(judged, limits)
-    findings += [collapse, *_recorded(run), *_shares(run, judged), *_scale(run), *_gradient(run, limits)]
+    findings += [collapse, *_recorded(run), *_fractions(run, judged), *_scale(run), *_gradient(run, limits)]
     findings += _ranking(run, limits)
     return _verdict(findings)
 
 
 def _verdict(findings: list[Finding]) -> Verdict:
     worst = _worst(findings)
-    words = {
+    titles = {
         Level.GOOD: "Healthy",
         Level.WATCH: "Not collapsed; see the findings",
         Level.BAD: "No result: see the findings",
     }
     collapsed = any(finding.level is Level.BAD and finding.text.startswith(COLLAPSED) for finding in findings)
-    return Verdict(worst, "Collapsed: no result" if collapsed else words[worst], tuple(findings))
+    return Verdict(worst, "Collapsed: no result" if collapsed else titles[worst], tuple(findings))
 
 
 def strict_limits(run: RunFolder) -> HealthLimits:
@@ -152,7 +152,7 @@ def _progress(run: RunFolder) -> Finding:
 def _ablation(run: RunFolder) -> list[Finding]:
     if run.group("loss").get("adversary") is not False:
         return []
-    text = "There is no adversary: the foreground half alone is trained, for which scoring every token high is best."
+    text = "There is no adversary: the foreground branch alone is trained, for which scoring every token high is best."
     return [Finding(Level.WATCH, text)]
 
 
@@ -176,10 +176,10 @@ def _warmup(run: RunFolder) -> list[Finding]:
     return [Finding(Level.WATCH, f"{text}: a decoder that is not ready gives the scores a wrong gradient.")]
 
 
-def _collapse(share: Column, limits: HealthLimits) -> Finding:
-    """Whether every token has gone to one side, for the patience or for the last quarter of the joint phase."""
-    outside = (share.values < limits.min_positive_share) | (share.values > limits.max_positive_share)
-    last = float(share.values[-1])
+def _collapse(fraction: Column, limits: HealthLimits) -> Finding:
+    """Whether all scores have one sign, for the patience or for the last quarter of the joint phase."""
+    outside = (fraction.values < limits.min_positive_share) | (fraction.values > limits.max_positive_share)
+    last = float(fraction.values[-1])
     if not outside[-1]:
         bounds = f"{limits.min_positive_share:.1%} and {limits.max_positive_share:.1%}"
         return Finding(
@@ -187,27 +187,27 @@ def _collapse(share: Column, limits: HealthLimits) -> Finding:
         )
     inside_at = np.flatnonzero(~outside)
     first = int(inside_at[-1]) + 1 if len(inside_at) else 0
-    lasted = int(share.steps[-1] - share.steps[first])
-    interval = int(np.diff(share.steps).max(initial=1))  # the log does not see the steps between
-    enough = min(limits.patience_steps, (share.steps[-1] - share.steps[0]) // 4) - 2 * interval
+    lasted = int(fraction.steps[-1] - fraction.steps[first])
+    interval = int(np.diff(fraction.steps).max(initial=1))  # the log does not see the steps between
+    enough = min(limits.patience_steps, (fraction.steps[-1] - fraction.steps[0]) // 4) - 2 * interval
     side = "background" if last < 0.5 else "foreground"
-    seen = f"{last:.2%} of the tokens are above zero: all is {side}, since step {share.steps[first]:,}"
+    seen = f"{last:.2%} of the tokens are above zero: all is {side}, since step {fraction.steps[first]:,}"
     if lasted >= enough:
         return Finding(Level.BAD, f"{COLLAPSED}: {seen}. Its scores and its decoder are no result.")
     return Finding(Level.WATCH, f"On the edge of a collapse: {seen}.")
 
 
-def _shares(run: RunFolder, share: Column) -> list[Finding]:
+def _fractions(run: RunFolder, fraction: Column) -> list[Finding]:
     findings = []
     truth = column(run.log, "foreground_share", "joint")
     if len(truth):
-        ratio = share.end / max(truth.end, 1e-9)
+        ratio = fraction.end / max(truth.end, 1e-9)
         level = Level.GOOD if 1 / 3 <= ratio <= 3 else Level.WATCH
-        text = f"{share.end:.1%} of the tokens are above zero where {truth.end:.1%} of the pixels are foreground."
+        text = f"{fraction.end:.1%} of the tokens are above zero where {truth.end:.1%} of the pixels are foreground."
         findings.append(Finding(level, text))
-    jump = float(np.abs(np.diff(share.values)).max(initial=0))
+    jump = float(np.abs(np.diff(fraction.values)).max(initial=0))
     if jump > SWING:
-        text = f"The share above zero swung by {jump:.0%} between two logged steps: the halves change sides."
+        text = f"The fraction above zero swung by {jump:.0%} between two logged steps: foreground and background swap."
         findings.append(Finding(Level.WATCH, text))
     return findings
 
@@ -241,7 +241,7 @@ def _ranking(run: RunFolder, limits: HealthLimits) -> list[Finding]:
     last, best = float(auroc.values[-1]), int(auroc.values.argmax())
     text = f"Held-out AUROC of the scores against mask coverage: {last:.3f}"
     if last < limits.min_auroc:
-        return [Finding(Level.BAD, f"{text}, near chance (0.5).")]
+        return [Finding(Level.BAD, f"{text}, near random (0.5).")]
     findings = [Finding(Level.GOOD if last >= GOOD_AUROC else Level.WATCH, f"{text}.")]
     if auroc.values[best] - last > 0.02:
         text = f"The best AUROC, {auroc.values[best]:.3f}, was at step {auroc.steps[best]:,}; it fell since."

@@ -27,14 +27,14 @@ from fastdrive_training.scoring.pictures import color_stops
 TEMPLATE = "page.html.j2"
 MISSING = {
     RECIPE: "the resolved recipe, so the planned steps and the health limits of the run are not known",
-    SAMPLES: "pictures of held-out keyframes, so there are no score maps and no reconstructions",
+    SAMPLES: "images of held-out keyframes, so there are no score maps and no reconstructions",
     CURVE: "the precision-recall curve of held-out scores",
     FIGURES: "the final figures, which a run writes at its end",
 }
 KINDS = {
     "recon_pruner": "Reconstruction that trains a ReconPruner",
     "vla_tower": "A VLA's vision tower, by dense labels and waypoints",
-    "vla_language": "A VLA's language half, on the tokens of a frozen tower",
+    "vla_language": "A VLA's language model, on the tokens of a frozen tower",
 }
 MAX_FIGURES, MAX_TEXT = 200, 200
 
@@ -143,14 +143,14 @@ def _stats(run: RunFolder) -> list[Stat]:
     stats = [Stat("steps", f"{done:,}" if planned in (None, done) else f"{done:,} of {planned:,}")]
     held_out = sections.last_evaluation(run)
     recall = held_out.get("recall") if isinstance(held_out.get("recall"), dict) else {}
-    share, truth = (column(run.log, key, "joint") for key in ("positive_share", "foreground_share"))
+    fraction, truth = (column(run.log, key, "joint") for key in ("positive_share", "foreground_share"))
     speed = column(run.log, "images_per_s")
     per_s = float(speed.values[-1]) if len(speed) else number((run.figures or {}).get("images_per_s"))
     found = [
         ("AUROC", number(held_out.get("auroc")), ".3f"),
         ("average precision", number(held_out.get("average_precision")), ".3f"),
         *((f"recall at keep {ratio}", number(recall.get(ratio)), ".1%") for ratio in ("0.5", "0.25")),
-        ("tokens above zero", share.end if len(share) else None, ".1%"),
+        ("tokens above zero", fraction.end if len(fraction) else None, ".1%"),
         ("foreground", truth.end if len(truth) else None, ".1%"),
         ("images/s", per_s, ".3g" if per_s and per_s < 1000 else ",.0f"),
     ]

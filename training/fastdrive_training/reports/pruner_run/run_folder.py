@@ -23,7 +23,7 @@ Part = TypeVar("Part")
 
 
 class ReportError(FastDriveError):
-    """A run folder of which no page can be made; names the file and the mend."""
+    """A run folder of which no page can be made; names the file and the fix."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class PrecisionRecallCurve:
     tokens: int | None
 
     @property
-    def share(self) -> float | None:
+    def positive_fraction(self) -> float | None:
         """The precision of scores that know nothing."""
         return self.positives / self.tokens if self.positives is not None and self.tokens else None
 

@@ -1,4 +1,4 @@
-"""``samples.npz`` of a run: held-out keyframes, what the decoder made of their halves, and the scores."""
+"""``samples.npz`` of a run: held-out keyframes, their reconstructed foreground and background, and the scores."""
 
 from __future__ import annotations
 

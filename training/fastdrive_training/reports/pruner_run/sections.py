@@ -11,11 +11,11 @@ from fastdrive_training.reports.pruner_run.findings import column, first_joint_s
 from fastdrive_training.reports.pruner_run.run_folder import RunFolder, number
 from fastdrive_training.scoring.token_metrics import KEEP_RATIOS
 
-INK, FORE, BACK = 2, 1, 0  # series: the same colours for the same things on all charts
+INK, FORE, BACK = 2, 1, 0  # series: the same colors for the same things on all charts
 
 
 def loss_charts(run: RunFolder) -> list[Chart]:
-    """Total, both halves, and what they are made of, over both phases."""
+    """Total, both branches and their terms, over both phases."""
     specs = (
         ("Loss", "loss", (("total", "total", INK), ("fore", "foreground", FORE), ("back", "background", BACK))),
         ("Mean squared error", "MSE", (("mse_fore", "foreground", FORE), ("mse_back", "background", BACK))),
@@ -31,15 +31,15 @@ def loss_charts(run: RunFolder) -> list[Chart]:
 
 
 def health_charts(run: RunFolder) -> list[Chart]:
-    """The share of tokens above zero beside the foreground's, the scores' scale, the pruner's gradient."""
-    share = _lines(
+    """The fraction of tokens above zero beside the foreground's, the scores' scale, the pruner's gradient."""
+    fraction = _lines(
         run, (("positive_share", "tokens above zero", FORE), ("foreground_share", "foreground pixels", BACK))
     )
     charts = []
-    if share:
+    if fraction:
         summary = "In health both stay near each other; at 0 % or 100 % the adversary has collapsed."
         charts.append(
-            Chart("Share of tokens above zero", share, "share", summary=summary, percent=True, from_zero=True)
+            Chart("Fraction of tokens above zero", fraction, "fraction", summary=summary, percent=True, from_zero=True)
         )
     scale = _lines(run, (("score_mean", "mean", INK), ("score_std", "standard deviation", BACK)))
     if scale:
@@ -117,7 +117,9 @@ def _precision_recall(run: RunFolder) -> Chart:
     kept = _kept_points(run)
     if kept:
         lines.append(Line("kept at 0.25, 0.5, 0.75", *np.array(kept).T, FORE, points=True, joined=False))
-    level = None if curve.share is None else (curve.share, f"chance: {curve.share:.1%}")
+    level = (
+        None if curve.positive_fraction is None else (curve.positive_fraction, f"random: {curve.positive_fraction:.1%}")
+    )
     summary = "Precision against recall of held-out tokens, foreground where half of the cell is covered."
     return Chart(
         "Precision and recall of the scores",
@@ -132,10 +134,10 @@ def _precision_recall(run: RunFolder) -> Chart:
 
 
 def _kept_points(run: RunFolder) -> list[tuple[float, float]]:
-    """(recall, precision) of keeping a share of each keyframe's tokens, where the log and the curve tell."""
-    entry, share = last_evaluation(run), run.curve.share
+    """(recall, precision) of keeping a fraction of each keyframe's tokens, where the log and the curve tell."""
+    entry, fraction = last_evaluation(run), run.curve.positive_fraction
     recall = entry.get("recall")
-    if not isinstance(recall, dict) or share is None or run.curve.step not in (None, entry["step"]):
+    if not isinstance(recall, dict) or fraction is None or run.curve.step not in (None, entry["step"]):
         return []
     found = [(number(recall.get(f"{ratio:g}")), ratio) for ratio in sorted(KEEP_RATIOS)]
-    return [(value, value * share / ratio) for value, ratio in found if value is not None]
+    return [(value, value * fraction / ratio) for value, ratio in found if value is not None]

@@ -123,8 +123,8 @@ def is_hidden(spot: Spot, route: Route) -> bool:
     away = np.arange(_NEAREST_M, spot.trigger + FRONT_M - EYE_M + 8, 3.0)
     eyes = np.array([route.at(spot.s - metres)[:2] for metres in away])
     sides = np.array([route.at(spot.s, spot.offset + side)[:2] for side in (-0.3, 0.3)])
-    share = np.linspace(0, 1, 101)[:, None, None, None]
-    sight = eyes[:, None] + share * (sides - eyes[:, None])  # points of each line of sight [101, eyes, sides, 2]
+    fraction = np.linspace(0, 1, 101)[:, None, None, None]
+    sight = eyes[:, None] + fraction * (sides - eyes[:, None])  # points of each line of sight [101, eyes, sides, 2]
     return bool(_inside(sight, _footprint(spot.cover), 0.0).any(axis=0).all())
 
 
