@@ -126,8 +126,3 @@ def load_spec(vla_dir: Path) -> VlaSpec:
 def spec_json(spec: VlaSpec) -> dict:
     """The content of ``vla.json`` for a spec."""
     return _SPEC.dump_python(spec, mode="json")
-
-
-def spec_schema() -> dict:
-    """JSON schema of ``vla.json``."""
-    return _SPEC.json_schema()

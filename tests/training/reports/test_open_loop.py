@@ -15,12 +15,12 @@ import pytest
 from fastdrive_node.cli import main
 from fastdrive_training.evaluation import RowKey
 from fastdrive_training.evaluation import run as evaluation
-from fastdrive_training.reports.open_loop.costs import HEADS, cost_rows
 from fastdrive_training.reports.open_loop.curves import _apart
 from fastdrive_training.reports.open_loop.figures import make_tables
 from fastdrive_training.reports.open_loop.labels import MINUS, TIMES
 from fastdrive_training.reports.open_loop.ranking import statements, summary
 from fastdrive_training.reports.open_loop.run_folder import read_run
+from fastdrive_training.reports.open_loop.tables import HEADS, cost_rows
 from fastdrive_training.reports.pruner_run.findings import Level
 from fastdrive_training.vla.tiny_model import build_tiny_vla
 from tests.training.evaluation.open_loop_runs import ROWS, MadeUp, edit_json, write_run

@@ -17,10 +17,10 @@ from fastdrive_node.types import CAMERAS
 from fastdrive_node.visualization.overlay import overlay
 from fastdrive_training.reports.open_loop.birds_eye import Path, birds_eye
 from fastdrive_training.reports.open_loop.camera_tiles import Way, camera_tiles, tile_width
-from fastdrive_training.reports.open_loop.disagreement import overlap, overlap_matrix, plan_distances, spread
 from fastdrive_training.reports.open_loop.run_folder import read_run
 from fastdrive_training.reports.open_loop.scenes import Scenes, token_map
 from fastdrive_training.reports.open_loop.source import DatasetSource, Rig, read_rig, shown_samples
+from fastdrive_training.reports.open_loop.tables import overlap, overlap_matrix, plan_distances, spread
 from fastdrive_training.vla.tiny_model import build_tiny_vla
 from tests.training.evaluation.open_loop_runs import ROWS, MadeUp, edit_json, write_run
 from tests.training.evaluation.planning_scenes import add_object, draw_road, edit_table

@@ -59,8 +59,8 @@ class DetectionSettings:
     one_caption: bool = True
 
     def __post_init__(self) -> None:
-        _share("keep", self.keep)
-        _share("nms_iou", self.nms_iou)
+        _fraction("keep", self.keep)
+        _fraction("nms_iou", self.nms_iou)
         if self.max_detections < 1:
             raise ValueError("max_detections: must be at least 1")
 
@@ -76,7 +76,7 @@ class CompositionSettings:
 
     def __post_init__(self) -> None:
         for name in ("accept", "min_quality", "min_piece"):
-            _share(name, getattr(self, name))
+            _fraction(name, getattr(self, name))
         if not 0 <= self.band <= 0.1:
             raise ValueError(f"band: must be from 0 to 0.1, is {self.band}")
 
@@ -142,6 +142,6 @@ def short_digest(metadata: dict) -> str:
     return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _share(name: str, value: float) -> None:
+def _fraction(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ValueError(f"{name}: must be from 0 to 1, is {value}")

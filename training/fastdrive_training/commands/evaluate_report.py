@@ -36,9 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises ReportError, InputError or ModelError, which name the file or argument."""
-    from fastdrive_training.reports.open_loop.figures_json import as_json  # drawing libraries, not needed for --help
     from fastdrive_training.reports.open_loop.page import write_report
-    from fastdrive_training.reports.open_loop.report import ReportSettings, build_report
+    from fastdrive_training.reports.open_loop.report import (
+        ReportSettings,
+        as_json,  # drawing libraries, not needed for --help
+        build_report,
+    )
 
     settings = ReportSettings(args.dataset, args.vla, args.split, args.drop, args.worst)
     report = build_report(args.run, settings)

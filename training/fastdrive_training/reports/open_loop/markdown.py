@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from fastdrive_training.reports.charts import printable
-from fastdrive_training.reports.open_loop.costs import HEADS, NOTES, cost_rows
-from fastdrive_training.reports.open_loop.disagreement import Matrix
 from fastdrive_training.reports.open_loop.figures import SUBJECT, Figure, ResultRow
 from fastdrive_training.reports.open_loop.labels import (
     MINUS,
@@ -27,6 +25,7 @@ from fastdrive_training.reports.open_loop.labels import (
 )
 from fastdrive_training.reports.open_loop.ranking import summary
 from fastdrive_training.reports.open_loop.report import OpenLoopReport, drop_text
+from fastdrive_training.reports.open_loop.tables import HEADS, NOTES, Matrix, cost_rows
 
 
 def render_markdown(report: OpenLoopReport) -> str:

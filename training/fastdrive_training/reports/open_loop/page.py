@@ -7,13 +7,13 @@ from pathlib import Path
 
 from fastdrive_training.reports.document import render_template, write_text
 from fastdrive_training.reports.open_loop import labels
-from fastdrive_training.reports.open_loop.costs import HEADS, NOTES, cost_rows
 from fastdrive_training.reports.open_loop.curves import Drawing, paired_chart, ratio_curves, ratio_of
 from fastdrive_training.reports.open_loop.figures import SUBJECT
 from fastdrive_training.reports.open_loop.markdown import render_markdown
 from fastdrive_training.reports.open_loop.ranking import JUDGED, summary
 from fastdrive_training.reports.open_loop.report import OpenLoopReport, drop_text
 from fastdrive_training.reports.open_loop.scenes import fraction_of
+from fastdrive_training.reports.open_loop.tables import HEADS, NOTES, cost_rows
 from fastdrive_training.reports.pruner_run.page import Stat
 from fastdrive_training.reports.pruner_run.run_folder import ReportError
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from fastdrive_node.errors import FastDriveError, UsageError
-from fastdrive_training.reports.open_loop.figures import SUBJECT, Tables, make_tables
+from fastdrive_training.reports.open_loop.figures import SUBJECT, ResultRow, Tables, make_tables
 from fastdrive_training.reports.open_loop.labels import percent_text
 from fastdrive_training.reports.open_loop.ranking import Statement, statements
 from fastdrive_training.reports.open_loop.run_folder import RUN, OpenLoopRun, read_run
 from fastdrive_training.reports.open_loop.scenes import Disagreement, Scenes, WorstSample
 from fastdrive_training.reports.open_loop.source import DatasetSource, read_rig, shown_samples, vla_folder
+from fastdrive_training.reports.open_loop.tables import Matrix
 
 USUAL_DROP = 0.75
 MAX_REASONS, MAX_REASON_TEXT = 12, 160
@@ -124,3 +128,68 @@ def _reasons(run: OpenLoopRun) -> tuple[Reason, ...]:
 
 def drop_text(report: OpenLoopReport) -> str:
     return "" if report.drop is None else percent_text(report.drop)
+
+
+def as_json(report: OpenLoopReport) -> dict[str, Any]:
+    """``lines``, ``statements``, ``worst`` and ``disagreement``; m, fractions in 0..1, None where not known."""
+    tables = report.tables
+    lines = [line for line in (tables.straight_on, tables.whole) if line is not None]
+    lines += [line for at in tables.lines.values() for line in at]
+    found = report.disagreement
+    return {
+        "samples": len(report.run.samples),
+        "drop": report.drop,
+        "subject": report.subject,
+        "pictures": not report.no_images,
+        "images": "shuffled" if report.shuffled else "own",
+        "lines": [_row_json(line) for line in lines],
+        "statements": [
+            {
+                "drop": one.drop,
+                "figure": one.figure,
+                "first": list(one.first),
+                "reconpruner_first": one.is_first,
+                "within_interval_of_first": one.within,
+                "against_random": one.against_random,
+                "against_oracle": one.against_oracle,
+                "text": one.text,
+            }
+            for one in report.statements
+        ],
+        "worst": [
+            {"sample": one.sample, "scene": one.scene, "l2_m": one.l2_m, "none_l2_m": one.whole_l2_m}
+            for one in report.worst
+        ],
+        "disagreement": None
+        if found is None
+        else {
+            "plan_distance_m": _matrix_json(found.distances),
+            "kept_overlap": None if found.overlaps is None else _matrix_json(found.overlaps),
+            "samples": [{"sample": one.sample, "scene": one.scene, "spread_m": one.spread_m} for one in found.samples],
+        },
+    }
+
+
+def _row_json(line: ResultRow) -> dict[str, Any]:
+    return {
+        "pruner": line.pruner,
+        "drop": line.drop,
+        "seeds": line.seeds,
+        "tokens": line.tokens,
+        "refused": line.refused,
+        **{
+            name: {
+                "avg": figure.value,
+                "interval_95": None if figure.interval is None else list(figure.interval),
+                "relative_to_none": figure.relative,
+                "best": figure.best,
+            }
+            for name, figure in line.figures.items()
+        },
+        **line.costs,
+    }
+
+
+def _matrix_json(matrix: Matrix) -> dict[str, Any]:
+    values = [[None if np.isnan(value) else float(value) for value in row] for row in matrix.values]
+    return {"pruners": list(matrix.names), "values": values}

@@ -15,7 +15,10 @@ from fastdrive_training.evaluation.settings import RowKey
 from fastdrive_training.reports.document import image_address
 from fastdrive_training.reports.open_loop.birds_eye import Path, birds_eye
 from fastdrive_training.reports.open_loop.camera_tiles import Way, camera_tiles, tile_width
-from fastdrive_training.reports.open_loop.disagreement import (
+from fastdrive_training.reports.open_loop.labels import name_of
+from fastdrive_training.reports.open_loop.run_folder import SAMPLES, SUBJECT, OpenLoopRun, damaged
+from fastdrive_training.reports.open_loop.source import DatasetSource, Rig
+from fastdrive_training.reports.open_loop.tables import (
     Matrix,
     distance_matrix,
     overlap,
@@ -23,9 +26,6 @@ from fastdrive_training.reports.open_loop.disagreement import (
     plan_distances,
     spread,
 )
-from fastdrive_training.reports.open_loop.labels import name_of
-from fastdrive_training.reports.open_loop.run_folder import SAMPLES, SUBJECT, OpenLoopRun, damaged
-from fastdrive_training.reports.open_loop.source import DatasetSource, Rig
 from fastdrive_training.reports.tiles import Tile
 
 DISAGREEMENTS = 6  # samples

@@ -33,7 +33,6 @@ class PrecisionRecallCurve:
     step: int | None
     precision: tuple[float, ...]
     recall: tuple[float, ...]
-    average_precision: float | None
     positives: int | None  # tokens that are foreground
     tokens: int | None
 
@@ -210,14 +209,14 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _read_curve(path: Path) -> PrecisionRecallCurve:
     content = _read_object(path)
-    precision, recall = (_shares(path, key, content.get(key)) for key in ("precision", "recall"))
+    precision, recall = (_fractions(path, key, content.get(key)) for key in ("precision", "recall"))
     if len(precision) != len(recall):
         raise _damaged(path, f"precision has {len(precision)} values and recall {len(recall)}")
     counts = [_count(content.get(key)) for key in ("step", "positives", "tokens")]
-    return PrecisionRecallCurve(counts[0], precision, recall, number(content.get("average_precision")), *counts[1:])
+    return PrecisionRecallCurve(counts[0], precision, recall, *counts[1:])
 
 
-def _shares(path: Path, key: str, values: Any) -> tuple[float, ...]:
+def _fractions(path: Path, key: str, values: Any) -> tuple[float, ...]:
     if not isinstance(values, list) or len(values) > _MAX_CURVE_POINTS:
         raise _damaged(path, f"{key} must be a list of at most {_MAX_CURVE_POINTS} numbers")
     numbers = tuple(number(value) for value in values)
