@@ -1,4 +1,4 @@
-"""Wall time of calls that take turns, so that a change of the machine's speed meets all of them alike."""
+"""Wall time of calls that take turns, so that a change of the machine's speed affects all of them alike."""
 
 from __future__ import annotations
 

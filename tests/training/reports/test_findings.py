@@ -77,7 +77,7 @@ def test_what_the_runs_own_check_recorded_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("vitals", "level", "expected"),
+    ("figures", "level", "expected"),
     [
         ({"gradient": 0.0}, Level.BAD, "do not learn any more"),
         ({"score_mean": -1e10}, Level.BAD, "ran away"),
@@ -87,8 +87,8 @@ def test_what_the_runs_own_check_recorded_is_told(tmp_path):
         ({"foreground_share": 0.01}, Level.WATCH, "20.0% of the tokens are above zero where 1.0%"),
     ],
 )
-def test_vitals_out_of_bounds_are_told(tmp_path, vitals, level, expected):
-    verdict = judge(run_of(tmp_path, pruner_log(**vitals)))
+def test_health_figures_out_of_bounds_are_reported(tmp_path, figures, level, expected):
+    verdict = judge(run_of(tmp_path, pruner_log(**figures)))
     assert verdict.level is level and expected in texts(verdict, level)
 
 
@@ -112,8 +112,8 @@ def test_nothing_is_judged_before_the_grace_is_over(tmp_path, stop):
 
 
 def test_comparisons_and_ablations_are_named(tmp_path):
-    vitals = ("positive_share", "score_mean", "score_std", "gradient", "auroc")
-    log = [{key: value for key, value in entry.items() if key not in vitals} for entry in pruner_log()]
+    figures = ("positive_share", "score_mean", "score_std", "gradient", "auroc")
+    log = [{key: value for key, value in entry.items() if key not in figures} for entry in pruner_log()]
     verdict = judge(run_of(tmp_path, log, {**RECIPE, "mask": "oracle"}))
     assert verdict.text == "A comparison, without a pruner" and "masks are oracle" in texts(verdict, Level.GOOD)
     verdict = judge(run_of(tmp_path, pruner_log(), {**RECIPE, "loss": {"adversary": False}}))

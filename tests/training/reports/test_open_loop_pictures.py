@@ -16,7 +16,7 @@ from fastdrive_node.cli import main
 from fastdrive_node.types import CAMERAS
 from fastdrive_node.visualization.overlay import overlay
 from fastdrive_training.reports.open_loop.birds_eye import Path, birds_eye
-from fastdrive_training.reports.open_loop.camera_tiles import Way, camera_tiles, tile_width
+from fastdrive_training.reports.open_loop.camera_tiles import RoadLine, camera_tiles, tile_width
 from fastdrive_training.reports.open_loop.run_folder import read_run
 from fastdrive_training.reports.open_loop.scenes import Scenes, token_map
 from fastdrive_training.reports.open_loop.source import DatasetSource, Rig, read_rig, shown_samples
@@ -107,8 +107,8 @@ def test_plans_lie_where_the_camera_sees_them(folder, root, vla_dir):
     ahead = np.stack([np.arange(1, 7) * 4.0, np.zeros(6)], axis=1)
 
     def front(points):
-        ways = [Way(points, (255, 0, 0), 4.0)]
-        tiles = [tile for row in camera_tiles(source, rig, 0, None, ways, 224) for tile in row]
+        road_lines = [RoadLine(points, (255, 0, 0), 4.0)]
+        tiles = [tile for row in camera_tiles(source, rig, 0, None, road_lines, 224) for tile in row]
         tile = image(next(tile.source for tile in tiles if tile.title == "front")).astype(int)
         plain = source.image(0, "CAM_FRONT")[0].astype(int)
         changed = np.argwhere(np.abs(tile - plain).max(axis=-1) > 60)
@@ -125,8 +125,8 @@ def test_a_camera_without_calibration_has_no_plan_in_it(tmp_path, folder, vla_di
     run, rig = read_run(folder), read_rig(vla_dir)
     source = source_of(root, run)
     assert source.image(0, "CAM_FRONT")[1] is None
-    ways = [Way(np.ones((6, 2)), (255, 0, 0), 4.0)]
-    assert camera_tiles(source, rig, 0, None, ways, 100) == camera_tiles(source, rig, 0, None, (), 100)
+    road_lines = [RoadLine(np.ones((6, 2)), (255, 0, 0), 4.0)]
+    assert camera_tiles(source, rig, 0, None, road_lines, 100) == camera_tiles(source, rig, 0, None, (), 100)
 
 
 def test_more_samples_have_smaller_pictures():

@@ -1,4 +1,4 @@
-"""An annotation from a source to a folder of masks: which images, in which order, and what came of it."""
+"""An annotation from a source to a folder of masks: which images, in which order, and the results."""
 
 from __future__ import annotations
 

@@ -276,7 +276,7 @@ def _counts(made: Composition, instances: Sequence[Instance], settings: Annotate
 
 
 def _difference(stored, wanted) -> str:
-    """The first key in which two metadata differ, with both values."""
+    """The first key in which two entries differ, with both values."""
     if not isinstance(stored, dict) or not isinstance(wanted, dict):
         return f"{stored!r} before, {wanted!r} now"
     for key in [*stored, *wanted]:

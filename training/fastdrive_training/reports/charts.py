@@ -63,7 +63,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """What is drawn. ``summary`` is the description for those who do not see it; the lines' ends are added to it."""
+    """What is drawn. ``summary`` is the description for screen readers; the lines' ends are added to it."""
 
     title: str
     lines: tuple[Line, ...]
@@ -139,7 +139,7 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def printable(text: str) -> str:
-    """Without characters that XML or UTF-8 cannot hold, or that would turn the text around; lines and tabs stay."""
+    """Without characters that XML or UTF-8 cannot hold, or that change the text direction; lines and tabs stay."""
     return "".join(mark if mark.isprintable() or mark in "\n\t\u00a0" else "\ufffd" for mark in text)
 
 

@@ -1,4 +1,4 @@
-"""What all pages are made of: templates that escape whatever came from files, images inside the page, one rename."""
+"""Shared by all report pages: escaping templates, embedded images and atomic writes."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ HEADS = ("image", "foreground", "rebuilt foreground", "background", "rebuilt bac
 
 @dataclass(frozen=True)
 class Tile:
-    """One image with what is said of it; ``alt`` tells what is to be seen."""
+    """One image with its title, caption and alternative text."""
 
     source: str  # data: address
     alt: str

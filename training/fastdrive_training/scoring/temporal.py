@@ -1,7 +1,7 @@
 """What the temporal terms of the scores do: newly visible pedestrians kept, and how much the choice flickers.
 
 The keyframes of each scene go through the same code as in the vehicle, one after the other, with the temporal terms and
-without; the state between them is dropped by the same rules.
+without; the state between them is reset by the same rules.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Weights of the cameras for Prune2Drive, found offline on keyframes that no figure is reported of.
+"""Weights of the cameras for Prune2Drive, found offline on keyframes that no reported figure uses.
 
 The paper (Xiong et al., CVPR 2026, arXiv 2508.13305) finds a keep ratio for each view by black-box optimisation. With
 six numbers and a noisy objective a random search is enough here: equal weights, draws over the whole simplex, then

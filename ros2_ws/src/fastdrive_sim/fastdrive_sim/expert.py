@@ -1,4 +1,4 @@
-"""The expert driver: follows the lane, keeps its distance, stops for what a driver stops for."""
+"""The expert driver: follows the lane, keeps its distance, stops for pedestrians and signals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is in a world: a random cast of vehicles, pedestrians and signals along a route."""
+"""The road users of a world: random vehicles, pedestrians and signals along a route."""
 
 from __future__ import annotations
 

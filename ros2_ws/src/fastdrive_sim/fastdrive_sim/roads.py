@@ -1,4 +1,4 @@
-"""The way through a world: one long lane with bends and junctions, drawn without crossing itself."""
+"""The route through a world: one long lane with bends and junctions, drawn without crossing itself."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ _REFERENCE = {
 def shape_of(thing: Thing, time_s: float) -> tuple[Mesh, tuple[float, ...]]:
     """The mesh of a thing and the factors along x, y and z that bring it to its size.
 
-    ``time_s`` moves the legs of who walks. Raises ``SimError`` for a kind that has no mesh.
+    ``time_s`` moves the legs of pedestrians. Raises ``SimError`` for a kind that has no mesh.
     """
     if thing.kind not in KINDS:
         raise SimError(f"thing {thing.instance}: kind {thing.kind!r} has no mesh; use one of {', '.join(KINDS)}")

@@ -75,7 +75,7 @@ def _color(rng: np.random.Generator) -> tuple[float, ...]:
 
 
 def _billboard(rng: np.random.Generator) -> np.ndarray:
-    """Discs, bars, large letters: what draws the eye and does not matter for driving."""
+    """Discs, bars, large letters: conspicuous, and irrelevant for driving."""
     image = _plain(_color(rng))
     for _ in range(9):
         (x, y, w), h = rng.integers(0, SIDE, 3).tolist(), int(rng.integers(6, 48))

@@ -1,4 +1,4 @@
-"""Everybody else: vehicles ahead, behind and oncoming, pedestrians, traffic lights."""
+"""Other road users: vehicles ahead, behind and oncoming, pedestrians, traffic lights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TrafficVehicle:
         return VEHICLES[self.kind][0]
 
     def drive(self, route: Route, ahead: list[tuple[float, float]], time_s: float, dt: float) -> None:
-        """Advance; ``ahead`` lists (gap m, speed m/s) of what this driver minds."""
+        """Advance; ``ahead`` lists (gap m, speed m/s) of what this driver reacts to."""
         wanted = bend_speed(route, self.s, self.speed, self.limit) if self.direction > 0 else self.limit
         if any(start <= time_s < end for start, end in self.halts):
             accel = -3.0
@@ -93,7 +93,7 @@ class Pedestrian:
         return self.crossing and self._is_out() and not past and -4.2 < self.offset < 5.5
 
     def _is_out(self) -> bool:
-        """Whether a driver can see it: nobody brakes for somebody behind a truck."""
+        """Whether a driver can see it: drivers do not brake for a pedestrian behind a truck."""
         return self.clear_m is None or (self.offset - self.clear_m) * self.across > 0
 
     def thing(self, route: Route) -> Thing:
@@ -189,7 +189,7 @@ class Traffic:
                 vehicle.s = ego_s + 90 + 20 * (vehicle.instance % 3)
 
     def stops(self, nose: float, speed: float) -> list[tuple[float, float]]:
-        """Stop lines and pedestrians that a driver with its nose at ``nose`` minds, as (gap, speed)."""
+        """Stop lines and pedestrians that a driver with its nose at ``nose`` reacts to, as (gap, speed)."""
         found = []
         for light in self.lights:
             gap = light.junction.s_stop - nose
@@ -204,7 +204,7 @@ class Traffic:
         return found
 
     def obstacles(self, ego_s: float, ego_speed: float) -> list[Obstacle]:
-        """What the ego driver minds."""
+        """What the ego driver reacts to."""
         front = ego_s + FRONT_M
         found = [Obstacle(gap, speed) for gap, speed in self.stops(front, ego_speed)]
         leaders = [v for v in self.vehicles if v.direction > 0 and v.s > ego_s]
@@ -237,6 +237,6 @@ class Traffic:
 
 
 def random_color(rng: np.random.Generator) -> tuple[int, int, int]:
-    """A paint or a garment."""
+    """A color of a car or of clothes."""
     red, green, blue = (int(v) for v in rng.integers(20, 235, 3))
     return red, green, blue

@@ -1,4 +1,4 @@
-"""The scenery along a route: road surfaces, marks and pavements, before a busy background."""
+"""The scenery along a route: road surfaces, marks and pavements, in front of a busy background."""
 
 from __future__ import annotations
 

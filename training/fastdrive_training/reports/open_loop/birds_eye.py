@@ -27,7 +27,7 @@ VEHICLE = "fill:var(--ink);fill-opacity:.25;stroke:var(--ink);stroke-width:1.5"
 
 @dataclass(frozen=True)
 class Path:
-    """A way to draw: a plan, or where the vehicle really drove."""
+    """A path to draw: a plan, or the path that was driven."""
 
     name: str
     points_m: np.ndarray  # float64 [points, 2], ego frame of t0
@@ -43,7 +43,7 @@ def birds_eye(name: str, title: str, paths: Sequence[Path], around: Surroundings
 
     Args:
         name: makes the ids unique; a letter, then letters, digits, -.
-        title: for those who do not see it; what every path is called is added.
+        title: for screen readers; the names of the paths are added.
         around: objects at all steps and the edges of the drivable area; None where they are not known.
     """
     view = _View.around([path.points_m for path in paths])

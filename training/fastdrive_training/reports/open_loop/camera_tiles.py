@@ -22,8 +22,8 @@ SPARE = 3.0  # sizes of the image beyond which no line is drawn
 
 
 @dataclass(frozen=True)
-class Way:
-    """A plan, or where the vehicle really drove, as a line on the road."""
+class RoadLine:
+    """A plan, or the path that was driven, as a line on the road."""
 
     points_m: np.ndarray  # float64 [points, 2], ego frame
     color: tuple[int, int, int]
@@ -37,52 +37,54 @@ def tile_width(samples: int) -> int:
 
 
 def camera_tiles(
-    source: DatasetSource, rig: Rig, sample: int, kept: np.ndarray | None, ways: Sequence[Way], width: int
+    source: DatasetSource, rig: Rig, sample: int, kept: np.ndarray | None, road_lines: Sequence[RoadLine], width: int
 ) -> list[list[Tile]]:
     """Rows of images in the layout of the rig.
 
     Args:
         kept: int [K], the tokens that were kept; None for all.
-        ways: the last one lies on top.
+        road_lines: the last one lies on top.
 
     Raises:
         InputError: an image is missing or not readable.
     """
     mask = rig.mask(kept)
     return [
-        [_tile(source, sample, name, mask[rig.cameras.index(name)], ways, width) for name in row]
+        [_tile(source, sample, name, mask[rig.cameras.index(name)], road_lines, width) for name in row]
         for row in camera_layout(rig.cameras)
     ]
 
 
-def _tile(source: DatasetSource, sample: int, name: str, mask: np.ndarray, ways: Sequence[Way], width: int) -> Tile:
+def _tile(
+    source: DatasetSource, sample: int, name: str, mask: np.ndarray, road_lines: Sequence[RoadLine], width: int
+) -> Tile:
     image, camera = source.image(sample, name)
     size = (width, max(1, round(width * image.shape[0] / image.shape[1])))
     small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
     tile = Image.fromarray(small if mask.all() else overlay(small, mask))
-    if camera is not None and ways:
+    if camera is not None and road_lines:
         scaled = camera.scaled(size[0] * SMOOTH, size[1] * SMOOTH)
-        tile = draw_smooth(tile, lambda draw: _draw(draw, ways, scaled))
+        tile = draw_smooth(tile, lambda draw: _draw(draw, road_lines, scaled))
     title, caption = camera_title(name), f"{int(mask.sum())} of {mask.size} tokens"
     address = image_address(np.asarray(tile), "jpeg", quality=QUALITY, optimize=True)
     return Tile(address, f"{title} camera, {caption} kept", caption, title)
 
 
-def _draw(draw: ImageDraw.ImageDraw, ways: Sequence[Way], camera: CameraModel) -> None:
-    for way in ways:
-        path, depths = camera.project(on_ground(path_through(way.points_m)))
+def _draw(draw: ImageDraw.ImageDraw, road_lines: Sequence[RoadLine], camera: CameraModel) -> None:
+    for line in road_lines:
+        path, depths = camera.project(on_ground(path_through(line.points_m)))
         seen = (depths > MIN_DEPTH_M) & (np.abs(path) < SPARE * max(camera.size)).all(axis=1)
         for first in np.flatnonzero(seen[:-1] & seen[1:]):
             ends = [tuple(path[first]), tuple(path[first + 1])]
-            draw.line(ends, fill=(*way.color, 235), width=round(way.width * SMOOTH))
-        if way.dots:
-            _dots(draw, way, camera)
+            draw.line(ends, fill=(*line.color, 235), width=round(line.width * SMOOTH))
+        if line.dots:
+            _dots(draw, line, camera)
 
 
-def _dots(draw: ImageDraw.ImageDraw, way: Way, camera: CameraModel) -> None:
-    places, depths = camera.project(on_ground(way.points_m))
+def _dots(draw: ImageDraw.ImageDraw, line: RoadLine, camera: CameraModel) -> None:
+    places, depths = camera.project(on_ground(line.points_m))
     for (x, y), depth in zip(places, depths, strict=True):
         if depth > MIN_DEPTH_M:
             radius = SMOOTH * float(np.clip(50 / depth, 2.5, 5))
             box = (x - radius, y - 0.7 * radius, x + radius, y + 0.7 * radius)
-            draw.ellipse(box, fill=(255, 255, 255, 240), outline=(*way.color, 255), width=SMOOTH)
+            draw.ellipse(box, fill=(255, 255, 255, 240), outline=(*line.color, 255), width=SMOOTH)

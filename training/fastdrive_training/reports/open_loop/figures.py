@@ -52,7 +52,7 @@ class ResultRow:
 
     @property
     def is_ranked(self) -> bool:
-        """Whether it can be first: not with the ground truth; a variant stands beside ReconPruner, not against it."""
+        """Whether it can be first: neither with the ground truth nor as a variant of ReconPruner."""
         return not self.sees_truth and not self.is_variant
 
 

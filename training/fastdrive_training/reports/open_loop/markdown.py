@@ -1,4 +1,4 @@
-"""The page's tables and statements as Markdown. Names and reasons come from files: nothing of them is markup."""
+"""The page's tables and statements as Markdown. Names and reasons come from files and are escaped."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def render_markdown(report: OpenLoopReport) -> str:
 
 
 def plain(text: str) -> str:
-    """Text of a file as one line that Markdown takes as it is."""
+    """Text of a file as one line, escaped for Markdown."""
     text = " ".join(printable(text).split())
     return re.sub(r"([\\`*_\[\]<>|#~&!$])", r"\\\1", text).replace("\\<", "&lt;").replace("\\>", "&gt;")
 

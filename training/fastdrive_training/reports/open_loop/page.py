@@ -1,4 +1,4 @@
-"""The page of an open-loop evaluation: one HTML file without any other, and the same tables as Markdown."""
+"""The page of an open-loop evaluation: one self-contained HTML file, and the same tables as Markdown."""
 
 from __future__ import annotations
 

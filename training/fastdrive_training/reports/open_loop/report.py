@@ -1,4 +1,4 @@
-"""All that a page says, gathered from the run's folder, its dataset and its VLA."""
+"""The content of a page, gathered from the run's folder, its dataset and its VLA."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class OpenLoopReport:
-    """All that a page says."""
+    """The content of a page."""
 
     run: OpenLoopRun
     tables: Tables

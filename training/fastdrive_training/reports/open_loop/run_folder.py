@@ -135,7 +135,7 @@ def _read_object(path: Path, fix: str) -> dict[str, Any]:
 
 
 def _numbers(figures: dict[str, Any]) -> dict[str, Any]:
-    """Without what is no number, or no list of numbers."""
+    """Only the values that are numbers or lists of numbers."""
     kept: dict[str, Any] = {}
     for name, value in figures.items():
         if number(value) is not None or (isinstance(value, list) and all(number(one) is not None for one in value)):

@@ -14,7 +14,7 @@ from fastdrive_training.evaluation.metrics import Surroundings
 from fastdrive_training.evaluation.settings import RowKey
 from fastdrive_training.reports.document import image_address
 from fastdrive_training.reports.open_loop.birds_eye import Path, birds_eye
-from fastdrive_training.reports.open_loop.camera_tiles import Way, camera_tiles, tile_width
+from fastdrive_training.reports.open_loop.camera_tiles import RoadLine, camera_tiles, tile_width
 from fastdrive_training.reports.open_loop.labels import name_of
 from fastdrive_training.reports.open_loop.run_folder import SAMPLES, SUBJECT, OpenLoopRun, damaged
 from fastdrive_training.reports.open_loop.source import DatasetSource, Rig
@@ -161,12 +161,12 @@ class Scenes:
         known = whole is not None and not np.isnan(whole).any()
         tiles: list[list[Tile]] = []
         if self._source is not None:
-            ways = [Way(truth, TRUTH_RGB, 3.0)] if truth is not None else []
-            ways += [Way(whole, WHOLE_RGB, 2.0)] if known else []
-            ways += [Way(plan, PLAN_RGB, 3.0, dots=True)]
+            road_lines = [RoadLine(truth, TRUTH_RGB, 3.0)] if truth is not None else []
+            road_lines += [RoadLine(whole, WHOLE_RGB, 2.0)] if known else []
+            road_lines += [RoadLine(plan, PLAN_RGB, 3.0, dots=True)]
             try:
                 kept = self._kept[self.subject][sample]
-                tiles = camera_tiles(self._source, self._rig, sample, kept, ways if self._own else (), width)
+                tiles = camera_tiles(self._source, self._rig, sample, kept, road_lines if self._own else (), width)
             except FastDriveError as error:
                 note = note or str(error)
         hits = tuple(np.flatnonzero(self._steps("collision", sample)).tolist())

@@ -76,7 +76,7 @@ def _tokens(line: ResultRow) -> str:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A figure for each pair of pruners, the mean over samples; NaN where no sample tells."""
+    """A figure for each pair of pruners, the mean over samples; NaN where no sample has it."""
 
     names: tuple[str, ...]
     values: np.ndarray  # float64 [pruners, pruners]
@@ -106,7 +106,7 @@ def distance_matrix(names: Sequence[str], distances: np.ndarray) -> Matrix:
 
 
 def overlap(kept: Sequence[np.ndarray | None], tokens: int) -> np.ndarray:
-    """Jaccard index of kept sets in one sample, float64 [pruners, pruners]; NaN where a pruner tells of none.
+    """Jaccard index of kept sets in one sample, float64 [pruners, pruners]; NaN where a pruner has none.
 
     Args:
         kept: int [K] of each pruner; K may differ.

@@ -1,4 +1,4 @@
-"""What the log of a run says about its health, in sentences; a collapsed adversary must be seen at once."""
+"""Health checks of a training run by its log, as sentences; a collapse must be obvious."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SWING = 0.8  # of the positive fraction, between two logged steps after the grac
 
 
 class Level(str, Enum):
-    """How a finding is meant."""
+    """Severity of a finding."""
 
     GOOD = "good"
     WATCH = "watch"
@@ -28,7 +28,7 @@ class Level(str, Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was seen."""
+    """The result of one check."""
 
     level: Level
     text: str
@@ -36,7 +36,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The run in a few words, and why."""
+    """The judgement of a run, and its findings."""
 
     level: Level
     text: str
@@ -74,7 +74,7 @@ def column(log: tuple[dict[str, Any], ...], key: str, phase: str | None = None) 
 
 
 def judge(run: RunFolder) -> Verdict:
-    """The verdict on a run; a pruner's by its vitals, any other by its losses alone."""
+    """The verdict on a run; a pruner's by its health figures, any other by its losses alone."""
     progress = _progress(run)
     if not run.trains_pruner:
         return Verdict(progress.level, "Losses only", (progress, *_losses_fall(run)))

@@ -1,4 +1,4 @@
-"""The page itself: one HTML file without any other, written by a template that escapes whatever came from files."""
+"""The page itself: one self-contained HTML file; the template escapes everything that came from files."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class PrecisionRecallCurve:
 
     @property
     def positive_fraction(self) -> float | None:
-        """The precision of scores that know nothing."""
+        """The precision of random scores."""
         return self.positives / self.tokens if self.positives is not None and self.tokens else None
 
 
