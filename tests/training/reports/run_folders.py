@@ -37,13 +37,13 @@ def pruner_log(
             entry[name] = (0.3 + 0.05 * place) * float(np.exp(-3 * step / WARMUP)) + 0.02
         entry |= {"ssim_fore": 0.8, "ssim_back": 0.6}
         if joint > 0:
-            figures = {
+            health = {
                 "positive_share": fraction(joint / STEPS),
                 "score_mean": -2.0,
                 "score_std": 3.0,
                 "gradient": 1e-3,
             }
-            entry |= figures | {"foreground_share": 0.19} | fixed
+            entry |= health | {"foreground_share": 0.19} | fixed
         entry["images_per_s"] = 37.5
         if joint > 0 and joint % 500 == 0:
             recall = {"0.75": 0.99, "0.5": 0.97, "0.25": 0.9}

@@ -78,6 +78,14 @@ class Chart:
     level: tuple[float, str] | None = None  # a horizontal line and its name
 
 
+@dataclass(frozen=True)
+class DrawnChart:
+    """A chart of the page."""
+
+    title: str
+    svg: Markup
+
+
 def draw(chart: Chart, name: str) -> Markup:
     """The chart as an ``<svg>`` element. ``name`` (a letter, then letters, digits, -) makes its ids unique."""
     with page_style():

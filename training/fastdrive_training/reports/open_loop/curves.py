@@ -6,12 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
-from fastdrive_training.reports.charts import DASHES, FAINT, GRID, INK, SERIES, page_style, page_svg, printable
+from fastdrive_training.reports.charts import (
+    DASHES,
+    FAINT,
+    GRID,
+    INK,
+    SERIES,
+    DrawnChart,
+    page_style,
+    page_svg,
+    printable,
+)
 from fastdrive_training.reports.open_loop.figures import GROUND_TRUTH, SUBJECT, ResultRow, Tables
 from fastdrive_training.reports.open_loop.labels import (
     MINUS,
@@ -32,14 +41,6 @@ LABEL_GAP = 0.045  # least distance of two names, in parts of the chart's height
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A chart of the page."""
-
-    title: str
-    svg: Markup
-
-
-@dataclass(frozen=True)
 class PrunerCurve:
     """A figure of one pruner over its ratios, most tokens first."""
 
@@ -54,7 +55,7 @@ class PrunerCurve:
         return f"{name_of(self.pruner)}: {points}."
 
 
-def ratio_curves(tables: Tables, figure: str) -> Drawing | None:
+def ratio_curves(tables: Tables, figure: str) -> DrawnChart | None:
     """All pruners in one chart; None where no row has the figure and a number of tokens."""
     curves = _curves(tables, figure)
     if not curves:
@@ -77,10 +78,10 @@ def ratio_curves(tables: Tables, figure: str) -> Drawing | None:
         axes.invert_xaxis()
         _names(axes, curves, None if whole is None else _scaled(whole.value, figure))
         svg = page_svg(canvas, f"curve-{figure.replace('_', '-')}", title, " ".join(curve.text for curve in curves))
-    return Drawing(title, svg)
+    return DrawnChart(title, svg)
 
 
-def paired_chart(tables: Tables, figure: str) -> Drawing | None:
+def paired_chart(tables: Tables, figure: str) -> DrawnChart | None:
     """How much worse than ReconPruner each is, with paired intervals, a panel for each ratio; None without pairs."""
     drops = [drop for drop in tables.lines if _pairs(tables, drop, figure)]
     if not drops or tables.subject != SUBJECT:
@@ -96,7 +97,7 @@ def paired_chart(tables: Tables, figure: str) -> Drawing | None:
         panels[0].invert_yaxis()
         name = f"paired-{figure.replace('_', '-')}"
         svg = page_svg(canvas, name, title, _paired_text(tables, drops, figure))
-    return Drawing(title, svg)
+    return DrawnChart(title, svg)
 
 
 def _curves(tables: Tables, figure: str) -> list[PrunerCurve]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from fastdrive_training.reports.charts import DrawnChart
 from fastdrive_training.reports.document import render_template, write_text
 from fastdrive_training.reports.open_loop import labels
-from fastdrive_training.reports.open_loop.curves import Drawing, paired_chart, ratio_curves, ratio_of
+from fastdrive_training.reports.open_loop.curves import paired_chart, ratio_curves, ratio_of
 from fastdrive_training.reports.open_loop.figures import SUBJECT
 from fastdrive_training.reports.open_loop.markdown import render_markdown
 from fastdrive_training.reports.open_loop.ranking import JUDGED, summary
@@ -63,7 +64,7 @@ def render_html(report: OpenLoopReport) -> str:
     )
 
 
-def _charts(report: OpenLoopReport) -> dict[str, list[Drawing]]:
+def _charts(report: OpenLoopReport) -> dict[str, list[DrawnChart]]:
     judged = [name for name in JUDGED if name in report.tables.figures]
     return {
         kind: [chart for name in judged if (chart := draw(report.tables, name)) is not None]

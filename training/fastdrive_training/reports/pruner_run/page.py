@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
-from fastdrive_training.reports.charts import Chart, draw
+from fastdrive_training.reports.charts import Chart, DrawnChart, draw
 from fastdrive_training.reports.document import render_template, write_text
 from fastdrive_training.reports.pruner_run import sections
 from fastdrive_training.reports.pruner_run.findings import column, judge, planned_steps
@@ -37,14 +35,6 @@ KINDS = {
     "vla_language": "A VLA's language model, on the tokens of a frozen tower",
 }
 MAX_FIGURES, MAX_TEXT = 200, 200
-
-
-@dataclass(frozen=True)
-class DrawnChart:
-    """A chart of the page."""
-
-    title: str
-    svg: Markup
 
 
 @dataclass(frozen=True)
