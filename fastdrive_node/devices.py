@@ -42,7 +42,7 @@ def device_name(device: torch.device) -> str:
 
 def describe(device: torch.device) -> dict:
     """Device, driver and versions, for JSON."""
-    facts = {
+    details = {
         "device": device_name(device),
         "kind": device.type,
         "processor": _processor(),
@@ -52,10 +52,10 @@ def describe(device: torch.device) -> dict:
         "transformers": version("transformers"),
     }
     if device.type == "cuda":
-        facts["driver"] = _driver()
-        facts["cuda"] = torch.version.cuda
-        facts["memory_gib"] = round(torch.cuda.get_device_properties(device).total_memory / (1 << 30), 1)
-    return facts
+        details["driver"] = _driver()
+        details["cuda"] = torch.version.cuda
+        details["memory_gib"] = round(torch.cuda.get_device_properties(device).total_memory / (1 << 30), 1)
+    return details
 
 
 def _processor() -> str:

@@ -114,7 +114,7 @@ def read_image(file: Path) -> np.ndarray:
 
 
 def standing_start(speed_mps: float, interval_s: float) -> EgoHistory:
-    """The ego history of a single picture: the current speed and no past."""
+    """The ego history of a single frame set: the current speed and no past."""
     return EgoHistory((EgoState(0, 0.0, 0.0, 0.0, speed_mps),), interval_s)
 
 

@@ -147,7 +147,9 @@ class EngineLanguage:
             ModelError: the cache is full.
         """
         if cache.used >= cache.length:
-            raise ModelError(f"language engine: the cache's {cache.length} positions are used up; give it more room")
+            raise ModelError(
+                f"language engine: the cache's {cache.length} positions are used up; give it more positions"
+            )
         cos, sin = positions
         tensors = {**self._step, MASK: cache.mask}
         tensors[IDS].copy_(ids)
@@ -222,7 +224,7 @@ def open_language_engine(choice: LanguageChoice, vla: Vla) -> EngineLanguage:
 
     Raises:
         ModelError: file, manifest and VLA do not fit together, or onnxruntime is absent or cannot run it; the text
-            names the field, both values and the command that mends it.
+            names the field, both values and the command that fixes it.
     """
     manifest = check_language_engine(choice.file, vla)
     check_parity(choice.file, manifest, vla)

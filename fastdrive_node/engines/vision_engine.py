@@ -149,7 +149,7 @@ def open_engine(choice: EngineChoice, vla: Vla, pruner_file: str | Path | None =
 
     Raises:
         ModelError: file, manifest and VLA do not fit together, or the runtime cannot run it; the text names the field,
-            both values and the command that mends it.
+            both values and the command that fixes it.
         ModuleNotFoundError: the runtime is not installed.
     """
     file = choice.file

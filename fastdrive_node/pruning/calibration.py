@@ -1,4 +1,4 @@
-"""Calibrated scores: what a score says of the chance that its token is foreground, on each camera.
+"""Calibrated scores: the probability that a token is foreground by its score, on each camera.
 
 Platt scaling (Platt 1999; for networks Guo et al. 2017): ``logit(p) = scale * score + shift`` with two numbers for each
 camera, so that a threshold on p means the same on all of them. The scale is above zero, so within a camera the order of
@@ -54,7 +54,7 @@ class Calibration:
                 known = ", ".join(self.cameras)
                 raise ModelError(
                     f"calibration: {camera}: was not calibrated (there are {known}); run `fastdrive calibrate` on a "
-                    "data set with this camera"
+                    "dataset with this camera"
                 )
 
     def logits(self, scores: torch.Tensor, cameras: Sequence[str]) -> torch.Tensor:

@@ -19,7 +19,7 @@ def keep_count(total: int, drop: float) -> int:
 
 
 def keep_above(logits: torch.Tensor, threshold: float, k_min: int, k_max: int) -> int:
-    """K read off calibrated scores: the tokens whose chance of being foreground is at least ``threshold``.
+    """K read off calibrated scores: the tokens whose probability of being foreground is at least ``threshold``.
 
     Args:
         logits: of calibrated scores, any shape.

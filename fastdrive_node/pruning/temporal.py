@@ -5,7 +5,7 @@ Not of FastDriveVLA, whose pruner sees one frame set. With s the pruner's scores
     s' = (1 - memory) s + memory s'_before + change std(s) sigmoid(s) z
 
 ``z`` says how new a token is (``token_change``), ``sigmoid(s)`` keeps novelties of the background down, for everything
-moves in the pictures of a vehicle that drives.
+moves in the images of a vehicle that drives.
 
 The state is an object that the caller passes along; the pruner itself knows nothing of time. A state serves only the
 next set of the same cameras, soon after it and where the vehicle's speed says that it must be by then; else
@@ -24,7 +24,7 @@ from fastdrive_node.families.tokens import VisualTokens
 from fastdrive_node.types import TEMPORAL_RANGES, EgoState
 
 _LARGEST_CHANGE = 1.0  # in deviations: beyond, it says more of the vehicle's speed than of what is new
-_STILL = 0.01  # least deviation: of pictures that stand still, what is left is noise
+_STILL = 0.01  # least deviation: of images of a static scene, what is left is noise
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class TemporalSettings:
     """
 
     change: float = 0.5  # weight of what is new; 0: none
-    memory: float = 0.5  # share of the score of the set before, in [0, 1)
+    memory: float = 0.5  # fraction of the score of the set before, in [0, 1)
     reach: int = 1  # rows and columns around a token's place in which its like is looked for in the set before
     max_gap_s: float = 0.25  # between the sets' t0: after more, the vehicle's own motion has changed every token
     max_slip_m: float = 2.0  # between where the vehicle is and where its speed says that it must be

@@ -9,7 +9,7 @@ import torch
 from fastdrive_node.pruning.baselines.diversity import directions
 from fastdrive_node.pruning.pruner import ContextField, Pruner, PruningContext
 
-_RANK_LIMIT = 1e-9  # below this share of the largest one a gain is rounding: the kernel's rank is used up
+_RANK_LIMIT = 1e-9  # below this fraction of the largest one a gain is rounding: the kernel's rank is used up
 
 
 @dataclass

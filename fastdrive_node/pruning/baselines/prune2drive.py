@@ -100,6 +100,6 @@ def load_weights(vla: Vla) -> tuple[float, ...] | None:
     return chosen
 
 
-def save_weights(path: Path, cameras: Mapping[str, float], **facts: object) -> None:
-    """Write a weights file, with ``facts`` about how they were found beside them."""
-    path.write_text(json.dumps({"cameras": dict(cameras), **facts}, indent=2) + "\n", encoding="utf-8")
+def save_weights(path: Path, cameras: Mapping[str, float], **details: object) -> None:
+    """Write a weights file, with ``details`` about how they were found beside them."""
+    path.write_text(json.dumps({"cameras": dict(cameras), **details}, indent=2) + "\n", encoding="utf-8")

@@ -40,7 +40,7 @@ class SparseVlm(LayerPruner):
         return tuple(LayerStep(place, count) for place, count in zip(places, counts, strict=True))
 
     def raters(self, visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Words whose share of softmax(V T^T) over the text, mean over the visual tokens, is above average."""
+        """Words whose fraction of softmax(V T^T) over the text, mean over the visual tokens, is above average."""
         relevance = (visual.float() @ text.float().T).softmax(dim=-1).mean(dim=0)
         above = (relevance > relevance.mean()).nonzero().flatten()
         return above if len(above) else torch.arange(len(text), device=text.device)

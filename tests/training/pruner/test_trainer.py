@@ -156,7 +156,7 @@ def test_a_collapse_can_be_recorded_and_the_run_go_on(tmp_path):
 
 def test_random_scores_on_held_out_keyframes_are_a_collapse_too(tmp_path):
     limits = HealthLimits(grace_steps=2)
-    with pytest.raises(CollapseError, match=r"held-out AUROC is 0\.510 \(chance is 0\.5\)"):
+    with pytest.raises(CollapseError, match=r"held-out AUROC is 0\.510 \(random is 0\.5\)"):
         _trainer(tmp_path, health=limits, evaluate=lambda *_: {"auroc": 0.51}).run()
     figures = _trainer(tmp_path, health=limits, evaluate=lambda *_: {"auroc": 0.9}).run()
     assert figures["collapsed"] is None

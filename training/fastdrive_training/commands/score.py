@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
         chosen = evenly_spaced(len(positions), args.picture_count)
         files = write_score_maps(args.pictures, sets, positions[chosen], scores[chosen])
         figures["pictures"] = [str(file) for file in files]
-        print(f"{len(files)} pictures in {args.pictures}", file=sys.stderr)
+        print(f"{len(files)} images in {args.pictures}", file=sys.stderr)
     write_json(figures, args.json)
 
 

@@ -20,7 +20,7 @@ class HealthLimits:
     min_positive_share: float = 0.005  # fraction of tokens with a score above zero
     max_positive_share: float = 0.995
     min_gradient: float = 1e-12  # norm of the pruner's gradient
-    min_auroc: float = 0.55  # on held-out keyframes at the end; 0.5 is chance
+    min_auroc: float = 0.55  # on held-out keyframes at the end; 0.5 is random
     grace_steps: int = 100  # at the start, in which nothing is judged; a run that is no longer is not judged at all
     patience_steps: int = 300  # out of bounds for so many steps in a row
     on_collapse: Literal["stop", "record"] = "stop"  # record: continue and say so in the figures, for an ablation
@@ -83,7 +83,7 @@ class HealthCheck:
         if auroc < self._limits.min_auroc:
             self._collapse(
                 joint_steps - 1,
-                f"held-out AUROC is {auroc:.3f} (chance is 0.5): the scores do not find the foreground; lengthen "
+                f"held-out AUROC is {auroc:.3f} (random is 0.5): the scores do not find the foreground; lengthen "
                 "schedule.warmup_steps or schedule.steps",
             )
 

@@ -1,4 +1,4 @@
-"""KITTI's semantic and instance segmentation (2015; 200 training images of the left colour camera).
+"""KITTI's semantic and instance segmentation (2015; 200 training images of the left color camera).
 
 ``training/image_2/<name>.png`` with ``training/semantic/<name>.png`` (8 bits, Cityscapes label ids) or
 ``training/instance/<name>.png`` (16 bits, label id x 256 + instance); ``testing/image_2`` has no labels. KITTI names no
