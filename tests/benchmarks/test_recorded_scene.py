@@ -66,7 +66,7 @@ def test_evaluation_runs_end_to_end(tmp_path, dataset, tiny_dir, monkeypatch):
     assert 0 < straight["l2_avg_to_t"]["avg"] < 1
 
 
-def test_truth_that_does_not_fit_is_refused(tmp_path, recorded_scene):
+def test_truth_that_does_not_fit_is_refused(tmp_path):
     truth = json.loads(TRUTH.read_text())
     mask = TRUTH.parent / truth["drivable"]["file"]
     (tmp_path / mask.name).write_bytes(mask.read_bytes())

@@ -68,7 +68,7 @@ def test_tokens_image_and_mask_of_a_batch_belong_together(source):
             token, camera = name.split("/")
             index, place = names.index(token), CAMERAS.index(camera)
             assert float(tokens[0, 0]) == index * 6 + place
-            image = cv2.imread(str(source.dataset[index].images[place]))
+            image = source[index].load_image(camera)
             assert abs(float(pixels[0, 10, 10]) - float(image[20, 20, 0])) < 6
             assert mask[0, :, 80:].all() and not mask[0, :, :70].any()
         assert not batch.ignore.any()
