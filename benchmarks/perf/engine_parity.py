@@ -29,7 +29,7 @@ from fastdrive_node.engines.vision_engine import EngineVision
 
 @torch.inference_mode()
 def compare(source: Source, options: GraphOptions, folder: Path) -> dict:
-    """Write the engine, run it and torch on the same random picture. Times are of one run each, after one before."""
+    """Write the engine, run it and torch on the same random image. Times are of one run each, after one before."""
     start = time.perf_counter()
     manifest = write_engine(source, options, folder)
     built_s = time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""The language half by torch and by onnxruntime: prefill, decode and whole answers, and whether they are the same.
+"""The language model by torch and by onnxruntime: prefill, decode and whole answers, and whether they are the same.
 
     fastdrive sim dataset data/lm_val --keyframes 240 --seed 101 --split val
     python -m benchmarks.perf.language_engine --dataset data/lm_val --split val --sets 200 \\

@@ -38,7 +38,7 @@ class AblationJob:
     arm: str
     seed: int
     recipe: dict[str, Any]
-    test: str  # data set of the final figures
+    test: str  # dataset of the final figures
     test_split: str
     test_keyframes: int
     pictures: int  # of these keyframes, those whose reconstructions are judged

@@ -1,7 +1,7 @@
-r"""A VLA to check the open-loop table with: the tower of another one, under an untrained language half.
+r"""A VLA to check the open-loop table with: the tower of another one, under an untrained language model.
 
 models/tiny saw in its training pruned prompts whose tokens were chosen by foreground, which could favour the pruners
-that choose likewise. A language half that is trained anew, with tokens dropped at random, favours none:
+that choose likewise. A language model that is trained from scratch, with tokens dropped at random, favours none:
 
     python -m benchmarks.studies.fair_vla --out runs/fair_tower
     fastdrive train tiny_language --set tower_run=runs/fair_tower --set out=runs/fair_language --set pruned_by=random
