@@ -1,4 +1,4 @@
-"""What follows from the node's parameters: the shipped parameter file, its JSON schema, and the table in docs/node.md.
+"""Generated files: the shipped parameter file, the table in docs/node.md, and the JSON schemas in ``config/``.
 
 ``python -m fastdrive_node.ros.parameter_files`` writes them in a checkout; a test compares them.
 """
@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from fastdrive_node.families.spec import VlaSpec
 from fastdrive_node.files import write_atomically
 from fastdrive_node.ros.parameters import PARAMETERS, SCHEMA_FILE, ParameterFile
 
@@ -18,9 +21,12 @@ CONFIG_FILE, DOCUMENT = "config/fastdrive.yaml", "docs/node.md"
 TABLE_MARKS = ("<!-- parameters: written by fastdrive_node.ros.parameter_files -->\n", "<!-- end of parameters -->")
 
 
-def schema_text() -> str:
-    """The content of ``config/fastdrive.schema.json``."""
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **ParameterFile.model_json_schema()}
+SCHEMAS = {SCHEMA_FILE: ParameterFile, "config/vla.schema.json": VlaSpec}
+
+
+def schema_text(kind: Any) -> str:
+    """The JSON schema of a model as a file's content."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **TypeAdapter(kind).json_schema()}
     return json.dumps(schema, indent=2) + "\n"
 
 
@@ -69,7 +75,7 @@ def file_texts(root: Path) -> dict[str, str]:
     begin, end = document.index(TABLE_MARKS[0]) + len(TABLE_MARKS[0]), document.index(TABLE_MARKS[1])
     return {
         CONFIG_FILE: yaml_text(),
-        SCHEMA_FILE: schema_text(),
+        **{file: schema_text(kind) for file, kind in SCHEMAS.items()},
         DOCUMENT: document[:begin] + table_text() + document[end:],
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,11 @@ from fastdrive_node.types import Vehicle
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("name", ["config/fastdrive.yaml", "config/fastdrive.schema.json", "docs/node.md"])
-def test_files_that_follow_from_the_parameters_are_up_to_date(name):
+GENERATED = ("config/fastdrive.yaml", "config/fastdrive.schema.json", "config/vla.schema.json", "docs/node.md")
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_generated_files_are_up_to_date(name):
     expected = file_texts(ROOT)[name]
     assert (ROOT / name).read_text() == expected, "write it again: python -m fastdrive_node.ros.parameter_files"
 
@@ -122,3 +126,12 @@ def test_the_schema_is_a_schema():
     validator = jsonschema.Draft202012Validator(schema)
     assert validator.is_valid(yaml.safe_load((ROOT / "config" / "fastdrive.yaml").read_text()))
     assert not validator.is_valid({"/**": {"ros__parameters": {"dropp": 0.5}}})
+
+
+def test_the_schema_of_vla_json_accepts_the_shipped_one_and_no_unknown_field():
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads((ROOT / "config" / "vla.schema.json").read_text())
+    shipped = json.loads((ROOT / "models" / "tiny" / "vla.json").read_text())
+    jsonschema.validate(shipped, schema)
+    with pytest.raises(jsonschema.ValidationError, match="unexpected"):
+        jsonschema.validate({**shipped, "camera": []}, schema)
