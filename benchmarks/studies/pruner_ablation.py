@@ -54,9 +54,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vla", default="models/tiny", help="VLA directory (%(default)s)")
     for name, root in (("train", "data/sim_prune"), ("val", "data/sim_val"), ("test", "data/sim_test")):
-        parser.add_argument(
-            f"--{name}", default=root, metavar="DIR", help=f"dataset with a split {name} (%(default)s)"
-        )
+        parser.add_argument(f"--{name}", default=root, metavar="DIR", help=f"dataset with a split {name} (%(default)s)")
     parser.add_argument("--out", default="runs/pruner_ablation", help="folder of the runs (%(default)s)")
     parser.add_argument("--json", metavar="FILE", help="figures; a table goes beside them as .md (OUT/ablation.json)")
     parser.add_argument("--arms", default=DEFAULT_ARMS, help=f"of {', '.join(ARMS)} (the first four)")
