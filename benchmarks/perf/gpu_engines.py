@@ -159,8 +159,9 @@ class EngineScene:
         found: dict[str, Any] = {}
         cases: dict[str, Case] = {}
         refusal = "no TensorRT" if builder is None else builder.refusal(precision)
-        trt = row["tensorrt"] = {"skipped": refusal} if refusal else {}
-        if refusal is None:
+        trt: dict[str, Any] = {"skipped": refusal} if refusal else {}
+        row["tensorrt"] = trt
+        if builder is not None and refusal is None:
             step = self._inside if builder.python is None else self._outside
             self.guarded(trt, lambda: found.update(step(source, builder, precision, images, trt, cases)))
             if found:
@@ -197,10 +198,11 @@ class EngineScene:
         self, source: Source, builder: Builder, precision: str, images: torch.Tensor, trt: dict, cases: dict
     ) -> dict[str, torch.Tensor]:
         """Build and run in the other interpreter."""
+        assert builder.python is not None
         file, _ = self._graph(source, builder, precision, trt)
         folder, settings = file.parent, self.settings
         np.savez(folder / "inputs.npz", images=images.numpy())
-        job = {name: str(folder / target) for name, target in _JOB_FILES.items()}
+        job: dict[str, Any] = {name: str(folder / target) for name, target in _JOB_FILES.items()}
         job |= {"onnx": str(file), "opset": builder.opset, "precision": precision}
         job |= {name: getattr(settings, name) for name in ("runs", "warm_up", "workspace_mib", "optimization_level")}
         for name in ("report", "outputs"):
@@ -231,6 +233,7 @@ class EngineScene:
         start = time.perf_counter()
         manifest = build_plan(load_tensorrt(), onnx_file, onnx, folder, wanted, folder)
         seconds = round(time.perf_counter() - start, 1)
+        assert manifest.target is not None  # every plan's manifest has one
         file = folder / PLAN_FILE
         trt |= {
             "build_s": seconds,
@@ -241,7 +244,7 @@ class EngineScene:
         runner = TensorRtRunner(file, manifest, self.device)
         facts = manifest.graph.inputs() | manifest.graph.outputs()
         tensors = {
-            name: torch.empty(each.shape, dtype=getattr(torch, each.dtype), device=self.device)
+            name: torch.empty(*map(int, each.shape), dtype=getattr(torch, each.dtype), device=self.device)
             for name, each in facts.items()
         }
         tensors["images"].copy_(images)

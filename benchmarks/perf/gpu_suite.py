@@ -43,6 +43,7 @@ from fastdrive_node.benchmark.agreement import NOTE, agreement
 from fastdrive_node.benchmark.implementations import FastDrive, HfGenerate, Workload
 from fastdrive_node.benchmark.timing import Case, Timing, measure, ratio
 from fastdrive_node.devices import describe
+from fastdrive_node.families import VisualTokens
 from fastdrive_node.pruning.score_pruner import ScorePruner
 
 DROPS = (0.0, 0.25, 0.5, 0.75)
@@ -162,6 +163,7 @@ class Suite:
         start = time.perf_counter()
         model = build_model(size, self.device, self.dtype, SEED)
         pruner = build_pruner(model, SEED)
+        assert pruner.module is not None
         entry |= {
             "shape": {"vision": size.vision, "text": size.text},
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -267,7 +269,7 @@ def encode_cases(work: Workload) -> dict[str, Case]:
     return {STOCK: Case(lambda _: stock.encode()), "ours": Case(lambda _: ours.encode())}
 
 
-def pruned(side: FastDrive) -> tuple[torch.Tensor, torch.Tensor]:
+def pruned(side: FastDrive) -> tuple[VisualTokens, torch.Tensor]:
     """Tokens, and the indices of the kept ones."""
     tokens = side.encode()
     return tokens, side.prune(tokens)

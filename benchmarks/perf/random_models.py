@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -147,7 +148,7 @@ def build_workload(model: Qwen2_5_VLForConditionalGeneration, scene: Scene, answ
         history=HistorySpec(steps=(), interval_s=0.5),
         answer=AnswerSpec(preamble="", points=6, interval_s=0.5, closing="end", max_new_tokens=answer_tokens),
     )
-    vla = Vla(Path("random weights"), FAMILY, model.config, model, NoWords(), spec, "")
+    vla = Vla(Path("random weights"), FAMILY, model.config, model, cast(Any, NoWords()), spec, "")
     vision = vla.torch_vision()
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (scene.images, 3, scene.height, scene.width), generator=generator).byte()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from transformers import Qwen2_5_VLConfig
@@ -28,14 +29,14 @@ def random_source(size: str, cameras: int, image_size: tuple[int, int], folder: 
         folder: where the pruner's file is put.
     """
     sizes = SIZES[size]
-    config = Qwen2_5_VLConfig(vision_config=sizes.vision, text_config=sizes.text)
+    config: Any = Qwen2_5_VLConfig(vision_config=sizes.vision, text_config=sizes.text)
     config.vision_config._attn_implementation = "sdpa"
     torch.manual_seed(seed)
     tower = Qwen2_5_VisionTransformerPretrainedModel(config.vision_config).requires_grad_(False).eval()
     pruner = ReconPruner(FAMILY, config.text_config).requires_grad_(False).eval()
     vision = TorchVision(tower, image_size, cameras)
     spec = SimpleNamespace(cameras=tuple(f"CAM_{index}" for index in range(cameras)), image_size=image_size)
-    vla = SimpleNamespace(
+    vla: Any = SimpleNamespace(
         path=folder,
         spec=spec,
         grid=vision.grid,

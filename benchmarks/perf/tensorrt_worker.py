@@ -39,7 +39,8 @@ def load_parts() -> tuple[Any, Any]:
     package = types.ModuleType("fastdrive_node.engines")
     package.__path__ = [str(ROOT / "fastdrive_node" / "engines")]
     sys.modules["fastdrive_node.engines"] = package
-    return tuple(importlib.import_module(f"fastdrive_node.engines.tensorrt_{part}") for part in ("api", "plan"))
+    api, plan = (importlib.import_module(f"fastdrive_node.engines.tensorrt_{part}") for part in ("api", "plan"))
+    return api, plan
 
 
 def load_cudart() -> Any:

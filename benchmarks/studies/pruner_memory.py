@@ -73,8 +73,12 @@ class PrunerSize:
 
     def config(self) -> Qwen2_5_VLConfig:
         width = self.text["hidden_size"]
-        vision = {**self.vision, "out_hidden_size": width}
-        return Qwen2_5_VLConfig(text_config={**_TEXT, **self.text}, vision_config=vision, attn_implementation="sdpa")
+        parts: dict[str, Any] = {
+            "text_config": {**_TEXT, **self.text},
+            "vision_config": {**self.vision, "out_hidden_size": width},
+            "attn_implementation": "sdpa",
+        }
+        return Qwen2_5_VLConfig(**parts)
 
 
 SIZES = {
@@ -118,10 +122,10 @@ def modules(size: PrunerSize) -> tuple[nn.Module, ReconPruner, ReconDecoder]:
     """Tower, pruner and decoder without storage."""
     config = size.config()
     with torch.device("meta"):
-        tower = Qwen2_5_VisionTransformerPretrainedModel._from_config(config.vision_config).to(torch.bfloat16)
+        tower: Any = Qwen2_5_VisionTransformerPretrainedModel._from_config(config.vision_config)
         pruner = ReconPruner(FAMILY, config.text_config)
         decoder = ReconDecoder(FAMILY, config.text_config, size.decoder_layers, CELL_PX)
-    return tower.requires_grad_(False), pruner, decoder
+    return tower.to(torch.bfloat16).requires_grad_(False), pruner, decoder
 
 
 def training_step(

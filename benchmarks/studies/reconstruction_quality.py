@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import nn
 
 from fastdrive_training.pruner.data import matched_random_masks
+from fastdrive_training.pruner.decoder import ReconDecoder
 from fastdrive_training.pruner.ssim import ssim
 from fastdrive_training.pruner.validate import HeldOut, rebuild
 from fastdrive_training.scoring.token_metrics import POSITIVE_COVERAGE
@@ -14,7 +14,7 @@ from fastdrive_training.scoring.token_metrics import POSITIVE_COVERAGE
 BEST_PSNR_DB = 100.0  # of a perfect image, in place of infinity
 
 
-def quality(decoder: nn.Module, held_out: HeldOut, mask: np.ndarray) -> dict[str, float] | None:
+def quality(decoder: ReconDecoder, held_out: HeldOut, mask: np.ndarray) -> dict[str, float] | None:
     """Figures of the held-out keyframes that have their images; None where the decoder paints no pixels.
 
     Args:

@@ -107,7 +107,7 @@ def _state(message) -> EgoState:
     return EgoState(stamp.sec * 10**9 + stamp.nanosec, position.x, position.y, yaw, message.twist.twist.linear.x)
 
 
-def _write_images(sets: BagSets, out: Path) -> Iterator[list[tuple[int, int]]]:
+def _write_images(sets: BagSets, out: Path) -> Iterator[list[tuple[int, ...]]]:
     """Write the images. Gives (height, width) of each camera, set after set."""
     for index, (_, images) in enumerate(sets.read(range(len(sets)))):
         for camera, image in zip(CAMERAS, images, strict=True):
@@ -119,7 +119,7 @@ def _write_images(sets: BagSets, out: Path) -> Iterator[list[tuple[int, int]]]:
 
 
 def _tables(
-    poses: Sequence[EgoState], corner_m: tuple[float, float], sizes: Sequence[list[tuple[int, int]]]
+    poses: Sequence[EgoState], corner_m: tuple[float, float], sizes: Sequence[list[tuple[int, ...]]]
 ) -> dict[str, list[dict]]:
     tokens = [_token(index) for index in range(len(poses))]
     stamps_us = [pose.stamp_ns // 1000 for pose in poses]
