@@ -19,7 +19,7 @@ import torch
 
 from fastdrive_node.families import load_vla
 from fastdrive_node.planning.loading import default_vla_dir
-from fastdrive_training.vla.planner import Planner
+from fastdrive_training.vla.planner import TrainablePlanner
 from fastdrive_training.vla.tiny_model import build_tiny_vla
 
 WEIGHTS_FILE = "prune2drive.json"
@@ -33,7 +33,7 @@ def build(source: Path, out: Path, seed: int) -> Path:
     vla.model.save_pretrained(out / "vla")
     if (source / WEIGHTS_FILE).exists():
         shutil.copy(source / WEIGHTS_FILE, out / "vla" / WEIGHTS_FILE)
-    Planner(vla).save_heads(out)
+    TrainablePlanner(vla).save_heads(out)
     return out
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from torch import nn
 
 from fastdrive_training.pruner.data import matched_random_masks
-from fastdrive_training.pruner.decoder import ReconDecoder
 from fastdrive_training.pruner.ssim import ssim
 from fastdrive_training.pruner.validate import HeldOut, rebuild
 from fastdrive_training.scoring.token_metrics import POSITIVE_COVERAGE
@@ -14,7 +16,7 @@ from fastdrive_training.scoring.token_metrics import POSITIVE_COVERAGE
 BEST_PSNR_DB = 100.0  # of a perfect image, in place of infinity
 
 
-def quality(decoder: ReconDecoder, held_out: HeldOut, mask: np.ndarray) -> dict[str, float] | None:
+def quality(decoder: nn.Module, held_out: HeldOut, mask: np.ndarray) -> dict[str, float] | None:
     """Figures of the held-out keyframes that have their images; None where the decoder paints no pixels.
 
     Args:
@@ -25,7 +27,8 @@ def quality(decoder: ReconDecoder, held_out: HeldOut, mask: np.ndarray) -> dict[
         the image with everything outside (inside) the foreground blanked; ``psnr_fore_region``, ``psnr_back_region``:
         over the pixels of the region alone, pooled, for blank pixels are easily right.
     """
-    if decoder.channels < 3:
+    channels: Any = decoder.channels
+    if channels < 3:
         return None
     errors = {"fore": [0.0, 0.0], "back": [0.0, 0.0]}  # sum of squares and values, inside the region
     rows: dict[str, list[torch.Tensor]] = {}

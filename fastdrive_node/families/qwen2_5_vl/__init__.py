@@ -24,8 +24,8 @@ class Qwen25Vl:
     """The ``VlaFamily`` of Qwen2.5-VL; see ``families.base`` for what each member is."""
 
     model_type = "qwen2_5_vl"
-    encoder_prefixes = ("model.visual.", "visual.")
-    language_prefixes = ("model.language_model.", "language_model.", "model.")
+    encoder_prefixes: tuple[str, ...] = ("model.visual.", "visual.")
+    language_prefixes: tuple[str, ...] = ("model.language_model.", "language_model.", "model.")
 
     def read_config(self, content: dict) -> _Config:
         return Qwen2_5_VLConfig.from_dict(content)
