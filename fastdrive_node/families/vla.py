@@ -112,13 +112,15 @@ class Vla:
 
 
 @contextmanager
-def no_progress_bar() -> Iterator[None]:
-    """transformers without its progress bar for loading."""
-    shown = transformers_logging.is_progress_bar_enabled()
+def quiet_loading() -> Iterator[None]:
+    """transformers without progress bar, and without its report on weights, which families check themselves."""
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()
 

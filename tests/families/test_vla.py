@@ -1,6 +1,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -194,3 +196,12 @@ def test_the_documented_example_is_a_valid_spec(tmp_path):
     page = Path(__file__).parents[2] / "docs" / "vla_directory.md"
     (tmp_path / "vla.json").write_text(re.search(r"```json\n(.*?)```", page.read_text(), re.DOTALL)[1])
     assert load_spec(tmp_path).answer.points == 6
+
+
+def test_loading_without_the_tower_writes_nothing_to_stderr(tiny_dir):
+    code = (
+        "from fastdrive_node.families import LANGUAGE, load_vla\n"
+        f"load_vla({str(tiny_dir)!r}, parts=frozenset({{LANGUAGE}}))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (0, "")

@@ -14,7 +14,7 @@ from fastdrive_node.families.base import LANGUAGE, VISION, PositionInputs
 from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage, fold_rotation_sign
 from fastdrive_node.families.qwen2_5_vl.pruner_layer import Qwen25VlPrunerLayer, layer_config
 from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
-from fastdrive_node.families.vla import CONFIG, Vla, first_line, no_progress_bar
+from fastdrive_node.families.vla import CONFIG, Vla, first_line, quiet_loading
 
 IMAGE, IMAGE_START, IMAGE_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 _Config = Any  # Qwen2_5_VLConfig, whose annotations allow its parts to be a dict or None
@@ -34,7 +34,7 @@ class Qwen25Vl:
         self, path: Path, config: _Config, device: torch.device, dtype: Any, parts: frozenset[str]
     ) -> Qwen2_5_VLForConditionalGeneration:
         try:
-            with no_progress_bar():
+            with quiet_loading():
                 model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
                     path,
                     config=_config_of_parts(config, parts),
