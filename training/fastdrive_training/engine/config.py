@@ -8,7 +8,7 @@ import json
 import re
 import typing
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -19,7 +19,10 @@ from fastdrive_node.errors import FastDriveError
 Recipe = TypeVar("Recipe")
 SHIPPED = Path(__file__).parents[1] / "recipes"
 
-recipe_class = dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+if TYPE_CHECKING:  # type checkers do not follow a decorator that a call made
+    from dataclasses import dataclass as recipe_class
+else:
+    recipe_class = dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 Count = Annotated[int, Field(ge=1)]
 Steps = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
