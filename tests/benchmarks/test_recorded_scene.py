@@ -35,8 +35,8 @@ def test_keyframes_hold_the_recorded_images_poses_and_future(dataset):
     truth = json.loads(TRUTH.read_text())
     assert len(dataset) == 4
     first = dataset[0]
-    np.testing.assert_allclose(first.future_m, truth["frames"][0]["future_xy_0p5s"])
-    assert [keyframe.future_m is None for keyframe in dataset] == [False, True, True, True]
+    np.testing.assert_allclose(first.future(), truth["frames"][0]["future_xy_0p5s"])
+    assert [keyframe.future() is None for keyframe in dataset] == [False, True, True, True]
     assert first.history.now.speed_mps == pytest.approx(truth["frames"][0]["can_vx"], abs=0.3)
     assert all(first.load_image(camera).shape == (900, 1600, 3) for camera in dataset.cameras)
 
@@ -51,7 +51,7 @@ def test_road_is_judged_on_the_recorded_mask_and_collision_is_not(dataset):
     judged = judge_plan(np.stack([ahead, steps], axis=1), around)
     assert judged.off_drivable.tolist() == [fraction > 0 for fraction in fractions]
     assert judged.collision is None
-    assert not judge_plan(keyframe.future_m, around).off_drivable.any()
+    assert not judge_plan(keyframe.future(), around).off_drivable.any()
 
 
 def test_evaluation_runs_end_to_end(tmp_path, dataset, tiny_dir, monkeypatch):

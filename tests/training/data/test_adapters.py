@@ -284,8 +284,8 @@ def test_folder_with_ego_motion_has_history_future_and_command(tmp_path):
     source = open_source(_driven_folder(tmp_path))
     assert source.scenes == ["north"] * 8
     first, second, third = source[0], source[1], source[2]
-    np.testing.assert_allclose(second.future_m, [[2.0 * step, 0.0] for step in range(1, 7)], atol=1e-9)
-    assert third.future_m is None and third.history.now.speed_mps == pytest.approx(4.0)
+    np.testing.assert_allclose(second.future(), [[2.0 * step, 0.0] for step in range(1, 7)], atol=1e-9)
+    assert third.future() is None and third.history.now.speed_mps == pytest.approx(4.0)
     assert (first.command.value, second.command.value, third.command.value) == ("left", "straight", "none")
     assert first.stamp_ns == 100 * 10**9 and first.boxes() is None and first.find_drivable() is None
     assert third.find_world_state().y_m == pytest.approx(4.0)
@@ -294,7 +294,7 @@ def test_folder_with_ego_motion_has_history_future_and_command(tmp_path):
 def test_items_without_ego_motion_have_no_future(tmp_path):
     write_image(tmp_path / "a.jpg")
     item = open_source(tmp_path)[0]
-    assert item.future_m is None and item.history is None and item.stamp_ns is None and item.boxes() is None
+    assert item.future() is None and item.history is None and item.stamp_ns is None and item.boxes() is None
 
 
 @pytest.mark.parametrize(

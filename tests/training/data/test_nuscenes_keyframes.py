@@ -47,13 +47,13 @@ def test_future_is_in_the_ego_frame_of_the_keyframe(tmp_path):
     dataset = KeyframeDataset(write_dataset(tmp_path / "d", keyframes=8, speed=4.0))
     expected = np.stack([5.0 * np.arange(1, 7) * 0.5, np.zeros(6)], axis=1)
     keyframe = dataset[8]  # of scene 1, which starts with a yaw of 0.3 rad and 5 m/s
-    np.testing.assert_allclose(keyframe.future_m, expected, atol=1e-6)
+    np.testing.assert_allclose(keyframe.future(), expected, atol=1e-6)
     assert keyframe.command is Command.STRAIGHT
 
 
 def test_scene_end_leaves_no_future_and_no_command(tmp_path):
     dataset = KeyframeDataset(write_dataset(tmp_path / "d", scenes=1, keyframes=8))
-    assert [keyframe.future_m is not None for keyframe in dataset] == [True, True] + [False] * 6
+    assert [keyframe.future() is not None for keyframe in dataset] == [True, True] + [False] * 6
     assert dataset[7].command is Command.NONE
 
 
@@ -61,7 +61,7 @@ def test_scene_end_leaves_no_future_and_no_command(tmp_path):
 def test_command_follows_from_the_final_lateral_offset(tmp_path, turn, command):
     dataset = KeyframeDataset(write_dataset(tmp_path / "d", scenes=1, keyframes=7, turn=turn))
     assert dataset[0].command is command
-    assert dataset[0].future_m[-1, 1] * turn > 0  # y is left, and yaw turns left
+    assert dataset[0].future()[-1, 1] * turn > 0  # y is left, and yaw turns left
 
 
 def test_history_is_newest_first_with_speed_and_yaw_rate(tmp_path):
@@ -78,7 +78,7 @@ def test_history_is_newest_first_with_speed_and_yaw_rate(tmp_path):
 def test_lidar_pose_is_the_samples_where_there_is_one(tmp_path):
     dataset = KeyframeDataset(write_dataset(tmp_path / "d", scenes=1, keyframes=8, lidar=True))
     assert dataset[1].history.now.stamp_ns == dataset[1].stamp_ns - 50_000_000
-    np.testing.assert_allclose(dataset[1].future_m[:, 0], 4.0 * np.arange(1, 7) * 0.5, atol=1e-6)
+    np.testing.assert_allclose(dataset[1].future()[:, 0], 4.0 * np.arange(1, 7) * 0.5, atol=1e-6)
 
 
 def test_extras_win_over_the_poses(tmp_path):
@@ -89,14 +89,14 @@ def test_extras_win_over_the_poses(tmp_path):
     dataset = KeyframeDataset(write_dataset(tmp_path / "d", scenes=1, keyframes=8, extras=extras))
     keyframe = dataset[7]
     assert keyframe.command is Command.LEFT
-    np.testing.assert_array_equal(keyframe.future_m, future)
+    np.testing.assert_array_equal(keyframe.future(), future)
     now, before, first = keyframe.history.states
     assert (now.speed_mps, now.yaw_rate_radps, now.stamp_ns) == (7.5, 0.1, keyframe.stamp_ns)
     assert now.accel_mps2 == pytest.approx(-1.0)  # of the speeds, half a second apart
     assert (before.x_m, before.y_m, before.stamp_ns) == (-3.8, 0.1, keyframe.stamp_ns - 500_000_000)
     assert (before.yaw_rate_radps, before.accel_mps2) == (pytest.approx(0.3), 0.0)
     assert first.yaw_rad == -0.2
-    assert dataset[0].future_m is None
+    assert dataset[0].future() is None
 
 
 def test_scene_start_of_the_extras_has_its_own_speed_and_no_past(tmp_path):
@@ -212,7 +212,7 @@ def test_any_number_of_cameras_of_any_name(tmp_path, cameras):
     roof = cv2.imread(str(root / "samples" / "CAM_ROOF" / "s0k0.jpg"))
     np.testing.assert_array_equal(keyframe.load_image("CAM_ROOF")[..., ::-1], roof)
     assert keyframe.coverage(("CAM_ROOF",), (4, 8)).shape == (1, 32)
-    assert keyframe.future_m is not None and keyframe.history.now.speed_mps == pytest.approx(4.0)
+    assert keyframe.future() is not None and keyframe.history.now.speed_mps == pytest.approx(4.0)
     chosen = KeyframeDataset(root, cameras=("CAM_ROOF",))
     assert chosen.cameras == tuple(chosen[0].image_sizes) == ("CAM_ROOF",)
     with pytest.raises(InputError, match="no camera 'CAM_NOSE'; it has"):

@@ -75,7 +75,7 @@ def _answer(row: MadeUp, place: int, keyframe: Item) -> JudgedAnswer:
     if place in row.refuse:
         return JudgedAnswer(keyframe.name, keyframe.scene, "?", None, row.reason, None, tokens)
     off = row.off_m + row.wobble_m * np.cos(place * 2.0 + len(row.pruner))
-    plan = keyframe.future_m + np.array([0.0, off])
+    plan = keyframe.future() + np.array([0.0, off])
     steps = len(plan)
     judged = Judgement(
         np.full(steps, abs(off)), np.full(steps, place < row.hits), np.zeros(steps, bool), np.zeros(steps, bool)

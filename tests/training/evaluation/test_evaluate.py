@@ -161,12 +161,12 @@ def test_dataset_without_objects_has_no_collision_figure(root, vla_dir, silent):
 
 def test_shuffled_images_come_from_another_scene(root, vla_dir, monkeypatch, silent):
     dataset, vla = KeyframeDataset(root), load_vla(vla_dir)
-    donors = other_scenes(dataset, SAMPLES)
-    assert donors == other_scenes(dataset, SAMPLES)
+    donors = other_scenes(dataset.root, dataset.scenes, SAMPLES)
+    assert donors == other_scenes(dataset.root, dataset.scenes, SAMPLES)
     scenes = dataset.scenes
     assert all(scenes[donor] != scenes[sample] for donor, sample in zip(donors, SAMPLES, strict=True))
     with pytest.raises(InputError, match="two scenes"):
-        other_scenes(dataset, [0, 1])
+        other_scenes(dataset.root, dataset.scenes, [0, 1])
     _speak(monkeypatch, lambda _: "no plan")
     shown = []
     load = token_cache.FeatureStore.load

@@ -38,7 +38,7 @@ def test_the_same_seed_gives_the_same_search():
 
 def test_the_error_is_that_of_the_plans_and_refusals_count_as_far_off(root, tiny_vla, monkeypatch):
     dataset = KeyframeDataset(root)
-    future = next(keyframe.future_m for keyframe in dataset if keyframe.future_m is not None)
+    future = next(keyframe.future() for keyframe in dataset if keyframe.future() is not None)
     texts = [format_answer(future + np.array([0.0, 0.5]), tiny_vla.spec.answer), "no plan"]
     seen = []
 

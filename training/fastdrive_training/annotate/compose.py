@@ -76,7 +76,7 @@ def _without_pieces(mask: np.ndarray, min_piece: float) -> np.ndarray:
     _, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     large = stats[:, cv2.CC_STAT_AREA] >= min_piece * mask.size
     large[0] = False  # what is not in the mask
-    return large[pieces]
+    return large[np.asarray(pieces, np.int32)]
 
 
 def _band(foreground: np.ndarray, fraction: float) -> np.ndarray:
@@ -88,7 +88,8 @@ def _band(foreground: np.ndarray, fraction: float) -> np.ndarray:
     whole = foreground.astype(np.uint8)
     outer = cv2.dilate(whole, kernel).astype(bool) & ~foreground
     core = cv2.erode(whole, kernel).astype(bool)
-    count, pieces = cv2.connectedComponents(whole, connectivity=8)
+    count, found = cv2.connectedComponents(whole, connectivity=8)
+    pieces = np.asarray(found, np.int32)
     areas = np.bincount(pieces.ravel(), minlength=count)
     left = np.bincount(pieces[core], minlength=count)
     thick = left >= _KEPT_CORE * areas

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -51,7 +52,7 @@ class GroundedSam:
         ModelError: a model that cannot be loaded, is of another kind, lacks weights, or cannot read the prompts.
     """
 
-    def __init__(self, settings: AnnotateSettings, device: str):
+    def __init__(self, settings: AnnotateSettings, device: torch.device):
         models = settings.models
         self._settings, self._device = settings.detection, device
         self.detector, self._processor = _load(
@@ -121,7 +122,8 @@ class GroundedSam:
         scores, best = (values.cpu().double().numpy() for values in by_prompt.max(0))
         scores, best = scores.round(4), best.astype(int)
         height, width = image.shape[:2]
-        corners = center_to_corners_format(output.pred_boxes[0].float()).clamp(0, 1).cpu().double().numpy()
+        corners = cast(torch.Tensor, center_to_corners_format(output.pred_boxes[0].float()))
+        corners = corners.clamp(0, 1).cpu().double().numpy()
         boxes = np.round(corners * [width, height, width, height], 1)
         large = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)
         return [
@@ -167,7 +169,7 @@ class GroundedSam:
         return Caption(text, groups, prompts, tuple(positions))
 
 
-def _load(model_class, processor_class, name: str, revision: str | None, kinds: tuple[str, ...], device: str):
+def _load(model_class, processor_class, name: str, revision: str | None, kinds: tuple[str, ...], device: torch.device):
     """A model in evaluation mode and its processor, from safetensors and without code of the repository."""
     source = {"revision": revision, "trust_remote_code": False} if revision else {"trust_remote_code": False}
     try:

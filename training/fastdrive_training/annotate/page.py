@@ -14,7 +14,7 @@ from fastdrive_training.annotate.compose import SURE, compose
 from fastdrive_training.annotate.settings import IGNORE
 from fastdrive_training.annotate.store import ImageKey, MaskStore, write_file
 from fastdrive_training.data.adapters import ImageSource
-from fastdrive_training.data.masks import read_labels
+from fastdrive_training.data.masks import read_labels, size_of
 
 PAGE = "samples.html"
 WIDTH = 640  # px of each image
@@ -25,7 +25,9 @@ TEMPLATE = "page.html.j2"
 
 def write_page(source: ImageSource, store: MaskStore, keys: Sequence[ImageKey], figures: dict) -> None:
     """Write ``samples.html`` with these images, which are finished. An image that cannot be read any more is named."""
-    environment = Environment(loader=PackageLoader(__package__, "."), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=PackageLoader("fastdrive_training.annotate", "."), autoescape=True, undefined=StrictUndefined
+    )
     page = environment.get_template(TEMPLATE).render(
         figures=figures,
         classes=list(zip(figures["classes"].items(), _colors(len(figures["classes"])), strict=True)),
@@ -43,7 +45,7 @@ def _sample(source: ImageSource, store: MaskStore, key: ImageKey) -> dict:
     title = f"{key.camera} / {key.name}"
     try:
         image = source[key.index].load_image(key.camera)
-        labels = read_labels(store.mask_path(key), image.shape[:2])
+        labels = read_labels(store.mask_path(key), size_of(image))
         instances, size = store.read_instances(key)
     except InputError as error:
         return {"title": title, "problem": str(error)}

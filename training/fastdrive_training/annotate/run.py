@@ -19,6 +19,7 @@ from fastdrive_training.annotate.page import write_page
 from fastdrive_training.annotate.settings import AnnotateSettings
 from fastdrive_training.annotate.store import COMPOSE, DONE, FIND, ImageKey, MaskStore
 from fastdrive_training.data.adapters import ImageSource
+from fastdrive_training.data.masks import size_of
 from fastdrive_training.data.sampling import evenly_spaced
 
 Thing = TypeVar("Thing")
@@ -85,7 +86,8 @@ class Annotation:
         chosen = set(evenly_spaced(len(source), limit).tolist())
         keys = [key for key in self.keys if key.index in chosen]
         self._mine = keys[shard.index :: shard.count]
-        self._load_models, self._models, self._loading_s = load_models, None, 0.0
+        self._load_models, self._loading_s = load_models, 0.0
+        self._loaded: GroundedSam | None = None
 
     def run(self) -> AnnotationCounts:
         """Do what is not done. Images that cannot be read are counted and passed over.
@@ -125,14 +127,14 @@ class Annotation:
         return figures
 
     def _jobs(self) -> Iterator[_ImageJob]:
-        held, item = -1, None
+        held, item = -1, None  # the item at place `held`
         for key in self._mine:
             state = self.store.state(key)
             if state != FIND:
                 yield _ImageJob(key, state)
                 continue
             try:
-                if held != key.index:
+                if item is None or held != key.index:
                     held, item = key.index, self.source[key.index]
                 yield _ImageJob(key, state, item.load_image(key.camera))
             except InputError as error:
@@ -149,18 +151,19 @@ class Annotation:
             instances, size = self.store.read_instances(job.key)
             outcome.composed += 1
         else:
-            self._require_models()
-            instances, size = self._models.find(job.image), job.image.shape[:2]
+            assert job.image is not None
+            instances, size = self._models().find(job.image), size_of(job.image)
             self.store.write_instances(job.key, instances, size)
             outcome.found += 1
         self.store.write_mask(job.key, instances, compose(instances, size, self.settings))
 
-    def _require_models(self) -> None:
-        if self._models is None:
+    def _models(self) -> GroundedSam:
+        if self._loaded is None:
             started = time.perf_counter()
-            self._models = self._load_models()
-            self.store.set_models(self._models.identity)
+            self._loaded = self._load_models()
+            self.store.set_models(self._loaded.identity)
             self._loading_s = time.perf_counter() - started
+        return self._loaded
 
 
 def read_ahead(things: Iterator[Thing]) -> Iterator[Thing]:

@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -77,7 +78,7 @@ class MaskStore:
             "ignore": IGNORE,
             "foreground_groups": {group.name: [group.name] for group in settings.groups},
         }
-        self.models: dict | None = None  # identities, once known
+        self.models: dict = {}  # identities, once known
         self._detection_id = self._composition_id = ""
         if (root / MANIFEST).exists():
             self._join(recompose)
@@ -87,9 +88,9 @@ class MaskStore:
 
     def set_models(self, models: dict) -> None:
         """Begin the manifest with these identities, or check them against it. Raises InputError: other weights."""
-        if self.models is None and (self.root / MANIFEST).exists():
+        if not self.models and (self.root / MANIFEST).exists():
             self._join(recompose=False)  # another shard was quicker
-        if self.models is None:
+        if not self.models:
             self._know_models(models)
             self._write_manifest()
         for role in ROLES:
@@ -122,7 +123,7 @@ class MaskStore:
                 "box": list(one.box),
                 "score": one.score,
                 "quality": one.quality,
-                "rle": coco.encode(np.asfortranarray(one.mask.astype(np.uint8)))["counts"].decode(),
+                "rle": cast(bytes, coco.encode(np.asfortranarray(one.mask.astype(np.uint8)))["counts"]).decode(),
             }
             for one in instances
         ]

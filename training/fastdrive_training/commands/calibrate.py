@@ -17,6 +17,7 @@ from fastdrive_training.commands.options import add_dataset_arguments, pruner_fi
 from fastdrive_training.commands.score import open_sets
 from fastdrive_training.data.adapters.nuscenes import only_split
 from fastdrive_training.data.image_sets import SourceSets
+from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 from fastdrive_training.data.sampling import evenly_spaced
 from fastdrive_training.scoring.calibration import calibration_figures, fit_cameras, threshold_figures
 from fastdrive_training.scoring.score import score_sets
@@ -73,6 +74,6 @@ def table(figures: dict) -> Table:
 
 def _only_split(sets: SourceSets) -> str:
     """The split of a dataset that has one. Raises InputError where it has several: a fit must not mix them."""
-    if sets.source.kind == "nuscenes":
+    if isinstance(sets.source, KeyframeDataset):
         return only_split(sets.source) or ""
     return sets.source.split or ""

@@ -88,8 +88,8 @@ def run(args: argparse.Namespace) -> None:
     require_positive("--limit", args.limit)
     require_positive("--picture-count", args.picture_count)
     sets, vla = open_sets(args)
-    masked = isinstance(sets, SourceSets) and sets.source.has_masks
-    if not masked and not args.pictures:
+    masked = sets if isinstance(sets, SourceSets) and sets.source.has_masks else None
+    if masked is None and not args.pictures:
         raise InputError(
             f"{args.dataset}: no masks folder; scores are compared with foreground masks: give those of fastdrive "
             "annotate with --masks, or --pictures to see the scores alone"
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
     pruner = load_pruner(pruner_file(args), vla)
     positions = evenly_spaced(len(sets), args.limit)
     scores = score_sets(sets, positions, vla, pruner)
-    coverage = sets.coverage(positions, vla.grid) if masked else None
+    coverage = None if masked is None else masked.coverage(positions, vla.grid)
     figures = unmasked_figures(scores) if coverage is None else _figures(args, scores, coverage)
     figures |= extra_figures(args, sets, vla, pruner, scores, coverage)
     Console(file=sys.stderr).print(summary(figures))
@@ -151,7 +151,7 @@ def extra_figures(
         calibration = load_calibration(pruner_file(args))
         check_options(ScoreOptions(calibrated=True), calibration, sets.cameras)
     figures = {}
-    if args.calibrated and coverage is not None:
+    if calibration is not None and coverage is not None:
         figures["calibration"] = calibrated_figures(scores, coverage, sets.cameras, calibration)
     if args.temporal:
         figures["temporal"] = _temporal(args, sets, vla, pruner, calibration)

@@ -54,7 +54,8 @@ class DrivableArea:
     ) -> DrivableArea:
         """From bool [H, W], True where one may drive."""
         pixels = np.asarray(pixels, bool)
-        return cls(np.packbits(pixels, axis=1), pixels.shape, origin_m, resolution_m)
+        height, width = pixels.shape
+        return cls(np.packbits(pixels, axis=1), (height, width), origin_m, resolution_m)
 
     def contains(self, points: np.ndarray) -> np.ndarray:
         """bool [...] of points [..., 2] in the map's frame; False outside of the raster."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,18 +16,19 @@ from fastdrive_node.replay.frame_sets import SetCounter
 from fastdrive_node.ros.topics import load_topic_map
 from fastdrive_node.types import FrameSet
 from fastdrive_training.data.adapters import ImageSource
-from fastdrive_training.data.masks import cell_coverage
+from fastdrive_training.data.masks import cell_coverage, size_of
 
 
 class ImageSets(Protocol):
     """Sets of images in time order. ``read`` takes ascending positions and gives (name, uint8 RGB [H, W, 3] of each
     camera); it raises InputError for an image that cannot be read."""
 
-    cameras: tuple[str, ...]
+    @property
+    def cameras(self) -> tuple[str, ...]: ...
 
     def __len__(self) -> int: ...
 
-    def read(self, positions: Sequence[int]) -> Iterator[tuple[str, list[np.ndarray]]]: ...
+    def read(self, positions: Iterable[int]) -> Iterator[tuple[str, list[np.ndarray]]]: ...
 
 
 class SourceSets:
@@ -40,14 +41,14 @@ class SourceSets:
     def __len__(self) -> int:
         return len(self.source)
 
-    def read(self, positions: Sequence[int]) -> Iterator[tuple[str, list[np.ndarray]]]:
+    def read(self, positions: Iterable[int]) -> Iterator[tuple[str, list[np.ndarray]]]:
         for index in positions:
             item = self.source[int(index)]
             images = [item.load_image(camera) for camera in self.cameras]
-            self._sizes[int(index)] = [image.shape[:2] for image in images]
+            self._sizes[int(index)] = [size_of(image) for image in images]
             yield f"{item.scene} {item.name}", images
 
-    def coverage(self, positions: Sequence[int], grid: tuple[int, int]) -> np.ndarray:
+    def coverage(self, positions: Iterable[int], grid: tuple[int, int]) -> np.ndarray:
         """float32 [positions, cameras, rows * cols]: fraction of foreground in each token's cell, NaN where unknown.
 
         Raises InputError: no masks, or one that is missing, damaged or of another size than its image.
@@ -56,7 +57,7 @@ class SourceSets:
 
     def _coverage(self, index: int, grid: tuple[int, int]) -> np.ndarray:
         item = self.source[index]
-        sizes = self._sizes.get(index) or [item.load_image(camera).shape[:2] for camera in self.cameras]
+        sizes = self._sizes.get(index) or [size_of(item.load_image(camera)) for camera in self.cameras]
         regions = [item.load_regions(camera, size) for camera, size in zip(self.cameras, sizes, strict=True)]
         return np.stack([cell_coverage(each.foreground, *grid, each.ignore) for each in regions])
 
@@ -96,7 +97,7 @@ class BagSets:
     def __len__(self) -> int:
         return len(self.t0_ns)
 
-    def read(self, positions: Sequence[int]) -> Iterator[tuple[str, list[np.ndarray]]]:
+    def read(self, positions: Iterable[int]) -> Iterator[tuple[str, list[np.ndarray]]]:
         """(name, uint8 RGB [H, W, 3] of each camera) of the sets at ascending positions.
 
         Raises:

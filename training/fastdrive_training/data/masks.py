@@ -20,6 +20,12 @@ TABLES = ("sim.json", "labels.json")  # label tables of folders that hold masks 
 KNOWN_FRACTION = 0.5  # of a cell; with fewer pixels that count its coverage is not known
 
 
+def size_of(image: np.ndarray) -> tuple[int, int]:
+    """(height, width) of an image or mask [H, W, ...]."""
+    height, width = image.shape[:2]
+    return height, width
+
+
 @dataclass(frozen=True)
 class Regions:
     """What a mask says of one image."""

@@ -179,6 +179,7 @@ class FeatureStore:
         return [found[index] for index in indices]
 
     def _path(self, index: int) -> Path:
+        assert self._folder is not None
         name = hashlib.sha256(self._source.names[index].encode()).hexdigest()[:32]
         return self._folder / f"{name}.safetensors"
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from typing import cast
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -62,11 +63,11 @@ class Processes:
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """Element-wise mean over the processes."""
-        return self._accelerator.reduce(values.to(self.device), "mean")
+        return cast(torch.Tensor, self._accelerator.reduce(values.to(self.device), "mean"))
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
         """[n] of each process -> [processes, n]."""
-        return self._accelerator.gather(values.unsqueeze(0).to(self.device))
+        return cast(torch.Tensor, self._accelerator.gather(values.unsqueeze(0).to(self.device)))
 
     @contextmanager
     def first_goes_ahead(self) -> Iterator[None]:

@@ -112,7 +112,7 @@ class Answerer:
         if coverage:
             known = np.nan_to_num(images.coverage(self.vla.spec.cameras, self.vla.grid), nan=0.0)
             cells = torch.from_numpy(known).to(self.vla.device)
-        prompt = self.generator.prompt(item.history, item.command)
+        prompt = self.generator.prompt(item.known_history, item.command)
         return EvaluationSample(item, prompt, features, cells, around, frame, state)
 
     def context(self, row: PrunerRow, sample: EvaluationSample) -> PruningContext:
@@ -141,7 +141,7 @@ class Answerer:
         item, text = sample.item, answer.text
         try:
             trajectory = self.generator.answer.parse(answer.ids)
-            check_plan(trajectory.waypoints_m, trajectory.dt_s, item.history.now.speed_mps)
+            check_plan(trajectory.waypoints_m, trajectory.dt_s, item.known_history.now.speed_mps)
         except AnswerError as error:
             return JudgedAnswer(item.name, item.scene, text, None, str(error), None, kept)
         plan = at_metric_steps(trajectory.waypoints_m, trajectory.dt_s)

@@ -85,10 +85,11 @@ def _count(answerer: Answerer, row: PrunerRow, sample: EvaluationSample) -> dict
 class _Stages:
     """One sample on its way through a row, stage by stage."""
 
+    prefilled: Prefilled  # of ``prefill``
+
     def __init__(self, answerer: Answerer, row: PrunerRow, sample: EvaluationSample):
         self._answerer, self._row, self._sample = answerer, row, sample
         self._pruner = row.pruner_for(sample.item.name)
-        self.prefilled: Prefilled | None = None
         self.decoded = 1  # tokens of the answer
 
     @property

@@ -130,6 +130,7 @@ class RecordStore:
                         out.write_table(pq.read_table(self._path(key, segment), schema=SCHEMA))
 
     def _path(self, key: RowKey, segment: int) -> Path:
+        assert self._folder is not None
         return self._folder / "parts" / key.slug / f"{segment:05d}.parquet"
 
     def _read(self, key: RowKey, segment: int) -> pa.Table | None:
@@ -147,14 +148,24 @@ class RecordStore:
 
 def identity_of(source: ImageSource, vla: Vla, samples: SampleChoice, settings: OpenLoopSettings, segment: int) -> dict:
     """What the lines of a run depend on, besides pruner, drop and seed."""
-    names = [[source.names[index] for index in indices] for indices in (samples.own, samples.images)]
     return {
         "dataset": str(source.root.resolve()),
-        "samples": hashlib.sha256(json.dumps([names, segment]).encode()).hexdigest(),
-        "vla": _digest(sorted(path for path in vla.path.iterdir() if path.suffix in (".json", ".txt", ".safetensors"))),
+        "samples": samples_digest(source.names, samples, segment),
+        "vla": vla_digest(vla.path),
         "dtype": str(vla.dtype),
-        "pruner": _digest([settings.pruner_file]) if settings.reads_pruner else None,
+        "pruner": _digest([settings.pruner_file]) if settings.reads_pruner and settings.pruner_file else None,
     }
+
+
+def samples_digest(names: Sequence[str], samples: SampleChoice, segment: int) -> str:
+    """Of the chosen samples, and of those whose images they see; ``names`` are those of all items."""
+    chosen = [[names[index] for index in indices] for indices in (samples.own, samples.images)]
+    return hashlib.sha256(json.dumps([chosen, segment]).encode()).hexdigest()
+
+
+def vla_digest(folder: Path) -> str:
+    """Of the files of a VLA directory."""
+    return _digest(sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".safetensors")))
 
 
 def _digest(paths: Sequence[Path]) -> str:

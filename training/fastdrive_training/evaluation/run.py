@@ -128,7 +128,7 @@ class _Evaluation:
             return
         samples = self._load(span)
         if not baseline:
-            plans = [judged_plan(one.item, constant_velocity(one.item.history), one.around) for one in samples]
+            plans = [judged_plan(one.item, constant_velocity(one.item.known_history), one.around) for one in samples]
             self._store.put(BASELINE, number, plans)
             bar.update(size)
         if unmeasured:

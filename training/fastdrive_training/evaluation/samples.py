@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -50,17 +51,20 @@ def with_future(
 def choose_samples(source: ImageSource, limit: int | None, shuffled: bool) -> SampleChoice:
     """The items with a full future. Raises InputError: none has one, or shuffling within one scene."""
     own, without = with_future(source, limit)
-    images = other_scenes(source, own) if shuffled else own
+    images = other_scenes(source.root, source.scenes, own) if shuffled else own
     return SampleChoice(tuple(own), tuple(images), without)
 
 
-def other_scenes(source: ImageSource, samples: Sequence[int], seed: int = 0) -> list[int]:
-    """For each sample a random one of another scene. Raises InputError: there is only one scene."""
-    scenes = np.array(source.scenes)[list(samples)]
-    if len(set(scenes)) < 2:
-        raise InputError(f"{source.root}: --images shuffled needs samples of two scenes; choose a larger split")
+def other_scenes(root: Path, scenes: Sequence[str], samples: Sequence[int], seed: int = 0) -> list[int]:
+    """For each sample a random one of another scene; ``scenes`` are those of all items of the dataset ``root``.
+
+    Raises InputError: there is only one scene.
+    """
+    own = np.array(scenes)[list(samples)]
+    if len(set(own)) < 2:
+        raise InputError(f"{root}: --images shuffled needs samples of two scenes; choose a larger split")
     generator = np.random.default_rng(seed)
-    return [int(generator.choice(np.asarray(samples)[scenes != scene])) for scene in scenes]
+    return [int(generator.choice(np.asarray(samples)[own != scene])) for scene in own]
 
 
 def constant_velocity(history: EgoHistory, points: int = FUTURE_POINTS, dt_s: float = FUTURE_INTERVAL_S) -> np.ndarray:
@@ -72,4 +76,4 @@ def constant_velocity(history: EgoHistory, points: int = FUTURE_POINTS, dt_s: fl
 def surroundings(item: Item) -> Surroundings:
     """What the dataset knows around an item with a future. Raises InputError for a broken annotation or map."""
     frame, area = item.find_drivable() or (None, None)
-    return Surroundings(item.future_m, item.boxes(), frame, area)
+    return Surroundings(item.known_future(), item.boxes(), frame, area)

@@ -24,7 +24,7 @@ def build_model(tokenizer: Tokenizer, size: Any) -> Qwen2_5_VLForConditionalGene
 
 
 def tiny_config(tokenizer: Tokenizer, size: Any) -> Qwen2_5_VLConfig:
-    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL}
+    ids: dict[str, Any] = {token: tokenizer.token_to_id(token) for token in SPECIAL}  # int: all are in it
     pairs = size.width // size.heads // 2
     time = pairs // 4  # as in the full-size model: a quarter for time, the rest halved between rows and columns
     rows = (pairs - time) // 2

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fastdrive_node.errors import InputError
 from fastdrive_node.families.images import resize
 from fastdrive_training.data.adapters.base import ImageSource, Item
-from fastdrive_training.data.masks import Regions, cell_coverage
+from fastdrive_training.data.masks import Regions, cell_coverage, size_of
 from fastdrive_training.engine.loop import StepBatches
 from fastdrive_training.scoring.token_metrics import POSITIVE_COVERAGE
 
@@ -46,7 +46,7 @@ def read_masked_image(
     Raises InputError: an image or mask is missing, unreadable or of another size.
     """
     image = item.load_image(camera)
-    regions = item.load_regions(camera, image.shape[:2])
+    regions = item.load_regions(camera, size_of(image))
     coverage = None if grid is None else cell_coverage(regions.foreground, *grid, regions.ignore)
     ignore = None if regions.ignore is None else resize_mask(regions.ignore, size)
     resized = Regions(resize_mask(regions.foreground, size), ignore)

@@ -43,7 +43,8 @@ class ReconDecoder(nn.Module):
         self.pixels, self.channels = pixels, channels
         self.offset = nn.Parameter(torch.randn(1, width))
         self.layers = nn.ModuleList(family.pruner_layer(text_config) for _ in range(layers))
-        self.norm = copy.deepcopy(self.layers[0].input_layernorm)  # the family's norm, new: its weight is 1
+        norm = self.layers[0].get_submodule("input_layernorm")  # the family's norm, new: its weight is 1
+        self.norm = copy.deepcopy(norm)
         values = channels * pixels**2
         self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, values))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -69,7 +69,7 @@ def train(recipe: dict, resume: bool = False) -> dict:
         figures["pruner"] = str(folder / SHIPPED_PRUNER)
     if first:
         if figures["pruner"]:
-            save_pruner(figures["pruner"], trainer.result, run.vla.encoder_fingerprint)
+            save_pruner(figures["pruner"], cast(ReconPruner, trainer.result), run.vla.encoder_fingerprint)
         _write_figures(folder, figures)
     return figures
 

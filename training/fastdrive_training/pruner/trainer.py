@@ -130,7 +130,11 @@ class ReconTrainer(Trainer):
         """A part of a batch; the first images of the whole batch have the random ``masks`` [rehearsed, N]."""
         device = self.processes.device
         pixels = batch.pixels.to(device)
-        tokens = self._encode(pixels) if batch.tokens is None else batch.tokens.to(device)
+        if batch.tokens is None:
+            assert self._encode is not None
+            tokens = self._encode(pixels)
+        else:
+            tokens = batch.tokens.to(device)
         foreground = batch.foreground.to(device).float()
         mask = torch.zeros(len(pixels), tokens.shape[1])
         here = [row for row, place in enumerate(batch.places) if place < len(masks)]
@@ -138,7 +142,8 @@ class ReconTrainer(Trainer):
         chosen = torch.zeros(len(pixels), 1, dtype=torch.bool)
         chosen[here] = True
         mask, chosen = mask.to(device), chosen.to(device)
-        foreground[here] = cells_to_pixels(mask[here], self._grid, tuple(pixels.shape[-2:]))
+        height, width = pixels.shape[-2:]
+        foreground[here] = cells_to_pixels(mask[here], self._grid, (height, width))
         ignore = batch.ignore.to(device) & ~chosen[:, :, None, None] if bool(batch.ignore.any()) else None
         labelled = batch.foreground.double().mean()
         return ReconInputs(
@@ -197,7 +202,7 @@ class ReconTrainer(Trainer):
         modules = [self.result, self.decoder]
         for module in modules:
             module.eval()
-        figures = self._evaluate(*modules, self.step - 1)
+        figures = self._evaluate(self.result, self.decoder, self.step - 1)
         for module in modules:
             module.train()
         return figures

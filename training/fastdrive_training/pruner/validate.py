@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ def read_held_out(source: ImageSource, vla: Vla, keyframes: np.ndarray, images: 
         read = [read_masked_image(item, camera, size, vla.grid) for camera in source.cameras]
         pixels = torch.stack([image.pixels for image in read])
         tokens.append(encode(pixels).cpu().numpy())
-        coverage.append(np.stack([image.coverage for image in read]))
+        coverage.append(np.stack([cast(np.ndarray, image.coverage) for image in read]))  # there, with a grid
         if len(kept) < images:
             kept.append((pixels.permute(0, 2, 3, 1).numpy(), np.stack([one.regions.foreground for one in read])))
     names = tuple(source.names[int(index)] for index in keyframes)

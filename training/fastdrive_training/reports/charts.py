@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
@@ -32,7 +33,7 @@ _VARIABLES = {
 }
 DASHES = ("-", (0, (6, 1.5)), (0, (7, 1.5, 1.5, 1.5)), (0, (1.5, 1.5)))
 _PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "fastdrive",  # the same run gives the same page
     "font.size": 11,

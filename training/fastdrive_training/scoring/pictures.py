@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,7 +111,7 @@ def draw_score_maps(
 
 
 def write_score_maps(
-    folder: str | Path, sets: ImageSets, positions: Sequence[int], scores: np.ndarray, scale: Scale | None = None
+    folder: str | Path, sets: ImageSets, positions: Collection[int], scores: np.ndarray, scale: Scale | None = None
 ) -> list[Path]:
     """Draw the score maps of some sets into ``folder``, a PNG each; returns the files.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from itertools import islice
 
 import numpy as np
@@ -18,7 +18,7 @@ from fastdrive_training.scoring.token_metrics import POSITIVE_COVERAGE, ranking,
 _CAMERAS_AT_ONCE = 256
 
 
-def score_sets(sets: ImageSets, positions: Sequence[int], vla: Vla, pruner) -> np.ndarray:
+def score_sets(sets: ImageSets, positions: Collection[int], vla: Vla, pruner) -> np.ndarray:
     """Scores float32 [positions, cameras, rows, cols], encoded chunk by chunk, with progress. Raises InputError."""
     vision = vla.torch_vision()
     read, scores = sets.read(positions), []

@@ -71,11 +71,13 @@ def temporal_figures(
         InputError: an image, mask or entry of the dataset cannot be used.
         ModelError: the options need a calibration that is not there.
     """
+    settings = options.temporal
+    assert settings is not None
     stream = _stream(source, vla, pruner, options, calibration)
     gaps = [gap * 1e-9 for gap, _ in _pairs(stream)]
     early = _early(stream)
     return {
-        "settings": asdict(options.temporal) | {"calibrated": options.calibrated},
+        "settings": asdict(settings) | {"calibrated": options.calibrated},
         "interval_s": float(np.median(gaps)) if gaps else None,
         "state": dict(sorted(stream.notes.items())),
         "pedestrians": len({(each.scene, each.number) for _, each in early}),

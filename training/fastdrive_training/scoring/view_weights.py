@@ -88,8 +88,8 @@ class PlanningError:
         answer = vla.spec.answer
         chosen, _ = with_future(source, limit, answer.points, answer.interval_s)
         self._items = [source[index] for index in chosen]
-        self._futures = [item.future(answer.points, answer.interval_s) for item in self._items]
-        self._prompts = [self._generator.prompt(item.history, item.command) for item in self._items]
+        self._futures = [item.known_future(answer.points, answer.interval_s) for item in self._items]
+        self._prompts = [self._generator.prompt(item.known_history, item.command) for item in self._items]
         self._tokens = self._encode()
 
     def __len__(self) -> int:

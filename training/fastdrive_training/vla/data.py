@@ -39,7 +39,7 @@ IGNORE = -100
 class Arrays:
     """Every keyframe with a future, as arrays; K keyframes, C cameras, tokens in R rows and S columns an image."""
 
-    pixels: np.ndarray  # uint8 [K, C, 3, H, W] at the VLA's image size
+    pixels: np.memmap  # uint8 [K, C, 3, H, W] at the VLA's image size
     labels: np.ndarray  # uint8 [K, C, 4 R, 4 S], the class of each cell; all zero where the dataset has no masks
     prompts: np.ndarray  # int16 [K, V, L] prompt tokens: the whole history first, then with only 1, 2, 3 states known
     answers: np.ndarray  # int16 [K, A] answer tokens, end of turn included
@@ -156,10 +156,10 @@ def histories(whole: EgoHistory) -> list[EgoHistory]:
 
 def _write_texts(vla: Vla, dataset: ImageSource, folder: Path) -> None:
     keyframes, answer = [dataset[index] for index in _with_future(vla, dataset)], vla.spec.answer
-    futures = [keyframe.future(answer.points, answer.interval_s) for keyframe in keyframes]
+    futures = [keyframe.known_future(answer.points, answer.interval_s) for keyframe in keyframes]
     (stop,) = vla.eos_ids
     prompts = [
-        [build_prompt(vla, history, keyframe.command).input_ids.numpy() for history in histories(keyframe.history)]
+        [build_prompt(vla, each, keyframe.command).input_ids.numpy() for each in histories(keyframe.known_history)]
         for keyframe in tqdm(keyframes, desc="prompts", unit="keyframe")
     ]
     texts = [format_answer(future, answer) for future in futures]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,8 +78,8 @@ class VlaBatch:
 
     def change(self, function) -> VlaBatch:
         """The batch with ``function`` applied to each tensor."""
-        values = (getattr(self, field.name) for field in fields(self))
-        return VlaBatch(*(function(value) if isinstance(value, Tensor) else value for value in values))
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: function(value) for name, value in tensors.items()})
 
 
 class VlaBatches(StepBatches):
@@ -110,11 +111,15 @@ class VlaBatches(StepBatches):
         answers = torch.from_numpy(data.answers[indices].astype(np.int64))
         shown = self.answer.shown(answers, data.futures[indices], rng)
         rest = (data.futures, data.lights, data.gaps, data.labels)
+        futures, lights, gaps, labels = (torch.from_numpy(np.array(array[indices])) for array in rest)
         whole = VlaBatch(
             visual.pop("visual"),
             torch.cat([prompts, shown[:, :-1]], 1),
             answers,
-            *(torch.from_numpy(np.array(array[indices])) for array in rest),
+            futures,
+            lights,
+            gaps,
+            labels,
             **visual,
         )
         return [whole.change(lambda tensor, part=part: tensor[part :: self.parts]) for part in self.own]
@@ -122,6 +127,9 @@ class VlaBatches(StepBatches):
 
 class TrainablePlanner(nn.Module):
     """A VLA, on its device, with the small heads that only training needs. A stage's subclass gives ``forward``."""
+
+    visual: Tensor  # int64 [N], the places of the visual tokens in the prompt
+    prompt_positions: Tensor  # int64 [axes, L]
 
     def __init__(self, vla: Vla, precision: str = "float32"):
         super().__init__()
@@ -216,7 +224,7 @@ class VlaTrainer(Trainer):
 
     def losses(self, part: VlaBatch) -> Losses:
         named = self.wrapped["planner"](part)
-        return {**named, "total": sum(named.values())}
+        return {**named, "total": reduce(torch.add, named.values())}
 
     def observe(self, figures: dict[str, Any], losses: list[Losses], norms: dict[str, float]) -> dict[str, Any]:
         self._recent.append(figures)

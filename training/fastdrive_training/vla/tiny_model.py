@@ -155,7 +155,8 @@ def build_tiny_vla(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model(tokenizer, size)
-        _embed_numbers(model.get_input_embeddings().weight, tokenizer, model.config.text_config.initializer_range)
+        weight = model.get_input_embeddings().get_parameter("weight")
+        _embed_numbers(weight, tokenizer, model.config.get_text_config().initializer_range)
     stop, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
     model.generation_config = GenerationConfig(eos_token_id=stop, pad_token_id=pad, do_sample=False)
     model.save_pretrained(path)

@@ -143,7 +143,7 @@ def keep_some(
 @torch.inference_mode()
 def cached_tokens(planner: TrainablePlanner, data: Arrays, fingerprint: str) -> np.ndarray:
     """The frozen tower's tokens of every keyframe, float16 [K, C * n, D], computed once and kept beside the pixels."""
-    path = Path(data.pixels.filename).with_name(f"tokens-{fingerprint[:16]}.npy")
+    path = Path(str(data.pixels.filename)).with_name(f"tokens-{fingerprint[:16]}.npy")
     if not path.exists():
         device = planner.visual.device
         shape = (len(data), len(planner.visual), planner.classes.in_features)

@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +22,7 @@ from fastdrive_node.types import Command, EgoHistory, EgoState
 from fastdrive_node.visualization.projection import CameraModel
 from fastdrive_training.data.drivable import DrivableArea, EgoFrame
 from fastdrive_training.data.ego_track import EgoTrack, command_of
-from fastdrive_training.data.masks import MaskFolder, Regions, cell_coverage
+from fastdrive_training.data.masks import MaskFolder, Regions, cell_coverage, size_of
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 FUTURE_POINTS, FUTURE_INTERVAL_S = 6, 0.5  # of the recorded future and of objects, as planning metrics compare them
@@ -64,10 +63,18 @@ class Item:
         """
         return self.find_future(points, interval_s)
 
-    @cached_property
-    def future_m(self) -> np.ndarray | None:
-        """:meth:`future` at the steps of the planning metrics, 0.5 s ... 3 s; float64 [6, 2]."""
-        return self.future()
+    def known_future(self, points: int = FUTURE_POINTS, interval_s: float = FUTURE_INTERVAL_S) -> np.ndarray:
+        """:meth:`future` of an item that has one. Raises InputError."""
+        if (future := self.future(points, interval_s)) is None:
+            raise InputError(f"{self.name}: no recorded future of {points * interval_s:g} s")
+        return future
+
+    @property
+    def known_history(self) -> EgoHistory:
+        """:attr:`history` of an item that has one. Raises InputError."""
+        if self.history is None:
+            raise InputError(f"{self.name}: no ego motion")
+        return self.history
 
     def boxes(self) -> tuple[np.ndarray, ...] | None:
         """Objects 0.5 s ... 3 s after the item: of each step float64 [n, 5] (x, y, yaw, length, width; ego frame, m
@@ -76,7 +83,7 @@ class Item:
 
     def image_size(self, camera: str) -> tuple[int, int]:
         """(height, width); the image is read where the dataset does not state it."""
-        return self.image_sizes.get(camera) or self.load_image(camera).shape[:2]
+        return self.image_sizes.get(camera) or size_of(self.load_image(camera))
 
     def coverage(self, cameras: Sequence[str], grid: tuple[int, int]) -> np.ndarray:
         """float32 [cameras, rows * cols]: fraction of foreground in the cell of each token; NaN where it is unknown."""
@@ -177,13 +184,14 @@ class FileSource(Sequence[Item]):
 
     def __getitem__(self, index: int) -> Item:
         entry = self._entries[index]
+        track, stamp_ns = entry.track, entry.stamp_ns
         return Item(
             name=entry.name,
             scene=entry.scene,
             load_image=lambda camera: read_image(entry.images[camera]),
             load_regions=lambda camera, size: self._regions(entry, camera, size),
-            stamp_ns=entry.stamp_ns,
-            **({} if entry.track is None else ego_motion(entry.track, entry.stamp_ns, entry.command)),
+            stamp_ns=stamp_ns,
+            **({} if track is None or stamp_ns is None else ego_motion(track, stamp_ns, entry.command)),
         )
 
     def __iter__(self) -> Iterator[Item]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -44,7 +45,7 @@ def sightings(root: Path, keyframe: Item, cameras: Sequence[str], grid: tuple[in
     return found
 
 
-def _entry(root: Path, keyframe: Item, entry: object) -> tuple[int, int | None, dict]:
+def _entry(root: Path, keyframe: Item, entry: Any) -> tuple[int, int | None, dict]:
     try:
         number, since, seen_by = entry["number"], entry["keyframes_since_visible"], entry["pixels"]
         sound = isinstance(number, int) and 1 <= number <= 255 and isinstance(seen_by, dict)

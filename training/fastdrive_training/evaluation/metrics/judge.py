@@ -11,7 +11,7 @@ import numpy as np
 from fastdrive_training.data.drivable import DrivableArea, EgoFrame
 from fastdrive_training.evaluation.metrics.drivable import boundary_lines, off_drivable_steps
 from fastdrive_training.evaluation.metrics.horizons import Obstacles, step_errors
-from fastdrive_training.evaluation.metrics.rasters import RASTERS
+from fastdrive_training.evaluation.metrics.rasters import BEV_PLANNER
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Surroundings:
         """BEV-Planner's raster, 1 where a road boundary runs, as packed bits [rows, columns / 8]."""
         if self.frame is None or self.area is None:
             return None
-        return np.packbits(RASTERS["BEV-Planner"].draw_lines(boundary_lines(self.frame, self.area)), axis=1)
+        return np.packbits(BEV_PLANNER.draw_lines(boundary_lines(self.frame, self.area)), axis=1)
 
     @cached_property
     def truth_crosses(self) -> np.ndarray | None:
@@ -58,14 +58,15 @@ class Judgement:
 def judge_plan(plan: np.ndarray, around: Surroundings) -> Judgement:
     """Judge a plan [points, 2] in the ego frame. What the ground truth does as well is not held against it."""
     collision = intersection = off = None
-    if around.obstacles is not None:
+    if around.obstacles is not None and around.truth_hits is not None:
         collision = around.obstacles.hit_by(plan) & ~around.truth_hits
-    if around.boundary is not None:
+    if around.boundary is not None and around.truth_crosses is not None:
         intersection = _crosses(plan, around.boundary) & ~around.truth_crosses
+    if around.frame is not None and around.area is not None:
         off = off_drivable_steps(plan, around.frame, around.area)
     return Judgement(step_errors(plan, around.future_m), collision, off, intersection)
 
 
 def _crosses(path: np.ndarray, boundary: np.ndarray) -> np.ndarray:
-    rows, columns = RASTERS["BEV-Planner"].cells_of(path)
+    rows, columns = BEV_PLANNER.cells_of(path)
     return (boundary[rows, columns >> 3] >> (7 - (columns & 7)) & 1).any(axis=1)

@@ -43,17 +43,18 @@ class HalfMetreRaster:
         signed = corners(boxes) * (self.forward, self.left)
         rows_columns = np.rint((signed + HALF_EXTENT_M) / self.cell_m).clip(-_FAR, _FAR).astype(np.int32)
         for outline in rows_columns[..., ::-1]:
-            cv2.fillPoly(canvas, [outline], 1)
+            cv2.fillPoly(canvas, [outline], (1,))
         return canvas
 
     def cells_of(self, path: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns int [points, cells of the box] of the ego box at each point of a path [points, 2]."""
-        rows, columns = self._own_cells
-        places = np.asarray(path, np.float32) / np.float32(self.cell_m) * np.float32([self.forward, self.left])
-        return tuple(
+        signs = np.array([self.forward, self.left], np.float32)
+        places = np.asarray(path, np.float32) / np.float32(self.cell_m) * signs
+        rows, columns = (
             np.trunc((places[:, axis, None] + own).clip(0, self.cells - 1)).astype(np.int64)
-            for axis, own in enumerate((rows, columns))
+            for axis, own in enumerate(self._own_cells)
         )
+        return rows, columns
 
     @cached_property
     def _own_cells(self) -> tuple[np.ndarray, np.ndarray]:
@@ -78,14 +79,14 @@ class BevPlannerRaster:
         """uint8 [cells, cells], 1 where one of the boxes [n, 5] is."""
         canvas = np.zeros((self.cells, self.cells), np.uint8)
         for outline in self._indices(corners(boxes)).clip(-_FAR, _FAR).astype(np.int32):
-            cv2.fillPoly(canvas, [outline], 1)
+            cv2.fillPoly(canvas, [outline], (1,))
         return canvas
 
     def draw_lines(self, lines: Sequence[np.ndarray]) -> np.ndarray:
         """uint8 [cells, cells], 1 along the polylines [vertices, 2], drawn one cell wide."""
         canvas = np.zeros((self.cells, self.cells), np.uint8)
         outlines = [self._indices(line).clip(0, self.cells - 1).astype(np.int32) for line in lines if len(line) > 1]
-        cv2.polylines(canvas, outlines, False, 1, thickness=1)
+        cv2.polylines(canvas, outlines, False, (1,), thickness=1)
         return canvas
 
     def cells_of(self, path: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -127,13 +128,14 @@ def _indices_inside(cell_m: float, ahead_m: float) -> tuple[np.ndarray, np.ndarr
     return along, across
 
 
+BEV_PLANNER = BevPlannerRaster()
 Raster = HalfMetreRaster | BevPlannerRaster
 
 RASTERS: dict[str, Raster] = {
     "ST-P3": HalfMetreRaster(forward=1, left=1),
     "VAD": HalfMetreRaster(forward=-1, left=-1),
     "UniAD": HalfMetreRaster(forward=1, left=-1),
-    "BEV-Planner": BevPlannerRaster(),
+    "BEV-Planner": BEV_PLANNER,
 }
 
 
@@ -162,6 +164,6 @@ def boundary_steps(plan: np.ndarray, truth: np.ndarray, lines: Sequence[np.ndarr
 
     ``lines`` are the boundaries as they are at t0, polylines [vertices, 2].
     """
-    raster = RASTERS["BEV-Planner"]
+    raster = BEV_PLANNER
     canvases = [raster.draw_lines(lines)] * len(plan)
     return touches(raster, plan, canvases) & ~touches(raster, truth, canvases)

@@ -80,8 +80,8 @@ def figures(scenario: MetricVector) -> dict:
         "UniAD_at_t": _uniad(errors, hits["UniAD"]),
         "STP3_avg_to_t": _averaged(errors, hits["ST-P3"], per_step=False),
         "VAD_avg_to_t": _averaged(errors, hits["VAD"], per_step=True),
-        "BEV-Planner": _bev_planner(scenario, errors, hits["BEV-Planner"]),
-        "SparseDrive_ImpromptuVLA": _polygons(scenario, errors),
+        "BEV-Planner": _bev_planner(scenario, scenario.plan, errors, hits["BEV-Planner"]),
+        "SparseDrive_ImpromptuVLA": _polygons(scenario, scenario.plan, errors),
         "plain": {
             "L2_per_step": errors.tolist(),
             "avg_to_1s_2s_3s": _at_horizons(mean_to_t(errors[None])),
@@ -111,14 +111,14 @@ def _averaged(errors: np.ndarray, hits: np.ndarray, per_step: bool) -> dict:
     }
 
 
-def _bev_planner(scenario: MetricVector, errors: np.ndarray, hits: np.ndarray) -> dict:
+def _bev_planner(scenario: MetricVector, plan: np.ndarray, errors: np.ndarray, hits: np.ndarray) -> dict:
     l2, collision = mean_to_t(errors[None]), any_to_t(hits[None])
     result = {
         name: {"L2": l2[name], "obj_box_col_any": collision[name], "obj_box_col_per_step": _up_to(hits, t_s)}
         for name, t_s in zip(NAMES, HORIZONS_S, strict=True)
     }
     if scenario.boundary is not None:
-        crossed = boundary_steps(scenario.plan, scenario.truth, scenario.boundary)
+        crossed = boundary_steps(plan, scenario.truth, scenario.boundary)
         touched = any_to_t(crossed[None])
         for name, t_s in zip(NAMES, HORIZONS_S, strict=True):
             result[name]["boundary_intersection_any"] = touched[name]
@@ -126,9 +126,9 @@ def _bev_planner(scenario: MetricVector, errors: np.ndarray, hits: np.ndarray) -
     return result
 
 
-def _polygons(scenario: MetricVector, errors: np.ndarray) -> dict:
+def _polygons(scenario: MetricVector, plan: np.ndarray, errors: np.ndarray) -> dict:
     obstacles = Obstacles.from_boxes(scenario.boxes)
-    hits = collision_steps(scenario.plan, scenario.truth, obstacles)
+    hits = collision_steps(plan, scenario.truth, obstacles)
     l2 = mean_to_t(errors[None])
     return {
         "L2_per_step": errors.tolist(),

@@ -133,7 +133,7 @@ def _surroundings(view: _View, around: Surroundings | None) -> list[str]:
     parts = []
     if around.frame is not None and around.area is not None:
         for line in boundary_lines(around.frame, around.area):
-            coarse = cv2.approxPolyDP(np.float32(line[:, None]), NEAR_M, closed=False)[:, 0]
+            coarse = cv2.approxPolyDP(line[:, None].astype(np.float32), NEAR_M, closed=False)[:, 0]
             parts.append(f'<polyline points="{view.text(coarse)}" style="{ROAD}"/>')
     for boxes in around.boxes or ():
         parts += [_polygon(view, one, OBJECT) for one in corners(boxes) if _seen(view, one)]

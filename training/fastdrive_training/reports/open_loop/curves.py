@@ -203,7 +203,8 @@ def _panel(axes: Axes, tables: Tables, drop: float, figure: str, names: Sequence
         if paired is None:
             continue
         color = SERIES[PLACES[name]] if name in PLACES else INK if name == "none" else FAINT
-        axes.hlines(place, *(_scaled(end, figure) for end in paired.interval), color=color, linewidth=2)
+        low, high = (_scaled(end, figure) for end in paired.interval)
+        axes.hlines(place, low, high, color=color, linewidth=2)
         axes.plot([_scaled(paired.difference, figure)], [place], "o", color=color, markersize=5)
 
 

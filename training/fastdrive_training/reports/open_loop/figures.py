@@ -134,7 +134,7 @@ def _line(run: OpenLoopRun, keys: Sequence[RowKey]) -> ResultRow:
             ends = rows[0]["interval_95"][name]
             if len(keys) > 1:
                 ends = interval(seed_mean([sample_figures(run.tables[key], name) for key in keys]), run.scenes)
-            figures[name] = Figure(float(np.mean(values)), None if ends is None else tuple(ends), None)
+            figures[name] = Figure(float(np.mean(values)), None if ends is None else (ends[0], ends[1]), None)
     tokens = [row["tokens"] for row in rows if row["tokens"] is not None]
     layers = efficiency.get("tokens_by_layer")
     return ResultRow(

@@ -67,10 +67,11 @@ def _state(tables: Tables, drop: float, figure: str) -> Statement | None:
     first = [line for line in ranked if line.figures[figure].value == best]
     is_first = subject in first
     against = {name: _against(tables, drop, figure, name) for name in (RANDOM, ORACLE, first[0].pruner)}
-    within = None if is_first or against[first[0].pruner] is None else verdict_of(against[first[0].pruner]) != "worse"
-    random, oracle = (against[name] and verdict_of(against[name]) for name in (RANDOM, ORACLE))
-    parts = [_first_text(subject, first, figure, against[first[0].pruner], within)]
-    parts += [_other_text(figure, other, against[other]) for other in (RANDOM, ORACLE) if against[other] is not None]
+    leader = against[first[0].pruner]
+    within = None if is_first or leader is None else verdict_of(leader) != "worse"
+    random, oracle = (paired and verdict_of(paired) for paired in (against[RANDOM], against[ORACLE]))
+    parts = [_first_text(subject, first, figure, leader, within)]
+    parts += [_other_text(figure, other, paired) for other in (RANDOM, ORACLE) if (paired := against[other])]
     text = f"{ratio_text(subject)}: {' '.join(parts)}"
     return Statement(drop, figure, tuple(line.pruner for line in first), is_first, within, random, oracle, text)
 

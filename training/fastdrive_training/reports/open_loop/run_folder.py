@@ -1,5 +1,8 @@
 """The files of a finished evaluation, read and checked. They are data from outside: nothing in them is trusted."""
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported)
+
 from __future__ import annotations
 
 import json

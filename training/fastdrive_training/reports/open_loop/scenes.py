@@ -148,7 +148,7 @@ class Scenes:
             return None, "", ""
         try:
             item = self._source.item(sample)
-            about = f"{item.history.now.speed_mps:.1f} m/s, command {item.command.value}"
+            about = f"{item.known_history.now.speed_mps:.1f} m/s, command {item.command.value}"
             return self._source.around(sample), about, ""
         except FastDriveError as error:
             return None, "", str(error)
@@ -158,11 +158,12 @@ class Scenes:
         whole = None if self._whole is None else self._plans[self._whole][sample]
         around, about, note = self._around(sample)
         truth = None if around is None else around.future_m
-        known = whole is not None and not np.isnan(whole).any()
+        if whole is not None and np.isnan(whole).any():
+            whole = None
         tiles: list[list[Tile]] = []
         if self._source is not None:
             road_lines = [RoadLine(truth, TRUTH_RGB, 3.0)] if truth is not None else []
-            road_lines += [RoadLine(whole, WHOLE_RGB, 2.0)] if known else []
+            road_lines += [RoadLine(whole, WHOLE_RGB, 2.0)] if whole is not None else []
             road_lines += [RoadLine(plan, PLAN_RGB, 3.0, dots=True)]
             try:
                 kept = self._kept[self.subject][sample]
@@ -171,14 +172,14 @@ class Scenes:
                 note = note or str(error)
         hits = tuple(np.flatnonzero(self._steps("collision", sample)).tolist())
         paths = [Path("ground truth", truth, TRUTH, 6)] if truth is not None else []
-        paths += [Path("plan on all tokens", whole, WHOLE, 3, "9 6")] if known else []
+        paths += [Path("plan on all tokens", whole, WHOLE, 3, "9 6")] if whole is not None else []
         paths += [Path(f"plan of {name_of(self.subject.pruner)}", plan, PLAN, 4, dots=True, hits=hits)]
         name = self._run.samples[sample]
         return WorstSample(
             sample=name,
             scene=self._run.scenes[sample],
             l2_m=float(self._l2[self.subject][sample]),
-            whole_l2_m=float(self._l2[self._whole][sample]) if known else None,
+            whole_l2_m=None if self._whole is None or whole is None else float(self._l2[self._whole][sample]),
             events=self._events(sample),
             about=about,
             tiles=tiles,

@@ -15,10 +15,9 @@ from fastdrive_node.planning.loading import default_vla_dir
 from fastdrive_node.visualization.projection import CameraModel
 from fastdrive_training.data.adapters import Item, open_source
 from fastdrive_training.evaluation.metrics import Surroundings
-from fastdrive_training.evaluation.records import identity_of
+from fastdrive_training.evaluation.records import samples_digest, vla_digest
 from fastdrive_training.evaluation.run import SEGMENT
 from fastdrive_training.evaluation.samples import SampleChoice, other_scenes, surroundings
-from fastdrive_training.evaluation.settings import OpenLoopSettings
 from fastdrive_training.reports.open_loop.run_folder import RUN, OpenLoopRun, damaged
 from fastdrive_training.reports.pruner_run.run_folder import ReportError
 
@@ -42,46 +41,24 @@ class Rig:
         return flat.reshape(len(self.cameras), *self.grid)
 
 
-@dataclass(frozen=True)
-class _Named:
-    """As much of a dataset as its identity needs; items are the run's samples."""
-
-    root: Path
-    names: tuple[str, ...]
-    scenes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Folder:
-    """As much of a VLA as its identity needs."""
-
-    path: Path
-    dtype: str = ""
-
-
 def shown_samples(run: OpenLoopRun, vla: Path) -> tuple[int, ...]:
     """Whose images each sample saw, as positions among the samples: its own, or with ``--images shuffled`` another's.
 
     Raises:
         ReportError: the lines are not those that run.json belongs to, or the VLA is another one.
     """
-    named, own = _Named(Path("."), run.samples, run.scenes), tuple(range(len(run.samples)))
-    settings = OpenLoopSettings(pruners=("none",))
+    own = tuple(range(len(run.samples)))
     if not vla.is_dir():
         raise ModelError(f"{vla}: no such VLA directory; give the one that the run was made with (--vla)")
-    identity = identity_of(named, _Folder(vla), SampleChoice(own, own, 0), settings, SEGMENT)
-    if run.identity.get("vla") != identity["vla"]:
+    if run.identity.get("vla") != vla_digest(vla):
         raise ReportError(
             f"{run.path / RUN}: the run was made with another VLA than {vla}; give the run's own with --vla DIR"
         )
-    if run.identity.get("samples") == identity["samples"]:
+    if run.identity.get("samples") == samples_digest(run.samples, SampleChoice(own, own, 0), SEGMENT):
         return own
     if len(set(run.scenes)) > 1:
-        other = tuple(other_scenes(named, own))
-        if (
-            run.identity.get("samples")
-            == identity_of(named, _Folder(vla), SampleChoice(own, other, 0), settings, SEGMENT)["samples"]
-        ):
+        other = tuple(other_scenes(run.path, run.scenes, own))
+        if run.identity.get("samples") == samples_digest(run.samples, SampleChoice(own, other, 0), SEGMENT):
             return other
     raise damaged(run.path / "samples.parquet", f"its samples are not those of {RUN}")
 

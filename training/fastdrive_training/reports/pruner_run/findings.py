@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -135,8 +136,9 @@ def planned_steps(run: RunFolder) -> int | None:
     """The steps of the whole run by its recipe; None where it does not say."""
     source = run.group("schedule") if run.trains_pruner else run.recipe
     steps, warmup = number(source.get("steps")), number(source.get("decoder_pretrain_steps", 0))
-    known = steps is not None and warmup is not None and 0 < steps + warmup < 1e12
-    return int(steps + warmup) if known else None
+    if steps is None or warmup is None or not 0 < steps + warmup < 1e12:
+        return None
+    return int(steps + warmup)
 
 
 def _progress(run: RunFolder) -> Finding:
@@ -266,6 +268,6 @@ def loss_keys(run: RunFolder) -> list[str]:
     return [key for key in keys if key != "step"][:24]
 
 
-def _worst(findings: list[Finding]) -> Level:
+def _worst(findings: Sequence[Finding]) -> Level:
     order = list(Level)
     return max((finding.level for finding in findings), key=order.index)

@@ -132,7 +132,8 @@ def _stats(run: RunFolder) -> list[Stat]:
     done, planned = run.log[-1]["step"] + run.trains_pruner, planned_steps(run)
     stats = [Stat("steps", f"{done:,}" if planned in (None, done) else f"{done:,} of {planned:,}")]
     held_out = sections.last_evaluation(run)
-    recall = held_out.get("recall") if isinstance(held_out.get("recall"), dict) else {}
+    recall = held_out.get("recall")
+    recall = recall if isinstance(recall, dict) else {}
     fraction, truth = (column(run.log, key, "joint") for key in ("positive_share", "foreground_share"))
     speed = column(run.log, "images_per_s")
     per_s = float(speed.values[-1]) if len(speed) else number((run.figures or {}).get("images_per_s"))

@@ -219,8 +219,8 @@ def _read_curve(path: Path) -> PrecisionRecallCurve:
 def _fractions(path: Path, key: str, values: Any) -> tuple[float, ...]:
     if not isinstance(values, list) or len(values) > _MAX_CURVE_POINTS:
         raise _damaged(path, f"{key} must be a list of at most {_MAX_CURVE_POINTS} numbers")
-    numbers = tuple(number(value) for value in values)
-    if any(value is None or not 0 <= value <= 1 for value in numbers):
+    numbers = tuple(value for value in map(number, values) if value is not None and 0 <= value <= 1)
+    if len(numbers) < len(values):
         raise _damaged(path, f"{key} must hold numbers in 0..1")
     return numbers
 

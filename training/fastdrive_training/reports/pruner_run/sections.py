@@ -8,7 +8,7 @@ import numpy as np
 
 from fastdrive_training.reports.charts import Chart, Line, positive
 from fastdrive_training.reports.pruner_run.findings import column, first_joint_step, loss_keys
-from fastdrive_training.reports.pruner_run.run_folder import RunFolder, number
+from fastdrive_training.reports.pruner_run.run_folder import PrecisionRecallCurve, RunFolder, number
 from fastdrive_training.scoring.token_metrics import KEEP_RATIOS
 
 INK, FORE, BACK = 2, 1, 0  # series: the same colors for the same things on all charts
@@ -60,7 +60,7 @@ def ranking_charts(run: RunFolder) -> list[Chart]:
     if any(len(line.x) for line in recall):
         charts.append(Chart("Recall by keep ratio", recall, "recall", percent=True))
     if run.curve is not None and run.curve.recall:
-        charts.append(_precision_recall(run))
+        charts.append(_precision_recall(run, run.curve))
     return charts
 
 
@@ -109,14 +109,14 @@ def _recall_line(run: RunFolder, ratio: float, series: int) -> Line:
     return Line(f"keep {ratio:g}", x, y, series, points=True)
 
 
-def _precision_recall(run: RunFolder) -> Chart:
-    curve = run.curve
+def _precision_recall(run: RunFolder, curve: PrecisionRecallCurve) -> Chart:
     order = np.argsort(curve.recall, kind="stable")
     recall, precision = np.array(curve.recall)[order], np.array(curve.precision)[order]
     lines = [Line("scores", recall, precision, BACK)]
-    kept = _kept_points(run)
+    kept = _kept_points(run, curve)
     if kept:
-        lines.append(Line("kept at 0.25, 0.5, 0.75", *np.array(kept).T, FORE, points=True, joined=False))
+        x, y = np.array(kept).T
+        lines.append(Line("kept at 0.25, 0.5, 0.75", x, y, FORE, points=True, joined=False))
     level = (
         None if curve.positive_fraction is None else (curve.positive_fraction, f"random: {curve.positive_fraction:.1%}")
     )
@@ -133,11 +133,11 @@ def _precision_recall(run: RunFolder) -> Chart:
     )
 
 
-def _kept_points(run: RunFolder) -> list[tuple[float, float]]:
+def _kept_points(run: RunFolder, curve: PrecisionRecallCurve) -> list[tuple[float, float]]:
     """(recall, precision) of keeping a fraction of each keyframe's tokens, where the log and the curve tell."""
-    entry, fraction = last_evaluation(run), run.curve.positive_fraction
+    entry, fraction = last_evaluation(run), curve.positive_fraction
     recall = entry.get("recall")
-    if not isinstance(recall, dict) or fraction is None or run.curve.step not in (None, entry["step"]):
+    if not isinstance(recall, dict) or fraction is None or curve.step not in (None, entry["step"]):
         return []
     found = [(number(recall.get(f"{ratio:g}")), ratio) for ratio in sorted(KEEP_RATIOS)]
     return [(value, value * fraction / ratio) for value, ratio in found if value is not None]
