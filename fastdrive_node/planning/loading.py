@@ -80,9 +80,8 @@ def open_pipeline(
         if vision is not None:
             drop = max(drop, 1 - vision.max_keep / vla.tokens)
     if drop and chosen.name == "none":
-        raise ModelError(
-            f"drop {drop:g} needs a pruner, and {vla_dir} has no {SHIPPED_PRUNER}; give --pruner FILE or --drop 0"
-        )
+        cause = f"{vla_dir} has no {SHIPPED_PRUNER}" if pruner is None else "pruner none keeps every token"
+        raise ModelError(f"drop {drop:g} needs a pruner, and {cause}; give another pruner or drop 0")
     return Pipeline(vla, chosen, drop, vision, limits, language)
 
 

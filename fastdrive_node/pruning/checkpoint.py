@@ -88,7 +88,9 @@ def load_pruner(path: str | Path, vla: Vla, dtype: torch.dtype | None = None) ->
 @contextmanager
 def _opened(path: Path) -> Iterator:
     if not path.is_file():
-        raise ModelError(f"{path}: no such pruner file; train one with `fastdrive train`, or plan without a pruner")
+        raise ModelError(
+            f"{path}: no such pruner file, and no pruner of this name (docs/pruners.md); train one: `fastdrive train`"
+        )
     try:
         with safe_open(path, framework="pt") as stored:
             yield stored

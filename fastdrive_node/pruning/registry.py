@@ -48,8 +48,7 @@ def make_pruner(
         name: one of ``PRUNERS`` or ``VARIANTS``.
         vla: for ``reconpruner`` and its variants; for ``prune2drive`` the one whose directory may hold the views'
             weights.
-        path: for ``reconpruner`` and its variants, the pruner file; None where an engine gives scores (then only
-            without a calibration).
+        path: for ``reconpruner`` and its variants, the pruner file.
         seed: for ``random``.
         options: for ``reconpruner``: what is done with its scores.
 

@@ -165,6 +165,13 @@ class Settings(BaseModel):
             raise ValueError(f"of type {type(value).__name__}, not {kind.__name__}")
         return value
 
+    @field_validator("drop")
+    @classmethod
+    def _is_ratio(cls, value: float) -> float:
+        if value < 0 and value != -1:
+            raise ValueError("should be a pruning ratio of 0 to 0.95, or -1")
+        return value
+
     @property
     def compressed(self) -> bool:
         return self.image_transport == "compressed"

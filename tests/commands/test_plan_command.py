@@ -139,7 +139,7 @@ def test_a_missing_pruner_is_refused(images, tiny_dir, tmp_path, capsys):
 
 def test_dropping_without_a_pruner_is_refused(images, tiny_dir, capsys):
     error = refusal(capsys, *images, "--vla", tiny_dir, "--drop", 0.5)
-    assert "drop 0.5 needs a pruner" in error and "--pruner FILE" in error
+    assert "drop 0.5 needs a pruner" in error and "has no reconpruner.safetensors" in error
 
 
 @pytest.mark.parametrize("arguments", [("--speed", "nan"), ("--speed", "1e9")])

@@ -97,6 +97,7 @@ def test_what_is_no_parameter_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
+        ("drop", -0.5, "-0.5: should be a pruning ratio of 0 to 0.95, or -1"),
         ("drop", 0.96, "0.96: should be less than or equal to 0.95"),
         ("drop", 1, "of type int, not float"),
         ("drop", float("nan"), "nan: should be a finite number"),
