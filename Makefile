@@ -11,7 +11,7 @@ BINDINGS := $(VENV)/tensorrt-bindings
 BINDINGS_VERSIONS := 10.16.1.11 11.4.0.106
 comma := ,
 
-.PHONY: demo test types install-demo install-test system-packages tensorrt-bindings clean
+.PHONY: demo test install-demo install-test system-packages tensorrt-bindings clean
 
 demo: install-demo
 	$(BIN)/fastdrive replay samples/city --drop 0.5 --out demo --json demo/summary.json
@@ -19,10 +19,8 @@ demo: install-demo
 test: system-packages install-test tensorrt-bindings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	FASTDRIVE_TENSORRT_WHEELS="$${FASTDRIVE_TENSORRT_WHEELS:-$(CURDIR)/$(BINDINGS)}" $(BIN)/python -m pytest
-
-types: install-test
 	$(BIN)/pyright
+	FASTDRIVE_TENSORRT_WHEELS="$${FASTDRIVE_TENSORRT_WHEELS:-$(CURDIR)/$(BINDINGS)}" $(BIN)/python -m pytest
 
 install-demo: $(VENV)/.demo
 install-test: $(VENV)/.test
