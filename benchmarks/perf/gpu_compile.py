@@ -10,7 +10,6 @@ from torch._dynamo.utils import counters
 from benchmarks.perf.vision_path import VisionPath, compare, named
 from fastdrive_node.benchmark.implementations import HfGenerate, Workload
 from fastdrive_node.benchmark.timing import Case
-from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
 from fastdrive_node.pruning.score_pruner import ScorePruner
 
 EAGER, COMPILED, GRAPHS = "ours", "ours_compiled", "ours_compiled_cuda_graphs"
@@ -58,6 +57,6 @@ def compiled_cases(path: torch.nn.Module, inputs: torch.Tensor, backend: str | N
 def vision_cases(work: Workload, pruner: ScorePruner, backend: str | None, facts: dict) -> dict[str, Case]:
     """The cases of one scene; see ``NOTE``."""
     stock = HfGenerate(work, 1)
-    assert isinstance(work.vision, TorchVision) and pruner.module is not None  # those of random_models
+    assert pruner.module is not None  # that of random_models
     path = VisionPath(work.vision, pruner.module)
     return {"transformers": Case(lambda _: stock.encode()), **compiled_cases(path, work.patches, backend, facts)}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from fastdrive_node.families import VisionBackend
 from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.pruning.select import keep_count
@@ -17,8 +18,9 @@ DROPS = (0.25, 0.5, 0.75)
 class VisionPath(nn.Module):
     """Tower, pruner and top-K over all tokens; the modules are held, not copied."""
 
-    def __init__(self, vision: TorchVision, pruner: ReconPruner):
+    def __init__(self, vision: VisionBackend, pruner: ReconPruner):
         super().__init__()
+        assert isinstance(vision, TorchVision)  # that of random_models
         self.vision, self.pruner = vision, pruner
 
     def forward(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
