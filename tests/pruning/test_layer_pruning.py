@@ -23,7 +23,7 @@ from fastdrive_training.vla.tiny_model import build_tiny_vla
 from tests.generation import decode, encode, generate, prefill, prefill_chosen
 
 ANSWER = 12  # tokens that are compared
-ROOM = 32
+MAX_NEW_TOKENS = 32
 
 
 class Stub(LayerPruner):
@@ -70,7 +70,7 @@ def eager(vla, monkeypatch):
 
 def by_layers(vla, tokens, prompt, pruner, keep):
     language = TorchLanguage(vla)
-    done = prefill_chosen(language, pruner, [PruningContext.of(tokens, vla.grid)], [prompt], keep, ROOM)
+    done = prefill_chosen(language, pruner, [PruningContext.of(tokens, vla.grid)], [prompt], keep, MAX_NEW_TOKENS)
     return language, done.prompts, done
 
 
@@ -123,7 +123,7 @@ def test_logits_of_prompt_and_answer_are_those_of_transformers_layers(vla, scene
 def test_with_nothing_pruned_the_logits_are_exactly_those_of_the_plain_path(vla, scene):
     tokens, prompt = scene
     language, whole, done = by_layers(vla, tokens, prompt, Stub(((1, 192), (2, 192))), 192)
-    plain, plain_cache = prefill(language, whole, [tokens.flatten(0, 1)], ROOM)
+    plain, plain_cache = prefill(language, whole, [tokens.flatten(0, 1)], MAX_NEW_TOKENS)
     assert torch.equal(done.logits, plain)
     assert done.cache.used == plain_cache.used and done.cache.missing == plain_cache.missing
     length = done.cache.used
@@ -138,7 +138,9 @@ def test_layers_hold_only_the_tokens_that_reach_them(vla, scene):
     _, _, done = by_layers(vla, tokens, prompt, Stub(((1, 100), (3, 40))), 40)
     assert done.tokens_by_layer == (192, 100, 100, 40)
     text = len(prompt) - 192
-    assert [keys.shape[2] for keys in done.cache.keys] == [text + count + ROOM for count in done.tokens_by_layer]
+    assert [keys.shape[2] for keys in done.cache.keys] == [
+        text + count + MAX_NEW_TOKENS for count in done.tokens_by_layer
+    ]
     assert len(done.kept[0]) == 40 and bool((done.kept[0].diff() > 0).all())
 
 
@@ -149,9 +151,9 @@ def test_a_batch_gives_the_logits_of_one_by_one(vla, scene, ego_history):
     prompts = [prompt, other]
     contexts = [PruningContext.of(each, vla.grid) for each in (tokens, tokens.flip(0, 1))]
     language = TorchLanguage(vla)
-    together = prefill_chosen(language, Stub(merge=True), contexts, prompts, 40, ROOM)
+    together = prefill_chosen(language, Stub(merge=True), contexts, prompts, 40, MAX_NEW_TOKENS)
     for row in range(2):
-        alone = prefill_chosen(language, Stub(merge=True), [contexts[row]], [prompts[row]], 40, ROOM)
+        alone = prefill_chosen(language, Stub(merge=True), [contexts[row]], [prompts[row]], 40, MAX_NEW_TOKENS)
         torch.testing.assert_close(together.logits[row], alone.logits[0], atol=1e-3, rtol=1e-4)
         assert torch.equal(together.kept[row], alone.kept[0])
     assert not torch.equal(together.kept[0], together.kept[1])
