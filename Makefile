@@ -9,6 +9,8 @@ SIM := ros2_ws/src/fastdrive_sim
 SOURCED_ROS := $(if $(ROS_DISTRO),$(shell $(PYTHON) -c 'import rclpy; print("yes")' 2>/dev/null))
 BINDINGS := $(VENV)/tensorrt-bindings
 BINDINGS_VERSIONS := 10.16.1.11 11.4.0.106
+# Test processes; each needs about 2 GB.
+TEST_WORKERS ?= 2
 comma := ,
 
 .PHONY: demo test install-demo install-test system-packages tensorrt-bindings clean
@@ -20,7 +22,7 @@ test: system-packages install-test tensorrt-bindings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	FASTDRIVE_TENSORRT_WHEELS="$${FASTDRIVE_TENSORRT_WHEELS:-$(CURDIR)/$(BINDINGS)}" $(BIN)/python -m pytest
+	FASTDRIVE_TENSORRT_WHEELS="$${FASTDRIVE_TENSORRT_WHEELS:-$(CURDIR)/$(BINDINGS)}" $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 install-demo: $(VENV)/.demo
 install-test: $(VENV)/.test

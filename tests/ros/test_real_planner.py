@@ -62,7 +62,7 @@ def test_the_shipped_model_plans_and_takes_another_drop_ratio_over_its_service(r
     assert reaches_the_answer(rig, 1)
     assert set_drop(rig, 0.75).successful
     assert "out of range" in set_drop(rig, 0.99).reason
-    assert "drop: -0.5 is not in [0, 1)" in set_drop(rig, -0.5).reason
+    assert "should be a pruning ratio of 0 to 0.95, or -1" in set_drop(rig, -0.5).reason
     assert rig.node._loaded.planner.drop == rig.node.get_parameter("drop").value == 0.75
     assert reaches_the_answer(rig, 2)
 
