@@ -26,6 +26,7 @@ VisionBackendName = Literal["torch", "onnxruntime", "tensorrt"]
 VISION_BACKENDS: tuple[str, ...] = get_args(VisionBackendName)
 OnnxProviderName = Literal["auto", "cpu", "cuda", "tensorrt"]
 ONNX_PROVIDERS: tuple[str, ...] = get_args(OnnxProviderName)
+MAX_DROP = 0.95  # the largest pruning ratio that the node, the commands and the evaluation take
 JUMP_BACK_S = 0.5  # a clock or stamp that goes back by at least this has jumped (a bag starts again); less is jitter
 MAP_FRAME = "map"  # the fixed frame of odometry that names none
 TEMPORAL_RANGES = {"change": (0.0, 10.0), "memory": (0.0, 0.95), "max_gap_s": (0.01, 2.0)}  # of TemporalSettings
@@ -42,16 +43,16 @@ class Command(str, Enum):
 
 
 class PruningRatio(float):
-    """The pruning ratio p of the paper: the fraction of the visual tokens that is dropped, in [0, 1).
+    """The pruning ratio p of the paper: the fraction of the visual tokens that is dropped, in [0, ``MAX_DROP``].
 
     Raises:
-        ValueError: not a number in [0, 1).
+        ValueError: not a number in this range.
     """
 
     def __new__(cls, value: float | str) -> PruningRatio:
         ratio = super().__new__(cls, value)
-        if not 0 <= ratio < 1:
-            raise ValueError(f"drop: {value} is not in [0, 1)")
+        if not 0 <= ratio <= MAX_DROP:
+            raise ValueError(f"drop: {value} is not in [0, {MAX_DROP}]")
         return ratio
 
     def keep_count(self, total: int) -> int:

@@ -30,7 +30,7 @@ from fastdrive_node.files import package_share_file
 from fastdrive_node.ros.parameters import check_parameter_file
 from fastdrive_node.ros.topics import COMMAND_INPUT, ODOMETRY_INPUT, camera_input, load_topic_map
 from fastdrive_node.ros.transport import profile_environment
-from fastdrive_node.types import CAMERAS
+from fastdrive_node.types import CAMERAS, MAX_DROP
 
 PACKAGE = "fastdrive_node"
 SHIPPED = "shipped"
@@ -38,7 +38,7 @@ SHIPPED = "shipped"
 ARGUMENTS = {
     "vla": ("", "VLA directory"),
     "pruner": ("", "pruner file"),
-    "drop": ("", "pruning ratio p, 0 to 0.95"),
+    "drop": ("", f"pruning ratio p, 0 to {MAX_DROP}"),
     "vision_backend": ("", "torch, onnxruntime or tensorrt: what runs vision encoder and pruner"),
     "engine": ("", "engine file for onnxruntime or tensorrt"),
     "language_engine": ("", "engine file of the language model, for onnxruntime"),
@@ -131,7 +131,7 @@ def overrides(given: dict[str, str]) -> dict:
         try:
             values["drop"] = float(given["drop"])
         except ValueError as error:
-            raise InputError(f"drop: {given['drop']!r} is no number; give a pruning ratio of 0 to 0.95") from error
+            raise InputError(f"drop: {given['drop']!r} is no number; give a ratio of 0 to {MAX_DROP}") from error
     return values
 
 

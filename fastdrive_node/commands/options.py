@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from fastdrive_node.errors import UsageError
-from fastdrive_node.types import VISION_BACKENDS, PruningRatio
+from fastdrive_node.types import MAX_DROP, VISION_BACKENDS, PruningRatio
 
-DROP_HELP = "pruning ratio in [0, 1) (default: 0.5 with a pruner, else 0)"
+DROP_HELP = f"pruning ratio in [0, {MAX_DROP}] (default: 0.5 with a pruner, else 0)"
 PRUNER_HELP = "a ReconPruner's file, or the name of a pruner (default: the file in the VLA directory)"
 JSON_HELP = "write the figures as JSON; '-' is standard output"
 
@@ -18,7 +18,9 @@ def pruning_ratio(text: str) -> PruningRatio:
     try:
         return PruningRatio(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1); give a pruning ratio such as 0.5") from None
+        raise argparse.ArgumentTypeError(
+            f"{text} is not in [0, {MAX_DROP}]; give a pruning ratio such as 0.5"
+        ) from None
 
 
 def at_least_one(text: str) -> int:

@@ -61,8 +61,6 @@ class ReplayOptions:
             raise UsageError(f"--rate {self.rate:g}: --lockstep goes as fast as the plans come; leave one of them out")
         if self.loop < 1:
             raise UsageError(f"--loop {self.loop}: give 1 or more")
-        if self.drop is not None and not 0 <= self.drop <= 0.95:
-            raise UsageError(f"--drop {self.drop:g}: give a pruning ratio of 0 to 0.95")
         engines = (self.backend, self.engine, self.language_engine)
         of_own_node = (self.vla, self.pruner, self.params, self.drop, *engines)
         if self.node == "external" and any(value is not None for value in of_own_node):

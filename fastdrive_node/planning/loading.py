@@ -20,7 +20,6 @@ from fastdrive_node.pruning.score_pruner import ScoreOptions, ScorePruner
 
 SHIPPED_VLA = "models/tiny"
 SHIPPED_PRUNER = "reconpruner.safetensors"
-DEFAULT_DROP = 0.5
 
 
 def default_vla_dir() -> Path:
@@ -53,7 +52,7 @@ def open_pipeline(
         vla_dir: None for the shipped tiny VLA.
         pruner: a name of ``pruning.registry``, or a ReconPruner's file; None for ``reconpruner.safetensors`` in the VLA
             directory, where it is, else no pruner.
-        drop: pruning ratio p in [0, 1); None for 0.5 with a pruner and 0 without.
+        drop: pruning ratio p; None for ``Pipeline.default_drop``.
         engine: what runs vision encoder and ReconPruner; None for torch. An engine holds its pruner, and the pruner
             file, where it is, must be the one that the engine was built with.
         scores: what is done with ReconPruner's scores; a calibration is read from its file.
@@ -75,10 +74,6 @@ def open_pipeline(
         chosen = with_options(ScorePruner(None), scores, vla, file)  # the engine scores the tokens itself
     else:
         chosen = _torch_pruner(name, file, vla, scores)
-    if drop is None:
-        drop = 0.0 if chosen.name == "none" else DEFAULT_DROP
-        if vision is not None:
-            drop = max(drop, 1 - vision.max_keep / vla.tokens)
     if drop and chosen.name == "none":
         cause = f"{vla_dir} has no {SHIPPED_PRUNER}" if pruner is None else "pruner none keeps every token"
         raise ModelError(f"drop {drop:g} needs a pruner, and {cause}; give another pruner or drop 0")

@@ -21,6 +21,7 @@ from fastdrive_node.pruning.temporal import FrameContext, TemporalState
 from fastdrive_node.types import CameraFrame, Command, EgoHistory, EgoState, FrameSet, KeptTokens, Plan
 
 STAGES = ("load", "preprocess", "encode", "prompt", "score", "select", "prefill", "decode", "parse", "total")
+DEFAULT_DROP = 0.5
 _AT_REST = EgoState(stamp_ns=0, x_m=0.0, y_m=0.0, yaw_rad=0.0, speed_mps=0.0)
 
 
@@ -46,8 +47,8 @@ class Pipeline:
     Args:
         vla: from ``load_vla``.
         pruner: from ``make_pruner``; None keeps every token. One that reads ground truth is refused.
-        drop: pruning ratio p in [0, 1): the fraction of visual tokens that the language model does not see. It may be
-            set between plans.
+        drop: pruning ratio p: the fraction of visual tokens that the language model does not see; None for
+            ``default_drop``. It may be set between plans.
         vision: images to visual tokens; None for torch on the VLA's device.
         limits: what a plan may ask of the vehicle.
         language: runs the language model; None for torch on the VLA's device.
@@ -61,7 +62,7 @@ class Pipeline:
         self,
         vla: Vla,
         pruner: Pruner | None = None,
-        drop: float = 0.0,
+        drop: float | None = 0.0,
         vision: VisionBackend | None = None,
         limits: PlanLimits | None = None,
         language: LanguageModel | None = None,
@@ -75,7 +76,7 @@ class Pipeline:
         self.limits = limits or PlanLimits()
         self._check_pruner()
         self._state: TemporalState | None = None
-        self.drop = drop
+        self.drop = self.default_drop if drop is None else drop
 
     def _check_pruner(self) -> None:
         pruner, total = self.pruner, self.vla.tokens
@@ -87,6 +88,13 @@ class Pipeline:
                 "build it with a larger --max-keep, or set vision_backend to torch"
             )
         self.generator.check_pruner(pruner)
+
+    @property
+    def default_drop(self) -> float:
+        """0.5 with a pruner, or more where an engine gives fewer tokens; 0 without."""
+        if self.pruner.name == "none":
+            return 0.0
+        return max(DEFAULT_DROP, 1 - self.vision.max_keep / self.vla.tokens)
 
     @property
     def drop(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from fastdrive_node.pruning.baselines.prune2drive import Prune2Drive, load_weigh
 from fastdrive_node.pruning.baselines.simple import NoPruner, OraclePruner, RandomPruner, UniformPruner
 from fastdrive_node.pruning.baselines.sparsevlm import SparseVlm
 from fastdrive_node.pruning.baselines.vispruner import VisPruner
+from fastdrive_node.pruning.calibration import Calibration
 from fastdrive_node.pruning.checkpoint import load_calibration, load_pruner
 from fastdrive_node.pruning.pruner import Pruner
 from fastdrive_node.pruning.score_pruner import VARIANTS, RefinedPruner, ScoreOptions, ScorePruner
 
+_log = logging.getLogger(__name__)
 _BY_NAME: dict[str, Callable[[], Pruner]] = {
     "none": NoPruner,
     "random": RandomPruner,
@@ -70,6 +73,18 @@ def make_pruner(
     raise ModelError(f"pruner {name!r} is not known; known are {', '.join((*PRUNERS, *VARIANTS))}")
 
 
+def _calibration(path: str | Path, needed: bool) -> Calibration | None:
+    """None where no option needs it; a damaged one is then only logged."""
+    try:
+        calibration = load_calibration(path)
+    except ModelError as error:
+        if needed:
+            raise
+        _log.warning("%s; it is not used", error)
+        return None
+    return calibration if needed else None
+
+
 def with_options(
     pruner: ScorePruner, options: ScoreOptions | None, vla: Vla, path: str | Path | None, name: str = "reconpruner"
 ) -> Pruner:
@@ -81,9 +96,10 @@ def with_options(
     Raises:
         ModelError: the file lacks a calibration that an option needs.
     """
+    needed = options is not None and options.needs_calibration
+    calibration = None if path is None else _calibration(path, needed)
     if options is None or not options.active:
         return pruner
-    calibration = load_calibration(path) if options.needs_calibration and path is not None else None
     try:
         return RefinedPruner(pruner, options, calibration, vla.spec.cameras, name)
     except ModelError as error:

@@ -13,7 +13,7 @@ def keep_count(total: int, drop: float) -> int:
     """K = floor(N (1 - p)): tokens kept of ``total`` at the pruning ratio ``drop``.
 
     Raises:
-        ValueError: ``drop`` is not in [0, 1), or nothing would be kept.
+        ValueError: ``drop`` is out of range, or nothing would be kept.
     """
     return PruningRatio(drop).keep_count(total)
 

@@ -24,7 +24,7 @@ from fastdrive_node.errors import FastDriveError, InputError
 from fastdrive_node.ros.diagnostics import ACTIVE, NodeStatus, diagnostic_array
 from fastdrive_node.ros.inputs import Inputs
 from fastdrive_node.ros.outputs import Outputs
-from fastdrive_node.ros.parameters import PARAMETERS, Settings, descriptor, make_settings, validate
+from fastdrive_node.ros.parameters import PARAMETERS, Settings, check_names, descriptor, make_settings, validate
 from fastdrive_node.ros.planner_factory import LoadedPlanner, PlannerFactory, load_planner
 from fastdrive_node.ros.qos import OUTPUT, QosLog
 from fastdrive_node.ros.topics import check_camera_names
@@ -112,12 +112,22 @@ class FastDriveNode(LifecycleNode):
             for name, schema in PARAMETERS.items()
         }
         try:
+            check_names(self._parameter_overrides)  # of rclpy.node.Node, which ignores those that nobody declares
             settings = make_settings(values)
         except InputError as error:
             raise ParameterException(str(error), []) from error
+        self.add_pre_set_parameters_callback(self._with_default_drop)
         self.add_on_set_parameters_callback(self._check_update)
         self.add_post_set_parameters_callback(self._on_update)
         return settings
+
+    def _with_default_drop(self, parameters: list[RosParameter]) -> list[RosParameter]:
+        """A drop of -1 is the loaded model's default, which the parameter then has."""
+        loaded = self._loaded
+        if loaded is None:
+            return parameters
+        default = RosParameter("drop", value=float(loaded.planner.default_drop))
+        return [default if each.name == "drop" and each.value == -1.0 else each for each in parameters]
 
     def _check_update(self, parameters: Sequence[RosParameter]) -> SetParametersResult:
         """An exception in a parameter callback would end the process, so that none may leave this one."""

@@ -33,7 +33,7 @@ def schema_text(kind: Any) -> str:
 def yaml_text() -> str:
     """The content of ``config/fastdrive.yaml``: every parameter with its default."""
     lines = [
-        "# Parameters of fastdrive_node with their defaults; names that are not here are refused at launch. Written by",
+        "# Parameters of fastdrive_node with their defaults; names that are not here are refused. Written by",
         "# `python -m fastdrive_node.ros.parameter_files`. Editors that know JSON schemas read the next line.",
         "# yaml-language-server: $schema=fastdrive.schema.json",
         "/**:",

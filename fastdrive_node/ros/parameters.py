@@ -6,7 +6,8 @@ table in docs/node.md from it. No ROS, and no torch: the launch file imports thi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,13 +28,14 @@ from fastdrive_node.planning.checks import PlanLimits
 from fastdrive_node.sync.frames import FrameLimits
 from fastdrive_node.sync.odometry import OdometryLimits
 from fastdrive_node.sync.worker import WorkerLimits
-from fastdrive_node.types import TEMPORAL_RANGES, OnnxProviderName, Vehicle, VisionBackendName
+from fastdrive_node.types import MAX_DROP, TEMPORAL_RANGES, OnnxProviderName, Vehicle, VisionBackendName
 
 if TYPE_CHECKING:
     from fastdrive_node.pruning.score_pruner import ScoreOptions
 
 _NODE_NAME = r"^(/\*\*|/?([A-Za-z_*][A-Za-z0-9_*]*/)*[A-Za-z_][A-Za-z0-9_]*)$"
 SCHEMA_FILE = "config/fastdrive.schema.json"
+_OF_EVERY_NODE = ("use_sim_time", "start_type_description_service")  # rclpy declares them
 
 
 def _fixed(default: Any, description: str, low: float | None = None, high: float | None = None, **extra: Any) -> Any:
@@ -57,7 +59,7 @@ class Settings(BaseModel):
         "a ReconPruner's file, or the name of a pruner: reconpruner, none, random, fastv, ... (docs/pruners.md); "
         "empty: reconpruner.safetensors in the VLA directory, where it is",
     )
-    drop: float = _live(-1.0, "pruning ratio p; -1: 0.5 with a pruner, 0 without", -1.0, 0.95)
+    drop: float = _live(-1.0, "pruning ratio p; -1: 0.5 with a pruner, 0 without", -1.0, MAX_DROP)
     vision_backend: VisionBackendName = _fixed("torch", "what runs vision encoder and pruner")
     engine: str = _fixed("", "engine file for vision_backend onnxruntime or tensorrt, from `fastdrive export build`")
     language_engine: str = _fixed(
@@ -169,7 +171,7 @@ class Settings(BaseModel):
     @classmethod
     def _is_ratio(cls, value: float) -> float:
         if value < 0 and value != -1:
-            raise ValueError("should be a pruning ratio of 0 to 0.95, or -1")
+            raise ValueError(f"should be a pruning ratio of 0 to {MAX_DROP}, or -1")
         return value
 
     @property
@@ -219,6 +221,7 @@ class Settings(BaseModel):
 
 class _FileValues(Settings):
     use_sim_time: bool = Field(False, description="take the time from /clock")
+    start_type_description_service: bool = Field(True, description="serve the types of the topics")
     qos_overrides: dict = Field({}, description="QoS of the inputs, by topic, as in every ROS 2 node that allows it")
 
 
@@ -242,12 +245,18 @@ PARAMETERS: dict[str, dict[str, Any]] = Settings.model_json_schema()["properties
 def validate(name: str, value: object) -> str | None:
     """Why a value is not one for this parameter, or None."""
     if name not in PARAMETERS:
-        return f"{name}: no such parameter; there are {', '.join(PARAMETERS)}"
+        return _unknown(name)
     try:
         Settings.model_validate({name: value})
     except ValidationError as error:
         return f"{name}: {value!r}: {_reason(error)}"
     return None
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, PARAMETERS)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(PARAMETERS)}"
+    return f"{name}: no such parameter; {hint}"
 
 
 def _reason(error: ValidationError) -> str:
@@ -265,6 +274,13 @@ def make_settings(values: Mapping[str, object]) -> Settings:
         if (reason := validate(name, value)) is not None:
             raise InputError(reason)
     return Settings.model_validate(dict(values))
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raises InputError for the first name that is neither of ``PARAMETERS`` nor one that every ROS 2 node may have."""
+    for name in names:
+        if name not in (*PARAMETERS, *_OF_EVERY_NODE) and not name.startswith("qos_overrides."):
+            raise InputError(_unknown(name))
 
 
 def descriptor(name: str):
@@ -289,7 +305,7 @@ def descriptor(name: str):
 
 
 def check_parameter_file(path: str | Path) -> dict[str, object]:
-    """Read a ROS 2 parameter file and check it; the node itself ignores names that it does not know.
+    """Read a ROS 2 parameter file and check it.
 
     Returns:
         The values of this node's parameters, those of later sections over those of earlier ones.

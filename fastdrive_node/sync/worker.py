@@ -35,6 +35,11 @@ class Planner(Protocol):
     @drop.setter
     def drop(self, value: float) -> None: ...
 
+    @property
+    def default_drop(self) -> float:
+        """Where the user gives none."""
+        ...
+
     def check_drop(self, value: float) -> object:
         """Raises InputError, with the reason, for a pruning ratio that ``drop`` would not take."""
         ...

@@ -11,6 +11,7 @@ import pytest
 
 from fastdrive_node import cli
 from fastdrive_node.cli import CommandParser, build_parser, find_commands, main
+from fastdrive_node.ros.parameters import PARAMETERS
 from fastdrive_node.types import PruningRatio
 
 ROOT = Path(cli.__file__).resolve().parents[1]
@@ -191,12 +192,29 @@ def test_a_command_whose_dependency_is_missing_names_the_package(monkeypatch, ca
     assert "the Python package 'package_that_is_not_there' is missing; install it with" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.0, 1.5, float("nan"), "half"])
-def test_a_pruning_ratio_is_in_0_to_1(value):
-    with pytest.raises(ValueError, match=r"half|not in \[0, 1\)"):
+@pytest.mark.parametrize("value", [-0.1, 0.951, 1.5, float("nan"), "half"])
+def test_a_pruning_ratio_is_in_0_to_95_percent(value):
+    with pytest.raises(ValueError, match=r"half|not in \[0, 0.95\]"):
         PruningRatio(value)
 
 
-@pytest.mark.parametrize(("drop", "kept"), [(0.0, 192), (0.5, 96), ("0.75", 48), (0.99, 1)])
+@pytest.mark.parametrize(("drop", "kept"), [(0.0, 192), (0.5, 96), ("0.75", 48), (0.95, 9)])
 def test_a_pruning_ratio_says_how_many_tokens_are_kept(drop, kept):
     assert PruningRatio(drop).keep_count(192) == kept
+
+
+@pytest.mark.parametrize("command", [["plan", "a.jpg"], ["bench"], ["replay", "bag"]])
+def test_commands_take_the_pruning_ratios_of_the_node(command, capsys):
+    largest = PARAMETERS["drop"]["maximum"]
+    parser = build_parser()
+    assert parser.parse_args([*command, "--drop", str(largest)]).drop == largest
+    assert main_exit([*command, "--drop", str(largest + 0.01)]) == 2
+    assert f"is not in [0, {largest}]" in capsys.readouterr().err
+    assert main_exit([command[0], "--help"]) == 0
+    assert f"[0, {largest}]" in capsys.readouterr().out
+
+
+def main_exit(words: list[str]) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    return ended.value.code

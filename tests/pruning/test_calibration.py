@@ -8,6 +8,9 @@ from fastdrive_node.errors import ModelError
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
 from fastdrive_node.pruning.checkpoint import load_calibration, load_pruner, save_calibration, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_node.pruning.registry import make_pruner
+from fastdrive_node.pruning.score_pruner import ScoreOptions
+from fastdrive_node.pruning.temporal import TemporalSettings
 
 CAMERAS = ("CAM_FRONT", "CAM_BACK")
 FIT = FitRecord("sim", "val", 800, 0.04, 0.01)
@@ -75,10 +78,18 @@ def test_a_file_without_calibration_has_none(file):
     assert load_calibration(file) is None
 
 
-def test_a_pruner_loads_whatever_its_calibration_says(file, tiny_vla):
-    save_calibration(file, CALIBRATION)
+@pytest.mark.parametrize("options", [None, ScoreOptions(temporal=TemporalSettings())])
+def test_a_pruner_whose_damaged_calibration_is_not_needed_loads_with_one_warning(file, tiny_vla, caplog, options):
     rewrite(file, "nonsense")
-    load_pruner(file, tiny_vla)
+    make_pruner("reconpruner", tiny_vla, file, options=options)
+    (message,) = caplog.messages
+    assert message.startswith(f"{file}: calibration: not readable as JSON") and message.endswith("it is not used")
+
+
+def test_a_damaged_calibration_that_an_option_needs_is_refused(file, tiny_vla):
+    rewrite(file, "nonsense")
+    with pytest.raises(ModelError, match="calibration: not readable as JSON"):
+        make_pruner("reconpruner", tiny_vla, file, options=ScoreOptions(calibrated=True))
 
 
 def test_no_pruner_file_is_named(tmp_path, tiny_dir):

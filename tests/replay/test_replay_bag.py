@@ -215,7 +215,6 @@ def test_a_message_without_a_readable_header_belongs_to_no_set(tmp_path):
         ({"rate": float("nan")}, "--rate nan"),
         ({"rate": 2.0, "lockstep": True}, "--rate 2: --lockstep"),
         ({"loop": 0}, "--loop 0"),
-        ({"drop": 1.0}, "--drop 1"),
         ({"node": "external", "drop": 0.5}, "--node external"),
     ],
 )

@@ -25,7 +25,7 @@ class FakePlanner:
     def __init__(self, cameras: tuple[str, ...] = CAMERAS):
         self.cameras = cameras
         self.drop = 0.5
-        self.least_drop = 0.0
+        self.default_drop, self.least_drop = 0.5, 0.0
         self.hold = threading.Event()
         self.hold.set()
         self.started = threading.Event()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -268,6 +270,34 @@ def test_a_wrong_choice_is_refused_at_the_start(ros):
 
     with pytest.raises(Exception, match="image_transport: 'jpeg': should be 'raw' or 'compressed'"):
         FastDriveNode(parameter_overrides=[Parameter("image_transport", value="jpeg")])
+
+
+@pytest.mark.parametrize("name", ["dropp", "max_spread", "qos_override./odom.subscription.depth"])
+def test_an_unknown_parameter_is_refused_at_the_start_by_name(ros, name):
+    from fastdrive_node.ros.node import FastDriveNode
+
+    with pytest.raises(Exception, match=f"{name}: no such parameter; "):
+        FastDriveNode(parameter_overrides=[Parameter(name, value=0.5)])
+
+
+def test_the_executable_refuses_an_unknown_parameter_with_the_names_that_are_close(ros):
+    words = ["-m", "fastdrive_node.ros.node", "--ros-args", "-p", "use_sim_time:=true", "-p", "dropp:=0.5"]
+    ended = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert "fastdrive_node: dropp: no such parameter; did you mean drop?" in ended.stderr
+
+
+def test_parameters_of_every_ros_node_are_taken(rig):
+    qos = {"qos_overrides./fastdrive/input/odometry.subscription.depth": 5}
+    made = rig(start=False, use_sim_time=False, start_type_description_service=False, **qos)
+    assert made.node.start()
+
+
+def test_drop_minus_one_is_the_loaded_models_default_also_while_running(rig):
+    node = rig(drop=0.25).node
+    node._loaded.planner.default_drop = 0.6
+    assert node.set_parameters([Parameter("drop", value=-1.0)])[0].successful
+    assert node._loaded.planner.drop == node.get_parameter("drop").value == node.settings.drop == 0.6
 
 
 def test_autoware_without_its_messages_is_refused_with_the_fix(rig):

@@ -103,7 +103,8 @@ def test_what_is_no_parameter_file_is_refused(tmp_path):
         ("drop", float("nan"), "nan: should be a finite number"),
         ("max_missing_cameras", True, "of type bool, not int"),
         ("device", "tpu", "'tpu': should be 'auto', 'cpu' or 'cuda'"),
-        ("brightness", 1.0, "no such parameter"),
+        ("brightness", 1.0, "brightness: no such parameter; there are vla, pruner, drop,"),
+        ("max_set_age", 1.0, "max_set_age: no such parameter; did you mean max_set_age_s"),
     ],
 )
 def test_a_bad_value_has_its_reason(name, value, reason):

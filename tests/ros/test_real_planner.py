@@ -65,6 +65,8 @@ def test_the_shipped_model_plans_and_takes_another_drop_ratio_over_its_service(r
     assert "should be a pruning ratio of 0 to 0.95, or -1" in set_drop(rig, -0.5).reason
     assert rig.node._loaded.planner.drop == rig.node.get_parameter("drop").value == 0.75
     assert reaches_the_answer(rig, 2)
+    assert set_drop(rig, -1.0).successful
+    assert rig.node._loaded.planner.drop == rig.node.get_parameter("drop").value == 0.5
 
 
 def test_a_model_without_pruner_takes_no_drop_ratio(real, tiny_dir):

@@ -223,8 +223,8 @@ def test_dataset_without_futures_and_wrong_arguments_are_refused(tmp_path, root,
     assert "none of the 6 items has a recorded future of 3 s" in capsys.readouterr().err
     for arguments, message in (
         (["--pruners", "best"], "--pruners: 'best' is not known"),
-        (["--drop", "1.5"], "--drop: 1.5 is not in [0, 1)"),
-        (["--pruners", "random", "--drop", "0.999"], "--drop: 0.999 keeps none of 192 tokens"),
+        (["--drop", "1.5"], "--drop: 1.5 is not in [0, 0.95]"),
+        (["--pruners", "random", "--drop", "0.951"], "--drop: 0.951 is not in [0, 0.95]"),
         (["--limit", "0"], "--limit"),
         (["--seeds", "0"], "--seeds"),
     ):

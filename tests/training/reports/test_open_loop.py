@@ -273,7 +273,7 @@ def lost_line(folder):
         (other_columns, "samples.parquet: its columns are not those"),
         (no_lines, "samples.parquet: holds no line"),
         (lost_line, "samples.parquet: row random-0.75-0: has other samples than the first row"),
-        (lambda folder: rewrite(folder, drop=7.0), "drop 7.0 is not in [0, 1)"),
+        (lambda folder: rewrite(folder, drop=7.0), "drop: 7.0 is not in [0, 0.95]"),
         (lambda folder: rewrite(folder, pruner=None), "samples.parquet: a line belongs to no row"),
         (lambda folder: rewrite(folder, scene=None), "a line without sample, scene or refused"),
         (lambda folder: rewrite(folder, errors_m=[1.0, 2.0]), "errors_m is not 6 values a sample"),

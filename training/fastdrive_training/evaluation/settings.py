@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastdrive_node.errors import UsageError
 from fastdrive_node.pruning.registry import PRUNERS, VARIANTS
+from fastdrive_node.types import PruningRatio
 
 SEEDED = frozenset({"random"})  # pruners that a seed changes
 KNOWN = (*PRUNERS, *VARIANTS)
@@ -30,9 +31,11 @@ class OpenLoopSettings:
         unknown = [name for name in self.pruners if name not in KNOWN]
         if unknown:
             raise UsageError(f"--pruners: {unknown[0]!r} is not known; known are {', '.join(KNOWN)}")
-        outside = [drop for drop in self.drops if not 0 <= drop < 1]
-        if outside:
-            raise UsageError(f"--drop: {outside[0]} is not in [0, 1)")
+        try:
+            for drop in self.drops:
+                PruningRatio(drop)
+        except ValueError as error:
+            raise UsageError(f"--{error}") from error
         for name in ("seeds", "batch"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name}: must be at least 1")

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fastdrive_node.types import PruningRatio
 from fastdrive_training.data.adapters.base import FUTURE_POINTS
 from fastdrive_training.evaluation.records import LEAN, SCHEMA
 from fastdrive_training.evaluation.run import BASELINE
@@ -169,8 +170,10 @@ def _check_rows(path: Path, tables: dict[RowKey, pa.Table]) -> None:
     first = next(iter(tables.values()))
     for key, table in tables.items():
         row = f"row {key.slug}"
-        if not 0 <= key.drop < 1:
-            raise damaged(path, f"{row}: drop {key.drop} is not in [0, 1)")
+        try:
+            PruningRatio(key.drop)
+        except ValueError as error:
+            raise damaged(path, f"{row}: {error}") from error
         if any(table.column(name).null_count for name in ("sample", "scene", "refused")):
             raise damaged(path, f"{row}: a line without sample, scene or refused")
         if table.column("sample") != first.column("sample") or table.column("scene") != first.column("scene"):
