@@ -51,7 +51,7 @@ def compare(source: Source, options: GraphOptions, folder: Path) -> dict:
         "precision": manifest.graph.precision,
         "opset": manifest.graph.opset,
         "tokens": source.vla.tokens,
-        "files": {name: facts.bytes for name, facts in manifest.files.items()},
+        "files": {name: file.bytes for name, file in manifest.files.items()},
         "cosine": float(cosine.mean()),
         "cosine_min": float(cosine.min()),
         "max_abs_error": float((tokens - expected).abs().max()),

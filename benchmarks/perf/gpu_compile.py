@@ -17,21 +17,21 @@ NOTE = "transformers: its tower alone; ours: tower, pruner and sorting by score,
 
 
 def compile_modes(backend: str | None, device: torch.device) -> dict[str, dict]:
-    """Name of a side -> arguments of ``torch.compile``; none for None. CUDA graphs are inductor's, on a GPU."""
+    """Name of a case -> arguments of ``torch.compile``; none for None. CUDA graphs are inductor's, on a GPU."""
     modes = {} if backend is None else {COMPILED: {"backend": backend}}
     if backend == "inductor" and device.type == "cuda":
         modes[GRAPHS] = {"backend": backend, "mode": "reduce-overhead"}
     return modes
 
 
-def compiled_cases(path: torch.nn.Module, inputs: torch.Tensor, backend: str | None, facts: dict) -> dict[str, Case]:
+def compiled_cases(path: torch.nn.Module, inputs: torch.Tensor, backend: str | None, figures: dict) -> dict[str, Case]:
     """Cases of a vision path, eager and compiled. What was compiled for earlier cases is dropped.
 
     Args:
         path: of ``vision_path``, in the type that is measured.
         inputs: on the path's device.
         backend: of ``torch.compile``; None: eager only.
-        facts: filled in when a case gets ready: seconds of compiling, breaks of the graph, and how far the result is
+        figures: filled in when a case gets ready: seconds of compiling, breaks of the graph, and how far the result is
             from the eager one's.
     """
     torch.compiler.reset()  # dynamo runs a function eagerly, without an error, once it was compiled too often
@@ -43,7 +43,7 @@ def compiled_cases(path: torch.nn.Module, inputs: torch.Tensor, backend: str | N
         found = {key: value.clone() for key, value in named(compiled(inputs)).items()}
         seconds = round(time.perf_counter() - start, 1)
         breaks = sum(counters["graph_break"].values())
-        facts[name] = {"compile_s": seconds, "graph_breaks": breaks, **compare(found, named(path(inputs)))}
+        figures[name] = {"compile_s": seconds, "graph_breaks": breaks, **compare(found, named(path(inputs)))}
         return compiled
 
     cases = {EAGER: Case(lambda _: path(inputs))}
@@ -54,9 +54,9 @@ def compiled_cases(path: torch.nn.Module, inputs: torch.Tensor, backend: str | N
     return cases
 
 
-def vision_cases(work: Workload, pruner: ScorePruner, backend: str | None, facts: dict) -> dict[str, Case]:
+def vision_cases(work: Workload, pruner: ScorePruner, backend: str | None, figures: dict) -> dict[str, Case]:
     """The cases of one scene; see ``NOTE``."""
     stock = HfGenerate(work, 1)
     assert pruner.module is not None  # that of random_models
     path = VisionPath(work.vision, pruner.module)
-    return {"transformers": Case(lambda _: stock.encode()), **compiled_cases(path, work.patches, backend, facts)}
+    return {"transformers": Case(lambda _: stock.encode()), **compiled_cases(path, work.patches, backend, figures)}

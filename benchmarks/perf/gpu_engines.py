@@ -91,8 +91,8 @@ def find_builder(python: Path | None) -> Builder:
     answer = run_worker(python, ["--probe"], 120.0)
     if answer.returncode:
         raise RuntimeError(f"{python}: {_tail(answer)}")
-    facts = json.loads(answer.stdout.splitlines()[-1])
-    return Builder(facts["tensorrt"], facts["opset"], facts["strongly_typed"], python)
+    probe = json.loads(answer.stdout.splitlines()[-1])
+    return Builder(probe["tensorrt"], probe["opset"], probe["strongly_typed"], python)
 
 
 def run_worker(python: Path, arguments: list[str], timeout_s: float) -> subprocess.CompletedProcess:
@@ -171,13 +171,13 @@ class EngineScene:
             row["torch"] = {"against_torch": compare(named(path(inputs)), expected)}
         cases |= compiled_cases(path, inputs, self.settings.backend, compiled)
         timings = measure(cases, self.settings.runs, self.device, self.settings.warm_up, tolerant=True)
-        row["latency"] = {_SIDES.get(name, name): timing.figures() for name, timing in timings.items()}
+        row["latency"] = {_NAMES.get(name, name): timing.figures() for name, timing in timings.items()}
         row["compiled"] = compiled
         row["ratios"] = self._ratios(trt, timings)
 
     def _ratios(self, trt: dict, timings: dict[str, Timing]) -> dict:
-        """Eager torch over each other side, by medians of wall time."""
-        ratios = {_SIDES[name]: ratio(timings["ours"], timings[name]) for name in timings if name != "ours"}
+        """Eager torch over each other case, by medians of wall time."""
+        ratios = {_NAMES[name]: ratio(timings["ours"], timings[name]) for name in timings if name != "ours"}
         for name, key in (("tensorrt", "latency"), ("tensorrt_cuda_graph", "latency_cuda_graph")):
             wall = trt.get(key, {}).get("wall")
             if wall and timings["ours"].error is None:
@@ -191,7 +191,7 @@ class EngineScene:
         folder = self.folder / precision
         folder.mkdir(exist_ok=True)
         manifest = write_engine(source, GraphOptions(precision, builder.opset), folder)
-        trt["onnx_bytes"] = sum(facts.bytes for facts in manifest.files.values())
+        trt["onnx_bytes"] = sum(file.bytes for file in manifest.files.values())
         return folder / next(iter(manifest.files)), manifest
 
     def _outside(
@@ -242,10 +242,10 @@ class EngineScene:
             "layers": len(plan_layers(file, manifest)),
         }
         runner = TensorRtRunner(file, manifest, self.device)
-        facts = manifest.graph.inputs() | manifest.graph.outputs()
+        declared = manifest.graph.inputs() | manifest.graph.outputs()
         tensors = {
             name: torch.empty(*map(int, each.shape), dtype=getattr(torch, each.dtype), device=self.device)
-            for name, each in facts.items()
+            for name, each in declared.items()
         }
         tensors["images"].copy_(images)
         pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
@@ -263,7 +263,7 @@ _JOB_FILES = {
     "layers": "layers.json",
     "cache": "timings",
 }
-_SIDES = {
+_NAMES = {
     "ours": "torch_eager",
     "ours_compiled": "torch_compiled",
     "ours_compiled_cuda_graphs": "torch_compiled_cuda_graphs",

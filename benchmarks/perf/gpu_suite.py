@@ -54,7 +54,7 @@ SEED = 0
 
 
 def ours_at(drop: float) -> str:
-    """Name of this package's side at a pruning ratio."""
+    """Name of this package's rows at a pruning ratio."""
     return f"ours_drop_{drop:g}"
 
 
@@ -175,7 +175,7 @@ class Suite:
             found = entry["scenes"][scene.name] = {}
             self._guarded(found, lambda scene=scene, found=found: self._scene(model, pruner, size, scene, found))
         if self.dtype != torch.float32 and "models" in self.steps:
-            model.float()  # where rounding breaks no ties, both sides must choose the same tokens
+            model.float()  # where rounding breaks no ties, both implementations must choose the same tokens
             for scene in size.scenes:
                 found = entry["scenes"][scene.name].setdefault("agreement", {})["float32"] = {}
                 self._guarded(found, lambda scene=scene, found=found: self._agree(model, scene, found))
@@ -193,11 +193,11 @@ class Suite:
             "answer_tokens": answer,
         }
         if "compile" in self.steps and self.backend is not None:
-            facts = figures.setdefault("compiled", {})
-            cases = vision_cases(work, pruner, self.backend, facts)
+            compiled = figures.setdefault("compiled", {})
+            cases = vision_cases(work, pruner, self.backend, compiled)
             stages["vision"] = self._measured(scene, "vision", cases, self.runs, timings)
             figures["vision_ratios"] = {
-                side: ratio(timings["vision"]["ours"], timing) for side, timing in timings["vision"].items()
+                name: ratio(timings["vision"]["ours"], timing) for name, timing in timings["vision"].items()
             }
         if "models" in self.steps:
             self._stages(model, pruner, work, answer, scene, figures, timings)
@@ -226,10 +226,10 @@ class Suite:
         print(f"{scene.name}: {name}", file=sys.stderr)
         warm_up = self.warm_up if runs == self.runs else 1
         timings[name] = measure(cases, runs, self.device, warm_up, tolerant=True)
-        return {side: timing.figures(parts) for side, timing in timings[name].items()}
+        return {case: timing.figures(parts) for case, timing in timings[name].items()}
 
     def _agree(self, model, scene: Scene, found: dict) -> None:
-        """Fill in the agreement of both sides over all tokens, in the dtype that the model has now."""
+        """Fill in the agreement of both implementations over all tokens, in the dtype that the model has now."""
         steps = 8 if self.quick else 32
         work = build_workload(model, scene, steps, SEED)
         found |= agreement(FastDrive(work, steps), HfGenerate(work, steps))
@@ -239,29 +239,29 @@ class Suite:
         return FastDrive(work, answer_tokens, pruner if drop else None, drop)
 
     def _prune_cases(self, work: Workload, pruner: ScorePruner) -> dict[str, Case]:
-        sides = {drop: self._ours(work, 1, pruner, drop) for drop in DROPS if drop}
-        return {ours_at(drop): Case(side.prune, side.encode) for drop, side in sides.items()}
+        by_drop = {drop: self._ours(work, 1, pruner, drop) for drop in DROPS if drop}
+        return {ours_at(drop): Case(ours.prune, ours.encode) for drop, ours in by_drop.items()}
 
     def _prefill_cases(self, work: Workload, pruner: ScorePruner, answer: int) -> dict[str, Case]:
         stock = HfGenerate(work, answer)
         cases = {STOCK: Case(stock.prefill, stock.encode)}
         for drop in DROPS:
-            side = self._ours(work, answer, pruner, drop)
-            cases[ours_at(drop)] = Case(lambda state, side=side: side.prefill(*state), lambda side=side: pruned(side))
+            ours = self._ours(work, answer, pruner, drop)
+            cases[ours_at(drop)] = Case(lambda state, ours=ours: ours.prefill(*state), lambda ours=ours: pruned(ours))
         return cases
 
     def _decode_cases(self, work: Workload, pruner: ScorePruner, answer: int) -> dict[str, Case]:
         stock = HfGenerate(work, answer)
         cases = {STOCK: Case(stock.decode, lambda: stock.prefill(stock.encode()))}
         for drop in DROPS:
-            side = self._ours(work, answer, pruner, drop)
-            cases[ours_at(drop)] = Case(side.decode, lambda side=side: side.prefill(*pruned(side)))
+            ours = self._ours(work, answer, pruner, drop)
+            cases[ours_at(drop)] = Case(ours.decode, lambda ours=ours: ours.prefill(*pruned(ours)))
         return cases
 
     def _whole_cases(self, work: Workload, pruner: ScorePruner, answer: int) -> dict[str, Case]:
-        sides = {STOCK: HfGenerate(work, answer)}
-        sides |= {ours_at(drop): self._ours(work, answer, pruner, drop) for drop in DROPS}
-        return {name: Case(lambda _, side=side: side.end_to_end()) for name, side in sides.items()}
+        implementations: dict[str, HfGenerate | FastDrive] = {STOCK: HfGenerate(work, answer)}
+        implementations |= {ours_at(drop): self._ours(work, answer, pruner, drop) for drop in DROPS}
+        return {name: Case(lambda _, run=run: run.end_to_end()) for name, run in implementations.items()}
 
 
 def encode_cases(work: Workload) -> dict[str, Case]:
@@ -269,10 +269,10 @@ def encode_cases(work: Workload) -> dict[str, Case]:
     return {STOCK: Case(lambda _: stock.encode()), "ours": Case(lambda _: ours.encode())}
 
 
-def pruned(side: FastDrive) -> tuple[VisualTokens, torch.Tensor]:
+def pruned(ours: FastDrive) -> tuple[VisualTokens, torch.Tensor]:
     """Tokens, and the indices of the kept ones."""
-    tokens = side.encode()
-    return tokens, side.prune(tokens)
+    tokens = ours.encode()
+    return tokens, ours.prune(tokens)
 
 
 def ratios(timings: dict[str, dict[str, Timing]]) -> dict:
@@ -280,10 +280,10 @@ def ratios(timings: dict[str, dict[str, Timing]]) -> dict:
     against_stock = {"encode": {"ours": ratio(timings["encode"][STOCK], timings["encode"]["ours"])}}
     against_none = {}
     for stage in ("prefill", "decode_per_token", "end_to_end"):
-        sides = timings[stage]
-        against_stock[stage] = {ours_at(drop): ratio(sides[STOCK], sides[ours_at(drop)]) for drop in DROPS}
+        times = timings[stage]
+        against_stock[stage] = {ours_at(drop): ratio(times[STOCK], times[ours_at(drop)]) for drop in DROPS}
         against_none[stage] = {
-            ours_at(drop): ratio(sides[ours_at(0.0)], sides[ours_at(drop)]) for drop in DROPS if drop
+            ours_at(drop): ratio(times[ours_at(0.0)], times[ours_at(drop)]) for drop in DROPS if drop
         }
     against_stock["prefill_with_pruner"] = {
         ours_at(drop): _with_pruner(timings, ours_at(drop)) for drop in DROPS if drop
@@ -291,9 +291,9 @@ def ratios(timings: dict[str, dict[str, Timing]]) -> dict:
     return {"transformers_over_ours": against_stock, "ours_drop_0_over_ours": against_none}
 
 
-def _with_pruner(timings: dict[str, dict[str, Timing]], side: str) -> float | None:
+def _with_pruner(timings: dict[str, dict[str, Timing]], name: str) -> float | None:
     """transformers' prefill over this package's pruner and prefill."""
-    parts = [timings["prefill"][STOCK], timings["prefill"][side], timings["prune"][side]]
+    parts = [timings["prefill"][STOCK], timings["prefill"][name], timings["prune"][name]]
     if any(part.error is not None for part in parts):
         return None
     stock, prefill, prune = (part.median_ms for part in parts)
@@ -308,8 +308,8 @@ def table(report: dict) -> str:
             lines.append(f"{size} {scene}: {figures.get('visual_tokens')} visual tokens {figures.get('error', '')}")
             for dtype, found in figures.get("agreement", {}).items():
                 lines.append(f"  same tokens in {dtype}: {found.get('same_tokens', found.get('error'))}")
-            for stage, sides in figures.get("stages", {}).items():
-                cells = (f"{side} {times.get('median_ms', 'failed')}" for side, times in sides.items())
+            for stage, rows in figures.get("stages", {}).items():
+                cells = (f"{name} {times.get('median_ms', 'failed')}" for name, times in rows.items())
                 lines.append(f"  {stage}: {', '.join(cells)}")
         for scene, found in entry.get("engines", {}).items():
             lines += [f"{size} {scene}: engines {found.get('error', '')}", *engine_lines(found)]
@@ -323,13 +323,13 @@ def engine_lines(found: dict) -> list[str]:
     lines = []
     for precision, row in found.get("rows", {}).items():
         trt = row.get("tensorrt", {})
-        sides = {name: times.get("median_ms", "failed") for name, times in row.get("latency", {}).items()}
+        medians = {name: times.get("median_ms", "failed") for name, times in row.get("latency", {}).items()}
         for name, key in (("tensorrt", "latency"), ("tensorrt_cuda_graph", "latency_cuda_graph")):
             if "wall" in trt.get(key, {}):
-                sides[name] = trt[key]["wall"]["median_ms"]
+                medians[name] = trt[key]["wall"]["median_ms"]
         cosine = trt.get("against_torch", {}).get("cosine")
         note = trt.get("error") or trt.get("skipped") or f"cosine of TensorRT {cosine:.6f}" if trt else ""
-        cells = ", ".join(f"{name} {value}" for name, value in sides.items())
+        cells = ", ".join(f"{name} {value}" for name, value in medians.items())
         lines.append(f"  {precision}: {row.get('error', cells)}; {note}")
     return lines
 

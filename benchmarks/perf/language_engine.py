@@ -4,8 +4,8 @@
     python -m benchmarks.perf.language_engine --dataset data/lm_val --split val --sets 200 \\
         --json benchmarks/results/language_onnxruntime.json
 
-Times are of one process, the sides in turn. The mid-size model has random weights, for its times only. Answers of the
-shipped model are compared on keyframes of a dataset, where one is given.
+Times are of one process, the implementations in turn. The mid-size model has random weights, for its times only.
+Answers of the shipped model are compared on keyframes of a dataset, where one is given.
 """
 
 from __future__ import annotations
@@ -74,29 +74,29 @@ def open_engine(vla: Vla, folder: Path) -> EngineLanguage:
 
 
 def compare_times(work: Workload, pruner: Pruner, engine: EngineLanguage, drop: float, runs: int) -> dict:
-    """Medians of both sides at one pruning ratio, and whether the answers were the same."""
-    sides = {name: FastDrive(work, ANSWER_TOKENS, pruner, drop) for name in ("torch", "onnxruntime")}
-    sides["onnxruntime"].generator.language = engine
-    tokens = sides["torch"].encode()
-    kept = sides["torch"].prune(tokens)
+    """Medians of both implementations at one pruning ratio, and whether the answers were the same."""
+    implementations = {name: FastDrive(work, ANSWER_TOKENS, pruner, drop) for name in ("torch", "onnxruntime")}
+    implementations["onnxruntime"].generator.language = engine
+    tokens = implementations["torch"].encode()
+    kept = implementations["torch"].prune(tokens)
     cases, answers = {}, set()
-    for name, side in sides.items():
-        cases[f"{name} prefill"] = Case(lambda _, side=side: side.prefill(tokens, kept))
+    for name, run in implementations.items():
+        cases[f"{name} prefill"] = Case(lambda _, run=run: run.prefill(tokens, kept))
         cases[f"{name} decode"] = Case(
-            lambda state, side=side: side.decode(state), lambda side=side: side.prefill(tokens, kept)
+            lambda state, run=run: run.decode(state), lambda run=run: run.prefill(tokens, kept)
         )
-        cases[f"{name} answer"] = Case(lambda _, side=side: side.decode(side.prefill(tokens, kept)))
-        answers.add(side.decode(side.prefill(tokens, kept)))
+        cases[f"{name} answer"] = Case(lambda _, run=run: run.decode(run.prefill(tokens, kept)))
+        answers.add(run.decode(run.prefill(tokens, kept)))
     times = measure(cases, runs, CPU, warm_up=1)
     steps = ANSWER_TOKENS - 1  # the first token comes of the prefill
     figures: dict = {
-        "prompt_tokens": len(sides["torch"].prefill(tokens, kept).prompts[0]),
+        "prompt_tokens": len(implementations["torch"].prefill(tokens, kept).prompts[0]),
         "same_answer": len(answers) == 1,
     }
     for part, parts in (("prefill", 1), ("decode", steps), ("answer", 1)):
-        pair = [times[f"{name} {part}"] for name in sides]
+        pair = [times[f"{name} {part}"] for name in implementations]
         figures[part if parts == 1 else f"{part}_per_token"] = {
-            **{name: timing.figures(parts) for name, timing in zip(sides, pair, strict=True)},
+            **{name: timing.figures(parts) for name, timing in zip(implementations, pair, strict=True)},
             "speedup": ratio(*pair),
         }
     return figures
@@ -120,23 +120,23 @@ def middle(folder: Path, threads: int) -> tuple[Workload, Pruner, EngineLanguage
     return replace(work, vla=vla), build_pruner(model, 0), open_engine(vla, folder)
 
 
-def compare_lengths(file: Path, facts: LanguageGraphInfo, prompt: int, shown: int, runs: int) -> dict:
+def compare_lengths(file: Path, graph: LanguageGraphInfo, prompt: int, shown: int, runs: int) -> dict:
     """A session for any lengths against one for exactly these: the same runs on zeros, in turn, and their memory."""
-    room = prompt + ANSWER_TOKENS
-    lengths = {
+    capacity = prompt + ANSWER_TOKENS
+    phases = {
         "prefill": {NEW: prompt, PAST: 1, SEEN: prompt + 1, SHOWN: shown},
-        "decode": {NEW: 1, PAST: room, SEEN: room + 1, SHOWN: 1},
+        "decode": {NEW: 1, PAST: capacity, SEEN: capacity + 1, SHOWN: 1},
     }
     before = _resident_mib()
     free = _session(file, {})
     memory = {"any lengths": round(_resident_mib() - before, 1)}
     cases = {}
-    for name, sides in lengths.items():
+    for name, lengths in phases.items():
         before = _resident_mib()
-        fixed = _session(file, sides)
+        fixed = _session(file, lengths)
         memory[f"fixed lengths, {name}"] = round(_resident_mib() - before, 1)
         for kind, session in (("any lengths", free), ("fixed lengths", fixed)):
-            binding = _binding(session, facts, sides)
+            binding = _binding(session, graph, lengths)
             cases[f"{kind}, {name}"] = Case(
                 lambda _, session=session, binding=binding: session.run_with_iobinding(binding[0])
             )
@@ -145,21 +145,23 @@ def compare_lengths(file: Path, facts: LanguageGraphInfo, prompt: int, shown: in
     return {"times": {name: timing.figures() for name, timing in times.items()}, "memory_of_the_session_mib": memory}
 
 
-def _session(file: Path, sides: dict[str, int]) -> onnxruntime.InferenceSession:
+def _session(file: Path, lengths: dict[str, int]) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    for name, length in sides.items():
+    for name, length in lengths.items():
         options.add_free_dimension_override_by_name(name, length)
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
-def _binding(session: onnxruntime.InferenceSession, facts: LanguageGraphInfo, sides: dict[str, int]) -> tuple:
+def _binding(session: onnxruntime.InferenceSession, graph: LanguageGraphInfo, lengths: dict[str, int]) -> tuple:
     """A binding, and the arrays that it needs to live."""
     binding, arrays = session.io_binding(), []
-    for bind, tensors in ((binding.bind_input, facts.inputs()), (binding.bind_output, facts.outputs())):
+    for bind, tensors in ((binding.bind_input, graph.inputs()), (binding.bind_output, graph.outputs())):
         for name, each in tensors.items():
-            arrays.append(np.zeros([sides[side] if isinstance(side, str) else side for side in each.shape], each.dtype))
+            arrays.append(
+                np.zeros([lengths[length] if isinstance(length, str) else length for length in each.shape], each.dtype)
+            )
             bind(name, "cpu", 0, arrays[-1].dtype, arrays[-1].shape, arrays[-1].ctypes.data)
     return binding, arrays
 
@@ -182,8 +184,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dataset", type=Path, metavar="DIR", help="in the nuScenes schema; without it no answers")
     parser.add_argument("--split", metavar="S")
     parser.add_argument("--sets", type=int, default=200, metavar="N")
-    parser.add_argument("--runs", type=int, default=30, metavar="N", help="timed runs of each side (%(default)s)")
-    parser.add_argument("--threads", type=int, nargs="+", default=(1, 2), metavar="N", help="of both sides (1 2)")
+    parser.add_argument("--runs", type=int, default=30, metavar="N", help="timed runs of each case (%(default)s)")
+    parser.add_argument("--threads", type=int, nargs="+", default=(1, 2), metavar="N", help="of each case (1 2)")
     parser.add_argument("--json", metavar="F", default="-")
     args = parser.parse_args(arguments)
     figures: dict = {**describe(CPU), "onnxruntime": onnxruntime.__version__, "answer_tokens": ANSWER_TOKENS}

@@ -20,8 +20,8 @@ from fastdrive_node.families.spec import FRAME, AnswerSpec, HistorySpec, VlaSpec
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.pruning.score_pruner import ScorePruner
 
-TEXT_BEFORE, TEXT_BEHIND = 40, 160  # words of the prompt around the images, ego history included
-VISION_START, VISION_END = 2, 3  # of the tokens below 8, which no random word is
+TEXT_BEFORE, TEXT_BEHIND = 40, 160  # tokens of the prompt around the images, ego history included
+VISION_START, VISION_END = 2, 3  # of the tokens below 8, which no random text token is
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ SIZES = {
 }
 
 
-class NoWords:
+class UnusedTokenizer:
     """Stands for a tokenizer: prompts are random ids here, and answers are not read."""
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
@@ -148,7 +148,7 @@ def build_workload(model: Qwen2_5_VLForConditionalGeneration, scene: Scene, answ
         history=HistorySpec(steps=(), interval_s=0.5),
         answer=AnswerSpec(preamble="", points=6, interval_s=0.5, closing="end", max_new_tokens=answer_tokens),
     )
-    vla = Vla(Path("random weights"), FAMILY, model.config, model, cast(Any, NoWords()), spec, "")
+    vla = Vla(Path("random weights"), FAMILY, model.config, model, cast(Any, UnusedTokenizer()), spec, "")
     vision = vla.torch_vision()
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (scene.images, 3, scene.height, scene.width), generator=generator).byte()
@@ -158,11 +158,11 @@ def build_workload(model: Qwen2_5_VLForConditionalGeneration, scene: Scene, answ
 def _prompt(vla: Vla, generator: torch.Generator) -> Prompt:
     config = vla.config
 
-    def words(count: int) -> torch.Tensor:
+    def random_ids(count: int) -> torch.Tensor:
         return torch.randint(8, config.text_config.vocab_size, (count,), generator=generator)
 
     each = vla.tokens // len(vla.spec.cameras)
     image = torch.tensor([VISION_START, *[config.image_token_id] * each, VISION_END])
-    ids = torch.cat([words(TEXT_BEFORE), *[image] * len(vla.spec.cameras), words(TEXT_BEHIND)])
+    ids = torch.cat([random_ids(TEXT_BEFORE), *[image] * len(vla.spec.cameras), random_ids(TEXT_BEHIND)])
     positions, next_position = full_positions(vla, ids)
     return Prompt("", ids, positions, (ids == config.image_token_id).nonzero().flatten(), next_position)

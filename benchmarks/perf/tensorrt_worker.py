@@ -119,8 +119,8 @@ def figures(values: list[float]) -> dict:
 class Job:
     """One build and its run; ``report`` is what is known so far."""
 
-    def __init__(self, facts: dict):
-        self.facts = facts
+    def __init__(self, settings: dict):
+        self.settings = settings
         self.report: dict = {}
 
     def run(self) -> None:
@@ -129,9 +129,9 @@ class Job:
         except (Exception, KeyboardInterrupt) as error:
             self.note(error=f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
 
-    def note(self, **facts: Any) -> None:
-        self.report.update(facts)
-        Path(self.facts["report"]).write_text(json.dumps(self.report, indent=1) + "\n")
+    def note(self, **figures: Any) -> None:
+        self.report.update(figures)
+        Path(self.settings["report"]).write_text(json.dumps(self.report, indent=1) + "\n")
 
     def _run(self) -> None:
         api, plan = load_parts()
@@ -141,7 +141,7 @@ class Job:
         executor = plan.PlanExecutor(trt, content)
         engine = executor.engine
         information = plan.engine_information(trt, engine)
-        Path(self.facts["layers"]).write_text(information)
+        Path(self.settings["layers"]).write_text(information)
         rows = plan.layer_rows(information)
         self.note(
             layers=len(rows),
@@ -151,19 +151,19 @@ class Job:
         self._execute(executor, api.io_tensors(trt, engine))
 
     def _build(self, trt: Any, api: Any, plan: Any) -> Any:
-        settings = api.BuilderSettings(self.facts["workspace_mib"], self.facts["optimization_level"])
+        settings = api.BuilderSettings(self.settings["workspace_mib"], self.settings["optimization_level"])
         start = time.perf_counter()
-        files = Path(self.facts["onnx"]), Path(self.facts["cache"])
-        graph = self.facts["opset"], self.facts["precision"]
+        files = Path(self.settings["onnx"]), Path(self.settings["cache"])
+        graph = self.settings["opset"], self.settings["precision"]
         content, flags = plan.serialize_plan(trt, files[0], *graph, settings, files[1])
-        Path(self.facts["plan"]).write_bytes(content)
+        Path(self.settings["plan"]).write_bytes(content)
         seconds = round(time.perf_counter() - start, 1)
-        self.note(build_s=seconds, plan_bytes=Path(self.facts["plan"]).stat().st_size, flags=flags)
+        self.note(build_s=seconds, plan_bytes=Path(self.settings["plan"]).stat().st_size, flags=flags)
         return content
 
     def _execute(self, executor: Any, tensors: list) -> None:
         cuda = Cuda(load_cudart())
-        with np.load(self.facts["inputs"]) as given:
+        with np.load(self.settings["inputs"]) as given:
             inputs = {name: np.ascontiguousarray(given[name]) for name in given.files}
         for each in tensors:
             array = inputs.get(each.name)
@@ -184,8 +184,8 @@ class Job:
         outputs = {each.name: arrays[each.name] for each in tensors if not each.is_input}
         for name, array in outputs.items():
             cuda.download(array, pointers[name])
-        np.savez(self.facts["outputs"], **outputs)
-        runs, warm_up = self.facts["runs"], self.facts["warm_up"]
+        np.savez(self.settings["outputs"], **outputs)
+        runs, warm_up = self.settings["runs"], self.settings["warm_up"]
         self.note(outputs=sorted(outputs), latency=cuda.time(enqueue, runs, warm_up))
         try:
             self.note(latency_cuda_graph=cuda.time(cuda.capture(enqueue), runs, warm_up))

@@ -71,7 +71,7 @@ def run_job(job: AblationJob) -> dict[str, Any]:
         "seed": job.seed,
         **_test_figures(run, test),
         "collapsed": trained["collapsed"],
-        "positive_share_over_time": _positive_share(job.folder, settings.schedule.decoder_pretrain_steps),
+        "positive_share_over_time": _positive_fraction(job.folder, settings.schedule.decoder_pretrain_steps),
         "images_per_s": trained["images_per_s"],
         "peak_memory_mib": memory,
         "parameters": {
@@ -98,8 +98,8 @@ def _test_figures(run: ReconRun, test: HeldOut) -> dict[str, Any]:
     return {**score_figures(scores, test.coverage), "reconstruction": quality(trainer.decoder, test, mask)}
 
 
-def _positive_share(folder: Path, warmup: int) -> list[list[float]]:
-    """[joint step, share of tokens with a score above zero] of each logged step: of the training batch, and at the
+def _positive_fraction(folder: Path, warmup: int) -> list[list[float]]:
+    """[joint step, fraction of tokens with a score above zero] of each logged step: of the training batch, and at the
     evaluations of the held-out keyframes."""
     rows = (row for row in read_log(folder) if "positive_share" in row)
     return [[row["step"] - warmup, round(row["positive_share"], 4)] for row in rows]

@@ -199,11 +199,11 @@ def table(summary: dict[str, dict[str, Any]]) -> str:
     names = {**{arm: text for arm, (text, _) in ARMS.items()}, **REFERENCES}
     second = ("mask by", "PSNR fore (dB)", "back", "SSIM fore", "back", "PSNR inside fore (dB)", "inside back")
     places = (1, 1, 3, 3, 1, 1)
-    halves = [
+    reconstructions = [
         (names[arm], *(_cell(summary[arm], key, digits) for key, digits in zip(RECONSTRUCTION, places, strict=True)))
         for arm in painted
     ]
-    return f"{_markdown(head, rows)}\n\n{_markdown(second, halves)}\n"
+    return f"{_markdown(head, rows)}\n\n{_markdown(second, reconstructions)}\n"
 
 
 def _of(row: dict[str, Any]) -> str:

@@ -2,11 +2,11 @@
 
     python -m benchmarks.studies.pruner_memory --json runs/pruner_memory.json
 
-Counted on torch's meta device: parameters; the bytes that autograd keeps for one more image (both halves through the
-decoder, under bfloat16 autocast; attention matrices included, which fused kernels do not keep: an upper bound); the
-FLOPs of the frozen tower forward, and of pruner and decoder forward and backward. Assumed, and printed: float32
-weights, gradients and AdamW moments, the tower in bfloat16, and how many FLOP/s a GPU sustains. Times leave out reading
-images and evaluation.
+Counted on torch's meta device: parameters; the bytes that autograd keeps for one more image (foreground and background
+through the decoder, under bfloat16 autocast; attention matrices included, which fused kernels do not keep: an upper
+bound); the FLOPs of the frozen tower forward, and of pruner and decoder forward and backward. Assumed, and printed:
+float32 weights, gradients and AdamW moments, the tower in bfloat16, and how many FLOP/s a GPU sustains. Times leave out
+reading images and evaluation.
 """
 
 from __future__ import annotations
@@ -145,9 +145,9 @@ def training_step(
             saved[storage._cdata] = storage
         return tensor
 
-    def decode(halves: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    def decode(images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            return decoder(halves, grid).float()
+            return decoder(images, grid).float()
 
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
         with torch.autocast("cpu", torch.bfloat16):
@@ -253,7 +253,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sizes", default=",".join(SIZES), help="(%(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="images that a GPU works on at a time (%(default)s)")
     parser.add_argument(
-        "--efficiency", type=float, default=0.4, help="share of a GPU's peak FLOP/s that is sustained (%(default)s)"
+        "--efficiency", type=float, default=0.4, help="fraction of a GPU's peak FLOP/s that is sustained (%(default)s)"
     )
     parser.add_argument("--json", metavar="FILE", help="figures; the table goes beside them as .md")
     args = parser.parse_args(argv)

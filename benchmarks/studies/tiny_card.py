@@ -27,7 +27,7 @@ def figures(results: Path = RESULTS) -> str:
     rows = [_cells(own), _cells(blind, "none, pictures of another scene"), *map(_cells, others), _cells(straight)]
     l2 = _average(own)
     recall = " / ".join(f"{score['recall'][key]:.3f}" for key in ("0.75", "0.5", "0.25"))
-    shares = (f"{score[name]:.2f}" for name in ("positive_share", "foreground_share"))
+    fractions = (f"{score[name]:.2f}" for name in ("positive_share", "foreground_share"))
     return "\n".join(
         [
             _table(HEAD, rows),
@@ -43,7 +43,7 @@ def figures(results: Path = RESULTS) -> str:
                     "positive tokens",
                     "foreground pixels",
                 ),
-                [(f"{score['auroc']:.3f}", f"{score['average_precision']:.3f}", recall, *shares)],
+                [(f"{score['auroc']:.3f}", f"{score['average_precision']:.3f}", recall, *fractions)],
             ),
         ]
     )

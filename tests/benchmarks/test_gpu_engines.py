@@ -71,10 +71,10 @@ def test_each_row_has_the_times_of_every_side(entry):
         for key in ("latency", "latency_cuda_graph"):
             times = row["tensorrt"][key]
             assert times["gpu"]["median_ms"] == 1.5 and times["wall"]["min_ms"] > 0 and times["wall"]["runs"] == 2
-        sides = row["ratios"]["torch_eager_over"]
-        assert set(sides) == {"torch_compiled", "tensorrt", "tensorrt_cuda_graph"}
+        ratios = row["ratios"]["torch_eager_over"]
+        assert set(ratios) == {"torch_compiled", "tensorrt", "tensorrt_cuda_graph"}
         eager, trt = row["latency"]["torch_eager"]["median_ms"], row["tensorrt"]["latency"]["wall"]["median_ms"]
-        assert sides["tensorrt"] == pytest.approx(eager / trt, rel=1e-2)
+        assert ratios["tensorrt"] == pytest.approx(eager / trt, rel=1e-2)
         assert row["compiled"]["ours_compiled"]["cosine_min"] > 0.9999
 
 

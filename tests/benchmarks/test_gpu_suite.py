@@ -24,9 +24,9 @@ def test_it_runs_to_the_end_with_every_stage_of_every_side(report):
     scenes = report["sizes"]["tiny"]["scenes"]
     assert {name: scene["visual_tokens"] for name, scene in scenes.items()} == SCENES
     for scene in scenes.values():
-        sides = {name: set(stage) for name, stage in scene["stages"].items()}
+        rows = {name: set(stage) for name, stage in scene["stages"].items()}
         everyone = {"transformers", *DROPS}
-        assert sides == {
+        assert rows == {
             "vision": {"transformers", "ours", "ours_compiled"},
             "encode": {"transformers", "ours"},
             "prune": set(DROPS[1:]),
@@ -45,8 +45,12 @@ def test_the_pruning_ratios_keep_their_tokens(report):
 
 def test_the_compiled_tower_and_pruner_give_what_eager_torch_gives(report):
     for scene in report["sizes"]["tiny"]["scenes"].values():
-        facts = scene["compiled"]["ours_compiled"]
-        assert facts["graph_breaks"] == 0 and facts["cosine_min"] > 0.999 and min(facts["kept_overlap"].values()) > 0.9
+        compiled = scene["compiled"]["ours_compiled"]
+        assert (
+            compiled["graph_breaks"] == 0
+            and compiled["cosine_min"] > 0.999
+            and min(compiled["kept_overlap"].values()) > 0.9
+        )
         eager, compiled = (scene["stages"]["vision"][side]["median_ms"] for side in ("ours", "ours_compiled"))
         assert scene["vision_ratios"]["ours_compiled"] == pytest.approx(eager / compiled, rel=1e-2)
 

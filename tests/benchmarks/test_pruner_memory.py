@@ -53,7 +53,7 @@ def test_3b_pruner_has_the_papers_size_and_the_estimate_adds_up(tmp_path):
 
 
 def test_the_flops_are_those_of_the_layers():
-    """Six FLOPs a parameter and token (forward and backward), over both halves; the rest is the losses'."""
+    """Six FLOPs a parameter and token (forward and backward), over both branches; the rest is the losses'."""
     size = memory.SIZES["3B"]
     _, pruner, decoder = memory.modules(size)
     with torch.device("meta"):

@@ -207,8 +207,8 @@ def test_a_damaged_graph_with_a_manifest_that_fits_it_is_refused_or_runs(smalles
     copy = tmp_path / file.name
     for _ in range(RUNTIME_CASES):
         copy.write_bytes(damage_bytes(rng, graph))
-        facts = file_info(copy)
-        content["files"] = {copy.name: {"bytes": facts.bytes, "sha256": facts.sha256}}
+        info = file_info(copy)
+        content["files"] = {copy.name: {"bytes": info.bytes, "sha256": info.sha256}}
         manifest_path(copy).write_text(sealed(content))
         try:
             engine = open_engine(EngineChoice("onnxruntime", copy, "cpu"), toy.vla, toy.pruner_file)
@@ -226,8 +226,8 @@ def test_a_damaged_language_graph_with_a_manifest_that_fits_it_is_refused_or_run
     prompt, copy = build_prompt(toy.vla, ego_history), tmp_path / file.name
     for _ in range(RUNTIME_CASES):
         copy.write_bytes(damage_bytes(rng, graph))
-        facts = file_info(copy)
-        content["files"] = {copy.name: {"bytes": facts.bytes, "sha256": facts.sha256}}
+        info = file_info(copy)
+        content["files"] = {copy.name: {"bytes": info.bytes, "sha256": info.sha256}}
         manifest_path(copy).write_text(sealed(content))
         try:
             generate(open_language_engine(LanguageChoice(copy, "cpu"), toy.vla), toy.vla, toy.tokens, None, prompt)
@@ -243,8 +243,8 @@ def test_an_engine_whose_tensors_or_facts_are_not_the_manifests_is_refused(small
 
     def refusal(model: onnx.ModelProto) -> str:
         copy.write_bytes(model.SerializeToString())
-        facts = file_info(copy)
-        content["files"] = {copy.name: {"bytes": facts.bytes, "sha256": facts.sha256}}
+        info = file_info(copy)
+        content["files"] = {copy.name: {"bytes": info.bytes, "sha256": info.sha256}}
         manifest_path(copy).write_text(sealed(content))
         with pytest.raises(ModelError) as error:
             open_engine(EngineChoice("onnxruntime", copy, "cpu"), toy.vla, toy.pruner_file)

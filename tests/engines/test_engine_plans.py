@@ -91,8 +91,10 @@ def settings(toy, **values) -> Settings:
 
 def test_the_node_runs_on_an_engine_by_its_parameters(toy, engine_file, ego_history):
     loaded = load_planner(settings(toy, vision_backend="onnxruntime", engine=str(engine_file), device="cpu"))
-    facts = loaded.identity()
-    assert str(engine_file) in facts["engine"] and "cpu" in facts["runtime"] and facts["parity"] == "not verified"
+    identity = loaded.identity()
+    assert (
+        str(engine_file) in identity["engine"] and "cpu" in identity["runtime"] and identity["parity"] == "not verified"
+    )
     theirs = load_planner(settings(toy, device="cpu")).planner.plan(frame_set(0), ego_history)
     assert loaded.planner.plan(frame_set(0), ego_history).text == theirs.text
 

@@ -1,4 +1,4 @@
-"""A language engine in the planner: answers and plans of torch, and what is refused with which words."""
+"""A language engine in the planner: answers and plans of torch, and what is refused with which message."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_logits_that_are_not_finite_are_refused(toy, engine, ego_history):
 def test_a_runtime_that_fails_is_a_typed_error(toy, language_file, ego_history):
     engine = open_language_engine(LanguageChoice(language_file), toy.vla)
     prompt = build_prompt(toy.vla, ego_history, Command.LEFT)
-    prompt.input_ids[0] = 10**6  # no such word
+    prompt.input_ids[0] = 10**6  # no such token
     with pytest.raises(ModelError, match="onnxruntime: the engine failed"):
         generate(engine, toy.vla, toy.tokens, None, prompt)
 
@@ -155,9 +155,9 @@ def test_the_node_runs_it_and_tells_what_runs(toy, language_file):
         language_engine=str(language_file),
         onnx_provider="cpu",
     )
-    facts = load_planner(settings).identity()
-    assert str(language_file) in facts["language engine"] and facts["language runtime"].endswith("cpu")
-    assert facts["language parity"] == "not verified" and "engine" not in facts
+    identity = load_planner(settings).identity()
+    assert str(language_file) in identity["language engine"] and identity["language runtime"].endswith("cpu")
+    assert identity["language parity"] == "not verified" and "engine" not in identity
 
 
 @pytest.fixture(scope="module")

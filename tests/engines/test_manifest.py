@@ -1,4 +1,4 @@
-"""What is refused before an engine runs, and with which words."""
+"""What is refused before an engine runs, and with which message."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from tests.engines.engine_toys import Toy, make_toy
 from tests.generation import prefill
 
 ANSWER = (19, 20, 30, 77, 29, 5, 21)  # any tokens
-# heads that share keys and values in groups of 4, 2 and 1
+# query heads in groups of 4, 2 and 1
 SIZES = {
     "wide groups": TinySize(image_height=140, image_width=168, tower_depth=1, width=64, heads=4, kv_heads=1, layers=3),
     "pairs": TinySize(image_height=112, image_width=224, tower_depth=1, width=128, heads=4, kv_heads=2, layers=2),
@@ -73,7 +73,7 @@ def forced_logits(toy, language, asked, ids):
 
 
 def question(toy, ego_history, keep, states=5, seed=0) -> Question:
-    """``keep`` tokens of all cameras; fewer past states make a prompt of other words."""
+    """``keep`` tokens of all cameras; fewer past states make another prompt."""
     random = torch.Generator().manual_seed(seed)
     kept = torch.randperm(toy.vla.tokens, generator=random)[:keep].sort().values
     prompt = build_prompt(toy.vla, EgoHistory(ego_history.states[:states], ego_history.interval_s), Command.LEFT)
@@ -107,7 +107,7 @@ def test_fp16_stays_close_to_torch(pairs, tmp_path, ego_history):
     assert float((ours - theirs).abs().max()) > 1e-3, "these are float32's own numbers"
 
 
-def arrays(engine_facts, asked, language, pad=0) -> dict[str, np.ndarray]:
+def arrays(graph_info, asked, language, pad=0) -> dict[str, np.ndarray]:
     """The graph's inputs for a prefill, as documented, ``pad`` positions added on the right."""
     prompt, length = asked.prompt, len(asked.prompt)
     whole = length + pad
@@ -126,10 +126,10 @@ def arrays(engine_facts, asked, language, pad=0) -> dict[str, np.ndarray]:
         "mask": mask.numpy(),
         "last": np.array([length - 1], np.int32),
     }
-    for name, facts in engine_facts.inputs().items():
+    for name, tensor in graph_info.inputs().items():
         if name not in inputs:
-            shape = [1 if side == PAST else side for side in facts.shape]
-            inputs[name] = np.zeros(shape, facts.dtype if facts.dtype != "bfloat16" else np.float32)
+            shape = [1 if length == PAST else length for length in tensor.shape]
+            inputs[name] = np.zeros(shape, tensor.dtype if tensor.dtype != "bfloat16" else np.float32)
     return inputs
 
 

@@ -52,12 +52,12 @@ def test_a_camera_without_calibration_is_refused_by_name():
 
 def test_it_survives_its_file(file, tiny_vla):
     before = load_pruner(file, tiny_vla).state_dict()
-    facts = metadata(file)
+    stored = metadata(file)
     save_calibration(file, CALIBRATION)
     assert load_calibration(file) == CALIBRATION
     after = load_pruner(file, tiny_vla).state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    assert {**facts, "calibration": metadata(file)["calibration"]} == metadata(file)
+    assert {**stored, "calibration": metadata(file)["calibration"]} == metadata(file)
     assert list(file.parent.iterdir()) == [file]
 
 

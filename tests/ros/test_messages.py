@@ -80,8 +80,8 @@ def test_autowares_trajectory_is_in_the_frame_of_the_odometry_and_starts_at_the_
 
 def test_steering_angles_of_a_standing_vehicle_are_finite():
     ego = EgoState(T0, 0.0, 0.0, 0.0, 0.0, yaw_rate_radps=0.01)
-    standing = plan(waypoints_m=np.zeros((6, 2)))
-    points = messages.autoware_message(standing, motion(standing), ego, Vehicle(), FAKE_AUTOWARE).points
+    stationary = plan(waypoints_m=np.zeros((6, 2)))
+    points = messages.autoware_message(stationary, motion(stationary), ego, Vehicle(), FAKE_AUTOWARE).points
     assert all(abs(point.front_wheel_angle_rad) < 0.1 for point in points)
 
 

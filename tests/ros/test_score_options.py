@@ -54,10 +54,10 @@ def test_the_planner_has_the_options_and_the_diagnostics_say_so(settings):
     loaded = load_planner(on)
     pruner = loaded.planner.pruner
     assert pruner.options == on.score_options() and pruner.calibration is not None
-    facts = loaded.identity()
-    assert facts["calibration"] == "sim val, expected calibration error 0.012"
-    assert facts["keep_threshold"] == "0.3, at least 16 tokens"
-    assert facts["temporal"] == "change 0, memory 0.5, up to 0.25 s"
+    identity = loaded.identity()
+    assert identity["calibration"] == "sim val, expected calibration error 0.012"
+    assert identity["keep_threshold"] == "0.3, at least 16 tokens"
+    assert identity["temporal"] == "change 0, memory 0.5, up to 0.25 s"
 
 
 def test_without_the_options_nothing_is_said(settings):

@@ -30,7 +30,7 @@ def write_dataset(
     version: str = "v1.0-tiny",
     cameras: Sequence[str] = CAMERAS,
 ) -> Path:
-    """Scene s drives at ``speed`` m/s + s with ``turn`` rad/s from another start; every image of it has its own colour.
+    """Scene s drives at ``speed`` m/s + s with ``turn`` rad/s from another start; every image of it has its own color.
 
     ``size`` is (height, width). The right third of every mask is road. The last scene is the val split, where there
     are two or more. ``lidar`` puts the ego pose of a sample on a LIDAR_TOP record that is 0.05 s before the cameras.

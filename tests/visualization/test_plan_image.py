@@ -45,11 +45,11 @@ def test_the_trajectory_shows_in_the_front_view_and_on_the_map():
 
 def test_the_path_ahead_is_as_wide_as_the_vehicle_on_both_sides():
     straight = np.array([[4.0 * k, 0.0] for k in range(1, 7)])
-    standing, driving = (
+    stationary, driving = (
         draw_plan(plan_of(points, kept=192), images_of(), CAMERAS, 8.0)[64:304, 500:980]
         for points in (straight * 0, straight)
     )
-    left, _, right, bottom = differs(standing, driving)
+    left, _, right, bottom = differs(stationary, driving)
     middle = 816 / 1600 * 480
     nearest_m = 1.51 * 1266 / (900 - 491)  # seen at the lower edge of the image
     half_width = 0.5 * Vehicle().width_m / nearest_m * 1266 * 480 / 1600

@@ -29,7 +29,7 @@ class ViewWeights(BaseModel):
 
 @dataclass
 class Prune2Drive(Pruner):
-    """Farthest-point sampling by cosine distance inside of each view; the views share K by their weights.
+    """Farthest-point sampling by cosine distance inside of each view; K is divided over the views by their weights.
 
     The original finds a keep ratio for each view offline. Here the views have weights that are scaled to K, so that one
     file serves every pruning ratio; without a file they are equal. Where the sampling starts is not stated in the rule:
@@ -61,17 +61,17 @@ def split_budget(keep: int, weights: Sequence[float], capacity: int) -> list[int
     """
     if keep > capacity * len(weights) or max(weights) <= 0:
         raise ValueError(f"keep: {keep} tokens cannot be divided over {len(weights)} views by their weights")
-    shares = [0.0] * len(weights)
+    parts = [0.0] * len(weights)
     open_views = list(range(len(weights)))
-    while (left := keep - sum(shares)) > 1e-9:
+    while (left := keep - sum(parts)) > 1e-9:
         wanting = [view for view in open_views if weights[view] > 0] or open_views
         total = sum(weights[view] for view in wanting) or len(wanting)
         for view in wanting:
-            shares[view] += left * ((weights[view] or 1.0) / total)
-        shares = [min(share, float(capacity)) for share in shares]
-        open_views = [view for view in open_views if shares[view] < capacity - 1e-9]
-    counts = [int(share + 1e-9) for share in shares]
-    fractions = sorted(range(len(shares)), key=lambda view: (counts[view] - shares[view], view))
+            parts[view] += left * ((weights[view] or 1.0) / total)
+        parts = [min(part, float(capacity)) for part in parts]
+        open_views = [view for view in open_views if parts[view] < capacity - 1e-9]
+    counts = [int(part + 1e-9) for part in parts]
+    fractions = sorted(range(len(parts)), key=lambda view: (counts[view] - parts[view], view))
     for view in fractions[: keep - sum(counts)]:
         counts[view] += 1
     return counts

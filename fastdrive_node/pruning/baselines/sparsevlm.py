@@ -1,4 +1,4 @@
-"""SparseVLM (Zhang et al., ICML 2025, arXiv 2410.04417): visual tokens that the image-related words attend to.
+"""SparseVLM (Zhang et al., ICML 2025, arXiv 2410.04417): visual tokens that the image-related text tokens attend to.
 
 The schedule is fixed, as in the published runs, instead of the paper's rank criterion. Tokens are dropped in front of
 the layers that stand where 2, 6 and 15 stand among 32, in equal ratios down to K behind the last of them. What tokens
@@ -22,7 +22,7 @@ NEIGHBOURS = 5  # of the density in the clustering
 
 @dataclass
 class SparseVlm(LayerPruner):
-    """Rater words (equations 3 and 4), the mean of their attention as the score, and recycling of dropped tokens.
+    """Rater tokens (equations 3 and 4), the mean of their attention as the score, and recycling of dropped tokens.
 
     ``merge`` clusters the best 30% of the dropped tokens by density peaks and keeps the mean of each cluster at the
     place of its centre (section 3.4); version 2 does without.
@@ -35,8 +35,8 @@ class SparseVlm(LayerPruner):
         places = sorted({max(1, round(place * layers)) for place in PLACES})
         if places[-1] >= layers:
             raise ModelError(f"{self.name}: a language model of {layers} layers has none in front of which to drop")
-        shares = ((index + 1) / len(places) for index in range(len(places)))
-        counts = [max(keep, round(total * (keep / total) ** share)) for share in shares]
+        exponents = ((index + 1) / len(places) for index in range(len(places)))
+        counts = [max(keep, round(total * (keep / total) ** exponent)) for exponent in exponents]
         return tuple(LayerStep(place, count) for place, count in zip(places, counts, strict=True))
 
     def raters(self, visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:

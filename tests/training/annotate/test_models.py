@@ -163,7 +163,7 @@ def test_words_that_the_detector_cannot_read_are_refused(folder):
         GroundedSam(settings(folder, groups=many), "cpu")
 
 
-def test_folder_without_a_model_is_named_with_the_mend(tmp_path):
+def test_folder_without_a_model_is_named_with_how_to_fix_it(tmp_path):
     (tmp_path / "dino").mkdir()
     with pytest.raises(ModelError, match=r"dino: cannot be loaded .* needs config, safetensors and processor"):
         GroundedSam(settings(tmp_path), "cpu")

@@ -1,4 +1,4 @@
-"""Data sets of several layouts through one interface, on small files that the tests write."""
+"""Datasets of several layouts through one interface, on small files that the tests write."""
 
 from __future__ import annotations
 

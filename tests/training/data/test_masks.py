@@ -22,7 +22,7 @@ SIZE = (60, 120)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A data set with exact masks (the right third is road)."""
+    """A dataset with exact masks (the right third is road)."""
     return write_dataset(tmp_path_factory.mktemp("data") / "d", scenes=2, keyframes=2, size=SIZE)
 
 

@@ -63,7 +63,7 @@ def test_a_mask_without_straight_through_gives_the_scorer_no_gradient():
 
 
 def test_foreground_and_background_gradients_oppose():
-    """With a ready decoder both halves push a misplaced token to the other side, and leave a well placed one alone."""
+    """With a ready decoder both branches move a misplaced token to the other one, and leave a well placed one alone."""
     tokens, pixels, foreground = _one_cell_scene()
     gradients = {}
     for branch, alpha in (("fore", 1.0), ("back", 0.0), ("both", 0.5)):
@@ -86,7 +86,7 @@ def test_foreground_and_background_gradients_oppose():
         assert scores.grad[0, 1:].abs().max() < 1e-7
 
 
-def test_the_two_halves_pull_a_token_apart():
+def test_foreground_and_background_have_opposite_gradients_at_a_token():
     """In a cell that is all foreground, more of its token lowers the foreground loss; in one that is all background it
     raises the background loss by as much."""
     tokens, pixels, _ = _one_cell_scene()
@@ -132,18 +132,18 @@ def test_decoder_is_bidirectional_and_paints_raster_order():
     assert float(image[0, 2, CELL, 0]) == 4
 
 
-def test_random_masks_are_reproducible_blobs_of_all_shares():
+def test_random_masks_are_reproducible_blobs_of_all_fractions():
     masks = torch.cat([random_masks(64, (4, 8), torch.Generator().manual_seed(seed)) for seed in range(8)])
     again = random_masks(64, (4, 8), torch.Generator().manual_seed(0))
     torch.testing.assert_close(masks[:64], again)
     hard, soft = masks[::2], masks[1::2]
     assert set(hard.unique().tolist()) == {0.0, 1.0}
     assert all(len(row.unique()) <= 2 for row in soft) and 0.3 < float(soft.mean()) < 0.7
-    shares = hard.mean(dim=1)
-    assert shares.min() < 0.15 and shares.max() > 0.85 and 0.4 < shares.mean() < 0.6
+    fractions = hard.mean(dim=1)
+    assert fractions.min() < 0.15 and fractions.max() > 0.85 and 0.4 < fractions.mean() < 0.6
     grids = hard.view(-1, 4, 8)
     same_neighbour = (grids[:, :, 1:] == grids[:, :, :-1]).float().mean()
-    assert same_neighbour > 0.75  # 0.65 for single tokens by chance at these shares
+    assert same_neighbour > 0.75  # 0.65 for single tokens if random, at these fractions
 
 
 @pytest.mark.parametrize(("targets", "channels"), [("pixels", 3), ("mask", 1), ("both", 4)])
@@ -152,9 +152,9 @@ def test_the_right_reconstruction_of_each_target_costs_nothing(targets, channels
     right = torch.zeros(1, 8)
     right[0, 0] = 1
 
-    def decode(halves: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        white = (halves > 0).float().expand(-1, -1, CELL * CELL)
-        gray = halves.expand(-1, -1, 3 * CELL * CELL)
+    def decode(images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        white = (images > 0).float().expand(-1, -1, CELL * CELL)
+        gray = images.expand(-1, -1, 3 * CELL * CELL)
         parts = {"pixels": [gray], "mask": [white], "both": [gray, white]}[targets]
         return fold_cells(torch.cat(parts, dim=-1), grid, CELL)
 

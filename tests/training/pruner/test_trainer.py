@@ -247,14 +247,14 @@ def test_the_adversary_works_on_masks_too(tmp_path, targets):
 
 def test_without_the_adversary_every_token_is_kept_and_with_it_the_foreground(tmp_path):
     """The paper's ablation: all tokens together rebuild the foreground best, so a high score costs nothing."""
-    shares = {}
+    fractions = {}
     for adversary, warmup, rehearsal in ((False, 0, 0.0), (True, 100, 0.25)):
         schedule = Schedule(warmup, 150, rehearsal, 8, lr=3e-3, pruner_rate=1.0, log_every=50, checkpoint_every=1000)
         loss = LossWeights(ssim_weight=0.0, adversary=adversary)
         folder = tmp_path / str(adversary)
-        shares[adversary] = _trainer(folder, schedule, PaintedBatches(batch=8), loss=loss).run()["positive_share"]
-    assert shares[False] > 0.9
-    assert 0.2 < shares[True] < 0.6  # 0.4 of the cells are foreground
+        fractions[adversary] = _trainer(folder, schedule, PaintedBatches(batch=8), loss=loss).run()["positive_share"]
+    assert fractions[False] > 0.9
+    assert 0.2 < fractions[True] < 0.6  # 0.4 of the cells are foreground
 
 
 def _auroc(trainer: ReconTrainer, batches: PaintedBatches) -> float:

@@ -48,7 +48,7 @@ class HealthCheck:
 
     def __init__(self, limits: HealthLimits):
         self._limits = limits
-        self.state: dict = {"share": 0, "gradient": 0, "collapsed": None}
+        self.state: dict = {"positive": 0, "gradient": 0, "collapsed": None}
 
     @property
     def collapsed(self) -> dict | None:
@@ -60,9 +60,9 @@ class HealthCheck:
         if joint_step < limits.grace_steps or self.collapsed:
             return
         inside = limits.min_positive_share <= health.positive_share <= limits.max_positive_share
-        self._count("share", not inside)
+        self._count("positive", not inside)
         self._count("gradient", not health.gradient > limits.min_gradient)
-        if self.state["share"] > limits.patience_steps:
+        if self.state["positive"] > limits.patience_steps:
             self._collapse(
                 joint_step,
                 f"{health.positive_share:.2%} of the tokens are above zero (for {limits.patience_steps} steps); "

@@ -139,16 +139,17 @@ def threshold_figures(
         kept = expit(logits.astype(np.float64)) >= threshold
         figures[f"{threshold:g}"] = {
             "tokens": {"mean": float(np.mean(counts)), "min": min(counts), "max": max(counts)},
-            "recall": _share(kept[foreground]),
-            "precision": _share(foreground[kept & known]),
+            "recall": _fraction(kept[foreground]),
+            "precision": _fraction(foreground[kept & known]),
             "precision_by_camera": {
-                camera: _share(foreground[:, index][(kept & known)[:, index]]) for index, camera in enumerate(cameras)
+                camera: _fraction(foreground[:, index][(kept & known)[:, index]])
+                for index, camera in enumerate(cameras)
             },
         }
     return figures
 
 
-def _share(truth: np.ndarray) -> float | None:
+def _fraction(truth: np.ndarray) -> float | None:
     return float(truth.mean()) if len(truth) else None
 
 

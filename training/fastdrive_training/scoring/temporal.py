@@ -29,7 +29,7 @@ from fastdrive_training.scoring.token_metrics import POSITIVE_COVERAGE
 
 KEEP_RATIOS = (0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
 FIRST_S = 1.0  # after a pedestrian came into sight
-TOKEN_SHARE = 0.25  # of its visible pixels: a token of as many shows it
+TOKEN_FRACTION = 0.25  # of its visible pixels: a token of as many shows it
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _early(stream: Stream) -> list[tuple[int, Sighting]]:
 def _keep_figures(stream: Stream, early: list[tuple[int, Sighting]], ratio: float) -> dict:
     keep = keep_count(stream.plain.shape[1], 1 - ratio)
     kept = {name: _kept(getattr(stream, name), keep) for name in ("plain", "temporal")}
-    pixels = {name: [_pixel_share(mask, *each) for each in early] for name, mask in kept.items()}
+    pixels = {name: [_pixel_fraction(mask, *each) for each in early] for name, mask in kept.items()}
     people = [(each.scene, each.number) for _, each in early]
     gain = defaultdict(float)
     for person, before, after in zip(people, pixels["plain"], pixels["temporal"], strict=True):
@@ -169,7 +169,7 @@ def _keep_figures(stream: Stream, early: list[tuple[int, Sighting]], ratio: floa
     figures: dict = {}
     for name, mask in kept.items():
         figures[name] = {
-            "pedestrian_tokens": _mean([_token_share(mask, *each) for each in early]),
+            "pedestrian_tokens": _mean([_token_fraction(mask, *each) for each in early]),
             "pedestrian_pixels": _mean(pixels[name]),
             "by_keyframe": _by_keyframe(early, pixels[name]),
             "foreground_recall": None if stream.foreground is None else _mean(mask[stream.foreground]),
@@ -188,14 +188,14 @@ def _kept(scores: np.ndarray, keep: int) -> np.ndarray:
     return mask
 
 
-def _pixel_share(kept: np.ndarray, index: int, sighting: Sighting) -> float:
+def _pixel_fraction(kept: np.ndarray, index: int, sighting: Sighting) -> float:
     pixels = sighting.pixels.ravel()
     return float(pixels[kept[index]].sum() / pixels.sum())
 
 
-def _token_share(kept: np.ndarray, index: int, sighting: Sighting) -> float:
+def _token_fraction(kept: np.ndarray, index: int, sighting: Sighting) -> float:
     pixels = sighting.pixels.ravel()
-    shows = pixels >= min(TOKEN_SHARE * pixels.sum(), pixels.max())
+    shows = pixels >= min(TOKEN_FRACTION * pixels.sum(), pixels.max())
     return float(kept[index][shows].mean())
 
 
