@@ -32,9 +32,8 @@ from tqdm import tqdm
 
 from fastdrive_node.errors import SimError, UsageError
 from fastdrive_sim.geometry import quaternion_of_matrix, quaternion_of_yaw, to_ego
-from fastdrive_sim.rig import DEFAULT_RIG, RIGS
-from fastdrive_sim.scenarios import DEFAULT
-from fastdrive_sim.sources import SourcesFactory, check_image_spec, record, simulator_sources
+from fastdrive_sim.rig import RIGS
+from fastdrive_sim.sources import ImageSpec, SourcesFactory, record, simulator_sources
 from fastdrive_sim.types import Camera, EgoPose, Snapshot, Views
 
 ODOMETRY_HZ = 20
@@ -48,22 +47,16 @@ _FOREVER = QosTime(9223372036, 854775807)
 
 
 @dataclass(frozen=True)
-class BagSpec:
+class BagSpec(ImageSpec):
     """What decides a bag's messages."""
 
     seconds: float
     hz: float
-    seed: int
     storage: str = "mcap"
     transport: str = "raw"
-    width: int = 280
-    height: int = 168
-    jpeg_quality: int = 92
-    scenario: str = DEFAULT
-    rig: str = DEFAULT_RIG
 
     def __post_init__(self) -> None:
-        check_image_spec(self)
+        super().__post_init__()
         if not 0 < self.seconds <= 3600:
             raise UsageError(f"--seconds {self.seconds:g}: give more than 0, at most 3600")
         if not 0 < self.hz <= ODOMETRY_HZ or abs(ODOMETRY_HZ / self.hz - self.stride) > 1e-6:

@@ -43,7 +43,7 @@ from fastdrive_sim.nuscenes_schema import SCENE_TABLES, VERSION, shared_tables
 from fastdrive_sim.rig import DEFAULT_RIG, RIGS
 from fastdrive_sim.scenarios import DEFAULT
 from fastdrive_sim.scene_writer import SIM_HZ, ScenePlan, scene_steps, write_scene
-from fastdrive_sim.sources import RendererLike, SourcesFactory, check_image_spec, simulator_sources
+from fastdrive_sim.sources import ImageSpec, RendererLike, SourcesFactory, simulator_sources
 from fastdrive_sim.types import FOREGROUND_GROUPS, Label
 
 SPLITS = ("train", "val", "test")
@@ -54,26 +54,19 @@ _WORK = ".work"
 
 
 @dataclass(frozen=True)
-class DatasetSpec:
+class DatasetSpec(ImageSpec):
     """What decides a dataset's bytes. ``split`` None divides the scenes over all three."""
 
     keyframes: int
-    seed: int
     split: str | None = None
-    width: int = 280
-    height: int = 168
     hz: int = 2
     scene_keyframes: int = 40
-    jpeg_quality: int = 92
-    scenario: str = DEFAULT
-    rig: str = DEFAULT_RIG
 
     def __post_init__(self) -> None:
-        check_image_spec(self)
-        if self.keyframes < 1:
-            raise UsageError(f"--keyframes {self.keyframes}: give 1 or more")
-        if self.scene_keyframes < 1:
-            raise UsageError(f"--scene-keyframes {self.scene_keyframes}: give 1 or more")
+        super().__post_init__()
+        for option, value in (("keyframes", self.keyframes), ("scene-keyframes", self.scene_keyframes)):
+            if value < 1:
+                raise UsageError(f"--{option} {value}: give 1 or more")
         if self.split is not None and self.split not in SPLITS:
             raise UsageError(f"--split {self.split}: give one of {', '.join(SPLITS)}")
         if self.hz < 1 or SIM_HZ % self.hz:

@@ -45,12 +45,10 @@ def bend_speed(route: Route, s: float, speed: float, limit: float) -> float:
     return wanted
 
 
-@dataclass(frozen=True)
-class Obstacle:
-    """Something ahead in the lane: ``gap`` m from the front bumper, moving at ``speed`` m/s."""
-
-    gap: float
-    speed: float
+def follow(speed: float, wanted: float, ahead: list[tuple[float, float]]) -> float:
+    """Acceleration by :func:`idm` for the nearest constraint of ``ahead``, each (gap m, its speed m/s); m/s^2."""
+    reactions = [idm(speed, wanted, gap, speed - other) for gap, other in ahead]
+    return min([idm(speed, wanted, None, 0.0), *reactions])
 
 
 @dataclass
@@ -64,13 +62,10 @@ class Driver:
     offset_wish: float = 0.0  # where in the lane it means to be, left positive: perturbations move it
     bow: float = 0.0  # present curvature, 1/m
 
-    def step(self, obstacles: list[Obstacle], dt: float) -> None:
-        """Advance by ``dt`` seconds."""
+    def step(self, obstacles: list[tuple[float, float]], dt: float) -> None:
+        """Advance by ``dt`` seconds; ``obstacles`` are (m from the front bumper, speed m/s)."""
         speed = self.pose.speed
-        wanted = bend_speed(self.route, self.s, speed, self.limit)
-        accel = idm(speed, wanted, None, 0.0)
-        for obstacle in obstacles:
-            accel = min(accel, idm(speed, wanted, obstacle.gap, speed - obstacle.speed))
+        accel = follow(speed, bend_speed(self.route, self.s, speed, self.limit), obstacles)
         accel = max(min(accel, self.pose.accel + 6 * dt), self.pose.accel - 14 * dt)  # jerk
         new_speed = max(speed + accel * dt, 0.0)
         if new_speed < 0.08 and accel <= 0.05:

@@ -20,9 +20,7 @@ from fastdrive_sim.types import Camera, EgoPose, Snapshot, Thing, Views, World
 from fastdrive_sim.visibility import LEVELS, visibility_tokens
 
 VERSION = "v1.0-fastdrive_sim"
-SHARED_TABLES = ("category", "attribute", "visibility", "sensor", "calibrated_sensor")
 SCENE_TABLES = ("log", "map", "scene", "sample", "sample_data", "ego_pose", "instance", "sample_annotation")
-TABLES = SHARED_TABLES + SCENE_TABLES
 
 CATEGORIES = {
     "car": "vehicle.car",

@@ -6,7 +6,6 @@ A point X in camera coordinates falls at K X / X_z, K from ``Camera.scaled``; th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,9 +27,8 @@ class Renderer:
     """Draws a world from every camera of a rig.
 
     ``width`` and ``height`` are one image's pixels. Color is the mean of ``supersample`` x ``supersample`` samples;
-    class, instance and depth are those of the sample next to the pixel's centre. ``depth=False`` saves reading it back.
-    Things further than ``reach_m`` are not drawn. ``threads`` is for Mesa's software driver and counts for the first
-    renderer of a process: 1 where one process runs per core. Use a renderer in the thread that made it.
+    class, instance and depth are those of the sample next to the pixel's centre. Use a renderer in the thread that made
+    it.
     Raises ``SimError`` if no OpenGL context can be created, or for a size that it cannot hold.
     """
 
@@ -40,18 +38,13 @@ class Renderer:
         height: int,
         rig: Sequence[Camera] = RIGS[DEFAULT_RIG],
         supersample: int = 2,
-        depth: bool = True,
-        reach_m: float = 220.0,
-        threads: int | None = None,
     ) -> None:
         if width < 1 or height < 1 or not 1 <= supersample <= 4 or max(width, height) * supersample > _MAX_SIDE:
             raise SimError(
                 f"image size {width}x{height}, supersample {supersample}: at most {_MAX_SIDE} samples a side"
             )
         self.width, self.height, self.rig = width, height, tuple(rig)
-        self._factor, self._with_depth, self._reach_m = supersample, depth, reach_m
-        if threads is not None:
-            os.environ["LP_NUM_THREADS"] = str(threads)
+        self._factor = supersample
         self._context = _context()
         self._per_round = max(1, min(len(self.rig), _MAX_ROWS // (height * supersample)))
         self._build_targets()
@@ -149,7 +142,7 @@ class Renderer:
             intrinsic = camera.scaled(self.width, self.height)
             first = total
             for chunks, indices in zip((moving, static), pieces[::-1], strict=True):
-                for i in scene.visible(chunks, eye, intrinsic, self.width, self._reach_m):
+                for i in scene.visible(chunks, eye, intrinsic, self.width):
                     drawn.append(indices[i])
                     total += len(indices[i])
             spans.append((first, total - first))
@@ -186,25 +179,17 @@ class Renderer:
         shape = (count, self.height, self.width)
         middle = slice(factor // 2, None, factor)
         ids = self._read_ids[:rows][middle, middle].reshape(shape)
-        parts = (
+        self._target.read_into(self._read_depth, view, components=1, attachment=-1, dtype="f4")
+        return (
             cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB).reshape(*shape, 3),
             (ids >> scene.LABEL_SHIFT).astype(np.uint8),
             ids.astype(np.uint16),
+            _metres(self._read_depth[:rows][middle, middle].reshape(shape)),
         )
-        if not self._with_depth:
-            return parts
-        self._target.read_into(self._read_depth, view, components=1, attachment=-1, dtype="f4")
-        return (*parts, _metres(self._read_depth[:rows][middle, middle].reshape(shape)))
 
     def close(self) -> None:
         """Frees the context; the renderer cannot be used any more."""
         self._context.release()
-
-    def __enter__(self) -> Renderer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _context() -> moderngl.Context:

@@ -16,6 +16,7 @@ from fastdrive_sim.types import KINDS, Camera, EgoPose, Label, Surface, Thing, W
 
 VERTEX = np.dtype([("position", "<f4", 3), ("color", "u1", 4), ("uv", "<f4", 2), ("id", "<u4")])
 LABEL_SHIFT, LEVEL_SHIFT = 16, 24  # id of a vertex: level << 24 | label << 16 | instance
+_REACH_M = 220.0  # things further away are not drawn
 _CELL_M = 40.0  # surfaces are cut into chunks of about this size
 _TILE_M, _TILES = 12.0, 24  # the ground around the ego vehicle
 _GROUND_RGB = (96, 112, 68)
@@ -255,7 +256,7 @@ class Eye:
         return cls(turn @ camera.translation + (ego.x, ego.y, 0.0), turn @ camera.rotation)
 
 
-def visible(chunks: Chunks, eye: Eye, intrinsic: np.ndarray, width: int, reach_m: float) -> np.ndarray:
+def visible(chunks: Chunks, eye: Eye, intrinsic: np.ndarray, width: int) -> np.ndarray:
     """Indices of the pieces that may show in an image ``width`` pixels wide, in drawing order.
 
     Only the left and right edges and the distance cut: cameras look nearly level.
@@ -265,7 +266,7 @@ def visible(chunks: Chunks, eye: Eye, intrinsic: np.ndarray, width: int, reach_m
     ahead, across = offset @ axis, offset @ right
     tangent_right = (width - intrinsic[0, 2]) / intrinsic[0, 0]
     tangent_left = intrinsic[0, 2] / intrinsic[0, 0]
-    inside = (ahead > -chunks.radius) & (ahead < reach_m + chunks.radius)
+    inside = (ahead > -chunks.radius) & (ahead < _REACH_M + chunks.radius)
     inside &= across - tangent_right * ahead < chunks.radius * math.hypot(1, tangent_right)
     inside &= -across - tangent_left * ahead < chunks.radius * math.hypot(1, tangent_left)
     found = np.flatnonzero(inside)

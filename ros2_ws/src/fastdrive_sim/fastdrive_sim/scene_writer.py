@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -21,8 +21,11 @@ from fastdrive_sim.geometry import to_ego
 from fastdrive_sim.nuscenes_schema import SceneTables, annotated_things
 from fastdrive_sim.rig import RIGS
 from fastdrive_sim.scenarios import SCENARIOS
-from fastdrive_sim.sources import ImageSpec, RendererLike, SimulationLike, record
+from fastdrive_sim.sources import RendererLike, SimulationLike, record
 from fastdrive_sim.types import Camera, EgoPose, Snapshot, World
+
+if TYPE_CHECKING:
+    from fastdrive_sim.dataset import DatasetSpec
 
 SIM_HZ = 20
 POINTS = 6  # of the history and of the future
@@ -31,13 +34,6 @@ _INTERVAL_STEPS = round(INTERVAL_S * SIM_HZ)
 _MARGIN_STEPS = POINTS * _INTERVAL_STEPS  # before the first and after the last keyframe
 _STEP_US = 1_000_000 // SIM_HZ
 _DIGITS = 4
-
-
-class SceneSpec(ImageSpec, Protocol):
-    """A ``dataset.DatasetSpec``."""
-
-    @property
-    def hz(self) -> int: ...  # keyframes a second, a divisor of 20
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ def scene_steps(keyframes: int, hz: int) -> int:
 
 
 def write_scene(
-    out: Path, plan: ScenePlan, spec: SceneSpec, simulation: SimulationLike, renderer: RendererLike
+    out: Path, plan: ScenePlan, spec: DatasetSpec, simulation: SimulationLike, renderer: RendererLike
 ) -> dict:
     """Write a scene's images, masks and map under ``out``.
 

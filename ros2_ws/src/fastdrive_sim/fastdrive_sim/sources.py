@@ -7,39 +7,35 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fastdrive_node.errors import SimError, UsageError
-from fastdrive_sim.rig import RIGS
-from fastdrive_sim.scenarios import SCENARIOS
+from fastdrive_sim.rig import DEFAULT_RIG, RIGS
+from fastdrive_sim.scenarios import DEFAULT, SCENARIOS
 from fastdrive_sim.types import Camera, Snapshot, Views, World
 
 
-class ImageSpec(Protocol):
-    """What the images show: the fields that ``DatasetSpec`` and ``BagSpec`` share."""
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """What the images show: the fields that ``DatasetSpec`` and ``BagSpec`` share.
 
-    @property
-    def seed(self) -> int: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def height(self) -> int: ...
-    @property
-    def jpeg_quality(self) -> int: ...
-    @property
-    def scenario(self) -> str: ...
-    @property
-    def rig(self) -> str: ...
+    Raises UsageError that names the option of a field that is out of range.
+    """
 
+    seed: int
+    width: int = 280
+    height: int = 168
+    jpeg_quality: int = 92
+    scenario: str = DEFAULT
+    rig: str = DEFAULT_RIG
 
-def check_image_spec(spec: ImageSpec) -> None:
-    """Raises UsageError that names the option of a field that is out of range."""
-    if spec.seed < 0:
-        raise UsageError(f"--seed {spec.seed}: give 0 or more")
-    if not 16 <= spec.width <= 4096 or not 16 <= spec.height <= 4096:
-        raise UsageError(f"--size {spec.width}x{spec.height}: give a width and a height of 16 to 4096 pixels")
-    if not 1 <= spec.jpeg_quality <= 100:
-        raise UsageError(f"--jpeg-quality {spec.jpeg_quality}: give 1 to 100")
-    for option, name, known in (("scenario", spec.scenario, SCENARIOS), ("rig", spec.rig, RIGS)):
-        if name not in known:
-            raise UsageError(f"--{option} {name}: give one of {', '.join(known)}")
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed}: give 0 or more")
+        if not 16 <= self.width <= 4096 or not 16 <= self.height <= 4096:
+            raise UsageError(f"--size {self.width}x{self.height}: give a width and a height of 16 to 4096 pixels")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise UsageError(f"--jpeg-quality {self.jpeg_quality}: give 1 to 100")
+        for option, name, known in (("scenario", self.scenario, SCENARIOS), ("rig", self.rig, RIGS)):
+            if name not in known:
+                raise UsageError(f"--{option} {name}: give one of {', '.join(known)}")
 
 
 class SimulationLike(Protocol):

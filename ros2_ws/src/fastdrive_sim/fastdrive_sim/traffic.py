@@ -8,7 +8,7 @@ from itertools import zip_longest
 
 import numpy as np
 
-from fastdrive_sim.expert import FRONT_M, STANDSTILL_GAP_M, Obstacle, bend_speed, idm
+from fastdrive_sim.expert import FRONT_M, STANDSTILL_GAP_M, bend_speed, follow
 from fastdrive_sim.roads import BOX_M, LANE_M, Junction, Route
 from fastdrive_sim.types import Thing
 
@@ -30,9 +30,7 @@ class TrafficVehicle:
     limit: float
     direction: int = 1
     accel: float = 0.0
-    halts: list[tuple[float, float]] = field(
-        default_factory=list
-    )  # (from, to) seconds in which it stops without a cause
+    halts: list[tuple[float, float]] = field(default_factory=list)  # (from, to) s in which it stops without a cause
 
     @property
     def length(self) -> float:
@@ -41,12 +39,8 @@ class TrafficVehicle:
     def drive(self, route: Route, ahead: list[tuple[float, float]], time_s: float, dt: float) -> None:
         """Advance; ``ahead`` lists (gap m, speed m/s) of what this driver reacts to."""
         wanted = bend_speed(route, self.s, self.speed, self.limit) if self.direction > 0 else self.limit
-        if any(start <= time_s < end for start, end in self.halts):
-            accel = -3.0
-        else:
-            accel = idm(self.speed, wanted, None, 0.0)
-            for gap, speed in ahead:
-                accel = min(accel, idm(self.speed, wanted, gap, self.speed - speed))
+        halted = any(start <= time_s < end for start, end in self.halts)
+        accel = -3.0 if halted else follow(self.speed, wanted, ahead)
         new_speed = max(self.speed + accel * dt, 0.0)
         self.accel = (new_speed - self.speed) / dt
         self.s += self.direction * 0.5 * (self.speed + new_speed) * dt
@@ -203,15 +197,12 @@ class Traffic:
                 found.append((gap, 0.0))
         return found
 
-    def obstacles(self, ego_s: float, ego_speed: float) -> list[Obstacle]:
-        """What the ego driver reacts to."""
+    def obstacles(self, ego_s: float, ego_speed: float) -> list[tuple[float, float]]:
+        """What the ego driver reacts to, as (gap, speed)."""
         front = ego_s + FRONT_M
-        found = [Obstacle(gap, speed) for gap, speed in self.stops(front, ego_speed)]
         leaders = [v for v in self.vehicles if v.direction > 0 and v.s > ego_s]
-        if leaders:
-            leader = min(leaders, key=lambda v: v.s)
-            found.append(Obstacle(leader.s - leader.length / 2 - front, leader.speed))
-        return found
+        nearest = [(v.s - v.length / 2 - front, v.speed) for v in sorted(leaders, key=lambda v: v.s)[:1]]
+        return [*self.stops(front, ego_speed), *nearest]
 
     def ahead(self, ego_s: float) -> dict[str, float | str]:
         """What an attentive driver sees ahead within 50 m: labels for training, gaps in metres from the bumper."""

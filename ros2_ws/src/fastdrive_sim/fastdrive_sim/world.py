@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from fastdrive_sim.types import Label, Surface, Thing, World
 
 STUB_M = 50.0  # length of the junction legs that the route does not take
 PAVEMENT_M = 2.2
+Triple = tuple[Any, Any, Any]
 Z_PAVEMENT, Z_ROAD, Z_BOX, Z_MARK = 0.01, 0.02, 0.03, 0.05
 
 
@@ -227,51 +229,34 @@ def _beside(rng: np.random.Generator, route: Route, s: float, side: int, style: 
         return route.at(s + along, edge + side * away)
 
     found: list[Thing] = []
+
+    def put(kind: str, x: float, y: float, yaw: float, size: Triple, color: Triple, variants: int = 0) -> None:
+        """One more thing; ``variants``: how many looks its kind has."""
+        variant = int(rng.integers(variants)) if variants else 0
+        found.append(Thing(next(ids), kind, x, y, yaw, size, color, variant=variant))
+
     draw = rng.random(6)
     if draw[0] < 0.12:
         x, y, yaw = place(1.15)
-        found.append(
-            Thing(next(ids), "car", x, y, yaw if side < 0 else yaw + math.pi, VEHICLES["car"], random_color(rng))
-        )
+        put("car", x, y, yaw if side < 0 else yaw + math.pi, VEHICLES["car"], random_color(rng))
     elif draw[0] < 0.3:
         x, y, yaw = place(0.8)
-        found.append(Thing(next(ids), "lamp_post", x, y, yaw - side * math.pi / 2, (0.2, 0.2, 6.5), (90, 95, 100)))
+        put("lamp_post", x, y, yaw - side * math.pi / 2, (0.2, 0.2, 6.5), (90, 95, 100))
     if draw[1] < style.trees:
         height = rng.uniform(4, 10)
-        x, y, yaw = place(rng.uniform(3.5, 14), rng.uniform(-3, 3))
+        at = place(rng.uniform(3.5, 14), rng.uniform(-3, 3))
         green = (int(rng.integers(30, 90)), int(rng.integers(80, 150)), int(rng.integers(20, 70)))
-        found.append(
-            Thing(
-                next(ids),
-                "tree",
-                x,
-                y,
-                yaw,
-                (height * 0.55, height * 0.55, height),
-                green,
-                variant=int(rng.integers(99)),
-            )
-        )
+        put("tree", *at, (height * 0.55, height * 0.55, height), green, 99)
     if draw[2] < 0.3:
-        x, y, yaw = place(rng.uniform(2.8, 8), rng.uniform(-3, 3))
+        at = place(rng.uniform(2.8, 8), rng.uniform(-3, 3))
         size = rng.uniform(0.8, 2.0)
-        found.append(
-            Thing(next(ids), "bush", x, y, yaw, (size, size, size * 0.8), (60, 110, 50), variant=int(rng.integers(99)))
-        )
+        put("bush", *at, (size, size, size * 0.8), (60, 110, 50), 99)
     if draw[3] < style.billboards * 0.35:
         x, y, yaw = place(rng.uniform(4, 9))
-        facing = yaw + math.pi + side * rng.uniform(0, 0.7)
-        found.append(
-            Thing(
-                next(ids), "billboard", x, y, facing, (0.4, 5.0, 6.0), random_color(rng), variant=int(rng.integers(999))
-            )
-        )
+        put("billboard", x, y, yaw + math.pi + side * rng.uniform(0, 0.7), (0.4, 5.0, 6.0), random_color(rng), 999)
     if draw[4] < style.buildings:
         length, depth, height = rng.uniform(7, 16), rng.uniform(8, 14), rng.uniform(4, 26)
-        x, y, yaw = place(rng.uniform(3.5, 12) + depth / 2)
-        red, green, blue = rng.integers(90, 225) * rng.uniform(0.75, 1.0, 3)
-        color = (int(red), int(green), int(blue))
-        found.append(
-            Thing(next(ids), "building", x, y, yaw, (length, depth, height), color, variant=int(rng.integers(999)))
-        )
+        at = place(rng.uniform(3.5, 12) + depth / 2)
+        red, green, blue = (int(value) for value in rng.integers(90, 225) * rng.uniform(0.75, 1.0, 3))
+        put("building", *at, (length, depth, height), (red, green, blue), 999)
     return found

@@ -17,7 +17,7 @@ from sim_tables import chain, ego_pose, in_frame, read
 
 from fastdrive_node.errors import SimError, UsageError
 from fastdrive_sim.dataset import DatasetSpec, plan_scenes, write_dataset
-from fastdrive_sim.nuscenes_schema import TABLES, VERSION
+from fastdrive_sim.nuscenes_schema import VERSION
 from fastdrive_sim.rig import DEFAULT_RIG, RIGS
 from fastdrive_sim.types import Label
 
@@ -198,7 +198,8 @@ def test_images_are_the_rendered_pixels(devkit, toy):
 
 def test_counts_match_the_tables(tmp_path):
     counts = write(tmp_path / "dataset")
-    tables = {name: read(tmp_path / "dataset", f"{VERSION}/{name}.json") for name in TABLES}
+    names = ("scene", "sample", "sample_data", "sample_annotation")
+    tables = {name: read(tmp_path / "dataset", f"{VERSION}/{name}.json") for name in names}
     assert counts["scenes"] == len(tables["scene"]) == 3
     assert counts["keyframes"] == len(tables["sample"]) == 9
     assert counts["images"] == len(tables["sample_data"]) == 54
@@ -231,7 +232,7 @@ def test_splits_share_no_scene_and_no_world(toy):
 
 
 def test_worlds_of_datasets_of_other_splits_or_seeds_are_disjoint():
-    specs = [DatasetSpec(400, seed, split) for seed in (1, 2) for split in (None, "train", "val", "test")]
+    specs = [DatasetSpec(400, split, seed=seed) for seed in (1, 2) for split in (None, "train", "val", "test")]
     plans = [plan for spec in specs for plan in plan_scenes(spec)]
     names = {plan.name for plan in plans}
     by_seed = {plan.world_seed: plan.name for plan in plans}
@@ -240,7 +241,7 @@ def test_worlds_of_datasets_of_other_splits_or_seeds_are_disjoint():
 
 
 def test_one_split_takes_all_scenes(tmp_path):
-    write(tmp_path / "dataset", DatasetSpec(9, 5, "val", WIDTH, HEIGHT, scene_keyframes=4))
+    write(tmp_path / "dataset", DatasetSpec(9, "val", seed=5, width=WIDTH, height=HEIGHT, scene_keyframes=4))
     splits = read(tmp_path / "dataset", "splits.json")
     assert [len(splits[name]) for name in ("train", "val", "test")] == [0, 3, 0]
 
@@ -251,7 +252,7 @@ def test_same_arguments_give_the_same_bytes_whatever_the_workers(toy, tmp_path):
 
 
 def test_another_seed_gives_other_pictures(toy, tmp_path):
-    write(tmp_path / "dataset", DatasetSpec(9, 6, None, WIDTH, HEIGHT, scene_keyframes=4))
+    write(tmp_path / "dataset", DatasetSpec(9, None, seed=6, width=WIDTH, height=HEIGHT, scene_keyframes=4))
     images = [
         {name: value for name, value in contents(out).items() if name.endswith(".jpg")}
         for out in (toy, tmp_path / "dataset")
@@ -275,7 +276,7 @@ def test_an_interrupt_ends_the_workers_at_once(toy, tmp_path):
     script = (
         "import sys; from pathlib import Path; import sim_fakes\n"
         "from fastdrive_sim.dataset import DatasetSpec, write_dataset\n"
-        f"spec = DatasetSpec(9, 5, None, {WIDTH}, {HEIGHT}, scene_keyframes=4)\n"
+        f"spec = DatasetSpec(9, seed=5, width={WIDTH}, height={HEIGHT}, scene_keyframes=4)\n"
         "write_dataset(Path(sys.argv[1]), spec, 2, sim_fakes.blocking_sources, progress=False)\n"
     )
     run = subprocess.Popen(
@@ -318,14 +319,14 @@ def test_a_complete_dataset_is_left_as_it_is(tmp_path):
 
 def test_other_arguments_on_the_same_folder_are_refused(toy):
     with pytest.raises(SimError, match=r"was begun with keyframes 9 \(now 10\)"):
-        write(toy, DatasetSpec(10, 5, None, WIDTH, HEIGHT, scene_keyframes=4))
+        write(toy, DatasetSpec(10, None, seed=5, width=WIDTH, height=HEIGHT, scene_keyframes=4))
 
 
 def test_other_arguments_on_an_unfinished_folder_are_refused(tmp_path):
     with pytest.raises(SimError):
         write(tmp_path / "dataset", factory=sim_fakes.ending_sources)
     with pytest.raises(SimError, match=r"seed 5 \(now 7\)"):
-        write(tmp_path / "dataset", DatasetSpec(9, 7, None, WIDTH, HEIGHT, scene_keyframes=4))
+        write(tmp_path / "dataset", DatasetSpec(9, None, seed=7, width=WIDTH, height=HEIGHT, scene_keyframes=4))
 
 
 def test_a_folder_that_is_no_dataset_is_refused_untouched(tmp_path):

@@ -41,7 +41,9 @@ def test_a_dataset_holds_every_camera_of_its_rig(seven_cameras, tmp_path):
 
 
 def test_a_bag_holds_every_camera_of_its_rig(seven_cameras, tmp_path):
-    write_bag(tmp_path / "b", BagSpec(1.0, 2.0, 3, width=64, height=36, rig="seven"), sim_fakes.fake_sources, False)
+    write_bag(
+        tmp_path / "b", BagSpec(1.0, 2.0, seed=3, width=64, height=36, rig="seven"), sim_fakes.fake_sources, False
+    )
     with Reader(tmp_path / "b") as reader:
         assert {f"/{name}/image_raw" for name in seven_cameras} <= set(reader.topics)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import closing
 from dataclasses import replace
 from itertools import count, pairwise
 from pathlib import Path
@@ -30,7 +31,7 @@ from fastdrive_sim.types import EgoPose, Snapshot, Thing, Views
 RIG = RIGS[DEFAULT_RIG]
 SEEDS = (1, 4, 5, 6)
 WIDTH, HEIGHT = 64, 36
-SPEC = DatasetSpec(6, 5, "val", WIDTH, HEIGHT, scene_keyframes=3, scenario="step-out")
+SPEC = DatasetSpec(6, "val", seed=5, width=WIDTH, height=HEIGHT, scene_keyframes=3, scenario="step-out")
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +155,7 @@ def test_a_drive_is_a_function_of_its_seed():
 
 def test_default_data_sets_know_nothing_of_scenarios():
     """Their arguments, scene names and worlds are those of datasets that were written before there were any."""
-    spec = DatasetSpec(80, 101, "val")
+    spec = DatasetSpec(80, "val", seed=101)
     assert "scenario" not in spec.arguments()
     assert [(plan.name, plan.world_seed) for plan in plan_scenes(spec)] == [
         ("sim101-val-0000", 1233984662128182),
@@ -163,7 +164,7 @@ def test_default_data_sets_know_nothing_of_scenarios():
 
 
 def test_scenarios_share_no_world_and_no_name():
-    plans = [plan_scenes(DatasetSpec(80, 101, "val", scenario=name)) for name in ("default", "step-out")]
+    plans = [plan_scenes(DatasetSpec(80, "val", seed=101, scenario=name)) for name in ("default", "step-out")]
     assert not {plan.name for plan in plans[0]} & {plan.name for plan in plans[1]}
     assert not {plan.world_seed for plan in plans[0]} & {plan.world_seed for plan in plans[1]}
 
@@ -285,7 +286,7 @@ def test_masks_of_the_pedestrian_are_written_where_it_is_seen(dataset):
 
 
 def test_a_default_data_set_has_none_of_it(tmp_path):
-    spec = DatasetSpec(3, 5, "val", WIDTH, HEIGHT, scene_keyframes=3)
+    spec = DatasetSpec(3, "val", seed=5, width=WIDTH, height=HEIGHT, scene_keyframes=3)
     counts = write_dataset(tmp_path / "dataset", spec, 0, hiding_sources, progress=False)
     extras = json.loads((tmp_path / "dataset" / "extras.json").read_text())
     assert "step_outs" not in counts and all("step_outs" not in value for value in extras.values())
@@ -294,11 +295,11 @@ def test_a_default_data_set_has_none_of_it(tmp_path):
 
 def test_going_on_with_another_scenario_is_refused(dataset, tmp_path):
     with pytest.raises(SimError, match=r"scene_keyframes 3 \(now 4\)"):
-        spec = DatasetSpec(6, 5, "val", WIDTH, HEIGHT, scene_keyframes=4, scenario="step-out")
+        spec = DatasetSpec(6, "val", seed=5, width=WIDTH, height=HEIGHT, scene_keyframes=4, scenario="step-out")
         write_dataset(dataset[0], spec, 0, hiding_sources, False)
-    default = DatasetSpec(3, 5, "val", WIDTH, HEIGHT, scene_keyframes=3)
+    default = DatasetSpec(3, "val", seed=5, width=WIDTH, height=HEIGHT, scene_keyframes=3)
     write_dataset(tmp_path / "dataset", default, 0, hiding_sources, progress=False)
-    other = DatasetSpec(3, 5, "val", WIDTH, HEIGHT, scene_keyframes=3, scenario="step-out")
+    other = DatasetSpec(3, "val", seed=5, width=WIDTH, height=HEIGHT, scene_keyframes=3, scenario="step-out")
     with pytest.raises(SimError, match=r"scenario None \(now step-out\)"):
         write_dataset(tmp_path / "dataset", other, 0, hiding_sources, progress=False)
 
@@ -312,7 +313,7 @@ def test_a_bag_is_of_its_scenario(tmp_path):
             super().__init__(seed, seconds)
 
     for name in ("default", "step-out"):
-        spec = BagSpec(1.0, 2.0, 3, width=WIDTH, height=HEIGHT, scenario=name)
+        spec = BagSpec(1.0, 2.0, seed=3, width=WIDTH, height=HEIGHT, scenario=name)
         write_bag(tmp_path / name, spec, lambda: Sources(Listening, sim_fakes.FakeRenderer), progress=False)
     assert asked == ["default", "step-out"]
 
@@ -345,7 +346,7 @@ def test_the_cameras_see_nothing_of_a_pedestrian_before_it_steps_out(drives):
         for step_out in snapshot.observed:
             if step_out.crossing and step_out.gap_m > 10:
                 starts.setdefault(step_out.instance, index)
-    with renderer:
+    with closing(renderer):
         renderer.load(simulation.world)
         for instance, index in starts.items():
             if index > 0:

@@ -8,7 +8,7 @@ from itertools import count
 import numpy as np
 import pytest
 
-from fastdrive_sim.expert import FRONT_M, Driver, Obstacle, idm
+from fastdrive_sim.expert import FRONT_M, Driver, idm
 from fastdrive_sim.roads import CLEARANCE_M, LOCAL_M, STEP_M, build_route
 from fastdrive_sim.sim import Simulation
 from fastdrive_sim.traffic import Pedestrian, TrafficLight
@@ -81,7 +81,7 @@ def test_the_driver_stops_behind_a_standing_obstacle() -> None:
     x, y, yaw = route.at(40.0)
     driver = Driver(route, EgoPose(x, y, yaw, 8.0), 9.0, s=40.0)
     for _ in range(400):
-        driver.step([Obstacle(100.0 - driver.s - FRONT_M, 0.0)], 0.05)
+        driver.step([(100.0 - driver.s - FRONT_M, 0.0)], 0.05)
     assert driver.pose.speed < 0.1
     assert 0.5 < 100.0 - driver.s - FRONT_M < 8
 

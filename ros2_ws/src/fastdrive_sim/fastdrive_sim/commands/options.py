@@ -6,17 +6,14 @@ import argparse
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from fastdrive_node.commands.options import add_json_argument
 from fastdrive_sim.rig import DEFAULT_RIG, RIGS
 from fastdrive_sim.scenarios import DEFAULT, SCENARIOS
+from fastdrive_sim.sources import ImageSpec
 
-if TYPE_CHECKING:
-    from fastdrive_sim.bag import BagSpec
-    from fastdrive_sim.dataset import DatasetSpec
-
-Spec = TypeVar("Spec", "DatasetSpec", "BagSpec")
+Spec = TypeVar("Spec", bound=ImageSpec)
 
 
 def size(text: str) -> tuple[int, int]:
