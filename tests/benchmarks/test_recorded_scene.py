@@ -13,7 +13,7 @@ from fastdrive_node.cli import main
 from fastdrive_node.errors import InputError
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 from fastdrive_training.evaluation import run as evaluation
-from fastdrive_training.evaluation.metrics import judge_plan
+from fastdrive_training.evaluation.metrics.judge import judge_plan
 from fastdrive_training.evaluation.samples import surroundings
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from fastdrive_node.families import load_vla
 from fastdrive_training.data.adapters import Item
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 from fastdrive_training.evaluation.answers import JudgedAnswer
-from fastdrive_training.evaluation.metrics import Judgement
+from fastdrive_training.evaluation.metrics.judge import Judgement
 from fastdrive_training.evaluation.records import RecordStore, identity_of
 from fastdrive_training.evaluation.run import BASELINE, SEGMENT
 from fastdrive_training.evaluation.samples import choose_samples

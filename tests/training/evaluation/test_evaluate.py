@@ -30,7 +30,7 @@ from fastdrive_training.evaluation import (
     other_scenes,
 )
 from fastdrive_training.evaluation import run as evaluation
-from fastdrive_training.evaluation.metrics import at_metric_steps
+from fastdrive_training.evaluation.metrics.horizons import at_metric_steps
 from fastdrive_training.vla.tiny_model import build_tiny_vla
 from tests.generation import generate_as
 from tests.training.evaluation.planning_scenes import add_object, draw_road

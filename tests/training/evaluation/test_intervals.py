@@ -8,11 +8,11 @@ import pytest
 from fastdrive_training.evaluation.answers import JudgedAnswer
 from fastdrive_training.evaluation.intervals import (
     interval,
+    known_mean,
     paired_difference,
     sample_figures,
-    seed_mean,
 )
-from fastdrive_training.evaluation.metrics import Judgement
+from fastdrive_training.evaluation.metrics.judge import Judgement
 from fastdrive_training.evaluation.records import to_table
 from fastdrive_training.evaluation.run import comparisons
 from fastdrive_training.evaluation.settings import RowKey
@@ -55,7 +55,7 @@ def test_refused_samples_are_left_out_of_both_sides():
 
 
 def test_seeds_are_averaged_over_those_that_answered():
-    found = seed_mean([np.array([1.0, np.nan, np.nan]), np.array([3.0, 4.0, np.nan])])
+    found = known_mean([np.array([1.0, np.nan, np.nan]), np.array([3.0, 4.0, np.nan])])
     np.testing.assert_array_equal(found, [2.0, 4.0, np.nan])
 
 

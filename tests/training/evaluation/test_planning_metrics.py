@@ -12,27 +12,19 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fastdrive_node.cli import main
-from fastdrive_training.evaluation.metrics import (
-    RASTERS,
-    DrivableArea,
-    EgoFrame,
+from fastdrive_training.data.drivable import DrivableArea, EgoFrame
+from fastdrive_training.evaluation.metrics.drivable import _FOOTPRINT, boundary_lines, off_drivable_steps
+from fastdrive_training.evaluation.metrics.footprint import corners, path_headings, step_headings
+from fastdrive_training.evaluation.metrics.horizons import (
     Obstacles,
-    Surroundings,
     any_to_t,
     at_t,
-    boundary_lines,
     collision_steps,
-    judge_plan,
-    l2_at_t,
-    l2_avg_to_t,
     mean_to_t,
-    off_drivable_steps,
-    raster_collision_steps,
     step_errors,
 )
-from fastdrive_training.evaluation.metrics.drivable import _FOOTPRINT
-from fastdrive_training.evaluation.metrics.footprint import corners, path_headings, step_headings
-from fastdrive_training.evaluation.metrics.rasters import boundary_steps
+from fastdrive_training.evaluation.metrics.judge import Surroundings, judge_plan
+from fastdrive_training.evaluation.metrics.rasters import RASTERS, boundary_steps, raster_collision_steps
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 VECTORS, SCENE = SHARED / "open_loop_metric_vectors.json", SHARED / "scene0103"
@@ -70,8 +62,8 @@ def test_command_reproduces_the_public_evaluators(tmp_path):
 
 def test_l2_conventions_differ_as_defined():
     errors = np.array([[1.0, 2, 3, 4, 5, 6], [3.0, 4, 5, 6, 7, 8]])
-    assert l2_avg_to_t(errors) == pytest.approx({"1s": 2.5, "2s": 3.5, "3s": 4.5, "avg": 3.5})
-    assert l2_at_t(errors) == pytest.approx({"1s": 3.0, "2s": 5.0, "3s": 7.0, "avg": 5.0})
+    assert mean_to_t(errors) == pytest.approx({"1s": 2.5, "2s": 3.5, "3s": 4.5, "avg": 3.5})
+    assert at_t(errors) == pytest.approx({"1s": 3.0, "2s": 5.0, "3s": 7.0, "avg": 5.0})
 
 
 def test_three_ways_of_counting_a_step():

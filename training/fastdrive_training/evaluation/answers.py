@@ -20,7 +20,8 @@ from fastdrive_node.pruning.select import keep_count
 from fastdrive_node.pruning.temporal import FrameContext, TemporalState
 from fastdrive_training.data.adapters.base import ImageSource, Item
 from fastdrive_training.data.token_cache import Features, FeatureStore
-from fastdrive_training.evaluation.metrics import Judgement, Surroundings, at_metric_steps, judge_plan
+from fastdrive_training.evaluation.metrics.horizons import at_metric_steps
+from fastdrive_training.evaluation.metrics.judge import Judgement, Surroundings, judge_plan
 from fastdrive_training.evaluation.settings import SEEDED, OpenLoopSettings, RowKey
 
 REACH = 5  # sets before a sample that a memory is built from; at its default of 0.5, older ones weigh 3 %

@@ -34,6 +34,11 @@ class Difference:
     interval: tuple[float, float]
     samples: int
 
+    @property
+    def swapped(self) -> Difference:
+        """How much larger the other row's figure is."""
+        return Difference(-self.difference, (-self.interval[1], -self.interval[0]), self.samples)
+
 
 def steps_of(table: pa.Table, column: str) -> np.ndarray | None:
     """float64 [samples, points] of a column, NaN in the rows of samples without it; None where no sample has it."""
@@ -55,12 +60,12 @@ def sample_figures(table: pa.Table, figure: str) -> np.ndarray:
     return values
 
 
-def seed_mean(columns: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean over seeds of each sample, over those that answered; NaN where none did."""
-    stacked = np.stack(columns)
-    known = ~np.isnan(stacked)
-    sums, counts = np.where(known, stacked, 0).sum(axis=0), known.sum(axis=0)
-    return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0)
+def known_mean(values: Sequence[np.ndarray] | np.ndarray, axis: int = 0) -> np.ndarray:
+    """Mean over an axis (seeds, samples) of the values that are known; NaN where none is."""
+    values = np.asarray(values)
+    known = ~np.isnan(values)
+    sums, counts = np.where(known, values, 0).sum(axis=axis), known.sum(axis=axis)
+    return np.divide(sums, counts, out=np.full(np.shape(counts), np.nan), where=counts > 0)
 
 
 def interval(values: np.ndarray, scenes: Sequence[str], seed: int = 0) -> tuple[float, float] | None:

@@ -28,12 +28,12 @@ from fastdrive_training.evaluation.efficiency import measure
 from fastdrive_training.evaluation.intervals import (
     FIGURES,
     interval,
+    known_mean,
     paired_difference,
     sample_figures,
-    seed_mean,
     steps_of,
 )
-from fastdrive_training.evaluation.metrics import any_to_t, l2_at_t, l2_avg_to_t, mean_to_t
+from fastdrive_training.evaluation.metrics.horizons import NAMES, at_t, figures
 from fastdrive_training.evaluation.records import RecordStore, identity_of
 from fastdrive_training.evaluation.samples import (
     CONSTANT_VELOCITY,
@@ -158,22 +158,23 @@ class _Evaluation:
 def row_figures(key: RowKey, table: pa.Table, efficiency: dict) -> dict:
     """One line of the table; figures that no sample has are None. ``tokens`` is a mean where K varies."""
     columns = {name: _known(table, column) for name, (column, _) in FIGURES.items()}
-    errors, collision = columns["l2_avg_to_t"], columns["collision_polygon"]
-    off, crossed = columns["off_drivable"], columns["intersection"]
+    errors = columns["l2_avg_to_t"]
+    by_figure = {
+        name: None if columns[name] is None else figures(running(columns[name]))
+        for name, (_, running) in FIGURES.items()
+    }
     scenes = table.column("scene").to_pylist()
     intervals = {name: interval(sample_figures(table, name), scenes) for name in FIGURES}
-    empty = {"1s": None, "2s": None, "3s": None, "avg": None}
+    empty = dict.fromkeys((*NAMES, "avg"))
     return {
         "pruner": key.pruner,
         "drop": key.drop,
         "seed": key.seed,
         "samples": len(table),
         "refused": sum(table.column("refused").to_pylist()),
-        "l2_avg_to_t": dict(empty) if errors is None else l2_avg_to_t(errors, FUTURE_INTERVAL_S),
-        "l2_at_t": dict(empty) if errors is None else l2_at_t(errors, FUTURE_INTERVAL_S),
-        "collision_polygon": None if collision is None else mean_to_t(collision, FUTURE_INTERVAL_S),
-        "off_drivable": None if off is None else any_to_t(off, FUTURE_INTERVAL_S),
-        "intersection": None if crossed is None else any_to_t(crossed, FUTURE_INTERVAL_S),
+        "l2_avg_to_t": by_figure.pop("l2_avg_to_t") or empty,
+        "l2_at_t": empty if errors is None else at_t(errors),
+        **by_figure,
         "judged": {name: 0 if values is None else len(values) for name, values in columns.items()},
         "interval_95": {name: None if ends is None else list(ends) for name, ends in intervals.items()},
         "tokens": _mean_tokens(table),
@@ -214,21 +215,13 @@ def comparisons(tables: dict[RowKey, pa.Table]) -> list[dict]:
         scenes = tables[groups[subject][0]].column("scene").to_pylist()
         for figure in FIGURES:
             values = {
-                name: seed_mean([sample_figures(tables[key], figure) for key in group])
+                name: known_mean([sample_figures(tables[key], figure) for key in group])
                 for name, group in groups.items()
             }
             for name in groups:
                 result = paired_difference(values[name], values[subject], scenes) if name != subject else None
                 if result is not None:
-                    found.append(
-                        {
-                            "drop": drop,
-                            "pruner": name,
-                            "against": subject,
-                            "figure": figure,
-                            "difference": result.difference,
-                            "interval_95": list(result.interval),
-                            "samples": result.samples,
-                        }
-                    )
+                    row = {"drop": drop, "pruner": name, "against": subject, "figure": figure}
+                    interval_95 = {"interval_95": list(result.interval)}
+                    found.append({**row, "difference": result.difference, **interval_95, "samples": result.samples})
     return found

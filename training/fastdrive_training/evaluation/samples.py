@@ -11,7 +11,8 @@ import numpy as np
 from fastdrive_node.errors import InputError
 from fastdrive_node.types import EgoHistory
 from fastdrive_training.data.adapters.base import FUTURE_INTERVAL_S, FUTURE_POINTS, ImageSource, Item
-from fastdrive_training.evaluation.metrics import Surroundings
+from fastdrive_training.data.sampling import with_future
+from fastdrive_training.evaluation.metrics.judge import Surroundings
 
 CONSTANT_VELOCITY = "constant-velocity"
 
@@ -28,26 +29,6 @@ class SampleChoice:
         return len(self.own)
 
 
-def with_future(
-    source: ImageSource,
-    limit: int | None = None,
-    points: int = FUTURE_POINTS,
-    interval_s: float = FUTURE_INTERVAL_S,
-) -> tuple[list[int], int]:
-    """Positions of the items with a full future, ``limit`` of them evenly spread, and how many items have none.
-
-    Raises InputError: no item has a future of that length.
-    """
-    known = [index for index in range(len(source)) if source[index].future(points, interval_s) is not None]
-    if not known:
-        raise InputError(
-            f"{source.root}: none of the {len(source)} items has a recorded future of {points * interval_s:g} s; use "
-            "longer scenes, or a dataset with ego motion"
-        )
-    count = min(limit or len(known), len(known))
-    return [known[place * len(known) // count] for place in range(count)], len(source) - len(known)
-
-
 def choose_samples(source: ImageSource, limit: int | None, shuffled: bool) -> SampleChoice:
     """The items with a full future. Raises InputError: none has one, or shuffling within one scene."""
     own, without = with_future(source, limit)
@@ -55,7 +36,7 @@ def choose_samples(source: ImageSource, limit: int | None, shuffled: bool) -> Sa
     return SampleChoice(tuple(own), tuple(images), without)
 
 
-def other_scenes(root: Path, scenes: Sequence[str], samples: Sequence[int], seed: int = 0) -> list[int]:
+def other_scenes(root: Path, scenes: Sequence[str], samples: Sequence[int]) -> list[int]:
     """For each sample a random one of another scene; ``scenes`` are those of all items of the dataset ``root``.
 
     Raises InputError: there is only one scene.
@@ -63,14 +44,14 @@ def other_scenes(root: Path, scenes: Sequence[str], samples: Sequence[int], seed
     own = np.array(scenes)[list(samples)]
     if len(set(own)) < 2:
         raise InputError(f"{root}: --images shuffled needs samples of two scenes; choose a larger split")
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     return [int(generator.choice(np.asarray(samples)[own != scene])) for scene in own]
 
 
-def constant_velocity(history: EgoHistory, points: int = FUTURE_POINTS, dt_s: float = FUTURE_INTERVAL_S) -> np.ndarray:
-    """Straight ahead at the current speed, float64 [points, 2] in the ego frame: the velocity of a car is along x."""
-    ahead = history.now.speed_mps * dt_s * np.arange(1, points + 1)
-    return np.stack([ahead, np.zeros(points)], axis=1)
+def constant_velocity(history: EgoHistory) -> np.ndarray:
+    """Straight ahead at the current speed, float64 [6, 2] in the ego frame: the velocity of a car is along x."""
+    ahead = history.now.speed_mps * FUTURE_INTERVAL_S * np.arange(1, FUTURE_POINTS + 1)
+    return np.stack([ahead, np.zeros(FUTURE_POINTS)], axis=1)
 
 
 def surroundings(item: Item) -> Surroundings:

@@ -21,9 +21,9 @@ from fastdrive_node.pruning.baselines.prune2drive import Prune2Drive
 from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.pruning.select import keep_count
 from fastdrive_training.data.adapters.base import ImageSource
+from fastdrive_training.data.sampling import with_future
 from fastdrive_training.data.token_cache import encode_keyframes, load_images, require_cameras
-from fastdrive_training.evaluation.metrics import step_errors
-from fastdrive_training.evaluation.samples import with_future
+from fastdrive_training.evaluation.metrics.horizons import step_errors
 
 REFUSED_M = 10.0  # what an answer that is no plan counts as
 STEP = 0.5  # deviation of the logarithm of a weight in a small step

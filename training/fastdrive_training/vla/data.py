@@ -17,7 +17,6 @@ from numpy.lib.format import open_memmap
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from fastdrive_node.errors import InputError
 from fastdrive_node.families import Vla
 from fastdrive_node.families.images import resize
 from fastdrive_node.families.prompt import build_prompt
@@ -25,6 +24,7 @@ from fastdrive_node.families.spec import spec_json
 from fastdrive_node.planning.answer_format import format_answer
 from fastdrive_node.types import EgoHistory
 from fastdrive_training.data.adapters import ImageSource, dataset_identity
+from fastdrive_training.data.sampling import with_future
 
 LABELS_PER_TOKEN = 4  # dense labels are so many times finer than the tokens, in rows and in columns
 LABEL_SAMPLES = 7  # pixels of a label image that are looked at for each label, in rows and in columns
@@ -127,11 +127,7 @@ def cell_labels(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def _with_future(vla: Vla, dataset: ImageSource) -> list[int]:
-    points, interval_s = vla.spec.answer.points, vla.spec.answer.interval_s
-    indices = [index for index in range(len(dataset)) if dataset[index].future(points, interval_s) is not None]
-    if not indices:
-        raise InputError(f"{dataset.root}: no keyframe has a future of {points * interval_s:g} s; use longer scenes")
-    return indices
+    return with_future(dataset, None, vla.spec.answer.points, vla.spec.answer.interval_s)[0]
 
 
 def _write_images(vla: Vla, dataset: ImageSource, folder: Path) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from fastdrive_node.visualization.overlay import path_through
-from fastdrive_training.evaluation.metrics import Surroundings
 from fastdrive_training.evaluation.metrics.drivable import boundary_lines
 from fastdrive_training.evaluation.metrics.footprint import corners, ego_boxes, path_headings
+from fastdrive_training.evaluation.metrics.judge import Surroundings
 from fastdrive_training.reports.charts import printable
 
 ASPECT = 1.3  # height over width

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from fastdrive_training.evaluation.intervals import FIGURES, interval, sample_figures, seed_mean
+from fastdrive_training.evaluation.intervals import FIGURES, Difference, interval, known_mean, sample_figures
 from fastdrive_training.evaluation.run import BASELINE, comparisons, row_figures
 from fastdrive_training.evaluation.settings import RowKey
 from fastdrive_training.reports.open_loop.run_folder import SUBJECT, OpenLoopRun
@@ -57,27 +57,13 @@ class ResultRow:
 
 
 @dataclass(frozen=True)
-class Paired:
-    """How much larger a figure of a pruner is than of ReconPruner, over the samples that both answered."""
-
-    difference: float
-    interval: tuple[float, float]
-    samples: int
-
-    @property
-    def swapped(self) -> Paired:
-        """ReconPruner's less the other's."""
-        return Paired(-self.difference, (-self.interval[1], -self.interval[0]), self.samples)
-
-
-@dataclass(frozen=True)
 class Tables:
     """All lines of a run, and its paired differences."""
 
     whole: ResultRow | None  # ``none``
     straight_on: ResultRow | None  # ``constant-velocity``
     lines: dict[float, tuple[ResultRow, ...]]  # at each ratio, in the order of the rows
-    paired: dict[tuple[float, str, str], Paired]  # by drop, pruner and figure; against ``subject``
+    paired: dict[tuple[float, str, str], Difference]  # by drop, pruner and figure; against ``subject``
     subject: str  # what the differences are against: ReconPruner, or none where it was not run
 
     @cached_property
@@ -110,7 +96,7 @@ def make_tables(run: OpenLoopRun) -> Tables:
         straight_on=None if straight_on is None else _relative(straight_on, whole),
         lines=lines,
         paired={
-            (one["drop"], one["pruner"], one["figure"]): Paired(
+            (one["drop"], one["pruner"], one["figure"]): Difference(
                 one["difference"], tuple(one["interval_95"]), one["samples"]
             )
             for one in paired
@@ -133,7 +119,7 @@ def _line(run: OpenLoopRun, keys: Sequence[RowKey]) -> ResultRow:
         if values:
             ends = rows[0]["interval_95"][name]
             if len(keys) > 1:
-                ends = interval(seed_mean([sample_figures(run.tables[key], name) for key in keys]), run.scenes)
+                ends = interval(known_mean([sample_figures(run.tables[key], name) for key in keys]), run.scenes)
             figures[name] = Figure(float(np.mean(values)), None if ends is None else (ends[0], ends[1]), None)
     tokens = [row["tokens"] for row in rows if row["tokens"] is not None]
     layers = efficiency.get("tokens_by_layer")

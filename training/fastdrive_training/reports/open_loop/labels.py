@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastdrive_training.reports.open_loop.figures import Figure, Paired, ResultRow
+    from fastdrive_training.evaluation.intervals import Difference
+    from fastdrive_training.reports.open_loop.figures import Figure, ResultRow
 
 TITLES = {
     "l2_avg_to_t": "L2",
@@ -57,7 +58,7 @@ def relative_text(relative: float | None) -> str:
     return f"{text} %".replace("-", MINUS)
 
 
-def paired_text(paired: Paired, figure: str) -> str:
+def paired_text(paired: Difference, figure: str) -> str:
     """``+0.002 m, 95 % -0.001 to +0.004``."""
     ends = interval_text(paired.interval, figure, sign=True)
     return f"{value_text(paired.difference, figure, unit=True, sign=True)}, 95 % {ends}"

@@ -14,6 +14,7 @@ from fastdrive_training.reports.open_loop.labels import (
     NOTHING,
     ORDER,
     TITLES,
+    figure_text,
     interval_text,
     name_of,
     paired_text,
@@ -93,17 +94,12 @@ def _truth_table(report: OpenLoopReport) -> list[str]:
             cells = []
             for name in names:
                 paired = tables.paired.get((drop, line.pruner, name)) if tables.subject == SUBJECT else None
-                value = _figure_value(line, name)
+                value = figure_text(line.figures.get(name), name)
                 cells.append(value if paired is None else f"{value} ({paired_text(paired, name)})")
             rows.append([f"{MINUS}{100 * drop:g} %", plain(name_of(line.pruner)), tokens_text(line.tokens), *cells])
     if not rows:
         return []
     return ["## Against the ground truth, and variants (after the paper's Table 3)", _table(heads, rows)]
-
-
-def _figure_value(line: ResultRow, name: str) -> str:
-    figure = line.figures.get(name)
-    return NOTHING if figure is None else value_text(figure.value, name)
 
 
 def _cost_table(report: OpenLoopReport) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastdrive_training.reports.open_loop.figures import GROUND_TRUTH, SUBJECT, Paired, ResultRow, Tables
+from fastdrive_training.evaluation.intervals import Difference
+from fastdrive_training.reports.open_loop.figures import GROUND_TRUTH, SUBJECT, ResultRow, Tables
 from fastdrive_training.reports.open_loop.labels import name_of, names_of, paired_text, ratio_text, value_text
 from fastdrive_training.reports.pruner_run.findings import Level
 
@@ -52,7 +53,7 @@ def summary(found: list[Statement]) -> tuple[Level, str]:
     return next(one for one in (Level.BAD, Level.WATCH, Level.GOOD) if one in levels), text
 
 
-def verdict_of(paired: Paired) -> str:
+def verdict_of(paired: Difference) -> str:
     """What the interval of ReconPruner's figure less another's says; lower is better."""
     low, high = paired.interval
     return "better" if high < 0 else "worse" if low > 0 else "level"
@@ -76,14 +77,14 @@ def _state(tables: Tables, drop: float, figure: str) -> Statement | None:
     return Statement(drop, figure, tuple(line.pruner for line in first), is_first, within, random, oracle, text)
 
 
-def _against(tables: Tables, drop: float, figure: str, name: str) -> Paired | None:
+def _against(tables: Tables, drop: float, figure: str, name: str) -> Difference | None:
     """ReconPruner's figure less another's."""
     paired = tables.paired.get((drop, name, figure))
     return None if paired is None else paired.swapped
 
 
 def _first_text(
-    subject: ResultRow, first: list[ResultRow], figure: str, paired: Paired | None, within: bool | None
+    subject: ResultRow, first: list[ResultRow], figure: str, paired: Difference | None, within: bool | None
 ) -> str:
     own, best = (value_text(line.figures[figure].value, figure, unit=True) for line in (subject, first[0]))
     if subject in first:
@@ -96,7 +97,7 @@ def _first_text(
     return f"first is {leader} with {best}; {name_of(SUBJECT)} has {own}, {place} ({paired_text(paired, figure)})."
 
 
-def _other_text(figure: str, other: str, paired: Paired) -> str:
+def _other_text(figure: str, other: str, paired: Difference) -> str:
     word = verdict_of(paired)
     against = "choosing by the ground truth" if other in GROUND_TRUTH else "random"
     joined = {"better": "Better than", "level": "Level with", "worse": "Worse than"}[word]

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from fastdrive_node.errors import FastDriveError
 from fastdrive_training.evaluation.intervals import sample_figures, steps_of
-from fastdrive_training.evaluation.metrics import Surroundings
+from fastdrive_training.evaluation.metrics.judge import Surroundings
 from fastdrive_training.evaluation.settings import RowKey
 from fastdrive_training.reports.document import image_address
 from fastdrive_training.reports.open_loop.birds_eye import Path, birds_eye
@@ -124,13 +124,15 @@ class Scenes:
         order = np.argsort(-np.where(np.isnan(wide), -np.inf, wide), kind="stable")[:count]
         kept = [self._kept[key] for key in self._keys]
         telling = [place for place, of in enumerate(kept) if any(one is not None for one in of)]
-        overlaps = overlap_matrix([names[p] for p in telling], [kept[p] for p in telling], self._rig.tokens)
+        overlaps = None
+        if telling:
+            overlaps = overlap_matrix([names[p] for p in telling], [kept[p] for p in telling], self._rig.tokens)
         shown = [
             self._disagreed(int(sample), place, float(wide[sample]), distances[sample])
             for place, sample in enumerate(order)
             if not np.isnan(wide[sample])
         ]
-        return Disagreement(distance_matrix(names, distances), overlaps if telling else None, tuple(shown))
+        return Disagreement(distance_matrix(names, distances), overlaps, tuple(shown))
 
     def _check_kept(self) -> None:
         for key, lines in self._kept.items():

@@ -14,7 +14,7 @@ from fastdrive_node.families.spec import load_spec
 from fastdrive_node.planning.loading import default_vla_dir
 from fastdrive_node.visualization.projection import CameraModel
 from fastdrive_training.data.adapters import Item, open_source
-from fastdrive_training.evaluation.metrics import Surroundings
+from fastdrive_training.evaluation.metrics.judge import Surroundings
 from fastdrive_training.evaluation.records import samples_digest, vla_digest
 from fastdrive_training.evaluation.run import SEGMENT
 from fastdrive_training.evaluation.samples import SampleChoice, other_scenes, surroundings

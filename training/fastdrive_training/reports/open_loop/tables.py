@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
+from fastdrive_training.evaluation.intervals import known_mean
 from fastdrive_training.reports.open_loop.figures import ResultRow, Tables
 from fastdrive_training.reports.open_loop.labels import TIMES, amount_text, operations_text, times_text, tokens_text
 
@@ -65,13 +67,8 @@ def _tokens(line: ResultRow) -> str:
     text = tokens_text(line.tokens)
     if not line.tokens_by_layer or len(set(line.tokens_by_layer)) == 1:
         return text
-    runs: list[list[float]] = []
-    for count in line.tokens_by_layer:
-        if runs and runs[-1][0] == count:
-            runs[-1][1] += 1
-        else:
-            runs.append([count, 1])
-    return f"{text} ({', '.join(f'{tokens_text(count)} {TIMES} {times:g}' for count, times in runs)})"
+    runs = [f"{tokens_text(count)} {TIMES} {len(list(run))}" for count, run in groupby(line.tokens_by_layer)]
+    return f"{text} ({', '.join(runs)})"
 
 
 @dataclass(frozen=True)
@@ -97,12 +94,12 @@ def plan_distances(plans: np.ndarray) -> np.ndarray:
 def spread(distances: np.ndarray) -> np.ndarray:
     """Mean distance over the pairs of each sample, float64 [samples]; NaN where fewer than two pruners answered."""
     upper = np.triu_indices(distances.shape[1], 1)
-    return _mean_known(distances[:, upper[0], upper[1]], axis=1)
+    return known_mean(distances[:, upper[0], upper[1]], axis=1)
 
 
 def distance_matrix(names: Sequence[str], distances: np.ndarray) -> Matrix:
     """The mean over samples of :func:`plan_distances`."""
-    return Matrix(tuple(names), _mean_known(distances, axis=0))
+    return Matrix(tuple(names), known_mean(distances))
 
 
 def overlap(kept: Sequence[np.ndarray | None], tokens: int) -> np.ndarray:
@@ -129,16 +126,4 @@ def overlap_matrix(names: Sequence[str], kept: Sequence[Sequence[np.ndarray | No
     Args:
         kept: for each pruner, of each sample.
     """
-    sums, counts = np.zeros((len(names), len(names))), np.zeros((len(names), len(names)))
-    for one in zip(*kept, strict=True):
-        values = overlap(one, tokens)
-        known = ~np.isnan(values)
-        sums[known] += values[known]
-        counts += known
-    return Matrix(tuple(names), np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0))
-
-
-def _mean_known(values: np.ndarray, axis: int) -> np.ndarray:
-    known = ~np.isnan(values)
-    sums, counts = np.where(known, values, 0).sum(axis=axis), known.sum(axis=axis)
-    return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+    return Matrix(tuple(names), known_mean([overlap(one, tokens) for one in zip(*kept, strict=True)]))
