@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from fastdrive_node.families import PrunedPrompt, VisualTokens, Vla, family_of
+from fastdrive_node.families import PrunedPrompt, VisualTokens, Vla, family_of, load_vla
 from fastdrive_node.planning.answer_format import TextAnswer
 from fastdrive_node.planning.generator import Answer, Generated, Generator
+from fastdrive_node.planning.loading import SHIPPED_PRUNER
 from fastdrive_node.pruning.baselines.simple import NoPruner
+from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.pruner import Prefilled, Pruner, PruningContext, Selection, batch_inputs
 from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_training.vla.tiny_model import build_tiny_vla
 
 QWEN = family_of("qwen2_5_vl")
+
+
+def untrained_vla(folder: Path) -> Path:
+    """An untrained tiny VLA with an untrained pruner beside it."""
+    vla = load_vla(build_tiny_vla(folder, seed=0))
+    pruner = ReconPruner(vla.family, vla.config.text_config)
+    save_pruner(folder / SHIPPED_PRUNER, pruner, vla.encoder_fingerprint)
+    return folder
+
+
+def vary_answers(vla: Vla, seed: int) -> None:
+    """Random noise on the language model: untrained weights repeat one token, these do not."""
+    torch.manual_seed(seed)
+    for parameter in vla.model.model.language_model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
 
 
 def answer_with(monkeypatch, text) -> None:

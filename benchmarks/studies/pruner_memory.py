@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
+from benchmarks.perf.random_models import SIZES as MODEL_SIZES
 from fastdrive_node.cli import write_json
 from fastdrive_node.families.qwen2_5_vl import FAMILY
 from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
@@ -43,15 +44,7 @@ _TEXT = {
     "eos_token_id": None,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
 }
-_VISION = {
-    "depth": 32,
-    "hidden_size": 1280,
-    "intermediate_size": 3420,
-    "num_heads": 16,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-    "window_size": 112,
-    "patch_size": 14,
-}
+_VISION = MODEL_SIZES["3b"].vision  # of all sizes of Qwen2.5-VL, but for the width of the tokens
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-import torch
 
 from fastdrive_node.benchmark import comparison
 from fastdrive_node.cli import main
@@ -14,6 +13,7 @@ from fastdrive_node.planning.generator import Generator
 from fastdrive_node.planning.loading import SHIPPED_PRUNER
 from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
+from tests.generation import vary_answers
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +21,7 @@ def vla_dir(tiny_dir, tmp_path_factory):
     """A tiny VLA with short, varied answers, and a pruner beside it."""
     folder = shutil.copytree(tiny_dir, tmp_path_factory.mktemp("bench") / "vla")
     vla = load_vla(folder)
-    torch.manual_seed(0)
-    for parameter in vla.model.model.language_model.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)  # untrained weights repeat one token; these do not
+    vary_answers(vla, 0)
     vla.model.save_pretrained(folder)
     save_pruner(folder / SHIPPED_PRUNER, ReconPruner(vla.family, vla.config.text_config), vla.encoder_fingerprint)
     return folder

@@ -22,7 +22,7 @@ from tests.engines.engine_fixtures import orin_target
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "perf" / "gpu_suite.py"
-STAND_INS = Path(__file__).resolve().parent / "stand_ins"
+STAND_INS = ROOT / "tests" / "stand_ins"
 SCENE = "six_cameras_224x112"
 QUICK = ("--device", "cpu", "--sizes", "tiny", "--quick", "--steps", "engines", "--compile-backend", "eager")
 ABSENT = ("torch", "transformers", "tqdm", "jsonschema", "pydantic")  # from an interpreter that has TensorRT only

@@ -198,18 +198,22 @@ def smallest(tmp_path_factory) -> tuple[Toy, Path]:
     return toy, build_onnx(toy.vla.path, toy.pruner_file, tmp_path_factory.mktemp("engine"), GraphOptions())[0]
 
 
-def test_a_damaged_graph_with_a_manifest_that_fits_it_is_refused_or_runs(smallest, tmp_path):
-    """Hashes cannot tell here. What still is a graph of the right form may run; what is not must not crash."""
-    toy, file = smallest
-    rng, refused = random.Random(1), 0
-    graph = file.read_bytes()
-    content = json.loads(manifest_path(file).read_text())
-    copy = tmp_path / file.name
+def damaged_copies(rng: random.Random, file: Path, copy: Path):
+    """Write damaged copies of an engine one after another, each with a manifest whose hashes fit; gives nothing."""
+    graph, content = file.read_bytes(), json.loads(manifest_path(file).read_text())
     for _ in range(RUNTIME_CASES):
         copy.write_bytes(damage_bytes(rng, graph))
         info = file_info(copy)
         content["files"] = {copy.name: {"bytes": info.bytes, "sha256": info.sha256}}
         manifest_path(copy).write_text(sealed(content))
+        yield
+
+
+def test_a_damaged_graph_with_a_manifest_that_fits_it_is_refused_or_runs(smallest, tmp_path):
+    """Hashes cannot tell here. What still is a graph of the right form may run; what is not must not crash."""
+    toy, file = smallest
+    refused, copy = 0, tmp_path / file.name
+    for _ in damaged_copies(random.Random(1), file, copy):
         try:
             engine = open_engine(EngineChoice("onnxruntime", copy, "cpu"), toy.vla, toy.pruner_file)
             engine.encode(engine.preprocess(toy.images))
@@ -221,14 +225,8 @@ def test_a_damaged_graph_with_a_manifest_that_fits_it_is_refused_or_runs(smalles
 def test_a_damaged_language_graph_with_a_manifest_that_fits_it_is_refused_or_runs(smallest, tmp_path, ego_history):
     toy = smallest[0]
     file, _ = build_language(toy.vla.path, tmp_path / "whole")
-    rng, refused = random.Random(2), 0
-    graph, content = file.read_bytes(), json.loads(manifest_path(file).read_text())
-    prompt, copy = build_prompt(toy.vla, ego_history), tmp_path / file.name
-    for _ in range(RUNTIME_CASES):
-        copy.write_bytes(damage_bytes(rng, graph))
-        info = file_info(copy)
-        content["files"] = {copy.name: {"bytes": info.bytes, "sha256": info.sha256}}
-        manifest_path(copy).write_text(sealed(content))
+    prompt, refused, copy = build_prompt(toy.vla, ego_history), 0, tmp_path / file.name
+    for _ in damaged_copies(random.Random(2), file, copy):
         try:
             generate(open_language_engine(LanguageChoice(copy, "cpu"), toy.vla), toy.vla, toy.tokens, None, prompt)
         except ModelError:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.engines.engine_fixtures import small_engine
-from tests.engines.tensorrt_stand_ins import VERSIONS, Builder, Config, stand_in
+from tests.stand_ins.tensorrt import VERSIONS, Builder, Config, stand_in
 
 pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[export]")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
@@ -38,7 +38,7 @@ from fastdrive_node.errors import InputError, ModelError
 
 @pytest.mark.parametrize(("version", "flags"), list(zip(VERSIONS, (1, 1, 3, 3, 2), strict=True)))
 def test_networks_have_explicit_batch_and_their_own_types_where_there_are_flags_for_it(version, flags):
-    assert create_network(stand_in(version), Builder(Config())).flags == flags
+    assert create_network(stand_in(version), Builder()).flags == flags
 
 
 @pytest.mark.parametrize(("version", "opset"), list(zip(VERSIONS, (17, 17, 18, 18, 18), strict=True)))
@@ -59,7 +59,7 @@ def test_bf16_is_refused_where_the_version_lacks_it():
 def test_precision_comes_from_the_graph_or_from_constraints(version):
     trt, config = stand_in(version), Config()
     network = SimpleNamespace(num_layers=0)
-    _, flags = configure(trt, Builder(config), network, "fp16", BuilderSettings(100, 2))
+    _, flags = configure(trt, Builder(config=config), network, "fp16", BuilderSettings(100, 2))
     typed = version.startswith("1")
     assert flags["strongly_typed"] is typed and flags["tf32"] and not config.cleared
     assert config.set_flags == ([] if typed else ["FP16", "OBEY_PRECISION_CONSTRAINTS"])
@@ -73,7 +73,9 @@ def test_precision_comes_from_the_graph_or_from_constraints(version):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_float32_graphs_have_float32_products(version):
     config = Config()
-    _, flags = configure(stand_in(version), Builder(config), SimpleNamespace(num_layers=0), "fp32", BuilderSettings())
+    _, flags = configure(
+        stand_in(version), Builder(config=config), SimpleNamespace(num_layers=0), "fp32", BuilderSettings()
+    )
     assert config.cleared == ["TF32"] and flags["tf32"] is False and config.set_flags == []
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.engines.engine_fixtures import orin_target
-from tests.engines.tensorrt_stand_ins import Builder, Config, stand_in
+from tests.stand_ins.tensorrt import Builder, stand_in
 
 pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[export]")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
@@ -19,7 +19,6 @@ from fastdrive_node.engines.tensorrt_api import BuilderSettings, check_opset
 from fastdrive_node.engines.tensorrt_plan import serialize_plan
 from fastdrive_node.engines.vision_engine import check_engine
 from fastdrive_node.errors import InputError, ModelError
-from tests.benchmarks.stand_ins import tensorrt as computing_stand_in
 
 
 @pytest.mark.parametrize(("version", "opset"), [("8.5.3.1", 18), ("8.6.1.6", 18), ("10.3.0.26", 17)])
@@ -43,7 +42,7 @@ def test_without_tensorrt_a_build_says_what_to_install(toy, tmp_path, monkeypatc
 
 def test_a_build_writes_plan_layers_and_manifest(toy, tmp_path, monkeypatch):
     _, onnx = build_onnx(toy.vla.path, toy.pruner_file, tmp_path / "onnx", GraphOptions("fp16", 17))
-    monkeypatch.setattr("fastdrive_export.tensorrt_build.load_tensorrt", lambda: computing_stand_in)
+    monkeypatch.setattr("fastdrive_export.tensorrt_build.load_tensorrt", lambda: stand_in("8.5.3.1"))
     monkeypatch.setattr("fastdrive_export.tensorrt_build.present_target", lambda trt, device: orin_target("8.5.3.1"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
@@ -59,7 +58,7 @@ def test_a_build_writes_plan_layers_and_manifest(toy, tmp_path, monkeypatch):
 
 def test_a_build_without_a_plan_says_why_and_keeps_the_old_timings(tmp_path):
     trt, cache = stand_in("10.3.0.26"), tmp_path / "timings"
-    builder = Builder(Config())
+    builder = Builder()
 
     def build(network, config):
         builder.logger.log("ERROR", "no implementation")

@@ -10,7 +10,7 @@ from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage
 from fastdrive_node.planning.answer_format import TextAnswer
 from fastdrive_node.types import Command, EgoHistory
 from fastdrive_training.vla.tiny_model import TinySize, build_tiny_vla
-from tests.generation import generate, generate_batch
+from tests.generation import generate, generate_batch, vary_answers
 
 SIZES = {
     "tiny": TinySize(),
@@ -22,9 +22,7 @@ SIZES = {
 def vla(request, tmp_path_factory):
     name, seed = request.param
     vla = load_vla(build_tiny_vla(tmp_path_factory.mktemp("vla"), seed, SIZES[name]))
-    torch.manual_seed(seed)
-    for parameter in vla.model.model.language_model.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)  # untrained weights repeat one token; these do not
+    vary_answers(vla, seed)
     return vla
 
 

@@ -20,7 +20,7 @@ from fastdrive_node.pruning.layer_pruning import (
 from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.types import Command, EgoHistory
 from fastdrive_training.vla.tiny_model import build_tiny_vla
-from tests.generation import decode, encode, generate, prefill, prefill_chosen
+from tests.generation import decode, encode, generate, prefill, prefill_chosen, vary_answers
 
 ANSWER = 12  # tokens that are compared
 MAX_NEW_TOKENS = 32
@@ -48,9 +48,7 @@ class Stub(LayerPruner):
 @pytest.fixture(scope="module")
 def vla(tmp_path_factory):
     vla = load_vla(build_tiny_vla(tmp_path_factory.mktemp("vla"), 5))
-    torch.manual_seed(5)
-    for parameter in vla.model.model.language_model.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)  # untrained weights repeat one token; these do not
+    vary_answers(vla, 5)
     return vla
 
 

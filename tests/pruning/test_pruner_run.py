@@ -19,7 +19,7 @@ from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.pruning.registry import PRUNERS, make_pruner
 from fastdrive_node.types import CameraFrame, Command, EgoHistory, FrameSet
 from fastdrive_training.vla.tiny_model import build_tiny_vla
-from tests.generation import choose, generate, prefill_chosen, read_answers_as
+from tests.generation import choose, generate, prefill_chosen, read_answers_as, vary_answers
 
 KEEP = 48
 
@@ -27,9 +27,7 @@ KEEP = 48
 @pytest.fixture(scope="module")
 def vla(tmp_path_factory):
     vla = load_vla(build_tiny_vla(tmp_path_factory.mktemp("vla"), 7))
-    torch.manual_seed(7)
-    for parameter in vla.model.model.language_model.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)  # untrained weights repeat one token; these do not
+    vary_answers(vla, 7)
     return vla
 
 

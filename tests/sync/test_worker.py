@@ -52,6 +52,12 @@ class Bench:
         for camera in CAMERAS:
             self.worker.add_frame(CameraFrame(camera, at_ms * MS, self.now, lambda: np.zeros((2, 2, 3), np.uint8)))
 
+    def hold_at(self, at_ms: int) -> None:
+        """Send a set whose planning begins and goes on until ``go`` is set."""
+        self.go.clear()
+        self.send(at_ms)
+        self.begun.get(timeout=PATIENCE_S)
+
     def next(self):
         return self.outcomes.get(timeout=PATIENCE_S)
 
@@ -84,9 +90,7 @@ def test_a_set_is_planned_with_its_history_and_command(bench):
 
 def test_only_the_newest_of_the_sets_that_wait_is_planned(bench):
     bench = bench()
-    bench.go.clear()
-    bench.send(0)
-    bench.begun.get(timeout=PATIENCE_S)
+    bench.hold_at(0)
     for at_ms in (100, 200, 300):
         bench.send(at_ms)
     bench.go.set()
@@ -108,10 +112,8 @@ def test_a_set_whose_time_ran_out_is_given_up_before_the_next_image_not_when_the
 
 def test_the_command_is_that_of_the_sets_completion(bench):
     bench = bench()
-    bench.go.clear()
     bench.worker.set_command(Command.LEFT)
-    bench.send(0)
-    bench.begun.get(timeout=PATIENCE_S)
+    bench.hold_at(0)
     bench.send(500)
     bench.worker.set_command(Command.RIGHT)
     bench.go.set()
@@ -176,9 +178,7 @@ def test_a_fault_is_a_refusal_and_the_next_set_is_planned(bench, fault, stage, r
 
 def test_a_stale_set_is_refused_when_its_turn_comes(bench):
     bench = bench()
-    bench.go.clear()
-    bench.send(0)
-    bench.begun.get(timeout=PATIENCE_S)
+    bench.hold_at(0)
     bench.send(500)
     bench.now = 1600 * MS
     bench.go.set()
@@ -188,9 +188,7 @@ def test_a_stale_set_is_refused_when_its_turn_comes(bench):
 
 def test_a_plan_from_before_a_jump_in_time_is_not_published(bench):
     bench = bench()
-    bench.go.clear()
-    bench.send(9000)
-    bench.begun.get(timeout=PATIENCE_S)
+    bench.hold_at(9000)
     bench.now = 0
     bench.worker.time_jumped(0)
     bench.go.set()
@@ -201,9 +199,7 @@ def test_a_plan_from_before_a_jump_in_time_is_not_published(bench):
 
 def test_a_jump_that_only_the_stamps_show_does_the_same(bench):
     bench = bench()
-    bench.go.clear()
-    bench.send(900)
-    bench.begun.get(timeout=PATIENCE_S)
+    bench.hold_at(900)
     bench.send(0)
     bench.go.set()
     assert bench.next().result.stage == "superseded"
@@ -221,9 +217,7 @@ def test_limits_change_while_it_runs(bench):
 
 def test_it_stops_after_the_plan_in_progress_and_starts_again(bench):
     bench = bench()
-    bench.go.clear()
-    bench.send(0)
-    bench.begun.get(timeout=PATIENCE_S)
+    bench.hold_at(0)
     stopper = threading.Thread(target=bench.worker.stop)
     stopper.start()
     bench.go.set()
@@ -272,9 +266,7 @@ def test_the_status_has_the_age_of_the_last_plan_and_recent_refusals_by_stage(be
 
 def test_superseded_sets_are_no_refusals(bench):
     bench = bench()
-    bench.go.clear()
-    bench.send(0)
-    bench.begun.get(timeout=PATIENCE_S)
+    bench.hold_at(0)
     for at_ms in (100, 200):
         bench.send(at_ms)
     bench.go.set()

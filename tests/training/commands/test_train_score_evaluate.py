@@ -8,9 +8,9 @@ import pytest
 
 from fastdrive_node.cli import main
 from fastdrive_node.families import load_vla
-from fastdrive_node.pruning.checkpoint import load_pruner, save_pruner
-from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_node.pruning.checkpoint import load_pruner
 from fastdrive_training.vla.tiny_model import build_tiny_vla
+from tests.generation import untrained_vla
 from tests.training.tiny_nuscenes import write_dataset
 
 SPEED = 4.0  # of scene 0; scene 1 drives 1 m/s faster
@@ -18,12 +18,7 @@ SPEED = 4.0  # of scene 0; scene 1 drives 1 m/s faster
 
 @pytest.fixture(scope="module")
 def vla_dir(tmp_path_factory):
-    """An untrained VLA with an untrained pruner beside it."""
-    path = build_tiny_vla(tmp_path_factory.mktemp("vla") / "tiny", seed=0)
-    vla = load_vla(path)
-    pruner = ReconPruner(vla.family, vla.config.text_config)
-    save_pruner(path / "reconpruner.safetensors", pruner, vla.encoder_fingerprint)
-    return path
+    return untrained_vla(tmp_path_factory.mktemp("vla") / "tiny")
 
 
 @pytest.fixture(scope="module")

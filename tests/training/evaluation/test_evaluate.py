@@ -15,8 +15,6 @@ from fastdrive_node.cli import main
 from fastdrive_node.errors import InputError
 from fastdrive_node.families import load_vla
 from fastdrive_node.planning.answer_format import format_answer
-from fastdrive_node.pruning.checkpoint import save_pruner
-from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.pruning.registry import PRUNERS
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.commands import options
@@ -31,8 +29,7 @@ from fastdrive_training.evaluation import (
 )
 from fastdrive_training.evaluation import run as evaluation
 from fastdrive_training.evaluation.metrics.horizons import at_metric_steps
-from fastdrive_training.vla.tiny_model import build_tiny_vla
-from tests.generation import generate_as
+from tests.generation import generate_as, untrained_vla
 from tests.training.evaluation.planning_scenes import add_object, draw_road
 from tests.training.tiny_nuscenes import write_dataset
 
@@ -42,13 +39,7 @@ SAMPLES = [0, 1, 8, 9]  # keyframes with 3 s of future
 
 @pytest.fixture(scope="module")
 def vla_dir(tmp_path_factory):
-    """An untrained VLA with an untrained pruner beside it."""
-    path = build_tiny_vla(tmp_path_factory.mktemp("vla") / "tiny", seed=0)
-    vla = load_vla(path)
-    save_pruner(
-        path / "reconpruner.safetensors", ReconPruner(vla.family, vla.config.text_config), vla.encoder_fingerprint
-    )
-    return path
+    return untrained_vla(tmp_path_factory.mktemp("vla") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,12 @@ from rosbags.typesys import Stores, get_typestore
 
 from fastdrive_node.cli import main
 from fastdrive_node.families import load_vla
-from fastdrive_node.pruning.checkpoint import load_pruner, save_pruner
-from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_node.pruning.checkpoint import load_pruner
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.data.image_sets import BagSets, is_bag
 from fastdrive_training.scoring.pictures import file_name, write_score_maps
 from fastdrive_training.scoring.score import score_sets
-from fastdrive_training.vla.tiny_model import build_tiny_vla
+from tests.generation import untrained_vla
 from tests.training.tiny_nuscenes import write_dataset
 
 HERE = Path(__file__).resolve()
@@ -33,13 +32,7 @@ START_NS = 1_700_000_000_000_000_000
 
 @pytest.fixture(scope="module")
 def vla_dir(tmp_path_factory):
-    """An untrained VLA with an untrained pruner beside it."""
-    path = build_tiny_vla(tmp_path_factory.mktemp("vla") / "tiny", seed=0)
-    vla = load_vla(path)
-    save_pruner(
-        path / "reconpruner.safetensors", ReconPruner(vla.family, vla.config.text_config), vla.encoder_fingerprint
-    )
-    return path
+    return untrained_vla(tmp_path_factory.mktemp("vla") / "tiny")
 
 
 def write_bag(path: Path, sets: int = 3, late: str = "") -> Path:

@@ -1,6 +1,7 @@
-"""Stands for TensorRT 8.5, as far as the worker uses it: a plan is the graph's path, and onnxruntime runs it.
+"""Stands for TensorRT: modules with the members of one version, which record what is asked of them.
 
-It is as strict as the real one where that bites: the opset, the flags of the network, the libraries that are not
+As a module it is TensorRT 8.5 for an interpreter without the real one: a plan is the graph's path, and onnxruntime runs
+it. It is as strict as the real one where that bites: the opset, the flags of the network, the libraries that are not
 installed, types that nobody set. ``$STAND_IN_TENSORRT`` makes it fail: ``no_gpu``, ``no_plan`` or ``crash``.
 """
 
@@ -10,34 +11,52 @@ import os
 from types import SimpleNamespace
 
 import numpy as np
-import onnx
-import onnxruntime
 
-__version__ = "8.5.3.1"
+VERSIONS = ("8.5.3.1", "8.6.1.6", "10.3.0.26", "10.13.3.9", "11.4.0.106")
+_TYPES = {
+    "tensor(uint8)": ("UINT8", "uint8"),
+    "tensor(int32)": ("INT32", "int32"),
+    "tensor(float)": ("FLOAT", "float32"),
+}
 
 
-class _Member:
-    def __init__(self, name):
-        self.name = name
+class _Member(str):
+    @property
+    def name(self):
+        return str(self)
 
 
 def _enum(*names):
     return SimpleNamespace(**{name: _Member(name) for name in names})
 
 
-NetworkDefinitionCreationFlag = SimpleNamespace(EXPLICIT_BATCH=0)
-BuilderFlag = _enum("FP16", "OBEY_PRECISION_CONSTRAINTS", "TF32")
-MemoryPoolType = _enum("WORKSPACE")
-ProfilingVerbosity = _enum("DETAILED")
-PreviewFeature = _enum("DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805")
-LayerInformationFormat = _enum("JSON")
-TensorIOMode = _enum("INPUT", "OUTPUT")
-DataType = SimpleNamespace(FLOAT="FLOAT", HALF="HALF")
-_TYPES = {
-    "tensor(uint8)": ("UINT8", "uint8"),
-    "tensor(int32)": ("INT32", "int32"),
-    "tensor(float)": ("FLOAT", "float32"),
-}
+def stand_in(version: str):
+    """A module with the members that this version of TensorRT has, as far as versions differ."""
+    major, minor = (int(part) for part in version.split(".")[:2])
+    creation = {} if major >= 11 else {"EXPLICIT_BATCH": 0}
+    if major >= 10:
+        creation["STRONGLY_TYPED"] = 1
+    levels = {"builder_optimization_level": 0} if (major, minor) >= (8, 6) else {}
+    preview = "DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805" if major < 10 else "PROFILE_SHARING_0806"
+    module = SimpleNamespace(
+        __version__=version,
+        PreviewFeature=_enum(preview),
+        NetworkDefinitionCreationFlag=SimpleNamespace(**creation),
+        BuilderFlag=_enum("TF32", *([] if major >= 11 else ["FP16", "OBEY_PRECISION_CONSTRAINTS"])),
+        IBuilderConfig=type("IBuilderConfig", (), levels),
+        MemoryPoolType=_enum("WORKSPACE"),
+        ProfilingVerbosity=_enum("DETAILED"),
+        LayerInformationFormat=_enum("JSON"),
+        DataType=_enum("FLOAT", "HALF", "INT32", "UINT8"),
+        TensorIOMode=_enum("INPUT", "OUTPUT"),
+        ILogger=ILogger,
+        Builder=Builder,
+        OnnxParser=OnnxParser,
+        Runtime=Runtime,
+    )
+    if major >= 10:
+        module.IProgressMonitor = type("IProgressMonitor", (), {})
+    return module
 
 
 class ILogger:
@@ -47,34 +66,41 @@ class ILogger:
         pass
 
 
-class IBuilderConfig:
+class Config:
+    """Records what is set."""
+
     def __init__(self):
-        self.flags, self.sources, self.preview = set(), None, False
+        self.set_flags, self.cleared, self.limits = [], [], {}
+        self.tactic_sources, self.preview = None, {}
+        self.caches = []
 
     def set_flag(self, flag):
-        self.flags.add(flag.name)
+        assert flag is not None
+        self.set_flags.append(flag)
 
     def clear_flag(self, flag):
-        self.flags.discard(flag.name)
+        self.cleared.append(flag)
 
     def set_memory_pool_limit(self, pool, size):
-        assert size > 1 << 20
+        assert size > 1 << 20  # bytes
+        self.limits[pool] = size
 
     def set_tactic_sources(self, sources):
-        self.sources = sources
+        self.tactic_sources = sources
 
     def set_preview_feature(self, feature, enable):
-        self.preview = enable
+        self.preview[feature] = enable
 
     def create_timing_cache(self, content):
-        return SimpleNamespace(serialize=lambda: b"timings")
+        return SimpleNamespace(content=content)
 
     def set_timing_cache(self, cache, ignore_mismatch):
-        self.cache = cache
-        return True
+        assert ignore_mismatch is False
+        self.caches.append(cache.content)
+        return cache.content != b"of another GPU"
 
     def get_timing_cache(self):
-        return self.cache
+        return SimpleNamespace(serialize=lambda: b"timings")
 
 
 class _Layer:
@@ -96,7 +122,8 @@ class _Layer:
 
 
 class _Network:
-    def __init__(self):
+    def __init__(self, flags):
+        self.flags = flags
         self.layers, self.num_layers = [_Layer("HALF"), _Layer("FLOAT")], 2
 
     def get_layer(self, index):
@@ -104,28 +131,29 @@ class _Network:
 
 
 class Builder:
-    def __init__(self, logger):
-        self.logger = logger
+    def __init__(self, logger=None, config=None):
+        self.logger, self.config = logger, config or Config()
         if os.environ.get("STAND_IN_TENSORRT") == "no_gpu":
             logger.log(ILogger.Severity.WARNING, "CUDA initialization failure with error: 35")
             raise TypeError("pybind11::init(): factory function returned nullptr")
 
     def create_network(self, flags):
-        assert flags == 1 << NetworkDefinitionCreationFlag.EXPLICIT_BATCH
-        return _Network()
+        return _Network(flags)
 
     def create_builder_config(self):
-        return IBuilderConfig()
+        return self.config
 
     def build_serialized_network(self, network, config):
         failure = os.environ.get("STAND_IN_TENSORRT")
         if failure == "crash":
             os._exit(11)
         constrained = [layer.precision for layer in network.layers] == ["HALF", None]
-        if "FP16" in config.flags and not (constrained and "OBEY_PRECISION_CONSTRAINTS" in config.flags):
+        if "FP16" in config.set_flags and not (constrained and "OBEY_PRECISION_CONSTRAINTS" in config.set_flags):
             failure = "types"
-        if config.sources != 0 or not config.preview:
+        if config.tactic_sources != 0 or not all(config.preview.values()) or not config.preview:
             failure = "libcudnn.so.8 is not installed"
+        if network.flags != 1 << 0:
+            failure = "the batch is implicit"
         if failure:
             self.logger.log(ILogger.Severity.ERROR, failure)
             return None
@@ -139,6 +167,8 @@ class OnnxParser:
         self.network = network
 
     def parse_from_file(self, path):
+        import onnx
+
         self.network.path = path
         return onnx.load(path, load_external_data=False).opset_import[0].version == 17
 
@@ -155,6 +185,8 @@ class _Engine:
     device_memory_size = 1 << 20
 
     def __init__(self, path):
+        import onnxruntime
+
         self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         self.inputs, self.outputs = self.session.get_inputs(), self.session.get_outputs()
         self.tensors = {each.name: each for each in [*self.inputs, *self.outputs]}
@@ -170,7 +202,7 @@ class _Engine:
         return self.tensors[name].shape
 
     def get_tensor_mode(self, name):
-        return TensorIOMode.INPUT if name in {each.name for each in self.inputs} else TensorIOMode.OUTPUT
+        return "INPUT" if name in {each.name for each in self.inputs} else "OUTPUT"
 
     def create_execution_context(self):
         return _Context(self)
@@ -200,3 +232,6 @@ class _Context:
         size = int(np.prod(tensor.shape)) * dtype.itemsize
         memory = (ctypes.c_char * size).from_address(self.addresses[tensor.name])
         return np.frombuffer(memory, dtype).reshape(tensor.shape)
+
+
+globals().update(vars(stand_in(VERSIONS[0])))
