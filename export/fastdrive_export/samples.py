@@ -66,14 +66,14 @@ def dataset_samples(vla: Vla, root: str | Path, split: str | None, count: int) -
         UsageError: ``count`` is below 1.
     """
     from fastdrive_training.data.adapters import open_source
+    from fastdrive_training.data.sampling import evenly_spaced
     from fastdrive_training.data.token_cache import load_images, require_cameras
 
     if count < 1:
         raise UsageError(f"--sets: {count}; give 1 or more")
     source = open_source(root, split, own_masks=False, all_splits=True)
     require_cameras(source, vla)
-    count = min(count, len(source))
-    items = (source[place * len(source) // count] for place in range(count))
+    items = (source[int(place)] for place in evenly_spaced(len(source), count))
     samples = [
         Sample(load_images(item, vla.spec.cameras), item.history or _constant_speed(vla), item.command)
         for item in items

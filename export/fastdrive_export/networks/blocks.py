@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from fastdrive_export.graph_writer import FLOAT, GraphWriter, Value
 from fastdrive_export.precision import Precision
 
@@ -45,13 +47,18 @@ class Blocks:
 
     def _linear(self, linear: Any, x: Value, name: str, dtype: int | None = None) -> Value:
         """``x`` in ``dtype`` (None: the compute type) through a linear layer."""
+        return self._joined([linear], x, name, dtype)
+
+    def _joined(self, parts: list[Any], x: Value, name: str, dtype: int | None = None) -> Value:
+        """Linear layers of one input as one product; their outputs are concatenated."""
         graph, dtype = self.graph, self.precision.compute if dtype is None else dtype
-        shape = (linear.in_features, linear.out_features)
-        weight = graph.weight(f"{name}.weight", shape, lambda: linear.weight.T, dtype)
+        shape = (parts[0].in_features, sum(part.out_features for part in parts))
+        weight = graph.weight(f"{name}.weight", shape, lambda: torch.cat([part.weight for part in parts]).T, dtype)
         product = graph.matmul(graph.cast(x, dtype), weight)
-        if linear.bias is None:
+        if parts[0].bias is None:
             return product
-        return graph.add(product, graph.weight(f"{name}.bias", shape[1:], lambda: linear.bias, dtype))
+        bias = graph.weight(f"{name}.bias", shape[1:], lambda: torch.cat([part.bias for part in parts]), dtype)
+        return graph.add(product, bias)
 
     def _norm(self, norm: Any, x: Value, name: str) -> Value:
         graph = self.graph

@@ -27,8 +27,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from fastdrive_export.graph_writer import TORCH_TYPES, GraphWriter, Value
 from fastdrive_export.networks.blocks import Blocks
 from fastdrive_export.precision import Precision
@@ -179,14 +177,3 @@ class LanguageNetwork(Blocks):
         inner = mlp.gate_proj.out_features
         joined = self._joined([mlp.gate_proj, mlp.up_proj], normed, f"{name}.gate_up")
         return [self.graph.slice(joined, 1, start, start + inner) for start in (0, inner)]
-
-    def _joined(self, parts: list[Any], x: Value, name: str) -> Value:
-        """Linear layers of one input as one product; their outputs are concatenated."""
-        graph, dtype = self.graph, self.precision.compute
-        shape = (parts[0].in_features, sum(part.out_features for part in parts))
-        weight = graph.weight(f"{name}.weight", shape, lambda: torch.cat([part.weight for part in parts]).T, dtype)
-        product = graph.matmul(graph.cast(x, dtype), weight)
-        if parts[0].bias is None:
-            return product
-        bias = graph.weight(f"{name}.bias", shape[1:], lambda: torch.cat([part.bias for part in parts]), dtype)
-        return graph.add(product, bias)

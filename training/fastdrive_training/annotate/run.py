@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -20,9 +18,7 @@ from fastdrive_training.annotate.settings import AnnotateSettings
 from fastdrive_training.annotate.store import COMPOSE, DONE, FIND, ImageKey, MaskStore
 from fastdrive_training.data.adapters import ImageSource
 from fastdrive_training.data.masks import size_of
-from fastdrive_training.data.sampling import evenly_spaced
-
-Thing = TypeVar("Thing")
+from fastdrive_training.data.sampling import evenly_spaced, read_ahead
 
 
 @dataclass(frozen=True)
@@ -164,15 +160,6 @@ class Annotation:
             self.store.set_models(self._loaded.identity)
             self._loading_s = time.perf_counter() - started
         return self._loaded
-
-
-def read_ahead(things: Iterator[Thing]) -> Iterator[Thing]:
-    """The same things; the next one is made in a thread while the caller works on one."""
-    with ThreadPoolExecutor(1) as reader:
-        pending = reader.submit(next, things, None)
-        while (thing := pending.result()) is not None:
-            pending = reader.submit(next, things, None)
-            yield thing
 
 
 def class_counts(lines: list[dict], settings: AnnotateSettings) -> dict:

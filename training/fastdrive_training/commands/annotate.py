@@ -16,6 +16,7 @@ from fastdrive_node.errors import UsageError
 from fastdrive_training.annotate.models import GroundedSam
 from fastdrive_training.annotate.run import Annotation, Shard, raise_failures
 from fastdrive_training.annotate.settings import load_settings
+from fastdrive_training.commands.options import figures_table, names
 from fastdrive_training.data.adapters import KINDS, open_source
 
 
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="folder of the masks; one for each split")
     parser.add_argument("--split", metavar="S", help="of the dataset; must be named where it has several")
     parser.add_argument("--kind", choices=("auto", *KINDS), default="auto", help="layout of SOURCE (by its files)")
-    parser.add_argument("--cameras", type=_names, metavar="A,B", help="only these (all)")
+    parser.add_argument("--cameras", type=names, metavar="A,B", help="only these (all)")
     parser.add_argument(
         "--config", metavar="FILE", help="YAML of groups, prompts, models, thresholds (the shipped one)"
     )
@@ -79,18 +80,13 @@ def run(args: argparse.Namespace) -> None:
 
 def table(figures: dict) -> Table:
     """The counts by class for people."""
-    result = Table(title=f"{figures['finished']} of {figures['images']} images, split {figures['split'] or 'none'}")
-    for name in ("class", "instances", "in doubt", "images", "pixels", "mean score"):
-        result.add_column(name, justify="left" if name == "class" else "right")
+    title = f"{figures['finished']} of {figures['images']} images, split {figures['split'] or 'none'}"
+    result = figures_table(title, "class", "instances", "in doubt", "images", "pixels", "mean score")
     for name, count in figures["classes"].items():
         score = "-" if count["mean_score"] is None else f"{count['mean_score']:.2f}"
         counts = [str(count[key]) for key in ("instances", "in_doubt", "images")]
         result.add_row(name, *counts, f"{count['pixel_share']:.2%}", score)
     return result
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _shard(text: str) -> Shard:

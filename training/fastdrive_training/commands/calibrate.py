@@ -13,7 +13,7 @@ from fastdrive_node.cli import write_json
 from fastdrive_node.errors import InputError
 from fastdrive_node.pruning.calibration import Calibration, FitRecord
 from fastdrive_node.pruning.checkpoint import load_pruner, save_calibration
-from fastdrive_training.commands.options import add_dataset_arguments, pruner_file, require_positive
+from fastdrive_training.commands.options import add_dataset_arguments, figures_table, pruner_file, require_positive
 from fastdrive_training.commands.score import open_sets
 from fastdrive_training.data.adapters.nuscenes import only_split
 from fastdrive_training.data.image_sets import SourceSets
@@ -62,9 +62,7 @@ def run(args: argparse.Namespace) -> None:
 
 def table(figures: dict) -> Table:
     """Expected calibration errors by camera, for people."""
-    result = Table(title="expected calibration error")
-    for name in ("camera", "scale", "shift", "before", "after"):
-        result.add_column(name, justify="left" if name == "camera" else "right")
+    result = figures_table("expected calibration error", "camera", "scale", "shift", "before", "after")
     for camera, row in figures["cameras"].items():
         errors = [f"{row[key]:.4f}" if row[key] is not None else "-" for key in ("ece_before", "ece_after")]
         result.add_row(camera, f"{row['scale']:.3f}", f"{row['shift']:.3f}", *errors)

@@ -14,7 +14,7 @@ from fastdrive_node.families import Vla
 from fastdrive_node.planning.loading import SHIPPED_VLA
 from fastdrive_node.pruning.checkpoint import load_calibration
 from fastdrive_node.pruning.registry import PRUNERS, VARIANTS
-from fastdrive_training.commands.options import add_dataset_arguments, open_dataset, pruner_file
+from fastdrive_training.commands.options import add_dataset_arguments, figures_table, names, open_dataset, pruner_file
 from fastdrive_training.data.adapters import ImageSource
 from fastdrive_training.evaluation import OpenLoopSettings, evaluate
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dataset_arguments(parser)
     parser.add_argument(
         "--pruners",
-        type=_names,
+        type=names,
         metavar="A,B",
         help=f"of {', '.join((*PRUNERS, *VARIANTS))} (all but the last, as far as masks and calibration allow)",
     )
@@ -99,19 +99,10 @@ def tables(figures: dict) -> list[Table]:
     """Two tables of the rows, no wider than 100 columns: planning figures, with rates as the mean of 1, 2 and 3 s, and
     costs."""
     title = f"{figures['samples']} samples, {figures['images']} images; {figures['without_future']} without future"
-    planning = _table(
-        title, "drop", "seed", "refused", "L2 [m]", "95 % [m]", "L2 at 3 s [m]", "coll. [%]", "off [%]", "cross [%]"
-    )
-    costs = _table(
-        "medians of single samples",
-        "drop",
-        "tokens",
-        "GFLOPs",
-        "pruner [ms]",
-        "prefill [ms]",
-        "token [ms]",
-        "memory [MB]",
-    )
+    planned = ("seed", "refused", "L2 [m]", "95 % [m]", "L2 at 3 s [m]", "coll. [%]", "off [%]", "cross [%]")
+    measured = ("tokens", "GFLOPs", "pruner [ms]", "prefill [ms]", "token [ms]", "memory [MB]")
+    planning = figures_table(title, "pruner", "drop", *planned)
+    costs = figures_table("medians of single samples", "pruner", "drop", *measured)
     for row in figures["rows"]:
         l2, ends = row["l2_avg_to_t"], row["interval_95"]["l2_avg_to_t"]
         rates = [row[name] and 100 * row[name]["avg"] for name in ("collision_polygon", "off_drivable", "intersection")]
@@ -138,20 +129,8 @@ def tables(figures: dict) -> list[Table]:
     return [planning, costs]
 
 
-def _table(title: str, *columns: str) -> Table:
-    result = Table(title=title)
-    result.add_column("pruner", no_wrap=True)
-    for name in columns:
-        result.add_column(name, justify="right")
-    return result
-
-
 def _text(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _ratios(text: str) -> tuple[float, ...]:

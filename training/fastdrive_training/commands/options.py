@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from rich.table import Table
 
 from fastdrive_node.devices import choose_device
 from fastdrive_node.errors import UsageError
@@ -42,6 +43,20 @@ def open_dataset(args: argparse.Namespace) -> tuple[ImageSource, Vla]:
     cameras = tuple(load_spec(vla_dir(args)).cameras)
     source = open_source(args.dataset, args.split, cameras=cameras, all_splits=True)
     return source, load_vla(vla_dir(args), device, DTYPES[args.dtype])
+
+
+def figures_table(title: str, first: str, *columns: str) -> Table:
+    """A table for people: names in the first column, figures in the others."""
+    result = Table(title=title)
+    result.add_column(first, no_wrap=True)
+    for name in columns:
+        result.add_column(name, justify="right")
+    return result
+
+
+def names(text: str) -> tuple[str, ...]:
+    """``A,B`` as a tuple; an argparse type."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def require_positive(option: str, value: int | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from fastdrive_node.replay.frame_sets import SetCounter
 from fastdrive_node.ros.topics import load_topic_map
 from fastdrive_node.types import FrameSet
 from fastdrive_training.data.adapters import ImageSource
-from fastdrive_training.data.masks import cell_coverage, size_of
+from fastdrive_training.data.masks import size_of
 
 
 class ImageSets(Protocol):
@@ -36,7 +36,7 @@ class SourceSets:
 
     def __init__(self, source: ImageSource):
         self.source, self.cameras = source, source.cameras
-        self._sizes: dict[int, list[tuple[int, int]]] = {}  # (height, width) of the images of what was read
+        self._sizes: dict[int, dict[str, tuple[int, int]]] = {}  # (height, width) of what was read, by camera
 
     def __len__(self) -> int:
         return len(self.source)
@@ -44,9 +44,9 @@ class SourceSets:
     def read(self, positions: Iterable[int]) -> Iterator[tuple[str, list[np.ndarray]]]:
         for index in positions:
             item = self.source[int(index)]
-            images = [item.load_image(camera) for camera in self.cameras]
-            self._sizes[int(index)] = [size_of(image) for image in images]
-            yield f"{item.scene} {item.name}", images
+            images = {camera: item.load_image(camera) for camera in self.cameras}
+            self._sizes[int(index)] = {camera: size_of(image) for camera, image in images.items()}
+            yield f"{item.scene} {item.name}", list(images.values())
 
     def coverage(self, positions: Iterable[int], grid: tuple[int, int]) -> np.ndarray:
         """float32 [positions, cameras, rows * cols]: fraction of foreground in each token's cell, NaN where unknown.
@@ -57,9 +57,8 @@ class SourceSets:
 
     def _coverage(self, index: int, grid: tuple[int, int]) -> np.ndarray:
         item = self.source[index]
-        sizes = self._sizes.get(index) or [size_of(item.load_image(camera)) for camera in self.cameras]
-        regions = [item.load_regions(camera, size) for camera, size in zip(self.cameras, sizes, strict=True)]
-        return np.stack([cell_coverage(each.foreground, *grid, each.ignore) for each in regions])
+        sizes = self._sizes.get(index) or {camera: size_of(item.load_image(camera)) for camera in self.cameras}
+        return replace(item, image_sizes=sizes).coverage(self.cameras, grid)
 
 
 def is_bag(path: str | Path) -> bool:

@@ -1,11 +1,17 @@
-"""Which samples of a dataset are used."""
+"""Which samples of a dataset are used, and reading them ahead."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 
 from fastdrive_node.errors import InputError
 from fastdrive_training.data.adapters.base import FUTURE_INTERVAL_S, FUTURE_POINTS, ImageSource
+
+Thing = TypeVar("Thing")
 
 
 def evenly_spaced(total: int, count: int | None) -> np.ndarray:
@@ -32,3 +38,12 @@ def with_future(
             "longer scenes, or a dataset with ego motion"
         )
     return [known[place] for place in evenly_spaced(len(known), limit)], len(source) - len(known)
+
+
+def read_ahead(things: Iterator[Thing]) -> Iterator[Thing]:
+    """The same things; the next one is made in a thread while the caller works on one."""
+    with ThreadPoolExecutor(1) as reader:
+        pending = reader.submit(next, things, None)
+        while (thing := pending.result()) is not None:
+            pending = reader.submit(next, things, None)
+            yield thing

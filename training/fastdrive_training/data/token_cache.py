@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from fastdrive_node.errors import InputError
 from fastdrive_node.families import VisualTokens, Vla
 from fastdrive_node.files import write_atomically
 from fastdrive_training.data.adapters.base import ImageSource, Item, dataset_identity
+from fastdrive_training.data.sampling import read_ahead
 
 CHUNK = 16  # items encoded at a time
 TOKENS, PROGRESS = "tokens.f16", "progress.json"
@@ -86,6 +86,16 @@ def encode_keyframes(vision: Any, images: list[list[np.ndarray]]) -> torch.Tenso
     return flat.unflatten(0, (len(images), -1))
 
 
+def encode_items(items: Sequence[Item] | ImageSource, vla: Vla, task: str) -> Iterator[tuple[Item, torch.Tensor]]:
+    """Each item with its tokens [cameras, N, D], encoded chunk by chunk, with progress."""
+    vision, cameras = vla.torch_vision(), vla.spec.cameras
+    with tqdm(total=len(items), desc=task, unit="item") as bar:
+        for start in range(0, len(items), CHUNK):
+            chunk = [items[index] for index in range(start, min(start + CHUNK, len(items)))]
+            yield from zip(chunk, encode_keyframes(vision, [load_images(one, cameras) for one in chunk]), strict=True)
+            bar.update(len(chunk))
+
+
 def pixel_encoder(vla: Vla) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function: uint8 pixels [B, 3, H, W] at the tower's image size -> tokens float32 [B, N, D] without gradient."""
     vision, device = vla.torch_vision(), vla.model.model.visual.device
@@ -111,7 +121,7 @@ def _done(folder: Path, shape: tuple[int, ...]) -> int:
 def _fill(source: ImageSource, vla: Vla, tokens: np.memmap, progress: Path, done: int) -> None:
     vision = vla.torch_vision()
     bar = tqdm(total=len(source), initial=done, desc="encoding", unit="item")
-    for start, images in _chunks(source, done):
+    for start, images in read_ahead(_chunks(source, done)):
         stop = start + len(images)
         encoded = encode_keyframes(vision, images).float().cpu().numpy()
         if not np.abs(encoded).max() <= _LARGEST:
@@ -125,20 +135,10 @@ def _fill(source: ImageSource, vla: Vla, tokens: np.memmap, progress: Path, done
 
 
 def _chunks(source: ImageSource, done: int) -> Iterator[tuple[int, list[list[np.ndarray]]]]:
-    """(position of the first item, images by item and camera), read one chunk ahead of the encoder."""
-
-    def load(start: int) -> tuple[int, list[list[np.ndarray]]]:
+    """(position of the first item, images by item and camera)."""
+    for start in range(done, len(source), CHUNK):
         items = [source[index] for index in range(start, min(start + CHUNK, len(source)))]
-        return start, [load_images(item, source.cameras) for item in items]
-
-    with ThreadPoolExecutor(1) as reader:
-        starts = list(range(done, len(source), CHUNK))
-        pending = reader.submit(load, starts[0])
-        for following in [*starts[1:], None]:
-            chunk = pending.result()
-            if following is not None:
-                pending = reader.submit(load, following)
-            yield chunk
+        yield start, [load_images(item, source.cameras) for item in items]
 
 
 @dataclass(frozen=True)

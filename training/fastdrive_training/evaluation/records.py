@@ -52,13 +52,7 @@ def to_table(key: RowKey, answers: Iterable[JudgedAnswer]) -> pa.Table:
 
 
 def _line(key: RowKey, answer: JudgedAnswer) -> dict:
-    judged = answer.judgement
-    steps = {
-        "errors_m": judged and judged.errors_m,
-        "collision": judged and judged.collision,
-        "off_drivable": judged and judged.off_drivable,
-        "intersection": judged and judged.intersection,
-    }
+    steps = {} if answer.judgement is None else vars(answer.judgement)  # absent columns are null
     return {
         "pruner": key.pruner,
         "drop": key.drop,

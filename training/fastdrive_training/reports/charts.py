@@ -152,13 +152,18 @@ def printable(text: str) -> str:
     return "".join(mark if mark.isprintable() or mark in "\n\t\u00a0" else "\ufffd" for mark in text)
 
 
-def _axes(axes, chart: Chart) -> None:
-    axes.set_xlabel(chart.x_label)
-    axes.set_ylabel(printable(chart.y_label))
+def frame(axes) -> None:
+    """A faint grid behind the lines, and no more of a frame than two axes."""
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _axes(axes, chart: Chart) -> None:
+    axes.set_xlabel(chart.x_label)
+    axes.set_ylabel(printable(chart.y_label))
+    frame(axes)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=not chart.unit_x))
     if chart.log_y:
         axes.set_yscale("log")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from scipy.special import expit
+from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 
 from fastdrive_node.errors import InputError
@@ -74,14 +75,12 @@ def expected_calibration_error(probability: np.ndarray, foreground: np.ndarray) 
 
 def reliability(probability: np.ndarray, foreground: np.ndarray) -> list[dict]:
     """The bins that hold tokens: ``tokens``, their mean ``probability`` and ``foreground_share``. Flat arrays."""
-    bins = np.minimum((probability * BINS).astype(int), BINS - 1)
-    rows = []
-    for index in range(BINS):
-        inside = bins == index
-        if inside.any():
-            fractions = float(probability[inside].mean()), float(foreground[inside].mean())
-            rows.append({"tokens": int(inside.sum()), "probability": fractions[0], "foreground_share": fractions[1]})
-    return rows
+    if not len(probability):
+        return []
+    shares, means = calibration_curve(foreground, probability, n_bins=BINS)
+    tokens = np.bincount(np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], probability))  # its bins
+    rows = zip(tokens[tokens > 0].tolist(), means.tolist(), shares.tolist(), strict=True)
+    return [dict(zip(("tokens", "probability", "foreground_share"), row, strict=True)) for row in rows]
 
 
 def calibration_figures(

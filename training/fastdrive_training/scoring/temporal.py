@@ -7,12 +7,10 @@ without; the state between them is reset by the same rules.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.families import Vla
@@ -22,9 +20,9 @@ from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.pruning.score_pruner import ScoreOptions, refine
 from fastdrive_node.pruning.select import keep_count, select_top
 from fastdrive_node.pruning.temporal import FrameContext
-from fastdrive_training.data.adapters.base import ImageSource, Item
+from fastdrive_training.data.adapters.base import ImageSource
 from fastdrive_training.data.nuscenes.step_outs import Sighting, sightings
-from fastdrive_training.data.token_cache import CHUNK, encode_keyframes, load_images, require_cameras
+from fastdrive_training.data.token_cache import encode_items, require_cameras
 from fastdrive_training.scoring.token_metrics import POSITIVE_COVERAGE
 
 KEEP_RATIOS = (0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
@@ -92,7 +90,8 @@ def _stream(
 ) -> Stream:
     plain_options, state, notes = replace(options, temporal=None), None, Counter()
     keyframes, plain, temporal, foreground, seen = [], [], [], [], {}
-    for index, (keyframe, tokens) in enumerate(_tokens(source, vla)):
+    require_cameras(source, vla)
+    for index, (keyframe, tokens) in enumerate(encode_items(source, vla, "temporal")):
         world = keyframe.find_world_state()
         if keyframe.stamp_ns is None or world is None:
             raise InputError(f"{source.root}: {keyframe.name} has no stamp or ego pose; temporal terms need both")
@@ -116,18 +115,6 @@ def _stream(
     scenes, stamps_ns = [each.scene for each in keyframes], [each.stamp_ns for each in keyframes]
     truth = np.stack(foreground) if foreground else None
     return Stream(scenes, stamps_ns, np.stack(plain), np.stack(temporal), notes, truth, seen)
-
-
-def _tokens(source: ImageSource, vla: Vla) -> Iterator[tuple[Item, torch.Tensor]]:
-    """Each keyframe with its tokens [cameras, N, D], with progress."""
-    require_cameras(source, vla)
-    vision = vla.torch_vision()
-    with tqdm(total=len(source), desc="temporal", unit="keyframe") as bar:
-        for start in range(0, len(source), CHUNK):
-            keyframes = [source[index] for index in range(start, min(start + CHUNK, len(source)))]
-            images = [load_images(keyframe, vla.spec.cameras) for keyframe in keyframes]
-            yield from zip(keyframes, encode_keyframes(vision, images), strict=True)
-            bar.update(len(keyframes))
 
 
 def _kind(note: str) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from fastdrive_node.errors import AnswerError, InputError
@@ -22,7 +21,7 @@ from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.pruning.select import keep_count
 from fastdrive_training.data.adapters.base import ImageSource
 from fastdrive_training.data.sampling import with_future
-from fastdrive_training.data.token_cache import encode_keyframes, load_images, require_cameras
+from fastdrive_training.data.token_cache import encode_items, require_cameras
 from fastdrive_training.evaluation.metrics.horizons import step_errors
 
 REFUSED_M = 10.0  # what an answer that is no plan counts as
@@ -90,7 +89,7 @@ class PlanningError:
         self._items = [source[index] for index in chosen]
         self._futures = [item.known_future(answer.points, answer.interval_s) for item in self._items]
         self._prompts = [self._generator.prompt(item.known_history, item.command) for item in self._items]
-        self._tokens = self._encode()
+        self._tokens = [tokens for _, tokens in encode_items(self._items, vla, "encoding")]
 
     def __len__(self) -> int:
         return len(self._items)
@@ -106,14 +105,6 @@ class PlanningError:
                 self._error(each.answer, future) for each, future in zip(answers, self._futures[span], strict=True)
             ]
         return float(np.mean(errors))
-
-    def _encode(self) -> list[torch.Tensor]:
-        cameras, vision = self._vla.spec.cameras, self._vla.torch_vision()
-        tokens: list[torch.Tensor] = []
-        for start in tqdm(range(0, len(self), BATCH), desc="encoding", unit="batch"):
-            images = [load_images(item, cameras) for item in self._items[start : start + BATCH]]
-            tokens += encode_keyframes(vision, images)
-        return tokens
 
     def _error(self, answer: Answer, future: np.ndarray) -> float:
         try:

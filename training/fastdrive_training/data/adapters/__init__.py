@@ -6,11 +6,11 @@ import importlib
 from pathlib import Path
 
 from fastdrive_node.errors import InputError
-from fastdrive_training.data.adapters.base import ImageSource, Item, dataset_identity
+from fastdrive_training.data.adapters.base import ImageSource, Item, SourceOptions, dataset_identity
 
 __all__ = ["KINDS", "ImageSource", "Item", "dataset_identity", "detect_kind", "open_source"]
 
-# kind -> module:function; the function takes (root, split, masks, cameras, own_masks, all_splits)
+# kind -> module:function; the function takes SourceOptions
 KINDS = {
     "nuscenes": "fastdrive_training.data.adapters.nuscenes:open_nuscenes",
     "kitti": "fastdrive_training.data.adapters.kitti:open_kitti",
@@ -54,7 +54,7 @@ def open_source(
     except ImportError as error:
         hint = "pip install -e .[train,waymo]"
         raise InputError(f"data of kind {kind} need a package that cannot be imported ({error}): {hint}") from None
-    return opener(root, split, masks, cameras, own_masks and masks is None, all_splits)
+    return opener(SourceOptions(root, split, masks, cameras, own_masks and masks is None, all_splits))
 
 
 def detect_kind(root: Path) -> str:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import cv2
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.types import Command, EgoHistory, EgoState
+from fastdrive_node.validation import first_fault
 from fastdrive_node.visualization.projection import CameraModel
 from fastdrive_training.data.drivable import DrivableArea, EgoFrame
 from fastdrive_training.data.ego_track import EgoTrack, command_of
@@ -89,6 +90,18 @@ class Item:
         """float32 [cameras, rows * cols]: fraction of foreground in the cell of each token; NaN where it is unknown."""
         regions = [self.load_regions(camera, self.image_size(camera)) for camera in cameras]
         return np.stack([cell_coverage(one.foreground, *grid, one.ignore) for one in regions])
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What an adapter is asked for; see :func:`fastdrive_training.data.adapters.open_source`."""
+
+    root: Path
+    split: str | None = None
+    masks: str | Path | None = None
+    cameras: tuple[str, ...] | None = None
+    own_masks: bool = True
+    all_splits: bool = False
 
 
 class ImageSource(Protocol):
@@ -194,9 +207,6 @@ class FileSource(Sequence[Item]):
             **({} if track is None or stamp_ns is None else ego_motion(track, stamp_ns, entry.command)),
         )
 
-    def __iter__(self) -> Iterator[Item]:
-        return (self[index] for index in range(len(self)))
-
     @property
     def identity(self) -> str:
         return files_digest([*(path for entry in self._entries for path in entry.images.values()), *self._tables])
@@ -283,13 +293,9 @@ def read_splits(root: Path) -> dict[str, list[str]] | None:
     if not path.exists():
         return None
     try:
-        splits = json.loads(path.read_text())
-        if not all(
-            isinstance(names, list) and all(isinstance(name, str) for name in names) for names in splits.values()
-        ):
-            raise ValueError("a split is no list of names")
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{path}: must be {{split: [names]}} ({error})") from None
+        splits = TypeAdapter(dict[str, list[str]]).validate_json(path.read_bytes(), strict=True)
+    except ValidationError as error:
+        raise InputError(f"{path}: must be {{split: [names]}} ({first_fault(error)})") from None
     owner: dict[str, str] = {}
     for split, names in splits.items():
         for name in names:

@@ -27,6 +27,7 @@ from fastdrive_node.types import Command
 from fastdrive_training.data.adapters.base import (
     Entry,
     FileSource,
+    SourceOptions,
     chosen_cameras,
     images_in,
     read_splits,
@@ -41,26 +42,20 @@ SPLIT_NAMES = {"train", "training", "val", "validation", "test", "testing"}
 ONE_CAMERA = "camera"
 
 
-def open_folder(
-    root: Path,
-    split: str | None,
-    masks: str | Path | None = None,
-    cameras: tuple[str, ...] | None = None,
-    own_masks: bool = True,
-    all_splits: bool = False,
-) -> FileSource:
+def open_folder(options: SourceOptions) -> FileSource:
     """See :func:`fastdrive_training.data.adapters.open_source`.
 
     Raises InputError besides: an image of one camera without its like of another, an image without its mask, an entry
     of the ego motion that cannot be used.
     """
-    splits = None if split is None and all_splits else read_splits(root)
+    root, split = options.root, options.split
+    splits = None if split is None and options.all_splits else read_splits(root)
     base = root / split if split is not None and splits is None else root
     if not base.is_dir():
         raise InputError(f"{root}: no split {split!r}: make a folder {split} or a splits.json in it")
-    by_camera = _find_images(base, cameras)
+    by_camera = _find_images(base, options.cameras)
     chosen = tuple(by_camera)
-    mask_root = base / "masks" if own_masks and (base / "masks").is_dir() else None
+    mask_root = base / "masks" if options.own_masks and (base / "masks").is_dir() else None
     motion = _ego_motion(base / EGO_MOTION)
     entries = [
         Entry(
@@ -74,7 +69,7 @@ def open_folder(
     if splits is not None:
         entries = select_split(root, split, entries)
     reader = _mask_reader(base) if mask_root else None
-    return FileSource("folder", root, split, chosen, entries, reader, masks, tables=[base / EGO_MOTION])
+    return FileSource("folder", root, split, chosen, entries, reader, options.masks, tables=[base / EGO_MOTION])
 
 
 def _find_images(base: Path, cameras: tuple[str, ...] | None) -> dict[str, dict[str, Path]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fastdrive_node.errors import InputError
-from fastdrive_training.data.adapters.base import Entry, FileSource, images_in, read_splits, select_split
+from fastdrive_training.data.adapters.base import Entry, FileSource, SourceOptions, images_in, read_splits, select_split
 from fastdrive_training.data.masks import LabelTable, Regions, checked_labels, decode_png, read_labels
 
 CAMERA = "image_2"
@@ -38,17 +38,11 @@ _GROUPS = _ROAD | _BARRIER | _SIGN | _HUMAN | _VEHICLE
 TABLE = LabelTable(_GROUPS | _DOUBT, tuple(_GROUPS), tuple(_DOUBT))
 
 
-def open_kitti(
-    root: Path,
-    split: str | None,
-    masks: str | Path | None = None,
-    cameras: tuple[str, ...] | None = None,
-    own_masks: bool = True,
-    all_splits: bool = False,
-) -> FileSource:
+def open_kitti(options: SourceOptions) -> FileSource:
     """See :func:`fastdrive_training.data.adapters.open_source`. Where its own labels are wanted, images without one
     are left out.
     """
+    root, split, cameras = options.root, options.split, options.cameras
     if cameras not in (None, (CAMERA,)):
         raise InputError(f"{root}: the segmentation has the camera {CAMERA} only, not {', '.join(cameras)}")
     if split is None:
@@ -56,7 +50,7 @@ def open_kitti(
     part = root / (split if split in PARTS else PARTS[0])
     if not (part / CAMERA).is_dir():
         raise InputError(f"{part / CAMERA} is missing: unpack KITTI's semantics archive there")
-    read_mask, labels = _labels(part) if own_masks else (None, None)
+    read_mask, labels = _labels(part) if options.own_masks else (None, None)
     entries = [
         Entry(name, name.split("_")[0], {CAMERA: path}, {} if labels is None else {CAMERA: labels[name]})
         for name, path in images_in(part / CAMERA).items()
@@ -66,7 +60,7 @@ def open_kitti(
         entries = select_split(root, split, entries)
     elif split == PARTS[0] and read_splits(root):
         raise InputError(f"{root}: splits.json divides training; name one of its splits")
-    return FileSource("kitti", root, split, (CAMERA,), entries, read_mask, masks)
+    return FileSource("kitti", root, split, (CAMERA,), entries, read_mask, options.masks)
 
 
 def _labels(part: Path):

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from fastdrive_node.errors import InputError
+from fastdrive_training.data.adapters.base import SourceOptions
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 
 
-def open_nuscenes(
-    root: Path,
-    split: str | None,
-    masks: str | Path | None = None,
-    cameras: tuple[str, ...] | None = None,
-    own_masks: bool = True,
-    all_splits: bool = False,
-) -> KeyframeDataset:
+def open_nuscenes(options: SourceOptions) -> KeyframeDataset:
     """See :func:`fastdrive_training.data.adapters.open_source`."""
-    if split is None and not all_splits:
-        split = only_split(KeyframeDataset(root))
-    return KeyframeDataset(root, split, masks=masks, cameras=cameras)
+    split = options.split
+    if split is None and not options.all_splits:
+        split = only_split(KeyframeDataset(options.root))
+    return KeyframeDataset(options.root, split, masks=options.masks, cameras=options.cameras)
 
 
 def only_split(dataset: KeyframeDataset) -> str | None:

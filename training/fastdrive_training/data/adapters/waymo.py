@@ -16,8 +16,8 @@ import argparse
 import functools
 import json
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -30,6 +30,7 @@ from fastdrive_node.errors import FastDriveError, InputError
 from fastdrive_node.files import write_atomically
 from fastdrive_training.data.adapters.base import (
     Item,
+    SourceOptions,
     checked_names,
     chosen_cameras,
     digest,
@@ -69,20 +70,14 @@ class Row:
     place: int  # in the row group
 
 
-def open_waymo(
-    root: Path,
-    split: str | None,
-    masks: str | Path | None = None,
-    cameras: tuple[str, ...] | None = None,
-    own_masks: bool = True,
-    all_splits: bool = False,
-) -> WaymoSource:
+def open_waymo(options: SourceOptions) -> WaymoSource:
     """See :func:`fastdrive_training.data.adapters.open_source`."""
+    root, split = options.root, options.split
     folder = root if split is None else root / SPLITS.get(split, split)
     if not (folder / "camera_image").is_dir():
         present = ", ".join(sorted(path.parent.name for path in root.glob("*/camera_image"))) or "none"
         raise InputError(f"{folder / 'camera_image'} is missing; name a split (there are: {present})")
-    return WaymoSource(folder, split, masks, cameras, own_masks)
+    return WaymoSource(replace(options, root=folder))
 
 
 class WaymoSource(Sequence[Item]):
@@ -93,24 +88,18 @@ class WaymoSource(Sequence[Item]):
 
     kind = "waymo"
 
-    def __init__(
-        self,
-        root: Path,
-        split: str | None,
-        masks: str | Path | None = None,
-        cameras: tuple[str, ...] | None = None,
-        own_masks: bool = True,
-    ):
-        self.root, self.split = root, split
-        self.cameras = chosen_cameras(root, cameras, tuple(CAMERA_NAMES.values()))
-        own = own_masks and (root / "camera_segmentation").is_dir()
+    def __init__(self, options: SourceOptions):
+        root = options.root
+        self.root, self.split = root, options.split
+        self.cameras = chosen_cameras(root, options.cameras, tuple(CAMERA_NAMES.values()))
+        own = options.own_masks and (root / "camera_segmentation").is_dir()
         self._images = _index(root / "camera_image", IMAGE)
         self._labels = _index(root / "camera_segmentation", PANOPTIC) if own else None
         frames = sorted({frame for frame, _ in self._images})
         self._frames = [frame for frame in frames if self._is_whole(frame)]
         self.names = checked_names((f"{segment}_{stamp}" for segment, stamp in self._frames), root)
         self.scenes = [segment for segment, _ in self._frames]
-        self._masks = open_masks(masks, split, self.cameras, self.names)
+        self._masks = open_masks(options.masks, self.split, self.cameras, self.names)
         self.has_masks = own or self._masks is not None
 
     def __len__(self) -> int:
@@ -125,9 +114,6 @@ class WaymoSource(Sequence[Item]):
             load_regions=lambda camera, size: self._regions(frame, name, camera, size),
             stamp_ns=int(frame[1]) * 1000,
         )
-
-    def __iter__(self) -> Iterator[Item]:
-        return (self[index] for index in range(len(self)))
 
     @property
     def identity(self) -> str:
@@ -221,7 +207,7 @@ def extract(root: Path, split: str, out: Path) -> int:
     The JPEG bytes stay as they are. A run that was cut off goes on: ``labels.json`` is written first, each mask before
     its image, each by one rename. Raises InputError as :func:`open_waymo`, and where the split has no labels.
     """
-    source = open_waymo(root, split)
+    source = open_waymo(SourceOptions(root, split))
     if not source.has_masks:
         raise InputError(f"{source.root / 'camera_segmentation'} is missing: nothing to extract")
     groups = {name: sorted(labels) for name, labels in GROUPS.items()}

@@ -6,7 +6,7 @@ table ``sim.json``; masks of ``fastdrive annotate`` are read from their own fold
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -111,9 +111,6 @@ class KeyframeDataset(Sequence[Item]):
             find_camera=lambda camera: self.tables.camera_model(records[camera]),
             extras=extras,
         )
-
-    def __iter__(self) -> Iterator[Item]:
-        return (self[index] for index in range(len(self)))
 
     @property
     def has_masks(self) -> bool:

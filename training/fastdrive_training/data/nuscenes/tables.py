@@ -21,21 +21,6 @@ from fastdrive_node.visualization.projection import CameraModel
 from fastdrive_training.data.ego_track import EgoTrack, rotation_matrix
 
 EXTRAS, SPLITS = "extras.json", "splits.json"
-TABLES = (
-    "attribute",
-    "calibrated_sensor",
-    "category",
-    "ego_pose",
-    "instance",
-    "log",
-    "map",
-    "sample",
-    "sample_annotation",
-    "sample_data",
-    "scene",
-    "sensor",
-    "visibility",
-)
 
 
 class NuscenesTables:
@@ -59,7 +44,7 @@ class NuscenesTables:
     @property
     def files(self) -> list[Path]:
         """All files that items follow from, images and masks apart."""
-        return [*(self.root / self.version / f"{table}.json" for table in TABLES), self.root / EXTRAS]
+        return [*sorted((self.root / self.version).glob("*.json")), self.root / EXTRAS]
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -144,12 +129,10 @@ def _find_version(root: Path, split: str | None) -> str:
 
 
 def _load_tables(root: Path, version: str) -> NuScenes:
-    for table in TABLES:
-        path = root / version / f"{table}.json"
-        if not path.exists():
-            raise InputError(f"{path}: table is missing; fetch or write the dataset again")
     try:
         return NuScenes(version=version, dataroot=str(root), verbose=False)
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename}: table is missing; fetch or write the dataset again") from None
     except Exception as error:  # the devkit raises bare exceptions of many kinds for broken tables
         raise InputError(f"{root / version}: nuscenes-devkit cannot load the tables ({error!r})") from error
 

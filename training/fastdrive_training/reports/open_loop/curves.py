@@ -13,10 +13,10 @@ from matplotlib.ticker import MaxNLocator
 from fastdrive_training.reports.charts import (
     DASHES,
     FAINT,
-    GRID,
     INK,
     SERIES,
     DrawnChart,
+    frame,
     page_style,
     page_svg,
     printable,
@@ -64,7 +64,7 @@ def ratio_curves(tables: Tables, figure: str) -> DrawnChart | None:
     with page_style():
         canvas = Canvas(figsize=(6.4, 4.4), layout="constrained")
         axes = canvas.add_subplot()
-        _frame(axes)
+        frame(axes)
         axes.set_xlabel("visual tokens kept")
         axes.set_ylabel(f"{TITLES[figure]} [{unit_of(figure)}]")
         whole = tables.whole.figures.get(figure) if tables.whole is not None else None
@@ -116,13 +116,6 @@ def _curves(tables: Tables, figure: str) -> list[PrunerCurve]:
 
 def _scaled(value: float, figure: str) -> float:
     return value if figure in UNITS else 100 * value
-
-
-def _frame(axes: Axes) -> None:
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw(axes: Axes, curve: PrunerCurve, offset: float) -> None:
@@ -193,7 +186,7 @@ def _pair_names(tables: Tables, drops: Sequence[float], figure: str) -> list[str
 
 
 def _panel(axes: Axes, tables: Tables, drop: float, figure: str, names: Sequence[str]) -> None:
-    _frame(axes)
+    frame(axes)
     axes.axvline(0, color=INK, linewidth=1)
     axes.set_title(f"{ratio_of(tables, drop)}", fontsize=10)
     axes.spines["left"].set_visible(False)

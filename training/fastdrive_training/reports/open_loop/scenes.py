@@ -108,10 +108,7 @@ class Scenes:
 
     def worst(self, count: int) -> list[WorstSample]:
         """Those of the subject with the largest L2, largest first; refused answers have none."""
-        l2 = self._l2[self.subject]
-        order = np.argsort(-np.where(np.isnan(l2), -np.inf, l2), kind="stable")[
-            : min(count, int((~np.isnan(l2)).sum()))
-        ]
+        order = _largest(self._l2[self.subject], count)
         return [self._worst(int(sample), place, tile_width(len(order))) for place, sample in enumerate(order)]
 
     def disagreement(self, count: int = DISAGREEMENTS) -> Disagreement | None:
@@ -121,7 +118,6 @@ class Scenes:
         names = [key.pruner for key in self._keys]
         distances = plan_distances(np.stack([self._plans[key] for key in self._keys]))
         wide = spread(distances)
-        order = np.argsort(-np.where(np.isnan(wide), -np.inf, wide), kind="stable")[:count]
         kept = [self._kept[key] for key in self._keys]
         telling = [place for place, of in enumerate(kept) if any(one is not None for one in of)]
         overlaps = None
@@ -129,8 +125,7 @@ class Scenes:
             overlaps = overlap_matrix([names[p] for p in telling], [kept[p] for p in telling], self._rig.tokens)
         shown = [
             self._disagreed(int(sample), place, float(wide[sample]), distances[sample])
-            for place, sample in enumerate(order)
-            if not np.isnan(wide[sample])
+            for place, sample in enumerate(_largest(wide, count))
         ]
         return Disagreement(distance_matrix(names, distances), overlaps, tuple(shown))
 
@@ -240,6 +235,12 @@ class Scenes:
         if key == self.subject:
             return PLAN
         return "var(--ink)" if key.pruner == "none" else COLORS[number % len(COLORS)]
+
+
+def _largest(values: np.ndarray, count: int) -> np.ndarray:
+    """Positions of the largest values that are known, largest first; ``count`` at most."""
+    order = np.argsort(-np.where(np.isnan(values), -np.inf, values), kind="stable")
+    return order[: min(count, int((~np.isnan(values)).sum()))]
 
 
 def _known(value: float) -> float | None:

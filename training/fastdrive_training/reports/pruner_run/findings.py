@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -16,6 +16,10 @@ RUNAWAY_SCORE = 1e4  # scores beyond it no longer move with their gradient
 GOOD_AUROC = 0.9
 COLLAPSED = "Collapsed"
 TAIL = 0.1  # fraction of the logged steps that "the end" means
+_STRICTER = {
+    **dict.fromkeys(("min_positive_share", "min_gradient", "min_auroc"), max),
+    **dict.fromkeys(("max_positive_share", "grace_steps", "patience_steps"), min),
+}
 SWING = 0.8  # of the positive fraction, between two logged steps after the grace
 
 
@@ -109,20 +113,12 @@ def _verdict(findings: list[Finding]) -> Verdict:
 
 def strict_limits(run: RunFolder) -> HealthLimits:
     """The recipe's limits where they are stricter than the defaults: a run may switch its own check off, not ours."""
-    own, default = run.group("health"), HealthLimits()
-
-    def strictest(key: str, choose) -> float:
-        value = number(own.get(key))
-        return getattr(default, key) if value is None else choose(value, getattr(default, key))
-
-    return HealthLimits(
-        min_positive_share=strictest("min_positive_share", max),
-        max_positive_share=strictest("max_positive_share", min),
-        min_gradient=strictest("min_gradient", max),
-        min_auroc=strictest("min_auroc", max),
-        grace_steps=int(strictest("grace_steps", min)),
-        patience_steps=int(strictest("patience_steps", min)),
-    )
+    own, limits = run.group("health"), HealthLimits()
+    for key, stricter in _STRICTER.items():
+        default, value = getattr(limits, key), number(own.get(key))
+        if value is not None:
+            limits = replace(limits, **{key: type(default)(stricter(value, default))})
+    return limits
 
 
 def first_joint_step(run: RunFolder) -> int:

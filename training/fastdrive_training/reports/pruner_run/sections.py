@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -21,44 +21,35 @@ def loss_charts(run: RunFolder) -> list[Chart]:
         ("Mean squared error", "MSE", (("mse_fore", "foreground", FORE), ("mse_back", "background", BACK))),
         ("Structural similarity", "SSIM", (("ssim_fore", "foreground", FORE), ("ssim_back", "background", BACK))),
     )
-    charts = []
-    for title, label, keys in specs:
-        lines = _lines(run, keys)
-        if lines:
-            logarithmic = label != "SSIM" and positive(lines)
-            charts.append(Chart(title, lines, label, log_y=logarithmic, until=_warmup_end(run)))
-    return charts
+    found, until = [(title, label, _lines(run, keys)) for title, label, keys in specs], _warmup_end(run)
+    return _filled(
+        Chart(title, lines, label, log_y=label != "SSIM" and positive(lines), until=until)
+        for title, label, lines in found
+    )
 
 
 def health_charts(run: RunFolder) -> list[Chart]:
     """The fraction of tokens above zero beside the foreground's, the scores' scale, the pruner's gradient."""
-    fraction = _lines(
-        run, (("positive_share", "tokens above zero", FORE), ("foreground_share", "foreground pixels", BACK))
-    )
-    charts = []
-    if fraction:
-        summary = "In health both stay near each other; at 0 % or 100 % the adversary has collapsed."
-        charts.append(
-            Chart("Fraction of tokens above zero", fraction, "fraction", summary=summary, percent=True, from_zero=True)
-        )
+    keys = (("positive_share", "tokens above zero", FORE), ("foreground_share", "foreground pixels", BACK))
+    summary = "In health both stay near each other; at 0 % or 100 % the adversary has collapsed."
+    fractions = {"y_label": "fraction", "summary": summary, "percent": True, "from_zero": True}
     scale = _lines(run, (("score_mean", "mean", INK), ("score_std", "standard deviation", BACK)))
-    if scale:
-        charts.append(Chart("Scores", scale, "score"))
     gradient = _lines(run, (("gradient", "norm", FORE),))
-    if gradient:
-        charts.append(Chart("Gradient of the pruner", gradient, "norm", log_y=positive(gradient)))
-    return charts
+    return _filled(
+        [
+            Chart("Fraction of tokens above zero", _lines(run, keys), **fractions),
+            Chart("Scores", scale, "score"),
+            Chart("Gradient of the pruner", gradient, "norm", log_y=positive(gradient)),
+        ]
+    )
 
 
 def ranking_charts(run: RunFolder) -> list[Chart]:
     """Held-out figures by step, and precision against recall at the last evaluation."""
-    charts = []
     ranking = _lines(run, (("auroc", "AUROC", FORE), ("average_precision", "average precision", BACK)), points=True)
-    if ranking:
-        charts.append(Chart("Held-out ranking of the tokens", ranking, "figure"))
     recall = tuple(_recall_line(run, ratio, series) for series, ratio in enumerate(KEEP_RATIOS))
-    if any(len(line.x) for line in recall):
-        charts.append(Chart("Recall by keep ratio", recall, "recall", percent=True))
+    charts = [Chart("Held-out ranking of the tokens", ranking, "figure")]
+    charts = _filled([*charts, Chart("Recall by keep ratio", recall, "recall", percent=True)])
     if run.curve is not None and run.curve.recall:
         charts.append(_precision_recall(run, run.curve))
     return charts
@@ -66,7 +57,7 @@ def ranking_charts(run: RunFolder) -> list[Chart]:
 
 def speed_charts(run: RunFolder) -> list[Chart]:
     lines = _lines(run, (("images_per_s", "images/s", BACK),))
-    return [Chart("Camera images a second", lines, "images/s")] if lines else []
+    return _filled([Chart("Camera images a second", lines, "images/s")])
 
 
 def other_charts(run: RunFolder) -> list[Chart]:
@@ -76,6 +67,11 @@ def other_charts(run: RunFolder) -> list[Chart]:
         lines = _lines(run, ((key, key[:40], INK),))
         charts.append(Chart(key[:60], lines, key[:40], log_y=positive(lines)))
     return charts
+
+
+def _filled(charts: Iterable[Chart]) -> list[Chart]:
+    """Those with a value."""
+    return [chart for chart in charts if any(len(line.x) for line in chart.lines)]
 
 
 def last_evaluation(run: RunFolder) -> dict:
