@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partialmethod
 from typing import Any
 
 import numpy as np
@@ -126,17 +127,10 @@ class GraphWriter:
             raise TypeError(f"{kind} of {a} and {b}: the types differ")
         return self.op(kind, [a, b], _broadcast(a.shape, b.shape), a.dtype)
 
-    def add(self, a: Value, b: Value | float) -> Value:
-        return self._elementwise("Add", a, b)
-
-    def sub(self, a: Value, b: Value | float) -> Value:
-        return self._elementwise("Sub", a, b)
-
-    def mul(self, a: Value, b: Value | float) -> Value:
-        return self._elementwise("Mul", a, b)
-
-    def div(self, a: Value, b: Value | float) -> Value:
-        return self._elementwise("Div", a, b)
+    add = partialmethod(_elementwise, "Add")
+    sub = partialmethod(_elementwise, "Sub")
+    mul = partialmethod(_elementwise, "Mul")
+    div = partialmethod(_elementwise, "Div")
 
     def unary(self, kind: str, x: Value) -> Value:
         """Sqrt, Sigmoid, Erf, ..."""

@@ -28,7 +28,7 @@ def _item(root, name: str) -> Item:
 
 
 def _boxes(root, name="s0k0"):
-    return _item(root, name).boxes()
+    return _item(root, name).find_boxes()
 
 
 def test_boxes_are_in_the_ego_frame_of_the_sample_at_each_step(root):

@@ -62,7 +62,7 @@ def test_a_dataset_that_was_made_again_is_read_again(tiny_vla, tmp_path) -> None
 
 def test_a_dataset_without_futures_is_refused(tiny_vla, tmp_path) -> None:
     short = write_dataset(tmp_path / "short", scenes=1, keyframes=3)
-    with pytest.raises(InputError, match="no keyframe has a future"):
+    with pytest.raises(InputError, match="none of the 3 items has a recorded future"):
         prepare(tiny_vla, open_source(short, "train"), tmp_path / "cache")
 
 

@@ -57,4 +57,4 @@ def constant_velocity(history: EgoHistory) -> np.ndarray:
 def surroundings(item: Item) -> Surroundings:
     """What the dataset knows around an item with a future. Raises InputError for a broken annotation or map."""
     frame, area = item.find_drivable() or (None, None)
-    return Surroundings(item.known_future(), item.boxes(), frame, area)
+    return Surroundings(item.known_future(), item.find_boxes(), frame, area)

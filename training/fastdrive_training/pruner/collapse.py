@@ -35,9 +35,6 @@ class TrainingHealth:
     score_std: float
     gradient: float
 
-    def figures(self) -> dict[str, float]:
-        return dict(vars(self))
-
 
 class HealthCheck:
     """Counts steps in a row that are out of bounds.

@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -194,9 +194,7 @@ def _run_scenes(
     if not plans:
         return
     if workers == 0:
-        with ExitStack() as stack:
-            writer = _SceneWriter(out, spec, factory)
-            stack.callback(writer.close)
+        with closing(_SceneWriter(out, spec, factory)) as writer:
             for plan in plans:
                 writer.write(plan)
                 yield plan

@@ -52,7 +52,8 @@ class Item:
     command: Command = Command.NONE
     find_future: Callable[[int, float], np.ndarray | None] = _nothing  # see future()
     find_world_state: Callable[[], EgoState | None] = _nothing  # in a frame that the items of a scene share
-    find_boxes: Callable[[], tuple[np.ndarray, ...] | None] = _nothing  # see boxes()
+    # objects 0.5 s ... 3 s after the item: of each step float64 [n, 5] (x, y, yaw, length, width; ego frame, m and rad)
+    find_boxes: Callable[[], tuple[np.ndarray, ...] | None] = _nothing
     find_drivable: Callable[[], tuple[EgoFrame, DrivableArea] | None] = _nothing
     find_camera: Callable[[str], CameraModel | None] = _nothing  # its calibration
     extras: Mapping[str, Any] = field(default_factory=dict)  # other entries of the dataset, by its own names
@@ -76,11 +77,6 @@ class Item:
         if self.history is None:
             raise InputError(f"{self.name}: no ego motion")
         return self.history
-
-    def boxes(self) -> tuple[np.ndarray, ...] | None:
-        """Objects 0.5 s ... 3 s after the item: of each step float64 [n, 5] (x, y, yaw, length, width; ego frame, m
-        and rad). None where the dataset has no objects."""
-        return self.find_boxes()
 
     def image_size(self, camera: str) -> tuple[int, int]:
         """(height, width); the image is read where the dataset does not state it."""

@@ -15,15 +15,16 @@ format is in docs/open_loop.md.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.types import Command
+from fastdrive_node.validation import first_fault
 from fastdrive_training.data.adapters.base import (
     Entry,
     FileSource,
@@ -40,6 +41,18 @@ LABELS, EGO_MOTION = "labels.json", "ego_motion.json"
 LARGEST = 1e10  # of a number in EGO_MOTION: s, m or rad
 SPLIT_NAMES = {"train", "training", "val", "validation", "test", "testing"}
 ONE_CAMERA = "camera"
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+
+
+class _Pose(BaseModel):
+    """One entry of EGO_MOTION."""
+
+    scene: str
+    t_s: Number
+    x: Number
+    y: Number
+    yaw: Number
+    command: Command | None = None
 
 
 def open_folder(options: SourceOptions) -> FileSource:
@@ -128,16 +141,16 @@ def _ego_motion(path: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError("not an object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: no readable JSON object of poses by image name ({error})") from None
+        content = TypeAdapter(dict[str, _Pose]).validate_json(path.read_bytes())
+    except ValidationError as error:
+        needs = "each image needs scene (a name), t_s [s], x, y [m] and yaw [rad]"
+        raise InputError(f"{path}: {first_fault(error)}; {needs}") from None
     scenes: dict[str, list[tuple[int, Sequence[float]]]] = {}
     known: dict[str, dict[str, Any]] = {}
     for name, entry in content.items():
-        known[name], pose = _pose(f"{path}: {name!r}", entry)
-        scenes.setdefault(known[name]["scene"], []).append((known[name]["stamp_ns"], pose))
+        stamp_ns = round(entry.t_s * 1e9)
+        known[name] = {"scene": entry.scene, "stamp_ns": stamp_ns, "command": entry.command}
+        scenes.setdefault(entry.scene, []).append((stamp_ns, (entry.x, entry.y, entry.yaw)))
     tracks = {}
     for scene, poses in scenes.items():
         stamps, values = zip(*sorted(poses), strict=True)
@@ -145,17 +158,3 @@ def _ego_motion(path: Path) -> dict[str, dict[str, Any]]:
             raise InputError(f"{path}: two poses of scene {scene!r} have the same t_s; times in a scene must differ")
         tracks[scene] = EgoTrack.planar(stamps, np.array(values))
     return {name: {**entry, "track": tracks[entry["scene"]]} for name, entry in known.items()}
-
-
-def _pose(where: str, entry: Any) -> tuple[dict[str, Any], tuple[float, ...]]:
-    """(scene, stamp and command; x, y, yaw) of one entry. Raises InputError that names the field."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("scene"), str):
-        raise InputError(f"{where}: needs an object with scene (a name), t_s, x, y and yaw")
-    try:
-        t_s, *pose = (float(entry[field]) for field in ("t_s", "x", "y", "yaw"))
-        command = Command(entry["command"]) if "command" in entry else None
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{where}: needs numbers t_s [s], x, y [m] and yaw [rad] ({error})") from None
-    if not all(abs(value) <= LARGEST for value in (t_s, *pose)):
-        raise InputError(f"{where}: t_s, x, y or yaw is not a finite number of at most {LARGEST:g}")
-    return {"scene": entry["scene"], "stamp_ns": round(t_s * 1e9), "command": command}, tuple(pose)

@@ -8,13 +8,15 @@ are at t0, or null).
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 
 from fastdrive_node.errors import InputError
+from fastdrive_node.validation import first_fault
 from fastdrive_training.data.adapters.base import FUTURE_POINTS
 from fastdrive_training.evaluation.metrics.horizons import (
     HORIZONS_S,
@@ -30,6 +32,29 @@ from fastdrive_training.evaluation.metrics.horizons import (
 from fastdrive_training.evaluation.metrics.rasters import RASTERS, boundary_steps, raster_collision_steps
 
 LARGEST_M = 1e5  # a coordinate beyond it is a mistake
+
+
+Number = Annotated[float, Field(ge=-LARGEST_M, le=LARGEST_M)]
+Side = Annotated[float, Field(gt=0, le=LARGEST_M)]
+Path6 = Annotated[list[tuple[Number, Number]], Field(min_length=FUTURE_POINTS, max_length=FUTURE_POINTS)]
+Box = tuple[Number, Number, Number, Side, Side]
+Polyline = Annotated[list[tuple[Number, Number]], Field(min_length=2)]
+
+
+class _Obstacle(BaseModel):
+    at: Annotated[list[Box | None], Field(min_length=FUTURE_POINTS, max_length=FUTURE_POINTS)]
+
+
+class _Scenario(BaseModel):
+    name: str
+    pred_xy_fwd_left: Path6 | None
+    gt_xy_fwd_left: Path6
+    obstacles: list[_Obstacle]
+    boundary: list[Polyline] | None = None
+
+
+class _ScenarioFile(BaseModel):
+    scenarios: Annotated[list[_Scenario], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -50,13 +75,21 @@ def load_scenarios(path: str | Path) -> list[MetricVector]:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); give a file with `scenarios`") from None
-    rows = content.get("scenarios") if isinstance(content, dict) else None
-    if not isinstance(rows, list) or not rows:
-        raise InputError(f"{path}: scenarios: must be a list of at least one scenario")
-    scenarios = [_scenario(path, number, row) for number, row in enumerate(rows)]
+        rows = _ScenarioFile.model_validate_json(path.read_bytes()).scenarios
+    except OSError as error:
+        raise InputError(f"{path}: not readable ({error}); give a file with `scenarios`") from None
+    except ValidationError as error:
+        raise InputError(f"{path}: {first_fault(error)}; lengths are in metres, angles in radians") from None
+    scenarios = [
+        MetricVector(
+            name=row.name,
+            plan=None if row.pred_xy_fwd_left is None else np.array(row.pred_xy_fwd_left),
+            truth=np.array(row.gt_xy_fwd_left),
+            boxes=_boxes(row.obstacles),
+            boundary=None if row.boundary is None else tuple(np.array(line) for line in row.boundary),
+        )
+        for row in rows
+    ]
     names = [scenario.name for scenario in scenarios]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -148,54 +181,7 @@ def _up_to(flags: np.ndarray, t_s: float) -> list[float]:
     return flags[: steps_to(t_s)].astype(float).tolist()
 
 
-def _scenario(path: Path, number: int, row) -> MetricVector:
-    if not isinstance(row, dict) or not isinstance(row.get("name"), str):
-        raise InputError(f"{path}: scenarios[{number}]: must be an object with a name")
-    where = f"{path}: scenario {row['name'][:80]!r}"
-    plan = row.get("pred_xy_fwd_left", "absent")
-    boundary = row.get("boundary")
-    return MetricVector(
-        name=row["name"],
-        plan=None if plan is None else _numbers(f"{where}: pred_xy_fwd_left", plan, (FUTURE_POINTS, 2)),
-        truth=_numbers(f"{where}: gt_xy_fwd_left", row.get("gt_xy_fwd_left"), (FUTURE_POINTS, 2)),
-        boxes=_boxes(where, row.get("obstacles")),
-        boundary=None if boundary is None else _lines(f"{where}: boundary", boundary),
-    )
-
-
-def _boxes(where: str, obstacles) -> tuple[np.ndarray, ...]:
-    if not isinstance(obstacles, list):
-        raise InputError(f"{where}: obstacles: must be a list, empty where nothing is around")
-    steps: list[list[np.ndarray]] = [[] for _ in range(FUTURE_POINTS)]
-    for number, obstacle in enumerate(obstacles):
-        field = f"{where}: obstacles[{number}].at"
-        boxes = obstacle.get("at") if isinstance(obstacle, dict) else None
-        if not isinstance(boxes, list) or len(boxes) != FUTURE_POINTS:
-            raise InputError(f"{field}: must be a list of {FUTURE_POINTS} boxes, null where the object is gone")
-        for step, box in zip(steps, boxes, strict=True):
-            if box is not None:
-                step.append(_numbers(field, box, (5,)))
-                if (step[-1][3:] <= 0).any():
-                    raise InputError(f"{field}: length and width must be above 0")
-    return tuple(np.array(step).reshape(-1, 5) for step in steps)
-
-
-def _lines(field: str, lines) -> tuple[np.ndarray, ...]:
-    if not isinstance(lines, list):
-        raise InputError(f"{field}: must be a list of polylines, or null")
-    return tuple(_numbers(f"{field}[{number}]", line, (None, 2)) for number, line in enumerate(lines))
-
-
-def _numbers(field: str, value, shape: tuple[int | None, ...]) -> np.ndarray:
-    """A list as float64 of a shape (None: any length from 2 up). Raises InputError for anything else."""
-    try:
-        array = np.array(value, np.float64)
-    except (ValueError, TypeError, OverflowError):
-        array = np.zeros(0)
-    fits = array.ndim == len(shape) and all(
-        have >= 2 if want is None else have == want for have, want in zip(array.shape, shape, strict=True)
-    )
-    if not fits or not (np.abs(array) <= LARGEST_M).all():
-        wanted = " x ".join("n" if length is None else str(length) for length in shape)
-        raise InputError(f"{field}: must be {wanted} finite numbers in meters and radians")
-    return array
+def _boxes(obstacles: list[_Obstacle]) -> tuple[np.ndarray, ...]:
+    """The boxes of each step, float64 [n, 5]."""
+    steps = zip(*(obstacle.at for obstacle in obstacles), strict=True) if obstacles else [()] * FUTURE_POINTS
+    return tuple(np.array([box for box in step if box is not None], np.float64).reshape(-1, 5) for step in steps)

@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from fastdrive_node.errors import FastDriveError
-from fastdrive_training.evaluation.intervals import sample_figures, steps_of
+from fastdrive_training.evaluation.intervals import known_mean, sample_figures, steps_of
 from fastdrive_training.evaluation.metrics.judge import Surroundings
 from fastdrive_training.evaluation.settings import RowKey
 from fastdrive_training.reports.document import image_address
@@ -20,7 +20,6 @@ from fastdrive_training.reports.open_loop.run_folder import SAMPLES, SUBJECT, Op
 from fastdrive_training.reports.open_loop.source import DatasetSource, Rig
 from fastdrive_training.reports.open_loop.tables import (
     Matrix,
-    distance_matrix,
     overlap,
     overlap_matrix,
     plan_distances,
@@ -127,7 +126,7 @@ class Scenes:
             self._disagreed(int(sample), place, float(wide[sample]), distances[sample])
             for place, sample in enumerate(_largest(wide, count))
         ]
-        return Disagreement(distance_matrix(names, distances), overlaps, tuple(shown))
+        return Disagreement(Matrix(tuple(names), known_mean(distances)), overlaps, tuple(shown))
 
     def _check_kept(self) -> None:
         for key, lines in self._kept.items():

@@ -97,11 +97,6 @@ def spread(distances: np.ndarray) -> np.ndarray:
     return known_mean(distances[:, upper[0], upper[1]], axis=1)
 
 
-def distance_matrix(names: Sequence[str], distances: np.ndarray) -> Matrix:
-    """The mean over samples of :func:`plan_distances`."""
-    return Matrix(tuple(names), known_mean(distances))
-
-
 def overlap(kept: Sequence[np.ndarray | None], tokens: int) -> np.ndarray:
     """Jaccard index of kept sets in one sample, float64 [pruners, pruners]; NaN where a pruner has none.
 
