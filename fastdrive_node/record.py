@@ -104,7 +104,7 @@ class PlanRecord:
             )
         except KeyError as error:
             raise InputError(f"plan record: {error.args[0]}: missing; another version of the node wrote it") from error
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             detail = " ".join(str(error).split())[:160]
             raise InputError(f"plan record: not readable ({detail}); another version of the node wrote it") from error
 

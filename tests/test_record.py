@@ -72,6 +72,8 @@ def test_a_reason_names_its_stage_once():
     ("field", "value", "reason"),
     [
         ("t0_ns", None, "int()"),
+        ("t0_ns", float("inf"), "plan record: not readable"),
+        ("tokens", {"grid": [1, 2, 2], "kept": [2**70], "temporal": "off"}, "plan record: not readable"),
         ("waypoints", [[1.0, 2.0], [3.0]], "plan record: not readable"),
         ("waypoints", [[1.0, float("nan")]], "waypoints: expected a list of finite"),
         ("command", "fly", "'fly' is not a valid Command"),

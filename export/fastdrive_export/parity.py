@@ -76,6 +76,11 @@ class Comparison(ABC):
         except ValueError as error:
             raise UsageError(f"--{error}") from error
 
+    @property
+    def all_same(self) -> bool | None:
+        """Whether all compared answers are equal; None where none was compared."""
+        return all(self.same_answers) if self.same_answers else None
+
     @torch.inference_mode()
     def run(self, samples: Samples, answers: bool = True) -> Any:
         """Compare samples. Returns the figures. Raises ModelError where the engine's values are not finite."""
@@ -161,7 +166,7 @@ class VisionComparison(Comparison):
             **self._common(samples, min(overlap.values())),
             score_max_abs_error=max(self.score_errors),
             kept_overlap=overlap,
-            plans_equal=bool(self.same_answers) and all(self.same_answers),
+            plans_equal=self.all_same,
             plans_compared=len(self.same_answers),
             plans_same=sum(self.same_answers),
         )
@@ -242,7 +247,7 @@ class LanguageComparison(Comparison):
             steps=len(same),
             prefill_max_abs_error=max(float(each[0]) for each in self.errors),
             same_tokens=fraction,
-            answers_equal=bool(self.same_answers) and all(self.same_answers),
+            answers_equal=self.all_same,
             answers_compared=len(self.same_answers),
             answers_same=sum(self.same_answers),
         )

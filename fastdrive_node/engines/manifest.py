@@ -83,7 +83,7 @@ class VisionParity(_Parity):
 
     score_max_abs_error: _NonNegative
     kept_overlap: Annotated[dict[str, _Fraction], Field(max_length=32)]  # by pruning ratio, mean: kept by both / kept
-    plans_equal: bool
+    plans_equal: bool | None  # None where none was compared
     plans_compared: _Natural
     plans_same: _Natural
     # medians of encoding and scoring one frame set; empty where a comparison ended before it was timed
@@ -96,7 +96,7 @@ class LanguageParity(_Parity):
     steps: Count  # compared logits, those of the prefills included
     prefill_max_abs_error: _NonNegative  # of the logits at the end of the prompts
     same_tokens: _Fraction  # of the steps: those with the same most likely token
-    answers_equal: bool  # each decodes by itself
+    answers_equal: bool | None  # each decodes by itself; None where none was compared
     answers_compared: _Natural
     answers_same: _Natural
     # medians of one prompt; empty where a comparison ended before it was timed

@@ -176,7 +176,7 @@ class NodeConnection:
     def _on_record(self, message: String) -> None:
         try:
             arrival = Arrival(PlanRecord.from_dict(json.loads(message.data)), time.monotonic())
-        except (FastDriveError, ValueError) as error:  # raised by ``wait``, in the thread of the replay
+        except (FastDriveError, ValueError, RecursionError) as error:  # raised by ``wait``, in the replay's thread
             self._failure = FastDriveError(f"{self._records.topic_name}: {error}")
         with self._changed:
             if self._failure is None:

@@ -82,6 +82,7 @@ def test_what_was_compared_is_kept_where_the_timing_ends_early(engine, monkeypat
     assert export("verify", engine, "--sets", 1, "--no-plans", "--device", "cpu") == 1
     parity = read_manifest(engine).parity
     assert parity.passed and parity.sets == 1 and parity.latency_ms == {}
+    assert parity.plans_compared == 0 and parity.plans_equal is None
 
 
 def test_an_engine_that_is_too_far_off_fails_and_is_refused_from_then_on(engine, monkeypatch, capsys, toy):

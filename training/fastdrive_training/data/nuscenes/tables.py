@@ -142,7 +142,7 @@ def _read_json(path: Path, default):
         return default
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: no valid JSON ({error}); write the dataset again") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: must be a JSON object, is {type(content).__name__}")
