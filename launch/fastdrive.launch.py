@@ -37,7 +37,7 @@ SHIPPED = "shipped"
 # argument: (default, description); an empty one leaves what the parameter file says
 ARGUMENTS = {
     "vla": ("", "VLA directory"),
-    "pruner": ("", "pruner file"),
+    "pruner": ("", "a ReconPruner's file, or the name of a pruner"),
     "drop": ("", f"pruning ratio p, 0 to {MAX_DROP}"),
     "vision_backend": ("", "torch, onnxruntime or tensorrt: what runs vision encoder and pruner"),
     "engine": ("", "engine file for onnxruntime or tensorrt"),

@@ -2,12 +2,12 @@
 
     python -m benchmarks.studies.pruner_ablation --json runs/pruner_ablation.json
 
-Arms: the foreground half alone (no adversary), the adversary with pixels (the method), with masks in place of pixels,
+Arms: the foreground branch alone (no adversary), the adversary with pixels (the method), with masks in place of pixels,
 with both. Beside them decoders that are trained as long on the true and on random masks, to compare reconstructions
 with. Each run is a folder below --out; what is done there is not done again, and what was cut off goes on. With the
 defaults 14 runs take about 45 minutes on two CPU cores. Final figures are of --test, which no run and no choice saw.
 
-The foreground half alone is trained as in the paper: no warm-up on random masks and no rehearsal, for both are
+The foreground branch alone is trained as in the paper: no warm-up on random masks and no rehearsal, for both are
 reconstructions of what the mask leaves out; its steps are as many. --arms names further arms that tell the two apart.
 """
 
@@ -38,11 +38,11 @@ from fastdrive_training.data.token_cache import build_token_cache
 UNAIDED = {"rehearsal": 0.0, "decoder_pretrain_steps": 0}  # and the warm-up's steps are added to the others
 # arm -> (what it is, its keys)
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "foreground_only": ("foreground half alone", {"loss": {"adversary": False}, "schedule": UNAIDED}),
+    "foreground_only": ("foreground branch alone", {"loss": {"adversary": False}, "schedule": UNAIDED}),
     "adversary_pixels": ("adversary, pixels (the method)", {}),
     "adversary_mask": ("adversary, masks in place of pixels", {"loss": {"targets": "mask"}}),
     "adversary_both": ("adversary, pixels and masks", {"loss": {"targets": "both"}}),
-    "foreground_only_aided": ("foreground half alone, with warm-up and rehearsal", {"loss": {"adversary": False}}),
+    "foreground_only_aided": ("foreground branch alone, with warm-up and rehearsal", {"loss": {"adversary": False}}),
     "adversary_unaided": ("adversary, pixels, no warm-up or rehearsal", {"schedule": UNAIDED}),
 }
 DEFAULT_ARMS = "foreground_only,adversary_pixels,adversary_mask,adversary_both"

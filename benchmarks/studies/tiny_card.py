@@ -24,7 +24,7 @@ def figures(results: Path = RESULTS) -> str:
     own, blind = _row(evaluate, "none"), _row(shuffled, "none")
     straight = _row(evaluate, "constant-velocity")
     others = [row for row in evaluate["rows"] if row["pruner"] not in ("none", "constant-velocity")]
-    rows = [_cells(own), _cells(blind, "none, pictures of another scene"), *map(_cells, others), _cells(straight)]
+    rows = [_cells(own), _cells(blind, "none, images of another scene"), *map(_cells, others), _cells(straight)]
     l2 = _average(own)
     recall = " / ".join(f"{score['recall'][key]:.3f}" for key in ("0.75", "0.5", "0.25"))
     fractions = (f"{score[name]:.2f}" for name in ("positive_share", "foreground_share"))
@@ -33,7 +33,7 @@ def figures(results: Path = RESULTS) -> str:
             _table(HEAD, rows),
             "",
             f"{own['samples']} keyframes. The L2 is {l2 / _average(straight):.2f} times a constant-velocity plan's; "
-            f"with another scene's pictures it is {_average(blind) / l2:.2f} times its own.",
+            f"with another scene's images it is {_average(blind) / l2:.2f} times its own.",
             "",
             _table(
                 (

@@ -56,7 +56,7 @@ def test_it_records_every_arm_and_seed_and_does_nothing_twice(arguments, started
     assert {"psnr_fore", "ssim_back", "psnr_back_region"} <= set(by_arm["oracle_mask"])
     assert report["summary"]["foreground_only"]["seeds"] == 1
     table = (tmp_path / "a.md").read_text()
-    assert "| foreground half alone |" in table and "| decoder with the true mask |" in table
+    assert "| foreground branch alone |" in table and "| decoder with the true mask |" in table
 
     (tmp_path / "out" / "adversary_mask_seed0" / "result.json").unlink()
     started.clear()

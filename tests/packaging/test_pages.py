@@ -8,7 +8,10 @@ import pytest
 
 from tests.packaging.source_imports import ROOT
 
-PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md")
+PAGES = (
+    *("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "models/tiny/README.md"),
+    *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").rglob("*.md"))),
+)
 FOLDERS = "fastdrive_node|training|export|ros2_ws|launch|config|models|samples|benchmarks|docs|tests"
 
 

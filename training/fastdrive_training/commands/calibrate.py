@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Fit two numbers for each camera that turn a score into the probability that its token is foreground, and\n"
         "write them into the pruner file. Fit them on a split that the pruner was not trained on; `fastdrive score\n"
-        "--calibrated` on another split says whether they hold. Engines name the pruner file that they were built\n"
-        "with by its content: calibrate before `fastdrive export build`."
+        "--calibrated` on another split says whether they hold. An engine of the pruner stays valid: the\n"
+        "calibration acts on the scores that it gives."
     )
     parser.epilog = "example:\n  fastdrive calibrate data/sim --split val --vla models/tiny --json calibration.json"
     add_dataset_arguments(parser)
