@@ -101,13 +101,11 @@ class PlanExecutor:
 
     def bind(self, pointers: Mapping[str, int]) -> None:
         """Set the device address of every input and output."""
-        context = self._context
         for name, address in pointers.items():
-            if not context.set_tensor_address(name, address):
+            if not self._context.set_tensor_address(name, address):
                 raise ModelError(f"TensorRT: {name}: the address is refused: {'; '.join(self._logger.errors)[-300:]}")
 
     def enqueue(self, stream: int) -> None:
         """Put one run on a CUDA stream."""
-        context = self._context
-        if not context.execute_async_v3(stream):
+        if not self._context.execute_async_v3(stream):
             raise ModelError(f"TensorRT: the run failed: {'; '.join(self._logger.errors)[-300:] or 'no reason given'}")

@@ -88,7 +88,7 @@ def io_table(trt: Any, engine: Any) -> tuple[dict[str, TensorInfo], dict[str, Te
     return inputs, outputs
 
 
-def present_target(trt: Any, device: torch.device, flags: dict | None = None) -> TargetInfo:
+def present_target(trt: Any, device: torch.device) -> TargetInfo:
     """This machine, as a manifest describes it."""
     major, minor = torch.cuda.get_device_capability(device)
     return TargetInfo(
@@ -96,7 +96,7 @@ def present_target(trt: Any, device: torch.device, flags: dict | None = None) ->
         compute_capability=f"{major}.{minor}",
         device=torch.cuda.get_device_name(device),
         driver=describe(device)["driver"] or "unknown",
-        flags=flags or {},
+        flags={},
     )
 
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -53,8 +54,8 @@ def load_calibration(path: str | Path) -> Calibration | None:
     Raises:
         ModelError: the file is missing or damaged, is no pruner, or its calibration is none.
     """
-    with _opened(Path(path)) as stored:
-        text = _check_format(Path(path), stored.metadata() or {}).get("calibration")
+    with _opened(Path(path)) as (_, metadata):
+        text = metadata.get("calibration")
     try:
         return None if text is None else Calibration.from_json(text)
     except ModelError as error:
@@ -67,8 +68,7 @@ def save_calibration(path: str | Path, calibration: Calibration, out: str | Path
     Raises:
         ModelError: the file is missing or damaged, or is no pruner.
     """
-    with _opened(Path(path)) as stored:
-        metadata = dict(_check_format(Path(path), stored.metadata() or {}))
+    with _opened(Path(path)) as (stored, metadata):
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     _write(Path(out or path), tensors, {**metadata, "calibration": calibration.to_json()})
 
@@ -80,37 +80,32 @@ def load_pruner(path: str | Path, vla: Vla, dtype: torch.dtype | None = None) ->
         ModelError: the file is missing or damaged, is no pruner, or belongs to another width or encoder.
     """
     path = Path(path)
-    with _opened(path) as stored:
-        pruner = _empty(path, stored.metadata() or {}, vla)
-        return _fill(path, stored, pruner, vla, dtype or vla.dtype)
+    with _opened(path) as (stored, metadata):
+        return _fill(path, stored, _empty(path, metadata, vla), vla, dtype or vla.dtype)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator:
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A pruner file of the present format, and its metadata."""
     if not path.is_file():
         raise ModelError(
             f"{path}: no such pruner file, and no pruner of this name (docs/pruners.md); train one: `fastdrive train`"
         )
     try:
         with safe_open(path, framework="pt") as stored:
-            yield stored
+            metadata = stored.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ModelError(f"{path}: format: not a pruner file (its metadata lacks format {FORMAT!r})")
+            if metadata.get("version") != VERSION:
+                found = metadata.get("version", "")[:20]
+                raise ModelError(f"{path}: version: {found!r} is not {VERSION!r}; update this package")
+            yield stored, metadata
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
 
 
-def _check_format(path: Path, metadata: dict[str, str]) -> dict[str, str]:
-    if metadata.get("format") != FORMAT:
-        raise ModelError(f"{path}: format: not a pruner file (its metadata lacks format {FORMAT!r})")
-    if metadata.get("version") != VERSION:
-        raise ModelError(
-            f"{path}: version: {metadata.get('version', '')[:20]!r} is not {VERSION!r}; update this package"
-        )
-    return metadata
-
-
 def _empty(path: Path, metadata: dict[str, str], vla: Vla) -> ReconPruner:
     """A pruner without storage, its sizes from the file's metadata."""
-    _check_format(path, metadata)
     try:
         sizes = json.loads(metadata.get("config", ""), parse_constant=refuse_constant)
         normalise = sizes.pop("normalise")

@@ -31,7 +31,6 @@ class NodeProcess:
         parameters: values for the node.
         environment: variables beside those of this process.
         parameter_file: read before ``parameters``, which win.
-        on_exit: called from another thread when the process ends.
         command: what runs the node.
     """
 
@@ -41,14 +40,13 @@ class NodeProcess:
         parameters: Mapping[str, object],
         environment: Mapping[str, str],
         parameter_file: Path | None = None,
-        on_exit: Callable[[], None] = lambda: None,
         command: Sequence[str] = NODE_COMMAND,
     ):
         self._topics = topics
         self._parameters = parameters
         self._environment = environment
         self._parameter_file = parameter_file
-        self.on_exit = on_exit
+        self.on_exit: Callable[[], None] = lambda: None  # called from another thread when the process ends
         self._command = command
         self._tail: deque[str] = deque(maxlen=50)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks, UnsupportedEventTypeError
 from rclpy.node import Node
@@ -59,10 +61,7 @@ def subscribe(
         incompatible_qos=lambda event: log.incompatible(resolved, "publisher", event.last_policy_kind)
     )
     options = {"raw": raw, "qos_overriding_options": QoSOverridingOptions.with_default_policies()}
-    try:
-        return node.create_subscription(message, topic, callback, qos, event_callbacks=events, **options)
-    except UnsupportedEventTypeError:  # a middleware without these events
-        return node.create_subscription(message, topic, callback, qos, **options)
+    return _with_events(partial(node.create_subscription, message, topic, callback, qos, **options), events)
 
 
 def advertise(node: Node, log: QosLog, message: type, topic: str, qos: QoSProfile = OUTPUT) -> Publisher:
@@ -71,7 +70,11 @@ def advertise(node: Node, log: QosLog, message: type, topic: str, qos: QoSProfil
     events = PublisherEventCallbacks(
         incompatible_qos=lambda event: log.incompatible(resolved, "subscription", event.last_policy_kind)
     )
+    return _with_events(partial(node.create_publisher, message, topic, qos), events)
+
+
+def _with_events(create: Callable[..., Any], events: Any) -> Any:
     try:
-        return node.create_publisher(message, topic, qos, event_callbacks=events)
-    except UnsupportedEventTypeError:
-        return node.create_publisher(message, topic, qos)
+        return create(event_callbacks=events)
+    except UnsupportedEventTypeError:  # a middleware without these events
+        return create()
