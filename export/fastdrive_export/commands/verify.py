@@ -25,12 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="engine file")
     add_source_arguments(parser, "the one that it was built from")
     add = parser.add_argument
-    add(
-        "--dataset",
-        type=Path,
-        metavar="DIR",
-        help="a dataset of any layout that `train` reads (synthetic images)",
-    )
+    add("--dataset", type=Path, metavar="DIR", help="a dataset of any layout that `train` reads (synthetic images)")
     add("--split", metavar="S", help="of the dataset (all)")
     add("--sets", type=at_least_one, default=8, metavar="N", help="frame sets (%(default)s)")
     add(

@@ -103,13 +103,7 @@ class Qwen25VlVisionNetwork(VisionNetwork):
         return graph.gather(merged, graph.constant(self.vision._inverse.cpu().numpy()), 1)
 
     def _block(
-        self,
-        block: Any,
-        hidden: Value,
-        rotation: Rotation,
-        runs: tuple[tuple[int, int], ...],
-        index: int,
-        name: str,
+        self, block: Any, hidden: Value, rotation: Rotation, runs: tuple[tuple[int, int], ...], index: int, name: str
     ) -> Value:
         graph, attention = self.graph, block.attn
         with graph.scope("attention"):

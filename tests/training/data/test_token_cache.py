@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,12 +31,12 @@ def source(tmp_path) -> ImageSource:
 
 def test_cache_holds_the_towers_tokens(tmp_path, vla, source):
     cache = build_token_cache(source, vla, tmp_path / "cache")
-    assert cache.tokens.shape == (3, 6, 32, vla.width) and cache.tokens.dtype == np.float16
+    assert cache.shape == (3, 6, 32, vla.width) and cache.dtype == np.float16
     vision = vla.torch_vision()
     images = [source[2].load_image(camera) for camera in CAMERAS]
     with torch.inference_mode():
         expected = vision.encode_patches(vision.preprocess(images)).numpy()
-    np.testing.assert_allclose(cache.tokens[2], expected, atol=2e-3, rtol=2e-3)
+    np.testing.assert_allclose(cache[2], expected, atol=2e-3, rtol=2e-3)
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     np.testing.assert_allclose(pixel_encoder(vla)(pixels).numpy(), expected, atol=1e-6)
 
@@ -44,12 +45,12 @@ def test_cache_is_read_not_computed_the_second_time(tmp_path, vla, source, monke
     first = build_token_cache(source, vla, tmp_path / "cache")
     monkeypatch.setattr(token_cache, "encode_keyframes", None)
     again = build_token_cache(source, vla, tmp_path / "cache")
-    np.testing.assert_array_equal(first.tokens, again.tokens)
+    np.testing.assert_array_equal(first, again)
 
 
 def test_interrupted_build_goes_on_where_it_stopped(tmp_path, vla, source, monkeypatch):
     monkeypatch.setattr(token_cache, "CHUNK", 1)
-    whole = np.array(build_token_cache(source, vla, tmp_path / "whole").tokens)
+    whole = np.array(build_token_cache(source, vla, tmp_path / "whole"))
     image = source.root / "samples" / "CAM_FRONT_LEFT" / "s0k2.jpg"
     content = image.read_bytes()
     image.unlink()
@@ -59,15 +60,15 @@ def test_interrupted_build_goes_on_where_it_stopped(tmp_path, vla, source, monke
     encoded = []
     encode = token_cache.encode_keyframes
     monkeypatch.setattr(token_cache, "encode_keyframes", lambda *a: encoded.append(1) or encode(*a))
-    np.testing.assert_array_equal(build_token_cache(source, vla, tmp_path / "cut").tokens, whole)
+    np.testing.assert_array_equal(build_token_cache(source, vla, tmp_path / "cut"), whole)
     assert len(encoded) == 1
 
 
 def test_truncated_cache_file_is_built_again(tmp_path, vla, source):
     first = build_token_cache(source, vla, tmp_path / "cache")
-    expected, path = np.array(first.tokens), first.folder / "tokens.f16"
+    expected, path = np.array(first), Path(str(first.filename))
     path.write_bytes(path.read_bytes()[:100])
-    np.testing.assert_array_equal(build_token_cache(source, vla, tmp_path / "cache").tokens, expected)
+    np.testing.assert_array_equal(build_token_cache(source, vla, tmp_path / "cache"), expected)
 
 
 def test_another_encoder_or_dataset_has_another_key(tmp_path, vla, source):

@@ -272,7 +272,7 @@ def lost_line(folder):
         (lambda folder: rewrite(folder, sample="x"), "samples.parquet: its samples are not those of run.json"),
         (lambda folder: (folder / "run.json").unlink(), "run.json: missing; make the evaluation again"),
         (lambda folder: (folder / "run.json").write_text("{"), "run.json: not readable as JSON"),
-        (lambda folder: (folder / "run.json").write_text("[]"), "run.json: no JSON object"),
+        (lambda folder: (folder / "run.json").write_text("[]"), "run.json: not a JSON object"),
         (lambda folder: (folder / "run.json").write_text("{}"), "run.json: the run was made with another VLA"),
         (lambda folder: (folder / "efficiency.json").write_text("{"), "efficiency.json: not readable as JSON"),
         (lambda folder: (folder / "efficiency.json").write_text('{"a": 1}'), "efficiency.json: no object of figures"),

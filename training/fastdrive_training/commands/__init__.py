@@ -7,10 +7,7 @@ COMMANDS = {
     "calibrate": ("a pruner's scores to probabilities, for each camera", "fastdrive_training.commands.calibrate"),
     "score": ("token scores against mask coverage", "fastdrive_training.commands.score"),
     "evaluate": ("open-loop planning", "fastdrive_training.commands.evaluate"),
-    "evaluate-report": (
-        "one page of a finished open-loop evaluation",
-        "fastdrive_training.commands.evaluate_report",
-    ),
+    "evaluate-report": ("one page of a finished open-loop evaluation", "fastdrive_training.commands.evaluate_report"),
     "view-weights": ("how Prune2Drive divides its tokens over the cameras", "fastdrive_training.commands.view_weights"),
     "metrics": (
         "the figures of every planning convention for plans in a file",

@@ -20,13 +20,7 @@ from fastdrive_node.pruning.checkpoint import load_calibration, load_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.pruning.score_pruner import ScoreOptions, check_options
 from fastdrive_node.pruning.temporal import TemporalSettings
-from fastdrive_training.commands.options import (
-    DTYPES,
-    add_dataset_arguments,
-    pruner_file,
-    require_positive,
-    vla_dir,
-)
+from fastdrive_training.commands.options import DTYPES, add_dataset_arguments, pruner_file, require_positive, vla_dir
 from fastdrive_training.data.adapters import detect_kind, open_source
 from fastdrive_training.data.image_sets import BagSets, ImageSets, SourceSets, is_bag
 from fastdrive_training.data.sampling import evenly_spaced

@@ -22,10 +22,7 @@ def evenly_spaced(total: int, count: int | None) -> np.ndarray:
 
 
 def with_future(
-    source: ImageSource,
-    limit: int | None = None,
-    points: int = FUTURE_POINTS,
-    interval_s: float = FUTURE_INTERVAL_S,
+    source: ImageSource, limit: int | None = None, points: int = FUTURE_POINTS, interval_s: float = FUTURE_INTERVAL_S
 ) -> tuple[list[int], int]:
     """Positions of the items with a full future, ``limit`` of them evenly spread, and how many items have none.
 

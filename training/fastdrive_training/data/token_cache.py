@@ -34,17 +34,10 @@ TOKENS, PROGRESS = "tokens.f16", "progress.json"
 _LARGEST = np.finfo(np.float16).max
 
 
-@dataclass(frozen=True)
-class TokenCache:
-    """A complete cache. The array is memory-mapped and read-only."""
-
-    folder: Path
-    tokens: np.ndarray  # float16 [items, cameras, rows * cols, D]
-
-
-def build_token_cache(source: ImageSource, vla: Vla, folder: str | Path) -> TokenCache:
+def build_token_cache(source: ImageSource, vla: Vla, folder: str | Path) -> np.memmap:
     """Open the cache of a dataset for the VLA's encoder below ``folder``; compute what is missing, with progress.
 
+    Returns float16 [items, cameras, rows * cols, D], memory-mapped and read-only.
     Raises InputError: an image is missing or unreadable, the encoder's tokens do not fit float16.
     """
     folder = Path(folder) / cache_key(source, vla, source.cameras)
@@ -54,7 +47,7 @@ def build_token_cache(source: ImageSource, vla: Vla, folder: str | Path) -> Toke
     if done < len(source):
         tokens = np.memmap(folder / TOKENS, np.float16, "r+" if done else "w+", shape=shape)
         _fill(source, vla, tokens, folder / PROGRESS, done)
-    return TokenCache(folder, np.memmap(folder / TOKENS, np.float16, "r", shape=shape))
+    return np.memmap(folder / TOKENS, np.float16, "r", shape=shape)
 
 
 def cache_key(source: ImageSource, vla: Vla, cameras: Sequence[str]) -> str:

@@ -72,11 +72,7 @@ def _count(answerer: Answerer, row: PrunerRow, sample: EvaluationSample) -> dict
         decode_flops = count_flops(run.decode)
     weights = sum(tensor.nbytes for tensor in answerer.vla.model.parameters())
     peak = torch.cuda.max_memory_allocated(device) if on_gpu else weights + memory.peak
-    result = {
-        "flops": flops,
-        "decode_flops_per_token": round(decode_flops / run.decoded),
-        "peak_memory_mb": peak / 1e6,
-    }
+    result = {"flops": flops, "decode_flops_per_token": round(decode_flops / run.decoded), "peak_memory_mb": peak / 1e6}
     if row.pruner.acts_inside:
         result["tokens_by_layer"] = list(run.prefilled.tokens_by_layer)
     return result

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from fastdrive_node.errors import InputError
 from fastdrive_node.families import Vla
 from fastdrive_node.files import write_atomically
-from fastdrive_training.data.adapters.base import ImageSource
+from fastdrive_training.data.adapters.base import ImageSource, read_object
 from fastdrive_training.evaluation.answers import JudgedAnswer
 from fastdrive_training.evaluation.samples import SampleChoice
 from fastdrive_training.evaluation.settings import OpenLoopSettings, RowKey
@@ -185,15 +185,7 @@ def _claim(folder: Path, identity: dict) -> None:
 
 
 def _read_json(path: Path, default):
-    if not path.exists():
-        return default
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); remove it or give another --out") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not a JSON object; remove it or give another --out")
-    return content
+    return read_object(path, "remove it or give another --out") if path.exists() else default
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -30,14 +30,7 @@ class ReconDecoder(nn.Module):
         channels: of the images that it paints, 3 in the paper.
     """
 
-    def __init__(
-        self,
-        family: VlaFamily,
-        text_config: Any,
-        layers: int,
-        pixels: int,
-        channels: int = 3,
-    ):
+    def __init__(self, family: VlaFamily, text_config: Any, layers: int, pixels: int, channels: int = 3):
         super().__init__()
         width = text_config.hidden_size
         self.pixels, self.channels = pixels, channels

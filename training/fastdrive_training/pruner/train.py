@@ -129,7 +129,7 @@ def _batches(settings: ReconRecipe, vla: Vla, source: ImageSource, processes: Pr
     tokens = None
     if settings.features == "cached":
         with processes.first_goes_ahead():
-            tokens = build_token_cache(source, vla, settings.cache).tokens
+            tokens = build_token_cache(source, vla, settings.cache)
     return ReconBatches(
         source,
         tokens,

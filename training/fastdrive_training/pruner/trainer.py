@@ -20,13 +20,7 @@ from fastdrive_training.engine.distributed import Processes
 from fastdrive_training.engine.loop import LoopOptions, Losses, StepBatches, Trainer, learning_rate
 from fastdrive_training.pruner.collapse import HealthCheck, TrainingHealth
 from fastdrive_training.pruner.config import ReconRecipe
-from fastdrive_training.pruner.data import (
-    ReconBatch,
-    cells_to_pixels,
-    matched_random_masks,
-    oracle_masks,
-    random_masks,
-)
+from fastdrive_training.pruner.data import ReconBatch, cells_to_pixels, matched_random_masks, oracle_masks, random_masks
 from fastdrive_training.pruner.losses import split_losses, straight_through
 
 Evaluate = Callable[[nn.Module, nn.Module, int], dict[str, Any]]  # (pruner, decoder, step) -> figures

@@ -44,11 +44,7 @@ class Stream:
 
 
 def temporal_figures(
-    source: ImageSource,
-    vla: Vla,
-    pruner: ReconPruner,
-    options: ScoreOptions,
-    calibration: Calibration | None = None,
+    source: ImageSource, vla: Vla, pruner: ReconPruner, options: ScoreOptions, calibration: Calibration | None = None
 ) -> dict:
     """The figures of ``fastdrive score --temporal``.
 

@@ -102,18 +102,10 @@ def tiny_spec(size: TinySize | None = None, cameras: tuple[str, ...] = CAMERAS) 
         camera_item="{camera}{image}",
         history=HistorySpec(steps=(4, 2, 1), interval_s=0.5),
         numbers=NumberSpec(
-            position=NUMBER,
-            speed=NUMBER,
-            accel=NUMBER,
-            yaw_rate=NumberFormat(decimals=2, integer_digits=1),
+            position=NUMBER, speed=NUMBER, accel=NUMBER, yaw_rate=NumberFormat(decimals=2, integer_digits=1)
         ),
         answer=AnswerSpec(
-            preamble=PREAMBLE,
-            points=6,
-            interval_s=0.5,
-            closing=CLOSING,
-            max_new_tokens=32,
-            number=NUMBER,
+            preamble=PREAMBLE, points=6, interval_s=0.5, closing=CLOSING, max_new_tokens=32, number=NUMBER
         ),
     )
 

@@ -33,11 +33,7 @@ class Renderer:
     """
 
     def __init__(
-        self,
-        width: int,
-        height: int,
-        rig: Sequence[Camera] = RIGS[DEFAULT_RIG],
-        supersample: int = 2,
+        self, width: int, height: int, rig: Sequence[Camera] = RIGS[DEFAULT_RIG], supersample: int = 2
     ) -> None:
         if width < 1 or height < 1 or not 1 <= supersample <= 4 or max(width, height) * supersample > _MAX_SIDE:
             raise SimError(

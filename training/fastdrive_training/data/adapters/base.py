@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,6 +135,17 @@ def read_image(path: Path) -> np.ndarray:
         state = "is no readable image" if path.exists() else "is missing"
         raise InputError(f"image {path} {state}: fetch or write the dataset again")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_object(path: Path, fix: str) -> dict[str, Any]:
+    """A JSON object of a file. Raises InputError where it is missing, unreadable or something else."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error}); {fix}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a JSON object; {fix}")
+    return content
 
 
 def chosen_cameras(root: Path, wanted: Sequence[str] | None, present: Sequence[str]) -> tuple[str, ...]:

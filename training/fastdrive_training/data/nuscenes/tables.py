@@ -6,7 +6,6 @@ they are absent, these follow from the ego poses and from the devkit's splits.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from nuscenes.utils.splits import create_splits_scenes
 from fastdrive_node.errors import InputError
 from fastdrive_node.types import CAMERAS
 from fastdrive_node.visualization.projection import CameraModel
+from fastdrive_training.data.adapters.base import read_object
 from fastdrive_training.data.ego_track import EgoTrack, rotation_matrix
 
 EXTRAS, SPLITS = "extras.json", "splits.json"
@@ -138,12 +138,4 @@ def _load_tables(root: Path, version: str) -> NuScenes:
 
 
 def _read_json(path: Path, default):
-    if not path.exists():
-        return default
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: no valid JSON ({error}); write the dataset again") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: must be a JSON object, is {type(content).__name__}")
-    return content
+    return read_object(path, "write the dataset again") if path.exists() else default

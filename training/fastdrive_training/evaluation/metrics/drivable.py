@@ -6,12 +6,7 @@ import cv2
 import numpy as np
 
 from fastdrive_training.data.drivable import DrivableArea, EgoFrame
-from fastdrive_training.evaluation.metrics.footprint import (
-    CENTRE_AHEAD_M,
-    IMU_AHEAD_M,
-    VEHICLE,
-    step_headings,
-)
+from fastdrive_training.evaluation.metrics.footprint import CENTRE_AHEAD_M, IMU_AHEAD_M, VEHICLE, step_headings
 from fastdrive_training.evaluation.metrics.rasters import HALF_EXTENT_M
 
 GRID_M = 0.1  # largest distance of the points at which a footprint is looked up

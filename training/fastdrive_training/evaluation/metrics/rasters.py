@@ -13,13 +13,7 @@ from functools import cached_property
 import cv2
 import numpy as np
 
-from fastdrive_training.evaluation.metrics.footprint import (
-    CENTRE_AHEAD_M,
-    IMU_AHEAD_M,
-    SHORT_STEP_M,
-    VEHICLE,
-    corners,
-)
+from fastdrive_training.evaluation.metrics.footprint import CENTRE_AHEAD_M, IMU_AHEAD_M, SHORT_STEP_M, VEHICLE, corners
 
 HALF_EXTENT_M = 50.0
 _FAR = 1 << 20  # cells; beyond it an index is only known to be outside

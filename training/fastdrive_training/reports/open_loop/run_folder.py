@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fastdrive_node.errors import InputError
 from fastdrive_node.types import PruningRatio
-from fastdrive_training.data.adapters.base import FUTURE_POINTS
+from fastdrive_training.data.adapters.base import FUTURE_POINTS, read_object
 from fastdrive_training.evaluation.records import LEAN, SCHEMA
 from fastdrive_training.evaluation.run import BASELINE
 from fastdrive_training.evaluation.settings import RowKey
@@ -125,17 +125,14 @@ def damaged(path: Path, problem: str) -> ReportError:
 
 
 def _read_object(path: Path, fix: str) -> dict[str, Any]:
+    if not path.exists():
+        raise ReportError(f"{path}: missing; {fix}")
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise ReportError(f"{path}: more than {_MAX_JSON_BYTES} bytes; this is no file of an evaluation; {fix}")
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ReportError(f"{path}: more than {_MAX_JSON_BYTES} bytes; this is no file of an evaluation; {fix}")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ReportError(f"{path}: missing; {fix}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ReportError(f"{path}: not readable as JSON ({type(error).__name__}); {fix}") from error
-    if not isinstance(content, dict):
-        raise ReportError(f"{path}: no JSON object; {fix}")
-    return content
+        return read_object(path, fix)
+    except InputError as error:
+        raise ReportError(str(error)) from error
 
 
 def _numbers(figures: dict[str, Any]) -> dict[str, Any]:

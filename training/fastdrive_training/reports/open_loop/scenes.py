@@ -18,13 +18,7 @@ from fastdrive_training.reports.open_loop.camera_tiles import RoadLine, camera_t
 from fastdrive_training.reports.open_loop.labels import name_of
 from fastdrive_training.reports.open_loop.run_folder import SAMPLES, SUBJECT, OpenLoopRun, damaged
 from fastdrive_training.reports.open_loop.source import DatasetSource, Rig
-from fastdrive_training.reports.open_loop.tables import (
-    Matrix,
-    overlap,
-    overlap_matrix,
-    plan_distances,
-    spread,
-)
+from fastdrive_training.reports.open_loop.tables import Matrix, overlap, overlap_matrix, plan_distances, spread
 from fastdrive_training.reports.tiles import Tile
 
 DISAGREEMENTS = 6  # samples
