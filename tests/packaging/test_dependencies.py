@@ -41,6 +41,7 @@ NOT_IMPORTED = {
     "jsonschema",
     "pyright",
     "pytest",
+    "pytest-xdist",
     "ruff",
     "tensorboard",
     "torchmetrics",
