@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastdrive_node.types import ModelOutput
+
 
 class FastDriveError(Exception):
     """Base class: an error that is meant for the user, not for a traceback."""
@@ -45,6 +50,7 @@ class AnswerError(FastDriveError):
     """A model's answer that is not a plan. It is refused, never repaired."""
 
     stage = "answer"
+    output: ModelOutput | None = None  # what the model wrote, where it ran
 
 
 class TrainingError(FastDriveError):

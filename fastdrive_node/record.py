@@ -13,6 +13,7 @@ from fastdrive_node.types import SUPERSEDED, Command, KeptTokens, Plan, Refusal
 
 PLAN_LINE = ("t0_ns", "waypoints", "dt_s", "mode", "text")  # the fields of a line of plans.jsonl
 REFUSAL_LINE = ("t0_ns", "kind", "stage", "reason")  # and of unplanned.jsonl
+STATED = ("headings_rad", "speeds_mps")  # of a plan, where the model's answer states them
 MAX_TOKENS = 1 << 24  # of one frame set; a record that claims more is damaged
 
 
@@ -85,6 +86,8 @@ class PlanRecord:
             "text": result.text,
             "stage_ms": dict(result.stage_ms),
             "tokens": tokens,
+            **{name: getattr(result, name).tolist() for name in STATED if getattr(result, name) is not None},
+            **({"derived": list(result.derived)} if result.derived else {}),
         }
 
     @classmethod
@@ -126,7 +129,16 @@ def _plan(values: Mapping) -> Plan:
         mode=str(values["mode"]),
         kept=None if values["tokens"] is None else _tokens(values["tokens"]),
         stage_ms={str(name): float(ms) for name, ms in values["stage_ms"].items()},
+        derived=tuple(map(str, values.get("derived", ()))),
+        **{name: _each(values[name], name, len(waypoints)) for name in STATED if values.get(name) is not None},
     )
+
+
+def _each(values: list, name: str, points: int) -> np.ndarray:
+    numbers = np.array(values, np.float64)
+    if numbers.shape != (points,) or not np.isfinite(numbers).all():
+        raise ValueError(f"{name}: expected {points} finite numbers")
+    return numbers
 
 
 def _tokens(values: Mapping) -> KeptTokens:

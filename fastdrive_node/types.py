@@ -124,6 +124,11 @@ class EgoState:
     yaw_rate_radps: float = 0.0
     z_m: float = 0.0  # of the ground under the rear axle
     frame: str = MAP_FRAME  # name of the fixed frame
+    accel_measured: bool = False  # ``accel_mps2`` is from a sensor, not from differences of the speed
+    # What the vehicle does not tell is None; ``families.prompt`` derives it from the motion.
+    accel_y_mps2: float | None = None
+    speed_y_mps: float | None = None
+    steer_rad: float | None = None  # of the front wheels, positive to the left
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,7 @@ class EgoHistory:
 
     states: tuple[EgoState, ...]
     interval_s: float = 0.5
+    wheel_base_m: float = Vehicle.wheel_base_m  # steering that is not told is derived with it
 
     @property
     def now(self) -> EgoState:
@@ -173,6 +179,17 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
+class ModelOutput:
+    """What the model was asked and what it wrote, whether that is a plan or not."""
+
+    prompt: str  # with one ``<image>`` for each image
+    text: str  # the whole answer
+    answer_ids: tuple[int, ...]  # as generated, the stopping token included
+    kept: KeptTokens
+    stage_ms: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Plan:
     """A trajectory in the ego frame of t0."""
 
@@ -183,6 +200,10 @@ class Plan:
     mode: str = "nominal"  # or "degraded: <reason>"
     kept: KeptTokens | None = None
     stage_ms: dict[str, float] = field(default_factory=dict)  # wall time of each stage
+    headings_rad: np.ndarray | None = None  # float64 [points], where the answer states them
+    speeds_mps: np.ndarray | None = None  # likewise
+    derived: tuple[str, ...] = ()  # markers of the prompt whose values no sensor gave
+    output: ModelOutput | None = None
 
 
 @dataclass(frozen=True)

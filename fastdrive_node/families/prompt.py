@@ -4,38 +4,55 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence, Set
 
 import torch
 
 from fastdrive_node.errors import EgoStateError, ModelError
-from fastdrive_node.families.numbers import NumberFormat
 from fastdrive_node.families.tokens import Prompt
 from fastdrive_node.families.vla import Vla
 from fastdrive_node.types import Command, EgoHistory, EgoState
 
 _CACHED_FORMS = 64
-_MARKER = re.compile(r"\{([a-z_]+)\}")
-_TEMPLATE_MARKERS = frozenset({"images", "history", "speed", "accel", "yaw_rate", "command"})
-_ITEM_MARKERS = frozenset({"t", "x", "y", "speed", "accel", "yaw_rate"})
+_MARKER = re.compile(r"\{(image:[A-Za-z0-9_]+|[a-z_]+)\}")
+# Numbers of one ego state, in the VLA's frame: the attribute of ``NumberSpec`` that gives their form.
+_FORMS = {
+    "x": "position",
+    "y": "position",
+    "ax": "accel",
+    "ay": "accel",
+    "accel": "accel",
+    "vx": "speed",
+    "vy": "speed",
+    "speed": "speed",
+    "yaw_rate": "yaw_rate",
+    "steer": "steer",
+}
+ITEM_MARKERS = frozenset({"t", *_FORMS})  # {t}: seconds before t0
+TEMPLATE_MARKERS = frozenset({"images", "history", "history_seconds", "command", *_FORMS}) - {"x", "y"}
+_MIN_SPEED_MPS = 0.5  # below it steering cannot be derived from the motion
 
 
-def build_prompt(vla: Vla, history: EgoHistory, command: Command = Command.NONE) -> Prompt:
+def build_prompt(vla: Vla, history: EgoHistory, command: Command = Command.NONE, suffix: Sequence[int] = ()) -> Prompt:
     """Write and tokenise the prompt.
+
+    Args:
+        suffix: token ids that follow the text: the beginning of the answer, where the VLA is given it.
 
     Raises:
         EgoStateError: no ego state, a value that is no number or does not fit its form, or a history whose interval
             does not meet the VLA's steps.
     """
     text = prompt_text(vla, history, command)
-    input_ids = torch.tensor(vla.encode_text(text))
+    input_ids = torch.tensor([*vla.encode_text(text), *suffix])
     visual = (input_ids == vla.image_token_id).nonzero().flatten()
     if len(visual) != vla.tokens:
         raise ModelError(
             f"{vla.path / vla.spec.prompt}: gives {len(visual)} image tokens for the {vla.tokens} of "
-            f"{len(vla.spec.cameras)} cameras; only {{images}} may hold image tokens"
+            f"{len(vla.spec.cameras)} cameras; only {{images}} and {{image:CAMERA}} may hold image tokens"
         )
     position_ids, next_position = full_positions(vla, input_ids)
-    return Prompt(text, input_ids, position_ids, visual, next_position)
+    return Prompt(text, input_ids, position_ids, visual, next_position, derived_markers(vla, history))
 
 
 def full_positions(vla: Vla, input_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -56,42 +73,91 @@ def prompt_text(vla: Vla, history: EgoHistory, command: Command = Command.NONE) 
     """The prompt's text, image placeholders expanded. Raises as ``build_prompt``."""
     if not history.states:
         raise EgoStateError("ego history: empty; the current ego state is needed for a plan")
-    spec, now = vla.spec, history.now
+    spec = vla.spec
+    past = {step: _past_state(history, step * spec.history.interval_s) for step in spec.history.steps}
+    known = [step for step, state in past.items() if state is not None]
+    written = known if spec.history.missing is None else list(past)
+    image = vla.family.image_text(vla.grid[0] * vla.grid[1])
     values = {
-        "images": _images(vla),
-        "history": spec.history.separator.join(_history_item(vla, history, step) for step in spec.history.steps),
-        "speed": _write(spec.numbers.speed, now.speed_mps, "speed_mps"),
-        "accel": _write(spec.numbers.accel, now.accel_mps2, "accel_mps2"),
-        "yaw_rate": _write(spec.numbers.yaw_rate, now.yaw_rate_radps, "yaw_rate_radps"),
+        "images": "".join(_fill(spec.camera_item, {"camera": name, "image": image}) for name in spec.cameras),
+        "history": spec.history.separator.join(_history_item(vla, history, step, past[step]) for step in written),
+        "history_seconds": spec.numbers.time.write(max(known, default=0) * spec.history.interval_s),
         "command": spec.commands.get(command.value, command.value),
+        **{f"image:{name}": image for name in spec.cameras},
+        **_numbers(vla, history, history.now, "ego state"),
     }
     return _fill(vla.template, values)
 
 
-def _images(vla: Vla) -> str:
-    image = vla.family.image_text(vla.grid[0] * vla.grid[1])
-    return "".join(_fill(vla.spec.camera_item, {"camera": name, "image": image}) for name in vla.spec.cameras)
-
-
-def _history_item(vla: Vla, history: EgoHistory, step: int) -> str:
-    """One past state in the current ego frame, or the marks of an unknown one."""
+def _history_item(vla: Vla, history: EgoHistory, step: int, state: EgoState | None) -> str:
+    """One state in the current frame, or the marks of an unknown one."""
     spec, numbers = vla.spec.history, vla.spec.numbers
-    forms = {
-        "x": numbers.position,
-        "y": numbers.position,
-        "speed": numbers.speed,
-        "accel": numbers.accel,
-        "yaw_rate": numbers.yaw_rate,
-    }
     values = {"t": numbers.time.write(step * spec.interval_s)}
-    past = _past_state(history, step * spec.interval_s)
-    if past is None:
-        values |= {name: form.unknown(spec.missing) for name, form in forms.items()}
-        return _fill(spec.item, values)
-    x, y = in_ego_frame(past, history.now)
-    known = {"x": x, "y": y, "speed": past.speed_mps, "accel": past.accel_mps2, "yaw_rate": past.yaw_rate_radps}
-    values |= {name: _write(forms[name], value, f"history {name}") for name, value in known.items()}
-    return _fill(spec.item, values)
+    if state is not None:
+        return _fill(spec.item, values | _numbers(vla, history, state, "ego state: history"))
+    forms = {name: getattr(numbers, form) for name, form in _FORMS.items()}
+    return _fill(spec.item, values | {name: form.unknown(spec.missing or "") for name, form in forms.items()})
+
+
+def _numbers(vla: Vla, history: EgoHistory, state: EgoState, name: str) -> dict[str, str]:
+    """The text of each number of a state that the template or the history's item holds."""
+    used = set(_MARKER.findall(vla.template)) | set(_MARKER.findall(vla.spec.history.item))
+    x, y = _position(vla, state, history.now)
+    vy, ay, steer = _derived(state, history.wheel_base_m, vla.spec.origin_m)
+    values = {
+        "x": x,
+        "y": y,
+        "ax": state.accel_mps2,
+        "ay": ay,
+        "accel": state.accel_mps2,
+        "vx": state.speed_mps,
+        "vy": vy,
+        "speed": state.speed_mps,
+        "yaw_rate": state.yaw_rate_radps,
+        "steer": steer * vla.spec.history.steering_ratio,
+    }
+    texts = {}
+    for marker in used & set(values):
+        try:
+            texts[marker] = getattr(vla.spec.numbers, _FORMS[marker]).write(values[marker])
+        except ValueError as error:
+            raise EgoStateError(f"{name}: {_NAMES.get(marker, marker)}: {error}") from error
+    return texts
+
+
+_NAMES = {"speed": "speed_mps", "accel": "accel_mps2", "yaw_rate": "yaw_rate_radps"}  # of the fields, for errors
+
+
+def _derived(state: EgoState, wheel_base_m: float, origin_m: float) -> tuple[float, float, float]:
+    """Speed and acceleration to the left, and steering angle: as told, else those of a vehicle without side slip."""
+    rate, speed = state.yaw_rate_radps, state.speed_mps
+    steer = math.atan(wheel_base_m * rate / speed) if abs(speed) >= _MIN_SPEED_MPS else 0.0
+    return (
+        rate * origin_m if state.speed_y_mps is None else state.speed_y_mps,
+        rate * speed if state.accel_y_mps2 is None else state.accel_y_mps2,
+        steer if state.steer_rad is None else state.steer_rad,
+    )
+
+
+def derived_markers(vla: Vla, history: EgoHistory) -> tuple[str, ...]:
+    """Markers of the VLA's prompt whose values no sensor gives for at least one state of the history."""
+    used = set(_MARKER.findall(vla.template)) | set(_MARKER.findall(vla.spec.history.item))
+    states = history.states
+    missing = {
+        "ax": not all(state.accel_measured for state in states),
+        "ay": any(state.accel_y_mps2 is None for state in states),
+        "vy": any(state.speed_y_mps is None for state in states),
+        "steer": any(state.steer_rad is None for state in states),
+    }
+    return tuple(marker for marker, absent in missing.items() if absent and marker in used)
+
+
+def _position(vla: Vla, state: EgoState, ego: EgoState) -> tuple[float, float]:
+    """Place of the VLA's point of the vehicle at ``state``, in the VLA's frame at ``ego``, in metres."""
+    x, y = in_ego_frame(state, ego)
+    turned, ahead = state.yaw_rad - ego.yaw_rad, vla.spec.origin_m
+    x, y = x + ahead * (math.cos(turned) - 1), y + ahead * math.sin(turned)
+    return (x, y) if vla.spec.frame == "x_forward_y_left" else (-y, x)
 
 
 def _past_state(history: EgoHistory, seconds: float) -> EgoState | None:
@@ -112,13 +178,6 @@ def in_ego_frame(state: EgoState, ego: EgoState) -> tuple[float, float]:
     return cos * dx + sin * dy, cos * dy - sin * dx
 
 
-def _write(form: NumberFormat, value: float, name: str) -> str:
-    try:
-        return form.write(value)
-    except ValueError as error:
-        raise EgoStateError(f"ego state: {name}: {error}") from error
-
-
 def _fill(template: str, values: dict[str, str]) -> str:
     """Replace the markers; nothing else in a template means anything."""
     return _MARKER.sub(lambda marker: values.get(marker[1], marker[0]), template)
@@ -131,9 +190,15 @@ def check_prompt(vla: Vla) -> None:
         ModelError: a marker is unknown or missing, or the tokenizer does not know part of the text.
     """
     spec, file = vla.spec, vla.path / vla.spec.prompt
-    _check_markers(str(file), vla.template, _TEMPLATE_MARKERS, {"images"})
+    images = [name for name in _MARKER.findall(vla.template) if name.startswith("image")]
+    if images != ["images"] and images != [f"image:{name}" for name in spec.cameras]:
+        raise ModelError(
+            f"{file}: its image markers are {', '.join(images) or 'missing'}; give {{images}}, or one {{image:CAMERA}} "
+            f"of each camera in the order of vla.json: {', '.join(spec.cameras)}"
+        )
+    _check_markers(str(file), vla.template, TEMPLATE_MARKERS | set(images), set())
     _check_markers("vla.json: camera_item", spec.camera_item, frozenset({"camera", "image"}), {"image"})
-    _check_markers("vla.json: history.item", spec.history.item, _ITEM_MARKERS, set())
+    _check_markers("vla.json: history.item", spec.history.item, ITEM_MARKERS, set())
     moving = EgoState(0, -1.0, 1.0, 0.0, 2.0, 3.0, 0.4)
     long = EgoHistory((moving,) * (max(spec.history.steps, default=0) + 1), spec.history.interval_s)
     for history in (long, EgoHistory((moving,), spec.history.interval_s)):
@@ -141,7 +206,7 @@ def check_prompt(vla: Vla) -> None:
             vla.check_text(build_prompt(vla, history, command).text, str(file))
 
 
-def _check_markers(where: str, template: str, known: frozenset[str], required: set[str]) -> None:
+def _check_markers(where: str, template: str, known: Set[str], required: set[str]) -> None:
     found = set(_MARKER.findall(template))
     if found - known:
         raise ModelError(f"{where}: unknown marker {{{min(found - known)}}}; known are {', '.join(sorted(known))}")

@@ -18,6 +18,10 @@ FRAME = "x_forward_y_left"
 
 Text = Annotated[str, Field(max_length=2000)]
 Seconds = Annotated[float, Field(gt=0, le=10)]
+PairKind = Literal[
+    "xy", "dxdy", "distance_heading", "distance_turn", "distance_curvature", "polar", "speed_curvature"
+]
+FrameName = Literal["x_forward_y_left", "x_right_y_forward"]
 CameraName = Annotated[str, Field(pattern="^[A-Za-z0-9_]{1,64}$")]
 Side = Annotated[int, Field(ge=1, le=8192)]
 
@@ -26,11 +30,13 @@ Side = Annotated[int, Field(ge=1, le=8192)]
 class HistorySpec:
     """How past ego states are written in the prompt."""
 
-    steps: Annotated[tuple[Annotated[int, Field(ge=1, le=100)], ...], Field(max_length=20)]  # k: t0 - k * interval
+    steps: Annotated[tuple[Annotated[int, Field(ge=0, le=100)], ...], Field(max_length=20)]  # k: t0 - k * interval
     interval_s: Seconds
-    item: Text = "[{x}, {y}]"  # markers: {t} seconds before t0, {x} {y} metres, {speed} m/s, {accel} m/s2, {yaw_rate}
+    item: Text = "[{x}, {y}]"  # its markers are ``prompt.ITEM_MARKERS``
     separator: Text = ", "
-    missing: Annotated[str, Field(min_length=1, max_length=40)] = "?"  # for each character of an unknown number
+    # for each character of an unknown number; None leaves the items of unknown states out
+    missing: Annotated[str, Field(min_length=1, max_length=40)] | None = "?"
+    steering_ratio: Annotated[float, Field(gt=0, le=50)] = 1.0  # written steering angle by that of the front wheels
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -41,19 +47,31 @@ class NumberSpec:
     speed: NumberFormat = NumberFormat(decimals=2)  # m/s
     accel: NumberFormat = NumberFormat(decimals=2)  # m/s2
     yaw_rate: NumberFormat = NumberFormat(decimals=2)  # rad/s
+    steer: NumberFormat = NumberFormat(decimals=2)  # rad
     time: NumberFormat = NumberFormat(decimals=1)  # s
 
 
 @dataclass(frozen=True, config=STRICT)
 class AnswerSpec:
-    """The grammar of the answer: preamble, points ``[x, y]`` joined by ``, ``, closing."""
+    """The grammar of the answer: preamble, pairs ``[a, b]`` joined by ``, ``, closing."""
 
     preamble: Text
     points: Annotated[int, Field(ge=1, le=100)]
     interval_s: Seconds
-    closing: Annotated[str, Field(min_length=1, max_length=2000)]
+    closing: Text
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)]
-    number: NumberFormat = NumberFormat(decimals=2)  # m
+    number: NumberFormat = NumberFormat(decimals=2)  # of both values of a pair
+    pairs: PairKind = "xy"  # see ``planning.pairs``
+    skip_until: Text = ""  # text before its first occurrence is free, and no part of the answer
+    preamble_in_prompt: bool = False  # the model is given the answer's constant beginning
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AnswerSpec:
+        if self.skip_until and not (self.preamble + "[").startswith(self.skip_until):
+            raise ValueError("skip_until: must be the beginning of preamble")
+        if self.skip_until and self.preamble_in_prompt:
+            raise ValueError("preamble_in_prompt: leaves no place for the free text that skip_until allows")
+        return self
 
 
 def _size(value: Any) -> Any:
@@ -90,12 +108,13 @@ class VlaSpec:
     prompt: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}$")]  # file of the prompt template
     history: HistorySpec
     answer: AnswerSpec
-    frame: Literal["x_forward_y_left"]
+    frame: FrameName
     numbers: NumberSpec = Field(default_factory=NumberSpec)
     camera_item: Text = "{camera}: {image}"
     commands: dict[Literal["left", "straight", "right", "none"], Text] = Field(
         default_factory=dict
     )  # text in the prompt
+    origin_m: Annotated[float, Field(ge=-5, le=10)] = 0.0  # of the positions' point, ahead of the rear axle
 
     @model_validator(mode="after")
     def _distinct(self) -> VlaSpec:

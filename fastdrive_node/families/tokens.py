@@ -96,6 +96,7 @@ class Prompt:
     position_ids: torch.Tensor  # int64 [P, L]; P = 3 (time, height, width) for M-RoPE, 1 for plain positions
     visual: torch.Tensor  # int64 [N], the positions of the visual tokens, camera after camera in raster order
     next_position: int  # position id of the answer's first token
+    derived: tuple[str, ...] = ()  # markers whose values no sensor gave
 
     def __len__(self) -> int:
         return len(self.input_ids)

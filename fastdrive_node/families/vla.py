@@ -74,6 +74,10 @@ class Vla:
         eos = self.model.generation_config.eos_token_id
         return frozenset(set(eos) if isinstance(eos, list | tuple) else {eos}) - {None}
 
+    def short_prompt(self, text: str) -> str:
+        """A prompt's text with one ``<image>`` in place of all placeholders of each image."""
+        return text.replace(self.family.image_text(self.grid[0] * self.grid[1]), "<image>")
+
     def encode_text(self, text: str) -> list[int]:
         """Token ids, without special tokens of the tokenizer's own."""
         return self.tokenizer.encode(text, add_special_tokens=False)

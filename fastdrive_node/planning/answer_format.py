@@ -1,4 +1,4 @@
-"""What an answer means. The text grammar: a fixed preamble, points ``[x, y]``, a closing.
+"""What an answer means. The text grammar: free text where it is allowed, a fixed preamble, pairs ``[a, b]``, a closing.
 
 Anything that does not follow the format is refused, never repaired.
 """
@@ -6,7 +6,7 @@ Anything that does not follow the format is refused, never repaired.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -14,7 +14,8 @@ import numpy as np
 
 from fastdrive_node.errors import AnswerError, ModelError
 from fastdrive_node.families import Vla
-from fastdrive_node.families.spec import AnswerSpec
+from fastdrive_node.families.spec import AnswerSpec, FrameName
+from fastdrive_node.planning.pairs import pairs_of, trajectory_of
 from fastdrive_node.types import Trajectory
 
 _EXCERPT = 80
@@ -31,8 +32,13 @@ class AnswerFormat(Protocol):
         """An answer ends with one of them, or with ``max_new_tokens``."""
         ...
 
+    @property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """The constant beginning that the model is given after the prompt; generated ids come after it."""
+        ...
+
     def text(self, ids: Sequence[int]) -> str:
-        """Generated ids as text, without the EOS token."""
+        """The answer's whole text, from the generated ids; without the EOS token."""
         ...
 
     def parse(self, ids: Sequence[int]) -> Trajectory:
@@ -52,63 +58,95 @@ class TextAnswer:
     """
 
     def __init__(self, vla: Vla):
-        self.spec, self._tokenizer = vla.spec.answer, vla.tokenizer
+        self.spec, self._vla, self._tokenizer = vla.spec.answer, vla.spec, vla.tokenizer
         self.max_new_tokens = self.spec.max_new_tokens
         example = example_answer(self.spec)
         vla.check_text(example, "vla.json: answer")
-        needed = len(vla.encode_text(example))
+        closing = vla.encode_text(self.spec.closing) if self.spec.closing else []
+        ends = frozenset(closing) if len(closing) == 1 else frozenset()  # the closing tag, where it is one token
+        self.stop_ids = vla.eos_ids | ends
+        self._silent = self.stop_ids - ends  # EOS ids that are no part of the text
+        self.prefix_ids = constant_prefix(vla.encode_text, self.spec) if self.spec.preamble_in_prompt else ()
+        needed = len(vla.encode_text(example)) - len(self.prefix_ids)
         if needed > self.max_new_tokens:
             raise ModelError(
                 f"{vla.path}: vla.json: answer.max_new_tokens: {self.max_new_tokens} is too few; a short answer "
                 f"already has {needed} tokens"
             )
-        closing = vla.encode_text(self.spec.closing)
-        ends = frozenset(closing) if len(closing) == 1 else frozenset()  # the closing tag, where it is one token
-        self.stop_ids = vla.eos_ids | ends
-        self._silent = self.stop_ids - ends  # EOS ids that are no part of the text
 
     def text(self, ids: Sequence[int]) -> str:
-        ids = list(ids)
+        ids = [*self.prefix_ids, *ids]
         return str(self._tokenizer.decode(ids[:-1] if ids and ids[-1] in self._silent else ids))
 
     def parse(self, ids: Sequence[int]) -> Trajectory:
-        return Trajectory(parse_answer(self.text(ids), self.spec), self.spec.interval_s)
+        pairs = parse_answer(self.text(ids), self.spec)
+        return trajectory_of(pairs, self.spec.pairs, self.spec.interval_s, self._vla.frame, self._vla.origin_m)
 
 
-def format_answer(waypoints_m: np.ndarray, spec: AnswerSpec) -> str:
-    """The answer text of a trajectory, as a VLA is trained to give it.
+def constant_prefix(encode: Callable[[str], list[int]], spec: AnswerSpec) -> tuple[int, ...]:
+    """Ids that every answer begins with, whatever its numbers are. A tokenizer may merge what comes before a number
+    with its first character, so answers with each of them are compared."""
+    firsts = [spec.number.write(value) for value in (*range(10), -1)]
+    answers = [encode(f"{spec.preamble}[{first}, {first}]") for first in firsts]
+    length = 0
+    while all(len(ids) > length and ids[length] == answers[0][length] for ids in answers):
+        length += 1
+    return tuple(answers[0][:length])
 
-    Args:
-        waypoints_m: [points, 2], x forward, y left, metres.
+
+def answer_text(pairs: np.ndarray, spec: AnswerSpec) -> str:
+    """The text of an answer with these pairs [points, 2], as a VLA is trained to write it.
 
     Raises:
-        ValueError: another number of points, or a coordinate that is not finite or does not fit the form.
+        ValueError: another number of pairs, or a value that is not finite or does not fit the form.
     """
-    waypoints_m = np.asarray(waypoints_m, dtype=np.float64)
-    if waypoints_m.shape != (spec.points, 2):
-        raise ValueError(f"waypoints: expected shape ({spec.points}, 2), got {waypoints_m.shape}")
-    points = (f"[{spec.number.write(x)}, {spec.number.write(y)}]" for x, y in waypoints_m)
-    return f"{spec.preamble}{', '.join(points)}{spec.closing}"
+    pairs = np.asarray(pairs, dtype=np.float64)
+    if pairs.shape != (spec.points, 2):
+        raise ValueError(f"waypoints: expected shape ({spec.points}, 2), got {pairs.shape}")
+    written = (f"[{spec.number.write(a)}, {spec.number.write(b)}]" for a, b in pairs)
+    return f"{spec.preamble}{', '.join(written)}{spec.closing}"
+
+
+def format_answer(
+    waypoints_m: np.ndarray, spec: AnswerSpec, frame: FrameName = "x_forward_y_left", origin_m: float = 0.0
+) -> str:
+    """The answer text of a trajectory, as a VLA is trained to write it.
+
+    Args:
+        waypoints_m: [points, 2] of the rear axle in the ego frame.
+        frame, origin_m: of the VLA's spec.
+
+    Raises:
+        ValueError: another number of points, or a value that is not finite or does not fit the form.
+    """
+    return answer_text(pairs_of(waypoints_m, spec.pairs, spec.interval_s, frame, origin_m), spec)
 
 
 def example_answer(spec: AnswerSpec) -> str:
-    """An answer whose points are all the origin."""
-    return format_answer(np.zeros((spec.points, 2)), spec)
+    """An answer whose values are all zero."""
+    return answer_text(np.zeros((spec.points, 2)), spec)
 
 
 def parse_answer(text: str, spec: AnswerSpec) -> np.ndarray:
-    """The trajectory that a text states: float64 [points, 2] in metres.
+    """The pairs that a text states: float64 [points, 2].
 
-    The whole text must follow the grammar, with exactly the number form that the VLA's spec states.
+    Behind the free text that the spec allows, the whole text must follow the grammar, with exactly the number form
+    that the VLA's spec states.
 
     Raises:
         AnswerError: it does not; the reason says where.
     """
+    block = text
+    if spec.skip_until:
+        start = text.find(spec.skip_until)
+        if start < 0:
+            raise AnswerError(f"answer: has no {spec.skip_until!r}: {_excerpt(text)}")
+        block = text[start:]
     whole, point = _grammar(spec)
-    if whole.fullmatch(text) is None:
-        raise AnswerError(f"answer: {_reason(text, spec, point)}: {_excerpt(text)}")
-    body = text[len(spec.preamble) : len(text) - len(spec.closing)]
-    return np.array([[float(x), float(y)] for x, y in point.findall(body)], dtype=np.float64)
+    if whole.fullmatch(block) is None:
+        raise AnswerError(f"answer: {_reason(block, spec, point)}: {_excerpt(block)}")
+    body = block[len(spec.preamble) : len(block) - len(spec.closing)]
+    return np.array([[float(a), float(b)] for a, b in point.findall(body)], dtype=np.float64)
 
 
 @lru_cache(maxsize=16)
@@ -123,17 +161,18 @@ def _grammar(spec: AnswerSpec) -> tuple[re.Pattern[str], re.Pattern[str]]:
 def _reason(text: str, spec: AnswerSpec, point: re.Pattern[str]) -> str:
     if not text.startswith(spec.preamble):
         return f"does not start with {spec.preamble!r}"
-    end = text.find(spec.closing, len(spec.preamble))
-    if end < 0:
-        return f"is cut off before {spec.closing!r}"
-    if end + len(spec.closing) != len(text):
-        return f"has text after {spec.closing!r}"
+    if spec.closing:
+        end = text.find(spec.closing, len(spec.preamble))
+        if end < 0:
+            return f"is cut off before {spec.closing!r}"
+        if end + len(spec.closing) != len(text):
+            return f"has text after {spec.closing!r}"
     found = len(point.findall(text))
     if found != spec.points:
         return (
             f"has {found} readable points of {spec.points} in the form [x, y] with numbers like {spec.number.example()}"
         )
-    return "has other text between its points"
+    return "has other text between its points" if spec.closing else "has other text between or after its points"
 
 
 def _excerpt(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +24,16 @@ from fastdrive_node.pruning.pruner import (
 from fastdrive_node.pruning.temporal import FrameContext, TemporalState
 from fastdrive_node.types import Command, EgoHistory
 
+Progress = Callable[[str], object]  # told what is being done
+_TELL_EVERY = 20  # answer tokens
+
 
 @dataclass(frozen=True)
 class Answer:
     """What the language model wrote."""
 
     text: str  # without the EOS token
-    ids: tuple[int, ...]  # every generated token, the stopping one included
+    ids: tuple[int, ...]  # every generated token, the stopping one included, ``AnswerFormat.prefix_ids`` not
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Generator:
         self.vla = vla
         self.language: Any = language or vla.torch_language()
         self.answer = answer or TextAnswer(vla)
+        self.progress: Progress | None = None  # told the number of tokens of a long answer
 
     def check_pruner(self, pruner: Pruner) -> None:
         """Raises ModelError where the language model cannot serve a pruner."""
@@ -67,8 +71,8 @@ class Generator:
             )
 
     def prompt(self, history: EgoHistory, command: Command = Command.NONE) -> Prompt:
-        """See ``families.build_prompt``."""
-        return build_prompt(self.vla, history, command)
+        """The prompt with the answer's constant beginning, where the VLA is given it; see ``families.build_prompt``."""
+        return build_prompt(self.vla, history, command, self.answer.prefix_ids)
 
     @torch.inference_mode()
     def context(
@@ -129,10 +133,6 @@ class Generator:
             ModelError: the logits are not finite.
         """
         logits, limit = prefilled.logits, self.answer.max_new_tokens
-        if not bool(torch.isfinite(logits).all()):
-            raise ModelError(
-                f"language model: logits that are not finite ({logits.dtype}); use another dtype, or check the weights"
-            )
         starts = torch.tensor([prompt.next_position for prompt in prefilled.prompts])
         kinds = len(prefilled.prompts[0].position_ids)
         ids_of_positions = (starts[:, None] + torch.arange(limit)).expand(kinds, -1, -1)
@@ -140,7 +140,12 @@ class Generator:
         ids: list[list[int]] = [[] for _ in prefilled.prompts]
         unfinished = set(range(len(ids)))
         for step in range(limit):
-            tokens = logits.argmax(dim=-1)
+            largest, tokens = logits.max(dim=-1)
+            if not bool(torch.isfinite(largest).all()):  # of logits with a NaN the largest is NaN
+                raise ModelError(
+                    f"language model: logits that are not finite at answer token {step + 1} ({logits.dtype}); use "
+                    "another dtype, or check the weights"
+                )
             for row, token in enumerate(tokens.tolist()):
                 if row in unfinished:
                     ids[row].append(token)
@@ -148,6 +153,8 @@ class Generator:
                         unfinished.discard(row)
             if not unfinished or step == limit - 1:
                 break
+            if self.progress is not None and step % _TELL_EVERY == _TELL_EVERY - 1:
+                self.progress(f"decode: {step + 1} tokens")
             now = tuple(part[:, step : step + 1] for part in positions)
             logits = self.language.decode_step(tokens, now, prefilled.cache)
         return [Answer(self.answer.text(row), tuple(row)) for row in ids]

@@ -10,15 +10,25 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fastdrive_node.errors import FrameSetError, ImageError, InputError, ModelError
-from fastdrive_node.families import LanguageModel, VisionBackend, VisualTokens, Vla
+from fastdrive_node.errors import AnswerError, FrameSetError, ImageError, InputError, ModelError
+from fastdrive_node.families import LanguageModel, Prompt, VisionBackend, VisualTokens, Vla
 from fastdrive_node.planning.checks import PlanLimits, check_plan
-from fastdrive_node.planning.generator import Answer, Generator
+from fastdrive_node.planning.generator import Answer, Generator, Progress
 from fastdrive_node.pruning.baselines.simple import NoPruner
 from fastdrive_node.pruning.pruner import ContextField, Pruner, Selection
 from fastdrive_node.pruning.select import keep_count
 from fastdrive_node.pruning.temporal import FrameContext, TemporalState
-from fastdrive_node.types import CameraFrame, Command, EgoHistory, EgoState, FrameSet, KeptTokens, Plan
+from fastdrive_node.types import (
+    CameraFrame,
+    Command,
+    EgoHistory,
+    EgoState,
+    FrameSet,
+    KeptTokens,
+    ModelOutput,
+    Plan,
+    Trajectory,
+)
 
 STAGES = ("load", "preprocess", "encode", "prompt", "score", "select", "prefill", "decode", "parse", "total")
 DEFAULT_DROP = 0.5
@@ -26,14 +36,21 @@ _AT_REST = EgoState(stamp_ns=0, x_m=0.0, y_m=0.0, yaw_rad=0.0, speed_mps=0.0)
 
 
 class StageTimes:
-    """Wall time of named stages in milliseconds; waits for the GPU at the end of each, where there is one."""
+    """Wall time of named stages in milliseconds; waits for the GPU at the end of each, where there is one.
 
-    def __init__(self, device: torch.device):
+    Args:
+        progress: called with a stage's name as it begins.
+    """
+
+    def __init__(self, device: torch.device, progress: Progress | None = None):
         self._cuda = device.type == "cuda"
+        self._progress = progress
         self.ms: dict[str, float] = dict.fromkeys(STAGES, 0.0)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        if self._progress is not None:
+            self._progress(name)
         start = time.perf_counter()
         yield
         if self._cuda:
@@ -141,17 +158,18 @@ class Pipeline:
         state, self._state = self._state, None  # a set that is refused leaves nothing to the next one
         self._check_cameras(frame_set)
         frame = FrameContext(frame_set.t0_ns, self.vla.spec.cameras, frame_set.missing, history.now)
-        stage = StageTimes(self.vla.device)
+        stage = StageTimes(self.vla.device, self.generator.progress)
         with stage("total"):
             with stage("load"):
                 images = [load_image(frame) for frame in frame_set.frames]
             with stage("preprocess"):
                 inputs = self.vision.preprocess(images)
             visual = self._encode(inputs, stage)
-            answer, selection = self._answer(visual, history, command, stage, frame, state)
+            prompt, answer, selection = self._answer(visual, history, command, stage, frame, state)
+            kept = _kept_tokens(selection, visual)
+            output = ModelOutput(self.vla.short_prompt(prompt.text), answer.text, answer.ids, kept, stage.ms)
             with stage("parse"):
-                trajectory = self.generator.answer.parse(answer.ids)
-                check_plan(trajectory.waypoints_m, trajectory.dt_s, history.now.speed_mps, self.limits)
+                trajectory = self._parse(output, history)
         self._state = selection.state
         mode = f"degraded: no image of {', '.join(frame_set.missing)}" if frame_set.missing else "nominal"
         return Plan(
@@ -160,9 +178,22 @@ class Pipeline:
             dt_s=trajectory.dt_s,
             text=answer.text,
             mode=mode,
-            kept=_kept_tokens(selection, visual),
+            kept=kept,
             stage_ms=stage.ms,
+            headings_rad=trajectory.headings_rad,
+            speeds_mps=trajectory.speeds_mps,
+            derived=prompt.derived,
+            output=output,
         )
+
+    def _parse(self, output: ModelOutput, history: EgoHistory) -> Trajectory:
+        try:
+            trajectory = self.generator.answer.parse(output.answer_ids)
+            check_plan(trajectory.waypoints_m, trajectory.dt_s, history.now.speed_mps, self.limits)
+        except AnswerError as error:
+            error.output = output
+            raise
+        return trajectory
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -195,7 +226,7 @@ class Pipeline:
         stage: StageTimes,
         frame: FrameContext,
         state: TemporalState | None = None,
-    ) -> tuple[Answer, Selection]:
+    ) -> tuple[Prompt, Answer, Selection]:
         with stage("prompt"):
             prompt = self.generator.prompt(history, command)
         context = self.generator.context(self.pruner, visual, prompt, frame=frame, state=state)
@@ -204,7 +235,7 @@ class Pipeline:
         except ValueError as error:
             raise ModelError(f"pruner {self.pruner.name}: {error}") from error
         done = self.generator.generate(self.pruner, [context], [prompt], self._keep, [selection], stage)[0]
-        return done.answer, replace(selection, indices=done.kept)
+        return prompt, done.answer, replace(selection, indices=done.kept)
 
 
 def _kept_tokens(selection: Selection, visual: VisualTokens) -> KeptTokens:

@@ -152,7 +152,7 @@ def test_a_wrong_field_of_vla_json_is_named(broken, change, field):
     "template,reason",
     [
         ("{images}{weather}", r"prompt\.txt: unknown marker \{weather\}"),
-        ("Past: {history}", r"prompt\.txt: the marker \{images\} is missing"),
+        ("Past: {history}", r"prompt\.txt: its image markers are missing; give"),
         ("{images}zebra", r"prompt\.txt: tokenizer\.json does not give this text back"),
         ("{images}<|image_pad|>", "image tokens"),
     ],

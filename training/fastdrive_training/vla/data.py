@@ -158,7 +158,7 @@ def _write_texts(vla: Vla, dataset: ImageSource, folder: Path) -> None:
         [build_prompt(vla, each, keyframe.command).input_ids.numpy() for each in histories(keyframe.known_history)]
         for keyframe in tqdm(keyframes, desc="prompts", unit="keyframe")
     ]
-    texts = [format_answer(future, answer) for future in futures]
+    texts = [format_answer(future, answer, vla.spec.frame, vla.spec.origin_m) for future in futures]
     answers = [[*vla.tokenizer.encode(text, add_special_tokens=False), stop] for text in texts]
     ahead = [keyframe.extras.get("ahead", {}) for keyframe in keyframes]
     gaps = [[min(max(a.get(name, NO_GAP_M), 0.0), NO_GAP_M) for name in GAPS] for a in ahead]
