@@ -130,12 +130,15 @@ def _plan(values: Mapping) -> Plan:
         kept=None if values["tokens"] is None else _tokens(values["tokens"]),
         stage_ms={str(name): float(ms) for name, ms in values["stage_ms"].items()},
         derived=tuple(map(str, values.get("derived", ()))),
-        **{name: _each(values[name], name, len(waypoints)) for name in STATED if values.get(name) is not None},
+        headings_rad=_stated(values, "headings_rad", len(waypoints)),
+        speeds_mps=_stated(values, "speeds_mps", len(waypoints)),
     )
 
 
-def _each(values: list, name: str, points: int) -> np.ndarray:
-    numbers = np.array(values, np.float64)
+def _stated(values: Mapping, name: str, points: int) -> np.ndarray | None:
+    if values.get(name) is None:
+        return None
+    numbers = np.array(values[name], np.float64)
     if numbers.shape != (points,) or not np.isfinite(numbers).all():
         raise ValueError(f"{name}: expected {points} finite numbers")
     return numbers

@@ -32,6 +32,10 @@ class FixedLength:
     def text(self, ids: Sequence[int]) -> str:
         return ""
 
+    @property
+    def prefix_ids(self) -> tuple[int, ...]:
+        return ()
+
     def parse(self, ids: Sequence[int]) -> Trajectory:
         raise ValueError("an answer of fixed length is no trajectory")
 

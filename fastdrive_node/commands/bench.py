@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from fastdrive_node.cli import write_json
-from fastdrive_node.commands.options import add_device_argument, add_json_argument, add_model_arguments
+from fastdrive_node.commands.options import add_device_arguments, add_json_argument, add_model_arguments
 from fastdrive_node.errors import UsageError
 
 EXAMPLE = """example:
@@ -23,22 +23,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
     add_model_arguments(parser)
     parser.add_argument("--runs", type=int, default=20, metavar="N", help="timed runs of each stage (default: 20)")
-    add_device_argument(parser)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: float32)")
+    add_device_arguments(parser)
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    import torch  # heavy imports, not needed for --help
-
-    from fastdrive_node.benchmark.comparison import compare
-    from fastdrive_node.devices import choose_device
+    from fastdrive_node.benchmark.comparison import compare  # heavy imports, not needed for --help
+    from fastdrive_node.devices import choose_device, choose_dtype
     from fastdrive_node.planning.loading import open_pipeline
 
     if args.runs < 1:
         raise UsageError(f"--runs: {args.runs}; give 1 or more")
     device = choose_device(args.device, "--device")
-    pipeline = open_pipeline(args.vla, args.pruner, args.drop, device=device, dtype=getattr(torch, args.dtype))
+    pipeline = open_pipeline(args.vla, args.pruner, args.drop, device=device, dtype=choose_dtype(args.dtype, device))
     figures = compare(pipeline, args.runs)
     print(table(figures), file=sys.stderr if args.json == "-" else sys.stdout)
     write_json(figures, args.json)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from fastdrive_node.errors import UsageError
-from fastdrive_node.types import MAX_DROP, VISION_BACKENDS, PruningRatio
+from fastdrive_node.types import DTYPES, MAX_DROP, VISION_BACKENDS, PruningRatio
 
 DROP_HELP = f"pruning ratio in [0, {MAX_DROP}] (default: 0.5 with a pruner, else 0)"
 PRUNER_HELP = "a ReconPruner's file, or the name of a pruner (default: the file in the VLA directory)"
@@ -47,9 +47,14 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     add("--language-engine", type=Path, metavar="FILE", help=language)
 
 
-def add_device_argument(parser: argparse.ArgumentParser) -> None:
+def add_device_arguments(parser: argparse.ArgumentParser, dtype: bool = True) -> None:
+    """``--device``, and ``--dtype`` where it may be chosen."""
     help_text = "what torch runs on: cpu, cuda, cuda:<index>, or auto: cuda where there is one (%(default)s)"
     parser.add_argument("--device", default="auto", metavar="D", help=help_text)
+    if not dtype:
+        return
+    help_text = "of weights and activations; auto: bfloat16 on a GPU, float32 on a CPU (%(default)s)"
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help=help_text)
 
 
 def check_engine_arguments(backend: str | None, engine: Path | None) -> None:

@@ -6,18 +6,30 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from fastdrive_node.cli import write_json
-from fastdrive_node.commands.options import add_engine_arguments, add_model_arguments, check_engine_arguments
-from fastdrive_node.errors import InputError, UsageError
+from fastdrive_node.commands.options import (
+    add_device_arguments,
+    add_engine_arguments,
+    add_model_arguments,
+    check_engine_arguments,
+)
+from fastdrive_node.errors import AnswerError, FastDriveError, InputError, UsageError
 from fastdrive_node.record import PlanRecord
-from fastdrive_node.types import CameraFrame, Command, EgoHistory, EgoState, FrameSet, Plan
+from fastdrive_node.types import CameraFrame, Command, EgoHistory, EgoState, FrameSet, ModelOutput, Plan
 
-EXAMPLE = """example:
+if TYPE_CHECKING:
+    import torch
+
+    from fastdrive_node.families.spec import VlaSpec
+
+EXAMPLE = """examples:
   fastdrive plan drive/*__CAM_*.jpg --speed 8.3 --command left --picture plan.png
+  fastdrive plan front.jpg --vla models/impromptu --history states.json --dtype bfloat16 --json plan.json
 """
 
 
@@ -30,7 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGES", help="one image file of each camera")
     add_model_arguments(parser)
     add_engine_arguments(parser)
-    parser.add_argument("--speed", type=float, default=0.0, metavar="V", help="current speed in m/s (default: 0)")
+    add_device_arguments(parser)
+    parser.add_argument("--speed", type=float, metavar="V", help="current speed in m/s (default: 0)")
+    help_text = (
+        "JSON list of states, newest last: t_s (<= 0), x, y, yaw, speed; where known ax, ay, vy, yaw_rate, steer"
+    )
+    parser.add_argument("--history", type=Path, metavar="F", help=help_text)
     parser.add_argument(
         "--command",
         type=Command,
@@ -40,10 +57,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="driving command: left, straight, right or none (default: none)",
     )
     parser.add_argument("--picture", type=Path, metavar="F", help="write a picture of the plan (PNG or JPEG)")
-    parser.add_argument("--json", metavar="F", help="write the plan as JSON; '-' is standard output")
+    help_text = "plan on black images first: the times are those of a running vehicle"
+    parser.add_argument("--warm-up", action="store_true", help=help_text)
+    parser.add_argument("--json", metavar="F", help="write the plan, or the refusal, as JSON; '-' is standard output")
 
 
 def run(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from fastdrive_node.devices import choose_device, choose_dtype
     from fastdrive_node.engines.language_engine import LanguageChoice
     from fastdrive_node.engines.vision_engine import choose_engine
     from fastdrive_node.planning.loading import open_pipeline  # heavy imports, not needed for --help
@@ -55,21 +77,48 @@ def run(args: argparse.Namespace) -> None:
         )
     engine = choose_engine(args.backend or "torch", args.engine)
     language = None if args.language_engine is None else LanguageChoice(args.language_engine)
-    pipeline = open_pipeline(args.vla, args.pruner, args.drop, engine=engine, language_engine=language)
-    files = order_images(args.images, pipeline.vla.spec.cameras)
-    frames = tuple(image_frame(camera, file) for camera, file in zip(pipeline.vla.spec.cameras, files, strict=True))
-    pipeline.warm_up()  # so that the times are those of a running vehicle
-    history = standing_start(args.speed, pipeline.vla.spec.history.interval_s)
-    plan = pipeline.plan(FrameSet(frames, t0_ns=0), history, args.command)
+    device = choose_device(args.device, "--device")
+    with Console(stderr=True).status("loading") as shown:  # on a terminal only
+        pipeline = open_pipeline(
+            args.vla,
+            args.pruner,
+            args.drop,
+            device=device,
+            dtype=choose_dtype(args.dtype, device),
+            engine=engine,
+            language_engine=language,
+        )
+        pipeline.generator.progress = lambda stage: shown.update(stage)
+        spec = pipeline.vla.spec
+        files = order_images(args.images, spec.cameras)
+        frames = tuple(image_frame(camera, file) for camera, file in zip(spec.cameras, files, strict=True))
+        history = _history(args, spec)
+        if args.warm_up:
+            pipeline.warm_up()
+        try:
+            plan = pipeline.plan(FrameSet(frames, t0_ns=0), history, args.command)
+        except FastDriveError as error:
+            write_json(refusal_json(error, device), args.json)
+            raise
     print(table(plan), file=sys.stderr if args.json == "-" else sys.stdout)
-    write_json(plan_json(plan), args.json)
+    write_json(plan_json(plan, device), args.json)
     if args.picture is not None:
         from fastdrive_node.visualization.layout import save_image
         from fastdrive_node.visualization.plan_image import draw_plan
 
         images = [read_image(file) for file in files]
-        picture = draw_plan(plan, images, pipeline.vla.spec.cameras, args.speed, args.command)
+        picture = draw_plan(plan, images, spec.cameras, history.now.speed_mps, args.command)
         save_image(args.picture, picture)
+
+
+def _history(args: argparse.Namespace, spec: VlaSpec) -> EgoHistory:
+    if args.history is None:
+        return standing_start(args.speed or 0.0, spec.history.interval_s)
+    if args.speed is not None:
+        raise UsageError("--speed: is in the file that --history names; give one of them")
+    from fastdrive_node.sync.ego_file import read_history
+
+    return read_history(args.history, max(spec.history.steps, default=0), spec.history.interval_s)
 
 
 def order_images(files: Sequence[Path], cameras: Sequence[str]) -> list[Path]:
@@ -118,13 +167,32 @@ def standing_start(speed_mps: float, interval_s: float) -> EgoHistory:
     return EgoHistory((EgoState(0, 0.0, 0.0, 0.0, speed_mps),), interval_s)
 
 
-def plan_json(plan: Plan) -> dict:
-    """The plan with its tokens and times."""
+def plan_json(plan: Plan, device: torch.device) -> dict:
+    """The plan with the prompt, tokens, times and memory."""
     record = PlanRecord(plan)
-    assert plan.kept is not None  # a pipeline's plan has its tokens
-    tokens = {"total_tokens": plan.kept.total, "kept_tokens": plan.kept.kept}
-    stage_ms = {name: round(ms, 3) for name, ms in plan.stage_ms.items()}
-    return {"kind": record.kind, **record.line(), **tokens, "stage_ms": stage_ms}
+    assert plan.output is not None
+    return {"kind": record.kind, "reason": "", **record.line(), **_output_json(plan.output, device)}
+
+
+def refusal_json(error: FastDriveError, device: torch.device) -> dict:
+    """The reason of a refusal, and what the model wrote where it ran."""
+    output = error.output if isinstance(error, AnswerError) else None
+    written = {} if output is None else _output_json(output, device)
+    return {"kind": "refused", "reason": str(error), "stage": error.stage, "waypoints": None, **written}
+
+
+def _output_json(output: ModelOutput, device: torch.device) -> dict:
+    from fastdrive_node.devices import peak_memory
+
+    return {
+        "text": output.text,
+        "answer_ids": list(output.answer_ids),
+        "prompt": output.prompt,
+        "total_tokens": output.kept.total,
+        "kept_tokens": output.kept.kept,
+        "stage_ms": {name: round(ms, 3) for name, ms in output.stage_ms.items()},
+        "peak_memory_gb": round(peak_memory(device) / 1e9, 3),
+    }
 
 
 def table(plan: Plan) -> str:

@@ -191,6 +191,14 @@ class VlaFamily(Protocol):
         """Side of the square of image pixels that one visual token stands for."""
         ...
 
+    def preprocessor_problems(self, config: Any, stored: dict, size: tuple[int, int]) -> list[str]:
+        """How the content of a ``preprocessor_config.json`` differs from what ``VisionBackend.preprocess`` does.
+
+        Args:
+            size: (height, width) in px that images are resized to.
+        """
+        ...
+
     def special_tokens(self, config: Any) -> Mapping[str, int]:
         """Tokens that the tokenizer must know, with their ids."""
         ...

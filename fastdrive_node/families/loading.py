@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerFast
 
+from fastdrive_node.devices import free_memory
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families.base import PARTS, VlaFamily
+from fastdrive_node.families.base import LANGUAGE, PARTS, VISION, VlaFamily
 from fastdrive_node.families.prompt import check_prompt
 from fastdrive_node.families.spec import SPEC_FILE, VlaSpec, load_spec
 from fastdrive_node.families.vla import CONFIG, Vla, first_line
 
 WEIGHTS, WEIGHTS_INDEX, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
+log = logging.getLogger(__name__)
 _MAX_TEXT_BYTES = 64 * 1024
 _MODULES = {"qwen2_5_vl": "fastdrive_node.families.qwen2_5_vl"}  # each has an object FAMILY
 
@@ -57,12 +61,60 @@ def load_vla(
     template = _read_template(path, spec)
     family, config = read_config(path)
     _check_image_size(path, spec, family.pixels_per_token(config))
-    _check_weights(path)
+    _check_memory(path, family, torch.device(device), dtype, parts)
+    for problem in preprocessor_problems(path, family, config, spec):
+        log.warning("%s", problem)
     tokenizer = _read_tokenizer(path, family, config)
     model = family.load(path, config, torch.device(device), dtype, parts)
     vla = Vla(path, family, config, model, tokenizer, spec, template, parts)
     check_prompt(vla)
     return vla
+
+
+def stored_parameters(path: Path, family: VlaFamily) -> dict[str, int]:
+    """Numbers in the weights of each part: ``vision``, and ``language`` with embeddings and head.
+
+    Raises:
+        ModelError: a weight file is missing or unreadable.
+    """
+    counts = {VISION: 0, LANGUAGE: 0}
+    for file in _check_weights(path):
+        with safe_open(file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118
+                part = VISION if name.startswith(family.encoder_prefixes) else LANGUAGE
+                counts[part] += math.prod(stored.get_slice(name).get_shape())
+    return counts
+
+
+def _check_memory(path: Path, family: VlaFamily, device: torch.device, dtype: Any, parts: frozenset[str]) -> None:
+    """Tell what the weights take before they are read; refuse what does not fit."""
+    counts = stored_parameters(path, family)
+    size = dtype.itemsize if isinstance(dtype, torch.dtype) else 4
+    needed, free = sum(counts[part] for part in parts) * size, free_memory(device)
+    text = f"{path}: {needed / 1e9:.2f} GB of weights as {str(dtype).removeprefix('torch.')} on {device.type}"
+    if needed > free:
+        raise ModelError(
+            f"{text}, but {free / 1e9:.2f} GB are free; free memory, use bfloat16 (--dtype, or the parameter dtype), "
+            "or engines for some parts"
+        )
+    log.info("%s; %.2f GB are free", text, free / 1e9)
+
+
+def preprocessor_problems(path: Path, family: VlaFamily, config: Any, spec: VlaSpec) -> list[str]:
+    """How ``preprocessor_config.json``, where it is there, differs from what is done here; a line for each difference.
+
+    Images are always resized to ``image_size`` of ``vla.json``; the file's own rule for the size is only compared.
+    """
+    file = path / "preprocessor_config.json"
+    if not file.is_file():
+        return []
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict):
+            raise ValueError("not a JSON object")
+        return [f"{file}: {problem}" for problem in family.preprocessor_problems(config, stored, spec.image_size)]
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return [f"{file}: not readable ({first_line(error)})"]
 
 
 def _require(path: Path, purpose: str) -> Path:
@@ -107,8 +159,8 @@ def _check_image_size(path: Path, spec: VlaSpec, pixels: int) -> None:
             raise ModelError(f"{path / SPEC_FILE}: image_size.{name}: {side} is not a multiple of {pixels} px")
 
 
-def _check_weights(path: Path) -> None:
-    """All weight files are there and readable, before transformers allocates anything."""
+def _check_weights(path: Path) -> list[Path]:
+    """The weight files; all are there and readable, before transformers allocates anything."""
     index = path / WEIGHTS_INDEX
     files = [path / WEIGHTS]
     if index.is_file():
@@ -126,6 +178,7 @@ def _check_weights(path: Path) -> None:
                 stored.keys()
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{file}: not a readable safetensors file ({error}); fetch it again") from error
+    return files
 
 
 def _read_tokenizer(path: Path, family: VlaFamily, config: Any) -> PreTrainedTokenizerFast:

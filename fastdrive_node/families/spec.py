@@ -18,9 +18,7 @@ FRAME = "x_forward_y_left"
 
 Text = Annotated[str, Field(max_length=2000)]
 Seconds = Annotated[float, Field(gt=0, le=10)]
-PairKind = Literal[
-    "xy", "dxdy", "distance_heading", "distance_turn", "distance_curvature", "polar", "speed_curvature"
-]
+PairKind = Literal["xy", "dxdy", "distance_heading", "distance_turn", "distance_curvature", "polar", "speed_curvature"]
 FrameName = Literal["x_forward_y_left", "x_right_y_forward"]
 CameraName = Annotated[str, Field(pattern="^[A-Za-z0-9_]{1,64}$")]
 Side = Annotated[int, Field(ge=1, le=8192)]
@@ -136,7 +134,7 @@ def load_spec(vla_dir: Path) -> VlaSpec:
     try:
         text = path.read_bytes()
     except FileNotFoundError as error:
-        raise ModelError(f"{path}: missing; a VLA directory needs it (see docs/vla_directory.md)") from error
+        raise ModelError(f"{path}: missing; write it with `fastdrive vla init` (docs/vla_directory.md)") from error
     except OSError as error:
         raise ModelError(f"{path}: not readable ({error})") from error
     return parse_json(_SPEC, text, path, "correct this field")

@@ -14,7 +14,7 @@ import numpy as np
 
 from fastdrive_node.errors import AnswerError, ModelError
 from fastdrive_node.families import Vla
-from fastdrive_node.families.spec import AnswerSpec, FrameName
+from fastdrive_node.families.spec import AnswerSpec, FrameName, VlaSpec
 from fastdrive_node.planning.pairs import pairs_of, trajectory_of
 from fastdrive_node.types import Trajectory
 
@@ -79,8 +79,13 @@ class TextAnswer:
         return str(self._tokenizer.decode(ids[:-1] if ids and ids[-1] in self._silent else ids))
 
     def parse(self, ids: Sequence[int]) -> Trajectory:
-        pairs = parse_answer(self.text(ids), self.spec)
-        return trajectory_of(pairs, self.spec.pairs, self.spec.interval_s, self._vla.frame, self._vla.origin_m)
+        return parse_trajectory(self.text(ids), self._vla)
+
+
+def parse_trajectory(text: str, vla: VlaSpec) -> Trajectory:
+    """The trajectory of the rear axle that an answer's text states. Raises AnswerError as ``parse_answer``."""
+    spec = vla.answer
+    return trajectory_of(parse_answer(text, spec), spec.pairs, spec.interval_s, vla.frame, vla.origin_m)
 
 
 def constant_prefix(encode: Callable[[str], list[int]], spec: AnswerSpec) -> tuple[int, ...]:

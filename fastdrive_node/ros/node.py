@@ -195,7 +195,12 @@ class FastDriveNode(LifecycleNode):
         self._worker = Worker(
             loaded.planner,
             FrameBuffer(loaded.cameras, settings.frame_limits()),
-            OdometryBuffer(loaded.history_steps, loaded.history_interval_s, settings.odometry_limits()),
+            OdometryBuffer(
+                loaded.history_steps,
+                loaded.history_interval_s,
+                settings.odometry_limits(),
+                settings.vehicle_wheel_base_m,
+            ),
             clock=lambda: self.get_clock().now().nanoseconds,
             report=self._on_outcome,
             limits=settings.worker_limits(),

@@ -28,7 +28,7 @@ from fastdrive_node.planning.checks import PlanLimits
 from fastdrive_node.sync.frames import FrameLimits
 from fastdrive_node.sync.odometry import OdometryLimits
 from fastdrive_node.sync.worker import WorkerLimits
-from fastdrive_node.types import MAX_DROP, TEMPORAL_RANGES, OnnxProviderName, Vehicle, VisionBackendName
+from fastdrive_node.types import MAX_DROP, TEMPORAL_RANGES, DtypeName, OnnxProviderName, Vehicle, VisionBackendName
 
 if TYPE_CHECKING:
     from fastdrive_node.pruning.score_pruner import ScoreOptions
@@ -69,7 +69,7 @@ class Settings(BaseModel):
         "auto", "what onnxruntime runs on; auto: cuda where the model is on a GPU and onnxruntime has it, else cpu"
     )
     device: Literal["auto", "cpu", "cuda"] = _fixed("auto", "where the model runs; auto: cuda where there is a GPU")
-    dtype: Literal["float32", "bfloat16", "float16"] = _fixed("float32", "type of weights and activations")
+    dtype: DtypeName = _fixed("auto", "type of weights and activations; auto: bfloat16 on a GPU, float32 on a CPU")
     warm_up: bool = _fixed(True, "plan once on black images before the node is ready")
 
     calibrated_scores: bool = _fixed(

@@ -37,7 +37,7 @@ def load_planner(settings: Settings) -> LoadedPlanner:
     """
     import torch
 
-    from fastdrive_node.devices import choose_device, device_name
+    from fastdrive_node.devices import choose_device, choose_dtype, device_name
     from fastdrive_node.engines.language_engine import EngineLanguage, LanguageChoice
     from fastdrive_node.engines.vision_engine import EngineVision, choose_engine
     from fastdrive_node.planning.loading import open_pipeline
@@ -51,7 +51,7 @@ def load_planner(settings: Settings) -> LoadedPlanner:
         settings.pruner or None,
         drop=None if settings.drop < 0 else settings.drop,
         device=device,
-        dtype=getattr(torch, settings.dtype),
+        dtype=choose_dtype(settings.dtype, device),
         engine=choose_engine(settings.vision_backend, settings.engine, settings.onnx_provider),
         scores=settings.score_options(),
         language_engine=language,
@@ -65,7 +65,7 @@ def load_planner(settings: Settings) -> LoadedPlanner:
         "encoder": vla.encoder_fingerprint[:12],
         "pruner": pruner if settings.pruner in ("", pruner) else f"{pruner} {settings.pruner}",
         "device": device.type,
-        "dtype": settings.dtype,
+        "dtype": str(vla.dtype).removeprefix("torch."),
         "torch": torch.__version__,
     }
     if isinstance(pipeline.vision, EngineVision):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from fastdrive_node.errors import EgoStateError
 from fastdrive_node.geometry import wrap_angle
-from fastdrive_node.types import JUMP_BACK_S, EgoHistory, EgoState
+from fastdrive_node.types import JUMP_BACK_S, EgoHistory, EgoState, Vehicle
 
 log = logging.getLogger(__name__)
 ACCEL_WINDOW_S = 0.5  # the acceleration is the mean over this time, as in the training data
@@ -30,9 +30,16 @@ class OdometryLimits:
 class OdometryBuffer:
     """The last seconds of odometry. Not thread-safe: the caller holds a lock."""
 
-    def __init__(self, steps: int = 6, interval_s: float = 0.5, limits: OdometryLimits | None = None):
+    def __init__(
+        self,
+        steps: int = 6,
+        interval_s: float = 0.5,
+        limits: OdometryLimits | None = None,
+        wheel_base_m: float = Vehicle.wheel_base_m,
+    ):
         self.steps = steps
         self.interval_s = interval_s
+        self.wheel_base_m = wheel_base_m
         self.limits = limits or OdometryLimits()
         self._states: list[EgoState] = []
 
@@ -91,7 +98,7 @@ class OdometryBuffer:
             states.append(state)
         if not states:
             raise EgoStateError(self._uncovered(t0_ns))
-        return EgoHistory(tuple(states), self.interval_s)
+        return EgoHistory(tuple(states), self.interval_s, self.wheel_base_m)
 
     def _uncovered(self, t0_ns: int) -> str:
         limit = f"the limit is {self.limits.max_age_s:.2f} s (max_odometry_age_s)"
@@ -105,8 +112,8 @@ class OdometryBuffer:
 
     def _at(self, stamp_ns: int) -> EgoState | None:
         state = self._motion_at(stamp_ns)
-        if state is None:
-            return None
+        if state is None or state.accel_measured:
+            return state
         first_ns = max(stamp_ns - round(ACCEL_WINDOW_S * 1e9), self._states[0].stamp_ns)
         before = self._motion_at(first_ns) if first_ns < stamp_ns else None
         if before is None or first_ns > stamp_ns - 1_000_000:
@@ -148,6 +155,11 @@ def _interpolate(before: EgoState, after: EgoState, stamp_ns: int) -> EgoState:
     def between(a: float, b: float) -> float:
         return a + fraction * (b - a)
 
+    def optional(name: str) -> float | None:
+        a, b = getattr(before, name), getattr(after, name)
+        return None if a is None or b is None else between(a, b)
+
+    measured = before.accel_measured and after.accel_measured
     turn = wrap_angle(after.yaw_rad - before.yaw_rad)
     return replace(
         before,
@@ -156,7 +168,11 @@ def _interpolate(before: EgoState, after: EgoState, stamp_ns: int) -> EgoState:
         y_m=between(before.y_m, after.y_m),
         z_m=between(before.z_m, after.z_m),
         yaw_rad=wrap_angle(before.yaw_rad + fraction * turn),
-        accel_mps2=0.0,  # set by _at
+        accel_mps2=between(before.accel_mps2, after.accel_mps2) if measured else 0.0,  # then set by _at
+        accel_measured=measured,
         speed_mps=between(before.speed_mps, after.speed_mps),
         yaw_rate_radps=between(before.yaw_rate_radps, after.yaw_rate_radps),
+        accel_y_mps2=optional("accel_y_mps2"),
+        speed_y_mps=optional("speed_y_mps"),
+        steer_rad=optional("steer_rad"),
     )

@@ -157,7 +157,7 @@ def test_an_unknown_value_is_wrong_usage(images, arguments):
 def test_help_shows_an_example(capsys):
     with pytest.raises(SystemExit) as stopped:
         plan("--help")
-    assert stopped.value.code == 0 and "example:" in capsys.readouterr().out
+    assert stopped.value.code == 0 and "examples:" in capsys.readouterr().out
 
 
 def test_the_shipped_vla_is_found_in_a_checkout(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastdrive_export.commands.options import add_source_arguments, plain, say
 from fastdrive_node.cli import write_json
-from fastdrive_node.commands.options import add_device_argument, add_json_argument, at_least_one, pruning_ratio
+from fastdrive_node.commands.options import add_device_arguments, add_json_argument, at_least_one, pruning_ratio
 from fastdrive_node.engines.manifest import read_manifest
 from fastdrive_node.errors import ModelError
 from fastdrive_node.types import ONNX_PROVIDERS
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pruning ratio of the compared answers (0.5; language: 0, 0.5, 0.75)",
     )
     add("--no-plans", action="store_true", help="compare tokens and kept sets, or logits, only; not the answers")
-    add_device_argument(parser)
+    add_device_arguments(parser, dtype=False)  # the reference is float32
     add("--provider", choices=ONNX_PROVIDERS, default="auto", help="what onnxruntime runs on (%(default)s)")
     add_json_argument(parser)
 

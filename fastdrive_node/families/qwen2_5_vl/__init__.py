@@ -12,6 +12,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families.base import LANGUAGE, VISION, PositionInputs
 from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage, fold_rotation_sign
+from fastdrive_node.families.qwen2_5_vl.preprocess import differences
 from fastdrive_node.families.qwen2_5_vl.pruner_layer import Qwen25VlPrunerLayer, layer_config
 from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
 from fastdrive_node.families.vla import CONFIG, Vla, first_line, quiet_loading
@@ -63,6 +64,9 @@ class Qwen25Vl:
     def pixels_per_token(self, config: _Config) -> int:
         return config.vision_config.patch_size * config.vision_config.spatial_merge_size
 
+    def preprocessor_problems(self, config: _Config, stored: dict, size: tuple[int, int]) -> list[str]:
+        return differences(config, stored, size)
+
     def special_tokens(self, config: _Config) -> dict[str, int]:
         return {IMAGE: config.image_token_id, IMAGE_START: config.vision_start_token_id}
 
@@ -102,8 +106,13 @@ class Qwen25Vl:
         }
 
     def language_constants(self, config: _Config) -> dict[str, Any]:
-        names = ("rms_norm_eps", "num_attention_heads", "tie_word_embeddings")
-        return {name: getattr(config.text_config, name) for name in names}
+        text = config.text_config
+        return {
+            "rms_norm_eps": text.rms_norm_eps,
+            "num_attention_heads": text.num_attention_heads,
+            # flat configurations of early 2025 have it at the top only
+            "tie_word_embeddings": getattr(text, "tie_word_embeddings", config.tie_word_embeddings),
+        }
 
     def pruner_layer(self, sizes: Any) -> Qwen25VlPrunerLayer:
         return Qwen25VlPrunerLayer(layer_config(sizes))

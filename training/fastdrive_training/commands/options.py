@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
 from rich.table import Table
 
-from fastdrive_node.devices import choose_device
+from fastdrive_node.commands.options import add_device_arguments
+from fastdrive_node.devices import choose_device, choose_dtype
 from fastdrive_node.errors import UsageError
 from fastdrive_node.families import Vla, load_vla
 from fastdrive_node.families.spec import load_spec
 from fastdrive_node.planning.loading import SHIPPED_PRUNER, default_vla_dir
 from fastdrive_training.data.adapters import ImageSource, open_source
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +24,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pruner", metavar="FILE", help=f"ReconPruner file ({SHIPPED_PRUNER} in the VLA directory)")
     parser.add_argument("--split", metavar="S", help="train, val, test, or one of nuScenes' (all items)")
     parser.add_argument("--limit", metavar="N", type=int, help="so many items only, evenly spread")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto: cuda where there is one")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="of the VLA (%(default)s)")
+    add_device_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write the figures here; - is standard output")
 
 
@@ -42,7 +39,7 @@ def open_dataset(args: argparse.Namespace) -> tuple[ImageSource, Vla]:
     device = choose_device(args.device, "--device")
     cameras = tuple(load_spec(vla_dir(args)).cameras)
     source = open_source(args.dataset, args.split, cameras=cameras, all_splits=True)
-    return source, load_vla(vla_dir(args), device, DTYPES[args.dtype])
+    return source, load_vla(vla_dir(args), device, choose_dtype(args.dtype, device))
 
 
 def figures_table(title: str, first: str, *columns: str) -> Table:

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from fastdrive_node.cli import write_json
-from fastdrive_node.devices import choose_device
+from fastdrive_node.devices import choose_device, choose_dtype
 from fastdrive_node.errors import InputError
 from fastdrive_node.families import Vla, load_vla
 from fastdrive_node.families.spec import load_spec
@@ -20,7 +20,7 @@ from fastdrive_node.pruning.checkpoint import load_calibration, load_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.pruning.score_pruner import ScoreOptions, check_options
 from fastdrive_node.pruning.temporal import TemporalSettings
-from fastdrive_training.commands.options import DTYPES, add_dataset_arguments, pruner_file, require_positive, vla_dir
+from fastdrive_training.commands.options import add_dataset_arguments, pruner_file, require_positive, vla_dir
 from fastdrive_training.data.adapters import detect_kind, open_source
 from fastdrive_training.data.image_sets import BagSets, ImageSets, SourceSets, is_bag
 from fastdrive_training.data.sampling import evenly_spaced
@@ -107,7 +107,8 @@ def open_sets(args: argparse.Namespace) -> tuple[ImageSets, Vla]:
     """The data that the arguments name, and the VLA. Raises InputError or ModelError."""
 
     def vla() -> Vla:  # after the data, whose mistakes are seen sooner
-        return load_vla(vla_dir(args), choose_device(args.device, "--device"), DTYPES[args.dtype])
+        device = choose_device(args.device, "--device")
+        return load_vla(vla_dir(args), device, choose_dtype(args.dtype, device))
 
     root = Path(args.dataset)
     if is_bag(root):

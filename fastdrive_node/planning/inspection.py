@@ -1,0 +1,213 @@
+"""What a VLA directory asks of its model and of the machine, and what does not fit: for ``fastdrive vla check``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import regex
+import torch
+from PIL import Image
+from torch.nn.functional import linear
+
+from fastdrive_node.devices import free_memory
+from fastdrive_node.errors import FastDriveError, InputError
+from fastdrive_node.families import Vla, build_prompt, load_vla
+from fastdrive_node.families.loading import preprocessor_problems, stored_parameters
+from fastdrive_node.families.spec import AnswerSpec, FrameName
+from fastdrive_node.planning.answer_format import TextAnswer, answer_text, constant_prefix
+from fastdrive_node.planning.pairs import pairs_of
+from fastdrive_node.types import Command, EgoHistory, EgoState
+
+_SPEED_MPS, _YAW_RATE_RADPS = 4.6, 0.02  # of the example answer and prompt: slow city driving, slightly to the left
+_TYPES = {"float32": 4, "bfloat16": 2}
+_ASPECT_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class AnswerTokens:
+    """Tokens of an example answer."""
+
+    total: int
+    constant: int  # before the first number, the same in every answer
+    forced: int  # behind it: the grammar leaves no choice
+    free: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Estimated from this machine's measured speed and the model's size; pruning and the tower are not in it."""
+
+    prefill_s: float
+    decode_s: float  # of the example answer, token by token
+
+
+@dataclass(frozen=True)
+class VlaReport:
+    """See ``check_vla``."""
+
+    family: str
+    prompt: str  # with one ``<image>`` for each image
+    example_answer: str
+    image_size: tuple[int, int]  # height, width in px
+    visual_tokens: int
+    text_tokens: int
+    answer_tokens: AnswerTokens
+    parameters: dict[str, int]  # of each part
+    memory_gb: dict[str, float]  # of weights and cache, by dtype
+    free_memory_gb: float
+    cost: dict[str, Cost]  # by dtype, on the CPU or GPU that was named
+    problems: list[str]
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def check_vla(path: Path, images: Sequence[Path] = (), device: torch.device | None = None) -> VlaReport:
+    """Look at a VLA directory without the weights of its tower and language layers.
+
+    Args:
+        images: one file of each camera, in order; their sizes are compared with the VLA's.
+        device: whose speed and memory are looked at; None for the CPU.
+
+    Raises:
+        ModelError: the directory cannot be used at all.
+        InputError: another number of images than cameras, or one cannot be read.
+    """
+    device = device or torch.device("cpu")
+    vla = load_vla(path, parts=frozenset(), dtype=torch.bfloat16)
+    spec = vla.spec
+    problems = preprocessor_problems(path, vla.family, vla.config, spec) + _image_problems(vla, images)
+    try:
+        TextAnswer(vla)
+    except FastDriveError as error:
+        problems.append(str(error))
+    state = EgoState(0, 0.0, 0.0, 0.0, _SPEED_MPS, 0.1, _YAW_RATE_RADPS)
+    times = [step * spec.history.interval_s for step in range(1, max(spec.history.steps, default=0) + 1)]
+    places = [_path(_SPEED_MPS, -_YAW_RATE_RADPS, -time) for time in times]
+    past = [EgoState(0, float(x), float(y), 0.0, _SPEED_MPS, 0.1) for x, y in places]
+    prompt = build_prompt(vla, EgoHistory((state, *past), spec.history.interval_s), Command.NONE)
+    example = _example(spec.answer, spec.frame, spec.origin_m)
+    answer = count_answer_tokens(vla, spec.answer, example)
+    sizes = vla.family.language_sizes(vla.config)
+    parameters = stored_parameters(path, vla.family)
+    positions = len(prompt) + spec.answer.max_new_tokens
+    cache = 2 * sizes["layers"] * sizes["kv_heads"] * sizes["head_dim"] * positions
+    memory = {name: round((sum(parameters.values()) + cache) * size / 1e9, 3) for name, size in _TYPES.items()}
+    return VlaReport(
+        family=vla.family.model_type,
+        prompt=vla.short_prompt(prompt.text),
+        example_answer=example,
+        image_size=spec.image_size,
+        visual_tokens=vla.tokens,
+        text_tokens=len(prompt) - vla.tokens,
+        answer_tokens=answer,
+        parameters=parameters,
+        memory_gb=memory,
+        free_memory_gb=round(free_memory(device) / 1e9, 2),
+        cost={name: _cost(parameters["language"], len(prompt), answer, device, name) for name in _TYPES},
+        problems=problems,
+    )
+
+
+def _path(speed: float, yaw_rate: float, seconds: float) -> np.ndarray:
+    angle = yaw_rate * seconds
+    return speed * seconds * np.array([np.cos(angle / 2), np.sin(angle / 2)])
+
+
+def _example(spec: AnswerSpec, frame: FrameName, origin_m: float) -> str:
+    points = np.array([_path(_SPEED_MPS, _YAW_RATE_RADPS, spec.interval_s * (k + 1)) for k in range(spec.points)])
+    return answer_text(pairs_of(points, spec.pairs, spec.interval_s, frame, origin_m), spec)
+
+
+def count_answer_tokens(vla: Vla, spec: AnswerSpec, text: str) -> AnswerTokens:
+    """The tokens of an answer ``text`` of the grammar, by what decides them."""
+    ids, constant = vla.encode_text(text), len(constant_prefix(vla.encode_text, spec))
+    pairs = ", ".join([rf"\[{spec.number.pattern}, {spec.number.pattern}\]"] * spec.points)
+    grammar = regex.compile(regex.escape(spec.preamble) + pairs + regex.escape(spec.closing))
+    ends = [len(vla.tokenizer.decode(ids[:count])) for count in range(len(ids) + 1)]
+    free = sum(_is_free(grammar, text, ends[index], ends[index + 1]) for index in range(constant, len(ids)))
+    return AnswerTokens(len(ids), constant, len(ids) - constant - free, free)
+
+
+def _is_free(grammar: regex.Pattern, text: str, start: int, end: int) -> bool:
+    """Whether the grammar would take another character anywhere in text[start:end]."""
+    alphabet = set("0123456789+-.,[] ") | set(text)
+    return any(
+        grammar.fullmatch(text[:place] + other, partial=True) is not None
+        for place in range(start, end)
+        for other in alphabet - {text[place]}
+    )
+
+
+def _cost(parameters: int, prompt: int, answer: AnswerTokens, device: torch.device, dtype: str) -> Cost:
+    flops, bytes_s = _machine_speed(device, getattr(torch, dtype))
+    decode = (answer.total + 1) * parameters * _TYPES[dtype] / bytes_s
+    return Cost(round(2 * parameters * prompt / flops, 3), round(decode, 3))
+
+
+def _machine_speed(device: torch.device, dtype: torch.dtype, side: int = 2048) -> tuple[float, float]:
+    """Operations a second of a matrix product, and bytes a second that a product with a vector reads."""
+    matrix = torch.ones(side, side, dtype=dtype, device=device)
+    rows = matrix[: side // 8]
+    many, one = (_seconds(lambda some=some: linear(some, matrix), device) for some in (rows, rows[:1]))
+    return 2 * rows.numel() * side / many, matrix.numel() * matrix.element_size() / one
+
+
+def _seconds(work: Callable[[], object], device: torch.device, runs: int = 3) -> float:
+    times = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def _image_problems(vla: Vla, images: Sequence[Path]) -> list[str]:
+    cameras, (height, width) = vla.spec.cameras, vla.spec.image_size
+    if images and len(images) != len(cameras):
+        raise InputError(f"{len(images)} images for {len(cameras)} cameras; give one each of {', '.join(cameras)}")
+    problems = []
+    for camera, file in zip(cameras, images, strict=bool(images)):
+        try:
+            with Image.open(file) as image:
+                found = image.size
+        except Exception as error:  # Pillow raises many kinds for damaged data
+            raise InputError(f"{file}: not a readable image ({error})") from error
+        if abs(found[0] / found[1] / (width / height) - 1) > _ASPECT_TOLERANCE:
+            problems.append(
+                f"{file}: {camera}: {found[0]}x{found[1]} px is squeezed to {width}x{height}; give image_size the "
+                "camera's shape (`fastdrive vla init --camera-size`)"
+            )
+    return problems
+
+
+def read_answers(path: Path) -> list[str]:
+    """Recorded answers: JSON lines, each a text or an object with the field ``text``.
+
+    Raises:
+        InputError: the file or a line cannot be read.
+    """
+    answers = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not readable as UTF-8 text ({error})") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+            text = value["text"] if isinstance(value, dict) else value
+            if not isinstance(text, str):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(f'{path}: line {number}: give a JSON text, or {{"text": ...}}') from error
+        answers.append(text)
+    return answers
