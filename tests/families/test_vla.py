@@ -63,7 +63,7 @@ def test_it_loads_in_another_dtype_with_the_same_fingerprint(tiny_dir, tiny_vla)
 @pytest.mark.parametrize("name", ["vla.json", "prompt.txt", "config.json", "model.safetensors", "tokenizer.json"])
 def test_a_missing_file_is_named(broken, name):
     (broken / name).unlink()
-    with pytest.raises(ModelError, match=rf"{name}: missing; (a VLA directory needs it|write it with `fastdrive vla init`)"):
+    with pytest.raises(ModelError, match=rf"{name}: missing; (a VLA directory needs|write it with)"):
         load_vla(broken)
 
 
