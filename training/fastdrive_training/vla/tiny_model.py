@@ -49,7 +49,7 @@ PHRASES = (
 )
 SYMBOLS = ("], [", ", ", "[", "]", "+", "-", ".", "?", " ", "\n", *"0123456789")
 NUMBER = NumberFormat(decimals=1, integer_digits=2)
-UNKNOWN_NUMBER = NUMBER.unknown(HistorySpec.missing)
+UNKNOWN_NUMBER = NUMBER.unknown(HistorySpec.missing or "?")
 NUMBERS = tuple(NUMBER.write(tenth / 10) for tenth in range(-999, 1000))
 WAVELENGTHS_M = (0.8, 400.0)  # shortest and longest of the first embeddings of numbers
 

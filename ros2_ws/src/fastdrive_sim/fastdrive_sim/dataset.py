@@ -227,7 +227,7 @@ class _SceneWriter:
     def write(self, plan: ScenePlan) -> None:
         steps = scene_steps(plan.keyframes, self._spec.hz)
         simulation = self._sources.simulation(plan.world_seed, steps / SIM_HZ, self._spec.scenario)
-        rows = write_scene(self._out, plan, self._spec, simulation, self._renderer)
+        rows = write_scene(self._out, plan, self._spec, self._spec.hz, simulation, self._renderer)
         _write_whole(_shard(self._out, plan), json.dumps(rows, separators=(",", ":")))
 
     def close(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -21,11 +20,8 @@ from fastdrive_sim.geometry import to_ego
 from fastdrive_sim.nuscenes_schema import SceneTables, annotated_things
 from fastdrive_sim.rig import RIGS
 from fastdrive_sim.scenarios import SCENARIOS
-from fastdrive_sim.sources import RendererLike, SimulationLike, record
+from fastdrive_sim.sources import ImageSpec, RendererLike, SimulationLike, record
 from fastdrive_sim.types import Camera, EgoPose, Snapshot, World
-
-if TYPE_CHECKING:
-    from fastdrive_sim.dataset import DatasetSpec
 
 SIM_HZ = 20
 POINTS = 6  # of the history and of the future
@@ -53,7 +49,7 @@ def scene_steps(keyframes: int, hz: int) -> int:
 
 
 def write_scene(
-    out: Path, plan: ScenePlan, spec: DatasetSpec, simulation: SimulationLike, renderer: RendererLike
+    out: Path, plan: ScenePlan, spec: ImageSpec, hz: int, simulation: SimulationLike, renderer: RendererLike
 ) -> dict:
     """Write a scene's images, masks and map under ``out``.
 
@@ -61,7 +57,7 @@ def write_scene(
     ``scene`` (its entry of ``sim.json``) and ``counts`` (figures of the scenario).
     Raises SimError where a file cannot be written or the world ends early.
     """
-    snapshots = record(simulation, scene_steps(plan.keyframes, spec.hz), SIM_HZ)
+    snapshots = record(simulation, scene_steps(plan.keyframes, hz), SIM_HZ)
     mask = draw_mask(simulation.world.drivable, [snapshot.ego for snapshot in snapshots])
     _write_image(out / "maps" / f"{plan.name}.png", mask.pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     rig = RIGS[spec.rig]
@@ -69,7 +65,7 @@ def write_scene(
     renderer.load(simulation.world)
     extras, log = {}, SCENARIOS[spec.scenario].open_log(rig)
     for number in range(plan.keyframes):
-        step = _MARGIN_STEPS + number * (SIM_HZ // spec.hz)
+        step = _MARGIN_STEPS + number * (SIM_HZ // hz)
         timestamp_us = plan.start_us + step * _STEP_US
         views = renderer.render(snapshots[step])
         sample = tables.add_keyframe(timestamp_us, snapshots[step], views)
@@ -78,7 +74,7 @@ def write_scene(
             _write_image(image, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, spec.jpeg_quality])
             _write_png(out, "masks", camera, sample, labels)
         extras[sample] = keyframe_extras(snapshots, step)
-        if (plan.keyframes - 1 - number) * (SIM_HZ // spec.hz) < _MARGIN_STEPS:  # the annotations end sooner
+        if (plan.keyframes - 1 - number) * (SIM_HZ // hz) < _MARGIN_STEPS:  # the annotations end sooner
             extras[sample]["future_boxes"] = future_boxes(simulation.world, snapshots, step)
         entries, images = log.add(snapshots[step], views)
         extras[sample] |= entries
