@@ -134,6 +134,16 @@ class EgoState:
 
 
 @dataclass(frozen=True)
+class VehicleSignal:
+    """What one message of the vehicle tells beside the odometry; None is not told."""
+
+    stamp_ns: int
+    steer_rad: float | None = None  # of the front wheels, positive to the left
+    accel_mps2: float | None = None  # along x
+    accel_y_mps2: float | None = None
+
+
+@dataclass(frozen=True)
 class EgoHistory:
     """States at t0, t0 - dt, t0 - 2 dt ... (newest first); shorter where the vehicle has just started."""
 

@@ -81,7 +81,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         Node(
             name="fastdrive",
             namespace=given["namespace"],
-            parameters=[params_file, overrides(given)],
+            parameters=[params_file, {**signals(given), **overrides(given)}],
             remappings=remappings(given, cameras_of(vla)),
             ros_arguments=["--log-level", f"fastdrive:={given['log_level']}"],
             output="screen",
@@ -157,6 +157,11 @@ def remappings(given: dict[str, str], cameras: tuple[str, ...]) -> list[tuple[st
         pairs = dict(topic_map.remappings())
     named = {ODOMETRY_INPUT: given["odometry"], COMMAND_INPUT: given["command"]}
     return list({**pairs, **{name: topic for name, topic in named.items() if topic}}.items())
+
+
+def signals(given: dict[str, str]) -> dict[str, object]:
+    """Parameters that a topic map with steering or acceleration implies."""
+    return load_topic_map(given["topics"]).parameters() if given["topics"] else {}
 
 
 def is_true(given: dict[str, str], name: str) -> bool:

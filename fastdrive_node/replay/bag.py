@@ -16,6 +16,8 @@ from fastdrive_node.ros.topics import TopicMap, simulator_topics
 
 ODOMETRY_TYPE = "nav_msgs/msg/Odometry"
 COMMAND_TYPE = "std_msgs/msg/String"
+STEERING_TYPES = {"std_msgs/msg/Float64": "float64", "autoware_vehicle_msgs/msg/SteeringReport": "autoware"}
+ACCELERATION_TYPE = "geometry_msgs/msg/AccelWithCovarianceStamped"
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,10 @@ def check_topics(bag: Bag, topics: TopicMap) -> bool:
     _check(bag, topics, "odometry", topics.odometry, (ODOMETRY_TYPE,))
     if topics.command is not None:
         _check(bag, topics, "command", topics.command, (COMMAND_TYPE,), may_be_empty=True)
+    if topics.steering is not None:
+        _check(bag, topics, "steering", topics.steering, tuple(STEERING_TYPES), may_be_empty=True)
+    if topics.acceleration is not None:
+        _check(bag, topics, "acceleration", topics.acceleration, (ACCELERATION_TYPE,), may_be_empty=True)
     if len(kinds) > 1:
         raise InputError(f"{topics.name}: cameras: some topics are raw and some compressed; give all of one transport")
     return kinds == {COMPRESSED_TYPE}
@@ -154,6 +160,12 @@ class Recording:
     @property
     def cameras(self) -> tuple[str, ...]:
         return tuple(self.topics.cameras)
+
+    def parameters(self) -> dict[str, object]:
+        """Parameters of the node that follow from the types of the topics."""
+        steering = STEERING_TYPES[self.bag.types[self.topics.steering]] if self.topics.steering else "none"
+        transport = "compressed" if self.compressed else "raw"
+        return {"image_transport": transport, **self.topics.parameters(steering)}
 
     def image_messages(self) -> Iterator[BagMessage]:
         """Messages of the cameras, in the order of their recording. Raises InputError where the bag is damaged."""

@@ -52,8 +52,7 @@ def play_bag(recording: Recording, node: NodeOptions, rate: float | None, loops:
         InputError: the parameter file, profile or bag cannot be used.
         FastDriveError: the node ended, or was not ready in time.
     """
-    parameters = {**REPLAY_PARAMETERS, **node.parameters}
-    parameters["image_transport"] = "compressed" if recording.compressed else "raw"
+    parameters = {**REPLAY_PARAMETERS, **node.parameters, **recording.parameters()}
     if rate is None:
         topics = (*recording.topics.cameras.values(), recording.topics.odometry)
         parameters |= {f"qos_overrides.{topic}.subscription.reliability": "reliable" for topic in topics}

@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from geometry_msgs.msg import AccelWithCovarianceStamped
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
-from std_msgs.msg import String
+from std_msgs.msg import Float64, String
 
-from fastdrive_node.errors import InputError
+from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.ros.images import camera_frame
-from fastdrive_node.ros.messages import driving_command, ego_state
+from fastdrive_node.ros.messages import acceleration_signal, driving_command, ego_state, steering_signal
+from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.qos import COMMAND, ODOMETRY, SENSOR, QosLog, subscribe
-from fastdrive_node.ros.topics import COMMAND_INPUT, ODOMETRY_INPUT, camera_input
+from fastdrive_node.ros.topics import ACCELERATION_INPUT, COMMAND_INPUT, ODOMETRY_INPUT, STEERING_INPUT, camera_input
 from fastdrive_node.sync.worker import Worker
+from fastdrive_node.types import VehicleSignal
+
+
+def _steering_type(name: str) -> type:
+    """Raises ModelError where the message package is not installed."""
+    if name == "float64":
+        return Float64
+    try:
+        from autoware_vehicle_msgs.msg import SteeringReport  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ModelError(
+            "steering_input: autoware needs the package autoware_vehicle_msgs; install it, or use float64"
+        ) from error
+    return SteeringReport
+
 
 WARN_EVERY_S = 5.0  # of messages that cannot be used
 
@@ -25,17 +43,24 @@ class Inputs:
     Images come serialized (``raw``): their header is read and the pixels stay where they are until a set is planned.
     """
 
-    def __init__(self, node: Node, worker: Worker, cameras: Sequence[str], compressed: bool, log: QosLog):
+    def __init__(self, node: Node, worker: Worker, cameras: Sequence[str], settings: Settings, log: QosLog):
         self._node = node
         self._worker = worker
-        self._compressed = compressed
+        self._compressed = settings.compressed
         self._log = log
-        image = CompressedImage if compressed else Image
+        image = CompressedImage if settings.compressed else Image
         # The executor takes ready messages in this order: command and odometry arrive before the set they belong to.
         self._subscriptions = {
             "command": subscribe(node, log, String, COMMAND_INPUT, self._on_command, COMMAND),
             "odometry": subscribe(node, log, Odometry, ODOMETRY_INPUT, self._on_odometry, ODOMETRY),
         }
+        if settings.steering_input != "none":
+            message = _steering_type(settings.steering_input)
+            self._subscriptions["steering"] = subscribe(node, log, message, STEERING_INPUT, self._on_steering, ODOMETRY)
+        if settings.acceleration_input:
+            self._subscriptions["acceleration"] = subscribe(
+                node, log, AccelWithCovarianceStamped, ACCELERATION_INPUT, self._on_acceleration, ODOMETRY
+            )
         for camera in cameras:
             callback = self._image_callback(camera)
             self._subscriptions[camera] = subscribe(node, log, image, camera_input(camera), callback, SENSOR, raw=True)
@@ -65,6 +90,18 @@ class Inputs:
     def _on_odometry(self, message: Odometry) -> None:
         try:
             self._worker.add_odometry(ego_state(message))
+        except InputError as error:
+            self._warn(error)
+
+    def _on_steering(self, message: Any) -> None:
+        self._store(lambda: steering_signal(message, self._node.get_clock().now().nanoseconds))
+
+    def _on_acceleration(self, message: AccelWithCovarianceStamped) -> None:
+        self._store(lambda: acceleration_signal(message))
+
+    def _store(self, signal: Callable[[], VehicleSignal]) -> None:
+        try:
+            self._worker.add_signal(signal())
         except InputError as error:
             self._warn(error)
 

@@ -10,7 +10,16 @@ from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Duration, Time
-from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion, Transform, Twist, Vector3
+from geometry_msgs.msg import (
+    AccelWithCovarianceStamped,
+    Point,
+    Pose,
+    PoseStamped,
+    Quaternion,
+    Transform,
+    Twist,
+    Vector3,
+)
 from nav_msgs.msg import Odometry, Path
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
@@ -19,7 +28,7 @@ from trajectory_msgs.msg import MultiDOFJointTrajectory, MultiDOFJointTrajectory
 from fastdrive_node.errors import EgoStateError, InputError, ModelError
 from fastdrive_node.geometry import to_parent_frame, wrap_angle, yaw_of_quaternion
 from fastdrive_node.planning.motion import Motion
-from fastdrive_node.types import MAP_FRAME, Command, EgoState, Plan, Vehicle
+from fastdrive_node.types import MAP_FRAME, Command, EgoState, Plan, Vehicle, VehicleSignal
 
 _SECOND_NS = 1_000_000_000
 MIN_STEER_MPS = 0.5  # steering angles are computed with at least this speed, for yaw rate / speed is noise below
@@ -64,6 +73,18 @@ def ego_state(message: Odometry) -> EgoState:
         z_m=place.z,
         frame=message.header.frame_id or MAP_FRAME,
     )
+
+
+def steering_signal(message: Any, received_ns: int) -> VehicleSignal:
+    """From a SteeringReport with its stamp, or a Float64, which has none: it counts from its arrival."""
+    if hasattr(message, "steering_tire_angle"):
+        return VehicleSignal(stamp_ns(message.stamp), steer_rad=message.steering_tire_angle)
+    return VehicleSignal(received_ns, steer_rad=message.data)
+
+
+def acceleration_signal(message: AccelWithCovarianceStamped) -> VehicleSignal:
+    linear = message.accel.accel.linear
+    return VehicleSignal(stamp_ns(message.header.stamp), accel_mps2=linear.x, accel_y_mps2=linear.y)
 
 
 def driving_command(text: str) -> Command:

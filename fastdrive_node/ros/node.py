@@ -205,7 +205,7 @@ class FastDriveNode(LifecycleNode):
             report=self._on_outcome,
             limits=settings.worker_limits(),
         )
-        self._inputs = Inputs(self, self._worker, loaded.cameras, settings.compressed, self._qos_log)
+        self._inputs = Inputs(self, self._worker, loaded.cameras, settings, self._qos_log)
         self._worker.start()
 
     def _deactivate(self) -> None:

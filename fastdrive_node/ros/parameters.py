@@ -98,6 +98,16 @@ class Settings(BaseModel):
         True, "configure and activate at start; false: wait for a lifecycle manager", section="Node and topics"
     )
     image_transport: Literal["raw", "compressed"] = _fixed("raw", "type of the image topics")
+    steering_input: Literal["none", "float64", "autoware"] = _fixed(
+        "none",
+        "type of ~/input/steering, the angle of the front wheels in rad, positive to the left: std_msgs/Float64 or "
+        "autoware_vehicle_msgs/SteeringReport; none: derived from the odometry where a model reads it",
+    )
+    acceleration_input: bool = _fixed(
+        False,
+        "~/input/acceleration (geometry_msgs/AccelWithCovarianceStamped) is read; else accelerations are derived from "
+        "the odometry",
+    )
     base_frame: str = _fixed("base_link", "frame of path and markers: x forward, y left, origin under the rear axle")
     trajectory_type: Literal["multi_dof", "autoware"] = _fixed(
         "multi_dof",

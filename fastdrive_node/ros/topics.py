@@ -16,7 +16,8 @@ from fastdrive_node.types import CAMERAS
 MAX_CAMERAS = 32
 _CAMERA = re.compile(r"^[A-Za-z][A-Za-z0-9_]{0,63}$")  # it is a part of the names of topics
 _TOPIC = re.compile(r"^/[A-Za-z][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*$")
-_KEYS = ("cameras", "odometry", "command")
+_OPTIONAL = ("command", "steering", "acceleration")
+_KEYS = ("cameras", "odometry", *_OPTIONAL)
 _MAX_BYTES = 64 * 1024
 
 
@@ -28,6 +29,8 @@ class TopicMap:
     odometry: str
     command: str | None = None
     name: str = "topic map"  # for messages: the file, or what it stands for
+    steering: str | None = None
+    acceleration: str | None = None
 
     def of_cameras(self, cameras: Sequence[str]) -> TopicMap:
         """The map with these cameras alone, in this order; a vehicle may have more than the model reads.
@@ -46,17 +49,29 @@ class TopicMap:
         return replace(self, cameras={camera: self.cameras[camera] for camera in cameras})
 
     def topics(self) -> list[str]:
-        return [*self.cameras.values(), self.odometry, *([self.command] if self.command else [])]
+        return [*self.cameras.values(), self.odometry, *self._optional().values()]
+
+    def _optional(self) -> dict[str, str]:
+        """Topics by the node's name for them."""
+        named = {COMMAND_INPUT: self.command, STEERING_INPUT: self.steering, ACCELERATION_INPUT: self.acceleration}
+        return {name: topic for name, topic in named.items() if topic}
+
+    def parameters(self, steering: str = "float64") -> dict[str, object]:
+        """Parameters of the node that turn on the inputs which are off by default."""
+        values: dict[str, object] = {"steering_input": steering} if self.steering else {}
+        return {**values, "acceleration_input": True} if self.acceleration else values
 
     def remappings(self) -> list[tuple[str, str]]:
         """From the node's private names to these topics."""
         pairs = [(camera_input(camera), topic) for camera, topic in self.cameras.items()]
         pairs.append((ODOMETRY_INPUT, self.odometry))
-        return [*pairs, (COMMAND_INPUT, self.command)] if self.command else pairs
+        return [*pairs, *self._optional().items()]
 
 
 ODOMETRY_INPUT = "~/input/odometry"
 COMMAND_INPUT = "~/input/command"
+STEERING_INPUT = "~/input/steering"
+ACCELERATION_INPUT = "~/input/acceleration"
 
 
 def camera_input(camera: str) -> str:
@@ -72,7 +87,8 @@ def simulator_topics(compressed: bool = False) -> TopicMap:
 
 
 def load_topic_map(path: str | Path) -> TopicMap:
-    """Read ``cameras: {CAM_FRONT: /topic, ...}``, ``odometry: /topic``, ``command: /topic`` (optional).
+    """Read ``cameras: {CAM_FRONT: /topic, ...}``, ``odometry: /topic``, and optionally ``command``, ``steering`` and
+    ``acceleration``.
 
     Cameras have the names of the VLA's ``vla.json``, see ``of_cameras``.
 
@@ -91,14 +107,14 @@ def load_topic_map(path: str | Path) -> TopicMap:
     if "odometry" not in content:
         raise InputError(f"{path}: odometry: missing; give the topic of nav_msgs/Odometry")
     named = {**{f"cameras.{camera}": topic for camera, topic in cameras.items()}, "odometry": content["odometry"]}
-    if content.get("command") is not None:
-        named["command"] = content["command"]
+    optional = {key: content[key] for key in _OPTIONAL if content.get(key) is not None}
+    named |= optional
     for key, topic in named.items():
         if not isinstance(topic, str) or not _TOPIC.match(topic):
             given = repr(topic[:60]) if isinstance(topic, str) else f"a {type(topic).__name__}"
             raise InputError(f"{path}: {key}: {given} is no absolute topic name like /camera/front/image_raw")
     _refuse_doubles(path, named)
-    return TopicMap(dict(cameras), content["odometry"], content.get("command"), str(path))
+    return TopicMap(dict(cameras), content["odometry"], name=str(path), **optional)
 
 
 def _read(path: Path) -> dict:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 
 from fastdrive_node.errors import EgoStateError
 from fastdrive_node.geometry import wrap_angle
-from fastdrive_node.types import JUMP_BACK_S, EgoHistory, EgoState, Vehicle
+from fastdrive_node.types import JUMP_BACK_S, EgoHistory, EgoState, Vehicle, VehicleSignal
 
 log = logging.getLogger(__name__)
+SIGNAL_LIMITS = {"steer_rad": 1.6, "accel_mps2": 50.0, "accel_y_mps2": 50.0}  # magnitudes that a vehicle may have
 ACCEL_WINDOW_S = 0.5  # the acceleration is the mean over this time, as in the training data
 
 
@@ -42,6 +43,7 @@ class OdometryBuffer:
         self.wheel_base_m = wheel_base_m
         self.limits = limits or OdometryLimits()
         self._states: list[EgoState] = []
+        self._signals: list[VehicleSignal] = []
 
     @property
     def newest_ns(self) -> int | None:
@@ -67,9 +69,36 @@ class OdometryBuffer:
                 return
             self.reset()
         self._states.append(state)
-        horizon_ns = state.stamp_ns - ((self.steps + 2) * self.interval_s + self.limits.max_gap_s) * 1e9
+        horizon_ns = state.stamp_ns - self._horizon_ns
         while self._states[0].stamp_ns < horizon_ns:
             self._states.pop(0)
+
+    def add_signal(self, signal: VehicleSignal) -> None:
+        """Store steering or acceleration; it goes into the states that are at most ``max_age_s`` from it.
+
+        Raises EgoStateError for a number that is not finite or that no vehicle has.
+        """
+        for name, limit in SIGNAL_LIMITS.items():
+            value = getattr(signal, name)
+            if value is not None and not abs(value) <= limit:  # not for NaN either
+                raise EgoStateError(f"{name}: {value} is not within {limit:g}; the message is ignored")
+        if self._signals and self._signals[-1].stamp_ns - signal.stamp_ns >= JUMP_BACK_S * 1e9:
+            self._signals = []
+        self._signals.append(signal)
+        horizon_ns = signal.stamp_ns - self._horizon_ns
+        self._signals = [each for each in self._signals if each.stamp_ns >= horizon_ns]
+
+    @property
+    def _horizon_ns(self) -> int:
+        return round(((self.steps + 2) * self.interval_s + self.limits.max_gap_s) * 1e9)
+
+    def _with_signals(self, state: EgoState) -> EgoState:
+        """The state with the nearest value of each signal, where one is near enough."""
+        reach_ns, told = self.limits.max_age_s * 1e9, {}
+        for signal in sorted(self._signals, key=lambda each: -abs(each.stamp_ns - state.stamp_ns)):
+            if abs(signal.stamp_ns - state.stamp_ns) <= reach_ns:  # nearer ones come later and win
+                told |= {name: getattr(signal, name) for name in SIGNAL_LIMITS if getattr(signal, name) is not None}
+        return replace(state, **told, accel_measured=state.accel_measured or "accel_mps2" in told) if told else state
 
     def covers(self, stamp_ns: int) -> bool:
         """Whether later odometry could not change the state at ``stamp_ns``."""
@@ -78,10 +107,11 @@ class OdometryBuffer:
     def reset(self, keep_until_ns: int | None = None) -> None:
         """Forget the past after a jump back in time; states just before ``keep_until_ns`` stay."""
         if keep_until_ns is None:
-            self._states = []
+            self._states, self._signals = [], []
             return
         oldest_ns = keep_until_ns - JUMP_BACK_S * 1e9
         self._states = [state for state in self._states if oldest_ns <= state.stamp_ns <= keep_until_ns]
+        self._signals = [signal for signal in self._signals if oldest_ns <= signal.stamp_ns <= keep_until_ns]
 
     def history(self, t0_ns: int) -> EgoHistory:
         """States at t0, t0 - dt, ... (newest first), at most ``steps`` + 1 of them.
@@ -95,7 +125,7 @@ class OdometryBuffer:
             state = self._at(t0_ns - round(step * self.interval_s * 1e9))
             if state is None:
                 break
-            states.append(state)
+            states.append(self._with_signals(state))
         if not states:
             raise EgoStateError(self._uncovered(t0_ns))
         return EgoHistory(tuple(states), self.interval_s, self.wheel_base_m)

@@ -17,7 +17,17 @@ from typing import Protocol
 from fastdrive_node.errors import FastDriveError
 from fastdrive_node.sync.frames import CameraStatus, FrameBuffer, FrameCounters, FrameLimits
 from fastdrive_node.sync.odometry import OdometryBuffer, OdometryLimits
-from fastdrive_node.types import SUPERSEDED, CameraFrame, Command, EgoHistory, EgoState, FrameSet, Plan, Refusal
+from fastdrive_node.types import (
+    SUPERSEDED,
+    CameraFrame,
+    Command,
+    EgoHistory,
+    EgoState,
+    FrameSet,
+    Plan,
+    Refusal,
+    VehicleSignal,
+)
 
 TICK_S = 0.05  # how often waiting sets are looked at, in wall time
 RECENT = 20  # plans and refusals that the diagnostics judge by
@@ -171,6 +181,11 @@ class Worker:
         with self._changed:
             self._odometry.add(state)
             self._changed.notify_all()
+
+    def add_signal(self, signal: VehicleSignal) -> None:
+        """Raises EgoStateError for a value that no vehicle has."""
+        with self._changed:
+            self._odometry.add_signal(signal)
 
     def set_command(self, command: Command) -> None:
         with self._changed:

@@ -9,12 +9,13 @@ import sys
 
 import pytest
 
-from tests.ros.conftest import jpeg_image
+from tests.ros.conftest import jpeg_image, stamp_message
 from tests.ros.fake_planner import FakePlanner
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
 
 from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import AccelWithCovarianceStamped
 from nav_msgs.msg import Odometry, Path
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -78,6 +79,25 @@ def test_the_command_and_the_odometry_reach_the_planner(rig):
     _, history, command = rig.planner.seen[0]
     assert command == Command.LEFT
     assert [state.speed_mps for state in history.states] == [8.0, 6.0]
+
+
+def test_steering_and_acceleration_reach_the_planner(rig):
+    rig = rig(steering_input="float64", acceleration_input=True, max_odometry_age_s=2.0)
+    steering = rig.advertise(Float64, "/fastdrive/input/steering")
+    acceleration = rig.advertise(AccelWithCovarianceStamped, "/fastdrive/input/acceleration")
+    connected(rig)
+    steering.publish(Float64(data=float("nan")))
+    steering.publish(Float64(data=0.12))
+    t0 = rig.now_ns()
+    told = AccelWithCovarianceStamped()
+    told.header.stamp = stamp_message(t0)
+    told.accel.accel.linear.x, told.accel.accel.linear.y = 0.7, -0.2
+    acceleration.publish(told)
+    rig.wait(lambda: len(rig.node._worker._odometry._signals) == 2, "both signals, without the one that is no number")
+    rig.send_set(t0)
+    next_record(rig, 1)
+    now = rig.planner.seen[0][1].now
+    assert (now.steer_rad, now.accel_mps2, now.accel_y_mps2, now.accel_measured) == (0.12, 0.7, -0.2, True)
 
 
 def test_a_truncated_jpeg_is_refused_by_name_and_the_next_set_is_planned(rig):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.sync.odometry import OdometryBuffer, OdometryLimits
-from fastdrive_node.types import EgoState
+from fastdrive_node.types import EgoState, VehicleSignal
 
 MS = 1_000_000
 START = 1_533_151_603_000 * MS
@@ -149,3 +149,29 @@ def test_uniform_acceleration_is_found_at_any_time(t, accel):
     history = driven(5, 50, speed=20.0, accel=accel).history(at(1000 + t * 1e3))
     assert history.now.accel_mps2 == pytest.approx(accel, abs=1e-6)
     assert history.now.x_m == pytest.approx(20 * (1 + t) + accel * (1 + t) ** 2 / 2, abs=1e-3)
+
+
+def test_steering_and_acceleration_go_into_the_states_that_are_near_them():
+    buffer = driven(5, 20)
+    for ms, angle in ((3500, 0.1), (3980, 0.2), (4010, 0.3)):
+        buffer.add_signal(VehicleSignal(at(ms), steer_rad=angle))
+    buffer.add_signal(VehicleSignal(at(4050), accel_mps2=1.5, accel_y_mps2=-0.5))
+    states = buffer.history(at(4000)).states
+    assert [state.steer_rad for state in states[:3]] == [0.3, 0.1, None]
+    assert (states[0].accel_mps2, states[0].accel_y_mps2, states[0].accel_measured) == (1.5, -0.5, True)
+    assert not states[1].accel_measured and states[1].accel_y_mps2 is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3.0])
+def test_a_steering_angle_that_no_vehicle_has_is_an_input_error(value):
+    buffer = driven(5, 20)
+    with pytest.raises(InputError, match=r"steer_rad: .* the message is ignored"):
+        buffer.add_signal(VehicleSignal(at(4000), steer_rad=value))
+    assert buffer.history(at(4000)).now.steer_rad is None
+
+
+def test_signals_of_before_a_jump_back_are_forgotten():
+    buffer = driven(5, 20)
+    buffer.add_signal(VehicleSignal(at(5000), steer_rad=0.1))
+    buffer.add_signal(VehicleSignal(at(2000), steer_rad=0.2))
+    assert buffer.history(at(5000)).now.steer_rad is None and buffer.history(at(2000)).now.steer_rad == 0.2
