@@ -50,6 +50,21 @@ class VisionBackend(Protocol):
         ...
 
 
+class TorchVisionBackend(VisionBackend, Protocol):
+    """The vision backend over a VLA's own modules, an ``nn.Module`` that holds them (no copy); see ``VlaFamily``."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def patches(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 [C, 3, height, width] at the VLA's image size -> what ``encode_patches`` reads."""
+        ...
+
+    def encode_patches(self, patches: torch.Tensor) -> torch.Tensor:
+        """What ``patches`` or ``preprocess`` gave -> tokens [C, rows * columns, D], of any number of images."""
+        ...
+
+
 class Cache(Protocol):
     """Keys and values of what was run. They are the backend's own; setting ``used`` back forgets the last positions."""
 
@@ -103,12 +118,17 @@ class LanguageModel(Protocol):
 
 
 @runtime_checkable
-class LayeredLanguageModel(LanguageModel, Protocol):
-    """A language model that runs layer by layer, for pruners inside of it. Only torch's can."""
+class EmbeddingLanguageModel(LanguageModel, Protocol):
+    """A language model that embeds text, for pruners that read the prompt. Torch's can."""
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Token ids [...] -> embeddings [..., D]."""
+        """Token ids [...] of a prompt -> embeddings [..., D]."""
         ...
+
+
+@runtime_checkable
+class LayeredLanguageModel(EmbeddingLanguageModel, Protocol):
+    """A language model that runs layer by layer, for pruners inside of it. Not every family's can."""
 
     def embed_prompts(
         self, ids: torch.Tensor, visual_positions: Sequence[torch.Tensor], visual: Sequence[VisualTokens]
@@ -172,7 +192,8 @@ class VlaFamily(Protocol):
     """One family of VLAs that share an architecture in transformers."""
 
     model_type: str
-    encoder_prefixes: tuple[str, ...]  # of the vision tower's tensors, in memory and in checkpoints
+    has_engines: bool  # whether engines of its VLAs can be built
+    encoder_prefixes: tuple[str, ...]  # of all that makes visual tokens (tower, projector), in memory and checkpoints
     language_prefixes: tuple[str, ...]  # likewise of the language model's
 
     def read_config(self, content: dict) -> Any:
@@ -199,6 +220,14 @@ class VlaFamily(Protocol):
         """
         ...
 
+    def check_images(self, config: Any, cameras: int, size: tuple[int, int]) -> None:
+        """Check the number of images, and their size (height, width) in px.
+
+        Raises:
+            ValueError: the model cannot read them; the text starts with the field of ``vla.json``.
+        """
+        ...
+
     def special_tokens(self, config: Any) -> Mapping[str, int]:
         """Tokens that the tokenizer must know, with their ids."""
         ...
@@ -209,15 +238,23 @@ class VlaFamily(Protocol):
 
     def image_token_id(self, config: Any) -> int: ...
 
+    def visual_positions(self, vla: Vla, input_ids: torch.Tensor) -> torch.Tensor:
+        """int64 [N], where a full sequence int64 [L] has its visual tokens, in raster order of all images."""
+        ...
+
     def position_ids(self, vla: Vla, input_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
         """Position ids [P, L] of a full sequence by the model's own rule, and that of the token after it."""
         ...
 
-    def vision(self, vla: Vla) -> Any:
-        """The torch ``VisionBackend``, an ``nn.Module``."""
+    def vision(self, vla: Vla) -> TorchVisionBackend:
+        """The torch vision backend, an ``nn.Module``."""
         ...
 
-    def language(self, vla: Vla) -> LayeredLanguageModel:
+    def encoder_constants(self, vla: Vla) -> dict[str, Any]:
+        """What visual tokens depend on beside the weights and the image size; part of the encoder's fingerprint."""
+        ...
+
+    def language(self, vla: Vla) -> EmbeddingLanguageModel:
         """The torch language model. Raises ModelError where the configuration has parts that it cannot run."""
         ...
 

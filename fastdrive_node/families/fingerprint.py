@@ -32,16 +32,18 @@ def _add(digest, name: str, tensor: torch.Tensor) -> None:
     digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
 
 
-def encoder_fingerprint(vla_dir: str | Path, prefixes: Prefixes) -> str:
-    """Fingerprint of the vision tower in a VLA directory, as stored, whatever dtype it is loaded in.
+def encoder_fingerprint(vla_dir: str | Path, prefixes: Prefixes, constants: str = "") -> str:
+    """Fingerprint of the vision encoder in a VLA directory, as stored, whatever dtype it is loaded in.
 
     Args:
-        prefixes: of the tower's tensors; names enter the fingerprint without them.
+        prefixes: of the tensors of tower and projector; names enter the fingerprint without them.
+        constants: what visual tokens depend on beside the tensors.
 
     Raises:
         ModelError: no readable safetensors file, or none that holds a vision tower.
     """
-    return _stored_fingerprint(str(vla_dir), _weight_files(vla_dir), prefixes, (), "a vision tower")
+    stored = _stored_fingerprint(str(vla_dir), _weight_files(vla_dir), prefixes, (), "a vision tower")
+    return hashlib.sha256(f"{constants}|{stored}".encode()).hexdigest() if constants else stored
 
 
 def language_fingerprint(vla_dir: str | Path, prefixes: Prefixes, others: Prefixes, constants: str) -> str:

@@ -23,7 +23,7 @@ from fastdrive_node.families.vla import CONFIG, Vla, first_line
 WEIGHTS, WEIGHTS_INDEX, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
 log = logging.getLogger(__name__)
 _MAX_TEXT_BYTES = 64 * 1024
-_MODULES = {"qwen2_5_vl": "fastdrive_node.families.qwen2_5_vl"}  # each has an object FAMILY
+MODEL_TYPES = ("qwen2_5_vl", "llava")  # each names a module here, which has an object FAMILY
 
 
 def family_of(model_type: object, where: str | Path = "config.json") -> VlaFamily:
@@ -32,9 +32,11 @@ def family_of(model_type: object, where: str | Path = "config.json") -> VlaFamil
     Raises:
         ModelError: no such family; the text names ``where`` and those that there are.
     """
-    if not isinstance(model_type, str) or model_type not in _MODULES:
-        raise ModelError(f"{where}: model_type: {str(model_type)[:40]!r} is not supported; use {', '.join(_MODULES)}")
-    return importlib.import_module(_MODULES[model_type]).FAMILY
+    if model_type not in MODEL_TYPES:
+        raise ModelError(
+            f"{where}: model_type: {str(model_type)[:40]!r} is not supported; use {', '.join(MODEL_TYPES)}"
+        )
+    return importlib.import_module(f"fastdrive_node.families.{model_type}").FAMILY
 
 
 def load_vla(
@@ -60,7 +62,10 @@ def load_vla(
     spec = load_spec(path)
     template = _read_template(path, spec)
     family, config = read_config(path)
-    _check_image_size(path, spec, family.pixels_per_token(config))
+    try:
+        family.check_images(config, len(spec.cameras), spec.image_size)
+    except ValueError as error:
+        raise ModelError(f"{path / SPEC_FILE}: {error}") from error
     _check_memory(path, family, torch.device(device), dtype, parts)
     for problem in preprocessor_problems(path, family, config, spec):
         log.warning("%s", problem)
@@ -151,12 +156,6 @@ def read_config(path: Path) -> tuple[VlaFamily, Any]:
         raise
     except Exception as error:  # transformers raises many kinds for a bad configuration
         raise ModelError(f"{file}: not a usable configuration ({first_line(error)})") from error
-
-
-def _check_image_size(path: Path, spec: VlaSpec, pixels: int) -> None:
-    for name, side in zip(("height", "width"), spec.image_size, strict=True):
-        if side % pixels:
-            raise ModelError(f"{path / SPEC_FILE}: image_size.{name}: {side} is not a multiple of {pixels} px")
 
 
 def _check_weights(path: Path) -> list[Path]:

@@ -45,7 +45,7 @@ def build_prompt(vla: Vla, history: EgoHistory, command: Command = Command.NONE,
     """
     text = prompt_text(vla, history, command)
     input_ids = torch.tensor([*vla.encode_text(text), *suffix])
-    visual = (input_ids == vla.image_token_id).nonzero().flatten()
+    visual = vla.family.visual_positions(vla, input_ids)
     if len(visual) != vla.tokens:
         raise ModelError(
             f"{vla.path / vla.spec.prompt}: gives {len(visual)} image tokens for the {vla.tokens} of "

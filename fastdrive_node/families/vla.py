@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families.base import PARTS, LayeredLanguageModel, VlaFamily
+from fastdrive_node.families.base import PARTS, EmbeddingLanguageModel, VlaFamily
 from fastdrive_node.families.fingerprint import encoder_fingerprint, language_fingerprint
 from fastdrive_node.families.spec import VlaSpec
 
@@ -91,17 +91,18 @@ class Vla:
             raise ModelError(f"{where}: tokenizer.json does not give this text back (it reads {bad})")
 
     def torch_vision(self) -> Any:
-        """A torch ``VisionBackend`` over the model's own vision tower (no copy)."""
+        """A ``TorchVisionBackend`` over the model's own vision tower (no copy)."""
         return self.family.vision(self)
 
-    def torch_language(self) -> LayeredLanguageModel:
+    def torch_language(self) -> EmbeddingLanguageModel:
         """The torch language model over the model's own weights (no copy). Raises ModelError: not supported."""
         return self.family.language(self)
 
     @cached_property
     def encoder_fingerprint(self) -> str:
-        """SHA-256 of the vision tower's stored tensors."""
-        return encoder_fingerprint(self.path, self.family.encoder_prefixes)
+        """SHA-256 of the stored tensors that make visual tokens, and of what the tokens depend on beside them."""
+        constants = self.family.encoder_constants(self)
+        return encoder_fingerprint(self.path, self.family.encoder_prefixes, json.dumps(constants) if constants else "")
 
     @cached_property
     def language_fingerprint(self) -> str:

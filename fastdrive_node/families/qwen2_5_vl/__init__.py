@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from fastdrive_node.errors import ModelError
-from fastdrive_node.families.base import LANGUAGE, VISION, PositionInputs
+from fastdrive_node.families.base import PositionInputs
+from fastdrive_node.families.common.loading import load_parts
+from fastdrive_node.families.images import require_multiple
 from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage, fold_rotation_sign
 from fastdrive_node.families.qwen2_5_vl.preprocess import differences
 from fastdrive_node.families.qwen2_5_vl.pruner_layer import Qwen25VlPrunerLayer, layer_config
 from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
-from fastdrive_node.families.vla import CONFIG, Vla, first_line, quiet_loading
+from fastdrive_node.families.vla import Vla
 
 IMAGE, IMAGE_START, IMAGE_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 _Config = Any  # Qwen2_5_VLConfig, whose annotations allow its parts to be a dict or None
@@ -24,7 +24,9 @@ _Config = Any  # Qwen2_5_VLConfig, whose annotations allow its parts to be a dic
 class Qwen25Vl:
     """The ``VlaFamily`` of Qwen2.5-VL; see ``families.base`` for what each member is."""
 
-    model_type = "qwen2_5_vl"
+    model_type: str = "qwen2_5_vl"
+    model_class: Any = Qwen2_5_VLForConditionalGeneration
+    has_engines = True
     encoder_prefixes: tuple[str, ...] = ("model.visual.", "visual.")
     language_prefixes: tuple[str, ...] = ("model.language_model.", "language_model.", "model.")
 
@@ -34,38 +36,17 @@ class Qwen25Vl:
     def load(
         self, path: Path, config: _Config, device: torch.device, dtype: Any, parts: frozenset[str]
     ) -> Qwen2_5_VLForConditionalGeneration:
-        try:
-            with quiet_loading():
-                model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-                    path,
-                    config=_config_of_parts(config, parts),
-                    dtype=dtype,
-                    use_safetensors=True,
-                    local_files_only=True,
-                    attn_implementation="sdpa",
-                    output_loading_info=True,
-                )
-        except Exception as error:  # transformers raises many kinds for weights that do not fit
-            raise ModelError(f"{path}: the weights do not fit {CONFIG} ({first_line(error)})") from error
-        for problem in ("missing_keys", "mismatched_keys"):
-            wrong = sorted(map(str, info.get(problem) or ()))
-            if VISION not in parts:
-                wrong = [name for name in wrong if not name.startswith(self.encoder_prefixes)]
-            if wrong:
-                names = ", ".join(wrong[:3])
-                raise ModelError(
-                    f"{path}: {problem.replace('_', ' ')} in the weights: {names}; they do not fit {CONFIG}"
-                )
-        if VISION not in parts:
-            model.model.visual = None
-        model.requires_grad_(False)
-        return model.to(device).eval()
+        encoder = {"visual": self.encoder_prefixes}
+        return load_parts(self.model_class, path, config, device, dtype, parts, encoder)
 
     def pixels_per_token(self, config: _Config) -> int:
         return config.vision_config.patch_size * config.vision_config.spatial_merge_size
 
     def preprocessor_problems(self, config: _Config, stored: dict, size: tuple[int, int]) -> list[str]:
         return differences(config, stored, size)
+
+    def check_images(self, config: _Config, cameras: int, size: tuple[int, int]) -> None:
+        require_multiple(size, self.pixels_per_token(config))
 
     def special_tokens(self, config: _Config) -> dict[str, int]:
         return {IMAGE: config.image_token_id, IMAGE_START: config.vision_start_token_id}
@@ -75,6 +56,9 @@ class Qwen25Vl:
 
     def image_token_id(self, config: _Config) -> int:
         return config.image_token_id
+
+    def visual_positions(self, vla: Vla, input_ids: torch.Tensor) -> torch.Tensor:
+        return (input_ids == vla.image_token_id).nonzero().flatten()
 
     def position_ids(self, vla: Vla, input_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
         """M-RoPE ids [3, L] by the model's own ``get_rope_index``, and the maximum + 1."""
@@ -86,6 +70,9 @@ class Qwen25Vl:
 
     def vision(self, vla: Vla) -> TorchVision:
         return TorchVision(vla.model.model.visual, vla.spec.image_size, len(vla.spec.cameras))
+
+    def encoder_constants(self, vla: Vla) -> dict[str, Any]:
+        return {}
 
     def language(self, vla: Vla) -> TorchLanguage:
         return TorchLanguage(vla)
@@ -116,17 +103,6 @@ class Qwen25Vl:
 
     def pruner_layer(self, sizes: Any) -> Qwen25VlPrunerLayer:
         return Qwen25VlPrunerLayer(layer_config(sizes))
-
-
-def _config_of_parts(config: _Config, parts: frozenset[str]) -> _Config:
-    """The configuration with no layers in what is left out: transformers then reads none of their weights."""
-    wanted = copy.deepcopy(config)
-    if VISION not in parts:
-        wanted.vision_config.depth = 0
-    if LANGUAGE not in parts:
-        wanted.text_config.num_hidden_layers = 0
-        wanted.text_config.layer_types = []
-    return wanted
 
 
 FAMILY = Qwen25Vl()

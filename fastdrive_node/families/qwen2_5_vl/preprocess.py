@@ -7,16 +7,14 @@ from typing import Any
 
 import torch
 
-# Normalisation of Qwen2.5-VL's image processor (the CLIP training set's), for RGB in [0, 1].
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+from fastdrive_node.families.images import CLIP
+
+MEAN, STD = CLIP.mean, CLIP.std  # of Qwen2.5-VL's image processor
 
 
 def normalise(pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """uint8 [C, 3, H, W] in 0..255 -> ``dtype`` [C, 3, H, W] with the encoder's mean and deviation."""
-    mean = torch.tensor(MEAN, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(STD, device=pixels.device).view(1, 3, 1, 1)
-    return ((pixels.float() / 255 - mean) / std).to(dtype)
+    return CLIP.apply(pixels, dtype)
 
 
 def patchify(pixels: torch.Tensor, patch: int = 14, merge: int = 2, temporal: int = 2) -> torch.Tensor:

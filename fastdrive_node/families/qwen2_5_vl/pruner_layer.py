@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from transformers import Qwen2_5_VLTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoderLayer, Qwen2_5_VLRotaryEmbedding
 
+from fastdrive_node.families.common.pruner_layer import query_and_grid_positions
 from fastdrive_node.validation import STRICT
 
 Size = Annotated[int, Field(ge=1, le=1 << 17)]
@@ -122,10 +123,3 @@ class Qwen25VlPrunerLayer(Qwen2_5_VLDecoderLayer):
     def rebuild_buffers(self, device: torch.device) -> None:
         """Compute what is not stored in a pruner file; after building on the meta device."""
         self.rotary = Qwen2_5_VLRotaryEmbedding(self.config).to(device)  # pyright: ignore[reportArgumentType]  # as above
-
-
-def query_and_grid_positions(grid: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
-    """M-RoPE ids int64 [3, 1, 1 + rows * columns]: the query at the origin, then the token grid."""
-    rows, columns = torch.meshgrid(*(torch.arange(side, device=device) for side in grid), indexing="ij")
-    ids = torch.stack([torch.ones_like(rows), 1 + rows, 1 + columns]).flatten(1)
-    return torch.cat([torch.zeros_like(ids[:, :1]), ids], dim=1)[:, None]

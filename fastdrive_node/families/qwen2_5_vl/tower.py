@@ -94,6 +94,10 @@ class TorchVision(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.visual.parameters()).dtype
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.visual.parameters()).device
+
     def _angles(self, patches: tuple[int, int], cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin, float32 [patches, 1, head dim], in window order; the sign of rotate-half is folded into sin."""
         positions = get_vision_position_ids(torch.tensor([[1, *patches]]), self.config.spatial_merge_size)

@@ -110,18 +110,21 @@ def tiny_spec(size: TinySize | None = None, cameras: tuple[str, ...] = CAMERAS) 
     )
 
 
-def tiny_tokenizer(cameras: tuple[str, ...] = CAMERAS) -> Tokenizer:
+def tiny_tokenizer(cameras: tuple[str, ...] = CAMERAS, special: tuple[str, ...] = SPECIAL) -> Tokenizer:
     """A word-level tokenizer of the prompt's phrases, cameras, numbers and symbols; any other text is unknown.
 
     Decoding gives exactly the encoded text back.
+
+    Args:
+        special: tokens of the model's own.
     """
-    words = (*SPECIAL, UNKNOWN, *PHRASES, *cameras, *SYMBOLS, UNKNOWN_NUMBER, *NUMBERS)
+    words = (*special, UNKNOWN, *PHRASES, *cameras, *SYMBOLS, UNKNOWN_NUMBER, *NUMBERS)
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN))
     alternatives = sorted((*PHRASES, *cameras, *SYMBOLS, UNKNOWN_NUMBER), key=len, reverse=True)
     pattern = "|".join([f"{NUMBER.pattern}(?![0-9])", *(_escape(word) for word in alternatives)])
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (*SPECIAL, UNKNOWN)])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (*special, UNKNOWN)])
     return tokenizer
 
 

@@ -1,0 +1,1 @@
+"""What several families share: loading, image normalisation, the torch language model, the pruner's layer."""

@@ -1,0 +1,202 @@
+"""Families of a vision transformer, a projector and a plain language model: 1-D positions, one image size.
+
+LLaVA, LLaVA-OneVision and InternVL differ in their towers, in the text of an image, and in how patches become tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastdrive_node.errors import ModelError
+from fastdrive_node.families.base import PositionInputs
+from fastdrive_node.families.common.language import TransformersLanguage, check_text_config
+from fastdrive_node.families.common.loading import load_parts
+from fastdrive_node.families.common.pruner_layer import TEXT_MODELS, build_pruner_layer
+from fastdrive_node.families.images import Normalisation, read_normalisation, resize
+from fastdrive_node.families.tokens import VisualTokens
+from fastdrive_node.families.vla import Vla
+
+CLASS_TOKEN = {"clip_vision_model": True, "internvl_vision": True, "siglip_vision_model": False}
+_ENCODER = {
+    "vision_tower": (
+        "model.vision_tower.vision_model.",  # the most specific first: they are cut off in a fingerprint
+        "model.vision_tower.",
+        "vision_tower.vision_model.",
+        "vision_tower.",
+    ),
+    "multi_modal_projector": ("model.multi_modal_projector.", "multi_modal_projector."),
+}
+
+
+class ProjectedVision(nn.Module):
+    """Images to tokens: transformers' own tower and projector, for one image size with the cameras as the batch.
+
+    It holds the modules that it is given (no copy).
+
+    Args:
+        features: normalised pixels [C, 3, height, width] -> tokens [C, rows * columns, D], by the tower and projector.
+    """
+
+    def __init__(self, vla: Vla, features: Callable[[torch.Tensor], torch.Tensor], normalisation: Normalisation):
+        super().__init__()
+        self.tower, self.projector = vla.model.model.vision_tower, vla.model.model.multi_modal_projector
+        self.image_size, self.cameras, self.grid = vla.spec.image_size, len(vla.spec.cameras), vla.grid
+        self._model_type = vla.family.model_type
+        self._features, self._normalisation = features, normalisation
+
+    @property
+    def max_keep(self) -> int:
+        """All tokens of all cameras."""
+        return self.cameras * self.grid[0] * self.grid[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.tower.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.tower.parameters()).device
+
+    def preprocess(self, images: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
+        """uint8 RGB images [H, W, 3] of any size -> pixels [C, 3, height, width] on the tower's device."""
+        return self.patches(resize(images, self.image_size).to(self.device))
+
+    def patches(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 [C, 3, height, width] -> normalised pixels of the same shape; the tower cuts them itself."""
+        return self._normalisation.apply(pixels, self.dtype)
+
+    def encode(self, inputs: torch.Tensor, attention: bool = False) -> VisualTokens:
+        """See ``VisionBackend``. Raises ModelError: ``attention`` is asked for."""
+        if attention:
+            self.encode_with_attention(inputs)
+        return VisualTokens.from_raster(self.encode_patches(inputs), self.grid)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return self.encode_patches(patches)
+
+    def encode_patches(self, patches: torch.Tensor) -> torch.Tensor:
+        """What ``patches`` gave -> tokens [C, rows * columns, D], raster order."""
+        return self._features(patches)
+
+    def encode_with_attention(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raises ModelError: these families do not give the attention of their towers."""
+        raise ModelError(f"{self._model_type}: the attention of its vision tower is not given; use another pruner")
+
+
+class ProjectorFamily:
+    """The members of ``VlaFamily`` that such families share; a subclass gives the attributes."""
+
+    model_type: str
+    image_token: str  # of which an image has one for each visual token
+    towers: tuple[str, ...]  # vision_config.model_type
+    normalisation: Normalisation  # where the directory states none
+    model_class: Any  # transformers' class of the whole model
+    config_class: Any  # and of its configuration
+    has_engines = False
+    encoder_prefixes: tuple[str, ...] = tuple(prefix for prefixes in _ENCODER.values() for prefix in prefixes)
+    language_prefixes: tuple[str, ...] = ("model.language_model.", "language_model.model.", "language_model.")
+
+    def encode(self, vla: Vla, pixels: torch.Tensor) -> torch.Tensor:
+        """Normalised pixels [C, 3, height, width] -> tokens [C, rows * columns, D]."""
+        return torch.stack(
+            list(vla.model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output)
+        )
+
+    def read_config(self, content: dict) -> Any:
+        config: Any = self.config_class.from_dict(content)
+        tower = config.vision_config.model_type
+        if tower not in self.towers:
+            raise ValueError(f"vision_config.model_type: {tower!r} is not supported; use {', '.join(self.towers)}")
+        check_text_config(config.text_config, TEXT_MODELS)
+        wanted = "default" if CLASS_TOKEN[tower] else "full"
+        if config.vision_feature_select_strategy != wanted:
+            raise ValueError(f"vision_feature_select_strategy: tokens of {tower} are a grid with {wanted!r} only")
+        return config
+
+    def load(self, path: Path, config: Any, device: torch.device, dtype: Any, parts: frozenset[str]) -> Any:
+        return load_parts(self.model_class, path, config, device, dtype, parts, _ENCODER)
+
+    def pixels_per_token(self, config: Any) -> int:
+        return _side(config.vision_config.patch_size)
+
+    def check_images(self, config: Any, cameras: int, size: tuple[int, int]) -> None:
+        side = _side(config.vision_config.image_size)
+        if tuple(size) != (side, side):
+            raise ValueError(f"image_size: {size[1]} x {size[0]}, but the vision tower reads {side} x {side} px only")
+
+    def special_tokens(self, config: Any) -> dict[str, int]:
+        return {self.image_token: config.image_token_id}
+
+    def image_text(self, tokens: int) -> str:
+        return self.image_token * tokens
+
+    def image_token_id(self, config: Any) -> int:
+        return config.image_token_id
+
+    def visual_positions(self, vla: Vla, input_ids: torch.Tensor) -> torch.Tensor:
+        return (input_ids == vla.image_token_id).nonzero().flatten()
+
+    def position_ids(self, vla: Vla, input_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """Positions [1, L] from 0 on, and L."""
+        return torch.arange(len(input_ids))[None], len(input_ids)
+
+    def vision(self, vla: Vla) -> ProjectedVision:
+        return ProjectedVision(vla, lambda pixels: self.encode(vla, pixels), self._normalisation(vla))
+
+    def _normalisation(self, vla: Vla) -> Normalisation:
+        return read_normalisation(vla.path, self.normalisation)
+
+    def encoder_constants(self, vla: Vla) -> dict[str, Any]:
+        config, normalisation = vla.config, self._normalisation(vla)
+        tower = config.vision_config
+        return {
+            "vision_feature_layer": config.vision_feature_layer,
+            "projector_hidden_act": config.projector_hidden_act,
+            "hidden_act": tower.hidden_act,
+            "num_attention_heads": tower.num_attention_heads,
+            "layer_norm_eps": tower.layer_norm_eps,
+            "mean": normalisation.mean,
+            "std": normalisation.std,
+        }
+
+    def language(self, vla: Vla) -> TransformersLanguage:
+        return TransformersLanguage(vla)
+
+    def language_position_inputs(self, vla: Vla, position_ids: torch.Tensor) -> PositionInputs:
+        raise ModelError(f"{self.model_type}: has no engines, so no position inputs of one")
+
+    def language_sizes(self, config: Any) -> dict[str, int]:
+        return text_sizes(config.text_config)
+
+    def language_constants(self, config: Any) -> dict[str, Any]:
+        return {}  # no engines are built
+
+    def pruner_layer(self, sizes: Any) -> Any:
+        return build_pruner_layer(sizes)
+
+
+def text_sizes(text: Any) -> dict[str, int]:
+    """``VlaFamily.language_sizes`` of a text configuration."""
+    heads = text.num_attention_heads
+    return {
+        "layers": text.num_hidden_layers,
+        "heads": heads,
+        "kv_heads": text.num_key_value_heads,
+        "head_dim": getattr(text, "head_dim", None) or text.hidden_size // heads,
+        "width": text.hidden_size,
+        "vocabulary": text.vocab_size,
+    }
+
+
+def _side(value: Any) -> int:
+    """An image or patch size of a configuration that is square; ValueError where it is not."""
+    sides = {int(side) for side in (value if isinstance(value, list | tuple) else [value])}
+    if len(sides) != 1:
+        raise ValueError(f"vision_config: {value} is not square, which is not supported")
+    return sides.pop()

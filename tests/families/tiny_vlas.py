@@ -1,0 +1,119 @@
+"""Tiny VLAs of every family, with random weights: transformers' own classes at toy sizes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import Tokenizer
+
+from fastdrive_node.families import Prompt, Vla
+from fastdrive_node.families.spec import SPEC_FILE, spec_json
+from fastdrive_training.families import SPECIAL, build_model
+from fastdrive_training.vla.tiny_model import TEMPLATE, TinySize, tiny_spec, tiny_tokenizer
+
+CAMERAS = ("CAM_FRONT", "CAM_FRONT_LEFT", "CAM_FRONT_RIGHT")
+SIDE = 84
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """How the tiny VLA of a family is made."""
+
+    model: Callable[[Tokenizer, int], Any]  # tokenizer, layers of the language model -> model
+    special: tuple[str, ...] = ()  # tokens beside those of the template
+    size: tuple[int, int] = (SIDE, SIDE)  # height, width of its images
+    inputs: Callable[[Vla, torch.Tensor, Prompt], dict[str, Any]] = lambda vla, pixels, prompt: {"pixel_values": pixels}
+
+
+def build_family_vla(path: Path, model_type: str, seed: int = 0, layers: int = 2) -> Path:
+    """Write a VLA directory; the same seed gives the same weights."""
+    tiny = TINY[model_type]
+    tokenizer = tiny_tokenizer(CAMERAS, (*SPECIAL, *tiny.special))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = tiny.model(tokenizer, layers)
+        for parameter in model.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)  # untrained weights repeat one token; these do not
+    stop, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
+    model.generation_config = transformers.GenerationConfig(eos_token_id=stop, pad_token_id=pad, do_sample=False)
+    model.save_pretrained(path)
+    tokenizer.save(str(path / "tokenizer.json"))
+    spec = tiny_spec(TinySize(image_height=tiny.size[0], image_width=tiny.size[1]), CAMERAS)
+    (path / spec.prompt).write_text(TEMPLATE, encoding="utf-8")
+    (path / SPEC_FILE).write_text(json.dumps(spec_json(spec)), encoding="utf-8")
+    return path
+
+
+def images_of(vla: Vla, seed: int = 0) -> list[np.ndarray]:
+    """An image of each camera, at the VLA's size."""
+    generator = np.random.default_rng(seed)
+    return [generator.integers(0, 256, (*vla.spec.image_size, 3), dtype=np.uint8) for _ in vla.spec.cameras]
+
+
+@torch.inference_mode()
+def by_transformers(vla: Vla, images: list[np.ndarray], prompt: Prompt, stop: list[int]) -> tuple[int, ...]:
+    """Token ids of transformers' greedy ``generate`` from the same pixels and token ids."""
+    inputs = TINY[vla.family.model_type].inputs(vla, vla.torch_vision().preprocess(images), prompt)
+    ids = prompt.input_ids[None]
+    out = vla.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=vla.spec.answer.max_new_tokens,
+        do_sample=False,
+        eos_token_id=stop,
+        **inputs,
+    )
+    return tuple(out[0, len(prompt) :].tolist())
+
+
+def _text(model_type: str, tokenizer: Tokenizer, layers: int, **more: Any) -> dict[str, Any]:
+    return {
+        "model_type": model_type,
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        **more,
+    }
+
+
+def _tower(model_type: str, **more: Any) -> dict[str, Any]:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+    return {"model_type": model_type, **sizes, "image_size": SIDE, "patch_size": 14, **more}
+
+
+def _qwen2_5_vl(tokenizer: Tokenizer, layers: int) -> Any:
+    return build_model(tokenizer, TinySize(tower_depth=2, width=64, heads=2, kv_heads=1, layers=layers))
+
+
+def _grid_inputs(vla: Vla, patches: torch.Tensor, prompt: Prompt) -> dict[str, Any]:
+    merge = vla.config.vision_config.spatial_merge_size
+    grid = torch.tensor([[1, merge * vla.grid[0], merge * vla.grid[1]]] * len(patches))
+    kinds = (prompt.input_ids[None] == vla.image_token_id).int()
+    return {"pixel_values": patches.flatten(0, 1), "image_grid_thw": grid, "mm_token_type_ids": kinds}
+
+
+def _llava(tokenizer: Tokenizer, layers: int) -> Any:
+    return transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(
+            vision_config=_tower("clip_vision_model"),
+            text_config=_text("llama", tokenizer, layers),
+            image_token_index=tokenizer.token_to_id("<image>"),
+        )
+    )
+
+
+TINY = {
+    "qwen2_5_vl": Tiny(_qwen2_5_vl, size=(84, 140), inputs=_grid_inputs),
+    "llava": Tiny(_llava, ("<image>",)),
+}
