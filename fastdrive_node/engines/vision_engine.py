@@ -165,6 +165,7 @@ def open_engine(choice: EngineChoice, vla: Vla, pruner_file: str | Path | None =
 
 def check_engine(file: Path, vla: Vla, pruner_file: str | Path | None) -> VisionManifest:
     """The manifest of an engine that is whole and of this VLA and pruner. Raises ModelError as ``open_engine``."""
+    require_engines(vla)
     manifest: Any = read_manifest(file)
     check_part(file, manifest, "vision")
     check_identity(file, manifest, vla, pruner_file)
@@ -223,6 +224,15 @@ def refuse_others(file: Path, manifest: Manifest, expected: Mapping[str, object]
         theirs = getattr(manifest.graph, name)
         if theirs != ours:
             raise ModelError(f"{file}: {name}: the engine has {short(theirs)}, but {place} has {short(ours)}; {hint}")
+
+
+def require_engines(vla: Vla) -> None:
+    """Raises ModelError where the VLA's family has no engines at all."""
+    if not vla.family.has_engines:
+        raise ModelError(
+            f"{vla.path}: config.json: model_type: there are no engines for {vla.family.model_type!r}; run the vision "
+            "encoder and the language model with torch"
+        )
 
 
 def check_part(file: Path, manifest: Manifest, part: str) -> None:

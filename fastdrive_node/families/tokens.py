@@ -26,11 +26,16 @@ class VisualTokens:
 
     @classmethod
     def from_raster(
-        cls, tokens: torch.Tensor, grid: tuple[int, int], attention: torch.Tensor | None = None
+        cls,
+        tokens: torch.Tensor,
+        grid: tuple[int, int],
+        attention: torch.Tensor | None = None,
+        layer_features: tuple[torch.Tensor, ...] = (),
     ) -> VisualTokens:
-        """All tokens [C, rows * columns, D] of a set, in raster order."""
-        rows = tokens.flatten(0, 1)
-        return cls(rows, torch.arange(len(rows)), (len(tokens), *grid), attention=attention)
+        """All tokens [C, rows * columns, D] of a set, in raster order; ``layer_features`` as the field."""
+        rows, indices = tokens.flatten(0, 1), torch.arange(tokens.shape[0] * tokens.shape[1])
+        shape = (len(tokens), *grid)
+        return cls(rows, indices, shape, attention=attention, layer_features=layer_features)
 
     @property
     def total(self) -> int:

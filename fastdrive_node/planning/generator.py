@@ -9,7 +9,15 @@ from typing import Any
 import torch
 
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families import LanguageModel, LayeredLanguageModel, Prompt, VisualTokens, Vla, build_prompt
+from fastdrive_node.families import (
+    EmbeddingLanguageModel,
+    LanguageModel,
+    LayeredLanguageModel,
+    Prompt,
+    VisualTokens,
+    Vla,
+    build_prompt,
+)
 from fastdrive_node.planning.answer_format import AnswerFormat, TextAnswer
 from fastdrive_node.pruning.layer_pruning import text_attention
 from fastdrive_node.pruning.pruner import (
@@ -63,12 +71,17 @@ class Generator:
 
     def check_pruner(self, pruner: Pruner) -> None:
         """Raises ModelError where the language model cannot serve a pruner."""
-        reads = pruner.needs & {ContextField.TEXT, ContextField.TEXT_ATTENTION}
-        if (pruner.acts_inside or reads) and not isinstance(self.language, LayeredLanguageModel):
-            raise ModelError(
-                f"pruner {pruner.name}: reads the language model's layers or embeddings, which an engine does not "
-                "give; run the language model with torch, or use another pruner"
-            )
+        layers = pruner.acts_inside or ContextField.TEXT_ATTENTION in pruner.needs
+        if layers and not isinstance(self.language, LayeredLanguageModel):
+            lacks = "layers"
+        elif ContextField.TEXT in pruner.needs and not isinstance(self.language, EmbeddingLanguageModel):
+            lacks = "embeddings"
+        else:
+            return
+        by_torch = isinstance(self.language, EmbeddingLanguageModel)
+        who = f"torch does not give for {self.vla.family.model_type}" if by_torch else "an engine does not give"
+        instead = "use another pruner" if by_torch else "run the language model with torch, or use another pruner"
+        raise ModelError(f"pruner {pruner.name}: reads the language model's {lacks}, which {who}; {instead}")
 
     def prompt(self, history: EgoHistory, command: Command = Command.NONE) -> Prompt:
         """The prompt with the answer's constant beginning, where the VLA is given it; see ``families.build_prompt``."""

@@ -70,7 +70,8 @@ class LayerPruner(Pruner):
             raise ValueError(f"keep: {keep} is not in 1..{total}")
         if not isinstance(language, LayeredLanguageModel):
             raise ModelError(
-                f"pruner {self.name}: acts inside of the language model, which no engine allows; use torch"
+                f"pruner {self.name}: acts inside of the language model, which engines and most families do not allow; "
+                "use another pruner"
             )
         whole = [prune_prompt(prompt) for prompt in prompts]
         steps = {step.layer: step for step in self.steps(language.layers, total, keep)}

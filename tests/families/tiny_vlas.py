@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from tokenizers import Tokenizer
@@ -32,7 +31,7 @@ class Tiny:
     inputs: Callable[[Vla, torch.Tensor, Prompt], dict[str, Any]] = lambda vla, pixels, prompt: {"pixel_values": pixels}
 
 
-def build_family_vla(path: Path, model_type: str, seed: int = 0, layers: int = 2) -> Path:
+def build_family_vla(path: Path, model_type: str, seed: int = 0, layers: int = 3) -> Path:
     """Write a VLA directory; the same seed gives the same weights."""
     tiny = TINY[model_type]
     tokenizer = tiny_tokenizer(CAMERAS, (*SPECIAL, *tiny.special))
@@ -49,28 +48,6 @@ def build_family_vla(path: Path, model_type: str, seed: int = 0, layers: int = 2
     (path / spec.prompt).write_text(TEMPLATE, encoding="utf-8")
     (path / SPEC_FILE).write_text(json.dumps(spec_json(spec)), encoding="utf-8")
     return path
-
-
-def images_of(vla: Vla, seed: int = 0) -> list[np.ndarray]:
-    """An image of each camera, at the VLA's size."""
-    generator = np.random.default_rng(seed)
-    return [generator.integers(0, 256, (*vla.spec.image_size, 3), dtype=np.uint8) for _ in vla.spec.cameras]
-
-
-@torch.inference_mode()
-def by_transformers(vla: Vla, images: list[np.ndarray], prompt: Prompt, stop: list[int]) -> tuple[int, ...]:
-    """Token ids of transformers' greedy ``generate`` from the same pixels and token ids."""
-    inputs = TINY[vla.family.model_type].inputs(vla, vla.torch_vision().preprocess(images), prompt)
-    ids = prompt.input_ids[None]
-    out = vla.model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=vla.spec.answer.max_new_tokens,
-        do_sample=False,
-        eos_token_id=stop,
-        **inputs,
-    )
-    return tuple(out[0, len(prompt) :].tolist())
 
 
 def _text(model_type: str, tokenizer: Tokenizer, layers: int, **more: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ FAMILY_EXCEPTIONS: set[str] = {
     "benchmarks.perf.vision_path",
     "benchmarks.studies.pruner_memory",
 }
-FAMILY_NAMES = ("qwen",)
+FAMILY_NAMES = ("qwen", "llava", "internvl")
 
 
 def _package_graph() -> dict[str, set[str]]:

@@ -86,7 +86,10 @@ class ProjectedVision(nn.Module):
 
     def encode_with_attention(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Raises ModelError: these families do not give the attention of their towers."""
-        raise ModelError(f"{self._model_type}: the attention of its vision tower is not given; use another pruner")
+        raise ModelError(
+            f"vision encoder of {self._model_type}: gives no attention of its tower, which the pruner reads; "
+            "use another pruner"
+        )
 
 
 class ProjectorFamily:

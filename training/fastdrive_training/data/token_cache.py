@@ -31,6 +31,7 @@ from fastdrive_training.data.sampling import read_ahead
 
 CHUNK = 16  # items encoded at a time
 TOKENS, PROGRESS = "tokens.f16", "progress.json"
+_LAYER = "layer_features."
 _LARGEST = np.finfo(np.float16).max
 
 
@@ -52,8 +53,7 @@ def build_token_cache(source: ImageSource, vla: Vla, folder: str | Path) -> np.m
 
 def cache_key(source: ImageSource, vla: Vla, cameras: Sequence[str]) -> str:
     """Digest of all that tokens depend on: encoder, its precision, image size, cameras, items and their files."""
-    dtype = str(vla.model.model.visual.dtype)
-    parts = [vla.encoder_fingerprint, dtype, vla.spec.image_size, list(cameras), dataset_identity(source)]
+    parts = [vla.encoder_fingerprint, str(vla.dtype), vla.spec.image_size, list(cameras), dataset_identity(source)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -91,11 +91,11 @@ def encode_items(items: Sequence[Item] | ImageSource, vla: Vla, task: str) -> It
 
 def pixel_encoder(vla: Vla) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function: uint8 pixels [B, 3, H, W] at the tower's image size -> tokens float32 [B, N, D] without gradient."""
-    vision, device = vla.torch_vision(), vla.model.model.visual.device
+    vision = vla.torch_vision()
 
     def encode(pixels: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            return vision.encode_patches(vision.patches(pixels.to(device))).float()
+            return vision.encode_patches(vision.patches(pixels.to(vision.device))).float()
 
     return encode
 
@@ -140,10 +140,11 @@ class Features:
 
     tokens: torch.Tensor  # [C, N, D], in the VLA's dtype, cameras in its order
     tower_attention: torch.Tensor | None  # float32 [C, N]; None where no pruner asked for it
+    layer_features: tuple[torch.Tensor, ...] = ()  # as in ``VisualTokens``
 
     def visual(self, grid: tuple[int, int]) -> VisualTokens:
         """As a vision backend gives them; ``grid`` holds the token rows and columns of one image."""
-        return VisualTokens.from_raster(self.tokens, grid, self.tower_attention)
+        return VisualTokens.from_raster(self.tokens, grid, self.tower_attention, self.layer_features)
 
 
 class FeatureStore:
@@ -187,20 +188,20 @@ class FeatureStore:
         tokens, attention = tensors.get("tokens"), tensors.get("tower_attention")
         if tokens is None or tuple(tokens.shape) != expected or (self._attention and attention is None):
             return None
-        return Features(tokens, attention)
+        layers = sorted(name for name in tensors if name.startswith(_LAYER))
+        return Features(tokens, attention, tuple(tensors[name] for name in layers))
 
     @torch.inference_mode()
     def _encode(self, index: int) -> Features:
-        patches = self._vision.preprocess(load_images(self._source[index], self._vla.spec.cameras))
-        if self._attention:
-            features = Features(*self._vision.encode_with_attention(patches))
-        else:
-            features = Features(self._vision.encode_patches(patches), None)
+        images = load_images(self._source[index], self._vla.spec.cameras)
+        visual = self._vision.encode(self._vision.preprocess(images), self._attention)
+        features = Features(visual.raster(), visual.attention, visual.layer_features)
         if self._folder is not None:
             self._write(self._path(index), features)
         return features
 
     def _write(self, path: Path, features: Features) -> None:
         tensors = {"tokens": features.tokens, "tower_attention": features.tower_attention}
+        tensors |= {f"{_LAYER}{index:02}": feature for index, feature in enumerate(features.layer_features)}
         with write_atomically(path) as partial:
             save_file({name: one.cpu().contiguous() for name, one in tensors.items() if one is not None}, partial)

@@ -112,10 +112,10 @@ def build_modules(settings: ReconRecipe, vla: Vla) -> tuple[ReconPruner, ReconDe
 
 
 def _load_encoder(path: str, device: torch.device, precision: str) -> Vla:
-    """A VLA whose vision tower is on the device, in bfloat16 where the GPU trains in it; the rest stays on the CPU."""
+    """A VLA whose encoder is on the device, in bfloat16 where the GPU trains in it; the rest stays on the CPU."""
     dtype = torch.bfloat16 if precision == "bfloat16" and device.type == "cuda" else torch.float32
     vla = load_vla(path, "cpu", dtype)
-    vla.model.model.visual.to(device)
+    vla.torch_vision().to(device)  # it holds the VLA's own modules
     return vla
 
 

@@ -1,0 +1,48 @@
+"""Training of ReconPruner on every family: its own layers in pruner and decoder, tokens of its own encoder."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from fastdrive_node.families import MODEL_TYPES, load_vla
+from fastdrive_node.pruning.checkpoint import load_pruner
+from fastdrive_training.engine.logging import read_log
+from tests.families.checks import dataset_of, train_pruner
+from tests.families.tiny_vlas import build_family_vla
+
+
+@pytest.fixture(scope="module", params=MODEL_TYPES)
+def vla_dir(request, tmp_path_factory):
+    return build_family_vla(tmp_path_factory.mktemp("vla"), request.param)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return dataset_of(tmp_path_factory.mktemp("data"))
+
+
+@pytest.mark.parametrize("features", ["cached", "live"])
+def test_a_short_run_writes_a_pruner_of_the_vla(vla_dir, dataset, tmp_path, features):
+    figures = train_pruner(vla_dir, dataset, tmp_path, features=features)
+    vla = load_vla(vla_dir)
+    assert figures["encoder"] == vla.encoder_fingerprint
+    load_pruner(figures["pruner"], vla)
+
+
+def test_losses_fall(vla_dir, dataset, tmp_path):
+    schedule = {"decoder_pretrain_steps": 30, "steps": 2, "batch": 6, "lr": 3e-3, "log_every": 1, "warmup_steps": 2}
+    train_pruner(vla_dir, dataset, tmp_path, schedule=schedule)
+    losses = [row["total"] for row in read_log(tmp_path / "run") if "total" in row]
+    assert all(map(math.isfinite, losses)) and sum(losses[25:30]) < 0.9 * sum(losses[:5])
+
+
+def test_pruner_and_decoder_can_start_from_the_language_models_layers(vla_dir, dataset, tmp_path):
+    schedule = {"decoder_pretrain_steps": 0, "steps": 1, "batch": 4, "lr": 1e-30, "weight_decay": 0.0}
+    figures = train_pruner(vla_dir, dataset, tmp_path, schedule=schedule, pruner_init=1, decoder_init=0)
+    vla = load_vla(vla_dir)
+    trained = load_pruner(figures["pruner"], vla).layer.state_dict()
+    for name, tensor in vla.model.model.language_model.layers[1].state_dict().items():
+        assert torch.equal(trained[name], tensor)
