@@ -32,7 +32,7 @@ from fastdrive_node.engines.graph_info import (
     cache_names,
 )
 from fastdrive_node.engines.manifest import LanguageManifest, build_hint, check_files, read_manifest, short
-from fastdrive_node.engines.vision_engine import check_parity, check_part, refuse_others, require_engines
+from fastdrive_node.engines.vision_engine import check_parity, check_part, refuse_others
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import VisualTokens, Vla
 from fastdrive_node.families.base import PositionInputs
@@ -233,7 +233,6 @@ def open_language_engine(choice: LanguageChoice, vla: Vla) -> EngineLanguage:
 
 def check_language_engine(file: Path, vla: Vla) -> LanguageManifest:
     """The manifest of an engine that is whole and of this VLA. Raises ModelError as ``open_language_engine``."""
-    require_engines(vla)
     manifest: Any = read_manifest(file)
     check_part(file, manifest, "language")
     refuse_others(file, manifest, language_sizes(vla), vla.path, build_hint(file, manifest, vla.path))

@@ -165,7 +165,6 @@ def open_engine(choice: EngineChoice, vla: Vla, pruner_file: str | Path | None =
 
 def check_engine(file: Path, vla: Vla, pruner_file: str | Path | None) -> VisionManifest:
     """The manifest of an engine that is whole and of this VLA and pruner. Raises ModelError as ``open_engine``."""
-    require_engines(vla)
     manifest: Any = read_manifest(file)
     check_part(file, manifest, "vision")
     check_identity(file, manifest, vla, pruner_file)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from fastdrive_node.engines.language_engine import LanguageChoice, open_language_engine
-from fastdrive_node.engines.vision_engine import EngineChoice, open_engine
+from fastdrive_node.engines.vision_engine import EngineChoice, open_engine, require_engines
 from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.families import LANGUAGE, PARTS, VISION, Vla, load_vla
 from fastdrive_node.families.spec import SPEC_FILE
@@ -67,6 +67,8 @@ def open_pipeline(
     vla_dir = default_vla_dir() if vla_dir is None else Path(vla_dir)
     supplied = {part for part, choice in ((VISION, engine), (LANGUAGE, language_engine)) if choice is not None}
     vla = load_vla(vla_dir, device, dtype, PARTS - supplied)
+    if supplied:
+        require_engines(vla)
     name, file = _name_and_file(vla_dir, pruner)
     vision = None if engine is None else open_engine(engine, vla, file)
     language = None if language_engine is None else open_language_engine(language_engine, vla)

@@ -69,6 +69,12 @@ def _tower(model_type: str, **more: Any) -> dict[str, Any]:
     return {"model_type": model_type, **sizes, "image_size": SIDE, "patch_size": 14, **more}
 
 
+def _id(tokenizer: Tokenizer, token: str) -> int:
+    index = tokenizer.token_to_id(token)
+    assert index is not None
+    return index
+
+
 def _qwen2_5_vl(tokenizer: Tokenizer, layers: int) -> Any:
     return build_model(tokenizer, TinySize(tower_depth=2, width=64, heads=2, kv_heads=1, layers=layers))
 
@@ -85,7 +91,7 @@ def _llava(tokenizer: Tokenizer, layers: int) -> Any:
         transformers.LlavaConfig(
             vision_config=_tower("clip_vision_model"),
             text_config=_text("llama", tokenizer, layers),
-            image_token_index=tokenizer.token_to_id("<image>"),
+            image_token_index=_id(tokenizer, "<image>"),
         )
     )
 

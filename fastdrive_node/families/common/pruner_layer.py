@@ -32,7 +32,7 @@ TEXT_MODELS = tuple(name for name in _MODELS if name not in _MROPE)  # with plai
 
 
 @dataclass(frozen=True, config=STRICT)
-class LayerSizes:
+class DecoderLayerSizes:
     """What a pruner file says of its layer."""
 
     layer: Literal["llama", "mistral", "qwen2", "qwen3", "qwen3_vl_text"]
@@ -49,11 +49,11 @@ class LayerSizes:
     mrope_section: tuple[Size, Size, Size] | None = None
 
 
-_SIZES = TypeAdapter(LayerSizes)
+_SIZES = TypeAdapter(DecoderLayerSizes)
 
 
 def build_pruner_layer(sizes: Any) -> Any:
-    """An untrained ``families.base.PrunerLayer`` from a text configuration, or from ``LayerSizes`` as a mapping.
+    """An untrained ``families.base.PrunerLayer`` from a text configuration, or from ``DecoderLayerSizes`` as a mapping.
 
     Raises:
         ValueError: a size is missing or wrong, or they do not fit each other; the text names it.
@@ -89,7 +89,7 @@ def _sizes_of(text: Any) -> dict[str, Any]:
     }
 
 
-def _check(sizes: LayerSizes) -> None:
+def _check(sizes: DecoderLayerSizes) -> None:
     if sizes.num_attention_heads % sizes.num_key_value_heads or sizes.head_dim % 2:
         raise ValueError("config: head_dim, heads and key/value heads do not fit each other")
     if (sizes.mrope_section is None) != (sizes.layer not in _MROPE):
@@ -104,7 +104,7 @@ def _class(layer: str, name: str) -> Any:
     return getattr(importlib.import_module(f"transformers.models.{package}.{where}_{package}"), prefix + name)
 
 
-def _config_of(sizes: LayerSizes) -> Any:
+def _config_of(sizes: DecoderLayerSizes) -> Any:
     """The configuration of one plain decoder layer."""
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": sizes.rope_theta}
     if sizes.mrope_section is not None:
@@ -125,7 +125,7 @@ def _layer_class(layer: str) -> type:
 class _Bidirectional:
     """Put in front of a decoder layer; see ``families.base.PrunerLayer``."""
 
-    def __init__(self, sizes: LayerSizes):
+    def __init__(self, sizes: DecoderLayerSizes):
         config = _config_of(sizes)
         super().__init__(config, layer_idx=0)  # pyright: ignore[reportCallIssue]  # the decoder layer's
         self._sizes, self._config = sizes, config
