@@ -18,8 +18,8 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families.base import PositionInputs
 from fastdrive_node.families.common.language import TransformersLanguage, check_text_config
-from fastdrive_node.families.common.pruner_layer import build_pruner_layer
 from fastdrive_node.families.common.projector import text_sizes
+from fastdrive_node.families.common.pruner_layer import build_pruner_layer
 from fastdrive_node.families.images import HALF, Normalisation, read_normalisation, resize
 from fastdrive_node.families.qwen2_5_vl import Qwen25Vl
 from fastdrive_node.families.qwen2_5_vl.preprocess import patchify
@@ -95,6 +95,10 @@ class Qwen3Vl(Qwen25Vl):
         config = Qwen3VLConfig.from_dict(content)
         check_text_config(config.text_config, ("qwen3_vl_text",))
         return config
+
+    def preprocessor_problems(self, config: Any, stored: dict, size: tuple[int, int]) -> list[str]:
+        used = ("image_mean", "image_std")  # read from this file
+        return super().preprocessor_problems(config, {key: stored[key] for key in stored if key not in used}, size)
 
     def vision(self, vla: Vla) -> Any:
         return Qwen3Vision(vla, read_normalisation(vla.path, HALF))

@@ -86,6 +86,21 @@ def _grid_inputs(vla: Vla, patches: torch.Tensor, prompt: Prompt) -> dict[str, A
     return {"pixel_values": patches.flatten(0, 1), "image_grid_thw": grid, "mm_token_type_ids": kinds}
 
 
+def _qwen3_vl(tokenizer: Tokenizer, layers: int) -> Any:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3], "mrope_interleaved": True}
+    tower = {"depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
+    return transformers.Qwen3VLForConditionalGeneration(
+        transformers.Qwen3VLConfig(
+            vision_config={**tower, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]},
+            text_config=_text("qwen3_vl_text", tokenizer, layers, rope_parameters=rope, head_dim=16),
+            image_token_id=_id(tokenizer, "<|image_pad|>"),
+            video_token_id=_id(tokenizer, "<|video_pad|>"),
+            vision_start_token_id=_id(tokenizer, "<|vision_start|>"),
+            vision_end_token_id=_id(tokenizer, "<|vision_end|>"),
+        )
+    )
+
+
 def _llava(tokenizer: Tokenizer, layers: int) -> Any:
     return transformers.LlavaForConditionalGeneration(
         transformers.LlavaConfig(
@@ -98,5 +113,6 @@ def _llava(tokenizer: Tokenizer, layers: int) -> Any:
 
 TINY = {
     "qwen2_5_vl": Tiny(_qwen2_5_vl, size=(84, 140), inputs=_grid_inputs),
+    "qwen3_vl": Tiny(_qwen3_vl, size=(96, 160), inputs=_grid_inputs),
     "llava": Tiny(_llava, ("<image>",)),
 }

@@ -23,6 +23,7 @@ from fastdrive_node.families.tokens import VisualTokens
 from fastdrive_node.families.vla import Vla
 
 CLASS_TOKEN = {"clip_vision_model": True, "internvl_vision": True, "siglip_vision_model": False}
+_OTHER_SIZES = ("do_center_crop", "do_pad", "crop_to_patches")  # what image processors do to an image's shape
 _ENCODER = {
     "vision_tower": (
         "model.vision_tower.vision_model.",  # the most specific first: they are cut off in a fingerprint
@@ -132,6 +133,14 @@ class ProjectorFamily:
         side = _side(config.vision_config.image_size)
         if tuple(size) != (side, side):
             raise ValueError(f"image_size: {size[1]} x {size[0]}, but the vision tower reads {side} x {side} px only")
+
+    def preprocessor_problems(self, config: Any, stored: dict, size: tuple[int, int]) -> list[str]:
+        """Mean and deviation are read from the file; whole images are resized to one size, whatever it says."""
+        found = [f"{name}: true, but the whole image is resized" for name in _OTHER_SIZES if stored.get(name)]
+        factor = stored.get("rescale_factor", 1 / 255)
+        if not isinstance(factor, int | float) or abs(factor - 1 / 255) > 1e-6:
+            found.append(f"rescale_factor: {factor}, but {1 / 255} is used")
+        return found
 
     def special_tokens(self, config: Any) -> dict[str, int]:
         return {self.image_token: config.image_token_id}
