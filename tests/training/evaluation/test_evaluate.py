@@ -251,6 +251,31 @@ def test_a_folder_with_ego_motion_gives_l2_and_says_what_is_null(tmp_path, vla_d
     assert "collision_polygon is null: the dataset does not have objects" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("absent", "state"), [((0, 1), "are null"), ((1,), "are of 2 samples only")])
+def test_road_figures_are_left_out_where_map_masks_are_missing(tmp_path, vla_dir, capsys, silent, absent, state):
+    root = write_dataset(tmp_path / "d", scenes=2, keyframes=8, speed=SPEED)
+    for scene in absent:
+        (root / "maps" / f"scene-{scene}.png").unlink()
+    figures = _run(tmp_path, "evaluate", root, "--vla", vla_dir, "--pruners", "none")
+    row = figures["rows"][-1]
+    assert row["l2_avg_to_t"]["avg"] == pytest.approx(0.0, abs=1e-6) and row["judged"]["l2_avg_to_t"] == 4
+    assert row["judged"]["off_drivable"] == row["judged"]["intersection"] == 4 - 2 * len(absent)
+    assert (row["off_drivable"] is None) == (row["intersection"] is None) == (len(absent) == 2)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "off_drivable" in line]
+    assert len(lines) == 1 and f"off_drivable and intersection {state}: {len(absent)} map masks are missing" in lines[0]
+
+
+def test_a_run_whose_maps_were_missing_is_not_continued_with_them(tmp_path, vla_dir, silent):
+    root = write_dataset(tmp_path / "d", scenes=1, keyframes=8, speed=SPEED)
+    picture = (root / "maps" / "scene-0.png").read_bytes()
+    (root / "maps" / "scene-0.png").unlink()
+    settings = OpenLoopSettings(pruners=(), out=tmp_path / "run")
+    evaluate(KeyframeDataset(root), load_vla(vla_dir), settings, progress=False)
+    (root / "maps" / "scene-0.png").write_bytes(picture)
+    with pytest.raises(InputError, match="tables differs"):
+        evaluate(KeyframeDataset(root), load_vla(vla_dir), settings, progress=False)
+
+
 @pytest.mark.parametrize(
     ("cameras", "names"), [((*CAMERAS, "CAM_ROOF"), CAMERAS[::-1]), (("CAM_BACK",), ("CAM_BACK",))]
 )

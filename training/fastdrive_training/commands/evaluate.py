@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 132)
     for each in tables(figures):
         console.print(each)
-    for text in unknown_figures(figures):
+    for text in unknown_figures(figures, source.missing_maps):
         console.print(text)
     write_json({"dataset": args.dataset, "split": args.split, "vla": args.vla or SHIPPED_VLA, **figures}, args.json)
 
@@ -85,14 +86,25 @@ def all_pruners(source: ImageSource, vla: Vla, file: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def unknown_figures(figures: dict) -> list[str]:
-    """A line for each figure that is null in every row, and why."""
-    needs = {"collision_polygon": "objects", "off_drivable": "a drivable area", "intersection": "a drivable area"}
-    return [
-        f"{name} is null: the dataset does not have {what} for these samples"
-        for name, what in needs.items()
-        if not any(row["judged"][name] for row in figures["rows"])
-    ]
+def unknown_figures(figures: dict, missing_maps: Sequence[str] = ()) -> list[str]:
+    """A line for the figures that are null in every row, and why; and for those that miss samples for want of maps."""
+    lines = []
+    if not _most_judged(figures, "collision_polygon"):
+        lines.append("collision_polygon is null: the dataset does not have objects for these samples")
+    roads = _most_judged(figures, "off_drivable")
+    state = f"are of {roads} samples only" if roads else "are null"
+    if missing_maps:
+        lines.append(
+            f"off_drivable and intersection {state}: {len(missing_maps)} map masks are missing ({missing_maps[0]}); "
+            "nuScenes' come with its metadata archive, a simulated dataset must be written again (docs/nuscenes.md)"
+        )
+    elif not roads:
+        lines.append(f"off_drivable and intersection {state}: the dataset has no drivable area for these samples")
+    return lines
+
+
+def _most_judged(figures: dict, name: str) -> int:
+    return max((row["judged"][name] for row in figures["rows"]), default=0)
 
 
 def tables(figures: dict) -> list[Table]:

@@ -51,6 +51,20 @@ def devkit(toy: Path):
     return nuscenes.NuScenes(version=VERSION, dataroot=str(toy), verbose=False)
 
 
+def test_dataset_without_its_maps_is_read_and_knows_no_road(tmp_path):
+    keyframes = pytest.importorskip("fastdrive_training.data.nuscenes.keyframes", reason="needs the training package")
+    write(tmp_path / "toy")
+    whole = keyframes.KeyframeDataset(tmp_path / "toy")
+    frame, area = whole[0].find_drivable()
+    assert not whole.missing_maps and area.contains(frame.to_map(np.zeros((1, 2)))).all()
+    maps = sorted((tmp_path / "toy" / "maps").iterdir())
+    for file in maps:
+        file.unlink()
+    bare = keyframes.KeyframeDataset(tmp_path / "toy")
+    assert sorted(bare.missing_maps) == [f"maps/{file.name}" for file in maps] and bare[0].find_drivable() is None
+    assert bare.names == whole.names and bare[0].known_history == whole[0].known_history
+
+
 def test_devkit_walks_every_sample_of_every_scene(devkit):
     assert [scene["nbr_samples"] for scene in devkit.scene] == [4, 4, 1]
     for scene in devkit.scene:

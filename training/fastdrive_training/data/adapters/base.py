@@ -109,6 +109,7 @@ class ImageSource(Protocol):
     split: str | None  # None where the dataset has no splits, or for all of them
     cameras: tuple[str, ...]  # every item has an image of each
     has_masks: bool
+    missing_maps: Sequence[str]  # files of map masks that the dataset names and does not have
     names: list[str]  # of the items, in order
     scenes: list[str]  # of each item; items of one recording follow each other in time
     identity: str  # see dataset_identity
@@ -181,6 +182,8 @@ class FileSource(Sequence[Item]):
     Raises:
         InputError: no entries, a name that cannot be a file's or is there twice, masks of another split.
     """
+
+    missing_maps = ()
 
     def __init__(
         self,

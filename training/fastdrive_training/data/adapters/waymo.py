@@ -87,6 +87,7 @@ class WaymoSource(Sequence[Item]):
     """
 
     kind = "waymo"
+    missing_maps = ()
 
     def __init__(self, options: SourceOptions):
         root = options.root

@@ -32,7 +32,7 @@ class MapMasks:
         Raises InputError: the map is no image that can be read.
         """
         filename = self._files.get(scene.get("log_token"))
-        if filename is None:
+        if not filename:  # no record, or no image of it
             return None
         pose = self._tables.ego_pose(token)
         forward = rotation_matrix(pose["rotation"])[:2, 0]

@@ -74,6 +74,7 @@ class KeyframeDataset(Sequence[Item]):
         self.scenes = [scene["name"] for scene, _ in self._samples]
         self._mask_root = self.root if masks is None else Path(masks)
         self._objects, self._maps = SceneObjects(self.tables), MapMasks(self.tables)
+        self.missing_maps = self.tables.devkit.missing_maps
         if masks is not None:
             self.mask_folder.require(self.cameras, self.names)
 
@@ -128,7 +129,7 @@ class KeyframeDataset(Sequence[Item]):
 
     @property
     def identity(self) -> str:
-        return digest([files_digest(self.tables.files), *self.names])
+        return digest([files_digest(self.tables.files), *self.missing_maps, *self.names])
 
     @property
     def masks_identity(self) -> str:

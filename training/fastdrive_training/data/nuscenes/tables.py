@@ -23,6 +23,26 @@ from fastdrive_training.data.ego_track import EgoTrack, rotation_matrix
 EXTRAS, SPLITS = "extras.json", "splits.json"
 
 
+class _Devkit(NuScenes):  # type: ignore[misc]
+    """The devkit's tables, also where map masks are missing: the devkit itself ends there.
+
+    A map record without its image has an empty ``filename``; ``missing_maps`` names the images.
+    """
+
+    def __init__(self, version: str, root: Path):
+        self.missing_maps: list[str] = []
+        super().__init__(version=version, dataroot=str(root), verbose=False)
+
+    def __load_table__(self, table_name: str) -> Any:
+        rows = super().__load_table__(table_name)
+        if table_name == "map":
+            absent = [row for row in rows if not Path(self.dataroot, row["filename"]).is_file()]
+            self.missing_maps = [row["filename"] for row in absent]
+            for row in absent:
+                row["filename"] = ""  # the devkit then checks the dataset's folder in its place
+        return rows
+
+
 class NuscenesTables:
     """All tables of one version.
 
@@ -128,9 +148,9 @@ def _find_version(root: Path, split: str | None) -> str:
     return wanted
 
 
-def _load_tables(root: Path, version: str) -> NuScenes:
+def _load_tables(root: Path, version: str) -> _Devkit:
     try:
-        return NuScenes(version=version, dataroot=str(root), verbose=False)
+        return _Devkit(version, root)
     except FileNotFoundError as error:
         raise InputError(f"{error.filename}: table is missing; fetch or write the dataset again") from None
     except Exception as error:  # the devkit raises bare exceptions of many kinds for broken tables
