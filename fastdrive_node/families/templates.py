@@ -53,7 +53,9 @@ _ANSWER = (
 _SHORTEST = NumberFormat(decimals=2, style="shortest")
 _TIME = NumberFormat(decimals=1, style="shortest")
 _NUSCENES_LIDAR_M = 0.94  # LIDAR_TOP ahead of nuScenes' ego frame
-_WHEEL_PER_TIRE = 15.0  # nuScenes' steering angle is the wheel's; this ratio of a compact car is an assumption
+# Steering wheel angle, which nuScenes records, by that of the front wheels. Assumed: usual for a compact car; no source
+# for the recording Renault Zoe is known.
+NUSCENES_STEERING_RATIO = 15.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def _nuscenes(cameras: tuple[str, ...], views: str) -> Template:
         item="(t-{t}s) [{x}, {y}], Acceleration: X {ax}, Y {ay} m/s^2, Velocity: X {vx}, Steering angle: {steer} "
         "(positive: left turn, negative: right turn)",
         missing=None,
-        steering_ratio=_WHEEL_PER_TIRE,
+        steering_ratio=NUSCENES_STEERING_RATIO,
     )
     answer = AnswerSpec(f"<PLANNING>{_ANSWER.format(seconds=3)}", 6, 0.5, "</PLANNING>", 200, _SHORTEST)
     numbers = NumberSpec(_SHORTEST, _SHORTEST, _SHORTEST, _SHORTEST, _SHORTEST, _TIME)

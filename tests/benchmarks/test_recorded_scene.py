@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,32 @@ def test_keyframes_hold_the_recorded_images_poses_and_future(dataset):
     assert [keyframe.future() is None for keyframe in dataset] == [False, True, True, True]
     assert first.history.now.speed_mps == pytest.approx(truth["frames"][0]["can_vx"], abs=0.3)
     assert all(first.load_image(camera).shape == (900, 1600, 3) for camera in dataset.cameras)
+
+
+def test_recorded_can_values_agree_with_the_poses(tmp_path, dataset):
+    frames = [frame for frame in json.loads(TRUTH.read_text())["frames"] if frame["lidar_timestamp_us"]]
+    root = tmp_path / "d"
+    shutil.copytree(dataset.root, root)
+    messages = [
+        {
+            "utime": frame["lidar_timestamp_us"],
+            "accel": frame["can_accel"],
+            "vel": [frame["can_vx"], 0.0, 0.0],
+            "rotation_rate": frame["can_rot_rate"],
+        }
+        for frame in frames
+    ]
+    (root / "can_bus").mkdir()
+    (root / "can_bus" / f"{recorded_scene.SCENE}_pose.json").write_text(json.dumps(messages))
+    measured = KeyframeDataset(root)
+    for index, frame in enumerate(frames):
+        now, derived = measured[index].known_history.now, dataset[index].known_history.now
+        assert (now.speed_mps, now.accel_mps2) == (frame["can_vx"], frame["can_accel"][0]) and now.accel_measured
+        assert now.speed_mps == pytest.approx(derived.speed_mps, abs=0.3)
+        # both turn to the right, by the yaw that is to come too
+        assert now.yaw_rate_radps < 0 and frame["future_yaw"][0] < 0
+        assert now.yaw_rate_radps == pytest.approx(2 * frame["future_yaw"][0], abs=0.04)
+        assert now.accel_y_mps2 == pytest.approx(now.speed_mps * now.yaw_rate_radps, abs=0.2)
 
 
 def test_road_is_judged_on_the_recorded_mask_and_collision_is_not(dataset):

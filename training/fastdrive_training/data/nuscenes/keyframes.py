@@ -26,6 +26,7 @@ from fastdrive_training.data.adapters.base import (
 )
 from fastdrive_training.data.ego_track import HISTORY_INTERVAL_S, command_of
 from fastdrive_training.data.masks import LabelTable, MaskFolder, Regions
+from fastdrive_training.data.nuscenes.can_bus import CanBus
 from fastdrive_training.data.nuscenes.drivable import MapMasks
 from fastdrive_training.data.nuscenes.objects import SceneObjects
 from fastdrive_training.data.nuscenes.tables import NuscenesTables
@@ -74,6 +75,7 @@ class KeyframeDataset(Sequence[Item]):
         self.scenes = [scene["name"] for scene, _ in self._samples]
         self._mask_root = self.root if masks is None else Path(masks)
         self._objects, self._maps = SceneObjects(self.tables), MapMasks(self.tables)
+        self._can_bus = CanBus(self.root)
         self.missing_maps = self.tables.devkit.missing_maps
         if masks is not None:
             self.mask_folder.require(self.cameras, self.names)
@@ -95,6 +97,7 @@ class KeyframeDataset(Sequence[Item]):
             return self.tables.track(scene).future(pose_ns, points, interval_s)
 
         known = extras.get("history") is not None
+        history = self._history(extras, token, stamp_ns) if known else self.tables.track(scene).history(pose_ns)
         return Item(
             name=token,
             scene=scene["name"],
@@ -103,7 +106,7 @@ class KeyframeDataset(Sequence[Item]):
             load_labels=(lambda camera: self._labels(token, camera, sizes[camera])) if self.has_masks else None,
             image_sizes=sizes,
             stamp_ns=stamp_ns,
-            history=self._history(extras, token, stamp_ns) if known else self.tables.track(scene).history(pose_ns),
+            history=self._can_bus.measured(scene["name"], history),
             command=self._command(extras, token, future),
             find_future=future,
             find_world_state=lambda: self.tables.track(scene).history(pose_ns).now,
@@ -129,7 +132,9 @@ class KeyframeDataset(Sequence[Item]):
 
     @property
     def identity(self) -> str:
-        return digest([files_digest(self.tables.files), *self.missing_maps, *self.names])
+        can_bus = self._can_bus.files(self.scenes)
+        later = [*self.missing_maps, *([files_digest(can_bus)] if can_bus else [])]
+        return digest([files_digest(self.tables.files), *later, *self.names])
 
     @property
     def masks_identity(self) -> str:
