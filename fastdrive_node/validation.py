@@ -39,7 +39,7 @@ def first_fault(error: ValidationError) -> str:
     The text of a model validator starts with a field of that model, such as ``max_keep: 193 of 192 tokens``.
     """
     fault = error.errors(include_url=False)[0]
-    where = ".".join(str(each) for each in fault["loc"] if each != "[key]")
+    where = ".".join(str(each) for each in fault["loc"] if not str(each).startswith("["))
     value, reason = fault["input"], fault["msg"]
     if fault["type"] == "value_error":
         return f"{where}{'.' if where else ''}{reason.removeprefix('Value error, ')}"[:400]

@@ -10,7 +10,7 @@ from fastdrive_node.benchmark.implementations import FastDrive, HfGenerate, Work
 from fastdrive_node.benchmark.timing import Case, Timing, measure, ratio
 from fastdrive_node.devices import describe
 from fastdrive_node.families import build_prompt
-from fastdrive_node.planning.answer_format import TextAnswer
+from fastdrive_node.planning.answer_format import answer_format
 from fastdrive_node.planning.generator import Generator
 from fastdrive_node.planning.pipeline import Pipeline
 from fastdrive_node.pruning.baselines.simple import NoPruner
@@ -35,7 +35,7 @@ def compare(pipeline: Pipeline, runs: int) -> dict:
         The JSON of ``fastdrive bench``; times are medians.
     """
     vla, work = pipeline.vla, example_workload(pipeline)
-    form = TextAnswer(vla)
+    form = answer_format(vla)
     answer = HfGenerate(work, form.max_new_tokens).generate(sorted(form.stop_ids))
     count = len(answer)
     stock, ours = HfGenerate(work, count), FastDrive(work, count, pipeline.pruner, pipeline.drop)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainSerializer, TypeAdapter, WithJsonSchema
+from pydantic import Discriminator, Field, PlainSerializer, Tag, TypeAdapter, WithJsonSchema
 from pydantic.dataclasses import dataclass
 from pydantic.functional_validators import BeforeValidator, model_validator
 
@@ -59,6 +59,7 @@ class AnswerSpec:
     closing: Text
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)]
     number: NumberFormat = NumberFormat(decimals=2)  # of both values of a pair
+    kind: Literal["text"] = "text"
     pairs: PairKind = "xy"  # see ``planning.pairs``
     skip_until: Text = ""  # text before its first occurrence is free, and no part of the answer
     preamble_in_prompt: bool = False  # the model is given the answer's constant beginning
@@ -70,6 +71,24 @@ class AnswerSpec:
         if self.skip_until and self.preamble_in_prompt:
             raise ValueError("preamble_in_prompt: leaves no place for the free text that skip_until allows")
         return self
+
+
+@dataclass(frozen=True, config=STRICT)
+class CodebookSpec:
+    """An answer of action tokens; see ``planning.codebook``."""
+
+    kind: Literal["codebook"]
+    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}\.safetensors$")]  # float32 motions [N, 3]
+    points: Annotated[int, Field(ge=1, le=100)]  # tokens
+    interval_s: Seconds  # of one motion
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096)]
+    token: Annotated[str, Field(pattern=r"^[^{}]*\{i\}[^{}]*$", max_length=40)] = "<action_{i}>"
+    free_text: bool = True  # before the action tokens
+
+
+def _answer_kind(value: Any) -> str:
+    """In brackets, which ``validation.first_fault`` leaves out of a field's name."""
+    return f"[{value.get('kind', 'text') if isinstance(value, dict) else getattr(value, 'kind', 'text')}]"
 
 
 def _size(value: Any) -> Any:
@@ -105,7 +124,9 @@ class VlaSpec:
     image_size: ImageSize  # height, width in px
     prompt: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}$")]  # file of the prompt template
     history: HistorySpec
-    answer: AnswerSpec
+    answer: Annotated[
+        Annotated[AnswerSpec, Tag("[text]")] | Annotated[CodebookSpec, Tag("[codebook]")], Discriminator(_answer_kind)
+    ]
     frame: FrameName
     numbers: NumberSpec = Field(default_factory=NumberSpec)
     camera_item: Text = "{camera}: {image}"
@@ -119,6 +140,13 @@ class VlaSpec:
         if len(set(self.cameras)) != len(self.cameras):
             raise ValueError("cameras: a name is there twice")
         return self
+
+
+def text_answer(spec: VlaSpec, where: object = SPEC_FILE) -> AnswerSpec:
+    """The text grammar of a spec. Raises ModelError for another kind of answer, which ``where`` has."""
+    if not isinstance(spec.answer, AnswerSpec):
+        raise ModelError(f"{where}: answer.kind: {spec.answer.kind!r} is no text; this needs an answer of kind text")
+    return spec.answer
 
 
 _SPEC = TypeAdapter(VlaSpec)

@@ -13,7 +13,16 @@ from pathlib import Path
 
 from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.families.numbers import NumberFormat
-from fastdrive_node.families.spec import SPEC_FILE, AnswerSpec, HistorySpec, NumberSpec, VlaSpec, load_spec, spec_json
+from fastdrive_node.families.spec import (
+    SPEC_FILE,
+    AnswerSpec,
+    HistorySpec,
+    NumberSpec,
+    VlaSpec,
+    load_spec,
+    spec_json,
+    text_answer,
+)
 from fastdrive_node.files import package_share_file, write_atomically
 
 PROMPT_FILE = "prompt.txt"
@@ -175,7 +184,7 @@ def init_vla(
         raise InputError(f"{out / SPEC_FILE}: is there already; give another folder, or delete it")
     chosen = TEMPLATES[template]()
     size = image_size(camera_size or chosen.camera_size, max_pixels or chosen.max_pixels, multiple)
-    answer = replace(chosen.spec.answer, preamble_in_prompt=preamble_in_prompt)
+    answer = replace(text_answer(chosen.spec), preamble_in_prompt=preamble_in_prompt)
     spec = replace(chosen.spec, image_size=size, answer=answer, prompt=PROMPT_FILE)
     out.mkdir(parents=True, exist_ok=True)
     if out.resolve() != source.resolve():

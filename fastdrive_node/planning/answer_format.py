@@ -14,7 +14,8 @@ import numpy as np
 
 from fastdrive_node.errors import AnswerError, ModelError
 from fastdrive_node.families import Vla
-from fastdrive_node.families.spec import AnswerSpec, FrameName, VlaSpec
+from fastdrive_node.families.spec import SPEC_FILE, AnswerSpec, CodebookSpec, FrameName, VlaSpec, text_answer
+from fastdrive_node.planning.codebook import CodebookAnswer
 from fastdrive_node.planning.pairs import pairs_of, trajectory_of
 from fastdrive_node.types import Trajectory
 
@@ -50,6 +51,11 @@ class AnswerFormat(Protocol):
         ...
 
 
+def answer_format(vla: Vla) -> AnswerFormat:
+    """The format that ``vla.json`` states. Raises ModelError as the formats do."""
+    return CodebookAnswer(vla) if isinstance(vla.spec.answer, CodebookSpec) else TextAnswer(vla)
+
+
 class TextAnswer:
     """The ``AnswerFormat`` of ``vla.json``'s text grammar.
 
@@ -58,7 +64,7 @@ class TextAnswer:
     """
 
     def __init__(self, vla: Vla):
-        self.spec, self._vla, self._tokenizer = vla.spec.answer, vla.spec, vla.tokenizer
+        self.spec, self._vla, self._tokenizer = text_answer(vla.spec, vla.path / SPEC_FILE), vla.spec, vla.tokenizer
         self.max_new_tokens = self.spec.max_new_tokens
         example = example_answer(self.spec)
         vla.check_text(example, "vla.json: answer")
@@ -84,7 +90,7 @@ class TextAnswer:
 
 def parse_trajectory(text: str, vla: VlaSpec) -> Trajectory:
     """The trajectory of the rear axle that an answer's text states. Raises AnswerError as ``parse_answer``."""
-    spec = vla.answer
+    spec = text_answer(vla)
     return trajectory_of(parse_answer(text, spec), spec.pairs, spec.interval_s, vla.frame, vla.origin_m)
 
 

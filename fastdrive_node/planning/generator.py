@@ -18,7 +18,7 @@ from fastdrive_node.families import (
     Vla,
     build_prompt,
 )
-from fastdrive_node.planning.answer_format import AnswerFormat, TextAnswer
+from fastdrive_node.planning.answer_format import AnswerFormat, answer_format
 from fastdrive_node.pruning.layer_pruning import text_attention
 from fastdrive_node.pruning.pruner import (
     ContextField,
@@ -66,7 +66,7 @@ class Generator:
     def __init__(self, vla: Vla, language: LanguageModel | None = None, answer: AnswerFormat | None = None):
         self.vla = vla
         self.language: Any = language or vla.torch_language()
-        self.answer = answer or TextAnswer(vla)
+        self.answer = answer or answer_format(vla)
         self.progress: Progress | None = None  # told the number of tokens of a long answer
 
     def check_pruner(self, pruner: Pruner) -> None:

@@ -18,8 +18,8 @@ from fastdrive_node.devices import free_memory
 from fastdrive_node.errors import FastDriveError, InputError
 from fastdrive_node.families import Vla, build_prompt, load_vla
 from fastdrive_node.families.loading import preprocessor_problems, stored_parameters
-from fastdrive_node.families.spec import AnswerSpec, FrameName
-from fastdrive_node.planning.answer_format import TextAnswer, answer_text, constant_prefix
+from fastdrive_node.families.spec import AnswerSpec, CodebookSpec
+from fastdrive_node.planning.answer_format import answer_format, answer_text, constant_prefix
 from fastdrive_node.planning.pairs import pairs_of
 from fastdrive_node.types import Command, EgoHistory, EgoState
 
@@ -83,7 +83,7 @@ def check_vla(path: Path, images: Sequence[Path] = (), device: torch.device | No
     spec = vla.spec
     problems = preprocessor_problems(path, vla.family, vla.config, spec) + _image_problems(vla, images)
     try:
-        TextAnswer(vla)
+        answer_format(vla)
     except FastDriveError as error:
         problems.append(str(error))
     state = EgoState(0, 0.0, 0.0, 0.0, _SPEED_MPS, 0.1, _YAW_RATE_RADPS)
@@ -91,8 +91,7 @@ def check_vla(path: Path, images: Sequence[Path] = (), device: torch.device | No
     places = [_path(_SPEED_MPS, -_YAW_RATE_RADPS, -time) for time in times]
     past = [EgoState(0, float(x), float(y), 0.0, _SPEED_MPS, 0.1) for x, y in places]
     prompt = build_prompt(vla, EgoHistory((state, *past), spec.history.interval_s), Command.NONE)
-    example = _example(spec.answer, spec.frame, spec.origin_m)
-    answer = count_answer_tokens(vla, spec.answer, example)
+    example, answer = _example(vla)
     sizes = vla.family.language_sizes(vla.config)
     parameters = stored_parameters(path, vla.family)
     positions = len(prompt) + spec.answer.max_new_tokens
@@ -119,9 +118,14 @@ def _path(speed: float, yaw_rate: float, seconds: float) -> np.ndarray:
     return speed * seconds * np.array([np.cos(angle / 2), np.sin(angle / 2)])
 
 
-def _example(spec: AnswerSpec, frame: FrameName, origin_m: float) -> str:
+def _example(vla: Vla) -> tuple[str, AnswerTokens]:
+    spec = vla.spec.answer
+    if isinstance(spec, CodebookSpec):
+        return spec.token.replace("{i}", "0") * spec.points, AnswerTokens(spec.points, 0, 0, spec.points)
     points = np.array([_path(_SPEED_MPS, _YAW_RATE_RADPS, spec.interval_s * (k + 1)) for k in range(spec.points)])
-    return answer_text(pairs_of(points, spec.pairs, spec.interval_s, frame, origin_m), spec)
+    pairs = pairs_of(points, spec.pairs, spec.interval_s, vla.spec.frame, vla.spec.origin_m)
+    text = answer_text(pairs, spec)
+    return text, count_answer_tokens(vla, spec, text)
 
 
 def count_answer_tokens(vla: Vla, spec: AnswerSpec, text: str) -> AnswerTokens:

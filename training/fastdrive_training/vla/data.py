@@ -20,7 +20,7 @@ from tqdm import tqdm
 from fastdrive_node.families import Vla
 from fastdrive_node.families.images import resize
 from fastdrive_node.families.prompt import build_prompt
-from fastdrive_node.families.spec import spec_json
+from fastdrive_node.families.spec import spec_json, text_answer
 from fastdrive_node.planning.answer_format import format_answer
 from fastdrive_node.types import EgoHistory
 from fastdrive_training.data.adapters import ImageSource, dataset_identity
@@ -151,7 +151,7 @@ def histories(whole: EgoHistory) -> list[EgoHistory]:
 
 
 def _write_texts(vla: Vla, dataset: ImageSource, folder: Path) -> None:
-    keyframes, answer = [dataset[index] for index in _with_future(vla, dataset)], vla.spec.answer
+    keyframes, answer = [dataset[index] for index in _with_future(vla, dataset)], text_answer(vla.spec, vla.path)
     futures = [keyframe.known_future(answer.points, answer.interval_s) for keyframe in keyframes]
     (stop,) = vla.eos_ids
     prompts = [

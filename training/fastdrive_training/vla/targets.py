@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import Vla
+from fastdrive_node.families.spec import text_answer
 from fastdrive_node.planning.answer_format import example_answer
 from fastdrive_training.vla.tiny_model import NUMBERS
 
@@ -45,10 +46,10 @@ class AnswerText:
         Raises:
             ModelError: the VLA writes numbers in more than one token.
         """
-        ids = torch.tensor(vla.tokenizer.encode(example_answer(vla.spec.answer), add_special_tokens=False))
+        spec = text_answer(vla.spec, vla.path)
+        ids = torch.tensor(vla.tokenizer.encode(example_answer(spec), add_special_tokens=False))
         tokens = torch.tensor(vla.tokenizer.convert_tokens_to_ids(list(NUMBERS)))
         number = torch.cat([torch.isin(ids, tokens), torch.tensor([False])])  # the last is the end of the turn
-        spec = vla.spec.answer
         if int(number.sum()) != 2 * spec.points:
             raise ModelError(f"{vla.path}: tokenizer.json: a number is not one token; use a VLA of a tiny_vla recipe")
         times = spec.interval_s * (torch.arange(spec.points) + 1).repeat_interleave(2)
