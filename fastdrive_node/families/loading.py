@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from fastdrive_node.devices import free_memory
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families.base import LANGUAGE, PARTS, VISION, VlaFamily
+from fastdrive_node.families.common.cpu_linear import use_float32_products
 from fastdrive_node.families.prompt import check_prompt
 from fastdrive_node.families.spec import SPEC_FILE, VlaSpec, load_spec
 from fastdrive_node.families.vla import CONFIG, Vla, first_line
@@ -71,6 +72,7 @@ def load_vla(
         log.warning("%s", problem)
     tokenizer = _read_tokenizer(path, family, config)
     model = family.load(path, config, torch.device(device), dtype, parts)
+    use_float32_products(model)
     vla = Vla(path, family, config, model, tokenizer, spec, template, parts)
     check_prompt(vla)
     return vla
