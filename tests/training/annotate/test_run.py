@@ -14,9 +14,10 @@ import pytest
 from fastdrive_node.cli import main
 from fastdrive_node.errors import InputError
 from fastdrive_node.types import CAMERAS
-from fastdrive_training.annotate.run import Annotation, Shard, raise_failures
+from fastdrive_training.annotate.run import Annotation, raise_failures
 from fastdrive_training.annotate.settings import Group
 from fastdrive_training.data.adapters import open_source
+from fastdrive_training.data.sampling import Shard
 from tests.training.annotate.annotate_fixtures import GROUPS, BrightModels, settings, write_models
 from tests.training.tiny_nuscenes import write_dataset
 

@@ -11,8 +11,9 @@ import pytest
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.types import CAMERAS
-from fastdrive_training.annotate.run import Annotation, Shard
+from fastdrive_training.annotate.run import Annotation
 from fastdrive_training.data.adapters import dataset_identity, detect_kind, open_source
+from fastdrive_training.data.sampling import Shard
 from tests.training.annotate.annotate_fixtures import BrightModels, settings
 from tests.training.tiny_nuscenes import write_dataset
 

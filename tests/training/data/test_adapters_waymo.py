@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from fastdrive_node.errors import InputError
-from fastdrive_training.annotate.run import Annotation, Shard
+from fastdrive_training.annotate.run import Annotation
 from fastdrive_training.data.adapters import open_source
+from fastdrive_training.data.sampling import Shard
 from tests.training.annotate.annotate_fixtures import BrightModels, settings
 
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra waymo)")

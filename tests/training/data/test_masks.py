@@ -10,10 +10,11 @@ import pytest
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.types import CAMERAS
-from fastdrive_training.annotate.run import Annotation, Shard
+from fastdrive_training.annotate.run import Annotation
 from fastdrive_training.data.adapters import open_source
 from fastdrive_training.data.masks import LabelTable, MaskFolder, cell_coverage
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+from fastdrive_training.data.sampling import Shard
 from tests.training.annotate.annotate_fixtures import BrightModels, settings
 from tests.training.tiny_nuscenes import write_dataset
 

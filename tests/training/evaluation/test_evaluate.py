@@ -17,9 +17,12 @@ from fastdrive_node.families import load_vla
 from fastdrive_node.planning.answer_format import format_answer
 from fastdrive_node.pruning.registry import PRUNERS
 from fastdrive_node.types import CAMERAS
+from fastdrive_training.annotate.run import Annotation
 from fastdrive_training.commands import options
 from fastdrive_training.data import token_cache
+from fastdrive_training.data.adapters import open_source
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+from fastdrive_training.data.sampling import Shard
 from fastdrive_training.evaluation import (
     OpenLoopSettings,
     constant_velocity,
@@ -30,6 +33,7 @@ from fastdrive_training.evaluation import (
 from fastdrive_training.evaluation import run as evaluation
 from fastdrive_training.evaluation.metrics.horizons import at_metric_steps
 from tests.generation import generate_as, untrained_vla
+from tests.training.annotate.annotate_fixtures import BrightModels, settings
 from tests.training.evaluation.planning_scenes import add_object, draw_road
 from tests.training.tiny_nuscenes import write_dataset
 
@@ -50,7 +54,7 @@ def root(tmp_path_factory):
 @pytest.fixture
 def silent(monkeypatch):
     """No row is timed."""
-    monkeypatch.setattr(evaluation, "measure", lambda _, rows, __: [{} for _ in rows])
+    monkeypatch.setattr(evaluation, "measure", lambda _, rows, *__, **___: [{} for _ in rows])
 
 
 def _run(tmp_path, *arguments) -> dict:
@@ -304,3 +308,23 @@ def test_plans_that_end_before_3_s_are_refused(tmp_path, root, vla_dir):
     short = replace(vla, spec=replace(vla.spec, answer=replace(vla.spec.answer, points=5)))
     with pytest.raises(InputError, match=r"vla\.json: answer: 5 points every 0.5 s end before 3 s"):
         evaluate(KeyframeDataset(root), short, OpenLoopSettings(pruners=("none",)), progress=False)
+
+
+def test_oracle_reads_the_masks_that_are_named(tmp_path, vla_dir, silent, capsys):
+    root = write_dataset(tmp_path / "d", scenes=1, keyframes=8, masks=False)
+    data = open_source(root, "train", own_masks=False)
+    annotation = Annotation(data, tmp_path / "m", settings(), Shard(), BrightModels)
+    annotation.finish(annotation.run(), samples=0)
+    arguments = ["evaluate", root, "--vla", vla_dir, "--pruners", "oracle", "--drop", "0.5", "--split", "train"]
+    assert main([*map(str, arguments)]) == 1
+    assert "masks" in capsys.readouterr().err
+    out = tmp_path / "run"
+    _run(tmp_path, *arguments, "--masks", tmp_path / "m", "--out", out)
+    kept = pq.read_table(out / "samples.parquet").column("kept").to_pylist()[0]
+    covered = KeyframeDataset(root, "train", masks=tmp_path / "m")[0].coverage(CAMERAS, load_vla(vla_dir).grid)
+    assert set(np.flatnonzero(covered > 0.5)) <= set(kept)  # every foreground token: they are fewer than are kept
+    assert 0 < (covered > 0.5).sum() < len(kept)
+    index = tmp_path / "m" / "images.jsonl"
+    index.write_text(index.read_text().replace("\n", " \n"))  # masks that were made again
+    assert main([*map(str, [*arguments, "--masks", tmp_path / "m", "--out", out])]) == 1
+    assert "masks differs" in capsys.readouterr().err

@@ -18,18 +18,7 @@ from fastdrive_training.annotate.settings import AnnotateSettings
 from fastdrive_training.annotate.store import COMPOSE, DONE, FIND, ImageKey, MaskStore
 from fastdrive_training.data.adapters import ImageSource
 from fastdrive_training.data.masks import size_of
-from fastdrive_training.data.sampling import evenly_spaced, read_ahead
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Part ``index`` of ``count``: every count-th image, so that the parts are alike."""
-
-    index: int = 0
-    count: int = 1
-
-    def __str__(self) -> str:
-        return f"{self.index}-of-{self.count}"
+from fastdrive_training.data.sampling import Shard, evenly_spaced, read_ahead
 
 
 @dataclass
@@ -52,7 +41,7 @@ class _ImageJob:
 
 
 class Annotation:
-    """One run over one shard.
+    """One run over one shard: every count-th image, so that the parts are alike.
 
     Args:
         limit: so many items only, evenly spread; the rest stays for a later run.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
@@ -14,10 +13,11 @@ from fastdrive_node.cli import write_json
 from fastdrive_node.devices import choose_device
 from fastdrive_node.errors import UsageError
 from fastdrive_training.annotate.models import GroundedSam
-from fastdrive_training.annotate.run import Annotation, Shard, raise_failures
+from fastdrive_training.annotate.run import Annotation, raise_failures
 from fastdrive_training.annotate.settings import load_settings
-from fastdrive_training.commands.options import figures_table, names
+from fastdrive_training.commands.options import figures_table, names, shard_of
 from fastdrive_training.data.adapters import KINDS, open_source
+from fastdrive_training.data.sampling import Shard
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--detector", metavar="M", help="Grounding DINO: a name on the hub or a folder")
     parser.add_argument("--segmenter", metavar="M", help="SAM: a name on the hub or a folder")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")
-    parser.add_argument("--shard", type=_shard, default=Shard(), metavar="I/N", help="part I of N, from 0 (0/1)")
+    parser.add_argument("--shard", type=shard_of, default=Shard(), metavar="I/N", help="part I of N, from 0 (0/1)")
     parser.add_argument("--limit", type=int, metavar="N", help="so many items only, evenly spread, to try things out")
     parser.add_argument("--recompose", action="store_true", help="new thresholds: masks anew from stored instances")
     parser.add_argument("--samples", type=int, default=24, metavar="N", help="images on the page (%(default)s)")
@@ -87,10 +87,3 @@ def table(figures: dict) -> Table:
         counts = [str(count[key]) for key in ("instances", "in_doubt", "images")]
         result.add_row(name, *counts, f"{count['pixel_share']:.2%}", score)
     return result
-
-
-def _shard(text: str) -> Shard:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or not int(match[1]) < int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r}: write I/N with I from 0 to N - 1, as in 0/4")
-    return Shard(int(match[1]), int(match[2]))

@@ -15,7 +15,14 @@ from fastdrive_node.families import Vla
 from fastdrive_node.planning.loading import SHIPPED_VLA
 from fastdrive_node.pruning.checkpoint import load_calibration
 from fastdrive_node.pruning.registry import PRUNERS, VARIANTS
-from fastdrive_training.commands.options import add_dataset_arguments, figures_table, names, open_dataset, pruner_file
+from fastdrive_training.commands.options import (
+    add_dataset_arguments,
+    figures_table,
+    names,
+    open_dataset,
+    pruner_file,
+    shard_of,
+)
 from fastdrive_training.data.adapters import ImageSource
 from fastdrive_training.evaluation import OpenLoopSettings, evaluate
 
@@ -28,11 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "with ego motion alone gives L2; the other figures are then null.\n"
         "The row constant-velocity goes straight ahead at the current speed. Intervals are 95 % by the bootstrap;\n"
         "`comparisons` are paired, sample by sample. With --out the run can be cut off and goes on when called again,\n"
-        "pruners, ratios and seeds may be added, and every answer is kept in OUT/samples.parquet."
+        "pruners, ratios and seeds may be added, and every answer is kept in OUT/samples.parquet.\n"
+        "With --shard, give every shard the same --out: each has its own folder there, and `fastdrive evaluate-report\n"
+        "OUT` merges them. Costs are measured by shard 0."
     )
     parser.epilog = (
         "example:\n  fastdrive evaluate data/sim --split val --vla models/tiny \\\n"
-        "      --pruners none,random,reconpruner --drop 0.5,0.75 --seeds 3 --out runs/open_loop --json -"
+        "      --pruners none,random,reconpruner --drop 0.5,0.75 --seeds 3 --out runs/open_loop --json -\n"
+        "  for i in 0 1 2 3; do fastdrive evaluate data/nuscenes --split val --masks masks/val --no-timing \\\n"
+        "      --shard $i/4 --device cuda:$i --out runs/val & done; wait; fastdrive evaluate-report runs/val"
     )
     add_dataset_arguments(parser)
     parser.add_argument(
@@ -45,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of the random pruner (%(default)s)")
     parser.add_argument("--images", choices=("own", "shuffled"), default="own", help="shuffled: of another scene")
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="items at a time (%(default)s)")
+    parser.add_argument("--masks", type=Path, metavar="DIR", help="masks of fastdrive annotate (the dataset's own)")
+    parser.add_argument("--no-timing", action="store_true", help="leave pruner_ms, prefill_ms and decode_ms out (null)")
+    parser.add_argument("--shard", type=shard_of, metavar="I/N", help="part I of N of the samples, from 0 (all)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep the run here and go on with it")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep encoder features here (OUT/features)")
 
@@ -63,7 +77,12 @@ def run(args: argparse.Namespace) -> None:
         batch=args.batch,
         out=args.out,
         cache=args.cache,
+        timing=not args.no_timing,
+        masks=args.masks,
+        shard=args.shard,
     )
+    if args.shard and not args.out:
+        print("--shard without --out: the figures are of this shard alone and cannot be merged", file=sys.stderr)
     figures = evaluate(source, vla, settings)
     console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 132)
     for each in tables(figures):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from rich.table import Table
@@ -14,6 +15,7 @@ from fastdrive_node.families import Vla, load_vla
 from fastdrive_node.families.spec import load_spec
 from fastdrive_node.planning.loading import SHIPPED_PRUNER, default_vla_dir
 from fastdrive_training.data.adapters import ImageSource, open_source
+from fastdrive_training.data.sampling import Shard
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +40,8 @@ def open_dataset(args: argparse.Namespace) -> tuple[ImageSource, Vla]:
     require_positive("--limit", args.limit)
     device = choose_device(args.device, "--device")
     cameras = tuple(load_spec(vla_dir(args)).cameras)
-    source = open_source(args.dataset, args.split, cameras=cameras, all_splits=True)
+    masks = getattr(args, "masks", None)
+    source = open_source(args.dataset, args.split, masks=masks, cameras=cameras, all_splits=True)
     return source, load_vla(vla_dir(args), device, choose_dtype(args.dtype, device))
 
 
@@ -54,6 +57,14 @@ def figures_table(title: str, first: str, *columns: str) -> Table:
 def names(text: str) -> tuple[str, ...]:
     """``A,B`` as a tuple; an argparse type."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def shard_of(text: str) -> Shard:
+    """``I/N`` as a part of the work; an argparse type."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not int(match[1]) < int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r}: write I/N with I from 0 to N - 1, as in 0/4")
+    return Shard(int(match[1]), int(match[2]))
 
 
 def require_positive(option: str, value: int | None) -> None:

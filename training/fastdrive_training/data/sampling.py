@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -12,6 +13,17 @@ from fastdrive_node.errors import InputError
 from fastdrive_training.data.adapters.base import FUTURE_INTERVAL_S, FUTURE_POINTS, ImageSource
 
 Thing = TypeVar("Thing")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part ``index`` of ``count`` of some work, from 0."""
+
+    index: int = 0
+    count: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.index}-of-{self.count}"
 
 
 def evenly_spaced(total: int, count: int | None) -> np.ndarray:

@@ -11,31 +11,51 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from fastdrive_node.pruning.pruner import Prefilled
 from fastdrive_training.evaluation.answers import Answerer, EvaluationSample, PrunerRow
 
 TIMED_SAMPLES = 20  # keyframes that the times are the medians of, one at a time
 COUNTED_SAMPLES = 5  # of them, those whose operations are counted: prompts, and an adaptive K, differ
-COLUMNS = ("pruner_ms", "prefill_ms", "decode_ms_per_token", "flops", "decode_flops_per_token", "peak_memory_mb")
+TIMES = ("pruner_ms", "prefill_ms", "decode_ms_per_token")
+COLUMNS = (*TIMES, "flops", "decode_flops_per_token", "peak_memory_mb")
 _SDPA = ("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu")
 
 
-def measure(answerer: Answerer, rows: Sequence[PrunerRow], samples: Sequence[EvaluationSample]) -> list[dict]:
+def measure(
+    answerer: Answerer,
+    rows: Sequence[PrunerRow],
+    samples: Sequence[EvaluationSample],
+    timing: bool = True,
+    progress: bool = False,
+) -> list[dict]:
     """The efficiency columns of some rows, which take turns on each sample, so that all see the same machine.
 
     Each is a median over samples. ``pruner_ms`` is what the pruner looks at, its scores and its choice (with a memory,
     without the sets before, which have run when a set comes); None for pruners inside of the language model, whose
     choice is part of the prefill, and for none. ``flops`` is of pruner and prefill, ``decode_flops_per_token`` of a
     decode step. ``peak_memory_mb`` is what weights and tensors take at once while a sample is pruned, prefilled and
-    decoded. ``tokens_by_layer`` is there for pruners inside of the language model only.
+    decoded. ``tokens_by_layer`` is there for pruners inside of the language model only. Without ``timing`` the
+    times are None.
     """
-    counted = [_medians([_count(answerer, row, one) for one in samples[:COUNTED_SAMPLES]]) for row in rows]  # warms up
-    times: list[list[dict]] = [[] for _ in rows]
-    for turn, sample in enumerate(samples[:TIMED_SAMPLES]):
-        for place in range(len(rows)):
-            number = (place + turn) % len(rows)
-            times[number].append(_times(answerer, rows[number], sample))
+    counted_samples, timed_samples = samples[:COUNTED_SAMPLES], samples[: TIMED_SAMPLES if timing else 0]
+    steps = len(rows) * (len(counted_samples) + len(timed_samples))
+    with tqdm(
+        total=steps, desc="timing" if timing else "counting", unit="run", disable=not progress, leave=False
+    ) as bar:
+        counts: list[list[dict]] = [[] for _ in rows]  # it warms up, too
+        for found, row in zip(counts, rows, strict=True):
+            for sample in counted_samples:
+                found.append(_count(answerer, row, sample))
+                bar.update()
+        counted = [_medians(each) for each in counts]
+        times: list[list[dict]] = [[] for _ in rows]
+        for turn, sample in enumerate(timed_samples):
+            for place in range(len(rows)):
+                number = (place + turn) % len(rows)
+                times[number].append(_times(answerer, rows[number], sample))
+                bar.update()
     medians = [_medians(each) for each in times]
     return [{**dict.fromkeys(COLUMNS), **figures, **each} for figures, each in zip(counted, medians, strict=True)]
 

@@ -18,6 +18,7 @@ from fastdrive_node.errors import InputError
 from fastdrive_node.families import Vla
 from fastdrive_node.files import write_atomically
 from fastdrive_training.data.adapters.base import ImageSource, dataset_identity, read_object
+from fastdrive_training.data.masks import INDEX, MANIFEST, TABLES
 from fastdrive_training.evaluation.answers import JudgedAnswer
 from fastdrive_training.evaluation.samples import SampleChoice
 from fastdrive_training.evaluation.settings import OpenLoopSettings, RowKey
@@ -88,7 +89,7 @@ class RecordStore:
         self.efficiency: dict[str, dict] = {}
         if folder is not None:
             _claim(folder, identity)
-            self.efficiency = _read_json(folder / "efficiency.json", {})
+            self.efficiency = read_json(folder / "efficiency.json", {})
 
     def has(self, key: RowKey, segment: int) -> bool:
         """Whether the segment of this row is there, whole."""
@@ -106,13 +107,13 @@ class RecordStore:
         """Keep the efficiency columns of a row, which are those of all its seeds."""
         self.efficiency[key.kind] = figures
         if self._folder is not None:
-            _write_json(self._folder / "efficiency.json", self.efficiency)
+            write_json(self._folder / "efficiency.json", self.efficiency)
 
-    def row(self, key: RowKey, segments: int) -> pa.Table:
+    def row(self, key: RowKey, segments: Sequence[int]) -> pa.Table:
         """All lines of a row in the order of the samples, the columns that figures need."""
-        return pa.concat_tables([self._tables[key, segment] for segment in range(segments)])
+        return pa.concat_tables([self._tables[key, segment] for segment in segments])
 
-    def finish(self, keys: Sequence[RowKey], segments: int) -> None:
+    def finish(self, keys: Sequence[RowKey], segments: Sequence[int]) -> None:
         """Write ``samples.parquet``: all lines of these rows, with all columns."""
         if self._folder is not None:
             with (
@@ -120,7 +121,7 @@ class RecordStore:
                 pq.ParquetWriter(partial, SCHEMA) as out,
             ):
                 for key in keys:
-                    for segment in range(segments):
+                    for segment in segments:
                         out.write_table(pq.read_table(self._path(key, segment), schema=SCHEMA))
 
     def _path(self, key: RowKey, segment: int) -> Path:
@@ -149,6 +150,8 @@ def identity_of(source: ImageSource, vla: Vla, samples: SampleChoice, settings: 
         "vla": vla_digest(vla.path),
         "dtype": str(vla.dtype),
         "pruner": _digest([settings.pruner_file]) if settings.reads_pruner and settings.pruner_file else None,
+        "masks": _masks_digest(settings.masks) if settings.masks and "oracle" in settings.pruners else None,
+        "shard": str(settings.shard) if settings.shard else None,
     }
 
 
@@ -161,6 +164,11 @@ def samples_digest(names: Sequence[str], samples: SampleChoice, segment: int) ->
 def vla_digest(folder: Path) -> str:
     """Of the files of a VLA directory."""
     return _digest(sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".safetensors")))
+
+
+def _masks_digest(folder: Path) -> str:
+    """Of the files of a folder of masks that change when masks are made again."""
+    return _digest([folder / name for name in (MANIFEST, INDEX, *TABLES) if (folder / name).exists()])
 
 
 def _digest(paths: Sequence[Path]) -> str:
@@ -176,19 +184,19 @@ def _digest(paths: Sequence[Path]) -> str:
 def _claim(folder: Path, identity: dict) -> None:
     """Write ``run.json``, or compare with the one that is there; a run without reconpruner fits any pruner file."""
     path = folder / "run.json"
-    known = _read_json(path, None)
+    known = read_json(path, None)
     if known is not None:
         for name, value in identity.items():
             if value is not None and known.get(name) not in (value, None):
                 raise InputError(f"{path}: belongs to another evaluation ({name} differs); give another --out")
     merged = {**(known or {}), **{name: value for name, value in identity.items() if value is not None}}
-    _write_json(path, merged)
+    write_json(path, merged)
 
 
-def _read_json(path: Path, default):
+def read_json(path: Path, default):
     return read_object(path, "remove it or give another --out") if path.exists() else default
 
 
-def _write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict) -> None:
     with write_atomically(path) as partial:
         partial.write_text(json.dumps(content, indent=1))

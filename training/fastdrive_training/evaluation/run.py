@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from fastdrive_node.errors import InputError
+from fastdrive_node.errors import InputError, UsageError
 from fastdrive_node.families import Vla
 from fastdrive_node.pruning.pruner import ContextField
 from fastdrive_node.pruning.score_pruner import RefinedPruner
 from fastdrive_training.data.adapters.base import FUTURE_INTERVAL_S, FUTURE_POINTS, ImageSource
+from fastdrive_training.data.sampling import Shard
 from fastdrive_training.data.token_cache import FeatureStore
 from fastdrive_training.evaluation.answers import (
     Answerer,
@@ -24,7 +25,7 @@ from fastdrive_training.evaluation.answers import (
     make_rows,
     needs_of,
 )
-from fastdrive_training.evaluation.efficiency import measure
+from fastdrive_training.evaluation.efficiency import TIMES, measure
 from fastdrive_training.evaluation.intervals import (
     FIGURES,
     interval,
@@ -49,31 +50,59 @@ BASELINE = RowKey(CONSTANT_VELOCITY, 0.0)
 
 
 def evaluate(source: ImageSource, vla: Vla, settings: OpenLoopSettings, progress: bool = True) -> dict:
-    """Run every row over the items that have a full future.
+    """Run every row over the items that have a full future, or over a shard of them.
 
     Returns ``rows`` as in the command's JSON, ``comparisons`` (see :func:`comparisons`), ``samples`` and
-    ``without_future`` (skipped), ``images``.
+    ``without_future`` (skipped), ``images``, and of a shard ``shard``.
 
     Raises:
         InputError: no item has a future, plans end before 3 s, shuffling within one scene, a missing camera, a broken
             file of the dataset, or an output folder of another evaluation.
         ModelError: a pruner that cannot serve the VLA.
+        UsageError: more shards than segments of samples.
     """
     require_horizon(vla)
     rows = make_rows(vla, settings)
     samples = choose_samples(source, settings.limit, settings.shuffled)
-    store = RecordStore(settings.out, identity_of(source, vla, samples, settings, SEGMENT))
-    segments = _Evaluation(source, vla, settings, rows, samples, store).all(progress)
+    segments = segments_of(len(samples), settings.shard)
+    store = RecordStore(settings.folder, identity_of(source, vla, samples, settings, SEGMENT))
+    _Evaluation(source, vla, settings, rows, samples, store).all(segments, progress)
     keys = [*(row.key for row in rows), BASELINE]
     store.finish(keys, segments)
-    tables = {key: store.row(key, segments) for key in keys}
     return {
-        "rows": [row_figures(key, tables[key], store.efficiency.get(key.kind, {})) for key in keys],
-        "comparisons": comparisons({key: table for key, table in tables.items() if key != BASELINE}),
-        "samples": len(samples),
+        **table_figures({key: store.row(key, segments) for key in keys}, store.efficiency, settings.timing),
+        "samples": sum(len(samples.own[_span(number)]) for number in segments),
         "without_future": samples.without_future,
         "images": "shuffled" if settings.shuffled else "own",
+        **({"shard": str(settings.shard)} if settings.shard else {}),
     }
+
+
+def segments_of(samples: int, shard: Shard | None) -> range:
+    """Numbers of the segments of a shard, which follow each other. Raises UsageError: a shard has none."""
+    count = -(-samples // SEGMENT)
+    if shard is None:
+        return range(count)
+    if shard.count > count:
+        raise UsageError(
+            f"--shard: {samples} samples are {count} segments of up to {SEGMENT}; give at most {count} shards, "
+            f"not {shard.count}"
+        )
+    return range(shard.index * count // shard.count, (shard.index + 1) * count // shard.count)
+
+
+def table_figures(tables: dict[RowKey, pa.Table], efficiency: dict[str, dict], timing: bool = True) -> dict:
+    """``rows`` and ``comparisons`` of the lines of each row; without ``timing`` the times are None."""
+    if not timing:
+        efficiency = {kind: {**costs, **dict.fromkeys(TIMES)} for kind, costs in efficiency.items()}
+    return {
+        "rows": [row_figures(key, table, efficiency.get(key.kind, {})) for key, table in tables.items()],
+        "comparisons": comparisons({key: table for key, table in tables.items() if key != BASELINE}),
+    }
+
+
+def _span(number: int) -> slice:
+    return slice(number * SEGMENT, (number + 1) * SEGMENT)
 
 
 def require_horizon(vla: Vla) -> None:
@@ -99,7 +128,7 @@ class _Evaluation:
         store: RecordStore,
     ):
         self._source, self._rows, self._samples, self._store = source, rows, samples, store
-        self._batch = settings.batch
+        self._batch, self._timing = settings.batch, settings.timing
         needs = needs_of(rows)
         self._coverage, self._frames = ContextField.COVERAGE in needs, ContextField.FRAME in needs
         refined = [row.pruner for row in rows if isinstance(row.pruner, RefinedPruner)]
@@ -108,20 +137,18 @@ class _Evaluation:
         self._features = FeatureStore(source, vla, settings.features, ContextField.TOWER_ATTENTION in needs)
         self._earlier = EarlierSets(source, vla, self._features)
 
-    def all(self, progress: bool) -> int:
-        """Run what is missing. Returns the number of segments."""
-        starts = range(0, len(self._samples), SEGMENT)
-        total = len(self._samples) * (len(self._rows) + 1)
+    def all(self, segments: Sequence[int], progress: bool) -> None:
+        """Run what is missing of these segments."""
+        total = sum(len(self._samples.own[_span(number)]) for number in segments) * (len(self._rows) + 1)
         with tqdm(total=total, desc="evaluating", unit="answer", disable=not progress) as bar:
-            for number, start in enumerate(starts):
-                self._segment(number, slice(start, start + SEGMENT), bar)
-        return len(starts)
+            for number in segments:
+                self._segment(number, _span(number), bar)
 
     def _segment(self, number: int, span: slice, bar: tqdm) -> None:
         size = len(self._samples.own[span])
         missing = [row for row in self._rows if not self._store.has(row.key, number)]
         kinds = [row for row in self._rows if number == 0 and not row.key.seed]
-        unmeasured = any(row.key.kind not in self._store.efficiency for row in kinds)
+        unmeasured = any(self._lacks_costs(row.key) for row in kinds)
         baseline = self._store.has(BASELINE, number)
         bar.update(size * (len(self._rows) - len(missing) + baseline))
         if not missing and not unmeasured and baseline:
@@ -133,7 +160,8 @@ class _Evaluation:
             bar.update(size)
         if unmeasured:
             bar.set_postfix_str("timing")
-            for row, figures in zip(kinds, measure(self._answerer, kinds, samples), strict=True):
+            costs = measure(self._answerer, kinds, samples, self._timing, progress=not bar.disable)
+            for row, figures in zip(kinds, costs, strict=True):
                 self._store.put_efficiency(row.key, figures)
         for row in missing:
             bar.set_postfix_str(row.key.slug)
@@ -142,6 +170,10 @@ class _Evaluation:
                 answers += self._answerer.judged(row, samples[start : start + self._batch])
                 bar.update(len(answers) - start)
             self._store.put(row.key, number, answers)
+
+    def _lacks_costs(self, key: RowKey) -> bool:
+        known = self._store.efficiency.get(key.kind)
+        return known is None or (self._timing and known.get("prefill_ms") is None)
 
     def _load(self, span: slice) -> list[EvaluationSample]:
         shown = self._samples.images[span]

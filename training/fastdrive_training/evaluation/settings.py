@@ -8,6 +8,7 @@ from pathlib import Path
 from fastdrive_node.errors import UsageError
 from fastdrive_node.pruning.registry import PRUNERS, VARIANTS
 from fastdrive_node.types import PruningRatio
+from fastdrive_training.data.sampling import Shard
 
 SEEDED = frozenset({"random"})  # pruners that a seed changes
 KNOWN = (*PRUNERS, *VARIANTS)
@@ -26,6 +27,9 @@ class OpenLoopSettings:
     batch: int = 16
     out: Path | None = None  # folder of a run that can be resumed; None keeps nothing
     cache: Path | None = None  # folder for encoder features; None: ``features`` in ``out``
+    timing: bool = True  # whether times are measured
+    masks: Path | None = None  # folder of ``fastdrive annotate`` that the oracle reads; None: the dataset's own
+    shard: Shard | None = None  # the part of the samples that is run; None: all of them
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.pruners if name not in KNOWN]
@@ -58,6 +62,11 @@ class OpenLoopSettings:
     def reads_pruner(self) -> bool:
         """Whether a row depends on the pruner file."""
         return any(name == "reconpruner" or name in VARIANTS for name in self.pruners)
+
+    @property
+    def folder(self) -> Path | None:
+        """Of the run: ``out``, or for a shard its own folder in it; None: nothing is kept."""
+        return self.out / f"shard-{self.shard}" if self.out and self.shard else self.out
 
     @property
     def features(self) -> Path | None:

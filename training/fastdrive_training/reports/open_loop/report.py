@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastdrive_node.errors import FastDriveError, UsageError
+from fastdrive_training.evaluation.run import table_figures
 from fastdrive_training.reports.open_loop.figures import SUBJECT, ResultRow, Tables, make_tables
 from fastdrive_training.reports.open_loop.labels import percent_text
 from fastdrive_training.reports.open_loop.ranking import Statement, statements
@@ -131,7 +132,10 @@ def drop_text(report: OpenLoopReport) -> str:
 
 
 def as_json(report: OpenLoopReport) -> dict[str, Any]:
-    """``lines``, ``statements``, ``worst`` and ``disagreement``; m, fractions in 0..1, None where not known."""
+    """``lines``, ``statements``, ``worst`` and ``disagreement``; m, fractions in 0..1, None where not known.
+
+    ``rows`` and ``comparisons`` are those of ``fastdrive evaluate``.
+    """
     tables = report.tables
     lines = [line for line in (tables.straight_on, tables.whole) if line is not None]
     lines += [line for at in tables.lines.values() for line in at]
@@ -142,6 +146,7 @@ def as_json(report: OpenLoopReport) -> dict[str, Any]:
         "subject": report.subject,
         "pictures": not report.no_images,
         "images": "shuffled" if report.shuffled else "own",
+        **table_figures(report.run.tables, report.run.efficiency),
         "lines": [_row_json(line) for line in lines],
         "statements": [
             {
