@@ -145,6 +145,14 @@ def test_dataset_without_a_map_of_the_place_has_none(root):
     assert _item(root, "s0k0").find_drivable() is None
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+def test_logs_without_a_map_record_have_no_road(tmp_path, kept):
+    root = write_dataset(tmp_path / "d", scenes=2, keyframes=8, speed=SPEED)
+    edit_table(root, "map", lambda rows: rows.__delitem__(slice(kept, None)))
+    assert (_item(root, "s0k0").find_drivable() is None) == (kept == 0)
+    assert _item(root, "s1k0").find_drivable() is None and not KeyframeDataset(root).missing_maps
+
+
 def test_map_that_is_no_image_is_named(root):
     (root / "maps" / "scene-0.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"scene-0\.png is no readable image"):

@@ -24,9 +24,9 @@ EXTRAS, SPLITS = "extras.json", "splits.json"
 
 
 class _Devkit(NuScenes):  # type: ignore[misc]
-    """The devkit's tables, also where map masks are missing: the devkit itself ends there.
+    """The devkit's tables, also where map masks or their records are missing: the devkit itself ends there.
 
-    A map record without its image has an empty ``filename``; ``missing_maps`` names the images.
+    The map record of such a log has an empty ``filename``; ``missing_maps`` names the images that records ask for.
     """
 
     def __init__(self, version: str, root: Path):
@@ -34,12 +34,16 @@ class _Devkit(NuScenes):  # type: ignore[misc]
         super().__init__(version=version, dataroot=str(root), verbose=False)
 
     def __load_table__(self, table_name: str) -> Any:
-        rows = super().__load_table__(table_name)
+        rows: Any = super().__load_table__(table_name)
         if table_name == "map":
             absent = [row for row in rows if not Path(self.dataroot, row["filename"]).is_file()]
             self.missing_maps = [row["filename"] for row in absent]
             for row in absent:
                 row["filename"] = ""  # the devkit then checks the dataset's folder in its place
+            mapped = {log for row in rows for log in row["log_tokens"]}
+            others = [row["token"] for row in self.log if row["token"] not in mapped]
+            if others or not rows:
+                rows.append({"token": "", "filename": "", "log_tokens": others})
         return rows
 
 
