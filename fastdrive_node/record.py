@@ -78,6 +78,8 @@ class PlanRecord:
         if (kept := result.kept) is not None:
             indices = [int(index) for index in kept.indices]
             tokens = {"grid": list(kept.grid), "kept": indices, "temporal": kept.temporal}
+            if kept.current is not None:
+                tokens["current"] = list(kept.current)
         return {
             **values,
             "waypoints": [[float(x), float(y)] for x, y in result.waypoints_m],
@@ -152,7 +154,10 @@ def _tokens(values: Mapping) -> KeptTokens:
         raise ValueError(f"tokens.grid: {cameras} x {rows} x {columns} is no token grid")
     if indices.ndim != 1 or (np.diff(indices) <= 0).any() or (indices < 0).any() or (indices >= total).any():
         raise ValueError(f"tokens.kept: expected ascending indices below {total}")
-    return KeptTokens(indices, None, (cameras, rows, columns), str(values["temporal"]))
+    current = None if values.get("current") is None else tuple(map(int, values["current"]))
+    if current is not None and not all(0 <= image < cameras for image in current):
+        raise ValueError(f"tokens.current: expected images below {cameras}")
+    return KeptTokens(indices, None, (cameras, rows, columns), str(values["temporal"]), current)
 
 
 def _refusal(values: Mapping) -> Refusal:

@@ -164,6 +164,8 @@ class KeptTokens:
     scores: np.ndarray | None  # float32 [N]; None for pruners without scores
     grid: tuple[int, int, int]  # cameras, rows, columns; N is their product
     temporal: str = "off"  # "off", or what became of the set before: "new" (none), "used", "dropped: <reason>"
+    # Of VLAs that read several frames: which of the grid's images are those of t0, in camera order. None: all are.
+    current: tuple[int, ...] | None = None
 
     @property
     def total(self) -> int:
@@ -174,10 +176,11 @@ class KeptTokens:
         return len(self.indices)
 
     def mask(self) -> np.ndarray:
-        """bool [cameras, rows, columns], True where the token was kept."""
+        """bool [cameras, rows, columns] of the images of t0, True where the token was kept."""
         flat = np.zeros(self.total, dtype=bool)
         flat[self.indices] = True
-        return flat.reshape(self.grid)
+        images = flat.reshape(self.grid)
+        return images if self.current is None else images[list(self.current)]
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ def compare(pipeline: Pipeline, runs: int) -> dict:
         The JSON of ``fastdrive bench``; times are medians.
     """
     vla, work = pipeline.vla, example_workload(pipeline)
+    vla.require_one_frame("`fastdrive bench`")
     form = answer_format(vla)
     answer = HfGenerate(work, form.max_new_tokens).generate(sorted(form.stop_ids))
     count = len(answer)

@@ -36,7 +36,8 @@ EXAMPLE = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Plan a trajectory from one image of each camera. Files whose names hold their camera's name (CAM_FRONT, "
-        "CAM_FRONT_LEFT, ...) may come in any order; others come in the VLA's camera order."
+        "CAM_FRONT_LEFT, ...) may come in any order; others come in the VLA's camera order. For a VLA that reads "
+        "several frames give all of its sets, the oldest first."
     )
     parser.epilog = EXAMPLE
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGES", help="one image file of each camera")
@@ -90,13 +91,14 @@ def run(args: argparse.Namespace) -> None:
         )
         pipeline.generator.progress = lambda stage: shown.update(stage)
         spec = pipeline.vla.spec
-        files = order_images(args.images, spec.cameras)
-        frames = tuple(image_frame(camera, file) for camera, file in zip(spec.cameras, files, strict=True))
+        sets = frame_sets(args.images, spec)
         history = _history(args, spec)
         if args.warm_up:
             pipeline.warm_up()
         try:
-            plan = pipeline.plan(FrameSet(frames, t0_ns=0), history, args.command)
+            for past in sets[:-1]:
+                pipeline.remember(past)
+            plan = pipeline.plan(sets[-1], history, args.command)
         except FastDriveError as error:
             write_json(refusal_json(error, device), args.json)
             raise
@@ -106,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
         from fastdrive_node.visualization.layout import save_image
         from fastdrive_node.visualization.plan_image import draw_plan
 
-        images = [read_image(file) for file in files]
+        images = [frame.load() for frame in sets[-1].frames]
         picture = draw_plan(plan, images, spec.cameras, history.now.speed_mps, args.command)
         save_image(args.picture, picture)
 
@@ -119,6 +121,28 @@ def _history(args: argparse.Namespace, spec: VlaSpec) -> EgoHistory:
     from fastdrive_node.sync.ego_file import read_history
 
     return read_history(args.history, max(spec.history.steps, default=0), spec.history.interval_s)
+
+
+def frame_sets(files: Sequence[Path], spec: VlaSpec) -> list[FrameSet]:
+    """The frame sets that a VLA reads, oldest first: one, or as many as it reads frames.
+
+    Raises:
+        InputError: another number of files, or names that do not give each camera one file of a set.
+    """
+    count = spec.frames.count if spec.frames else 1
+    size = len(spec.cameras)
+    if count > 1 and len(files) != count * size:
+        raise InputError(
+            f"{len(files)} images for {count} frames of {size} cameras; give {count * size}, the oldest set first"
+        )
+    interval_s = spec.frames.interval_s if spec.frames else 0.0
+    sets = []
+    for step in range(count):
+        t0_ns = -round((count - 1 - step) * interval_s * 1e9)
+        ordered = order_images(files if count == 1 else files[step * size : (step + 1) * size], spec.cameras)
+        frames = tuple(image_frame(camera, file) for camera, file in zip(spec.cameras, ordered, strict=True))
+        sets.append(FrameSet(frames, t0_ns))
+    return sets
 
 
 def order_images(files: Sequence[Path], cameras: Sequence[str]) -> list[Path]:

@@ -9,12 +9,13 @@ from collections.abc import Sequence, Set
 import torch
 
 from fastdrive_node.errors import EgoStateError, ModelError
+from fastdrive_node.families.spec import image_markers
 from fastdrive_node.families.tokens import Prompt
 from fastdrive_node.families.vla import Vla
 from fastdrive_node.types import Command, EgoHistory, EgoState
 
 _CACHED_FORMS = 64
-_MARKER = re.compile(r"\{(image:[A-Za-z0-9_]+|[a-z_]+)\}")
+_MARKER = re.compile(r"\{(image:[A-Za-z0-9_]+(?:@-[0-9.]+)?|[a-z_]+)\}")
 # Numbers of one ego state, in the VLA's frame: the attribute of ``NumberSpec`` that gives their form.
 _FORMS = {
     "x": "position",
@@ -33,23 +34,31 @@ TEMPLATE_MARKERS = frozenset({"images", "history", "history_seconds", "command",
 _MIN_SPEED_MPS = 0.5  # below it steering cannot be derived from the motion
 
 
-def build_prompt(vla: Vla, history: EgoHistory, command: Command = Command.NONE, suffix: Sequence[int] = ()) -> Prompt:
+def build_prompt(
+    vla: Vla,
+    history: EgoHistory,
+    command: Command = Command.NONE,
+    suffix: Sequence[int] = (),
+    present: Sequence[int] | None = None,
+) -> Prompt:
     """Write and tokenise the prompt.
 
     Args:
         suffix: token ids that follow the text: the beginning of the answer, where the VLA is given it.
+        present: which of ``Vla.images`` are there; None for all.
 
     Raises:
         EgoStateError: no ego state, a value that is no number or does not fit its form, or a history whose interval
             does not meet the VLA's steps.
     """
-    text = prompt_text(vla, history, command)
+    text = prompt_text(vla, history, command, present)
     input_ids = torch.tensor([*vla.encode_text(text), *suffix])
     visual = vla.family.visual_positions(vla, input_ids)
-    if len(visual) != vla.tokens:
+    images = len(vla.images) if present is None else len(present)
+    if len(visual) != images * vla.grid[0] * vla.grid[1]:
         raise ModelError(
-            f"{vla.path / vla.spec.prompt}: gives {len(visual)} image tokens for the {vla.tokens} of "
-            f"{len(vla.spec.cameras)} cameras; only {{images}} and {{image:CAMERA}} may hold image tokens"
+            f"{vla.path / vla.spec.prompt}: gives {len(visual)} image tokens for the "
+            f"{images * vla.grid[0] * vla.grid[1]} of {images} images; only image markers may hold image tokens"
         )
     position_ids, next_position = full_positions(vla, input_ids)
     return Prompt(text, input_ids, position_ids, visual, next_position, derived_markers(vla, history))
@@ -69,7 +78,9 @@ def full_positions(vla: Vla, input_ids: torch.Tensor) -> tuple[torch.Tensor, int
     return cache[key]
 
 
-def prompt_text(vla: Vla, history: EgoHistory, command: Command = Command.NONE) -> str:
+def prompt_text(
+    vla: Vla, history: EgoHistory, command: Command = Command.NONE, present: Sequence[int] | None = None
+) -> str:
     """The prompt's text, image placeholders expanded. Raises as ``build_prompt``."""
     if not history.states:
         raise EgoStateError("ego history: empty; the current ego state is needed for a plan")
@@ -77,16 +88,29 @@ def prompt_text(vla: Vla, history: EgoHistory, command: Command = Command.NONE) 
     past = {step: _past_state(history, step * spec.history.interval_s) for step in spec.history.steps}
     known = [step for step, state in past.items() if state is not None]
     written = known if spec.history.missing is None else list(past)
-    image = vla.family.image_text(vla.grid[0] * vla.grid[1])
     values = {
-        "images": "".join(_fill(spec.camera_item, {"camera": name, "image": image}) for name in spec.cameras),
+        **_images(vla, present),
         "history": spec.history.separator.join(_history_item(vla, history, step, past[step]) for step in written),
         "history_seconds": spec.numbers.time.write(max(known, default=0) * spec.history.interval_s),
         "command": spec.commands.get(command.value, command.value),
-        **{f"image:{name}": image for name in spec.cameras},
         **_numbers(vla, history, history.now, "ego state"),
     }
     return _fill(vla.template, values)
+
+
+def _images(vla: Vla, present: Sequence[int] | None) -> dict[str, str]:
+    """The text of each image's marker, empty where the image is not there, and of all of them together."""
+    image, there = (
+        vla.family.image_text(vla.grid[0] * vla.grid[1]),
+        range(len(vla.images)) if present is None else present,
+    )
+    found = {vla.images[place] for place in there}
+    items = [
+        _fill(vla.spec.camera_item, {"camera": vla.spec.cameras[vla.images[place][0]], "image": image})
+        for place in there
+    ]
+    markers = {name: image if place in found else "" for name, place in image_markers(vla.spec).items()}
+    return {"images": "".join(items), **markers}
 
 
 def _history_item(vla: Vla, history: EgoHistory, step: int, state: EgoState | None) -> str:
@@ -191,10 +215,12 @@ def check_prompt(vla: Vla) -> None:
     """
     spec, file = vla.spec, vla.path / vla.spec.prompt
     images = [name for name in _MARKER.findall(vla.template) if name.startswith("image")]
-    if images != ["images"] and images != [f"image:{name}" for name in spec.cameras]:
+    wanted = list(image_markers(spec))
+    if images != ["images"] and (sorted(images) != sorted(wanted) if spec.frames else images != wanted):
+        order = "in any order" if spec.frames else "in this order"
         raise ModelError(
-            f"{file}: its image markers are {', '.join(images) or 'missing'}; give {{images}}, or one {{image:CAMERA}} "
-            f"of each camera in the order of vla.json: {', '.join(spec.cameras)}"
+            f"{file}: its image markers are {', '.join(images) or 'missing'}; give {{images}}, or each of these once, "
+            f"{order}: {', '.join(f'{{{name}}}' for name in wanted)}"
         )
     _check_markers(str(file), vla.template, TEMPLATE_MARKERS | set(images), set())
     _check_markers("vla.json: camera_item", spec.camera_item, frozenset({"camera", "image"}), {"image"})

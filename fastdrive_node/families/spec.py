@@ -116,6 +116,21 @@ ImageSize = Annotated[
 
 
 @dataclass(frozen=True, config=STRICT)
+class FramesSpec:
+    """Images of each camera that the VLA reads: at t0 and at steps of ``interval_s`` before it."""
+
+    count: Annotated[int, Field(ge=2, le=16)]  # that of t0 included
+    interval_s: Seconds
+    tolerance_s: Annotated[float, Field(gt=0, le=1)] = 0.1  # between a wanted time and an image's
+    missing: Literal["refuse", "leave_out"] = "refuse"  # what is done without a past image
+
+    @property
+    def span_ns(self) -> int:
+        """Time from the oldest image to t0, tolerance included."""
+        return round(((self.count - 1) * self.interval_s + self.tolerance_s) * 1e9)
+
+
+@dataclass(frozen=True, config=STRICT)
 class VlaSpec:
     """A VLA's cameras, image size, prompt and answer: the content of ``vla.json``."""
 
@@ -133,6 +148,7 @@ class VlaSpec:
     commands: dict[Literal["left", "straight", "right", "none"], Text] = Field(
         default_factory=dict
     )  # text in the prompt
+    frames: FramesSpec | None = None  # None: only the image of t0
     origin_m: Annotated[float, Field(ge=-5, le=10)] = 0.0  # of the positions' point, ahead of the rear axle
 
     @model_validator(mode="after")
@@ -140,6 +156,17 @@ class VlaSpec:
         if len(set(self.cameras)) != len(self.cameras):
             raise ValueError("cameras: a name is there twice")
         return self
+
+
+def image_markers(spec: VlaSpec) -> dict[str, tuple[int, int]]:
+    """Markers of single images in a prompt template: name -> (camera's index, steps before t0), oldest first."""
+    steps = range(spec.frames.count - 1, -1, -1) if spec.frames else (0,)
+    interval_s = spec.frames.interval_s if spec.frames else 0.0
+    return {
+        f"image:{name}@-{step * interval_s:g}" if step else f"image:{name}": (index, step)
+        for index, name in enumerate(spec.cameras)
+        for step in steps
+    }
 
 
 def text_answer(spec: VlaSpec, where: object = SPEC_FILE) -> AnswerSpec:

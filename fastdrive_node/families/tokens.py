@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,27 @@ class VisualTokens:
         rows, indices = tokens.flatten(0, 1), torch.arange(tokens.shape[0] * tokens.shape[1])
         shape = (len(tokens), *grid)
         return cls(rows, indices, shape, attention=attention, layer_features=layer_features)
+
+    @classmethod
+    def of_images(cls, images: Sequence[tuple[VisualTokens, int]]) -> VisualTokens:
+        """The tokens of single images, each given by a set of complete tokens and the image's index in it."""
+        rows = [visual.raster()[index] for visual, index in images]
+        layers = [visual._image_features(index) for visual, index in images]
+        first = images[0][0]
+        scores, attention = (
+            torch.stack([getattr(visual, name)[index] for visual, index in images])
+            if all(getattr(visual, name) is not None for visual, _ in images)
+            else None
+            for name in ("scores", "attention")
+        )
+        features = tuple(torch.cat(each) for each in zip(*layers, strict=True))
+        total = torch.arange(sum(map(len, rows)))
+        return cls(torch.cat(rows), total, (len(images), *first.grid[1:]), scores, attention, features)
+
+    def _image_features(self, index: int) -> list[torch.Tensor]:
+        cells = self.total // self.grid[0]
+        kept = self.positions_of(torch.arange(index * cells, (index + 1) * cells))
+        return [feature[kept.to(feature.device)] for feature in self.layer_features]
 
     @property
     def total(self) -> int:

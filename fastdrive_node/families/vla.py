@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families.base import PARTS, EmbeddingLanguageModel, VlaFamily
 from fastdrive_node.families.fingerprint import encoder_fingerprint, language_fingerprint
-from fastdrive_node.families.spec import VlaSpec
+from fastdrive_node.families.spec import VlaSpec, image_markers
 
 CONFIG = "config.json"
 
@@ -59,10 +60,31 @@ class Vla:
         height, width = self.spec.image_size
         return height // self.pixels_per_token, width // self.pixels_per_token
 
+    @cached_property
+    def images(self) -> tuple[tuple[int, int], ...]:
+        """The images in the prompt's order: (camera's index, steps of ``spec.frames`` before t0)."""
+        markers = image_markers(self.spec)
+        named = [markers[name] for name in re.findall(r"\{(image:[^{}]*)\}", self.template) if name in markers]
+        return tuple(named or markers.values())
+
     @property
     def tokens(self) -> int:
-        """Visual tokens over all cameras."""
+        """Visual tokens over all images."""
+        return len(self.images) * self.grid[0] * self.grid[1]
+
+    @property
+    def set_tokens(self) -> int:
+        """Visual tokens of one image of each camera."""
         return len(self.spec.cameras) * self.grid[0] * self.grid[1]
+
+    def require_one_frame(self, task: str) -> None:
+        """Raises ModelError where the VLA reads past images, which ``task`` does not give it."""
+        if self.spec.frames is not None:
+            raise ModelError(f"{self.path / 'vla.json'}: frames: {task} gives a VLA the images of t0 only")
+
+    def count_images(self, input_ids: torch.Tensor) -> int:
+        """Images in a prompt's ids, by its visual tokens."""
+        return len(self.family.visual_positions(self, input_ids)) // (self.grid[0] * self.grid[1])
 
     @property
     def image_token_id(self) -> int:

@@ -83,9 +83,11 @@ class Generator:
         instead = "use another pruner" if by_torch else "run the language model with torch, or use another pruner"
         raise ModelError(f"pruner {pruner.name}: reads the language model's {lacks}, which {who}; {instead}")
 
-    def prompt(self, history: EgoHistory, command: Command = Command.NONE) -> Prompt:
+    def prompt(
+        self, history: EgoHistory, command: Command = Command.NONE, present: Sequence[int] | None = None
+    ) -> Prompt:
         """The prompt with the answer's constant beginning, where the VLA is given it; see ``families.build_prompt``."""
-        return build_prompt(self.vla, history, command, self.answer.prefix_ids)
+        return build_prompt(self.vla, history, command, self.answer.prefix_ids, present)
 
     @torch.inference_mode()
     def context(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -13,6 +13,7 @@ import torch
 from fastdrive_node.errors import AnswerError, FrameSetError, ImageError, InputError, ModelError
 from fastdrive_node.families import LanguageModel, Prompt, VisionBackend, VisualTokens, Vla
 from fastdrive_node.planning.checks import PlanLimits, check_plan
+from fastdrive_node.planning.frames import FrameMemory
 from fastdrive_node.planning.generator import Answer, Generator, Progress
 from fastdrive_node.pruning.baselines.simple import NoPruner
 from fastdrive_node.pruning.pruner import ContextField, Pruner, Selection
@@ -93,13 +94,19 @@ class Pipeline:
         self.limits = limits or PlanLimits()
         self._check_pruner()
         self._state: TemporalState | None = None
+        self._frames = FrameMemory(vla)
         self.drop = self.default_drop if drop is None else drop
 
     def _check_pruner(self) -> None:
         pruner, total = self.pruner, self.vla.tokens
         if ContextField.COVERAGE in pruner.needs:
             raise ModelError(f"pruner {pruner.name}: reads the ground truth; compare it with `fastdrive evaluate`")
-        if self.vision.max_keep < total and not pruner.ranks_by_engine:
+        if self.vla.spec.frames and self.vision.max_keep < self.vla.set_tokens:
+            raise ModelError(
+                f"{self.vla.path}: reads several frames, and the engine gives {self.vision.max_keep} of the "
+                f"{self.vla.set_tokens} tokens of each; build it without --max-keep"
+            )
+        if self._max_keep < total and not pruner.ranks_by_engine:
             raise ModelError(
                 f"pruner {pruner.name}: reads all {total} visual tokens, the engine gives {self.vision.max_keep}; "
                 "build it with a larger --max-keep, or set vision_backend to torch"
@@ -111,7 +118,12 @@ class Pipeline:
         """0.5 with a pruner, or more where an engine gives fewer tokens; 0 without."""
         if self.pruner.name == "none":
             return 0.0
-        return max(DEFAULT_DROP, 1 - self.vision.max_keep / self.vla.tokens)
+        return max(DEFAULT_DROP, 1 - self._max_keep / self.vla.tokens)
+
+    @property
+    def _max_keep(self) -> int:
+        """Tokens of all images that the vision backend can give."""
+        return self.vla.tokens if self.vla.spec.frames else self.vision.max_keep
 
     @property
     def drop(self) -> float:
@@ -131,7 +143,7 @@ class Pipeline:
             keep = keep_count(self.vla.tokens, value)
         except ValueError as error:
             raise InputError(str(error)) from error
-        if keep > self.vision.max_keep:
+        if keep > self._max_keep:
             raise InputError(
                 f"drop: {value:g} keeps {keep} of {self.vla.tokens} tokens, the engine gives {self.vision.max_keep}; "
                 "give a larger drop, or build the engine with a larger --max-keep"
@@ -156,17 +168,13 @@ class Pipeline:
             ModelError: the pruner's scores are not finite.
         """
         state, self._state = self._state, None  # a set that is refused leaves nothing to the next one
-        self._check_cameras(frame_set)
-        frame = FrameContext(frame_set.t0_ns, self.vla.spec.cameras, frame_set.missing, history.now)
         stage = StageTimes(self.vla.device, self.generator.progress)
         with stage("total"):
-            with stage("load"):
-                images = [load_image(frame) for frame in frame_set.frames]
-            with stage("preprocess"):
-                inputs = self.vision.preprocess(images)
-            visual = self._encode(inputs, stage)
-            prompt, answer, selection = self._answer(visual, history, command, stage, frame, state)
-            kept = _kept_tokens(selection, visual)
+            visual, present = self._frames.gather(frame_set.t0_ns, self._see(frame_set, stage))
+            read = self._cameras_of(present)
+            frame = FrameContext(frame_set.t0_ns, read, frame_set.missing, history.now)
+            prompt, answer, selection = self._answer(visual, history, command, stage, frame, state, present)
+            kept = _kept_tokens(selection, visual, self._current(present))
             output = ModelOutput(self.vla.short_prompt(prompt.text), answer.text, answer.ids, kept, stage.ms)
             with stage("parse"):
                 trajectory = self._parse(output, history)
@@ -186,6 +194,32 @@ class Pipeline:
             output=output,
         )
 
+    @torch.inference_mode()
+    def remember(self, frame_set: FrameSet) -> None:
+        """Encode a set without planning it, for a VLA that reads past images. Raises as ``plan``."""
+        self._see(frame_set, StageTimes(self.vla.device, self.generator.progress))
+
+    def _see(self, frame_set: FrameSet, stage: StageTimes) -> VisualTokens:
+        self._check_cameras(frame_set)
+        with stage("load"):
+            images = [load_image(frame) for frame in frame_set.frames]
+        with stage("preprocess"):
+            inputs = self.vision.preprocess(images)
+        visual = self._encode(inputs, stage)
+        self._frames.add(frame_set.t0_ns, visual, frame_set.missing)
+        return visual
+
+    def _cameras_of(self, present: Sequence[int]) -> tuple[str, ...]:
+        """The camera of each image that is read."""
+        return tuple(self.vla.spec.cameras[self.vla.images[place][0]] for place in present)
+
+    def _current(self, present: Sequence[int]) -> tuple[int, ...] | None:
+        """See ``KeptTokens.current``."""
+        if self.vla.spec.frames is None:
+            return None
+        places = {self.vla.images[place]: image for image, place in enumerate(present)}
+        return tuple(places[camera, 0] for camera in range(len(self.vla.spec.cameras)))
+
     def _parse(self, output: ModelOutput, history: EgoHistory) -> Trajectory:
         try:
             trajectory = self.generator.answer.parse(output.answer_ids)
@@ -202,9 +236,12 @@ class Pipeline:
         black = np.zeros((len(self.vla.spec.cameras), height, width, 3), np.uint8)
         stage = StageTimes(self.vla.device)
         visual = self._encode(self.vision.preprocess(black), stage)
-        frame = FrameContext(0, self.vla.spec.cameras, (), _AT_REST)
+        if self.vla.spec.frames:
+            visual = VisualTokens.of_images([(visual, camera) for camera, _ in self.vla.images])
+        present = range(len(self.vla.images))
+        frame = FrameContext(0, self._cameras_of(present), (), _AT_REST)
         history = EgoHistory((_AT_REST,), self.vla.spec.history.interval_s)
-        self._answer(visual, history, Command.NONE, stage, frame)
+        self._answer(visual, history, Command.NONE, stage, frame, None, present)
 
     def _check_cameras(self, frame_set: FrameSet) -> None:
         found = frame_set.cameras
@@ -225,22 +262,24 @@ class Pipeline:
         command: Command,
         stage: StageTimes,
         frame: FrameContext,
-        state: TemporalState | None = None,
+        state: TemporalState | None,
+        present: Sequence[int],
     ) -> tuple[Prompt, Answer, Selection]:
         with stage("prompt"):
-            prompt = self.generator.prompt(history, command)
+            prompt = self.generator.prompt(history, command, present)
         context = self.generator.context(self.pruner, visual, prompt, frame=frame, state=state)
+        keep = self._keep if visual.total == self.vla.tokens else keep_count(visual.total, self._drop)
         try:
-            selection = self.pruner.choose(context, self._keep, stage)
+            selection = self.pruner.choose(context, keep, stage)
         except ValueError as error:
             raise ModelError(f"pruner {self.pruner.name}: {error}") from error
-        done = self.generator.generate(self.pruner, [context], [prompt], self._keep, [selection], stage)[0]
+        done = self.generator.generate(self.pruner, [context], [prompt], keep, [selection], stage)[0]
         return prompt, done.answer, replace(selection, indices=done.kept)
 
 
-def _kept_tokens(selection: Selection, visual: VisualTokens) -> KeptTokens:
+def _kept_tokens(selection: Selection, visual: VisualTokens, current: tuple[int, ...] | None) -> KeptTokens:
     scores = None if selection.scores is None else selection.scores.float().cpu().flatten().numpy()
-    return KeptTokens(selection.indices.cpu().numpy(), scores, visual.grid, selection.temporal)
+    return KeptTokens(selection.indices.cpu().numpy(), scores, visual.grid, selection.temporal, current)
 
 
 def load_image(frame: CameraFrame) -> np.ndarray:

@@ -64,7 +64,7 @@ class Qwen25Vl:
         """M-RoPE ids [3, L] by the model's own ``get_rope_index``, and the maximum + 1."""
         merge = vla.config.vision_config.spatial_merge_size
         kinds = (input_ids == self.image_token_id(vla.config)).to(torch.int32)
-        grids = torch.tensor([[1, vla.grid[0] * merge, vla.grid[1] * merge]] * len(vla.spec.cameras))
+        grids = torch.tensor([[1, vla.grid[0] * merge, vla.grid[1] * merge]] * vla.count_images(input_ids))
         ids, delta = vla.model.model.get_rope_index(input_ids[None], kinds[None], image_grid_thw=grids)
         return ids[:, 0], int(delta) + len(input_ids)
 

@@ -36,12 +36,14 @@ class Prune2Drive(Pruner):
     it is the token least similar to the mean of its view.
     """
 
-    weights: tuple[float, ...] | None = None  # of the cameras in the VLA's order; None for equal ones
+    weights: tuple[float, ...] | None = None  # of the images in the prompt's order; None for equal ones
     name: str = "prune2drive"
 
     def select(self, context: PruningContext, scores: None, keep: int) -> torch.Tensor:
         tokens = context.tokens
         cameras, count = tokens.shape[:2]
+        if self.weights is not None and len(self.weights) != cameras:
+            raise ValueError(f"weights of {len(self.weights)} images, but {cameras} are there; past images are missing")
         budgets = split_budget(keep, self.weights or (1.0,) * cameras, count)
         chosen = []
         for view, budget in enumerate(budgets):
@@ -94,7 +96,7 @@ def load_weights(vla: Vla) -> tuple[float, ...] | None:
     missing = [camera for camera in vla.spec.cameras if camera not in weights]
     if missing:
         raise ModelError(f"{path}: cameras: {missing[0]} is missing; give each camera of the VLA a weight")
-    chosen = tuple(float(weights[camera]) for camera in vla.spec.cameras)
+    chosen = tuple(float(weights[vla.spec.cameras[camera]]) for camera, _ in vla.images)
     if max(chosen) <= 0:
         raise ModelError(f"{path}: cameras: no weight is above zero")
     return chosen
