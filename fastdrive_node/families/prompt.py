@@ -129,6 +129,7 @@ def _numbers(vla: Vla, history: EgoHistory, state: EgoState, name: str) -> dict[
     x, y = _position(vla, state, history.now)
     vy, ay, steer = _derived(state, history.wheel_base_m, vla.spec.origin_m)
     values = {
+        "speed": state.speed_mps,  # first: where it is wrong, so is what follows from it
         "x": x,
         "y": y,
         "ax": state.accel_mps2,
@@ -136,14 +137,15 @@ def _numbers(vla: Vla, history: EgoHistory, state: EgoState, name: str) -> dict[
         "accel": state.accel_mps2,
         "vx": state.speed_mps,
         "vy": vy,
-        "speed": state.speed_mps,
         "yaw_rate": state.yaw_rate_radps,
         "steer": steer * vla.spec.history.steering_ratio,
     }
     texts = {}
-    for marker in used & set(values):
+    for marker, value in values.items():
+        if marker not in used:
+            continue
         try:
-            texts[marker] = getattr(vla.spec.numbers, _FORMS[marker]).write(values[marker])
+            texts[marker] = getattr(vla.spec.numbers, _FORMS[marker]).write(value)
         except ValueError as error:
             raise EgoStateError(f"{name}: {_NAMES.get(marker, marker)}: {error}") from error
     return texts

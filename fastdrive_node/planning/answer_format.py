@@ -171,7 +171,7 @@ def _grammar(spec: AnswerSpec) -> tuple[re.Pattern[str], re.Pattern[str]]:
 
 def _reason(text: str, spec: AnswerSpec, point: re.Pattern[str]) -> str:
     if not text.startswith(spec.preamble):
-        return f"does not start with {spec.preamble!r}"
+        return f"does not start with {_excerpt(spec.preamble)}"
     if spec.closing:
         end = text.find(spec.closing, len(spec.preamble))
         if end < 0:

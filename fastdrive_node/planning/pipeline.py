@@ -53,10 +53,12 @@ class StageTimes:
         if self._progress is not None:
             self._progress(name)
         start = time.perf_counter()
-        yield
-        if self._cuda:
-            torch.cuda.synchronize()
-        self.ms[name] = (time.perf_counter() - start) * 1e3
+        try:
+            yield
+        finally:  # a refusal tells its times too
+            if self._cuda:
+                torch.cuda.synchronize()
+            self.ms[name] = (time.perf_counter() - start) * 1e3
 
 
 class Pipeline:
