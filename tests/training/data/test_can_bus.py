@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -121,9 +122,21 @@ def test_damaged_files_are_named(root, content, problem):
         _states(root)
 
 
+def _identities(root) -> tuple[str, str]:
+    dataset = KeyframeDataset(root)
+    return dataset_identity(dataset), dataset.parts
+
+
 def test_added_messages_change_the_dataset(root):
-    before = dataset_identity(KeyframeDataset(root))
+    before = _identities(root)
     write_messages(root, "pose", [pose_message(0.0)], scene="scene-1")
-    assert dataset_identity(KeyframeDataset(root)) == before, "of no scene of the dataset"
+    assert _identities(root) == before, "of no scene of the dataset"
     write_messages(root, "pose", [pose_message(0.0)])
-    assert dataset_identity(KeyframeDataset(root)) != before
+    assert all(new != old for new, old in zip(_identities(root), before, strict=True))
+
+
+def test_a_copy_of_the_dataset_has_the_same_parts(root, tmp_path):
+    write_messages(root, "pose", [pose_message(0.0)])
+    (root / "maps" / "scene-0.png").unlink()
+    shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copy)  # with other times of change
+    assert _identities(tmp_path / "copy")[1] == _identities(root)[1]

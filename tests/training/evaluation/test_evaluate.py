@@ -276,7 +276,7 @@ def test_a_run_whose_maps_were_missing_is_not_continued_with_them(tmp_path, vla_
     settings = OpenLoopSettings(pruners=(), out=tmp_path / "run")
     evaluate(KeyframeDataset(root), load_vla(vla_dir), settings, progress=False)
     (root / "maps" / "scene-0.png").write_bytes(picture)
-    with pytest.raises(InputError, match="tables differs"):
+    with pytest.raises(InputError, match="parts differs"):
         evaluate(KeyframeDataset(root), load_vla(vla_dir), settings, progress=False)
 
 

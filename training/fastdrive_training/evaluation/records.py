@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from fastdrive_node.errors import InputError
 from fastdrive_node.families import Vla
 from fastdrive_node.files import write_atomically
-from fastdrive_training.data.adapters.base import ImageSource, dataset_identity, read_object
+from fastdrive_training.data.adapters.base import ImageSource, read_object
 from fastdrive_training.data.masks import INDEX, MANIFEST, TABLES
 from fastdrive_training.evaluation.answers import JudgedAnswer
 from fastdrive_training.evaluation.samples import SampleChoice
@@ -145,7 +145,7 @@ def identity_of(source: ImageSource, vla: Vla, samples: SampleChoice, settings: 
     """What the lines of a run depend on, besides pruner, drop and seed."""
     return {
         "dataset": str(source.root.resolve()),
-        "tables": dataset_identity(source),  # maps or CAN bus messages may be added to a dataset
+        "parts": source.parts,
         "samples": samples_digest(source.names, samples, segment),
         "vla": vla_digest(vla.path),
         "dtype": str(vla.dtype),

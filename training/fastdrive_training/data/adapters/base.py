@@ -110,6 +110,7 @@ class ImageSource(Protocol):
     cameras: tuple[str, ...]  # every item has an image of each
     has_masks: bool
     missing_maps: Sequence[str]  # files of map masks that the dataset names and does not have
+    parts: str  # a digest of what may be added to the dataset and changes figures; equal for copies of it
     names: list[str]  # of the items, in order
     scenes: list[str]  # of each item; items of one recording follow each other in time
     identity: str  # see dataset_identity
@@ -183,7 +184,7 @@ class FileSource(Sequence[Item]):
         InputError: no entries, a name that cannot be a file's or is there twice, masks of another split.
     """
 
-    missing_maps = ()
+    missing_maps, parts = (), ""
 
     def __init__(
         self,

@@ -87,7 +87,7 @@ class WaymoSource(Sequence[Item]):
     """
 
     kind = "waymo"
-    missing_maps = ()
+    missing_maps, parts = (), ""
 
     def __init__(self, options: SourceOptions):
         root = options.root

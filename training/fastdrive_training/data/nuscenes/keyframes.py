@@ -137,6 +137,12 @@ class KeyframeDataset(Sequence[Item]):
         return digest([files_digest(self.tables.files), *later, *self.names])
 
     @property
+    def parts(self) -> str:
+        """Of missing maps, and names and sizes of CAN bus files."""
+        can_bus = (f"{path.name}|{path.stat().st_size}" for path in self._can_bus.files(self.scenes))
+        return digest([*self.missing_maps, *can_bus])
+
+    @property
     def masks_identity(self) -> str:
         return files_digest(self.mask_folder.files) if self.has_masks else ""
 
