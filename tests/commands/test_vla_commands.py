@@ -209,3 +209,31 @@ def test_the_beginning_of_the_answer_may_be_given(hub, tmp_path):
     rest = vla.encode_text(ANSWER)[62:]
     assert generator.answer.text([*rest, 151645]) == ANSWER
     assert generator.answer.parse([*rest, 151645]).waypoints_m.shape == (6, 2)
+
+
+def test_a_flat_configuration_exports_its_language_model(one_view, front, tmp_path, capsys):
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install -e .[export]")
+    build = ["export", "build", "--vla", str(one_view), "--part", "language", "--backend", "onnxruntime"]
+    assert main([*build, "--out", str(tmp_path)]) == 0
+    answers = []
+    for arguments in ([], ["--language-engine", str(tmp_path / "language.onnx")]):
+        assert main(["plan", str(front), "--vla", str(one_view), "--json", "-", *arguments]) == 1
+        answers.append(json.loads("{" + capsys.readouterr().out.partition("{")[2])["answer_ids"])
+    assert answers[0] == answers[1]
+
+
+def test_weights_with_a_nan_are_a_fault_of_the_model(one_view, front, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "vla"
+    folder.mkdir()
+    for file in one_view.iterdir():
+        (folder / file.name).symlink_to(file.resolve())
+    shard = next(folder.glob("model-00001-*"))
+    weights = load_file(shard)
+    weights["model.norm.weight" if "model.norm.weight" in weights else sorted(weights)[0]][0] = float("nan")
+    shard.unlink()
+    save_file(weights, shard, {"format": "pt"})
+    assert main(["plan", str(front), "--vla", str(folder)]) == 1
+    assert "not finite" in capsys.readouterr().err

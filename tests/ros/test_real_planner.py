@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
@@ -122,3 +125,17 @@ def test_the_node_runs_a_pruner_by_its_name(real, name):
 def test_a_pruner_that_reads_the_ground_truth_is_refused_at_the_start(ros):
     with pytest.raises(ModelError, match="pruner oracle: reads the ground truth"):
         load_planner(Settings(pruner="oracle", device="cpu", warm_up=False))
+
+
+def test_a_model_that_reads_past_images_plans_once_they_have_come(real, tiny_dir, tmp_path):
+    folder = shutil.copytree(tiny_dir, tmp_path / "vla")
+    spec = json.loads((folder / "vla.json").read_text())
+    (folder / "vla.json").write_text(json.dumps(spec | {"frames": {"count": 2, "interval_s": 0.5}}))
+    rig = connected(real(vla=str(folder), max_set_age_s=60.0, max_odometry_age_s=5.0))
+    t0 = rig.now_ns()
+    stages = []
+    for count, t_ns in enumerate((t0 - 1_000_000_000, t0 - 500_000_000, t0), start=1):
+        rig.send_set(t_ns)
+        stages.append(next_record(rig, count).get("stage", "plan"))
+    assert stages[0] == "frames" and "frames" not in stages[1:]
+    assert "CAM_FRONT: no image 0.5 s before t0" in next_record(rig, 1)["reason"]
