@@ -79,14 +79,13 @@ class CameraFrame:
 class FrameSet:
     """The frames of every camera, in the VLA's camera order."""
 
-    frames: tuple[CameraFrame, ...]  # camera after camera; of each camera one frame for each of ``steps_s``
+    frames: tuple[CameraFrame, ...]  # one of each camera
     t0_ns: int  # the oldest exposure of the set: a plan is never younger than its oldest image
     missing: tuple[str, ...] = ()  # cameras replaced by black in the degraded mode
-    steps_s: tuple[float, ...] = (0.0,)  # times of a camera's frames relative to t0; ``sync`` makes sets of one step
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        return tuple(frame.camera for frame in self.frames[:: len(self.steps_s)])
+        return tuple(frame.camera for frame in self.frames)
 
     @property
     def spread_s(self) -> float:
