@@ -24,7 +24,13 @@ from fastdrive_node.families.vla import CONFIG, Vla, first_line
 WEIGHTS, WEIGHTS_INDEX, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
 log = logging.getLogger(__name__)
 _MAX_TEXT_BYTES = 64 * 1024
-MODEL_TYPES = ("qwen2_5_vl", "qwen3_vl", "llava")  # each names a module here, which has an object FAMILY
+MODEL_TYPES = (
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "llava",
+    "llava_onevision",
+    "internvl",
+)  # each names a module here, which has an object FAMILY
 
 
 def family_of(model_type: object, where: str | Path = "config.json") -> VlaFamily:

@@ -68,6 +68,11 @@ class Vla:
         return tuple(named or markers.values())
 
     @property
+    def covered_size(self) -> tuple[int, int]:
+        """Height and width in px of the part of an image that has tokens: all but a remainder right and below."""
+        return self.grid[0] * self.pixels_per_token, self.grid[1] * self.pixels_per_token
+
+    @property
     def tokens(self) -> int:
         """Visual tokens over all images."""
         return len(self.images) * self.grid[0] * self.grid[1]
@@ -105,12 +110,19 @@ class Vla:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def check_text(self, text: str, where: str) -> None:
-        """Raises ModelError, naming ``where``, if the tokenizer does not give a text back."""
+        """Raises ModelError, naming ``where``, if the tokenizer does not give a text back.
+
+        Spaces behind added tokens do not count: Llama's tokenizer writes one there of its own.
+        """
         ids = self.encode_text(text)
-        if self.tokenizer.decode(ids) != text:
+        if self._without_gaps(str(self.tokenizer.decode(ids))) != self._without_gaps(text):
             tokens = self.tokenizer.convert_ids_to_tokens(ids)
             bad = next((token for token in tokens if token == self.tokenizer.unk_token), "other text")
             raise ModelError(f"{where}: tokenizer.json does not give this text back (it reads {bad})")
+
+    def _without_gaps(self, text: str) -> str:
+        added = "|".join(map(re.escape, self.tokenizer.get_added_vocab()))
+        return re.sub(f"({added}) +", r"\1", text) if added else text
 
     def torch_vision(self) -> Any:
         """A ``TorchVisionBackend`` over the model's own vision tower (no copy)."""

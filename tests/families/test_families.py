@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,7 +17,7 @@ from fastdrive_node.planning.generator import Generator
 from fastdrive_node.pruning.baselines.simple import NoPruner
 from fastdrive_node.pruning.pruner import PruningContext, Selection
 from tests.families.checks import answer, by_masking, by_transformers, images_of, scene_of, some_kept
-from tests.families.tiny_vlas import TINY, build_family_vla
+from tests.families.tiny_vlas import SPACE, TINY, build_family_vla, llama_tokenizer
 
 
 @pytest.fixture(scope="module", params=MODEL_TYPES)
@@ -144,3 +148,76 @@ def test_an_unknown_model_type_gives_the_list_of_the_supported_ones(tmp_path):
     (path / "config.json").write_text(config.replace('"model_type": "llava"', '"model_type": "kosmos-2"'))
     with pytest.raises(ModelError, match=rf"'kosmos-2' is not supported; use {', '.join(MODEL_TYPES)}"):
         load_vla(path)
+
+
+def changed(path: Path, change) -> Path:
+    """The directory, its config.json changed in place."""
+    config = json.loads((path / "config.json").read_text())
+    change(config)
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+@pytest.mark.parametrize(
+    "model_type,change,reason",
+    [
+        ("llava", lambda c: c["text_config"].update(model_type="phi"), r"text_config\.model_type: 'phi' is not supp"),
+        ("llava", lambda c: c["vision_config"].update(model_type="dinov2"), r"vision_config\.model_type: 'dinov2' is"),
+        ("llava", lambda c: c.update(vision_feature_select_strategy="full"), "tokens of clip_vision_model are a grid"),
+        ("llava", lambda c: c["vision_config"].update(image_size=98), r"image_size: 84 x 84, but .* reads 98 x 98 px"),
+        (
+            "llava_onevision",
+            lambda c: c["text_config"].update(
+                use_sliding_window=True, sliding_window=8, max_window_layers=1, layer_types=None
+            ),
+            r"text_config\.sliding_window: not supported",
+        ),
+        ("internvl", lambda c: c["vision_config"].update(image_size=[112, 224]), "is not square"),
+    ],
+)  # fmt: skip
+def test_what_a_family_cannot_read_is_named(tmp_path, model_type, change, reason):
+    with pytest.raises(ModelError, match=reason):
+        load_vla(changed(build_family_vla(tmp_path, model_type), change))
+
+
+def test_a_single_image_that_would_be_cut_into_tiles_is_refused(tmp_path):
+    path = build_family_vla(tmp_path, "llava_onevision")
+    spec = json.loads((path / "vla.json").read_text())
+    (path / "vla.json").write_text(json.dumps({**spec, "cameras": spec["cameras"][:1]}))
+    with pytest.raises(ModelError, match=r"vla\.json: cameras: this model cuts a single image into tiles"):
+        load_vla(path)
+
+
+def test_visual_tokens_without_the_features_of_later_layers_are_refused(tmp_path, ego_history):
+    vla = load_vla(build_family_vla(tmp_path, "qwen3_vl"))
+    _, visual, prompt = scene_of(vla, ego_history)
+    assert len(visual.layer_features) == 2
+    with pytest.raises(ModelError, match="visual tokens: 0 features of later layers, but qwen3_vl reads 2"):
+        answer(vla, dataclasses.replace(visual, layer_features=()), prompt)
+
+
+def test_features_of_later_layers_change_the_answer(tmp_path, ego_history):
+    vla = load_vla(build_family_vla(tmp_path, "qwen3_vl"))
+    _, visual, prompt = scene_of(vla, ego_history)
+    moved = tuple(feature.roll(1, dims=0) for feature in visual.layer_features)
+    other = dataclasses.replace(visual, layer_features=moved)
+    assert answer(vla, other, prompt) != answer(vla, visual, prompt)
+
+
+def test_the_newline_behind_an_image_is_no_visual_token_and_stays(tmp_path, ego_history):
+    vla = load_vla(build_family_vla(tmp_path, "llava_onevision"))
+    _, _, prompt = scene_of(vla, ego_history)
+    pruned = prune_prompt(prompt, torch.tensor([0, 40]))
+    left = int((pruned.input_ids == vla.image_token_id).sum())
+    assert left == 2 + len(vla.spec.cameras) and len(pruned.visual) == 2
+    newline = vla.torch_language().embed(prompt.input_ids)[int(prompt.visual[-1]) + 1]
+    assert torch.equal(newline, vla.model.model.image_newline)
+
+
+def test_a_prompt_for_a_tokenizer_that_writes_spaces_behind_added_tokens_is_read(tmp_path, ego_history):
+    path = build_family_vla(tmp_path, "llava", tokenizer=llama_tokenizer())
+    (path / "prompt.txt").write_text("<s>USER: {images}\nDrive {command}. ASSISTANT:")
+    vla = load_vla(path)
+    prompt = build_prompt(vla, ego_history)
+    assert vla.tokenizer.convert_ids_to_tokens(prompt.input_ids[:3].tolist()) == ["<s>", SPACE, "U"]
+    assert len(prompt.visual) == vla.tokens

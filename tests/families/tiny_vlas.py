@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from fastdrive_node.families import Prompt, Vla
 from fastdrive_node.families.spec import SPEC_FILE, spec_json
@@ -19,6 +19,8 @@ from fastdrive_training.vla.tiny_model import TEMPLATE, TinySize, tiny_spec, tin
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_LEFT", "CAM_FRONT_RIGHT")
 SIDE = 84
+SPACE = "\u2581"  # of SentencePiece
+ODD_SIDE = 86  # no multiple of the patch, as SigLIP's 384
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,17 @@ class Tiny:
     inputs: Callable[[Vla, torch.Tensor, Prompt], dict[str, Any]] = lambda vla, pixels, prompt: {"pixel_values": pixels}
 
 
-def build_family_vla(path: Path, model_type: str, seed: int = 0, layers: int = 3) -> Path:
+def build_family_vla(
+    path: Path, model_type: str, seed: int = 0, layers: int = 3, tokenizer: Tokenizer | None = None
+) -> Path:
     """Write a VLA directory; the same seed gives the same weights."""
     tiny = TINY[model_type]
-    tokenizer = tiny_tokenizer(CAMERAS, (*SPECIAL, *tiny.special))
+    tokenizer = tokenizer or tiny_tokenizer(CAMERAS, (*SPECIAL, *tiny.special))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = tiny.model(tokenizer, layers)
-        for parameter in model.parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter)  # untrained weights repeat one token; these do not
+        for name, parameter in model.named_parameters():  # untrained weights repeat one token; these do not
+            parameter.data += (0.2 if "language_model" in name else 0.1) * torch.randn_like(parameter)
     stop, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
     model.generation_config = transformers.GenerationConfig(eos_token_id=stop, pad_token_id=pad, do_sample=False)
     model.save_pretrained(path)
@@ -48,6 +52,19 @@ def build_family_vla(path: Path, model_type: str, seed: int = 0, layers: int = 3
     (path / spec.prompt).write_text(TEMPLATE, encoding="utf-8")
     (path / SPEC_FILE).write_text(json.dumps(spec_json(spec)), encoding="utf-8")
     return path
+
+
+def llama_tokenizer() -> Tokenizer:
+    """A tokenizer of characters and bytes as Llama's is built: it writes a space behind each added token."""
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *map(chr, range(33, 127)), SPACE]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+    plain = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(plain)
+    added = ("<unk>", "<s>", "</s>", "<image>", *SPECIAL)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in added])
+    return tokenizer
 
 
 def _text(model_type: str, tokenizer: Tokenizer, layers: int, **more: Any) -> dict[str, Any]:
@@ -111,8 +128,37 @@ def _llava(tokenizer: Tokenizer, layers: int) -> Any:
     )
 
 
+def _llava_onevision(tokenizer: Tokenizer, layers: int) -> Any:
+    return transformers.LlavaOnevisionForConditionalGeneration(
+        transformers.LlavaOnevisionConfig(
+            vision_config=_tower("siglip_vision_model", image_size=ODD_SIDE, vision_use_head=False),
+            text_config=_text("qwen2", tokenizer, layers),
+            image_token_index=_id(tokenizer, "<image>"),
+            video_token_index=_id(tokenizer, "<|video_pad|>"),
+        )
+    )
+
+
+def _several_images(vla: Vla, pixels: torch.Tensor, prompt: Prompt) -> dict[str, Any]:
+    sizes = torch.tensor([vla.spec.image_size] * len(pixels))
+    return {"pixel_values": pixels, "image_sizes": sizes, "batch_num_images": torch.tensor([len(pixels)])}
+
+
+def _internvl(tokenizer: Tokenizer, layers: int) -> Any:
+    return transformers.InternVLForConditionalGeneration(
+        transformers.InternVLConfig(
+            vision_config=_tower("internvl_vision", image_size=[112, 112], patch_size=[14, 14]),
+            text_config=_text("qwen2", tokenizer, layers, tie_word_embeddings=True),
+            image_token_id=_id(tokenizer, "<IMG_CONTEXT>"),
+            image_seq_length=16,
+        )
+    )
+
+
 TINY = {
     "qwen2_5_vl": Tiny(_qwen2_5_vl, size=(84, 140), inputs=_grid_inputs),
     "qwen3_vl": Tiny(_qwen3_vl, size=(96, 160), inputs=_grid_inputs),
     "llava": Tiny(_llava, ("<image>",)),
+    "llava_onevision": Tiny(_llava_onevision, ("<image>",), (ODD_SIDE, ODD_SIDE), _several_images),
+    "internvl": Tiny(_internvl, ("<IMG_CONTEXT>", "<img>", "</img>"), (112, 112)),
 }

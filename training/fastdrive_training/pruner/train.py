@@ -91,6 +91,7 @@ def prepare(settings: ReconRecipe) -> ReconRun:
         {"encoder": vla.encoder_fingerprint},
         evaluate,
         pixel_encoder(vla) if settings.features == "live" else None,
+        vla.covered_size,
     )
     return ReconRun(settings, vla, trainer, processes)
 

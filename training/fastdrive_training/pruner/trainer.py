@@ -54,6 +54,7 @@ class ReconTrainer(Trainer):
         identity: what a checkpoint must match to be resumed, besides the recipe.
         evaluate: figures of held-out data, called every ``evaluate_every`` joint steps in the first process.
         encode: for batches without tokens.
+        covered: (height, width) in px of the part of an image that has tokens and is rebuilt; None: all of it.
 
     ``run`` raises CollapseError, besides the errors of every training, when the health check fails and its
     ``on_collapse`` is ``stop``.
@@ -71,6 +72,7 @@ class ReconTrainer(Trainer):
         identity: dict[str, Any] | None = None,
         evaluate: Evaluate | None = None,
         encode: Encode | None = None,
+        covered: tuple[int, int] | None = None,
     ):
         keys = recipe.schedule
         groups = [
@@ -94,6 +96,7 @@ class ReconTrainer(Trainer):
         self.pruner, self.decoder, self.health = pruner, decoder, HealthCheck(recipe.health)
         self._recipe, self._keys, self._loss, self._grid = recipe, keys, recipe.loss, grid
         self._evaluate, self._encode = evaluate, encode
+        self._region = (..., *map(slice, covered)) if covered else ...
         bfloat16 = precision == "bfloat16"
         self._autocast = torch.autocast(processes.device.type, torch.bfloat16) if bfloat16 else nullcontext()
         self._covered = 0.5  # fraction of foreground in the whole batch, which balances the regions
@@ -129,7 +132,9 @@ class ReconTrainer(Trainer):
             tokens = self._encode(pixels)
         else:
             tokens = batch.tokens.to(device)
-        foreground = batch.foreground.to(device).float()
+        pixels = pixels[self._region]
+        labels, in_doubt = batch.foreground[self._region], batch.ignore[self._region]
+        foreground = labels.to(device, torch.float32, copy=True)
         mask = torch.zeros(len(pixels), tokens.shape[1])
         here = [row for row, place in enumerate(batch.places) if place < len(masks)]
         mask[here] = masks[[batch.places[row] for row in here]]
@@ -138,8 +143,8 @@ class ReconTrainer(Trainer):
         mask, chosen = mask.to(device), chosen.to(device)
         height, width = pixels.shape[-2:]
         foreground[here] = cells_to_pixels(mask[here], self._grid, (height, width))
-        ignore = batch.ignore.to(device) & ~chosen[:, :, None, None] if bool(batch.ignore.any()) else None
-        labelled = batch.foreground.double().mean()
+        ignore = in_doubt.to(device) & ~chosen[:, :, None, None] if bool(in_doubt.any()) else None
+        labelled = labels.double().mean()
         return ReconInputs(
             tokens, pixels.float() / 255, foreground, ignore, mask, chosen, batch.places, labelled.to(device)
         )

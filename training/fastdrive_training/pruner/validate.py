@@ -45,6 +45,7 @@ def read_held_out(source: ImageSource, vla: Vla, keyframes: np.ndarray, images: 
     """
     require_masks(source)
     encode, size = pixel_encoder(vla), vla.spec.image_size
+    height, width = vla.covered_size
     tokens, coverage, kept = [], [], []
     for index in keyframes:
         item = source[int(index)]
@@ -53,10 +54,11 @@ def read_held_out(source: ImageSource, vla: Vla, keyframes: np.ndarray, images: 
         tokens.append(encode(pixels).cpu().numpy())
         coverage.append(np.stack([cast(np.ndarray, image.coverage) for image in read]))  # there, with a grid
         if len(kept) < images:
-            kept.append((pixels.permute(0, 2, 3, 1).numpy(), np.stack([one.regions.foreground for one in read])))
+            foreground = np.stack([one.regions.foreground for one in read])
+            kept.append((pixels[..., :height, :width].permute(0, 2, 3, 1).numpy(), foreground[:, :height, :width]))
     names = tuple(source.names[int(index)] for index in keyframes)
-    shown, foreground = (np.stack(part) for part in zip(*kept, strict=True))
-    return HeldOut(names, source.cameras, vla.grid, np.stack(tokens), np.stack(coverage), shown, foreground)
+    shown, masks = (np.stack(part) for part in zip(*kept, strict=True))
+    return HeldOut(names, source.cameras, vla.grid, np.stack(tokens), np.stack(coverage), shown, masks)
 
 
 def evaluator(held_out: HeldOut, folder: Path) -> Callable[..., dict[str, Any]]:
