@@ -9,7 +9,8 @@ from fastdrive_node.benchmark.agreement import NOTE, agreement
 from fastdrive_node.benchmark.implementations import FastDrive, HfGenerate, Workload
 from fastdrive_node.benchmark.timing import Case, Timing, measure, ratio
 from fastdrive_node.devices import describe
-from fastdrive_node.families import build_prompt
+from fastdrive_node.errors import ModelError
+from fastdrive_node.families import LayeredLanguageModel, build_prompt
 from fastdrive_node.planning.answer_format import answer_format
 from fastdrive_node.planning.generator import Generator
 from fastdrive_node.planning.pipeline import Pipeline
@@ -33,9 +34,18 @@ def compare(pipeline: Pipeline, runs: int) -> dict:
 
     Returns:
         The JSON of ``fastdrive bench``; times are medians.
+
+    Raises:
+        ModelError: the VLA's family runs in transformers' own text model, so there is nothing to compare.
     """
-    vla, work = pipeline.vla, example_workload(pipeline)
+    vla = pipeline.vla
     vla.require_one_frame("`fastdrive bench`")
+    if not isinstance(pipeline.generator.language, LayeredLanguageModel):
+        raise ModelError(
+            f"{vla.path}: `fastdrive bench` compares a language path of this package with transformers', but "
+            f"{vla.family.model_type} runs by transformers' own; use `fastdrive plan` to see its times"
+        )
+    work = example_workload(pipeline)
     form = answer_format(vla)
     answer = HfGenerate(work, form.max_new_tokens).generate(sorted(form.stop_ids))
     count = len(answer)

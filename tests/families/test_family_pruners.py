@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fastdrive_node.benchmark.comparison import compare
 from fastdrive_node.engines.language_engine import LanguageChoice
 from fastdrive_node.engines.vision_engine import EngineChoice
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families import MODEL_TYPES, Vla, load_vla
+from fastdrive_node.families import MODEL_TYPES, LayeredLanguageModel, Vla, load_vla
 from fastdrive_node.planning.loading import SHIPPED_PRUNER, open_pipeline
 from fastdrive_node.planning.pipeline import Pipeline
 from fastdrive_node.pruning.checkpoint import load_pruner, save_pruner
@@ -137,6 +138,13 @@ def test_engines_are_refused_with_the_reason(vla, tmp_path):
         open_pipeline(vla.path, "none", engine=EngineChoice("onnxruntime", file))
     with pytest.raises(ModelError, match=reason):
         open_pipeline(vla.path, "none", language_engine=LanguageChoice(file))
+
+
+def test_a_family_without_a_language_path_of_its_own_is_not_compared_with_transformers(vla):
+    if isinstance(vla.torch_language(), LayeredLanguageModel):
+        pytest.skip("it has one")
+    with pytest.raises(ModelError, match=f"but {vla.family.model_type} runs by transformers' own"):
+        compare(Pipeline(vla), runs=1)
 
 
 def test_no_engine_is_built_of_a_family_without_graphs(vla, pruner_file, tmp_path):

@@ -14,8 +14,9 @@ from fastdrive_node.families import load_vla
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.data import token_cache
 from fastdrive_training.data.adapters import ImageSource, open_source
-from fastdrive_training.data.token_cache import build_token_cache, pixel_encoder, require_cameras
+from fastdrive_training.data.token_cache import FeatureStore, build_token_cache, pixel_encoder, require_cameras
 from fastdrive_training.vla.tiny_model import build_tiny_vla
+from tests.families import tiny_vlas as family_vlas
 from tests.training.tiny_nuscenes import write_dataset
 
 
@@ -85,3 +86,18 @@ def test_a_dataset_without_a_camera_of_the_vla_is_refused(vla, source):
     unknown = replace(vla, spec=replace(vla.spec, cameras=("CAM_ROOF",)))
     with pytest.raises(InputError, match=r"vla\.json: camera CAM_ROOF is none of the dataset's"):
         require_cameras(source, unknown)
+
+
+def test_features_of_later_layers_are_stored_with_the_tokens(tmp_path):
+    source = open_source(write_dataset(tmp_path / "d", scenes=1, keyframes=1, cameras=family_vlas.CAMERAS), "train")
+    vla = load_vla(family_vlas.build_family_vla(tmp_path / "vla", "qwen3_vl"))
+    stores = [FeatureStore(source, vla, tmp_path / "features", attention=False) for _ in range(2)]
+    computed, read = (store.load([0])[0].visual(vla.grid) for store in stores)
+    assert len(list((tmp_path / "features").rglob("*.safetensors"))) == 1
+    vision = vla.torch_vision()
+    with torch.inference_mode():
+        expected = vision.encode(vision.preprocess([source[0].load_image(name) for name in vla.spec.cameras]))
+    for visual in (computed, read):
+        assert len(visual.layer_features) == 2
+        for ours, theirs in zip(visual.layer_features, expected.layer_features, strict=True):
+            assert torch.equal(ours, theirs)
