@@ -78,7 +78,8 @@ def test_another_encoder_or_dataset_has_another_key(tmp_path, vla, source):
     another = open_source(write_dataset(tmp_path / "e", scenes=1, keyframes=3), "train")
     front = open_source(source.root, "train", cameras=("CAM_FRONT",))
     pairs = [(source, vla), (source, other), (source, half), (another, vla), (front, vla)]
-    assert len({token_cache.cache_key(*pair, pair[0].cameras) for pair in pairs}) == len(pairs)
+    keys = {token_cache.cache_key(images, encoder, images.cameras) for images, encoder in pairs}
+    assert len(keys) == len(pairs)
 
 
 def test_a_dataset_without_a_camera_of_the_vla_is_refused(vla, source):
