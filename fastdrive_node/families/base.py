@@ -220,7 +220,7 @@ class VlaFamily(Protocol):
         """
         ...
 
-    def check_images(self, config: Any, cameras: int, size: tuple[int, int]) -> None:
+    def check_images(self, config: Any, images: int, size: tuple[int, int]) -> None:
         """Check the number of images, and their size (height, width) in px.
 
         Raises:

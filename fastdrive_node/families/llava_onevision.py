@@ -42,9 +42,9 @@ class LlavaOnevision(ProjectorFamily):
     towers = ("siglip_vision_model", "clip_vision_model")
     normalisation = CLIP
 
-    def check_images(self, config: Any, cameras: int, size: tuple[int, int]) -> None:
-        super().check_images(config, cameras, size)
-        if cameras < 2:
+    def check_images(self, config: Any, images: int, size: tuple[int, int]) -> None:
+        super().check_images(config, images, size)
+        if images < 2:
             raise ValueError("cameras: this model cuts a single image into tiles, which is not supported; use two")
 
     def image_text(self, tokens: int) -> str:

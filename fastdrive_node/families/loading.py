@@ -18,7 +18,7 @@ from fastdrive_node.errors import ModelError
 from fastdrive_node.families.base import LANGUAGE, PARTS, VISION, VlaFamily
 from fastdrive_node.families.common.cpu_linear import use_float32_products
 from fastdrive_node.families.prompt import check_prompt
-from fastdrive_node.families.spec import SPEC_FILE, VlaSpec, load_spec
+from fastdrive_node.families.spec import SPEC_FILE, VlaSpec, image_markers, load_spec
 from fastdrive_node.families.vla import CONFIG, Vla, first_line
 
 WEIGHTS, WEIGHTS_INDEX, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
@@ -70,7 +70,7 @@ def load_vla(
     template = _read_template(path, spec)
     family, config = read_config(path)
     try:
-        family.check_images(config, len(spec.cameras), spec.image_size)
+        family.check_images(config, len(image_markers(spec)), spec.image_size)
     except ValueError as error:
         raise ModelError(f"{path / SPEC_FILE}: {error}") from error
     _check_memory(path, family, torch.device(device), dtype, parts)

@@ -129,7 +129,7 @@ class ProjectorFamily:
     def pixels_per_token(self, config: Any) -> int:
         return _side(config.vision_config.patch_size)
 
-    def check_images(self, config: Any, cameras: int, size: tuple[int, int]) -> None:
+    def check_images(self, config: Any, images: int, size: tuple[int, int]) -> None:
         side = _side(config.vision_config.image_size)
         if tuple(size) != (side, side):
             raise ValueError(f"image_size: {size[1]} x {size[0]}, but the vision tower reads {side} x {side} px only")

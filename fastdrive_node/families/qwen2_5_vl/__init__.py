@@ -45,7 +45,7 @@ class Qwen25Vl:
     def preprocessor_problems(self, config: _Config, stored: dict, size: tuple[int, int]) -> list[str]:
         return differences(config, stored, size)
 
-    def check_images(self, config: _Config, cameras: int, size: tuple[int, int]) -> None:
+    def check_images(self, config: _Config, images: int, size: tuple[int, int]) -> None:
         require_multiple(size, self.pixels_per_token(config))
 
     def special_tokens(self, config: _Config) -> dict[str, int]:
