@@ -23,6 +23,7 @@ from fastdrive_node.families.vla import CONFIG, Vla, first_line
 
 WEIGHTS, WEIGHTS_INDEX, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
 log = logging.getLogger(__name__)
+_TOLD_BYTES = 1_000_000_000  # weights that are worth a line before they are read
 _MAX_TEXT_BYTES = 64 * 1024
 MODEL_TYPES = (
     "qwen2_5_vl",
@@ -110,7 +111,8 @@ def _check_memory(path: Path, family: VlaFamily, device: torch.device, dtype: An
             f"{text}, but {free / 1e9:.2f} GB are free; free memory, use bfloat16 (--dtype, or the parameter dtype), "
             "or engines for some parts"
         )
-    log.info("%s; %.2f GB are free", text, free / 1e9)
+    level = logging.WARNING if needed >= _TOLD_BYTES else logging.INFO  # warnings are shown without a logging set-up
+    log.log(level, "%s; %.2f GB are free", text, free / 1e9)
 
 
 def preprocessor_problems(path: Path, family: VlaFamily, config: Any, spec: VlaSpec) -> list[str]:

@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 from fastdrive_node.devices import free_memory
 from fastdrive_node.errors import FastDriveError, InputError
 from fastdrive_node.families import Vla, build_prompt, load_vla
+from fastdrive_node.families.common.cpu_linear import has_bfloat16, multiply
 from fastdrive_node.families.loading import preprocessor_problems, stored_parameters
 from fastdrive_node.families.spec import AnswerSpec, CodebookSpec
 from fastdrive_node.planning.answer_format import answer_format, answer_text, constant_prefix
@@ -158,7 +159,8 @@ def _machine_speed(device: torch.device, dtype: torch.dtype, side: int = 2048) -
     """Operations a second of a matrix product, and bytes a second that a product with a vector reads."""
     matrix = torch.ones(side, side, dtype=dtype, device=device)
     rows = matrix[: side // 8]
-    many, one = (_seconds(lambda some=some: linear(some, matrix), device) for some in (rows, rows[:1]))
+    product = linear if device.type == "cuda" or has_bfloat16() else multiply  # as the model's layers do
+    many, one = (_seconds(lambda some=some: product(some, matrix, None), device) for some in (rows, rows[:1]))
     return 2 * rows.numel() * side / many, matrix.numel() * matrix.element_size() / one
 
 
