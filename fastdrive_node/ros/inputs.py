@@ -18,7 +18,6 @@ from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.qos import COMMAND, ODOMETRY, SENSOR, QosLog, subscribe
 from fastdrive_node.ros.topics import ACCELERATION_INPUT, COMMAND_INPUT, ODOMETRY_INPUT, STEERING_INPUT, camera_input
 from fastdrive_node.sync.worker import Worker
-from fastdrive_node.types import VehicleSignal
 
 
 def _steering_type(name: str) -> type:
@@ -80,36 +79,31 @@ class Inputs:
     def _image_callback(self, camera: str) -> Callable[[bytes], None]:
         def on_image(raw: bytes) -> None:
             received_ns = self._node.get_clock().now().nanoseconds
-            try:
-                self._worker.add_frame(camera_frame(camera, raw, received_ns, self._compressed))
-            except InputError as error:
-                self._warn(error)
+            self._take(camera, lambda: self._worker.add_frame(camera_frame(camera, raw, received_ns, self._compressed)))
 
         return on_image
 
     def _on_odometry(self, message: Odometry) -> None:
-        try:
-            self._worker.add_odometry(ego_state(message))
-        except InputError as error:
-            self._warn(error)
+        self._take("odometry", lambda: self._worker.add_odometry(ego_state(message)))
 
     def _on_steering(self, message: Any) -> None:
-        self._store(lambda: steering_signal(message, self._node.get_clock().now().nanoseconds))
+        now_ns = self._node.get_clock().now().nanoseconds
+        self._take("steering", lambda: self._worker.add_signal(steering_signal(message, now_ns)))
 
     def _on_acceleration(self, message: AccelWithCovarianceStamped) -> None:
-        self._store(lambda: acceleration_signal(message))
-
-    def _store(self, signal: Callable[[], VehicleSignal]) -> None:
-        try:
-            self._worker.add_signal(signal())
-        except InputError as error:
-            self._warn(error)
+        self._take("acceleration", lambda: self._worker.add_signal(acceleration_signal(message)))
 
     def _on_command(self, message: String) -> None:
-        try:
-            self._worker.set_command(driving_command(message.data))
-        except InputError as error:
-            self._warn(error)
+        self._take("command", lambda: self._worker.set_command(driving_command(message.data)))
 
-    def _warn(self, error: InputError) -> None:
-        self._node.get_logger().warning(str(error), throttle_duration_sec=WARN_EVERY_S)
+    def _take(self, name: str, store: Callable[[], None]) -> None:
+        """Store what a message tells. No message can end the process: an exception in a callback would."""
+        try:
+            store()
+        except InputError as error:
+            self._node.get_logger().warning(str(error), throttle_duration_sec=WARN_EVERY_S)
+        except Exception as error:
+            self._node.get_logger().error(
+                f"{name}: {type(error).__name__}: {error}; the message is ignored, please report this",
+                throttle_duration_sec=WARN_EVERY_S,
+            )

@@ -61,7 +61,7 @@ def ego_state(message: Odometry) -> EgoState:
     values = (place.x, place.y, place.z, q.w, q.x, q.y, q.z, twist.linear.x, twist.angular.z)
     if not all(map(math.isfinite, values)):
         raise EgoStateError("odometry: a value is not finite; the message is ignored")
-    if not 0.9 < q.w**2 + q.x**2 + q.y**2 + q.z**2 < 1.1:
+    if not 0.95 < math.hypot(q.w, q.x, q.y, q.z) < 1.05:  # a sum of squares may overflow, which raises
         raise EgoStateError("odometry: pose.orientation is no unit quaternion; the message is ignored")
     return EgoState(
         stamp_ns=stamp_ns(message.header.stamp),

@@ -81,6 +81,33 @@ def test_the_command_and_the_odometry_reach_the_planner(rig):
     assert [state.speed_mps for state in history.states] == [8.0, 6.0]
 
 
+@pytest.mark.parametrize("value", [1e200, float("inf"), float("nan"), 3.0])
+def test_an_orientation_that_is_none_is_ignored_and_the_node_plans_on(rig, value):
+    rig = connected(rig())
+    message = Odometry()
+    message.header.stamp = stamp_message(rig.now_ns())
+    message.pose.pose.orientation.x = value
+    rig._publishers["/fastdrive/input/odometry"].publish(message)
+    rig.send_set(rig.now_ns())
+    assert next_record(rig, 1)["kind"] == "plan" and rig.is_spinning()
+
+
+def test_a_fault_of_ours_in_a_callback_does_not_end_the_node(rig, monkeypatch):
+    rig = connected(rig())
+    broken = []
+
+    def fail(state):
+        broken.append(state)
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(rig.node._worker, "add_odometry", fail)
+    rig.send_odometry(rig.now_ns())
+    rig.wait(lambda: broken, "the odometry")
+    monkeypatch.undo()
+    rig.send_set(rig.now_ns())
+    assert next_record(rig, 1)["kind"] == "plan" and rig.is_spinning()
+
+
 def test_steering_and_acceleration_reach_the_planner(rig):
     rig = rig(steering_input="float64", acceleration_input=True, max_odometry_age_s=2.0)
     steering = rig.advertise(Float64, "/fastdrive/input/steering")
