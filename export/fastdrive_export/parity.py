@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -269,6 +269,7 @@ def verify_engine(
     drop: float | None = None,
     provider: str = "auto",
     answers: bool = True,
+    compared: Callable[[VisionParity | LanguageParity], None] | None = None,
 ) -> VisionParity | LanguageParity:
     """Check an engine, compare it with torch, and write the figures into its manifest, before anything is timed.
 
@@ -277,6 +278,7 @@ def verify_engine(
         pruner_file: for a vision engine, the file that it was built with; for a language engine the ReconPruner that
             chooses tokens, or None to compare unpruned prompts only.
         answers: compare what the VLA writes too.
+        compared: is called with the figures before anything is timed.
 
     Raises:
         ModelError: file, manifest, VLA and pruner do not fit together.
@@ -287,6 +289,8 @@ def verify_engine(
         comparison = _open(file, vla, pruner_file, drop, provider)
         manifest, parity = comparison.engine.manifest, comparison.run(samples, answers)
         write_manifest(file, manifest.model_copy(update={"parity": parity}))
+        if compared is not None:
+            compared(parity)
         parity = parity.model_copy(update={"latency_ms": comparison.latency_ms(samples.samples[0])})
         write_manifest(file, manifest.model_copy(update={"parity": parity}))
     return parity

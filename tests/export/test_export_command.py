@@ -74,13 +74,15 @@ def test_verify_reads_a_folder_of_images(engine, toy, tmp_path, capsys):
     assert f"camera {toy.vla.spec.cameras[0]} is" in capsys.readouterr().err
 
 
-def test_what_was_compared_is_kept_where_the_timing_ends_early(engine, monkeypatch):
+def test_what_was_compared_is_kept_where_the_timing_ends_early(engine, tmp_path, monkeypatch):
     def end(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fastdrive_export.parity.measure", end)
-    assert export("verify", engine, "--sets", 1, "--no-plans", "--device", "cpu") == 1
+    figures = tmp_path / "figures.json"
+    assert export("verify", engine, "--sets", 1, "--no-plans", "--device", "cpu", "--json", figures) == 1
     parity = read_manifest(engine).parity
+    assert json.loads(figures.read_text())["cosine"] == parity.cosine
     assert parity.passed and parity.sets == 1 and parity.latency_ms == {}
     assert parity.plans_compared == 0 and parity.plans_equal is None
 

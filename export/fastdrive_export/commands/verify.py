@@ -16,7 +16,8 @@ from fastdrive_node.types import ONNX_PROVIDERS
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Run an engine and torch in float32 on the same images, compare tokens, kept sets and answers (of a language\n"
-        "engine: logits, answers), and write the figures into the manifest. Exits 1 where the engine is too far off;\n"
+        "engine: logits, answers), and write the figures into the manifest and --json, before\n"
+        "anything is timed and again at the end. Exits 1 where the engine is too far off;\n"
         "the node then refuses it."
     )
     parser.epilog = (
@@ -55,7 +56,15 @@ def run(args: argparse.Namespace) -> None:
     else:
         samples = dataset_samples(vla, args.dataset, args.split, args.sets)
     pruner = args.pruner or (Path(manifest.source.pruner) if manifest.part == "vision" else _shipped_pruner(vla.path))
-    parity = verify_engine(args.file, vla, pruner, samples, args.drop, args.provider, not args.no_plans)
+
+    def write_comparison(found) -> None:
+        """Keep what was compared where the timing does not come to its end; standard output gets the end only."""
+        if args.json not in (None, "-"):
+            write_json(found.model_dump(mode="json"), args.json)
+
+    parity = verify_engine(
+        args.file, vla, pruner, samples, args.drop, args.provider, not args.no_plans, write_comparison
+    )
     figures = parity.model_dump(mode="json")
     say(args, "\n".join(f"{name:20} {plain(value)}" for name, value in figures.items()))
     write_json(figures, args.json)
