@@ -100,6 +100,25 @@ def stored_parameters(path: Path, family: VlaFamily) -> dict[str, int]:
     return counts
 
 
+def read_language_layer(vla: Vla, index: int) -> dict[str, torch.Tensor]:
+    """The stored weights of one decoder layer by their names in it; the language model need not be loaded.
+
+    Raises:
+        ModelError: the files hold no such layer.
+    """
+    prefixes = tuple(f"{prefix}layers.{index}." for prefix in vla.family.language_prefixes)
+    weights = {}
+    for file in _check_weights(vla.path):
+        with safe_open(file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118
+                prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+                if prefix is not None and not name.startswith(vla.family.encoder_prefixes):
+                    weights[name.removeprefix(prefix)] = stored.get_tensor(name)
+    if not weights:
+        raise ModelError(f"{vla.path}: layer {index} of the language model is not in the weights")
+    return weights
+
+
 def _check_memory(path: Path, family: VlaFamily, device: torch.device, dtype: Any, parts: frozenset[str]) -> None:
     """Tell what the weights take before they are read; refuse what does not fit."""
     counts = stored_parameters(path, family)

@@ -62,6 +62,21 @@ def test_resuming_a_changed_recipe_is_refused(tmp_path, root, vla_dir, capsys):
     assert "seed was 0 in that run, now it is 5" in capsys.readouterr().err
 
 
+def test_a_finished_run_is_lengthened_and_says_what_comes_next(tmp_path, root, vla_dir, capsys):
+    recipe = _recipe(tmp_path, root, vla_dir)
+    _run(tmp_path, "train", recipe)
+    text = capsys.readouterr().err
+    pruner = tmp_path / "run" / "reconpruner.safetensors"
+    assert f"pruner: {pruner}\n" in text and f"--split val --vla {vla_dir} --pruner {pruner}" in text
+    begun = (tmp_path / "run" / "log.jsonl").read_text()
+    _run(tmp_path, "train", recipe, "--resume", "--set", "schedule.steps=4")
+    assert "schedule.steps was 2 in that run, now it is 4: the run is lengthened" in capsys.readouterr().err
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    assert log.startswith(begun) and [json.loads(line)["step"] for line in log.splitlines()][-2:] == [3, 4]
+    assert main(["train", recipe, "--resume", "--set", "schedule.steps=3"]) == 1
+    assert "schedule.steps was 4 in that run, now it is 3" in capsys.readouterr().err
+
+
 def test_collapsed_training_leaves_no_pruner(tmp_path, root, vla_dir, capsys):
     recipe = _recipe(tmp_path, root, vla_dir, "health: {grace_steps: 0, patience_steps: 0, min_positive_share: 0.99}")
     assert main(["train", recipe, "--set", "health.max_positive_share=0.991"]) == 1

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
+from fastdrive_node.families.loading import read_language_layer
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.pruner.data import cells_to_pixels, matched_random_masks, oracle_masks, random_masks
 from fastdrive_training.pruner.decoder import ReconDecoder, fold_cells, start_from_layers
@@ -203,7 +206,8 @@ def test_pruner_and_decoder_can_start_from_the_language_models_layers(tiny_vla):
     config, layers = tiny_vla.config.text_config, tiny_vla.model.model.language_model.layers
     pruner, decoder = ReconPruner(QWEN, config), ReconDecoder(QWEN, config, 2, 28)
     query = pruner.query.detach().clone()
-    start_from_layers(pruner, decoder, layers, pruner_layer=3, decoder_layer=1)
+    read = partial(read_language_layer, tiny_vla)
+    start_from_layers(pruner, decoder, read, 4, pruner_layer=3, decoder_layer=1)
     for ours, theirs in ((pruner.layer, layers[3]), (decoder.layers[0], layers[1]), (decoder.layers[1], layers[2])):
         for name, tensor in theirs.state_dict().items():
             assert torch.equal(ours.state_dict()[name], tensor), name
@@ -215,6 +219,6 @@ def test_pruner_and_decoder_can_start_from_the_language_models_layers(tiny_vla):
     with pytest.raises(
         ValueError, match=r"pruner_init: 1 layer\(s\) from 4 on are wanted, but the VLA has 4; use 0 to 3"
     ):
-        start_from_layers(pruner, decoder, layers, 4, None)
+        start_from_layers(pruner, decoder, read, 4, 4, None)
     with pytest.raises(ValueError, match="decoder_init: 6 layers are wanted, but the VLA has 4; lower decoder_layers"):
-        start_from_layers(pruner, ReconDecoder(QWEN, config, 6, 28), layers, None, 0)
+        start_from_layers(pruner, ReconDecoder(QWEN, config, 6, 28), read, 4, None, 0)

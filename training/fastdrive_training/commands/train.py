@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import shlex
+import sys
 
 from fastdrive_node.cli import write_json
 from fastdrive_training.engine.config import RecipeError, load_recipe, recipe_schema, set_keys
@@ -19,7 +21,10 @@ KINDS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Train from a YAML recipe. Paths in a recipe are relative to the working directory."
+    parser.description = (
+        "Train from a YAML recipe. Paths in a recipe are relative to the working directory. --resume with a larger\n"
+        "schedule.steps lengthens a run; the learning rate then follows the longer schedule."
+    )
     parser.epilog = (
         "example:\n  fastdrive train recon_tiny --set seed=1 --set schedule.steps=500 --json -\n\n"
         f"kinds of recipes: {', '.join(KINDS)}"
@@ -48,4 +53,20 @@ def run(args: argparse.Namespace) -> None:
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
     if os.environ.get("RANK", "0") == "0":  # one of several processes that a launcher started
+        if figures.get("pruner"):
+            print(next_steps(recipe, figures["pruner"]), file=sys.stderr)
         write_json(figures, args.json)
+
+
+def next_steps(recipe: dict, pruner: str) -> str:
+    """Where the pruner of a finished run is, and the commands that judge it."""
+    data = shlex.quote(str(recipe.get("val_dataset") or recipe["dataset"]))
+    split = f"--split {shlex.quote(recipe.get('val_split', 'val'))}"
+    if recipe.get("val_masks"):
+        split += f" --masks {shlex.quote(recipe['val_masks'])}"
+    files = f"--vla {shlex.quote(recipe['vla'])} --pruner {shlex.quote(pruner)}"
+    return (
+        f"pruner: {pruner}\nnext:\n  fastdrive train-report {shlex.quote(recipe['out'])}\n"
+        f"  fastdrive score {data} {split} {files}\n"
+        f"  fastdrive evaluate {data} {split} {files} --pruners none,random,reconpruner"
+    )

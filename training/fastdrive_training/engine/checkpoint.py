@@ -16,6 +16,7 @@ from fastdrive_node.errors import TrainingError
 from fastdrive_node.files import write_atomically
 
 CHECKPOINT, RECIPE_FILE = "checkpoint.pt", "recipe.yaml"
+LENGTHS = ("schedule.steps", "steps")  # keys that may be larger than before, which lengthens a run
 
 
 def start_folder(folder: Path, kind: str, recipe: Any) -> None:
@@ -63,7 +64,7 @@ def write_checkpoint(folder: Path, identity: dict[str, Any], state: dict[str, An
 
 
 def read_checkpoint(folder: Path, identity: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The state of a run whose ``identity`` is this one's, its tensors on the device.
+    """The state of a run whose ``identity`` is this one's, its tensors on the device; more steps lengthen it.
 
     Raises:
         TrainingError: no checkpoint, an unreadable one, or one of another identity; the text names the key.
@@ -77,10 +78,12 @@ def read_checkpoint(folder: Path, identity: dict[str, Any], device: torch.device
         raise TrainingError(f"{path}: unreadable ({reason:.200}); start without --resume") from error
     present = _flat(json.loads(json.dumps(identity)))
     for key in sorted(stored.keys() | present.keys()):
-        if stored.get(key) != present.get(key):
+        before, now = stored.get(key), present.get(key)
+        if key in LENGTHS and isinstance(before, int) and isinstance(now, int) and now > before:
+            print(f"{path}: {key} was {before} in that run, now it is {now}: the run is lengthened", file=sys.stderr)
+        elif before != now:
             raise TrainingError(
-                f"{path}: {key} was {stored.get(key)!r} in that run, now it is {present.get(key)!r}; "
-                "set it back or start without --resume"
+                f"{path}: {key} was {before!r} in that run, now it is {now!r}; set it back or start without --resume"
             )
     return state
 

@@ -8,6 +8,7 @@ not, prevents that.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,14 +60,17 @@ def fold_cells(cells: torch.Tensor, grid: tuple[int, int], pixels: int) -> torch
 def start_from_layers(
     pruner: ReconPruner,
     decoder: ReconDecoder,
-    layers: nn.ModuleList,
+    read_layer: Callable[[int], dict[str, torch.Tensor]],
+    there: int,
     pruner_layer: int | None,
     decoder_layer: int | None,
 ) -> None:
     """Copy weights of a language model's decoder layers in place; the copies are trained, the source is left alone.
 
     Args:
-        layers: the language model's decoder layers, of the width that pruner and decoder have.
+        read_layer: weights of a decoder layer of the language model by its index, of the width that pruner and
+            decoder have.
+        there: how many such layers there are.
         pruner_layer: index of the layer that PrunerLayer starts as; None leaves it at its random weights.
         decoder_layer: index of the first of as many layers in a row as the decoder has; None leaves it.
 
@@ -74,12 +78,12 @@ def start_from_layers(
         ValueError: there is no such layer; the text starts with ``pruner_init`` or ``decoder_init``.
     """
     if pruner_layer is not None:
-        _require_layers("pruner_init", pruner_layer, 1, len(layers))
-        pruner.layer.load_state_dict(layers[pruner_layer].state_dict())
+        _require_layers("pruner_init", pruner_layer, 1, there)
+        pruner.layer.load_state_dict(read_layer(pruner_layer))
     if decoder_layer is not None:
-        _require_layers("decoder_init", decoder_layer, len(decoder.layers), len(layers))
+        _require_layers("decoder_init", decoder_layer, len(decoder.layers), there)
         for index, layer in enumerate(decoder.layers):
-            layer.load_state_dict(layers[decoder_layer + index].state_dict())
+            layer.load_state_dict(read_layer(decoder_layer + index))
 
 
 def _require_layers(key: str, first: int, wanted: int, there: int) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from fastdrive_node.families import Vla, load_vla
+from fastdrive_node.families.base import VISION
+from fastdrive_node.families.loading import read_language_layer
 from fastdrive_node.files import write_atomically
 from fastdrive_node.planning.loading import SHIPPED_PRUNER
 from fastdrive_node.pruning.checkpoint import save_pruner
@@ -17,7 +20,7 @@ from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.data.adapters import ImageSource, open_source
 from fastdrive_training.data.sampling import evenly_spaced
 from fastdrive_training.data.token_cache import build_token_cache, pixel_encoder
-from fastdrive_training.engine.checkpoint import require_checkpoint, start_folder
+from fastdrive_training.engine.checkpoint import require_checkpoint, start_folder, write_recipe
 from fastdrive_training.engine.config import RecipeError, parse_recipe
 from fastdrive_training.engine.distributed import Processes, choose_precision
 from fastdrive_training.engine.loop import own_parts
@@ -65,6 +68,8 @@ def train(recipe: dict, resume: bool = False) -> dict:
         if first:
             _write_figures(folder, {**trainer.last, "collapsed": trainer.health.collapsed, "pruner": None})
         raise
+    if first and resume:
+        write_recipe(folder, KIND, settings)  # a run may have been lengthened
     if run.settings.mask == "pruner" and not figures["collapsed"]:
         figures["pruner"] = str(folder / SHIPPED_PRUNER)
     if first:
@@ -104,18 +109,20 @@ def build_modules(settings: ReconRecipe, vla: Vla) -> tuple[ReconPruner, ReconDe
     decoder = ReconDecoder(
         vla.family, text_config, settings.decoder_layers, vla.pixels_per_token, settings.loss.channels
     )
-    layers = vla.model.model.language_model.layers
+    there = vla.family.language_sizes(vla.config)["layers"]
+    read_layer = partial(read_language_layer, vla)
     try:
-        start_from_layers(pruner, decoder, layers, settings.pruner_init, settings.decoder_init)
+        start_from_layers(pruner, decoder, read_layer, there, settings.pruner_init, settings.decoder_init)
     except ValueError as error:
         raise RecipeError(str(error)) from None
     return pruner, decoder
 
 
 def _load_encoder(path: str, device: torch.device, precision: str) -> Vla:
-    """A VLA whose encoder is on the device, in bfloat16 where the GPU trains in it; the rest stays on the CPU."""
+    """A VLA of which only the encoder is loaded, on the device, in bfloat16 where the GPU trains in it."""
     dtype = torch.bfloat16 if precision == "bfloat16" and device.type == "cuda" else torch.float32
-    vla = load_vla(path, "cpu", dtype)
+    vla = load_vla(path, "cpu", dtype, frozenset({VISION}))
+    del vla.model.model.language_model  # its embeddings
     vla.torch_vision().to(device)  # it holds the VLA's own modules
     return vla
 
