@@ -69,6 +69,17 @@ class FastDriveNode(LifecycleNode):
         success = TransitionCallbackReturn.SUCCESS
         return self.trigger_configure() == success and self.trigger_activate() == success
 
+    def _LifecycleNodeMixin__on_change_state(self, request: Any, response: Any) -> Any:
+        """rclpy's service callback, which raises for a transition that the present state does not have, and so would
+        end the process. A lifecycle manager beside ``autostart`` asks for such ones."""
+        try:
+            return super()._LifecycleNodeMixin__on_change_state(request, response)  # pyright: ignore[reportAttributeAccessIssue]
+        except Exception as error:
+            wanted = request.transition.label or request.transition.id
+            self.get_logger().warning(f"change_state: transition {wanted} is refused: {error}")
+            response.success = False
+            return response
+
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         return self._transition("inactive", self._configure)
 

@@ -16,6 +16,8 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ro
 
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import AccelWithCovarianceStamped
+from lifecycle_msgs.msg import Transition as TransitionMessage
+from lifecycle_msgs.srv import ChangeState
 from nav_msgs.msg import Odometry, Path
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -90,6 +92,18 @@ def test_an_orientation_that_is_none_is_ignored_and_the_node_plans_on(rig, value
     rig._publishers["/fastdrive/input/odometry"].publish(message)
     rig.send_set(rig.now_ns())
     assert next_record(rig, 1)["kind"] == "plan" and rig.is_spinning()
+
+
+@pytest.mark.parametrize("transition", [TransitionMessage.TRANSITION_ACTIVATE, 1, 250])
+def test_a_transition_that_the_state_does_not_have_is_answered_and_the_node_plans_on(rig, transition):
+    rig = connected(rig())
+    client = rig.peer.create_client(ChangeState, "/fastdrive/change_state")
+    rig.wait(client.service_is_ready, "the lifecycle service")
+    future = client.call_async(ChangeState.Request(transition=TransitionMessage(id=transition)))
+    rig.wait(lambda: future.done() or not rig.is_spinning(), "the answer")
+    assert rig.is_spinning() and not future.result().success
+    rig.send_set(rig.now_ns())
+    assert next_record(rig, 1)["kind"] == "plan"
 
 
 def test_a_fault_of_ours_in_a_callback_does_not_end_the_node(rig, monkeypatch):
