@@ -21,9 +21,9 @@ from tests.training.tiny_nuscenes import write_dataset
 
 
 def images_of(vla: Vla, seed: int = 0) -> list[np.ndarray]:
-    """An image of each camera, at the VLA's size."""
+    """All images that the VLA reads, at its size."""
     generator = np.random.default_rng(seed)
-    return [generator.integers(0, 256, (*vla.spec.image_size, 3), dtype=np.uint8) for _ in vla.spec.cameras]
+    return [generator.integers(0, 256, (*vla.spec.image_size, 3), dtype=np.uint8) for _ in vla.images]
 
 
 def frame_set_of(vla: Vla, seed: int = 0) -> FrameSet:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,16 @@ def test_in_bfloat16_the_answer_is_that_of_transformers_too(vla, ego_history):
     images, visual, prompt = scene_of(half, ego_history)
     assert visual.rows.dtype == torch.bfloat16
     assert answer(half, visual, prompt) == by_transformers(half, images, prompt)
+
+
+def test_past_images_give_the_answer_of_transformers_too(vla, tmp_path, ego_history):
+    folder = shutil.copytree(vla.path, tmp_path / "vla")
+    spec = json.loads((folder / "vla.json").read_text())
+    (folder / "vla.json").write_text(json.dumps({**spec, "frames": {"count": 2, "interval_s": 0.5}}))
+    past = load_vla(folder)
+    images, visual, prompt = scene_of(past, ego_history)
+    assert visual.total == past.tokens == 2 * vla.tokens
+    assert answer(past, visual, prompt) == by_transformers(past, images, prompt)
 
 
 @pytest.mark.parametrize("share", [0.7, 0.2])
