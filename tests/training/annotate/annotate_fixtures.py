@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +137,6 @@ class BrightModels:
         rows, cols = np.nonzero(mask)
         box = (float(cols.min()), float(rows.min()), float(cols.max() + 1), float(rows.max() + 1))
         return [Instance("road", "road", box, 0.9, 0.95, mask)]
+
+    def find_all(self, images: Sequence[np.ndarray]) -> list[list[Instance]]:
+        return [self.find(image) for image in images]

@@ -119,7 +119,7 @@ def test_of_two_boxes_around_one_thing_the_better_stays(folder, image, monkeypat
         Detection("vehicle", "car", other, 0.4),
         Detection("human", "person", box, 0.3),  # a rider on a motorcycle is both
     ]
-    monkeypatch.setattr(models, "_detect", lambda image, caption: found)
+    monkeypatch.setattr(models, "_detect", lambda image, caption: [found])
     assert [(one.group, one.box) for one in models.detect(image)] == [
         ("vehicle", box),
         ("vehicle", other),
@@ -128,7 +128,7 @@ def test_of_two_boxes_around_one_thing_the_better_stays(folder, image, monkeypat
 
 
 def test_nothing_detected_is_no_instance(models, image, monkeypatch):
-    monkeypatch.setattr(models, "_detect", lambda image, caption: [])
+    monkeypatch.setattr(models, "_detect", lambda image, caption: [[]])
     assert models.find(image) == []
 
 
@@ -208,3 +208,23 @@ def test_weights_that_are_no_numbers_give_an_error_and_no_empty_mask(copied, ima
     save_file(tensors, path, {"format": "pt"})
     with pytest.raises(ModelError, match=f"{what} hold NaN"):
         GroundedSam(settings(copied, detection=LOW), "cpu").find(image)
+
+
+def test_a_batch_has_the_instances_of_single_images(models, image):
+    noise = np.random.default_rng(3).integers(0, 256, image.shape, dtype=np.uint8)
+    images = [image, noise[:60], noise, image[:, ::-1].copy(), np.zeros_like(image)]  # one of another size
+    detected = []
+    detector = models.detector.forward
+    models.detector.forward = lambda **inputs: detected.append(len(inputs["pixel_values"])) or detector(**inputs)
+    try:
+        together = models.find_all(images)
+    finally:
+        models.detector.forward = detector
+    assert detected == [4, 1]
+    for found, alone in zip(together, map(models.find, images), strict=True):
+        assert [(one.group, one.prompt) for one in found] == [(one.group, one.prompt) for one in alone]
+        assert [one.score for one in found] == pytest.approx([one.score for one in alone], abs=2e-4)
+        for one, other in zip(found, alone, strict=True):
+            assert one.box == pytest.approx(other.box, abs=0.2)
+            np.testing.assert_array_equal(one.mask, other.mask)
+    assert len(together[0]) > 1

@@ -313,3 +313,14 @@ def test_images_are_annotated_through_every_pixel_size(tmp_path):
     _, figures = annotate(open_source(tmp_path / "photos"), tmp_path / "m")
     assert figures["split"] is None and figures["complete"]
     assert figures["classes"]["road"]["pixels"] == 40 * 80 + 30 * 30
+
+
+def test_batches_give_the_files_of_single_images(source, tmp_path):
+    annotate(source, tmp_path / "single")
+    sizes, models = [], BrightModels()
+    find_all = models.find_all
+    models.find_all = lambda images: sizes.append(len(images)) or find_all(images)
+    outcome, figures = annotate(source, tmp_path / "batched", models, batch=5)
+    assert sizes == [5, 5, 5, 5, 4] and (outcome.found, figures["complete"]) == (24, True)
+    assert masks(tmp_path / "batched") == masks(tmp_path / "single")
+    assert (tmp_path / "batched" / "images.jsonl").read_bytes() == (tmp_path / "single" / "images.jsonl").read_bytes()

@@ -5,9 +5,10 @@ Grounding DINO: arXiv 2303.05499. SAM: arXiv 2304.02643. Together they are Groun
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -75,21 +76,57 @@ class GroundedSam:
     @torch.inference_mode()
     def find(self, image: np.ndarray) -> list[Instance]:
         """The instances in an image, uint8 RGB [H, W, 3]; the best score first. Raises ModelError: NaN in an output."""
-        found = self.detect(image)
-        if not found:
-            return []
-        masks, qualities = self.segment(image, [one.box for one in found])
-        return [
-            Instance(one.group, one.prompt, one.box, one.score, quality, mask)
-            for one, mask, quality in zip(found, masks, qualities, strict=True)
-        ]
+        return self.find_all([image])[0]
+
+    @torch.inference_mode()
+    def find_all(self, images: Sequence[np.ndarray]) -> list[list[Instance]]:
+        """As :meth:`find`, of several images; those of one size go through the models as one batch, without padding."""
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        for place, image in enumerate(images):
+            by_size.setdefault(image.shape, []).append(place)
+        results: dict[int, list[Instance]] = {}
+        for places in by_size.values():
+            results |= zip(places, self._find_alike([images[place] for place in places]), strict=True)
+        return [results[place] for place in range(len(images))]
+
+    def _find_alike(self, images: list[np.ndarray]) -> list[list[Instance]]:
+        """Of images of one size."""
+        found = self.detect_all(images)
+        searched = [place for place, boxes in enumerate(found) if boxes]
+        results: list[list[Instance]] = [[] for _ in images]
+        if not searched:
+            return results
+        embeddings = self._embed([images[place] for place in searched])
+        for number, place in enumerate(searched):
+            boxes = [one.box for one in found[place]]
+            masks, qualities = self.segment(images[place], boxes, embeddings[number : number + 1])
+            results[place] = [
+                Instance(one.group, one.prompt, one.box, one.score, quality, mask)
+                for one, mask, quality in zip(found[place], masks, qualities, strict=True)
+            ]
+        return results
+
+    def _embed(self, images: list[np.ndarray]) -> torch.Tensor:
+        """The segmenter's embeddings [B, C, h, w] of images of one size."""
+        pixels = self._cutter(images=images, return_tensors="pt")["pixel_values"]
+        return self.segmenter.get_image_embeddings(pixels.to(self._device))
 
     @torch.inference_mode()
     def detect(self, image: np.ndarray) -> list[Detection]:
-        """Boxes whose score is high enough, without double ones, the best first. A box belongs to the prompt with the
-        highest probability of a token (as in the detector's own decoding); that is its score.
+        """As :meth:`detect_all`, of one image."""
+        return self.detect_all([image])[0]
+
+    @torch.inference_mode()
+    def detect_all(self, images: list[np.ndarray]) -> list[list[Detection]]:
+        """Of each image, all of one size, the boxes whose score is high enough, without double ones, the best first.
+
+        A box belongs to the prompt with the highest probability of a token (as in the detector's own decoding); that
+        is its score.
         """
-        found = [one for caption in self.captions for one in self._detect(image, caption)]
+        by_caption = [self._detect(images, caption) for caption in self.captions]
+        return [self._best([one for found in each for one in found]) for each in zip(*by_caption, strict=True)]
+
+    def _best(self, found: list[Detection]) -> list[Detection]:
         found.sort(key=lambda one: (-one.score, one.box))
         groups = dict.fromkeys(one.group for one in found)
         kept = [one for group in groups for one in self._distinct([one for one in found if one.group == group])]
@@ -97,11 +134,17 @@ class GroundedSam:
         return kept[: self._settings.max_detections]
 
     @torch.inference_mode()
-    def segment(self, image: np.ndarray, boxes: list[tuple]) -> tuple[list[np.ndarray], list[float]]:
-        """A mask (bool [H, W]) and its estimated IoU for each box (x0, y0, x1, y1 in px)."""
+    def segment(
+        self, image: np.ndarray, boxes: list[tuple], embedding: torch.Tensor | None = None
+    ) -> tuple[list[np.ndarray], list[float]]:
+        """A mask (bool [H, W]) and its estimated IoU for each box (x0, y0, x1, y1 in px).
+
+        ``embedding`` [1, C, h, w] is the segmenter's of the image, where it is there.
+        """
         inputs = self._cutter(images=image, input_boxes=[[list(box) for box in boxes]], return_tensors="pt")
         sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
-        embedding = self.segmenter.get_image_embeddings(inputs["pixel_values"].to(self._device))
+        if embedding is None:
+            embedding = self.segmenter.get_image_embeddings(inputs["pixel_values"].to(self._device))
         prompts = inputs["input_boxes"].to(self._device, torch.float32)
         masks, qualities = [], []
         for start in range(0, len(boxes), BOXES_AT_ONCE):
@@ -113,16 +156,26 @@ class GroundedSam:
             qualities += [round(value, 4) for value in output.iou_scores[0, :, 0].float().clamp(0, 1).tolist()]
         return masks, qualities
 
-    def _detect(self, image: np.ndarray, caption: Caption) -> list[Detection]:
-        inputs = self._processor(images=image, text=caption.text, return_tensors="pt").to(self._device)
+    def _detect(self, images: list[np.ndarray], caption: Caption) -> list[list[Detection]]:
+        """What one caption finds in each image."""
+        texts = [caption.text] * len(images)
+        inputs = self._processor(images=images, text=texts, return_tensors="pt").to(self._device)
         output = self.detector(**inputs)
         _require_numbers(output.logits, "the detector's scores")
-        tokens = output.logits[0].float().sigmoid()  # [queries, positions]
+        height, width = images[0].shape[:2]
+        return [
+            self._decode(logits.float(), boxes.float(), caption, (height, width))
+            for logits, boxes in zip(output.logits, output.pred_boxes, strict=True)
+        ]
+
+    def _decode(self, logits: torch.Tensor, boxes_of: Any, caption: Caption, size: tuple[int, int]) -> list[Detection]:
+        """Detections of one image from logits [queries, positions] and boxes [queries, 4] (center and size, 0..1)."""
+        tokens = logits.sigmoid()
         by_prompt = torch.stack([tokens[:, list(places)].amax(1) for places in caption.positions])
         scores, best = (values.cpu().double().numpy() for values in by_prompt.max(0))
         scores, best = scores.round(4), best.astype(int)
-        height, width = image.shape[:2]
-        corners = cast(torch.Tensor, center_to_corners_format(output.pred_boxes[0].float()))
+        height, width = size
+        corners = cast(torch.Tensor, center_to_corners_format(boxes_of))
         corners = corners.clamp(0, 1).cpu().double().numpy()
         boxes = np.round(corners * [width, height, width, height], 1)
         large = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from tqdm import tqdm
@@ -15,7 +16,7 @@ from fastdrive_training.annotate.compose import compose
 from fastdrive_training.annotate.models import GroundedSam
 from fastdrive_training.annotate.page import write_page
 from fastdrive_training.annotate.settings import AnnotateSettings
-from fastdrive_training.annotate.store import COMPOSE, DONE, FIND, ImageKey, MaskStore
+from fastdrive_training.annotate.store import DONE, FIND, ImageKey, MaskStore
 from fastdrive_training.data.adapters import ImageSource
 from fastdrive_training.data.masks import size_of
 from fastdrive_training.data.sampling import Shard, evenly_spaced, read_ahead
@@ -45,6 +46,7 @@ class Annotation:
 
     Args:
         limit: so many items only, evenly spread; the rest stays for a later run.
+        batch: images that go through the models at a time.
         load_models: called once, and only where an image needs the models.
 
     Raises:
@@ -60,6 +62,7 @@ class Annotation:
         load_models: Callable[[], GroundedSam],
         recompose: bool = False,
         limit: int | None = None,
+        batch: int = 1,
     ):
         if out.resolve().is_relative_to(source.root.resolve()):
             raise InputError(f"{out}: lies in the dataset {source.root}; choose a folder outside of it for the masks")
@@ -71,7 +74,7 @@ class Annotation:
         chosen = set(evenly_spaced(len(source), limit).tolist())
         keys = [key for key in self.keys if key.index in chosen]
         self._mine = keys[shard.index :: shard.count]
-        self._load_models, self._loading_s = load_models, 0.0
+        self._load_models, self._loading_s, self._batch = load_models, 0.0, batch
         self._loaded: GroundedSam | None = None
 
     def run(self) -> AnnotationCounts:
@@ -81,10 +84,20 @@ class Annotation:
         """
         outcome, started = AnnotationCounts(), time.perf_counter()
         bar = tqdm(total=len(self._mine), desc="annotating", unit="image")
+        waiting: list[_ImageJob] = []  # for the models
         for job in read_ahead(self._jobs()):
-            self._do(job, outcome)
-            bar.update()
+            if job.image is None:
+                self._do(job, outcome)
+                bar.update()
+            else:
+                waiting.append(job)
+            if len(waiting) == self._batch:
+                self._find(waiting, outcome)
+                bar.update(len(waiting))
+                waiting = []
             bar.set_postfix(skipped=outcome.skipped, failed=len(outcome.failed))
+        self._find(waiting, outcome)
+        bar.update(len(waiting))
         bar.close()
         outcome.seconds = time.perf_counter() - started - self._loading_s
         return outcome
@@ -132,15 +145,19 @@ class Annotation:
         if job.problem:
             outcome.failed.append(job.problem)
             return
-        if job.state == COMPOSE:
-            instances, size = self.store.read_instances(job.key)
-            outcome.composed += 1
-        else:
-            assert job.image is not None
-            instances, size = self._models().find(job.image), size_of(job.image)
-            self.store.write_instances(job.key, instances, size)
-            outcome.found += 1
+        instances, size = self.store.read_instances(job.key)
+        outcome.composed += 1
         self.store.write_mask(job.key, instances, compose(instances, size, self.settings))
+
+    def _find(self, jobs: list[_ImageJob], outcome: AnnotationCounts) -> None:
+        """Images that need the models, as one batch."""
+        if not jobs:
+            return
+        images = [cast(np.ndarray, job.image) for job in jobs]
+        for job, image, instances in zip(jobs, images, self._models().find_all(images), strict=True):
+            self.store.write_instances(job.key, instances, size_of(image))
+            self.store.write_mask(job.key, instances, compose(instances, size_of(image), self.settings))
+            outcome.found += 1
 
     def _models(self) -> GroundedSam:
         if self._loaded is None:

@@ -11,11 +11,10 @@ from rich.table import Table
 
 from fastdrive_node.cli import write_json
 from fastdrive_node.devices import choose_device
-from fastdrive_node.errors import UsageError
 from fastdrive_training.annotate.models import GroundedSam
 from fastdrive_training.annotate.run import Annotation, raise_failures
 from fastdrive_training.annotate.settings import load_settings
-from fastdrive_training.commands.options import figures_table, names, shard_of
+from fastdrive_training.commands.options import figures_table, names, require_positive, shard_of
 from fastdrive_training.data.adapters import KINDS, open_source
 from fastdrive_training.data.sampling import Shard
 
@@ -45,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")
     parser.add_argument("--shard", type=shard_of, default=Shard(), metavar="I/N", help="part I of N, from 0 (0/1)")
     parser.add_argument("--limit", type=int, metavar="N", help="so many items only, evenly spread, to try things out")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (%(default)s)")
     parser.add_argument("--recompose", action="store_true", help="new thresholds: masks anew from stored instances")
     parser.add_argument("--samples", type=int, default=24, metavar="N", help="images on the page (%(default)s)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, or auto: cuda where there is one")
@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises InputError for the data, the configuration or OUT, ModelError for the models."""
-    if args.limit is not None and args.limit < 1:
-        raise UsageError(f"--limit {args.limit}: must be at least 1")
+    require_positive("--limit", args.limit)
+    require_positive("--batch-size", args.batch_size)
     named = {"detector": args.detector, "segmenter": args.segmenter}
     models = [f"models.{role}={name}" for role, name in named.items() if name]
     settings = load_settings(args.config, [*args.set, *models])
@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
         lambda: GroundedSam(settings, choose_device(args.device, "--device")),
         args.recompose,
         args.limit,
+        args.batch_size,
     )
     outcome = annotation.run()
     figures = annotation.finish(outcome, args.samples)
