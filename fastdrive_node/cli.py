@@ -15,7 +15,7 @@ import traceback
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from fastdrive_node.errors import FastDriveError, UsageError
+from fastdrive_node.errors import FastDriveError, InputError, UsageError
 
 GROUP = "fastdrive.commands"
 # Of this repository: they are found in a checkout too, where nothing is installed.
@@ -125,8 +125,11 @@ def write_json(figures: dict, target: str | None) -> None:
         print(text)
     else:
         path = Path(target)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text + "\n")
+        except OSError as error:
+            raise InputError(f"--json {target}: cannot be written ({error.strerror}); give another file") from error
 
 
 if __name__ == "__main__":

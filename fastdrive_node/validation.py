@@ -43,6 +43,9 @@ def first_fault(error: ValidationError) -> str:
     value, reason = fault["input"], fault["msg"]
     if fault["type"] == "value_error":
         return f"{where}{'.' if where else ''}{reason.removeprefix('Value error, ')}"[:400]
+    if fault["type"] == "union_tag_invalid":  # its tags are in brackets, see above
+        given, known = (str(fault.get("ctx", {}).get(key, "")) for key in ("tag", "expected_tags"))
+        return f"{where}.kind: {given.strip('[]')!r}: use {known.translate(str.maketrans('', '', '[]'))}"
     shown = "" if fault["type"] == "missing" else f"{' '.join(repr(value).split())[:80]}: "
     return " ".join(f"{where[:100]}{': ' if where else ''}{shown}{reason}".split())
 

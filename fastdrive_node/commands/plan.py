@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_engine_arguments(parser)
     add_device_arguments(parser)
-    parser.add_argument("--speed", type=float, metavar="V", help="current speed in m/s (default: 0)")
+    parser.add_argument("--speed", type=_speed, metavar="V", help="current speed in m/s (default: 0)")
     help_text = (
         "JSON list of states, newest last: t_s (<= 0), x, y, yaw, speed; where known ax, ay, vy, yaw_rate, steer"
     )
@@ -63,13 +63,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="F", help="write the plan, or the refusal, as JSON; '-' is standard output")
 
 
+def _speed(text: str) -> float:
+    """m/s; an argparse type."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not abs(value) <= 100:
+        raise argparse.ArgumentTypeError(f"{text}: give a speed in m/s, at most 100")
+    return value
+
+
 def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from fastdrive_node.devices import choose_device, choose_dtype
     from fastdrive_node.engines.language_engine import LanguageChoice
     from fastdrive_node.engines.vision_engine import choose_engine
-    from fastdrive_node.planning.loading import open_pipeline  # heavy imports, not needed for --help
+    from fastdrive_node.families.spec import load_spec
+    from fastdrive_node.planning.inspection import image_problems
+    from fastdrive_node.planning.loading import default_vla_dir, open_pipeline  # heavy imports, not needed for --help
 
     check_engine_arguments(args.backend, args.engine)
     if args.engine is None and args.backend not in (None, "torch"):
@@ -79,9 +92,19 @@ def run(args: argparse.Namespace) -> None:
     engine = choose_engine(args.backend or "torch", args.engine)
     language = None if args.language_engine is None else LanguageChoice(args.language_engine)
     device = choose_device(args.device, "--device")
+    folder = default_vla_dir() if args.vla is None else args.vla
+    try:  # what can be wrong in the inputs is found before the model is loaded
+        spec = load_spec(folder)
+        sets = frame_sets(args.images, spec)
+        history = _history(args, spec)
+    except FastDriveError as error:
+        write_json(refusal_json(error, device), args.json)
+        raise
+    for problem in image_problems(args.images if len(sets) == 1 else [], spec):
+        print(f"warning: {problem}", file=sys.stderr)
     with Console(stderr=True).status("loading") as shown:  # on a terminal only
         pipeline = open_pipeline(
-            args.vla,
+            folder,
             args.pruner,
             args.drop,
             device=device,
@@ -90,9 +113,6 @@ def run(args: argparse.Namespace) -> None:
             language_engine=language,
         )
         pipeline.generator.progress = lambda stage: shown.update(stage)
-        spec = pipeline.vla.spec
-        sets = frame_sets(args.images, spec)
-        history = _history(args, spec)
         if args.warm_up:
             pipeline.warm_up()
         try:

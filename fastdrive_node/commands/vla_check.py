@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     print(table(report), file=sys.stderr if args.json == "-" else sys.stdout)
     write_json(report.to_dict(), args.json)
     if report.problems:
-        raise ModelError(f"{args.vla}: {len(report.problems)} problems, see above")
+        raise ModelError(f"{args.vla}: problems: {len(report.problems)}, see above")
 
 
 def table(report: VlaReport) -> str:

@@ -32,7 +32,10 @@ def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text}: give width x height in px, such as 1600x900")
-    return int(match[2]), int(match[1])
+    height, width = int(match[2]), int(match[1])
+    if min(height, width) < 32 or max(height, width) > 16384:
+        raise argparse.ArgumentTypeError(f"{text}: give sides of 32 to 16384 px")
+    return height, width
 
 
 def run(args: argparse.Namespace) -> None:
@@ -42,8 +45,10 @@ def run(args: argparse.Namespace) -> None:
 
     if args.template not in TEMPLATES:
         raise UsageError(f"--template {args.template}: use {', '.join(TEMPLATES)}")
-    if args.max_pixels is not None and args.max_pixels < 784:
-        raise UsageError(f"--max-pixels {args.max_pixels}: give at least 784")
+    if args.max_pixels is not None and not 784 <= args.max_pixels <= 1 << 26:
+        raise UsageError(f"--max-pixels {str(args.max_pixels)[:20]}: give 784 to {1 << 26}")
+    if str(args.out) in ("", "."):
+        raise UsageError("OUT: give the name of a folder")
     family, config = read_config(args.source)
     multiple = family.pixels_per_token(config)
     spec = init_vla(

@@ -28,7 +28,11 @@ class VisionBackend(Protocol):
 
     cameras: int
     grid: tuple[int, int]  # token rows and columns of one image
-    max_keep: int  # tokens of all cameras that it gives at most; less than all where an engine was built so
+
+    @property
+    def max_keep(self) -> int:
+        """Tokens of all cameras that it gives at most; less than all where an engine was built so."""
+        ...
 
     def preprocess(self, images: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
         """One uint8 RGB image [H, W, 3] a camera, of any size -> what the backend encodes.

@@ -65,8 +65,6 @@ def load_vla(
             the text names the file and field.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise ModelError(f"{path}: no such VLA directory")
     spec = load_spec(path)
     template = _read_template(path, spec)
     family, config = read_config(path)
@@ -81,8 +79,20 @@ def load_vla(
     model = family.load(path, config, torch.device(device), dtype, parts)
     use_float32_products(model)
     vla = Vla(path, family, config, model, tokenizer, spec, template, parts)
+    _check_eos(vla)
     check_prompt(vla)
     return vla
+
+
+def _check_eos(vla: Vla) -> None:
+    """Every answer must be able to end: raises ModelError where the ids that end a text are missing or none."""
+    given, vocabulary = vla.model.generation_config.eos_token_id, vla.family.language_sizes(vla.config)["vocabulary"]
+    ids = given if isinstance(given, list | tuple) else [given]
+    if not ids or any(type(each) is not int or not 0 <= each < vocabulary for each in ids):
+        raise ModelError(
+            f"{vla.path / 'generation_config.json'}: eos_token_id: {str(given)[:60]!r}: give the ids of tokens that "
+            f"end a text, below {vocabulary}"
+        )
 
 
 def stored_parameters(path: Path, family: VlaFamily) -> dict[str, int]:

@@ -9,13 +9,14 @@ from collections.abc import Sequence, Set
 import torch
 
 from fastdrive_node.errors import EgoStateError, ModelError
-from fastdrive_node.families.spec import image_markers
+from fastdrive_node.families.spec import SPEC_FILE, image_markers
 from fastdrive_node.families.tokens import Prompt
 from fastdrive_node.families.vla import Vla
 from fastdrive_node.types import Command, EgoHistory, EgoState
 
 _CACHED_FORMS = 64
 _MARKER = re.compile(r"\{(image:[A-Za-z0-9_]+(?:@-[0-9.]+)?|[a-z_]+)\}")
+_BRACES = re.compile(r"\{([^{}\n]{0,60})\}")  # what looks like a marker: an unknown one would reach the model as text
 # Numbers of one ego state, in the VLA's frame: the attribute of ``NumberSpec`` that gives their form.
 _FORMS = {
     "x": "position",
@@ -130,12 +131,12 @@ def _numbers(vla: Vla, history: EgoHistory, state: EgoState, name: str) -> dict[
     vy, ay, steer = _derived(state, history.wheel_base_m, vla.spec.origin_m)
     values = {
         "speed": state.speed_mps,  # first: where it is wrong, so is what follows from it
+        "vx": state.speed_mps,
         "x": x,
         "y": y,
         "ax": state.accel_mps2,
         "ay": ay,
         "accel": state.accel_mps2,
-        "vx": state.speed_mps,
         "vy": vy,
         "yaw_rate": state.yaw_rate_radps,
         "steer": steer * vla.spec.history.steering_ratio,
@@ -225,8 +226,9 @@ def check_prompt(vla: Vla) -> None:
             f"{order}: {', '.join(f'{{{name}}}' for name in wanted)}"
         )
     _check_markers(str(file), vla.template, TEMPLATE_MARKERS | set(images), set())
-    _check_markers("vla.json: camera_item", spec.camera_item, frozenset({"camera", "image"}), {"image"})
-    _check_markers("vla.json: history.item", spec.history.item, ITEM_MARKERS, set())
+    file_of_spec = vla.path / SPEC_FILE
+    _check_markers(f"{file_of_spec}: camera_item", spec.camera_item, frozenset({"camera", "image"}), {"image"})
+    _check_markers(f"{file_of_spec}: history.item", spec.history.item, ITEM_MARKERS, set())
     moving = EgoState(0, -1.0, 1.0, 0.0, 2.0, 3.0, 0.4)
     long = EgoHistory((moving,) * (max(spec.history.steps, default=0) + 1), spec.history.interval_s)
     for history in (long, EgoHistory((moving,), spec.history.interval_s)):
@@ -235,7 +237,7 @@ def check_prompt(vla: Vla) -> None:
 
 
 def _check_markers(where: str, template: str, known: Set[str], required: set[str]) -> None:
-    found = set(_MARKER.findall(template))
+    found = set(_BRACES.findall(template))
     if found - known:
         raise ModelError(f"{where}: unknown marker {{{min(found - known)}}}; known are {', '.join(sorted(known))}")
     if required - found:

@@ -185,6 +185,8 @@ def load_spec(vla_dir: Path) -> VlaSpec:
     Raises:
         ModelError: the file is missing, no JSON, or a field is missing or wrong; the text names it.
     """
+    if not vla_dir.is_dir():
+        raise ModelError(f"{vla_dir}: no such VLA directory")
     path = vla_dir / SPEC_FILE
     try:
         text = path.read_bytes()

@@ -129,6 +129,7 @@ def _template(
 def _tiny() -> Template:
     folder = package_share_file(f"{_TINY}/{SPEC_FILE}").parent
     spec = load_spec(folder)
+    spec = replace(spec, answer=replace(text_answer(spec), max_new_tokens=128))  # other tokenizers need more tokens
     return Template(spec, (folder / spec.prompt).read_text(encoding="utf-8"), (900, 1600), 25088)
 
 
@@ -180,19 +181,23 @@ def init_vla(
     """
     if not list(source.glob("*.safetensors")):
         raise ModelError(f"{source}: no *.safetensors file; give the folder of a checkpoint as it is on the Hub")
-    if (out / SPEC_FILE).exists():
+    if (out / SPEC_FILE).is_symlink() or (out / SPEC_FILE).exists():
         raise InputError(f"{out / SPEC_FILE}: is there already; give another folder, or delete it")
     chosen = TEMPLATES[template]()
     size = image_size(camera_size or chosen.camera_size, max_pixels or chosen.max_pixels, multiple)
+    if max(size) > 8192:
+        raise InputError(f"--camera-size, --max-pixels: give images of {size[1]}x{size[0]} px; sides are at most 8192")
     answer = replace(text_answer(chosen.spec), preamble_in_prompt=preamble_in_prompt)
     spec = replace(chosen.spec, image_size=size, answer=answer, prompt=PROMPT_FILE)
-    out.mkdir(parents=True, exist_ok=True)
-    if out.resolve() != source.resolve():
-        _link_files(source, out)
-    with write_atomically(out / PROMPT_FILE) as partial:
-        partial.write_text(chosen.prompt, encoding="utf-8", newline="")
-    with write_atomically(out / SPEC_FILE) as partial:
-        partial.write_text(json.dumps(spec_json(spec), indent=2) + "\n")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if out.resolve() != source.resolve():
+            _link_files(source, out)
+        for name, text in ((PROMPT_FILE, chosen.prompt), (SPEC_FILE, json.dumps(spec_json(spec), indent=2) + "\n")):
+            with write_atomically(out / name) as partial:
+                partial.write_text(text, encoding="utf-8", newline="")
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); give another folder") from error
     return spec
 
 

@@ -171,7 +171,8 @@ def _grammar(spec: AnswerSpec) -> tuple[re.Pattern[str], re.Pattern[str]]:
 
 def _reason(text: str, spec: AnswerSpec, point: re.Pattern[str]) -> str:
     if not text.startswith(spec.preamble):
-        return f"does not start with {_excerpt(spec.preamble)}"
+        place = next((k for k, (a, b) in enumerate(zip(text, spec.preamble, strict=False)) if a != b), len(text))
+        return f"does not start with {_excerpt(spec.preamble)} (another character at {place + 1})"
     if spec.closing:
         end = text.find(spec.closing, len(spec.preamble))
         if end < 0:

@@ -19,7 +19,7 @@ from fastdrive_node.errors import FastDriveError, InputError
 from fastdrive_node.families import Vla, build_prompt, load_vla
 from fastdrive_node.families.common.cpu_linear import has_bfloat16, multiply
 from fastdrive_node.families.loading import preprocessor_problems, stored_parameters
-from fastdrive_node.families.spec import AnswerSpec, CodebookSpec
+from fastdrive_node.families.spec import AnswerSpec, CodebookSpec, VlaSpec
 from fastdrive_node.planning.answer_format import answer_format, answer_text, constant_prefix
 from fastdrive_node.planning.pairs import pairs_of
 from fastdrive_node.types import Command, EgoHistory, EgoState
@@ -176,20 +176,32 @@ def _seconds(work: Callable[[], object], device: torch.device, runs: int = 3) ->
 
 
 def _image_problems(vla: Vla, images: Sequence[Path]) -> list[str]:
-    cameras, (height, width) = vla.spec.cameras, vla.spec.image_size
+    cameras = vla.spec.cameras
     if images and len(images) != len(cameras):
         raise InputError(f"{len(images)} images for {len(cameras)} cameras; give one each of {', '.join(cameras)}")
+    for file in images:
+        try:
+            with Image.open(file):
+                pass
+        except Exception as error:  # Pillow raises many kinds for damaged data
+            raise InputError(f"{file}: not a readable image ({error})") from error
+    return image_problems(images, vla.spec)
+
+
+def image_problems(images: Sequence[Path], spec: VlaSpec) -> list[str]:
+    """Which images have another shape than the VLA reads; those that cannot be read are left to others."""
+    height, width = spec.image_size
     problems = []
-    for camera, file in zip(cameras, images, strict=bool(images)):
+    for file in images:
         try:
             with Image.open(file) as image:
                 found = image.size
-        except Exception as error:  # Pillow raises many kinds for damaged data
-            raise InputError(f"{file}: not a readable image ({error})") from error
+        except Exception:
+            continue
         if abs(found[0] / found[1] / (width / height) - 1) > _ASPECT_TOLERANCE:
             problems.append(
-                f"{file}: {camera}: {found[0]}x{found[1]} px is squeezed to {width}x{height}; give image_size the "
-                "camera's shape (`fastdrive vla init --camera-size`)"
+                f"{file}: {found[0]}x{found[1]} px is squeezed to {width}x{height}; give image_size the camera's shape "
+                "(`fastdrive vla init --camera-size`)"
             )
     return problems
 
@@ -216,4 +228,6 @@ def read_answers(path: Path) -> list[str]:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f'{path}: line {number}: give a JSON text, or {{"text": ...}}') from error
         answers.append(text)
+    if not answers:
+        raise InputError(f"{path}: holds no answer; give one a line")
     return answers

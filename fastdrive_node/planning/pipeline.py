@@ -255,7 +255,10 @@ class Pipeline:
 
     def _encode(self, inputs: torch.Tensor, stage: StageTimes) -> VisualTokens:
         with stage("encode"):
-            return self.vision.encode(inputs, attention=ContextField.TOWER_ATTENTION in self.pruner.needs)
+            visual = self.vision.encode(inputs, attention=ContextField.TOWER_ATTENTION in self.pruner.needs)
+        if not bool(torch.isfinite(visual.rows).all()):
+            raise ModelError("vision encoder: visual tokens that are not finite; check the weights of the vision tower")
+        return visual
 
     def _answer(
         self,

@@ -142,12 +142,10 @@ def test_dropping_without_a_pruner_is_refused(images, tiny_dir, capsys):
     assert "drop 0.5 needs a pruner" in error and "has no reconpruner.safetensors" in error
 
 
-@pytest.mark.parametrize("arguments", [("--speed", "nan"), ("--speed", "1e9")])
-def test_figures_out_of_range_are_refused(images, vla_with_pruner, capsys, arguments):
-    assert arguments[0][2:] in refusal(capsys, *images, "--vla", vla_with_pruner, *arguments)
+WRONG = [("--command", "up"), ("--drop", "1.5"), ("--drop", "nan"), ("--speed", "nan"), ("--speed", "1e9")]
 
 
-@pytest.mark.parametrize("arguments", [("--command", "up"), ("--drop", "1.5"), ("--drop", "nan")])
+@pytest.mark.parametrize("arguments", WRONG)
 def test_an_unknown_value_is_wrong_usage(images, arguments):
     with pytest.raises(SystemExit) as stopped:
         plan(*images, *arguments)

@@ -165,6 +165,78 @@ def test_check_names_what_does_not_fit(one_view, tmp_path, capsys):
     assert "max_pixels: 262144 would make 644x364 px (299 tokens)" in problems
 
 
+@pytest.fixture
+def changed(one_view, tmp_path):
+    """A copy of the VLA directory, by links; writes one of its files anew."""
+
+    def make(name, content):
+        folder = tmp_path / "changed"
+        folder.mkdir()
+        for file in one_view.iterdir():
+            if file.name != name:
+                (folder / file.name).symlink_to(file.resolve())
+        (folder / name).write_text(content)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("marker", ["{Speed}", "{speed:.1f}", "{command }", "{image:CAM_FRONT@0.5}", "{x!r}"])
+def test_what_looks_like_a_marker_and_is_none_is_refused(one_view, changed, capsys, marker):
+    text = (one_view / "prompt.txt").read_text()
+    assert main(["vla", "check", str(changed("prompt.txt", text + marker))]) == 1
+    assert f"unknown marker {marker}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        ({"max_pixels": [1], "min_pixels": 1}, "max_pixels: '[1]' is not a number of pixels"),
+        ({"max_pixels": -5}, "max_pixels: '-5' is not a number of pixels"),
+        ({"min_pixels": True}, "min_pixels: 'True' is not a number of pixels"),
+        ({"size": 7}, "size: '7' is not an object"),
+        ({"patch_size": [14]}, "patch_size: [14], but 14 is used"),
+        ([], "not readable"),
+    ],
+)
+def test_a_preprocessor_that_makes_no_sense_is_a_problem(changed, capsys, content, problem):
+    assert main(["vla", "check", str(changed("preprocessor_config.json", json.dumps(content)))]) == 1
+    assert problem in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("eos", ["x", -1, [], [[1]], 10**400, None])
+def test_a_text_that_cannot_end_is_refused(changed, capsys, eos):
+    folder = changed("generation_config.json", json.dumps({"eos_token_id": eos}))
+    assert main(["vla", "check", str(folder)]) == 1
+    assert "eos_token_id" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["", "file", "file/below", "link"])
+def test_a_folder_that_cannot_be_made_is_named(hub, tmp_path, capsys, out):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "else")
+    given = str(tmp_path / out) if out else ""
+    assert main(["vla", "init", str(hub), given, "--template", "tiny"]) in (1, 2)
+    error = capsys.readouterr().err
+    assert "give" in error and "Error" not in error and "--debug" not in error
+
+
+def test_the_tiny_template_serves_other_tokenizers(hub, tmp_path):
+    assert main(["vla", "init", str(hub), str(tmp_path / "tiny"), "--template", "tiny"]) == 0
+    assert main(["vla", "check", str(tmp_path / "tiny")]) == 0
+
+
+def test_inputs_are_looked_at_before_the_model_is_loaded(one_view, front, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastdrive_node.planning.loading.load_vla", None)  # a call would be a TypeError
+    (tmp_path / "states.json").write_text("[]")
+    out = tmp_path / "plan.json"
+    arguments = ["plan", str(front), "--vla", str(one_view), "--json", str(out)]
+    assert main([*arguments, "--history", str(tmp_path / "states.json")]) == 1
+    assert json.loads(out.read_text())["stage"] == "odometry"
+    assert main([arguments[0], str(front), *arguments[1:]]) == 1
+    assert "2 images for 1 cameras" in json.loads(out.read_text())["reason"]
+
+
 def test_parse_counts_answers_read_and_refused(one_view, tmp_path):
     texts = [text for _, text in recorded_answers()]
     lines = [*(json.dumps(text) for text in texts[:100]), *(json.dumps({"text": text}) for text in texts[100:])]
@@ -176,7 +248,9 @@ def test_parse_counts_answers_read_and_refused(one_view, tmp_path):
     assert len(result["answers"][0]["waypoints"]) == 6 and "is cut off" in result["answers"][200]["reason"]
 
 
-@pytest.mark.parametrize("content, reason", [("{", "line 1"), ('{"t": 1}', "line 1"), ("3", "line 1")])
+@pytest.mark.parametrize(
+    "content, reason", [("{", "line 1"), ('{"t": 1}', "line 1"), ("3", "line 1"), ("\n", "holds no answer")]
+)
 def test_a_line_that_is_no_answer_is_named(one_view, tmp_path, capsys, content, reason):
     (tmp_path / "answers.jsonl").write_text(content)
     assert main(["vla", "parse", str(one_view), str(tmp_path / "answers.jsonl")]) == 1

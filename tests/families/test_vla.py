@@ -133,7 +133,7 @@ def test_another_model_type_is_refused(broken):
         (lambda d: d["answer"].update(max_new_tokens=10), r"answer\.max_new_tokens: 10 is too few"),
         (lambda d: d["answer"].update(preamble="<PLANNING>Zebra: "), "does not give this text back"),
         (lambda d: d["history"].update(step=1), r"history\.step: 1: Unexpected keyword"),
-        (lambda d: d["history"].update(item="{x.__class__}{z}"), r"history\.item: unknown marker \{z\}"),
+        (lambda d: d["history"].update(item="{x.__class__}{z}"), r"history\.item: unknown marker \{x\.__class__\}"),
         (lambda d: d["image_size"].update(width=225), r"image_size\.width: 225 is not a multiple of 28 px"),
         (lambda d: d.update(prompt="../../etc/passwd"), "prompt"),
         (lambda d: d.update(camera_item="{camera}"), r"camera_item: the marker \{image\} is missing"),

@@ -41,6 +41,7 @@ def load_parts(
                 local_files_only=True,
                 attn_implementation="sdpa",
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are named below
             )
     except Exception as error:  # transformers raises many kinds for weights that do not fit
         raise ModelError(f"{path}: the weights do not fit {CONFIG} ({first_line(error)})") from error

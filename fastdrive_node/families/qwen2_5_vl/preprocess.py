@@ -53,11 +53,15 @@ def differences(config: Any, stored: dict, size: tuple[int, int]) -> list[str]:
         for name, value in ours.items()
         if name in stored and not _equal(stored[name], value)
     ]
-    limits = stored.get("size")
-    limits = limits if isinstance(limits, dict) else {}
+    limits = stored.get("size", {})
+    if not isinstance(limits, dict):
+        return [*found, f"size: {str(limits)[:40]!r} is not an object with the numbers of pixels"]
     most = stored.get("max_pixels", limits.get("longest_edge"))
     least = stored.get("min_pixels", limits.get("shortest_edge"))
-    if isinstance(most, int) and isinstance(least, int):
+    for name, value in (("max_pixels", most), ("min_pixels", least)):
+        if value is not None and not (type(value) is int and 0 < value < 1 << 40):
+            return [*found, f"{name}: {str(value)[:40]!r} is not a number of pixels"]
+    if most is not None and least is not None:
         cell = vision.patch_size * vision.spatial_merge_size
         height, width = processor_size(size, cell, least, most)
         if (height, width) != tuple(size):
@@ -82,6 +86,8 @@ def processor_size(size: tuple[int, int], multiple: int, least: int, most: int) 
 
 
 def _equal(stored: Any, ours: Any) -> bool:
+    if isinstance(stored, list) != isinstance(ours, list):
+        return False
     stored, ours = (value if isinstance(value, list) else [value] for value in (stored, ours))
     if len(stored) != len(ours) or not all(isinstance(value, int | float) for value in stored):
         return False
