@@ -43,7 +43,7 @@ def test_a_failure_is_1_with_one_line_on_stderr(tmp_path, tiny_dir, case):
         expected = "cameras: CAM_FRONT is missing, and the model reads it; the map has ROOF"
     if case == "no_vla":
         words[2] = str(tmp_path / "no_vla")
-        expected = "vla.json: missing"
+        expected = "no_vla: no such VLA directory"
     if case == "no_pruner":
         words += ["--pruner", "reconprune"]
         expected = "reconprune: no such pruner file, and no pruner has this name"
