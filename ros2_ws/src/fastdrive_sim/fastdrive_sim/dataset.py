@@ -49,7 +49,6 @@ from fastdrive_sim.types import FOREGROUND_GROUPS, Label
 SPLITS = ("train", "val", "test")
 _HELD_OUT_FRACTION = 0.15  # of the scenes, for val and test each
 _FORMAT = 2
-_INTERRUPT_S = 0.5  # in which a Ctrl-C that ended the workers arrives here
 _EPOCH_US = 1_700_000_000_000_000
 _WORK = ".work"
 
@@ -206,21 +205,15 @@ def _run_scenes(
         initializer=_start_worker,
         initargs=(out, spec, factory),
     )
-    broken: BrokenProcessPool | None = None
     try:
         futures = {pool.submit(_write_in_worker, plan): plan for plan in plans}
         for future in as_completed(futures):
             future.result()
             yield futures[future]
     except BrokenProcessPool as error:
-        broken = error
+        raise SimError(f"{out}: a worker process died; repeat the command to continue, with fewer --workers") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    if broken is not None:
-        time.sleep(_INTERRUPT_S)  # Ctrl-C ends the workers as well; its KeyboardInterrupt is the answer then
-        raise SimError(
-            f"{out}: a worker process died; repeat the command to continue, with fewer --workers"
-        ) from broken
 
 
 class _SceneWriter:

@@ -288,6 +288,8 @@ def test_a_run_goes_on_where_a_killed_one_stopped(toy, tmp_path):
 
 def test_an_interrupt_ends_the_workers_at_once(toy, tmp_path):
     script = (
+        # a suite that runs in the background has the signal ignored, and so would this process
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys; from pathlib import Path; import sim_fakes\n"
         "from fastdrive_sim.dataset import DatasetSpec, write_dataset\n"
         f"spec = DatasetSpec(9, seed=5, width={WIDTH}, height={HEIGHT}, scene_keyframes=4)\n"
