@@ -124,6 +124,12 @@ class FramesSpec:
     tolerance_s: Annotated[float, Field(gt=0, le=1)] = 0.1  # between a wanted time and an image's
     missing: Literal["refuse", "leave_out"] = "refuse"  # what is done without a past image
 
+    @model_validator(mode="after")
+    def _one_set_serves_one_time(self) -> FramesSpec:
+        if self.tolerance_s > self.interval_s / 2:
+            raise ValueError("tolerance_s: must be at most half of interval_s, else one image serves as two")
+        return self
+
     @property
     def span_ns(self) -> int:
         """Time from the oldest image to t0, tolerance included."""

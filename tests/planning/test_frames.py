@@ -148,3 +148,8 @@ def test_warming_up_leaves_no_past_image(pipeline):
     pipeline.warm_up()
     with pytest.raises(FrameSetError):
         pipeline.plan(frame_set(1000), HISTORY)
+
+
+def test_a_tolerance_that_lets_one_image_serve_as_two_is_refused(make):
+    with pytest.raises(ModelError, match=r"frames\.tolerance_s: must be at most half of interval_s"):
+        make(FRAMES | {"tolerance_s": 0.3})
