@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastdrive_node.errors import InputError
+from fastdrive_node.sync.modes import ModeStatus
 from fastdrive_node.sync.worker import Outcome
 from fastdrive_node.types import SUPERSEDED, Command, KeptTokens, Plan, Refusal
 
 PLAN_LINE = ("t0_ns", "waypoints", "dt_s", "mode", "text")  # the fields of a line of plans.jsonl
 REFUSAL_LINE = ("t0_ns", "kind", "stage", "reason")  # and of unplanned.jsonl
+MODE = "mode"  # kind of the record of a change of the operating mode, see ``mode_record``
 STATED = ("headings_rad", "speeds_mps")  # of a plan, where the model's answer states them
 MAX_TOKENS = 1 << 24  # of one frame set; a record that claims more is damaged
 
@@ -85,6 +87,7 @@ class PlanRecord:
             "waypoints": [[float(x), float(y)] for x, y in result.waypoints_m],
             "dt_s": result.dt_s,
             "mode": result.mode,
+            **({} if result.shifted_ns is None else {"stamp_ns": result.shifted_ns}),
             "text": result.text,
             "stage_ms": dict(result.stage_ms),
             "tokens": tokens,
@@ -119,6 +122,24 @@ class PlanRecord:
         return {name: values[name] for name in (PLAN_LINE if self.kind == "plan" else REFUSAL_LINE)}
 
 
+def mode_record(status: ModeStatus, t_ns: int, fallback: str) -> dict:
+    """The record of a change of the mode.
+
+    Args:
+        t_ns: the node's time.
+        fallback: what consumers get in place of plans: "none", "empty" or "brake".
+    """
+    return {
+        "kind": MODE,
+        "t_ns": t_ns,
+        "mode": status.mode.value,
+        "code": status.reason.code,
+        "reason": status.reason.text,
+        "cameras": dict(status.cameras),
+        "fallback": fallback,
+    }
+
+
 def _plan(values: Mapping) -> Plan:
     waypoints = np.array(values["waypoints"], np.float64)
     if waypoints.ndim != 2 or waypoints.shape[1] != 2 or not np.isfinite(waypoints).all():
@@ -132,6 +153,7 @@ def _plan(values: Mapping) -> Plan:
         kept=None if values["tokens"] is None else _tokens(values["tokens"]),
         stage_ms={str(name): float(ms) for name, ms in values["stage_ms"].items()},
         derived=tuple(map(str, values.get("derived", ()))),
+        shifted_ns=None if values.get("stamp_ns") is None else int(values["stamp_ns"]),
         headings_rad=_stated(values, "headings_rad", len(waypoints)),
         speeds_mps=_stated(values, "speeds_mps", len(waypoints)),
     )

@@ -218,6 +218,13 @@ class Plan:
     speeds_mps: np.ndarray | None = None  # likewise
     derived: tuple[str, ...] = ()  # markers of the prompt whose values no sensor gave
     output: ModelOutput | None = None
+    # Where odometry has moved the plan on: the time whose ego frame the waypoints are in, the first one dt later.
+    shifted_ns: int | None = None
+
+    @property
+    def stamp_ns(self) -> int:
+        """The time of the ego frame that the waypoints are in: t0, unless the plan was moved on."""
+        return self.t0_ns if self.shifted_ns is None else self.shifted_ns
 
 
 @dataclass(frozen=True)
@@ -226,4 +233,6 @@ class Refusal:
 
     t0_ns: int
     reason: str  # one line, naming the camera or field
-    stage: str  # SUPERSEDED, "internal", or that of an error: "frames", "odometry", "image", "answer", "model", "input"
+    # SUPERSEDED, "internal", "age" (too old when it was ready), or that of an error: "frames", "odometry", "image",
+    # "answer", "model", "input"
+    stage: str

@@ -278,8 +278,24 @@ class Pipeline:
             selection = self.pruner.choose(context, keep, stage)
         except ValueError as error:
             raise ModelError(f"pruner {self.pruner.name}: {error}") from error
+        if frame.missing and not self.pruner.acts_inside:
+            selection = replace(selection, indices=_of_cameras(selection.indices, visual, frame))
         done = self.generator.generate(self.pruner, [context], [prompt], keep, [selection], stage)[0]
         return prompt, done.answer, replace(selection, indices=done.kept)
+
+
+def _of_cameras(indices: torch.Tensor, visual: VisualTokens, frame: FrameContext) -> torch.Tensor:
+    """The kept tokens without those of missing cameras: the language model shall not take black for a view.
+
+    Raises:
+        FrameSetError: none is left.
+    """
+    _, rows, columns = visual.grid
+    real = torch.tensor([camera not in frame.missing for camera in frame.cameras])
+    left = indices[real[indices // (rows * columns)]]
+    if not len(left):
+        raise FrameSetError(f"frame set: no token is left without {', '.join(frame.missing)}; give a smaller drop")
+    return left
 
 
 def _kept_tokens(selection: Selection, visual: VisualTokens, current: tuple[int, ...] | None) -> KeptTokens:

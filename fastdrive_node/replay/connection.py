@@ -22,7 +22,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
 from fastdrive_node.errors import FastDriveError
-from fastdrive_node.record import PlanRecord
+from fastdrive_node.record import MODE, PlanRecord
 from fastdrive_node.replay.bag import BagMessage, Recording
 from fastdrive_node.ros.diagnostics import ACTIVE, LIFECYCLE_KEY, MODEL_STATUS, PLANNER_STATUS
 from fastdrive_node.ros.messages import time_message
@@ -175,8 +175,16 @@ class NodeConnection:
 
     def _on_record(self, message: String) -> None:
         try:
-            arrival = Arrival(PlanRecord.from_dict(json.loads(message.data)), time.monotonic())
-        except (FastDriveError, ValueError, RecursionError) as error:  # raised by ``wait``, in the replay's thread
+            values = json.loads(message.data)
+            if values.get("kind") == MODE:
+                return
+            arrival = Arrival(PlanRecord.from_dict(values), time.monotonic())
+        except (
+            FastDriveError,
+            ValueError,
+            AttributeError,
+            RecursionError,
+        ) as error:  # raised by ``wait``, in the replay's thread
             self._failure = FastDriveError(f"{self._records.topic_name}: {error}")
         with self._changed:
             if self._failure is None:

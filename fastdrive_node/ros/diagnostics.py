@@ -10,11 +10,20 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.sync.frames import CameraStatus
+from fastdrive_node.sync.modes import Mode, ModeStatus
 from fastdrive_node.sync.worker import WorkerStatus
 
 PLANNER_STATUS, MODEL_STATUS = "planner", "model"  # parts that the replay reads, with the key and value that say ready
 LIFECYCLE_KEY, ACTIVE = "lifecycle", "active"
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+MODE_LEVELS = {
+    Mode.NOMINAL: OK,
+    Mode.DEGRADED: WARN,
+    Mode.STARTING: WARN,
+    Mode.INACTIVE: WARN,
+    Mode.REFUSING: ERROR,
+    Mode.FAULT: ERROR,
+}
 LEAST_RECENT = 5  # the fraction refused is of at least this many sets, so that one refusal at the start is no ERROR
 
 
@@ -30,6 +39,7 @@ class NodeStatus:
     records_readers: int = 0  # matched subscriptions of ~/output/plan_json
     identity: Mapping[str, str] = field(default_factory=dict)  # model, pruner, drop ratio, device
     problems: Sequence[str] = ()  # of QoS and types
+    mode: ModeStatus | None = None  # None: not judged
     update_problem: str = ""  # a parameter that was accepted but could not be applied
 
 
@@ -52,7 +62,12 @@ def _status(status: NodeStatus, part: str, level: bytes, text: str, values: Mapp
 
 def _planner(status: NodeStatus) -> DiagnosticStatus:
     values: dict[str, object] = {LIFECYCLE_KEY: status.lifecycle, "plan_json_readers": status.records_readers}
+    mode = status.mode
+    if mode is not None:
+        values |= {"mode": mode.mode.value, "code": mode.reason.code or "none"}
     if status.worker is None:
+        if mode is not None and MODE_LEVELS[mode.mode] == ERROR:
+            return _status(status, PLANNER_STATUS, ERROR, mode.text, values)
         return _status(status, PLANNER_STATUS, WARN, f"{status.lifecycle}: not activated", values)
     worker, frames = status.worker, status.worker.frames
     values |= {
@@ -74,7 +89,10 @@ def _planner(status: NodeStatus) -> DiagnosticStatus:
     }
     if status.update_problem:
         return _status(status, PLANNER_STATUS, ERROR, status.update_problem, values)
-    return _status(status, PLANNER_STATUS, *_planning_level(status.settings, worker), values)
+    level, text = _planning_level(status.settings, worker)
+    if mode is not None and MODE_LEVELS[mode.mode] > level:
+        level, text = MODE_LEVELS[mode.mode], mode.text
+    return _status(status, PLANNER_STATUS, level, text, values)
 
 
 def _planning_level(settings: Settings, worker: WorkerStatus) -> tuple[bytes, str]:

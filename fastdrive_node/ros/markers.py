@@ -27,7 +27,7 @@ def marker_array(result: Plan | Refusal, frame: str, vehicle: Vehicle, motion: M
     Args:
         motion: of the plan; None for a refusal.
     """
-    stamp = time_message(result.t0_ns)
+    stamp = time_message(result.stamp_ns if isinstance(result, Plan) else result.t0_ns)
     if isinstance(result, Refusal):
         text = _marker("text", Marker.TEXT_VIEW_FACING, _RED, stamp, frame)
         text.text = f"{result.stage}: {result.reason[:80]}"

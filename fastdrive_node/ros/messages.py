@@ -97,15 +97,15 @@ def driving_command(text: str) -> Command:
 
 
 def header(plan: Plan, frame: str) -> Header:
-    """Stamped t0, so that a reader can tell how old the images behind the plan are."""
-    return Header(stamp=time_message(plan.t0_ns), frame_id=frame)
+    """Stamped t0, so that a reader can tell how old the images behind the plan are; with ``compensate`` later."""
+    return Header(stamp=time_message(plan.stamp_ns), frame_id=frame)
 
 
 def path_message(plan: Plan, motion: Motion, frame: str) -> Path:
-    """Poses at t0 + dt, t0 + 2 dt, ..., each with its own stamp, in the ego frame of t0."""
+    """Poses at t0 + dt, t0 + 2 dt, ..., each with its own stamp, in the ego frame of t0 (or of the plan's stamp)."""
     poses = []
     for index, seconds in enumerate(motion.times_s):
-        stamp = time_message(plan.t0_ns + round(seconds * _SECOND_NS))
+        stamp = time_message(plan.stamp_ns + round(seconds * _SECOND_NS))
         pose = _pose(plan.waypoints_m[index], motion.headings_rad[index])
         poses.append(PoseStamped(header=Header(stamp=stamp, frame_id=frame), pose=pose))
     return Path(header=header(plan, frame), poses=poses)

@@ -27,8 +27,10 @@ from fastdrive_node.ros.outputs import Outputs
 from fastdrive_node.ros.parameters import PARAMETERS, Settings, check_names, descriptor, make_settings, validate
 from fastdrive_node.ros.planner_factory import LoadedPlanner, PlannerFactory, load_planner
 from fastdrive_node.ros.qos import OUTPUT, QosLog
+from fastdrive_node.ros.status import StatusReporter
 from fastdrive_node.ros.topics import check_camera_names
 from fastdrive_node.sync.frames import FrameBuffer
+from fastdrive_node.sync.modes import CONFIGURE, LOADING, PARAMETER
 from fastdrive_node.sync.odometry import OdometryBuffer
 from fastdrive_node.sync.worker import Outcome, Worker
 from fastdrive_node.types import JUMP_BACK_S, SUPERSEDED, Plan
@@ -57,6 +59,7 @@ class FastDriveNode(LifecycleNode):
         self._outputs: Outputs | None = None
         self._inputs: Inputs | None = None
         self._worker: Worker | None = None
+        self._status = StatusReporter(self, self.settings)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", OUTPUT)
         self._timer = self.create_timer(
             self.settings.diagnostics_period_s, self.publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME)
@@ -97,6 +100,7 @@ class FastDriveNode(LifecycleNode):
 
     def destroy_node(self) -> None:
         self._clean_up()
+        self._status.destroy()
         self._jumps.unregister()
         super().destroy_node()
 
@@ -108,6 +112,7 @@ class FastDriveNode(LifecycleNode):
             name=self.get_fully_qualified_name().lstrip("/"),
             lifecycle=self._label,
             worker=worker.status() if worker else None,
+            mode=self._status.mode,
             settings=self.settings,
             update_problem=self._update_problem,
             publishers=inputs.publishers() if inputs else {},
@@ -163,12 +168,14 @@ class FastDriveNode(LifecycleNode):
             names = ", ".join(parameter.name for parameter in parameters)
             self._update_problem = f"{names}: accepted but not applied: {_one_line(error)}"
             self.get_logger().error(self._update_problem)
+        self._status.problem(PARAMETER, self._update_problem)
 
     def _apply_update(self, parameters: Sequence[RosParameter]) -> None:
         values: dict[str, Any] = {
             parameter.name: parameter.value for parameter in parameters if parameter.name in PARAMETERS
         }
         self.settings = self.settings.model_copy(update=values)
+        self._status.configure(self.settings)
         if self._worker is not None:
             self._worker.configure(
                 values.get("drop"),
@@ -187,12 +194,15 @@ class FastDriveNode(LifecycleNode):
             self.get_logger().error(_one_line(error))
             if not isinstance(error, FastDriveError):
                 logging.getLogger(__name__).exception("transition to %s failed", label)
+            self._status.fault(CONFIGURE, _one_line(error))
             return TransitionCallbackReturn.FAILURE
         self._label = label
+        self._status.lifecycle(label)
         self.get_logger().info(label)
         return TransitionCallbackReturn.SUCCESS
 
     def _configure(self) -> None:
+        self._status.lifecycle(LOADING, "the model is loaded")
         loaded = self._planner_factory(self.settings)
         check_camera_names(self.settings.vla or "the VLA", loaded.cameras)
         self._outputs = Outputs(self, loaded.cameras, self.settings, self._qos_log)
@@ -218,8 +228,10 @@ class FastDriveNode(LifecycleNode):
         )
         self._inputs = Inputs(self, self._worker, loaded.cameras, settings, self._qos_log)
         self._worker.start()
+        self._status.attach(self._worker, self._outputs)
 
     def _deactivate(self) -> None:
+        self._status.attach(None, self._outputs)
         if self._inputs is not None:
             self._inputs.destroy()
         if self._worker is not None:
@@ -228,6 +240,7 @@ class FastDriveNode(LifecycleNode):
 
     def _clean_up(self) -> None:
         self._deactivate()
+        self._status.attach(None, None)
         if self._outputs is not None:
             self._outputs.destroy()
         self._outputs = self._loaded = None
@@ -238,6 +251,7 @@ class FastDriveNode(LifecycleNode):
             return
         assert self._outputs is not None  # they end after the worker
         self._outputs.publish(outcome)
+        self._status.outcome(outcome)
         result = outcome.result
         if not isinstance(result, Plan) and result.stage != SUPERSEDED:
             self.get_logger().warning(f"refused ({result.stage}): {result.reason}", throttle_duration_sec=1.0)

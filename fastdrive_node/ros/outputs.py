@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from nav_msgs.msg import Path
 from rclpy.node import Node
 from sensor_msgs.msg import Image
-from std_msgs.msg import Float64, String
+from std_msgs.msg import Float64, Header, String
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 from visualization_msgs.msg import MarkerArray
 
@@ -22,11 +22,12 @@ from fastdrive_node.ros.messages import (
     image_message,
     multi_dof_message,
     path_message,
+    time_message,
 )
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.qos import RECORDS, QosLog, advertise
 from fastdrive_node.sync.worker import Outcome
-from fastdrive_node.types import SUPERSEDED, FrameSet, Plan
+from fastdrive_node.types import SUPERSEDED, EgoState, FrameSet, Plan
 
 RECORDS_TOPIC = "~/output/plan_json"
 
@@ -57,6 +58,20 @@ class Outputs:
         }
         self._last_plan_at: float | None = None
 
+    def publish_record(self, values: dict) -> None:
+        """A record that is not of a frame set."""
+        self._records.publish(String(data=json.dumps(values)))
+
+    def publish_fallback(self, plan: Plan | None, ego: EgoState | None, stamp_ns: int) -> None:
+        """A plan that no model made, as path and trajectory; None: an empty path and trajectory with the stamp."""
+        if plan is not None:
+            self._publish_motion(plan, motion_of(plan.waypoints_m, plan.dt_s), ego)
+            return
+        stamp = Header(stamp=time_message(stamp_ns), frame_id=self._frame)
+        self._path.publish(Path(header=stamp))
+        kind = self._autoware.Trajectory if self._autoware else MultiDOFJointTrajectory
+        self._trajectory.publish(kind(header=stamp))
+
     def readers(self) -> int:
         """Matched subscriptions of the records."""
         return self._records.get_subscription_count()
@@ -83,17 +98,19 @@ class Outputs:
             self._node.destroy_publisher(publisher)
 
     def _publish_plan(self, plan: Plan, motion: Motion, outcome: Outcome) -> None:
-        self._path.publish(path_message(plan, motion, self._frame))
-        if self._autoware and outcome.history is not None:
-            ego = outcome.history.now
-            self._trajectory.publish(autoware_message(plan, motion, ego, self._vehicle, self._autoware))
-        elif not self._autoware:
-            self._trajectory.publish(multi_dof_message(plan, motion, self._frame))
+        self._publish_motion(plan, motion, outcome.ego_at_stamp)
         self._times["processing_time_ms"].publish(Float64(data=outcome.planning_ms))
         now = time.monotonic()
         if self._last_plan_at is not None:
             self._times["cyclic_time_ms"].publish(Float64(data=(now - self._last_plan_at) * 1e3))
         self._last_plan_at = now
+
+    def _publish_motion(self, plan: Plan, motion: Motion, ego: EgoState | None) -> None:
+        self._path.publish(path_message(plan, motion, self._frame))
+        if self._autoware and ego is not None:
+            self._trajectory.publish(autoware_message(plan, motion, ego, self._vehicle, self._autoware))
+        elif not self._autoware:
+            self._trajectory.publish(multi_dof_message(plan, motion, self._frame))
 
     def _publish_overlays(self, plan: Plan, frames: FrameSet) -> None:
         wanted = [camera for camera, publisher in self._overlays.items() if publisher.get_subscription_count()]

@@ -26,6 +26,7 @@ from pydantic import (
 from fastdrive_node.errors import InputError
 from fastdrive_node.planning.checks import PlanLimits
 from fastdrive_node.sync.frames import FrameLimits
+from fastdrive_node.sync.modes import ModeLimits
 from fastdrive_node.sync.odometry import OdometryLimits
 from fastdrive_node.sync.worker import WorkerLimits
 from fastdrive_node.types import MAX_DROP, TEMPORAL_RANGES, DtypeName, OnnxProviderName, Vehicle, VisionBackendName
@@ -130,7 +131,7 @@ class Settings(BaseModel):
         FrameLimits.missing_timeout_s, "time after which an incomplete set is given up", 0.02, 10.0
     )
     max_missing_cameras: int = _live(
-        FrameLimits.max_missing_cameras, "number of cameras that black images may replace; plans say so", 0, 31
+        FrameLimits.max_missing_cameras, "number of cameras that may be missing; plans say so", 0, 31
     )
     max_odometry_age_s: float = _live(
         OdometryLimits.max_age_s, "largest age of the newest odometry at a set's time", 0.0, 5.0
@@ -141,6 +142,35 @@ class Settings(BaseModel):
     max_command_age_s: float = _live(
         WorkerLimits.max_command_age_s, "largest age of the driving command; 0: no limit", 0.0, 3600.0
     )
+
+    max_plan_age_s: float = _live(
+        WorkerLimits.max_plan_age_s,
+        "largest age of a plan's t0 when it is published; older ones are refused",
+        0.05,
+        60.0,
+        section="Ages, operating mode and fallback (docs/node.md)",
+    )
+    compensate: bool = _fixed(
+        WorkerLimits.compensate, "plans are moved on by odometry to the time of publishing, and stamped with it"
+    )
+    planning_deadline_s: float = _live(
+        ModeLimits.planning_deadline_s, "longest time of one plan; a planner that takes longer hangs", 0.05, 60.0
+    )
+    silence_periods: float = _live(
+        ModeLimits.silence_periods, "plan periods without a plan, until the mode is refusing", 1.0, 100.0
+    )
+    silence_min_s: float = _live(
+        ModeLimits.silence_min_s, "time without a plan for which the mode stays, whatever the period is", 0.1, 10.0
+    )
+    recover_plans: int = _live(
+        ModeLimits.recover_plans, "plans in a row after which the mode is nominal or degraded again", 1, 100
+    )
+    on_refusal: Literal["silent", "empty", "brake"] = _fixed(
+        "silent",
+        "path and trajectory while no plan comes: none, empty ones, or a stop along the last valid path from the "
+        "present position and speed",
+    )
+    brake_decel_mps2: float = _fixed(1.5, "deceleration of on_refusal: brake", 0.1, 2.0)
 
     plan_age_warn_s: float = _live(
         2.0, "age of the last plan above which the planner is at WARN", 0.05, 3600.0, section="Diagnostics"
@@ -210,7 +240,21 @@ class Settings(BaseModel):
         return OdometryLimits(max_age_s=self.max_odometry_age_s)
 
     def worker_limits(self) -> WorkerLimits:
-        return WorkerLimits(odometry_wait_s=self.odometry_wait_s, max_command_age_s=self.max_command_age_s)
+        return WorkerLimits(
+            odometry_wait_s=self.odometry_wait_s,
+            max_command_age_s=self.max_command_age_s,
+            max_plan_age_s=self.max_plan_age_s,
+            compensate=self.compensate,
+        )
+
+    def mode_limits(self) -> ModeLimits:
+        return ModeLimits(
+            silence_periods=self.silence_periods,
+            silence_min_s=self.silence_min_s,
+            silence_max_s=max(self.plan_age_error_s, self.silence_min_s),
+            planning_deadline_s=self.planning_deadline_s,
+            recover_plans=self.recover_plans,
+        )
 
     def plan_limits(self) -> PlanLimits:
         return PlanLimits(

@@ -9,7 +9,7 @@ from typing import Any
 from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks, UnsupportedEventTypeError
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 
@@ -17,6 +17,7 @@ SENSOR = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)  # only 
 ODOMETRY = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)  # the history needs more than the newest
 COMMAND = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)  # sent once for each turn: none may be lost
 OUTPUT = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+STATUS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 RECORDS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
 
 

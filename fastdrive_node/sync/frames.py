@@ -30,7 +30,7 @@ class FrameLimits:
     max_age_s: float = 1.0  # of the oldest exposure when planning begins
     max_ahead_s: float = 0.5  # of the newest exposure ahead of the clock; more means a wrong clock
     missing_timeout_s: float = 0.3  # after the set's last frame arrived, until an incomplete set is given up
-    max_missing_cameras: int = 0  # more than 0: plan with black images, Plan.mode says so
+    max_missing_cameras: int = 0  # more than 0: plan without them, Plan.mode says so
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from fastdrive_node.errors import FastDriveError
+from fastdrive_node.errors import EgoStateError, FastDriveError
+from fastdrive_node.sync.compensation import shift_plan
 from fastdrive_node.sync.frames import CameraStatus, FrameBuffer, FrameCounters, FrameLimits
 from fastdrive_node.sync.odometry import OdometryBuffer, OdometryLimits
 from fastdrive_node.types import (
@@ -65,6 +66,8 @@ class WorkerLimits:
 
     odometry_wait_s: float = 0.2  # wall time that a complete set waits for odometry at t0 or later
     max_command_age_s: float = 0.0  # of the driving command when the set is complete; 0: no limit
+    max_plan_age_s: float = 1.0  # of t0 when the plan is published
+    compensate: bool = False  # move plans on by odometry to the time of publishing
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,12 @@ class Outcome:
     command: Command = Command.NONE
     waited_ms: float = 0.0  # from complete to the start of planning
     planning_ms: float = 0.0
+    ego: EgoState | None = None  # at the plan's stamp, where that is not t0
+
+    @property
+    def ego_at_stamp(self) -> EgoState | None:
+        """Ego state in whose frame the plan's waypoints are."""
+        return self.ego or (None if self.history is None else self.history.now)
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,8 @@ class WorkerStatus:
     plan_age_s: float | None  # since the last plan was ready; None: no plan yet
     recent: int  # plans and refusals in the window of the last RECENT
     recent_refusals: dict[str, int]  # of them, refusals by stage, the most frequent first
+    planning_s: float | None = None  # wall time that the plan in progress has taken; None: none is in progress
+    camera_problems: dict[str, str] = field(default_factory=dict)  # by camera: "frozen", "dark", ...
 
 
 @dataclass(frozen=True)
@@ -115,6 +126,7 @@ class _State:
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=RECENT))  # a refusal's stage; "" for a plan
     generation: int = 0  # of time; a jump back starts a new one
     busy: bool = False
+    planning_at: float | None = None  # monotonic seconds at which the plan in progress began
     command: Command = Command.NONE
     command_ns: int | None = None
     waiting: _Job | None = None
@@ -237,7 +249,13 @@ class Worker:
                 plan_age_s=age_s(state.plan_ns),
                 recent=len(state.recent),
                 recent_refusals=dict(Counter(filter(None, state.recent)).most_common()),
+                planning_s=None if state.planning_at is None else time.monotonic() - state.planning_at,
             )
+
+    def ego_now(self) -> EgoState:
+        """The ego state at the node's present time. Raises EgoStateError where odometry is absent or too old."""
+        with self._changed:
+            return self._odometry.history(self._clock()).now
 
     def _note_complete(self) -> None:
         pending, waiting = self._frames.pending, self._state.waiting
@@ -292,13 +310,32 @@ class Worker:
         return taken if isinstance(taken, Refusal) else job
 
     def _plan(self, job: _Job, generation: int) -> Outcome:
-        start = time.monotonic()
+        start = self._state.planning_at = time.monotonic()
         history, result = self._attempt(job)
         planning_ms = (time.monotonic() - start) * 1e3
+        ego = None
         with self._changed:
+            self._state.planning_at = None
             if generation != self._state.generation:
                 result = Refusal(job.frames.t0_ns, "time jumped back while it was planned", SUPERSEDED)
-        return Outcome(result, job.frames, history, job.command, (start - job.complete_at) * 1e3, planning_ms)
+            elif isinstance(result, Plan) and history is not None:
+                result, ego = self._to_publish(result, history.now)
+        return Outcome(result, job.frames, history, job.command, (start - job.complete_at) * 1e3, planning_ms, ego)
+
+    def _to_publish(self, plan: Plan, start: EgoState) -> tuple[Plan | Refusal, EgoState | None]:
+        """The plan as it is published now, with the ego state at its stamp; refused where it has become too old."""
+        now_ns, limit_s = self._clock(), self.limits.max_plan_age_s
+        age_s = (now_ns - plan.t0_ns) * 1e-9
+        if age_s > limit_s:
+            reason = f"the plan is {age_s:.2f} s old when it is ready, the limit is {limit_s:.2f} s (max_plan_age_s)"
+            return Refusal(plan.t0_ns, reason, "age"), None
+        if not self.limits.compensate or age_s <= 0:
+            return plan, None
+        try:
+            ego = self._odometry.history(now_ns).now
+            return shift_plan(plan, start, ego), ego
+        except EgoStateError as error:
+            return Refusal(plan.t0_ns, f"compensate: {error}", error.stage), None
 
     def _attempt(self, job: _Job) -> tuple[EgoHistory | None, Plan | Refusal]:
         t0_ns = job.frames.t0_ns

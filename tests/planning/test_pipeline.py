@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdrive_node.errors import AnswerError, InputError, ModelError
+from fastdrive_node.errors import AnswerError, FrameSetError, InputError, ModelError
 from fastdrive_node.families import load_vla
 from fastdrive_node.families.prompt import build_prompt
 from fastdrive_node.planning.answer_format import example_answer, format_answer
@@ -110,6 +110,18 @@ def test_images_of_any_size_are_planned(tiny_vla, frames, ego_history, good_plan
 def test_a_missing_camera_shows_in_the_mode(tiny_vla, frame_set, ego_history, good_plan):
     degraded = dataclasses.replace(frame_set, missing=("CAM_BACK",))
     assert Pipeline(tiny_vla).plan(degraded, ego_history).mode == "degraded: no image of CAM_BACK"
+
+
+def test_the_language_model_sees_no_token_of_a_missing_camera(tiny_vla, pruner, frame_set, ego_history, good_plan):
+    pipeline = Pipeline(tiny_vla, pruner, drop=0.5)
+    whole = pipeline.plan(frame_set, ego_history)
+    camera = int(whole.kept.mask().any(axis=(1, 2)).argmax())  # one that had tokens
+    missing = dataclasses.replace(frame_set, missing=(tiny_vla.spec.cameras[camera],))
+    degraded = pipeline.plan(missing, ego_history)
+    assert not degraded.kept.mask()[camera].any()
+    assert 0 < degraded.kept.kept < whole.kept.kept
+    with pytest.raises(FrameSetError, match="no token is left without"):
+        pipeline.plan(dataclasses.replace(frame_set, missing=tiny_vla.spec.cameras), ego_history)
 
 
 @pytest.mark.parametrize("order", [(1, 0, 2, 3, 4, 5), (0, 1, 2, 3, 4), ()])

@@ -26,7 +26,7 @@ def real(ros):
     made = []
 
     def make(**parameters) -> Rig:
-        made.append(Rig(ros, factory=load_planner, device="cpu", **parameters))
+        made.append(Rig(ros, factory=load_planner, device="cpu", **{"max_plan_age_s": 60.0, **parameters}))
         return made[-1]
 
     yield make

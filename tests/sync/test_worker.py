@@ -177,13 +177,46 @@ def test_a_fault_is_a_refusal_and_the_next_set_is_planned(bench, fault, stage, r
 
 
 def test_a_stale_set_is_refused_when_its_turn_comes(bench):
-    bench = bench()
+    bench = bench(max_plan_age_s=10.0)
     bench.hold_at(0)
     bench.send(500)
     bench.now = 1600 * MS
     bench.go.set()
     assert isinstance(bench.next().result, Plan)
     assert "stale" in bench.next().result.reason
+
+
+def test_a_plan_that_is_too_old_when_it_is_ready_is_refused_and_the_next_one_is_published(bench):
+    bench = bench(max_plan_age_s=0.5)
+    bench.hold_at(0)
+    assert bench.worker.status().planning_s is not None
+    bench.now = 510 * MS
+    bench.go.set()
+    refusal = bench.next().result
+    assert (refusal.stage, refusal.t0_ns) == ("age", 0) and "0.51 s old when it is ready" in refusal.reason
+    bench.send(600)
+    assert isinstance(bench.next().result, Plan) and bench.worker.status().planning_s is None
+
+
+def test_a_compensated_plan_is_in_the_frame_of_the_time_at_which_it_is_ready(bench):
+    bench = bench(compensate=True)
+    bench.hold_at(0)
+    bench.now = 500 * MS
+    bench.worker.add_odometry(EgoState(500 * MS, 1.0, 0.0, 0.0, 5.0))
+    bench.go.set()
+    outcome = bench.next()
+    assert (outcome.result.t0_ns, outcome.result.stamp_ns) == (0, 500 * MS)
+    assert outcome.ego_at_stamp.x_m == 1.0
+    np.testing.assert_allclose(outcome.result.waypoints_m, [[0.0, 1.0]] * 5, atol=1e-9)
+
+
+def test_without_odometry_at_the_time_of_publishing_nothing_is_compensated_or_published(bench):
+    bench = bench(compensate=True)
+    bench.hold_at(0)
+    bench.now = 500 * MS
+    bench.go.set()
+    refusal = bench.next().result
+    assert refusal.stage == "odometry" and refusal.reason.startswith("compensate: odometry: the newest is 0.50 s")
 
 
 def test_a_plan_from_before_a_jump_in_time_is_not_published(bench):
