@@ -9,9 +9,17 @@ if TYPE_CHECKING:
 
 
 class FastDriveError(Exception):
-    """Base class: an error that is meant for the user, not for a traceback."""
+    """Base class: an error that is meant for the user, not for a traceback.
+
+    Args:
+        code: the reason for machines, like "plan.speed"; empty: the stage says it.
+    """
 
     stage = "model"  # of the refusal that the node reports where a frame set ends in this error
+
+    def __init__(self, *arguments: object, code: str = ""):
+        super().__init__(*arguments)
+        self.code = code
 
 
 class InputError(FastDriveError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastdrive_node.errors import InputError
-from fastdrive_node.sync.modes import ModeStatus
+from fastdrive_node.sync.modes import ModeStatus, code_of
 from fastdrive_node.sync.worker import Outcome
 from fastdrive_node.types import SUPERSEDED, Command, KeptTokens, Plan, Refusal
 
@@ -75,7 +75,7 @@ class PlanRecord:
         values |= {name: value for name in ("spread_s", "speed_mps") if (value := getattr(self, name)) is not None}
         result = self.result
         if isinstance(result, Refusal):
-            return {**values, "stage": result.stage, "reason": result.reason}
+            return {**values, "stage": result.stage, "code": code_of(result), "reason": result.reason}
         tokens = None
         if (kept := result.kept) is not None:
             indices = [int(index) for index in kept.indices]
@@ -93,6 +93,7 @@ class PlanRecord:
             "tokens": tokens,
             **{name: getattr(result, name).tolist() for name in STATED if getattr(result, name) is not None},
             **({"derived": list(result.derived)} if result.derived else {}),
+            **({"warnings": list(result.warnings)} if result.warnings else {}),
         }
 
     @classmethod
@@ -153,6 +154,7 @@ def _plan(values: Mapping) -> Plan:
         kept=None if values["tokens"] is None else _tokens(values["tokens"]),
         stage_ms={str(name): float(ms) for name, ms in values["stage_ms"].items()},
         derived=tuple(map(str, values.get("derived", ()))),
+        warnings=tuple(map(str, values.get("warnings", ()))),
         shifted_ns=None if values.get("stamp_ns") is None else int(values["stamp_ns"]),
         headings_rad=_stated(values, "headings_rad", len(waypoints)),
         speeds_mps=_stated(values, "speeds_mps", len(waypoints)),
@@ -183,4 +185,5 @@ def _tokens(values: Mapping) -> KeptTokens:
 
 
 def _refusal(values: Mapping) -> Refusal:
-    return Refusal(int(values["t0_ns"]), str(values["reason"]), str(values["stage"]))
+    stage, code = str(values["stage"]), str(values.get("code", ""))
+    return Refusal(int(values["t0_ns"]), str(values["reason"]), stage, "" if code == stage else code)

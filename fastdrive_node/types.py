@@ -218,6 +218,7 @@ class Plan:
     speeds_mps: np.ndarray | None = None  # likewise
     derived: tuple[str, ...] = ()  # markers of the prompt whose values no sensor gave
     output: ModelOutput | None = None
+    warnings: tuple[str, ...] = ()  # "code: text" of each, like "plan.speed: 36.00 m/s at waypoint 6 ..."
     # Where odometry has moved the plan on: the time whose ego frame the waypoints are in, the first one dt later.
     shifted_ns: int | None = None
 
@@ -236,3 +237,4 @@ class Refusal:
     # SUPERSEDED, "internal", "age" (too old when it was ready), or that of an error: "frames", "odometry", "image",
     # "answer", "model", "input"
     stage: str
+    code: str = ""  # the reason for machines, like "plan.speed"; empty: the stage says it

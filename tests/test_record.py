@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,6 +62,21 @@ def test_a_refusal_has_its_stage_and_reason(stage, kind):
     assert record.line() == {"t0_ns": T0, "kind": kind, "stage": stage, "reason": "CAM_BACK: cut"}
     assert PlanRecord.from_dict(written(record)) == record
     assert "speed_mps" not in written(record)
+
+
+def test_a_refusal_has_the_code_of_its_error_or_else_its_stage():
+    coded = Refusal(T0, "plan: too fast", "answer", "plan.speed")
+    assert written(PlanRecord(coded))["code"] == "plan.speed"
+    assert PlanRecord.from_dict(written(PlanRecord(coded))).result == coded
+    assert written(PlanRecord(Refusal(T0, "answer: no tag", "answer")))["code"] == "answer"
+
+
+def test_the_warnings_of_a_plan_are_in_its_record():
+    warned = replace(PLAN, warnings=("plan.speed: 36 m/s at waypoint 6",))
+    values = written(PlanRecord(warned))
+    assert values["warnings"] == list(warned.warnings)
+    assert PlanRecord.from_dict(values).result.warnings == warned.warnings
+    assert "warnings" not in written(PlanRecord(PLAN))
 
 
 def test_a_reason_names_its_stage_once():

@@ -222,7 +222,8 @@ def refusal_json(error: FastDriveError, device: torch.device) -> dict:
     """The reason of a refusal, and what the model wrote where it ran."""
     output = error.output if isinstance(error, AnswerError) else None
     written = {} if output is None else _output_json(output, device)
-    return {"kind": "refused", "reason": str(error), "stage": error.stage, "waypoints": None, **written}
+    code = error.code or error.stage
+    return {"kind": "refused", "reason": str(error), "stage": error.stage, "code": code, "waypoints": None, **written}
 
 
 def _output_json(output: ModelOutput, device: torch.device) -> dict:

@@ -99,7 +99,7 @@ class ModeStatus:
 
 def code_of(refusal: Refusal) -> str:
     """The refusal's code; its stage where it has none."""
-    return getattr(refusal, "code", "") or refusal.stage
+    return refusal.code or refusal.stage
 
 
 class _Arrivals:

@@ -335,7 +335,7 @@ class Worker:
             ego = self._odometry.history(now_ns).now
             return shift_plan(plan, start, ego), ego
         except EgoStateError as error:
-            return Refusal(plan.t0_ns, f"compensate: {error}", error.stage), None
+            return Refusal(plan.t0_ns, f"compensate: {error}", error.stage, error.code), None
 
     def _attempt(self, job: _Job) -> tuple[EgoHistory | None, Plan | Refusal]:
         t0_ns = job.frames.t0_ns
@@ -345,7 +345,7 @@ class Worker:
                 history = self._odometry.history(t0_ns)
             return history, self.planner.plan(job.frames, history, job.command)
         except FastDriveError as error:
-            return history, Refusal(t0_ns, str(error), error.stage)
+            return history, Refusal(t0_ns, str(error), error.stage, error.code)
         except Exception as error:  # one set that fails must not end the node
             log.exception("planning failed")
             return history, Refusal(t0_ns, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", "internal")

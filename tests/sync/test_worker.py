@@ -176,6 +176,13 @@ def test_a_fault_is_a_refusal_and_the_next_set_is_planned(bench, fault, stage, r
     assert isinstance(bench.next().result, Plan)
 
 
+def test_a_refusal_has_the_code_of_its_fault(bench):
+    bench = bench()
+    bench.fault = AnswerError("too fast", code="plan.speed")
+    bench.send(0)
+    assert bench.next().result.code == "plan.speed"
+
+
 def test_a_stale_set_is_refused_when_its_turn_comes(bench):
     bench = bench(max_plan_age_s=10.0)
     bench.hold_at(0)
