@@ -1,36 +1,56 @@
-"""Fixtures of several packages: a ROS context, untrained tiny VLAs, toy engines."""
+"""Fixtures of several packages: a ROS context, untrained tiny VLAs, toy engines.
 
+torch is imported in fixtures: the process that hands out the tests needs none of it.
+"""
+
+from __future__ import annotations
+
+import gc
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from hypothesis import settings
 
-from fastdrive_node.families import Vla, load_vla
-from fastdrive_node.types import EgoHistory, EgoState
-from fastdrive_training.vla.tiny_model import build_tiny_vla
-from tests.engines.engine_toys import SIZES, Toy, make_toy
+if TYPE_CHECKING:
+    from fastdrive_node.families import Vla
+    from fastdrive_node.types import EgoHistory
+    from tests.engines.engine_toys import Toy
 
-torch.set_num_threads(1)
+# Several test processes run at once, and start others: threads of each would only wait for one another.
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 settings.register_profile("suite", deadline=None)  # times vary with the machine's load
 settings.load_profile("suite")
+gc.disable()  # while modules are imported
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector looks at it no more, which makes each full collection short."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
 def tiny_dir(tmp_path_factory):
     """An untrained tiny VLA directory; tests must not change it."""
+    from fastdrive_training.vla.tiny_model import build_tiny_vla
+
     return build_tiny_vla(tmp_path_factory.mktemp("vla") / "tiny", seed=0)
 
 
 @pytest.fixture(scope="session")
 def tiny_vla(tiny_dir) -> Vla:
+    from fastdrive_node.families import load_vla
+
     return load_vla(tiny_dir)
 
 
 @pytest.fixture(scope="session")
 def ego_history() -> EgoHistory:
     """Five states, 0.5 s apart, of a vehicle that drives a bend at 5.2 m/s."""
+    from fastdrive_node.types import EgoHistory, EgoState
+
     states = tuple(
         EgoState(-int(5e8 * k), 10 - 2.6 * k, 5 - 0.1 * k * k, 0.3 - 0.05 * k, 5.2, 0.1, 0.1) for k in range(5)
     )
@@ -53,6 +73,8 @@ def ros():
 
 @pytest.fixture(scope="session")
 def toys(tmp_path_factory) -> dict[str, Toy]:
+    from tests.engines.engine_toys import SIZES, make_toy
+
     return {name: make_toy(tmp_path_factory.mktemp(name), size) for name, size in SIZES.items()}
 
 

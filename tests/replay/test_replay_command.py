@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from fastdrive_node.cli import main
 from fastdrive_node.commands.replay import ReplayOptions, node_options
 from tests.replay.bags import BagPlan, write_bag
 
 
-def fastdrive(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "fastdrive_node.cli", *words], capture_output=True, text=True, timeout=120
-    )
+def test_help_has_an_example(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["replay", "--help"])
+    assert stopped.value.code == 0 and "fastdrive replay drive_bag" in capsys.readouterr().out
 
 
-def test_help_has_an_example():
-    result = fastdrive("replay", "--help")
-    assert result.returncode == 0 and "fastdrive replay drive_bag" in result.stdout
-
-
-def test_wrong_usage_is_2():
-    assert fastdrive("replay").returncode == 2
-    assert fastdrive("replay", "bag", "--backend", "abacus").returncode == 2
+@pytest.mark.parametrize("words", [[], ["bag", "--backend", "abacus"]])
+def test_wrong_usage_is_2(words):
+    with pytest.raises(SystemExit) as stopped:
+        main(["replay", *words])
+    assert stopped.value.code == 2
 
 
 @pytest.mark.parametrize("case", ["absent", "no_camera", "bad_map", "no_vla", "no_pruner"])
-def test_a_failure_is_1_with_one_line_on_stderr(tmp_path, tiny_dir, case):
+def test_a_failure_is_1_with_one_line_on_stderr(tmp_path, tiny_dir, case, capsys):
     words = [str(write_bag(tmp_path / "bag")), "--vla", str(tiny_dir)]
     if case == "absent":
         words[0] = str(tmp_path / "absent")
@@ -47,9 +45,10 @@ def test_a_failure_is_1_with_one_line_on_stderr(tmp_path, tiny_dir, case):
     if case == "no_pruner":
         words += ["--pruner", "reconprune"]
         expected = "reconprune: no such pruner file, and no pruner has this name"
-    result = fastdrive("replay", *words)
-    assert result.returncode == 1 and result.stdout == ""
-    (line,) = result.stderr.splitlines()
+    assert main(["replay", *words]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
     assert line.startswith("fastdrive replay: ") and expected in line
 
 
@@ -61,25 +60,19 @@ def test_a_pruner_may_be_named_and_a_file_is_made_absolute(tmp_path, monkeypatch
     assert of_file.parameters["pruner"] == str(tmp_path / "mine.safetensors")
 
 
-def test_a_vla_with_a_missing_file_ends_with_the_nodes_reason(tmp_path, tiny_dir):
+def test_a_vla_with_a_missing_file_ends_with_the_nodes_reason(tmp_path, tiny_dir, capsys):
     pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
-    import shutil
-
     broken = shutil.copytree(tiny_dir, tmp_path / "vla")
     (broken / "tokenizer.json").unlink()
-    result = fastdrive("replay", str(write_bag(tmp_path / "bag")), "--vla", str(broken))
-    assert result.returncode == 1
-    (line,) = result.stderr.splitlines()
+    assert main(["replay", str(write_bag(tmp_path / "bag")), "--vla", str(broken)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
     assert "the node ended with exit code 1" in line and "tokenizer.json: missing" in line
 
 
-def test_an_untrained_model_is_refused_set_by_set_and_the_node_runs_on(tmp_path, tiny_dir):
+def test_an_untrained_model_is_refused_set_by_set_and_the_node_runs_on(tmp_path, tiny_dir, capsys):
     pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
-    import json
-
     bag = write_bag(tmp_path / "bag", BagPlan(period_s=2.0))
-    result = fastdrive("replay", str(bag), "--vla", str(tiny_dir), "--drop", "0", "--json", "-")
-    assert result.returncode == 0, result.stderr
-    figures = json.loads(result.stdout)
+    assert main(["replay", str(bag), "--vla", str(tiny_dir), "--drop", "0", "--json", "-"]) == 0
+    figures = json.loads(capsys.readouterr().out)
     assert figures["sets"] == 3 == figures["plans"] + figures["refused"] + figures["dropped"]
     assert all(reason.startswith("answer: ") for reason in figures["refusals"])

@@ -70,17 +70,23 @@ def _rows(vla, *pruners):
     return make_rows(vla, OpenLoopSettings(pruners=pruners, drops=(0.75,)))
 
 
-def test_flops_of_a_prefill_equal_a_hand_count(sample, tiny_vla):
+@pytest.fixture(scope="module")
+def measured(sample, tiny_vla) -> list[dict]:
+    """The columns of ``none`` and of ``uniform`` at a drop of 0.75, of one sample."""
     answerer, one = sample
-    rows = measure(answerer, _rows(tiny_vla, "none", "uniform"), [one])
-    for figures, tokens in zip(rows, (192, 48), strict=True):
+    return measure(answerer, _rows(tiny_vla, "none", "uniform"), [one])
+
+
+def test_flops_of_a_prefill_equal_a_hand_count(sample, tiny_vla, measured):
+    _, one = sample
+    for figures, tokens in zip(measured, (192, 48), strict=True):
         length = len(one.prompt) - 192 + tokens
         assert figures["flops"] == pytest.approx(_prefill_by_hand(tiny_vla, length), rel=0.01)
 
 
-def test_flops_of_a_decode_step_equal_a_hand_count(sample, tiny_vla):
-    answerer, one = sample
-    figures = measure(answerer, _rows(tiny_vla, "none"), [one])[0]
+def test_flops_of_a_decode_step_equal_a_hand_count(sample, tiny_vla, measured):
+    _, one = sample
+    figures = measured[0]
     config = tiny_vla.model.config.text_config
     steps = (
         tiny_vla.spec.answer.max_new_tokens
@@ -92,9 +98,8 @@ def test_flops_of_a_decode_step_equal_a_hand_count(sample, tiny_vla):
     assert figures["decode_flops_per_token"] == pytest.approx(step * (steps - 1) / steps, rel=0.02)
 
 
-def test_pruned_prompt_takes_less_memory(sample, tiny_vla):
-    answerer, one = sample
-    whole, pruned = measure(answerer, _rows(tiny_vla, "none", "uniform"), [one])
+def test_pruned_prompt_takes_less_memory(tiny_vla, measured):
+    whole, pruned = measured
     weights = sum(tensor.nbytes for tensor in tiny_vla.model.parameters()) / 1e6
     assert weights < pruned["peak_memory_mb"] < whole["peak_memory_mb"]
 

@@ -76,6 +76,7 @@ def _speak(monkeypatch, text_of_call) -> list[tuple[int, ...]]:
 
 def test_untrained_vla_is_refused_throughout_and_scored_nowhere(tmp_path, root, vla_dir, monkeypatch):
     monkeypatch.setattr(efficiency, "TIMED_SAMPLES", 1)
+    monkeypatch.setattr(efficiency, "COUNTED_SAMPLES", 1)
     arguments = ("--pruners", "none,random,reconpruner,fastv", "--drop", "0.75", "--seeds", 2)
     figures = _run(tmp_path, "evaluate", root, "--vla", vla_dir, *arguments)
     rows = figures["rows"]

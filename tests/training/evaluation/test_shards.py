@@ -27,20 +27,22 @@ def root(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data") / "d", scenes=2, keyframes=9)  # six samples
 
 
-@pytest.fixture(autouse=True)
-def short(monkeypatch):
-    monkeypatch.setattr(evaluation, "SEGMENT", 2)
-    monkeypatch.setattr("fastdrive_training.reports.open_loop.source.SEGMENT", 2)
-    monkeypatch.setattr(efficiency, "TIMED_SAMPLES", 1)
-    monkeypatch.setattr(efficiency, "COUNTED_SAMPLES", 2)
+@pytest.fixture(scope="module", autouse=True)
+def short():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "SEGMENT", 2)
+        patch.setattr("fastdrive_training.reports.open_loop.source.SEGMENT", 2)
+        patch.setattr(efficiency, "TIMED_SAMPLES", 1)
+        patch.setattr(efficiency, "COUNTED_SAMPLES", 1)
+        yield
 
 
-@pytest.fixture
-def call(root, vla_dir, tmp_path):
+@pytest.fixture(scope="module")
+def call(root, vla_dir, tmp_path_factory):
     """``fastdrive evaluate`` with two pruners and what a test adds; returns its figures."""
+    file = tmp_path_factory.mktemp("figures") / "figures.json"
 
     def run(*more) -> dict:
-        file = tmp_path / "figures.json"
         arguments = ("evaluate", root, "--vla", vla_dir, "--pruners", "none,random", "--drop", "0.5", *more)
         assert main([*map(str, arguments), "--json", str(file)]) == 0
         return json.loads(file.read_text())
@@ -48,12 +50,18 @@ def call(root, vla_dir, tmp_path):
     return run
 
 
+@pytest.fixture(scope="module")
+def both(call, tmp_path_factory):
+    """The folder with both shards of the evaluation, and their figures; tests must not change it."""
+    out = tmp_path_factory.mktemp("shards") / "run"
+    return out, [call("--shard", f"{index}/2", "--out", out, "--no-timing") for index in range(2)]
+
+
 @pytest.fixture
-def shards(call, tmp_path):
-    """Both shards of the evaluation, beside each other."""
-    for index in range(2):
-        call("--shard", f"{index}/2", "--out", tmp_path / "run", "--no-timing")
-    return [tmp_path / "run" / f"shard-{index}-of-2" for index in range(2)]
+def shards(both, tmp_path):
+    """Both shards beside each other, in ``tmp_path / "run"``."""
+    folder = shutil.copytree(both[0], tmp_path / "run")
+    return [folder / f"shard-{index}-of-2" for index in range(2)]
 
 
 def _report(capsys, vla_dir, *arguments) -> str:
@@ -76,8 +84,8 @@ def test_merged_shards_give_the_rows_of_one_run(call, shards, vla_dir, tmp_path)
     assert (tmp_path / "other" / "report.html").exists()
 
 
-def test_a_shard_has_the_figures_of_its_own_samples(call, tmp_path):
-    first, second = (call("--shard", f"{index}/2", "--no-timing") for index in range(2))
+def test_a_shard_has_the_figures_of_its_own_samples(both):
+    first, second = both[1]
     assert (first["shard"], second["shard"]) == ("0-of-2", "1-of-2")
     assert [first["samples"], second["samples"]] == [2, 4]
     assert first["rows"][0]["flops"] > 0 and second["rows"][0]["flops"] is None
