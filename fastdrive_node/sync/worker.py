@@ -7,6 +7,7 @@ refusal of stage "superseded" for a set that a newer one replaced before it was 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -14,7 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from fastdrive_node.errors import EgoStateError, FastDriveError
+import numpy as np
+
+from fastdrive_node.errors import AnswerError, EgoStateError, FastDriveError
 from fastdrive_node.sync.compensation import shift_plan
 from fastdrive_node.sync.frames import CameraStatus, FrameBuffer, FrameCounters, FrameLimits
 from fastdrive_node.sync.odometry import OdometryBuffer, OdometryLimits
@@ -343,10 +346,12 @@ class Worker:
         try:
             with self._changed:
                 history = self._odometry.history(t0_ns)
-            return history, self.planner.plan(job.frames, history, job.command)
+            plan = self.planner.plan(job.frames, history, job.command)
+            _check_plan(plan, t0_ns)
+            return history, plan
         except FastDriveError as error:
             return history, Refusal(t0_ns, str(error), error.stage, error.code)
-        except Exception as error:  # one set that fails must not end the node
+        except BaseException as error:  # one set that fails, or a library that calls exit, must not end the thread
             log.exception("planning failed")
             return history, Refusal(t0_ns, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", "internal")
 
@@ -365,3 +370,16 @@ class Worker:
             self._report(outcome)
         except Exception:  # e.g. the context is shut down while a plan is published
             log.exception("reporting an outcome failed")
+
+
+def _check_plan(plan: object, t0_ns: int) -> None:
+    """The last check before publishing, whatever the planner is. Raises AnswerError; TypeError for no plan at all."""
+    if not isinstance(plan, Plan):
+        raise TypeError(f"the planner returned {type(plan).__name__}, not a plan")
+    if plan.t0_ns != t0_ns:
+        raise AnswerError(f"plan: of the set at {plan.t0_ns} ns, not of that at {t0_ns} ns")
+    points = plan.waypoints_m
+    if points.ndim != 2 or points.shape[1] != 2 or not len(points) or not np.isfinite(points).all():
+        raise AnswerError("plan: waypoints: not one or more finite [x, y]")
+    if not 0 < plan.dt_s < math.inf:
+        raise AnswerError(f"plan: dt_s: {plan.dt_s} is no time between waypoints")

@@ -44,7 +44,8 @@ class Rig:
         self._executor = SingleThreadedExecutor()
         for node in (self.node, self.peer):
             self._executor.add_node(node)
-        self._thread = threading.Thread(target=self._executor.spin, daemon=True)
+        self._closing = False
+        self._thread = threading.Thread(target=self._spin, daemon=True)
         self.compressed = self.node.settings.compressed
         if start:
             assert self.node.start()
@@ -54,7 +55,15 @@ class Rig:
         """Whether no callback has ended the executor's thread by an exception."""
         return self._thread.is_alive()
 
+    def _spin(self) -> None:
+        try:
+            self._executor.spin()
+        except Exception:  # a handle that ``close`` has destroyed meanwhile
+            if not self._closing:
+                raise
+
     def close(self) -> None:
+        self._closing = True
         self.planner.hold.set()
         self._executor.shutdown()
         self._thread.join()
@@ -132,7 +141,13 @@ class Rig:
         if self.compressed:
             message = CompressedImage(format="jpeg", data=jpeg_image() if data is None else data)
         else:
-            fields = {"height": 24, "width": 32, "step": 96, "encoding": "rgb8", "data": bytes(24 * 96)}
+            fields = {
+                "height": 24,
+                "width": 32,
+                "step": 96,
+                "encoding": "rgb8",
+                "data": bytes(24 * 96) if data is None else data,
+            }
             message = Image(**{**fields, **changes})
         message.header.stamp = stamp_message(stamp_ns)
         self._publishers[f"/fastdrive/input/{camera.lower()}/image"].publish(message)
