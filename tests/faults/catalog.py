@@ -28,6 +28,7 @@ from tests.faults.inject import (
     clean_up,
     deactivate,
     flood,
+    freeze,
     hang,
     image,
     jump_back,
@@ -47,6 +48,7 @@ from tests.ros.conftest import jpeg_image, stamp_message
 
 SPARE = 24 * 96  # bytes of the image that a camera sends
 GONE = "no_images|no_set"  # the cause is told as soon as the camera's own silence is long enough
+STALE = "age|frames|odometry|no_images|no_set|no_plan|planner_busy|planning_deadline"
 LATER = stamp_message(4 * 10**18)
 HANGS = "planner_busy|planning_deadline"
 
@@ -173,6 +175,13 @@ AGES = [
         code="frames",
         undo=parameter("max_set_age_s", 1.0, True),
     ),
+    Fault("the process stands still for 2 s", "ages", freeze(2.0), code=STALE, scene="process"),
+]
+MODEL = [
+    Fault("one camera's encoding is unknown", "model", image(encoding="rgb99"), code="image", scene="model"),
+    Fault("a speed of 1e9 m/s", "model", odometry("twist.twist.linear.x", 1e9), code="odometry", scene="model"),
+    Fault("a camera dies", "model", traffic(skip=(BACK,)), code="frames", scene="model"),
+    Fault("all inputs die", "model", traffic(skip=CAMERAS, odometry=False), code=GONE, scene="model"),
 ]
 LIFECYCLE = [
     Fault("deactivated", "lifecycle", deactivate, mode="inactive", code="inactive", undo=activate, quick=True),
@@ -213,6 +222,7 @@ FAULTS: list[Fault] = [
     *ODOMETRY,
     *PLANNER,
     *AGES,
+    *MODEL,
     *LIFECYCLE,
     *PARAMETER_FAULTS,
     *COMMANDS,

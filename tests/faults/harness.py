@@ -14,6 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastdrive_node.errors import ModelError
+from fastdrive_node.ros.parameters import Settings
+from fastdrive_node.ros.planner_factory import LoadedPlanner, load_planner
+from tests.faults.process_rig import ProcessRig
 from tests.ros.conftest import Rig, stamp_message
 from tests.ros.fake_planner import FakePlanner
 
@@ -27,6 +31,8 @@ SCENES: dict[str, dict[str, Any]] = {
     "compressed": {"image_transport": "compressed"},
     "degraded": {"max_missing_cameras": 1},
     "brake": {"on_refusal": "brake"},
+    "model": {"device": "cpu"},  # with the shipped model instead of the stand-in
+    "process": {},  # the node is a process of its own
 }
 
 
@@ -80,7 +86,13 @@ class Scene:
         from rclpy.qos import DurabilityPolicy, QoSProfile
 
         self.planner, self.traffic, self.model_error = FakePlanner(), Traffic(), ""
-        self.rig = Rig(rclpy, planner=self.planner, factory=self._load, start=False, **(PARAMETERS | SCENES[name]))
+        parameters = PARAMETERS | SCENES[name]
+        if name == "process":
+            self.rig = ProcessRig(rclpy, parameters)
+        else:
+            factory = load_planner if name == "model" else self._load
+            self.rig = Rig(rclpy, planner=self.planner, factory=factory, start=False, **parameters)
+        self._max_age_s = Settings().max_plan_age_s
         self.problems: list[str] = []
         self._modes: list[tuple[float, dict[str, str]]] = []
         self._plan_at = time.monotonic()
@@ -90,7 +102,7 @@ class Scene:
         peer.create_subscription(DiagnosticStatus, "/fastdrive/output/status", self._on_status, latched)
         peer.create_subscription(Path, "/fastdrive/output/path", self._on_path, 10)
         peer.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
-        self.rig.call(self.rig.node.start)
+        self.rig.start()
         self.rig.connect_inputs()
         self._normal = (self.planner.plan, self.planner.check_drop)
         self.lock = threading.Lock()  # held while a set is sent
@@ -208,7 +220,7 @@ class Scene:
             self._plan_at = time.monotonic()
         stamp_ns = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
         age_s = (self.rig.now_ns() - stamp_ns) * 1e-9
-        if age_s > self.rig.node.settings.max_plan_age_s + 0.5:  # the reader has a delay of its own
+        if age_s > self._max_age_s + 0.5:  # the reader has a delay of its own
             self.problems.append(f"a path of {age_s:.2f} s was published")
         places = [pose.pose.position for pose in message.poses]
         if not all(math.isfinite(place.x) and math.isfinite(place.y) for place in places):
@@ -218,9 +230,6 @@ class Scene:
         self._level = next(each.level for each in message.status if each.name == "fastdrive: planner")
 
     def _load(self, settings: Any) -> Any:
-        from fastdrive_node.errors import ModelError
-        from fastdrive_node.ros.planner_factory import LoadedPlanner
-
         if self.model_error:
             raise ModelError(self.model_error)
         return LoadedPlanner(self.planner, self.planner.cameras, 6, 0.5, lambda: {"vla": "stand-in"})

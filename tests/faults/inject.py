@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -153,6 +155,18 @@ def alternate(scene: Scene) -> None:
 def jump_back(scene: Scene) -> None:
     """A bag that starts again: one set of half a minute ago, then the present ones."""
     scene._send(scene.rig.now_ns() - 30 * 10**9, 1)
+
+
+def freeze(seconds: float) -> Callable[[Scene], None]:
+    """Stops the node's process for a time, as a debugger or a machine that swaps does."""
+
+    def inject(scene: Scene) -> None:
+        process = scene.rig.process
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGCONT)
+
+    return inject
 
 
 def flood(scene: Scene) -> None:

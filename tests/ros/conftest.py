@@ -51,6 +51,10 @@ class Rig:
             assert self.node.start()
         self._thread.start()
 
+    def start(self) -> None:
+        """Configure and activate the node."""
+        assert self.call(self.node.start)
+
     def is_spinning(self) -> bool:
         """Whether no callback has ended the executor's thread by an exception."""
         return self._thread.is_alive()
