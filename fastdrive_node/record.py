@@ -120,7 +120,8 @@ class PlanRecord:
     def line(self) -> dict:
         """The line of ``plans.jsonl``, or of ``unplanned.jsonl``."""
         values = self.to_dict()
-        return {name: values[name] for name in (PLAN_LINE if self.kind == "plan" else REFUSAL_LINE)}
+        names = PLAN_LINE if self.kind == "plan" else REFUSAL_LINE
+        return {name: values[name] for name in (*names, "stamp_ns") if name in values}
 
 
 def mode_record(status: ModeStatus, t_ns: int, fallback: str) -> dict:

@@ -16,12 +16,12 @@ from rclpy.lifecycle import LifecycleNode
 
 from fastdrive_node.errors import EgoStateError
 from fastdrive_node.record import mode_record
-from fastdrive_node.ros.diagnostics import MODE_LEVELS
+from fastdrive_node.ros.diagnostics import ERROR, MODE_LEVELS
 from fastdrive_node.ros.outputs import Outputs
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.qos import STATUS
 from fastdrive_node.sync.compensation import stop_plan
-from fastdrive_node.sync.modes import ModeJudge, ModeReason, ModeStatus, View
+from fastdrive_node.sync.modes import Mode, ModeJudge, ModeReason, ModeStatus, View
 from fastdrive_node.sync.worker import Outcome, Worker, WorkerStatus
 from fastdrive_node.types import SUPERSEDED, EgoState, Plan
 
@@ -100,7 +100,10 @@ class StatusReporter:
         with self._lock:
             status = None if self._worker is None else self._worker.status()
             view = None if status is None else _view(status)
+            before = (self._mode.mode, self._mode.reason.code)
             self._mode = mode = self._judge.judge(view, self._now_s())
+            if before != (mode.mode, mode.reason.code):
+                self._log()
             self._publish_fallback()
             told = (mode.mode, mode.reason.code, tuple(mode.cameras.items()), mode.recovering, self._fallback)
             changed, self._told = told != self._told, told
@@ -123,6 +126,13 @@ class StatusReporter:
             except Exception:  # e.g. the context is shut down while it is published
                 if self._node.context.ok():
                     log.exception("publishing the status failed")
+
+    def _log(self) -> None:
+        logger, text = self._node.get_logger(), f"mode {self._mode.text}"
+        if MODE_LEVELS[self._mode.mode] == ERROR or self._mode.mode is Mode.DEGRADED:
+            logger.warning(text)
+        else:
+            logger.info(text)
 
     def _publish_fallback(self) -> None:
         self._fallback, self._fallback_problem = NONE, ""

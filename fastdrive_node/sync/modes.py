@@ -17,6 +17,7 @@ from fastdrive_node.types import JUMP_BACK_S, SUPERSEDED, Plan, Refusal
 
 DEFAULT_PERIOD_S = 0.5  # between sets, until stamps or plans tell
 MAX_PAUSE_S = 60.0  # between two judgements; a longer one is a clock that has jumped
+LATE_FRAMES, LATE_WINDOW_S = 2, 1.0  # a camera with so many late frames within this time is late
 INTERVALS = 5  # between the last plans, of which the median is the plan period
 
 
@@ -108,18 +109,23 @@ class _Arrivals:
     def __init__(self) -> None:
         self._received: dict[str, int] = {}
         self._late: dict[str, int] = {}
+        self._late_at_s: dict[str, deque[float]] = {}  # of the last late frames
         self.at_s: dict[str, float] = {}
-        self.late_at_s: dict[str, float] = {}
         self.period_s: dict[str, float] = {}
 
     def update(self, cameras: Mapping[str, CameraStatus], now_s: float) -> None:
         for camera, status in cameras.items():
             if status.received != self._received.get(camera, 0):
                 self._received[camera], self.at_s[camera] = status.received, now_s
-            if status.late != self._late.get(camera, 0):
-                self._late[camera], self.late_at_s[camera] = status.late, now_s
+            times = self._late_at_s.setdefault(camera, deque(maxlen=LATE_FRAMES))
+            times.extend([now_s] * min(status.late - self._late.get(camera, 0), LATE_FRAMES))
+            self._late[camera] = status.late
             if status.rate_hz > 0:
                 self.period_s[camera] = 1 / status.rate_hz
+
+    def is_late(self, camera: str, now_s: float) -> bool:
+        times = self._late_at_s[camera]
+        return len(times) == LATE_FRAMES and now_s - times[0] < LATE_WINDOW_S
 
 
 class ModeJudge:
@@ -249,7 +255,7 @@ class ModeJudge:
             limit_s = self._silence_s(max(period_s, self._arrivals.period_s.get(camera, 0.0)))
             if now_s - (self._began_s if at_s is None else at_s) > limit_s:
                 found[camera] = "missing"
-            elif now_s - self._arrivals.late_at_s.get(camera, -limit_s) < limit_s:
+            elif self._arrivals.is_late(camera, now_s):
                 found[camera] = "late"
             elif camera in view.camera_problems:
                 found[camera] = view.camera_problems[camera]

@@ -175,6 +175,8 @@ AGES = [
         code="frames",
         undo=parameter("max_set_age_s", 1.0, True),
     ),
+    Fault("a plan takes 0.12 s, with compensate", "ages", planner(delay_s=0.12), mode="nominal", scene="compensate"),
+    Fault("odometry ends, with compensate", "ages", traffic(odometry=False), code="odometry", scene="compensate"),
     Fault("the process stands still for 2 s", "ages", freeze(2.0), code=STALE, scene="process"),
 ]
 MODEL = [

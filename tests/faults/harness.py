@@ -31,6 +31,7 @@ SCENES: dict[str, dict[str, Any]] = {
     "compressed": {"image_transport": "compressed"},
     "degraded": {"max_missing_cameras": 1},
     "brake": {"on_refusal": "brake"},
+    "compensate": {"compensate": True},
     "model": {"device": "cpu"},  # with the shipped model instead of the stand-in
     "process": {},  # the node is a process of its own
 }

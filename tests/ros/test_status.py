@@ -15,6 +15,7 @@ from nav_msgs.msg import Path
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
+from fastdrive_node.record import PlanRecord
 from fastdrive_node.ros.messages import stamp_ns
 
 STATUS = "/fastdrive/output/status"
@@ -116,3 +117,17 @@ def test_empty_is_an_empty_path_and_trajectory_with_the_stamp(rig):
     assert stamp_ns(paths[0].header.stamp) == t0 and not any(path.poses for path in paths)
     assert paths[0].header.frame_id == "base_link" and not trajectories[0].points
     assert values(until_mode(rig, "refusing", "answer"))["fallback"] == "empty"
+
+
+def test_a_compensated_plan_is_stamped_when_it_is_published_and_the_record_has_both_stamps(rig):
+    rig = connected(rig(compensate=True, max_odometry_age_s=5.0))
+    paths = rig.listen(Path, PATH)
+    rig.planner.delay_s = 0.2
+    t0 = rig.now_ns()
+    rig.send_set(t0)
+    record = next_record(rig, 1)
+    rig.wait(lambda: paths, "the plan")
+    assert record["t0_ns"] == t0 and record["stamp_ns"] == stamp_ns(paths[0].header.stamp) >= t0 + 200_000_000
+    # 8 m/s straight on: what is left of the plan starts 4 m ahead again, and one point fewer is left
+    assert [pose.pose.position.x for pose in paths[0].poses] == pytest.approx([4.0, 8.0, 12.0, 16.0, 20.0], abs=1e-6)
+    assert PlanRecord.from_dict(record).line()["stamp_ns"] == record["stamp_ns"]

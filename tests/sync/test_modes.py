@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastdrive_node.sync.frames import CameraStatus
 from fastdrive_node.sync.modes import BUSY, DEADLINE, NO_IMAGES, NO_SET, Mode, ModeJudge, ModeLimits, ModeReason, View
@@ -181,13 +183,35 @@ def test_plans_with_a_faulty_camera_are_degraded_by_name_and_recover(nominal, ki
     elif kind == "missing":
         nominal.dead = ("CAM_BACK",)
     elif kind == "late":
-        nominal.late["CAM_BACK"] += 1
+        nominal.late["CAM_BACK"] += 2
     else:
         nominal.problems = {"CAM_BACK": kind}
     status, took_s = nominal.until(Mode.DEGRADED)
     assert "CAM_BACK" in status.reason.text and took_s <= 0.5
     nominal.mode, nominal.dead, nominal.problems = "nominal", (), {}
-    assert nominal.until(Mode.NOMINAL)[1] <= 1.0
+    assert nominal.until(Mode.NOMINAL)[1] <= 1.3
+
+
+def test_one_late_frame_is_no_mode(nominal):
+    nominal.late["CAM_BACK"] += 1
+    for _ in range(20):
+        assert nominal.tick().mode is Mode.NOMINAL
+
+
+@given(st.lists(st.tuples(st.sampled_from(["plan", "image", "nothing", "busy", "superseded"]), st.integers(1, 12))))
+def test_nominal_is_never_said_without_plans(phases):
+    drive = Drive()
+    last_plan_s = None
+    for result, ticks in phases:
+        drive.result = result
+        for _ in range(ticks):
+            noted, before = drive.now_s, drive._next_s
+            status = drive.tick()
+            if result == "plan" and drive._next_s != before:
+                last_plan_s = noted
+            if status.mode in (Mode.NOMINAL, Mode.DEGRADED):
+                limit_s = min(max(3 * status.period_s, 0.3), 5.0)
+                assert last_plan_s is not None and noted - last_plan_s <= limit_s + 1e-6
 
 
 def test_a_fault_holds_until_it_is_over_and_a_problem_degrades(nominal):
