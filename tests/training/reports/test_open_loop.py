@@ -153,6 +153,7 @@ def test_equal_figures_share_the_first_place(tmp_path, root, vla_dir):
     assert set(one.first) == {"fastv", "reconpruner"} and one.is_first and ", as fastv." in one.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_without_reconpruner_says_so(tmp_path, root, vla_dir):
     run = write_run(tmp_path / "run", root, vla_dir, (NONE, MadeUp("random", 0.5, 0.9), MadeUp("fastv", 0.5, 0.6)))
     page = evaluate_report(run, vla_dir)
@@ -184,6 +185,7 @@ def test_the_time_before_the_first_token_is_pruner_and_prefill(folder):
     assert rows["reconpruner"][both].text == "2.5" and rows["reconpruner"][both].times == f"2.00{TIMES}"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_efficiency_is_told_beside_none(page, copy, vla_dir):
     assert f"2.00{TIMES}" in page.text
     (copy / "efficiency.json").unlink()
@@ -287,6 +289,7 @@ def test_a_damaged_file_is_named_in_one_line(copy, vla_dir, capsys, damage, mess
     assert not (copy / "report.html").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_figures_that_are_no_numbers_are_left_out(copy, vla_dir):
     def spoil(content):
         content["none-0"] |= {"flops": "many", "prefill_ms": None, "tokens_by_layer": ["a"], "peak_memory_mb": 1e400}
@@ -312,6 +315,7 @@ def test_a_ratio_that_was_not_run_is_refused(folder, vla_dir, capsys):
     assert "--worst -1: must be 0 or more" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_writes_where_it_is_told(folder, vla_dir, tmp_path, capsys):
     asked = ["evaluate-report", str(folder), "--vla", str(vla_dir), "--worst", "1", "--out"]
     html, markdown = tmp_path / "a" / "x.html", tmp_path / "b" / "y.md"

@@ -27,6 +27,7 @@ from tests.training.evaluation.planning_scenes import add_object, draw_road, edi
 from tests.training.reports.report_pages import Page, evaluate_report
 from tests.training.tiny_nuscenes import write_dataset
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 FORWARD = [0.5, -0.5, 0.5, -0.5]  # camera axes to the ego frame
 
 

@@ -84,6 +84,7 @@ def test_the_rig_stands_as_on_the_vehicle(page):
     assert order == captions
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_older_run_says_what_it_lacks(tmp_path):
     page = page_of(write_run(tmp_path / "old", pruner_log()))
     for name in ("recipe.yaml", "samples.npz", "curve.json", "figures.json"):
@@ -130,6 +131,7 @@ def test_numbers_of_any_size_can_be_drawn(tmp_path):
     assert "NaN" not in page_of(write_run(tmp_path / "run", log, recipe)).text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_camera_and_odd_pictures_can_be_shown(tmp_path):
     arrays = sample_arrays(cameras=("image_2",), names=("000001",), size=(3000, 2), grid=(3, 1))
     page = page_of(full_run(tmp_path / "run", samples=arrays))
@@ -148,6 +150,7 @@ def test_a_run_of_masks_is_compared_with_masks(tmp_path):
     assert psnr(np.zeros((2, 2), np.uint8), np.full((2, 2), 255, np.uint8)) == 0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_precision_at_a_keep_ratio_follows_from_its_recall(tmp_path, page):
     desc = page.text[page.text.index("Precision against recall of held-out tokens") :][:400]
     assert "kept at 0.25, 0.5, 0.75: 68.4% at 0.9, 25.1% at 0.99" in desc  # 0.9 * 0.19 / 0.25
@@ -155,6 +158,7 @@ def test_precision_at_a_keep_ratio_follows_from_its_recall(tmp_path, page):
     assert "kept at 0.25" not in other  # the recall is of another step
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_curve_without_points_is_no_chart(tmp_path):
     empty = {**curve(), "precision": [], "recall": []}
     assert "Precision against recall" not in page_of(full_run(tmp_path / "run", curve=empty)).text
@@ -173,6 +177,7 @@ def test_figures_become_rows():
     assert flatten(deep) == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_cut_off_last_line_is_left_out_and_told(tmp_path):
     run = write_run(tmp_path / "run", pruner_log())
     with open(run / "log.jsonl", "a") as log:
