@@ -61,6 +61,13 @@ class AnswerError(FastDriveError):
     output: ModelOutput | None = None  # what the model wrote, where it ran
 
 
+class PlannerError(FastDriveError):
+    """The planner's process cannot plan: planner_starting, planner_hang, planner_exit, planner_down,
+    gpu_out_of_memory."""
+
+    stage = "planner"
+
+
 class TrainingError(FastDriveError):
     """A training run that cannot continue; the text says why and what was kept."""
 

@@ -228,6 +228,20 @@ class Plan:
         return self.t0_ns if self.shifted_ns is None else self.shifted_ns
 
 
+PlannerPhase = Literal["starting", "ready", "restarting", "down"]
+
+
+@dataclass(frozen=True)
+class PlannerState:
+    """Whether a planner can plan. One in the node's own process is always ready."""
+
+    phase: PlannerPhase = "ready"  # down: it is not restarted; the node must be configured again
+    reason: str = ""  # why it is not ready, or what it did last that an operator should know
+    busy_s: float | None = None  # time that the plan in progress has taken; None: no plan is in progress
+    restarts: int = 0  # since the node was configured
+    pid: int | None = None  # of the process; None: it has none of its own, or it is down
+
+
 @dataclass(frozen=True)
 class Refusal:
     """A frame set that gave no plan, and why."""
@@ -235,6 +249,6 @@ class Refusal:
     t0_ns: int
     reason: str  # one line, naming the camera or field
     # SUPERSEDED, "internal", "age" (too old when it was ready), or that of an error: "frames", "odometry", "image",
-    # "answer", "model", "input"
+    # "answer", "planner", "model", "input"
     stage: str
     code: str = ""  # the reason for machines, like "plan.speed"; empty: the stage says it

@@ -1,21 +1,29 @@
-"""VLA families: one module each, behind the Protocols of ``base``; found by ``model_type``."""
+"""VLA families: one module each, behind the Protocols of ``base``; found by ``model_type``.
+
+The names are loaded when they are first read: most of their modules import torch, and the node's process, which reads
+``spec`` only, does without it.
+"""
 
 from __future__ import annotations
 
-from fastdrive_node.families.base import (
-    LANGUAGE,
-    PARTS,
-    VISION,
-    EmbeddingLanguageModel,
-    LanguageModel,
-    LayeredLanguageModel,
-    VisionBackend,
-    VlaFamily,
-)
-from fastdrive_node.families.loading import MODEL_TYPES, family_of, load_vla, read_config
-from fastdrive_node.families.prompt import build_prompt, full_positions
-from fastdrive_node.families.tokens import Prompt, PrunedPrompt, VisualTokens, prune_prompt
-from fastdrive_node.families.vla import Vla
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastdrive_node.families.base import (
+        LANGUAGE,
+        PARTS,
+        VISION,
+        EmbeddingLanguageModel,
+        LanguageModel,
+        LayeredLanguageModel,
+        VisionBackend,
+        VlaFamily,
+    )
+    from fastdrive_node.families.loading import MODEL_TYPES, family_of, load_vla, read_config
+    from fastdrive_node.families.prompt import build_prompt, full_positions
+    from fastdrive_node.families.tokens import Prompt, PrunedPrompt, VisualTokens, prune_prompt
+    from fastdrive_node.families.vla import Vla
 
 __all__ = [
     "LANGUAGE",
@@ -38,3 +46,19 @@ __all__ = [
     "prune_prompt",
     "read_config",
 ]
+_BASE = ("LANGUAGE", "PARTS", "VISION", "EmbeddingLanguageModel", "LanguageModel", "LayeredLanguageModel")
+_MODULES = {
+    **dict.fromkeys((*_BASE, "VisionBackend", "VlaFamily"), "base"),
+    **dict.fromkeys(("MODEL_TYPES", "family_of", "load_vla", "read_config"), "loading"),
+    **dict.fromkeys(("build_prompt", "full_positions"), "prompt"),
+    **dict.fromkeys(("Prompt", "PrunedPrompt", "VisualTokens", "prune_prompt"), "tokens"),
+    "Vla": "vla",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value

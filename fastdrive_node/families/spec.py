@@ -9,11 +9,13 @@ from pydantic import Discriminator, Field, PlainSerializer, Tag, TypeAdapter, Wi
 from pydantic.dataclasses import dataclass
 from pydantic.functional_validators import BeforeValidator, model_validator
 
-from fastdrive_node.errors import ModelError
+from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.families.numbers import NumberFormat
+from fastdrive_node.files import package_share_file
 from fastdrive_node.validation import STRICT, parse_json
 
 SPEC_FILE = "vla.json"
+SHIPPED_VLA = "models/tiny"
 FRAME = "x_forward_y_left"
 
 Text = Annotated[str, Field(max_length=2000)]
@@ -183,6 +185,18 @@ def text_answer(spec: VlaSpec, where: object = SPEC_FILE) -> AnswerSpec:
 
 
 _SPEC = TypeAdapter(VlaSpec)
+
+
+def default_vla_dir() -> Path:
+    """The shipped tiny VLA: ``models/tiny`` of a checkout, or ``share/fastdrive_node/models/tiny`` of an installation.
+
+    Raises:
+        ModelError: neither is there.
+    """
+    try:
+        return package_share_file(f"{SHIPPED_VLA}/{SPEC_FILE}").parent
+    except InputError as error:
+        raise ModelError(f"the shipped VLA is not installed ({error}); or give a VLA directory with --vla") from error
 
 
 def load_spec(vla_dir: Path) -> VlaSpec:

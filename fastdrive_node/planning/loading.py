@@ -8,30 +8,16 @@ import torch
 
 from fastdrive_node.engines.language_engine import LanguageChoice, open_language_engine
 from fastdrive_node.engines.vision_engine import EngineChoice, open_engine, require_engines
-from fastdrive_node.errors import InputError, ModelError
+from fastdrive_node.errors import ModelError
 from fastdrive_node.families import LANGUAGE, PARTS, VISION, Vla, load_vla
-from fastdrive_node.families.spec import SPEC_FILE
-from fastdrive_node.files import package_share_file
+from fastdrive_node.families.spec import default_vla_dir
 from fastdrive_node.planning.checks import PlanLimits
 from fastdrive_node.planning.pipeline import Pipeline
 from fastdrive_node.pruning.pruner import Pruner
 from fastdrive_node.pruning.registry import PRUNERS, VARIANTS, make_pruner, with_options
 from fastdrive_node.pruning.score_pruner import ScoreOptions, ScorePruner
 
-SHIPPED_VLA = "models/tiny"
 SHIPPED_PRUNER = "reconpruner.safetensors"
-
-
-def default_vla_dir() -> Path:
-    """The shipped tiny VLA: ``models/tiny`` of a checkout, or ``share/fastdrive_node/models/tiny`` of an installation.
-
-    Raises:
-        ModelError: neither is there.
-    """
-    try:
-        return package_share_file(f"{SHIPPED_VLA}/{SPEC_FILE}").parent
-    except InputError as error:
-        raise ModelError(f"the shipped VLA is not installed ({error}); or give a VLA directory with --vla") from error
 
 
 def open_pipeline(

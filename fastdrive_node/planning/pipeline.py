@@ -10,9 +10,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fastdrive_node.errors import AnswerError, FrameSetError, ImageError, InputError, ModelError
+from fastdrive_node.errors import AnswerError, FrameSetError, ImageError, ModelError
 from fastdrive_node.families import LanguageModel, Prompt, VisionBackend, VisualTokens, Vla
 from fastdrive_node.planning.checks import PlanLimits, check_plan
+from fastdrive_node.planning.drop_limits import DropLimits
 from fastdrive_node.planning.frames import FrameMemory
 from fastdrive_node.planning.generator import Answer, Generator, Progress
 from fastdrive_node.pruning.baselines.simple import NoPruner
@@ -141,18 +142,11 @@ class Pipeline:
         Raises:
             InputError: it is out of range, or it keeps more tokens than the engine gives, or it needs a pruner.
         """
-        try:
-            keep = keep_count(self.vla.tokens, value)
-        except ValueError as error:
-            raise InputError(str(error)) from error
-        if keep > self._max_keep:
-            raise InputError(
-                f"drop: {value:g} keeps {keep} of {self.vla.tokens} tokens, the engine gives {self.vision.max_keep}; "
-                "give a larger drop, or build the engine with a larger --max-keep"
-            )
-        if value > 0 and self.pruner.name == "none":
-            raise InputError(f"drop: {value:g}, but the model runs without a pruner; give 0")
-        return keep
+        return self.drop_limits.keep(value)
+
+    @property
+    def drop_limits(self) -> DropLimits:
+        return DropLimits(self.vla.tokens, self._max_keep, self.vision.max_keep, self.pruner.name != "none")
 
     @torch.inference_mode()
     def plan(self, frame_set: FrameSet, history: EgoHistory, command: Command = Command.NONE) -> Plan:

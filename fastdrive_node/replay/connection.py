@@ -159,7 +159,7 @@ class NodeConnection:
     def _inactive(self) -> list[str]:
         if self._active is None:
             return ["no diagnostics from it; is it running, with this name, in this ROS domain?"]
-        return [] if self._active else ["it is not active"]
+        return [] if self._active else ["it is not active, or its model is not loaded"]
 
     def _unconnected(self) -> list[str]:
         missing = [
@@ -197,6 +197,6 @@ class NodeConnection:
         if planner is None:
             return
         with self._changed:
-            self._active = planner.get(LIFECYCLE_KEY) == ACTIVE
             self.identity = parts.get(f"{self._name}: {MODEL_STATUS}", {})
+            self._active = planner.get(LIFECYCLE_KEY) == ACTIVE and bool(self.identity)  # empty until it is loaded
             self._changed.notify_all()

@@ -20,8 +20,14 @@ from fastdrive_node.ros.transport import profile_environment
 STARTUP_S = 600.0  # a large model loads slowly; a node that ends is noticed at once
 EXTERNAL_S = 15.0  # for the diagnostics of a node that runs already
 CONNECT_S = 30.0
-# A set waits longer for its odometry than in a vehicle, so that plans do not depend on the machine's load.
-REPLAY_PARAMETERS = {"use_sim_time": True, "autostart": True, "diagnostics_period_s": 0.2, "odometry_wait_s": 2.0}
+# Plans must not depend on the machine's load: a set waits longer for its odometry than in a vehicle, and for its plan.
+REPLAY_PARAMETERS = {
+    "use_sim_time": True,
+    "autostart": True,
+    "diagnostics_period_s": 0.2,
+    "odometry_wait_s": 2.0,
+    "planning_deadline_s": 600.0,
+}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.sync.frames import CameraStatus
 from fastdrive_node.sync.modes import Mode, ModeStatus
 from fastdrive_node.sync.worker import WorkerStatus
+from fastdrive_node.types import PlannerState
 
 PLANNER_STATUS, MODEL_STATUS = "planner", "model"  # parts that the replay reads, with the key and value that say ready
 LIFECYCLE_KEY, ACTIVE = "lifecycle", "active"
@@ -40,7 +41,8 @@ class NodeStatus:
     identity: Mapping[str, str] = field(default_factory=dict)  # model, pruner, drop ratio, device
     problems: Sequence[str] = ()  # of QoS and types
     mode: ModeStatus | None = None  # None: not judged
-    update_problem: str = ""  # a parameter that was accepted but could not be applied
+    problem: str = ""  # a configuration that failed, or a parameter that was accepted but could not be applied
+    planner: PlannerState | None = None  # None: not configured
 
 
 def diagnostic_array(status: NodeStatus, stamp: Time) -> DiagnosticArray:
@@ -65,6 +67,11 @@ def _planner(status: NodeStatus) -> DiagnosticStatus:
     mode = status.mode
     if mode is not None:
         values |= {"mode": mode.mode.value, "code": mode.reason.code or "none"}
+    if (planner := status.planner) is not None:
+        values |= {"planner_state": planner.phase, "planner_restarts": planner.restarts}
+        values |= {"planner_notice": planner.reason or "none"}
+    if status.problem:
+        return _status(status, PLANNER_STATUS, ERROR, status.problem, values)
     if status.worker is None:
         if mode is not None and MODE_LEVELS[mode.mode] == ERROR:
             return _status(status, PLANNER_STATUS, ERROR, mode.text, values)
@@ -87,8 +94,6 @@ def _planner(status: NodeStatus) -> DiagnosticStatus:
         "command": worker.command.value,
         "command_age_s": _seconds(worker.command_age_s),
     }
-    if status.update_problem:
-        return _status(status, PLANNER_STATUS, ERROR, status.update_problem, values)
     level, text = _planning_level(status.settings, worker)
     if mode is not None and MODE_LEVELS[mode.mode] > level:
         level, text = MODE_LEVELS[mode.mode], mode.text

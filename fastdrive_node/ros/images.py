@@ -7,8 +7,8 @@ OpenCV converts what is not RGB in some order. cv_bridge would call the same fun
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -61,19 +61,42 @@ def camera_frame(camera: str, raw: bytes | memoryview, received_ns: int, compres
         view = parse_compressed(raw) if compressed else parse_image(raw)
     except ImageError as error:
         raise ImageError(f"{camera}: {error}") from error
-    return CameraFrame(camera, view.stamp_ns, received_ns, loader(camera, view))
+    return CameraFrame(camera, view.stamp_ns, received_ns, ImageLoader(camera, view))
 
 
-def loader(camera: str, view: ImageView | CompressedView) -> Callable[[], np.ndarray]:
-    """The function that decodes a view: uint8 [H, W, 3] RGB, or an ImageError that names the camera and field."""
+@dataclass(frozen=True)
+class ImageLoader:
+    """Decodes a view when it is called: uint8 [H, W, 3] RGB, or an ImageError that names the camera and field.
 
-    def load() -> np.ndarray:
+    The planner's process gets the view, and decodes there.
+    """
+
+    camera: str
+    view: ImageView | CompressedView
+
+    def __call__(self) -> np.ndarray:
         try:
-            return decode_compressed(view) if isinstance(view, CompressedView) else decode_image(view)
+            return decode_compressed(self.view) if isinstance(self.view, CompressedView) else decode_image(self.view)
         except ImageError as error:
-            raise ImageError(f"{camera}: {error}") from error
+            raise ImageError(f"{self.camera}: {error}") from error
 
-    return load
+    def parts(self) -> tuple[memoryview, _Header]:
+        """For ``supervision.channel``."""
+        names = (each.name for each in fields(self.view) if each.name != "data")
+        header = {name: getattr(self.view, name) for name in names}
+        return self.view.data, _Header(self.camera, type(self.view), header)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """A view without its bytes."""
+
+    camera: str
+    kind: type[ImageView] | type[CompressedView]
+    values: dict[str, Any]
+
+    def __call__(self, data: memoryview) -> ImageLoader:
+        return ImageLoader(self.camera, self.kind(**self.values, data=data))
 
 
 def decode_image(image: ImageView) -> np.ndarray:

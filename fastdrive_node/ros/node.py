@@ -18,6 +18,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter as RosParameter
+from rclpy.task import Future
 from rclpy.utilities import try_shutdown
 
 from fastdrive_node.errors import FastDriveError, InputError
@@ -25,7 +26,7 @@ from fastdrive_node.ros.diagnostics import ACTIVE, NodeStatus, diagnostic_array
 from fastdrive_node.ros.inputs import Inputs
 from fastdrive_node.ros.outputs import Outputs
 from fastdrive_node.ros.parameters import PARAMETERS, Settings, check_names, descriptor, make_settings, validate
-from fastdrive_node.ros.planner_factory import LoadedPlanner, PlannerFactory, load_planner
+from fastdrive_node.ros.planner_factory import LoadedPlanner, PlannerFactory, make_planner
 from fastdrive_node.ros.qos import OUTPUT, QosLog
 from fastdrive_node.ros.status import StatusReporter
 from fastdrive_node.ros.topics import check_camera_names
@@ -36,24 +37,29 @@ from fastdrive_node.sync.worker import Outcome, Worker
 from fastdrive_node.types import JUMP_BACK_S, SUPERSEDED, Plan
 
 NODE_NAME = "fastdrive"
+STOP_S = 1.0  # for a plan in progress in this process, when the node ends
 
 
 class FastDriveNode(LifecycleNode):
     """Images of the VLA's cameras to a trajectory.
 
-    unconfigured -> inactive: the model is loaded, the outputs are advertised. inactive -> active: the inputs are
-    subscribed and the worker runs. Diagnostics are published in every state.
+    unconfigured -> inactive: the planner is loaded or, in a process of its own, loads from now on; the outputs are
+    advertised. inactive -> active: the inputs are subscribed and the worker runs. A model that proves unusable while it
+    loads makes the node unconfigured again. Diagnostics are published in every state.
 
     Args:
         planner_factory: makes the planner when the node is configured.
     """
 
-    def __init__(self, planner_factory: PlannerFactory = load_planner, **node_arguments):
+    def __init__(self, planner_factory: PlannerFactory = make_planner, **node_arguments):
         super().__init__(NODE_NAME, **node_arguments)
         self._planner_factory = planner_factory
         self.settings = self._declare_parameters()
         self._label = "unconfigured"
-        self._update_problem = ""
+        self._update_problem = self._configure_problem = ""
+        self.failed: Future = Future()  # done with the reason when the model cannot be loaded
+        self._stopping = False  # nothing may wait any more
+        self._planner_changed = self.create_guard_condition(self._on_planner_change)
         self._qos_log = QosLog(self)
         self._loaded: LoadedPlanner | None = None
         self._outputs: Outputs | None = None
@@ -99,6 +105,7 @@ class FastDriveNode(LifecycleNode):
         return self._transition("finalized", self._clean_up)
 
     def destroy_node(self) -> None:
+        self._stopping = True
         self._clean_up()
         self._status.destroy()
         self._jumps.unregister()
@@ -114,7 +121,8 @@ class FastDriveNode(LifecycleNode):
             worker=worker.status() if worker else None,
             mode=self._status.mode,
             settings=self.settings,
-            update_problem=self._update_problem,
+            problem=self._configure_problem or self._update_problem,
+            planner=loaded.planner_state() if loaded else None,
             publishers=inputs.publishers() if inputs else {},
             records_readers=outputs.readers() if outputs else 0,
             identity=loaded.identity() if loaded else {},
@@ -140,7 +148,7 @@ class FastDriveNode(LifecycleNode):
     def _with_default_drop(self, parameters: list[RosParameter]) -> list[RosParameter]:
         """A drop of -1 is the loaded model's default, which the parameter then has."""
         loaded = self._loaded
-        if loaded is None:
+        if loaded is None or not loaded.identity():  # no model, which ``_check_update`` tells
             return parameters
         default = RosParameter("drop", value=float(loaded.planner.default_drop))
         return [default if each.name == "drop" and each.value == -1.0 else each for each in parameters]
@@ -176,6 +184,8 @@ class FastDriveNode(LifecycleNode):
         }
         self.settings = self.settings.model_copy(update=values)
         self._status.configure(self.settings)
+        if self._loaded is not None and self._loaded.supervised is not None:
+            self._loaded.supervised.limits = self.settings.supervision_limits()
         if self._worker is not None:
             self._worker.configure(
                 values.get("drop"),
@@ -192,6 +202,8 @@ class FastDriveNode(LifecycleNode):
             work()
         except Exception as error:
             self.get_logger().error(_one_line(error))
+            if label == "inactive":
+                self._configure_problem = f"configure failed: {_one_line(error)}"
             if not isinstance(error, FastDriveError):
                 logging.getLogger(__name__).exception("transition to %s failed", label)
             self._status.fault(CONFIGURE, _one_line(error))
@@ -204,11 +216,44 @@ class FastDriveNode(LifecycleNode):
     def _configure(self) -> None:
         self._status.lifecycle(LOADING, "the model is loaded")
         loaded = self._planner_factory(self.settings)
-        check_camera_names(self.settings.vla or "the VLA", loaded.cameras)
-        self._outputs = Outputs(self, loaded.cameras, self.settings, self._qos_log)
-        self._loaded = loaded
-        if self.settings.drop < 0:
-            self.set_parameters([RosParameter("drop", value=float(loaded.planner.drop))])
+        try:
+            check_camera_names(self.settings.vla or "the VLA", loaded.cameras)
+            self._outputs = Outputs(self, loaded.cameras, self.settings, self._qos_log)
+        except Exception:
+            loaded.close()
+            raise
+        self._loaded, self._configure_problem = loaded, ""
+        if loaded.supervised is None:
+            if self.settings.drop < 0:
+                self._take_drop(loaded)
+        else:
+            loaded.supervised.on_change = self._planner_changed.trigger
+            self._planner_changed.trigger()  # what happened before
+
+    def _on_planner_change(self) -> None:
+        """In the executor's thread, after the planner's process was ready, or has ended."""
+        loaded = self._loaded
+        if loaded is None or loaded.supervised is None:
+            return
+        state, error = loaded.supervised.state(), loaded.supervised.load_error
+        if error is not None:
+            self._undo_configuration(_one_line(error))
+        elif state.phase == "ready" and self.settings.drop != loaded.planner.drop:
+            self._take_drop(loaded)  # it was -1, or the GPU's memory was short
+
+    def _take_drop(self, loaded: LoadedPlanner) -> None:
+        self.set_parameters([RosParameter("drop", value=float(loaded.planner.drop))])
+
+    def _undo_configuration(self, reason: str) -> None:
+        """The model cannot be loaded."""
+        self.get_logger().error(f"configure failed: {reason}")
+        if self._label == ACTIVE:
+            self.trigger_deactivate()
+        self.trigger_cleanup()
+        self._configure_problem = f"configure failed: {reason}"
+        self._status.fault(CONFIGURE, reason)
+        if not self.failed.done():
+            self.failed.set_result(reason)
 
     def _activate(self) -> None:
         loaded, settings = self._loaded, self.settings
@@ -234,13 +279,17 @@ class FastDriveNode(LifecycleNode):
         self._status.attach(None, self._outputs)
         if self._inputs is not None:
             self._inputs.destroy()
+        if self._stopping and self._loaded is not None:
+            self._loaded.close()  # ends the plan in progress
         if self._worker is not None:
-            self._worker.stop()
+            self._worker.stop(STOP_S if self._stopping else None)
         self._inputs = self._worker = None
 
     def _clean_up(self) -> None:
         self._deactivate()
         self._status.attach(None, None)
+        if self._loaded is not None:
+            self._loaded.close()
         if self._outputs is not None:
             self._outputs.destroy()
         self._outputs = self._loaded = None
@@ -267,7 +316,7 @@ def _one_line(error: Exception) -> str:
     return text if isinstance(error, FastDriveError) else f"{type(error).__name__}: {text}"
 
 
-def main(arguments: list[str] | None = None, planner_factory: PlannerFactory = load_planner) -> int:
+def main(arguments: list[str] | None = None, planner_factory: PlannerFactory = make_planner) -> int:
     """Run the node until it is told to stop. Returns 0, or 1 where it could not start."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     rclpy.init(args=arguments)
@@ -280,7 +329,9 @@ def main(arguments: list[str] | None = None, planner_factory: PlannerFactory = l
         # taking a message holds the GIL, and the experimental EventsExecutor of rclpy 7.1.6's wheels delivered none.
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        executor.spin()
+        executor.spin_until_future_complete(node.failed if node.settings.autostart else Future())
+        if node.settings.autostart and node.failed.done():
+            return 1
     except ParameterException as error:
         print(f"fastdrive_node: {error}", file=sys.stderr)
         return 1

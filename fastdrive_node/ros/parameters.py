@@ -25,6 +25,7 @@ from pydantic import (
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.planning.checks import PlanLimits
+from fastdrive_node.supervision.supervisor import SupervisionLimits
 from fastdrive_node.sync.frames import FrameLimits
 from fastdrive_node.sync.modes import ModeLimits
 from fastdrive_node.sync.odometry import OdometryLimits
@@ -72,6 +73,27 @@ class Settings(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = _fixed("auto", "where the model runs; auto: cuda where there is a GPU")
     dtype: DtypeName = _fixed("auto", "type of weights and activations; auto: bfloat16 on a GPU, float32 on a CPU")
     warm_up: bool = _fixed(True, "plan once on black images before the node is ready")
+
+    planner_process: bool = _fixed(
+        True,
+        "plan in a process of its own, which is killed and started again when it hangs or dies; false: in the node's",
+        section="Planner's process (docs/node.md)",
+    )
+    planner_load_deadline_s: float = _fixed(
+        SupervisionLimits.load_s, "time for loading the model, after which the planner's process is killed", 1.0, 3600.0
+    )
+    planner_restarts: int = _fixed(
+        SupervisionLimits.restarts, "restarts within planner_restart_window_s; after more the planner is down", 0, 1000
+    )
+    planner_restart_window_s: float = _fixed(
+        SupervisionLimits.window_s, "time in which restarts are counted", 1.0, 86400.0
+    )
+    planner_threads: int = _fixed(
+        SupervisionLimits.threads,
+        "threads of the planner's process (OMP_NUM_THREADS); 0: what the environment or torch says",
+        0,
+        256,
+    )
 
     calibrated_scores: bool = _fixed(
         False,
@@ -154,7 +176,10 @@ class Settings(BaseModel):
         WorkerLimits.compensate, "plans are moved on by odometry to the time of publishing, and stamped with it"
     )
     planning_deadline_s: float = _live(
-        ModeLimits.planning_deadline_s, "longest time of one plan; a planner that takes longer hangs", 0.05, 60.0
+        ModeLimits.planning_deadline_s,
+        "longest time of one plan; a planner's process that takes longer is killed",
+        0.05,
+        3600.0,
     )
     silence_periods: float = _live(
         ModeLimits.silence_periods, "plan periods without a plan, until the mode is refusing", 1.0, 100.0
@@ -254,6 +279,15 @@ class Settings(BaseModel):
             silence_max_s=max(self.plan_age_error_s, self.silence_min_s),
             planning_deadline_s=self.planning_deadline_s,
             recover_plans=self.recover_plans,
+        )
+
+    def supervision_limits(self) -> SupervisionLimits:
+        return SupervisionLimits(
+            deadline_s=self.planning_deadline_s,
+            load_s=self.planner_load_deadline_s,
+            restarts=self.planner_restarts,
+            window_s=self.planner_restart_window_s,
+            threads=self.planner_threads,
         )
 
     def plan_limits(self) -> PlanLimits:

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastdrive_node.families.spec import default_vla_dir, load_spec
+from fastdrive_node.planning.drop_limits import DropLimits
 from fastdrive_node.ros.parameters import Settings
+from fastdrive_node.supervision.supervisor import SupervisedPlanner
 from fastdrive_node.sync.worker import Planner
+from fastdrive_node.types import PlannerState
 
 if TYPE_CHECKING:
     from fastdrive_node.planning.pipeline import Pipeline
@@ -22,10 +26,44 @@ class LoadedPlanner:
     cameras: tuple[str, ...]  # in the model's order
     history_steps: int  # ego states before t0
     history_interval_s: float
-    identity: Callable[[], dict[str, str]]  # for the diagnostics
+    identity: Callable[[], dict[str, str]]  # for the diagnostics; empty until the model is loaded
+    drop_limits: DropLimits | None = None  # None: any ratio
+    supervised: SupervisedPlanner | None = None  # the planner, where it has a process of its own
+
+    def planner_state(self) -> PlannerState:
+        return PlannerState() if self.supervised is None else self.supervised.state()
+
+    def close(self) -> None:
+        if self.supervised is not None:
+            self.supervised.close()
 
 
 PlannerFactory = Callable[[Settings], LoadedPlanner]
+
+
+def make_planner(settings: Settings) -> LoadedPlanner:
+    """The planner in a process of its own, which loads the model from now on, or in this one, loaded.
+
+    Raises:
+        ModelError: the VLA directory cannot be read, or, in this process, the model cannot be used.
+        InputError: as ``load_planner``.
+    """
+    return supervise_planner(settings) if settings.planner_process else load_planner(settings)
+
+
+def supervise_planner(settings: Settings, factory: str = f"{__name__}:load_planner") -> LoadedPlanner:
+    """A planner in a process of its own, started. Of the model only ``vla.json`` is read here, without torch.
+
+    Raises:
+        ModelError: the VLA directory cannot be read.
+    """
+    spec = load_spec(Path(settings.vla) if settings.vla else default_vla_dir())
+    planner = SupervisedPlanner(factory, (settings,), settings.supervision_limits())
+    planner.start()
+    history = spec.history
+    steps = max(history.steps, default=0)
+    identity = planner.identity
+    return LoadedPlanner(planner, tuple(spec.cameras), steps, history.interval_s, identity, supervised=planner)
 
 
 def load_planner(settings: Settings) -> LoadedPlanner:
@@ -83,7 +121,14 @@ def load_planner(settings: Settings) -> LoadedPlanner:
         return values
 
     history = vla.spec.history
-    return LoadedPlanner(pipeline, tuple(vla.spec.cameras), max(history.steps, default=0), history.interval_s, identity)
+    return LoadedPlanner(
+        pipeline,
+        tuple(vla.spec.cameras),
+        max(history.steps, default=0),
+        history.interval_s,
+        identity,
+        pipeline.drop_limits,
+    )
 
 
 def _score_options(pipeline: Pipeline) -> dict[str, str]:

@@ -201,7 +201,7 @@ class StatusReporter:
 
 
 def _view(status: WorkerStatus) -> View:
-    return View(status.cameras, status.planning_s, status.camera_problems, status.frames.sets)
+    return View(status.cameras, status.planning_s, status.camera_problems, status.frames.sets, status.planner)
 
 
 def _seconds(value: float | None) -> str:

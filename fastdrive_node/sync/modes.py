@@ -13,7 +13,7 @@ from enum import Enum
 from statistics import median
 
 from fastdrive_node.sync.frames import CameraStatus
-from fastdrive_node.types import JUMP_BACK_S, SUPERSEDED, Plan, Refusal
+from fastdrive_node.types import JUMP_BACK_S, SUPERSEDED, Plan, PlannerState, Refusal
 
 DEFAULT_PERIOD_S = 0.5  # between sets, until stamps or plans tell
 MAX_PAUSE_S = 60.0  # between two judgements; a longer one is a clock that has jumped
@@ -40,6 +40,8 @@ CAMERAS = "cameras"  # of degraded
 PARAMETER = "parameter"  # of degraded: a change was accepted and could not be applied
 LOADING = "loading"  # of starting
 CONFIGURE = "configure"  # of fault
+PLANNER_DOWN = "planner_down"  # of fault: its process ended too often
+PLANNER_RESTARTING = "planner_restarting"  # its process hung or ended, and is started again
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class ModeLimits:
     silence_periods: float = 3.0  # plan periods without a plan, until the node is refusing
     silence_min_s: float = 0.3  # whatever the period is
     silence_max_s: float = 5.0
-    planning_deadline_s: float = 1.0  # of one plan
+    planning_deadline_s: float = 2.0  # of one plan
     start_s: float = 5.0  # after activation, until starting without a plan is refusing
     refusal_s: float = 0.3  # after a single refusal without a plan, until the node is refusing
     refusals: int = 2  # in a row, likewise
@@ -72,6 +74,7 @@ class View:
     planning_s: float | None = None  # how long the plan in progress has taken; None: the planner is idle
     camera_problems: Mapping[str, str] = field(default_factory=dict)  # by camera: "frozen", "dark", ...
     sets: int = 0  # complete ones since activation
+    planner: PlannerState = field(default_factory=PlannerState)
 
 
 @dataclass(frozen=True)
@@ -208,6 +211,8 @@ class ModeJudge:
             return ModeStatus(Mode.FAULT, self._fault)
         if not self._active or view is None:
             return self._idle
+        if (unready := self._unready(view.planner, now_s)) is not None:
+            return unready
         self._arrivals.update(view.cameras, now_s)
         period_s = self._period_s()
         cameras = self._faulty(view, period_s, now_s)
@@ -221,6 +226,19 @@ class ModeJudge:
         if self._status.mode in (Mode.REFUSING, Mode.FAULT) and self._good < self.limits.recover_plans:
             return replace(base, mode=Mode.REFUSING, reason=self._status.reason, recovering=self._good > 0)
         return self._planning(base)
+
+    def _unready(self, planner: PlannerState, now_s: float) -> ModeStatus | None:
+        """The mode while the planner's process cannot plan."""
+        if planner.phase == "ready":
+            return None
+        if planner.phase == "down":
+            return ModeStatus(Mode.FAULT, ModeReason(PLANNER_DOWN, planner.reason))
+        self._good = self._clean = 0
+        self._gap = True
+        if planner.phase == "restarting":
+            return ModeStatus(Mode.REFUSING, ModeReason(PLANNER_RESTARTING, planner.reason))
+        self._began_s, self._refusal, self._in_row = now_s, None, 0
+        return ModeStatus(Mode.STARTING, ModeReason(LOADING, planner.reason or "the model is loaded"))
 
     def _planning(self, base: ModeStatus) -> ModeStatus:
         """Plans come: nominal or degraded."""

@@ -29,6 +29,7 @@ from fastdrive_node.types import (
     EgoState,
     FrameSet,
     Plan,
+    PlannerState,
     Refusal,
     VehicleSignal,
 )
@@ -109,6 +110,7 @@ class WorkerStatus:
     recent_refusals: dict[str, int]  # of them, refusals by stage, the most frequent first
     planning_s: float | None = None  # wall time that the plan in progress has taken; None: none is in progress
     camera_problems: dict[str, str] = field(default_factory=dict)  # by camera: "frozen", "dark", ...
+    planner: PlannerState = field(default_factory=PlannerState)
 
 
 @dataclass(frozen=True)
@@ -171,13 +173,14 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="planner", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """Stop after the plan in progress. Sets that still wait are not planned."""
+    def stop(self, timeout_s: float | None = None) -> None:
+        """Stop after the plan in progress, or after ``timeout_s``, for a planner may hang. Sets that still wait are not
+        planned."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(timeout_s)
             self._thread = None
 
     def add_frame(self, frame: CameraFrame) -> None:
@@ -232,7 +235,16 @@ class Worker:
             self._odometry.limits = odometry or self._odometry.limits
             self.limits = limits or self.limits
 
+    def planner_state(self) -> PlannerState:
+        """Of the planner, or, of one without a process of its own, ready, with the time of the plan in progress."""
+        tell = getattr(self.planner, "state", None)
+        if tell is not None:
+            return tell()
+        began = self._state.planning_at
+        return PlannerState(busy_s=None if began is None else time.monotonic() - began)
+
     def status(self) -> WorkerStatus:
+        planner = self.planner_state()
         with self._changed:
             now, state = self._clock(), self._state
 
@@ -253,6 +265,7 @@ class Worker:
                 recent=len(state.recent),
                 recent_refusals=dict(Counter(filter(None, state.recent)).most_common()),
                 planning_s=None if state.planning_at is None else time.monotonic() - state.planning_at,
+                planner=planner,
             )
 
     def ego_now(self) -> EgoState:

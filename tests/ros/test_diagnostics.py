@@ -100,7 +100,7 @@ def test_odometry_follows_its_own_limit_and_cameras_that_of_sets():
 
 
 def test_a_parameter_that_was_not_applied_is_an_error():
-    status = parts_of(PLANNING, update_problem="drop: accepted but not applied: x")["planner"]
+    status = parts_of(PLANNING, problem="drop: accepted but not applied: x")["planner"]
     assert (status.level, status.message) == (ERROR, "drop: accepted but not applied: x")
 
 

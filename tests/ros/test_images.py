@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.ros.cdr import CompressedView, ImageView
-from fastdrive_node.ros.images import camera_frame, decode_compressed, decode_image, loader
+from fastdrive_node.ros.images import ImageLoader, camera_frame, decode_compressed, decode_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 
@@ -135,7 +135,7 @@ def test_a_truncated_jpeg_names_the_camera(kept):
     whole = jpeg(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     part = whole[: int(kept * len(whole)) if isinstance(kept, float) else kept]
     with pytest.raises(InputError, match=r"^CAM_BACK: data: "):
-        loader("CAM_BACK", compressed(part))()
+        ImageLoader("CAM_BACK", compressed(part))()
 
 
 def test_other_image_formats_are_not_opened():

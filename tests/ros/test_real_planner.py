@@ -16,7 +16,7 @@ from std_msgs.msg import String
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.ros.parameters import Settings
-from fastdrive_node.ros.planner_factory import load_planner
+from fastdrive_node.ros.planner_factory import load_planner, make_planner
 from tests.ros.conftest import Rig
 from tests.ros.test_node import RECORDS, next_record
 
@@ -26,8 +26,13 @@ def real(ros):
     made = []
 
     def make(**parameters) -> Rig:
-        made.append(Rig(ros, factory=load_planner, device="cpu", **{"max_plan_age_s": 60.0, **parameters}))
-        return made[-1]
+        rig = Rig(
+            ros, factory=make_planner, device="cpu", **{"max_plan_age_s": 60.0, "planner_process": False, **parameters}
+        )
+        made.append(rig)
+        rig.wait(lambda: rig.node._loaded.planner_state().phase == "ready", "the model")
+        rig.wait(lambda: rig.node.get_parameter("drop").value >= 0, "the model's drop ratio")
+        return rig
 
     yield make
     for each in made:
@@ -59,8 +64,9 @@ def connected(rig: Rig) -> Rig:
     return rig
 
 
-def test_the_shipped_model_plans_and_takes_another_drop_ratio_over_its_service(real):
-    rig = connected(real(max_set_age_s=60.0))
+@pytest.mark.parametrize("process", [True, False])
+def test_the_shipped_model_plans_and_takes_another_drop_ratio_over_its_service(real, process):
+    rig = connected(real(max_set_age_s=60.0, planner_process=process, planning_deadline_s=60.0))
     assert rig.node.get_parameter("drop").value == 0.5
     assert reaches_the_answer(rig, 1)
     assert set_drop(rig, 0.75).successful

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fastdrive_node.sync.frames import CameraStatus
 from fastdrive_node.sync.modes import BUSY, DEADLINE, NO_IMAGES, NO_SET, Mode, ModeJudge, ModeLimits, ModeReason, View
-from fastdrive_node.types import CAMERAS, SUPERSEDED, Plan, Refusal
+from fastdrive_node.types import CAMERAS, SUPERSEDED, Plan, PlannerState, Refusal
 
 TICK_S = 0.05
 
@@ -155,7 +155,7 @@ def test_a_planner_that_hangs_is_told_before_and_after_its_deadline(nominal):
     nominal.result = "busy"
     assert nominal.until(Mode.REFUSING)[1] <= 0.5
     assert nominal.run(0.2).reason.code == BUSY
-    assert nominal.run(1.0).reason.code == DEADLINE
+    assert nominal.run(2.0).reason.code == DEADLINE
 
 
 def test_a_slow_but_steady_planner_is_nominal():
@@ -240,3 +240,19 @@ def test_a_clock_that_begins_late_or_goes_back_is_no_silence(nominal):
     nominal.run(1.0)
     nominal.now_s = nominal._next_s = 50.0
     assert nominal.run(0.3).mode is Mode.NOMINAL
+
+
+def test_a_planners_process_that_cannot_plan_is_a_mode():
+    judge = ModeJudge()
+    judge.lifecycle("active", 0.0)
+
+    def mode_at(now_s: float, phase, reason: str = "") -> tuple[Mode, str]:
+        found = judge.judge(View({}, planner=PlannerState(phase, reason)), now_s)
+        return found.mode, found.reason.code
+
+    for now_s in range(0, 20, 2):  # loading takes longer than a start without plans may
+        judge.note(Refusal(0, "the planner is loading", "planner", "planner_starting"), now_s)
+        assert mode_at(now_s, "starting") == (Mode.STARTING, "loading")
+    assert mode_at(20.0, "ready")[0] == Mode.STARTING
+    assert mode_at(21.0, "restarting") == (Mode.REFUSING, "planner_restarting")
+    assert mode_at(22.0, "down", "it ended 6 times") == (Mode.FAULT, "planner_down")

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fastdrive_node.cli import write_json
 from fastdrive_node.families import Vla
-from fastdrive_node.planning.loading import SHIPPED_VLA
+from fastdrive_node.families.spec import SHIPPED_VLA
 from fastdrive_node.pruning.checkpoint import load_calibration
 from fastdrive_node.pruning.registry import PRUNERS, VARIANTS
 from fastdrive_training.commands.options import (

@@ -1,0 +1,37 @@
+"""Which pruning ratios a loaded model takes. No torch: the node checks a parameter without asking the planner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastdrive_node.errors import InputError
+from fastdrive_node.types import PruningRatio
+
+
+@dataclass(frozen=True)
+class DropLimits:
+    """What bounds the number of kept tokens K."""
+
+    tokens: int  # visual tokens of all images
+    max_keep: int  # of them, the most that the vision backend gives
+    engine_keep: int  # as ``max_keep``, of what the engine encodes at once
+    has_pruner: bool
+
+    def keep(self, drop: float) -> int:
+        """The number of tokens that a pruning ratio keeps.
+
+        Raises:
+            InputError: it is out of range, or it keeps more tokens than the engine gives, or it needs a pruner.
+        """
+        try:
+            keep = PruningRatio(drop).keep_count(self.tokens)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        if keep > self.max_keep:
+            raise InputError(
+                f"drop: {drop:g} keeps {keep} of {self.tokens} tokens, the engine gives {self.engine_keep}; "
+                "give a larger drop, or build the engine with a larger --max-keep"
+            )
+        if drop > 0 and not self.has_pruner:
+            raise InputError(f"drop: {drop:g}, but the model runs without a pruner; give 0")
+        return keep

@@ -1,0 +1,82 @@
+"""Planners for the planner's process: they plan, hang, die or fail as the text of the driving frame's camera asks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+
+from fastdrive_node.errors import AnswerError, ModelError
+from fastdrive_node.types import Command, EgoHistory, FrameSet, KeptTokens, ModelOutput, Plan
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch's, which is known by its name."""
+
+
+class StandIn:
+    """What it does follows from the speed at t0, so that a test chooses it set by set."""
+
+    def __init__(self, memory_for: float = 0.0):
+        self.drop = self.default_drop = 0.5
+        self.memory_for = memory_for  # drop ratio from which the memory suffices
+
+    def plan(self, frame_set: FrameSet, history: EgoHistory, command: Command) -> Plan:
+        act = {100: self.hang, 101: self.crash, 102: self.refuse, 103: self.fail, 104: self.leave}
+        act.get(int(history.now.speed_mps), lambda: None)()
+        if self.drop < self.memory_for:
+            raise OutOfMemoryError("tried to allocate 2 GiB")
+        sums = [int(frame.load().sum()) for frame in frame_set.frames]
+        text = f"{command.value} {sums} {os.getpid()} {'rclpy' in sys.modules} {self.drop:g}"
+        return Plan(frame_set.t0_ns, np.ones((6, 2)), 0.5, text)
+
+    def hang(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        time.sleep(60)
+
+    def crash(self) -> None:
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    def leave(self) -> None:
+        os._exit(3)
+
+    def refuse(self) -> None:
+        error = AnswerError("answer: no <PLANNING> tag")
+        kept = KeptTokens(np.arange(3), None, (1, 2, 2))
+        error.output = ModelOutput("prompt", "what it wrote", (1, 2), kept, {})
+        raise error
+
+    def fail(self) -> None:
+        raise ZeroDivisionError("a fault of the planner")
+
+
+def loaded(planner: StandIn) -> SimpleNamespace:
+    return SimpleNamespace(
+        planner=planner,
+        cameras=("front", "back"),
+        history_steps=0,
+        history_interval_s=0.5,
+        identity=lambda: {"vla": "stand-in"},
+        drop_limits=None,
+    )
+
+
+def make(memory_for: float = 0.0) -> SimpleNamespace:
+    return loaded(StandIn(memory_for))
+
+
+def unusable() -> SimpleNamespace:
+    raise ModelError("weights: missing")
+
+
+def dies() -> SimpleNamespace:
+    os._exit(9)
+
+
+def slow() -> SimpleNamespace:
+    time.sleep(60)
+    return make()
