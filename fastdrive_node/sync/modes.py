@@ -270,7 +270,7 @@ class ModeJudge:
         found = {}
         for camera in view.cameras:
             at_s = self._arrivals.at_s.get(camera)
-            limit_s = self._silence_s(max(period_s, self._arrivals.period_s.get(camera, 0.0)))
+            limit_s = self._silence_s(self._arrivals.period_s.get(camera, period_s))
             if now_s - (self._began_s if at_s is None else at_s) > limit_s:
                 found[camera] = "missing"
             elif self._arrivals.is_late(camera, now_s):
@@ -294,7 +294,8 @@ class ModeJudge:
             if self._plan_s is None or lasts or silent_s > limit_s:
                 return ModeReason(code_of(self._refusal), self._refusal.reason)
             return None
-        if self._plan_s is not None and silent_s <= limit_s:
+        blind = view.planning_s is None and list(cameras.values()) == ["missing"] * len(view.cameras)
+        if self._plan_s is not None and silent_s <= limit_s and not blind:
             return None
         return self._silence(view, cameras, planning_s, silent_s)
 

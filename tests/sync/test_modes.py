@@ -169,6 +169,18 @@ def test_a_slow_but_steady_planner_is_nominal():
     assert drive.run(1.9).mode is Mode.NOMINAL
 
 
+def test_dead_cameras_of_a_slow_planner_are_told_before_its_next_plan_is_due():
+    drive = Drive(planning_deadline_s=3.0)
+    for _ in range(8):
+        drive.result = "busy"
+        drive.run(1.9)
+        drive.result = "plan"
+        drive.run(0.1)
+    drive.dead, drive.result = CAMERAS, "nothing"
+    status, took_s = drive.until(Mode.REFUSING)
+    assert took_s <= 0.5 and status.reason.code == NO_IMAGES
+
+
 def test_a_long_pause_does_not_lengthen_the_period(nominal):
     nominal.dead, nominal.result = CAMERAS, "nothing"
     nominal.run(20.0)
