@@ -13,6 +13,7 @@ and ``code`` are what ~/output/status must say; mode "nominal" means that the fa
 from __future__ import annotations
 
 import math
+import signal
 
 import numpy as np
 
@@ -37,9 +38,11 @@ from tests.faults.inject import (
     once,
     parameter,
     planner,
+    planner_signal,
     plans,
     publish,
     raises,
+    restart,
     start,
     traffic,
     transition,
@@ -48,9 +51,11 @@ from tests.ros.conftest import jpeg_image, stamp_message
 
 SPARE = 24 * 96  # bytes of the image that a camera sends
 GONE = "no_images|no_set"  # the cause is told as soon as the camera's own silence is long enough
+HANGS = "planner_busy|planning_deadline"
+LOST = "planner_exit|planner_restarting|planner_starting"
+HUNG = f"{HANGS}|planner_hang|{LOST}"
 STALE = "age|frames|odometry|no_images|no_set|no_plan|planner_busy|planning_deadline"
 LATER = stamp_message(4 * 10**18)
-HANGS = "planner_busy|planning_deadline"
 
 
 IMAGES = [
@@ -185,6 +190,26 @@ MODEL = [
     Fault("a camera dies", "model", traffic(skip=(BACK,)), code="frames", scene="model"),
     Fault("all inputs die", "model", traffic(skip=CAMERAS, odometry=False), code=GONE, scene="model"),
 ]
+PROCESS = [
+    Fault("it is killed", "planner's process", planner_signal(signal.SIGKILL), code=LOST, scene="supervised"),
+    Fault("it stands still", "planner's process", planner_signal(signal.SIGSTOP), code=HUNG, scene="supervised"),
+    Fault(
+        "it has a segmentation fault",
+        "planner's process",
+        planner_signal(signal.SIGSEGV),
+        code=LOST,
+        scene="supervised",
+    ),
+    Fault(
+        "it ends too often",
+        "planner's process",
+        planner_signal(signal.SIGKILL),
+        mode="fault",
+        code="planner_down",
+        scene="supervised",
+        undo=restart,
+    ),
+]
 LIFECYCLE = [
     Fault("deactivated", "lifecycle", deactivate, mode="inactive", code="inactive", undo=activate, quick=True),
     Fault("cleaned up", "lifecycle", clean_up, mode="inactive", code="unconfigured", undo=start),
@@ -225,6 +250,7 @@ FAULTS: list[Fault] = [
     *PLANNER,
     *AGES,
     *MODEL,
+    *PROCESS,
     *LIFECYCLE,
     *PARAMETER_FAULTS,
     *COMMANDS,

@@ -12,11 +12,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.ros.parameters import Settings
-from fastdrive_node.ros.planner_factory import LoadedPlanner, load_planner
+from fastdrive_node.ros.planner_factory import LoadedPlanner, load_planner, supervise_planner
 from tests.faults.process_rig import ProcessRig
 from tests.ros.conftest import Rig, stamp_message
 from tests.ros.fake_planner import FakePlanner
@@ -26,6 +27,7 @@ SETTLE_S = 0.35  # that a fault which must not change the mode is watched for, a
 LIMIT_S = 4.0  # for an expected mode to come, beside the age that a plan may have
 SILENT_S = 1.0  # without a plan while the mode says that plans come; of slow planners, four of their periods
 PARAMETERS = {"max_spread_s": 0.02, "missing_timeout_s": 0.1, "odometry_wait_s": 0.05, "diagnostics_period_s": 0.1}
+STAND_IN = "tests.ros.fake_planner:make_loaded"
 SCENES: dict[str, dict[str, Any]] = {
     "raw": {},
     "compressed": {"image_transport": "compressed"},
@@ -34,6 +36,7 @@ SCENES: dict[str, dict[str, Any]] = {
     "compensate": {"compensate": True},
     # with the shipped model instead of the stand-in; ages are those of a slow or busy machine
     "model": {"device": "cpu", "max_plan_age_s": 10.0, "planning_deadline_s": 10.0},
+    "supervised": {"planning_deadline_s": 0.5, "planner_restarts": 3},  # the stand-in is in a planner's process
     "process": {},  # the node is a process of its own
 }
 
@@ -92,7 +95,8 @@ class Scene:
         if name == "process":
             self.rig = ProcessRig(rclpy, parameters)
         else:
-            factory = load_planner if name == "model" else self._load
+            factories = {"model": load_planner, "supervised": partial(supervise_planner, factory=STAND_IN)}
+            factory = factories.get(name, self._load)
             self.rig = Rig(rclpy, planner=self.planner, factory=factory, start=False, **parameters)
         self._max_age_s = parameters.get("max_plan_age_s", Settings().max_plan_age_s)
         self._limit_s = LIMIT_S + self._max_age_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -123,6 +124,11 @@ def activate(scene: Scene) -> None:
     scene.call(scene.rig.node.trigger_activate)
 
 
+def restart(scene: Scene) -> None:
+    clean_up(scene)
+    start(scene)
+
+
 def start(scene: Scene) -> None:
     scene.model_error = ""
     scene.call(scene.rig.node.start)
@@ -165,6 +171,15 @@ def freeze(seconds: float) -> Callable[[Scene], None]:
         process.send_signal(signal.SIGSTOP)
         time.sleep(seconds)
         process.send_signal(signal.SIGCONT)
+
+    return inject
+
+
+def planner_signal(number: int) -> Callable[[Scene], None]:
+    """Sends a signal to the planner's process."""
+
+    def inject(scene: Scene) -> None:
+        os.kill(scene.rig.node._loaded.planner_state().pid, number)
 
     return inject
 

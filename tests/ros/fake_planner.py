@@ -68,6 +68,11 @@ def factory_of(planner: FakePlanner):
     return lambda settings: LoadedPlanner(planner, planner.cameras, 6, 0.5, lambda: {"vla": "fake"})
 
 
+def make_loaded(settings):
+    """For a planner's process."""
+    return factory_of(FakePlanner())(settings)
+
+
 if __name__ == "__main__":
     from fastdrive_node.ros.node import main
 
