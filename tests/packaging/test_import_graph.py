@@ -97,7 +97,8 @@ def _code(name: str) -> str:
 
 
 def _names_a_family(name: str) -> bool:
-    return any(family in _code(name) for family in FAMILY_NAMES)
+    code = _code(name)
+    return any(family in code for family in FAMILY_NAMES)
 
 
 def test_only_families_name_a_vla_family():
