@@ -104,7 +104,7 @@ class StatusReporter:
             self._mode = mode = self._judge.judge(view, self._now_s())
             if before != (mode.mode, mode.reason.code):
                 self._log()
-            self._publish_fallback()
+            self._publish_fallback(only_changes)
             told = (mode.mode, mode.reason.code, tuple(mode.cameras.items()), mode.recovering, self._fallback)
             changed, self._told = told != self._told, told
             if changed or not only_changes:
@@ -134,9 +134,9 @@ class StatusReporter:
         else:
             logger.info(text)
 
-    def _publish_fallback(self) -> None:
+    def _publish_fallback(self, only_changes: bool) -> None:
+        before, how = self._fallback, self._settings.on_refusal
         self._fallback, self._fallback_problem = NONE, ""
-        how = self._settings.on_refusal
         if not self._mode.needs_fallback or self._outputs is None or how not in (EMPTY, BRAKE):
             return
         plan = ego = None
@@ -146,7 +146,8 @@ class StatusReporter:
             except EgoStateError as error:
                 self._fallback_problem = str(error)
         self._fallback = EMPTY if plan is None else BRAKE
-        self._outputs.publish_fallback(plan, ego, self._clock_ns())
+        if not only_changes or self._fallback != before:
+            self._outputs.publish_fallback(plan, ego, self._clock_ns())
 
     def _stop(self) -> tuple[Plan, EgoState]:
         if self._last is None or self._worker is None:

@@ -13,6 +13,7 @@ from builtin_interfaces.msg import Time
 from fastdrive_node.ros.diagnostics import ERROR, OK, WARN, NodeStatus, diagnostic_array
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.sync.frames import CameraStatus, FrameCounters
+from fastdrive_node.sync.modes import Mode, ModeReason, ModeStatus
 from fastdrive_node.sync.worker import WorkerStatus
 from fastdrive_node.types import Command
 
@@ -109,3 +110,15 @@ def test_keys_are_snake_case_with_units():
     keys = [pair.key for name in ("planner", "CAM_FRONT", "odometry") for pair in parts[name].values]
     assert all(key.isidentifier() and key == key.lower() for key in keys)
     assert {"plan_age_s", "rate_hz", "age_s", "superseded_sets"} <= set(keys)
+
+
+@pytest.mark.parametrize(
+    ("mode", "level"),
+    [(Mode.NOMINAL, OK), (Mode.DEGRADED, WARN), (Mode.STARTING, WARN), (Mode.REFUSING, ERROR), (Mode.FAULT, ERROR)],
+)
+def test_the_planner_is_at_least_as_bad_as_the_mode(mode, level):
+    status = parts_of(PLANNING, mode=ModeStatus(mode, ModeReason("no_images", "no image of any camera")))["planner"]
+    assert status.level == level
+    assert level == OK or status.message == f"{mode.value}: no_images: no image of any camera"
+    pairs = {pair.key: pair.value for pair in status.values}
+    assert (pairs["mode"], pairs["code"]) == (mode.value, "no_images")
