@@ -190,6 +190,7 @@ class Trajectory:
     dt_s: float
     headings_rad: np.ndarray | None = None  # float64 [points], where the model states them
     speeds_mps: np.ndarray | None = None  # likewise
+    rounding_m: float = 0.0  # largest error of a coordinate, or of a step's length, by the digits that were written
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def read_answers_as(monkeypatch, waypoints_m=None) -> list[str]:
         return np.zeros((spec.points, 2)) if waypoints_m is None else waypoints_m
 
     monkeypatch.setattr("fastdrive_node.planning.answer_format.parse_answer", parse)
-    monkeypatch.setattr("fastdrive_node.planning.pipeline.check_plan", lambda *arguments: None)
+    monkeypatch.setattr("fastdrive_node.planning.pipeline.check_plan", lambda *arguments: ())
     return read
 
 

@@ -215,7 +215,13 @@ def plan_json(plan: Plan, device: torch.device) -> dict:
     """The plan with the prompt, tokens, times and memory."""
     record = PlanRecord(plan)
     assert plan.output is not None
-    return {"kind": record.kind, "reason": "", **record.line(), **_output_json(plan.output, device)}
+    return {
+        "kind": record.kind,
+        "reason": "",
+        **record.line(),
+        "warnings": list(plan.warnings),
+        **_output_json(plan.output, device),
+    }
 
 
 def refusal_json(error: FastDriveError, device: torch.device) -> dict:

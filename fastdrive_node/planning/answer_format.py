@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -91,7 +92,8 @@ class TextAnswer:
 def parse_trajectory(text: str, vla: VlaSpec) -> Trajectory:
     """The trajectory of the rear axle that an answer's text states. Raises AnswerError as ``parse_answer``."""
     spec = text_answer(vla)
-    return trajectory_of(parse_answer(text, spec), spec.pairs, spec.interval_s, vla.frame, vla.origin_m)
+    trajectory = trajectory_of(parse_answer(text, spec), spec.pairs, spec.interval_s, vla.frame, vla.origin_m)
+    return replace(trajectory, rounding_m=0.5 * 10.0**-spec.number.decimals)
 
 
 def constant_prefix(encode: Callable[[str], list[int]], spec: AnswerSpec) -> tuple[int, ...]:

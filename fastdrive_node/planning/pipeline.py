@@ -12,7 +12,7 @@ import torch
 
 from fastdrive_node.errors import AnswerError, FrameSetError, ImageError, ModelError
 from fastdrive_node.families import LanguageModel, Prompt, VisionBackend, VisualTokens, Vla
-from fastdrive_node.planning.checks import PlanLimits, check_plan
+from fastdrive_node.planning.checks import LastPlan, PlanLimits, check_plan
 from fastdrive_node.planning.drop_limits import DropLimits
 from fastdrive_node.planning.frames import FrameMemory
 from fastdrive_node.planning.generator import Answer, Generator, Progress
@@ -98,6 +98,7 @@ class Pipeline:
         self._check_pruner()
         self._state: TemporalState | None = None
         self._frames = FrameMemory(vla)
+        self._last = LastPlan()
         self.drop = self.default_drop if drop is None else drop
 
     def _check_pruner(self) -> None:
@@ -173,10 +174,10 @@ class Pipeline:
             kept = _kept_tokens(selection, visual, self._current(present))
             output = ModelOutput(self.vla.short_prompt(prompt.text), answer.text, answer.ids, kept, stage.ms)
             with stage("parse"):
-                trajectory = self._parse(output, history)
+                trajectory, warnings = self._parse(output, history)
         self._state = selection.state
         mode = f"degraded: no image of {', '.join(frame_set.missing)}" if frame_set.missing else "nominal"
-        return Plan(
+        plan = Plan(
             t0_ns=frame_set.t0_ns,
             waypoints_m=trajectory.waypoints_m,
             dt_s=trajectory.dt_s,
@@ -188,7 +189,10 @@ class Pipeline:
             speeds_mps=trajectory.speeds_mps,
             derived=prompt.derived,
             output=output,
+            warnings=warnings,
         )
+        self._last.keep(plan, history.now)
+        return plan
 
     @torch.inference_mode()
     def remember(self, frame_set: FrameSet) -> None:
@@ -216,14 +220,17 @@ class Pipeline:
         places = {self.vla.images[place]: image for image, place in enumerate(present)}
         return tuple(places[camera, 0] for camera in range(len(self.vla.spec.cameras)))
 
-    def _parse(self, output: ModelOutput, history: EgoHistory) -> Trajectory:
+    def _parse(self, output: ModelOutput, history: EgoHistory) -> tuple[Trajectory, tuple[str, ...]]:
+        """The trajectory and what it is warned of."""
         try:
-            trajectory = self.generator.answer.parse(output.answer_ids)
-            check_plan(trajectory.waypoints_m, trajectory.dt_s, history.now.speed_mps, self.limits)
+            found = self.generator.answer.parse(output.answer_ids)
+            apart = self._last.distance(found.waypoints_m, found.dt_s, history.now)
+            speed = history.now.speed_mps
+            warnings = check_plan(found.waypoints_m, found.dt_s, speed, self.limits, found.rounding_m, apart)
         except AnswerError as error:
             error.output = output
             raise
-        return trajectory
+        return found, warnings
 
     @torch.inference_mode()
     def warm_up(self) -> None:

@@ -117,6 +117,8 @@ def _planning_level(settings: Settings, worker: WorkerStatus) -> tuple[bytes, st
         return WARN, text
     if age_s > settings.plan_age_warn_s:
         return WARN, late
+    if worker.warnings:
+        return WARN, "; ".join(worker.warnings)
     return (OK, "active") if worker.plans else (WARN, "active, no frame set yet")
 
 

@@ -24,7 +24,9 @@ from pydantic import (
 )
 
 from fastdrive_node.errors import InputError
-from fastdrive_node.planning.checks import PlanLimits
+from fastdrive_node.ros.check_parameters import PlanCheckSettings
+from fastdrive_node.ros.check_parameters import fixed as _fixed
+from fastdrive_node.ros.check_parameters import live as _live
 from fastdrive_node.supervision.supervisor import SupervisionLimits
 from fastdrive_node.sync.frames import FrameLimits
 from fastdrive_node.sync.modes import ModeLimits
@@ -40,18 +42,8 @@ SCHEMA_FILE = "config/fastdrive.schema.json"
 _OF_EVERY_NODE = ("use_sim_time", "start_type_description_service")  # rclpy declares them
 
 
-def _fixed(default: Any, description: str, low: float | None = None, high: float | None = None, **extra: Any) -> Any:
-    """A parameter that is read when the node is configured."""
-    return Field(default, description=description, ge=low, le=high, json_schema_extra={"readOnly": True, **extra})
-
-
-def _live(default: Any, description: str, low: float, high: float, **extra: Any) -> Any:
-    """A parameter that may change while the node runs."""
-    return Field(default, description=description, ge=low, le=high, json_schema_extra=extra)
-
-
-class Settings(BaseModel):
-    """The values of all parameters. Lengths in metres, times in seconds, as the names say."""
+class _NodeSettings(BaseModel):
+    """All parameters but those of the checks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -208,17 +200,7 @@ class Settings(BaseModel):
         0.5, "fraction of the last 20 sets refused, above which the planner is at ERROR", 0.0, 1.0
     )
 
-    max_plan_speed_mps: float = _fixed(
-        PlanLimits.speed_mps, "largest speed of a plan", 0.1, 100.0, section="Vehicle and plan limits"
-    )
-    max_plan_accel_mps2: float = _fixed(
-        PlanLimits.accel_mps2, "largest change of speed of a plan, faster or slower", 0.1, 100.0
-    )
-    max_plan_curvature_per_m: float = _fixed(PlanLimits.curvature_per_m, "largest curvature of a plan", 0.01, 10.0)
-    plan_curvature_min_step_m: float = _fixed(
-        PlanLimits.curvature_min_step_m, "steps of a plan shorter than this are not checked for curvature", 0.1, 20.0
-    )
-    vehicle_length_m: float = _fixed(Vehicle.length_m, "length of the vehicle", 0.5, 30.0)
+    vehicle_length_m: float = _fixed(Vehicle.length_m, "length of the vehicle", 0.5, 30.0, section="Vehicle")
     vehicle_width_m: float = _fixed(Vehicle.width_m, "width of the vehicle", 0.3, 5.0)
     vehicle_rear_overhang_m: float = _fixed(Vehicle.rear_overhang_m, "from the rear bumper to the rear axle", 0.0, 10.0)
     vehicle_wheel_base_m: float = _fixed(Vehicle.wheel_base_m, "from the rear axle to the front axle", 0.3, 20.0)
@@ -290,14 +272,6 @@ class Settings(BaseModel):
             threads=self.planner_threads,
         )
 
-    def plan_limits(self) -> PlanLimits:
-        return PlanLimits(
-            speed_mps=self.max_plan_speed_mps,
-            accel_mps2=self.max_plan_accel_mps2,
-            curvature_per_m=self.max_plan_curvature_per_m,
-            curvature_min_step_m=self.plan_curvature_min_step_m,
-        )
-
     def vehicle(self) -> Vehicle:
         return Vehicle(
             length_m=self.vehicle_length_m,
@@ -305,6 +279,10 @@ class Settings(BaseModel):
             rear_overhang_m=self.vehicle_rear_overhang_m,
             wheel_base_m=self.vehicle_wheel_base_m,
         )
+
+
+class Settings(PlanCheckSettings, _NodeSettings):
+    """The values of all parameters. Lengths in metres, times in seconds, as the names say."""
 
 
 class _FileValues(Settings):

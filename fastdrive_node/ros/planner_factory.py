@@ -93,7 +93,7 @@ def load_planner(settings: Settings) -> LoadedPlanner:
         engine=choose_engine(settings.vision_backend, settings.engine, settings.onnx_provider),
         scores=settings.score_options(),
         language_engine=language,
-        limits=settings.plan_limits(),
+        limits=settings.plan_limits(settings.vehicle_wheel_base_m),
     )
     if settings.warm_up:
         pipeline.warm_up()

@@ -109,6 +109,7 @@ class WorkerStatus:
     recent: int  # plans and refusals in the window of the last RECENT
     recent_refusals: dict[str, int]  # of them, refusals by stage, the most frequent first
     planning_s: float | None = None  # wall time that the plan in progress has taken; None: none is in progress
+    warnings: tuple[str, ...] = ()  # of the last plan, "code: text"
     camera_problems: dict[str, str] = field(default_factory=dict)  # by camera: "frozen", "dark", ...
     planner: PlannerState = field(default_factory=PlannerState)
 
@@ -127,6 +128,7 @@ class _State:
     plans: int = 0
     refused: int = 0
     last_refusal: str = ""
+    warnings: tuple[str, ...] = ()
     plan_ns: int | None = None  # when the last plan was ready
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=RECENT))  # a refusal's stage; "" for a plan
     generation: int = 0  # of time; a jump back starts a new one
@@ -261,6 +263,7 @@ class Worker:
                 refused=state.refused,
                 busy=state.busy or self._frames.pending is not None,
                 last_refusal=state.last_refusal,
+                warnings=state.warnings,
                 plan_age_s=age_s(state.plan_ns),
                 recent=len(state.recent),
                 recent_refusals=dict(Counter(filter(None, state.recent)).most_common()),
@@ -373,7 +376,7 @@ class Worker:
         with self._changed:
             if isinstance(result, Plan):
                 state.plans += 1
-                state.plan_ns = self._clock()
+                state.plan_ns, state.warnings = self._clock(), result.warnings
                 state.recent.append("")
             elif result.stage != SUPERSEDED:
                 state.refused += 1

@@ -56,6 +56,11 @@ def test_a_planner_that_plans_is_ok():
     assert planner(plans=0, recent=0, plan_age_s=None).level == WARN
 
 
+def test_warnings_of_the_last_plan_are_warnings():
+    status = planner(warnings=("plan.speed: 37 m/s", "plan.jerk: 12 m/s3"))
+    assert (status.level, status.message) == (WARN, "plan.speed: 37 m/s; plan.jerk: 12 m/s3")
+
+
 def test_an_hour_of_refusals_after_one_plan_is_an_error_with_stage_and_reason():
     status = refusing(20, plans=1, refused=36_000, plan_age_s=3600.0)
     assert status.level == ERROR

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from fastdrive_node.errors import InputError
-from fastdrive_node.planning.checks import PlanLimits
+from fastdrive_node.planning.checks import Band, PlanLimits
 from fastdrive_node.ros.parameter_files import file_texts
 from fastdrive_node.ros.parameters import (
     PARAMETERS,
@@ -47,12 +47,12 @@ def test_every_parameter_is_described_and_its_default_is_valid():
 def test_defaults_are_those_of_the_parts():
     settings = Settings()
     assert settings.frame_limits() == FrameLimits()
-    assert settings.plan_limits() == PlanLimits() and settings.vehicle() == Vehicle()
+    assert settings.plan_limits(settings.vehicle_wheel_base_m) == PlanLimits() and settings.vehicle() == Vehicle()
 
 
 def test_vehicle_and_plan_limits_are_parameters():
     settings = make_settings({"vehicle_width_m": 2.5, "max_plan_speed_mps": 20.0})
-    assert settings.vehicle().width_m == 2.5 and settings.plan_limits().speed_mps == 20.0
+    assert settings.vehicle().width_m == 2.5 and settings.plan_limits(2.0).speed == Band(36.0, 20.0)
     with pytest.raises(InputError, match="vehicle_height_m: no such parameter"):
         make_settings({"vehicle_height_m": 2.5})
 

@@ -113,11 +113,11 @@ def test_every_pruner_gives_a_row(root, vla_dir, silent):
 def test_answers_are_judged_and_refusals_left_out(tmp_path, vla_dir, monkeypatch, silent):
     root = write_dataset(tmp_path / "d", scenes=1, keyframes=10, speed=SPEED)
     # a car that stands on the road 8 m in front of the first sample's 1 s point; the plan stays at full speed
-    add_object(root, "car", {f"s0k{index}": (112.0, 53.0, 0.0) for index in range(10)})
+    add_object(root, "car", {f"s0k{index}": (112.0, 52.8, 0.0) for index in range(10)})
     draw_road(root, "scene-0", 45.0, 52.0)
     vla, dataset = load_vla(vla_dir), KeyframeDataset(root)
     plan = constant_velocity(dataset[0].history)
-    left = plan + np.stack([np.zeros(6), [0, 0, 0, 0, 2, 2.5]], axis=1)
+    left = plan + np.stack([np.zeros(6), [0, 0, 0, 0, 1.2, 2.5]], axis=1)
     texts = [
         format_answer(left, vla.spec.answer),
         "no plan",

@@ -142,7 +142,8 @@ class Answerer:
         item, text = sample.item, answer.text
         try:
             trajectory = self.generator.answer.parse(answer.ids)
-            check_plan(trajectory.waypoints_m, trajectory.dt_s, item.known_history.now.speed_mps)
+            speed = item.known_history.now.speed_mps
+            check_plan(trajectory.waypoints_m, trajectory.dt_s, speed, rounding_m=trajectory.rounding_m)
         except AnswerError as error:
             return JudgedAnswer(item.name, item.scene, text, None, str(error), None, kept)
         plan = at_metric_steps(trajectory.waypoints_m, trajectory.dt_s)

@@ -1,0 +1,92 @@
+"""Parameters of the checks of plans; ``parameters.Settings`` has them with all others.
+
+Each check has two bands, a warning and a refusal, and 0 turns one off.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from fastdrive_node.planning.checks import Band, PlanLimits
+
+
+def fixed(default: Any, description: str, low: float | None = None, high: float | None = None, **extra: Any) -> Any:
+    """A parameter that is read when the node is configured."""
+    return Field(default, description=description, ge=low, le=high, json_schema_extra={"readOnly": True, **extra})
+
+
+def live(default: Any, description: str, low: float, high: float, **extra: Any) -> Any:
+    """A parameter that may change while the node runs."""
+    return Field(default, description=description, ge=low, le=high, json_schema_extra=extra)
+
+
+def _warn(band: Band, words: str, high: float, **extra: Any) -> Any:
+    return fixed(band.warn, f"{words}: warned of above this", 0.0, high, **extra)
+
+
+def _refuse(band: Band, words: str, high: float) -> Any:
+    return fixed(band.refuse, f"{words}: refused above this", 0.0, high)
+
+
+class PlanCheckSettings(BaseModel):
+    """Limits of a plan. ``planning.checks`` defines them, and the codes of warnings and refusals."""
+
+    warn_plan_speed_mps: float = _warn(
+        PlanLimits.speed,
+        "speed of a plan",
+        100.0,
+        section="Plan checks: warnings and refusals, 0 turns one off (docs/node.md)",
+    )
+    max_plan_speed_mps: float = _refuse(PlanLimits.speed, "speed of a plan", 100.0)
+    warn_plan_start_mps2: float = _warn(PlanLimits.start, "acceleration from the present velocity", 100.0)
+    max_plan_start_mps2: float = _refuse(PlanLimits.start, "acceleration from the present velocity", 100.0)
+    warn_plan_accel_mps2: float = _warn(PlanLimits.acceleration, "change of speed, faster or slower", 100.0)
+    max_plan_accel_mps2: float = _refuse(PlanLimits.acceleration, "change of speed, faster or slower", 100.0)
+    warn_plan_jerk_mps3: float = _warn(PlanLimits.jerk, "change of that acceleration", 1000.0)
+    max_plan_jerk_mps3: float = _refuse(PlanLimits.jerk, "change of that acceleration", 1000.0)
+    warn_plan_lateral_accel_mps2: float = _warn(PlanLimits.lateral_acceleration, "lateral acceleration", 100.0)
+    max_plan_lateral_accel_mps2: float = _refuse(PlanLimits.lateral_acceleration, "lateral acceleration", 100.0)
+    warn_plan_lateral_jerk_mps3: float = _warn(PlanLimits.lateral_jerk, "change of the lateral acceleration", 1000.0)
+    max_plan_lateral_jerk_mps3: float = _refuse(PlanLimits.lateral_jerk, "change of the lateral acceleration", 1000.0)
+    warn_plan_curvature_per_m: float = _warn(PlanLimits.curvature, "curvature of a plan", 10.0)
+    max_plan_curvature_per_m: float = _refuse(PlanLimits.curvature, "curvature of a plan", 10.0)
+    warn_plan_steer_rad: float = _warn(PlanLimits.steering, "steering of a bicycle model (vehicle_wheel_base_m)", 1.6)
+    max_plan_steer_rad: float = _refuse(PlanLimits.steering, "steering of a bicycle model (vehicle_wheel_base_m)", 1.6)
+    warn_plan_steer_rate_radps: float = _warn(PlanLimits.steering_rate, "change of that steering", 100.0)
+    max_plan_steer_rate_radps: float = _refuse(PlanLimits.steering_rate, "change of that steering", 100.0)
+    warn_plan_yaw_rate_radps: float = _warn(PlanLimits.yaw_rate, "yaw rate of a plan", 100.0)
+    max_plan_yaw_rate_radps: float = _refuse(PlanLimits.yaw_rate, "yaw rate of a plan", 100.0)
+    warn_plan_reverse_m: float = _warn(PlanLimits.direction, "distance against the direction of motion", 1000.0)
+    max_plan_reverse_m: float = _refuse(PlanLimits.direction, "distance against the direction of motion", 1000.0)
+    warn_plan_jump_m: float = _warn(PlanLimits.continuity, "distance from the last plan, up to 1 s after t0", 1000.0)
+    max_plan_jump_m: float = _refuse(PlanLimits.continuity, "distance from the last plan, up to 1 s after t0", 1000.0)
+    plan_tolerance_m: float = fixed(
+        PlanLimits.tolerance_m,
+        "error of a coordinate that the checks allow for; half of the answer's last digit where that is more",
+        0.0,
+        10.0,
+    )
+    plan_curvature_min_step_m: float = fixed(
+        PlanLimits.min_step_m, "shorter steps of a plan have no direction, and are joined", 0.1, 20.0
+    )
+
+    def plan_limits(self, wheel_base_m: float) -> PlanLimits:
+        return PlanLimits(
+            speed=Band(self.warn_plan_speed_mps, self.max_plan_speed_mps),
+            start=Band(self.warn_plan_start_mps2, self.max_plan_start_mps2),
+            acceleration=Band(self.warn_plan_accel_mps2, self.max_plan_accel_mps2),
+            jerk=Band(self.warn_plan_jerk_mps3, self.max_plan_jerk_mps3),
+            lateral_acceleration=Band(self.warn_plan_lateral_accel_mps2, self.max_plan_lateral_accel_mps2),
+            lateral_jerk=Band(self.warn_plan_lateral_jerk_mps3, self.max_plan_lateral_jerk_mps3),
+            curvature=Band(self.warn_plan_curvature_per_m, self.max_plan_curvature_per_m),
+            steering=Band(self.warn_plan_steer_rad, self.max_plan_steer_rad),
+            steering_rate=Band(self.warn_plan_steer_rate_radps, self.max_plan_steer_rate_radps),
+            yaw_rate=Band(self.warn_plan_yaw_rate_radps, self.max_plan_yaw_rate_radps),
+            direction=Band(self.warn_plan_reverse_m, self.max_plan_reverse_m),
+            continuity=Band(self.warn_plan_jump_m, self.max_plan_jump_m),
+            tolerance_m=self.plan_tolerance_m,
+            min_step_m=self.plan_curvature_min_step_m,
+            wheel_base_m=wheel_base_m,
+        )
