@@ -1,11 +1,12 @@
-"""The node in a vehicle or a simulation.
+r"""The node in a vehicle or a simulation.
 
 ros2 launch fastdrive_node fastdrive.launch.py vla:=/models/my_vla topics:=/etc/vehicle_topics.yaml drop:=0.75
 
 With an engine, which is built once on the vehicle's computer:
 
-ros2 launch fastdrive_node fastdrive.launch.py vision_backend:=tensorrt engine:=/engines/vision.plan build_only:=true
-ros2 launch fastdrive_node fastdrive.launch.py vision_backend:=tensorrt engine:=/engines/vision.plan
+ros2 launch fastdrive_node fastdrive.launch.py vla:=/models/my_vla vision_backend:=tensorrt \
+    engine:=/engines/vision.plan build_only:=true
+ros2 launch fastdrive_node fastdrive.launch.py vla:=/models/my_vla vision_backend:=tensorrt engine:=/engines/vision.plan
 """
 
 # launch and launch_ros come with ROS 2, not from PyPI, and the repository's own folder is named launch, too:
@@ -13,19 +14,22 @@ ros2 launch fastdrive_node fastdrive.launch.py vision_backend:=tensorrt engine:=
 
 from __future__ import annotations
 
+import difflib
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable, Shutdown
+from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from fastdrive_node.errors import InputError
-from fastdrive_node.families.spec import SPEC_FILE, load_spec
+from fastdrive_node.families.spec import chosen_vla_dir, load_spec
 from fastdrive_node.files import package_share_file
 from fastdrive_node.ros.parameters import check_parameter_file
 from fastdrive_node.ros.topics import COMMAND_INPUT, ODOMETRY_INPUT, camera_input, load_topic_map
@@ -34,9 +38,10 @@ from fastdrive_node.types import CAMERAS, MAX_DROP
 
 PACKAGE = "fastdrive_node"
 SHIPPED = "shipped"
+RESPAWN_DELAY_S = 2.0
 # argument: (default, description); an empty one leaves what the parameter file says
 ARGUMENTS = {
-    "vla": ("", "VLA directory"),
+    "vla": ("", "VLA directory, or tiny for the shipped toy model; empty: that of the parameter file"),
     "pruner": ("", "a ReconPruner's file, or the name of a pruner"),
     "drop": ("", f"pruning ratio p, 0 to {MAX_DROP}"),
     "vision_backend": ("", "torch, onnxruntime or tensorrt: what runs vision encoder and pruner"),
@@ -56,6 +61,7 @@ ARGUMENTS = {
     "fastdds_profile": (SHIPPED, "Fast DDS profile; an XML file, or empty for none"),
     "namespace": ("", "of the node"),
     "log_level": ("info", "debug, info, warn or error"),
+    "respawn": ("false", "start the node again when it ends; else the launch ends with 1 when the node fails"),
     "rviz": ("false", "start RViz with the shipped configuration"),
 }
 
@@ -69,6 +75,7 @@ def generate_launch_description() -> LaunchDescription:
 
 
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    check_names(sys.argv[1:])
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
     if is_true(given, "build_only"):
         build_engine(given)
@@ -76,7 +83,9 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     profile = profile_environment(None if given["fastdds_profile"] == SHIPPED else given["fastdds_profile"])
     actions: list[LaunchDescriptionEntity] = [SetEnvironmentVariable(name, value) for name, value in profile.items()]
     params_file = given["params_file"] or str(package_share_file("config/fastdrive.yaml"))
-    vla = given["vla"] or str(check_parameter_file(params_file).get("vla", ""))
+    of_file = check_parameter_file(params_file)
+    vla = given["vla"] or str(of_file.get("vla", ""))
+    respawn = is_true(given, "respawn")
     actions.append(
         Node(
             name="fastdrive",
@@ -86,6 +95,9 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             ros_arguments=["--log-level", f"fastdrive:={given['log_level']}"],
             output="screen",
             emulate_tty=True,
+            respawn=respawn,
+            respawn_delay=RESPAWN_DELAY_S,
+            on_exit=None if respawn else end_with_the_node,
             **program(),
         )
     )
@@ -93,6 +105,24 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         config = str(package_share_file("config/fastdrive.rviz"))
         actions.append(Node(package="rviz2", executable="rviz2", arguments=["-d", config], output="log"))
     return actions
+
+
+def end_with_the_node(event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Shut the launch down. Raises RuntimeError where the node failed, on which the launch ends with 1."""
+    if event.returncode and not context.is_shutdown:
+        raise RuntimeError(f"fastdrive_node ended with exit code {event.returncode}")
+    return [Shutdown(reason="fastdrive_node ended")]
+
+
+def check_names(words: Sequence[str]) -> None:
+    """Raises InputError for an argument that this file does not have. What includes it may have others of its own."""
+    if not any(Path(word).name == Path(__file__).name for word in words):
+        return
+    for name in (word.partition(":=")[0] for word in words if ":=" in word):
+        if name not in ARGUMENTS:
+            near = difflib.get_close_matches(name, ARGUMENTS)
+            hint = f"did you mean {' or '.join(near)}?" if near else "--show-args lists them"
+            raise InputError(f"{name}: no such launch argument; {hint}")
 
 
 def build_engine(given: dict[str, str]) -> None:
@@ -104,9 +134,9 @@ def build_engine(given: dict[str, str]) -> None:
         raise InputError(f"engine: {given['engine']}: what is built is named {expected}; name it so")
     arguments = ["--backend", given["vision_backend"], "--precision", given["precision"]]
     arguments += ["--out", str(Path(given["engine"]).parent)]
-    for name in ("vla", "pruner"):
-        if given[name]:
-            arguments += [f"--{name}", given[name]]
+    arguments += ["--vla", str(chosen_vla_dir(given["vla"]))]
+    if given["pruner"]:
+        arguments += ["--pruner", given["pruner"]]
     code = subprocess.run([sys.executable, "-m", "fastdrive_node.cli", "export", "build", *arguments]).returncode
     if code:
         raise InputError(f"build_only: `fastdrive export build {' '.join(arguments)}` failed with exit code {code}")
@@ -117,7 +147,7 @@ def program() -> dict:
     try:
         get_package_prefix(PACKAGE)
     except (PackageNotFoundError, LookupError, OSError):
-        return {"executable": sys.executable, "arguments": ["-m", "fastdrive_node.ros.node"]}
+        return {"executable": sys.executable, "arguments": ["-m", "fastdrive_node.ros"]}
     return {"package": PACKAGE, "executable": "fastdrive_node"}
 
 
@@ -136,8 +166,8 @@ def overrides(given: dict[str, str]) -> dict:
 
 
 def cameras_of(vla: str) -> tuple[str, ...]:
-    """The cameras that a VLA directory reads; of the shipped one where ``vla`` is empty."""
-    return load_spec(Path(vla) if vla else package_share_file(f"models/tiny/{SPEC_FILE}").parent).cameras
+    """The cameras that a VLA directory reads. Raises InputError where none is given."""
+    return load_spec(chosen_vla_dir(vla)).cameras
 
 
 def remappings(given: dict[str, str], cameras: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -178,13 +178,14 @@ def is_pruner_name(pruner: Path) -> bool:
 
 def node_options(options: ReplayOptions, command: Sequence[str] | None) -> NodeOptions:
     """Paths are made absolute: the node may run elsewhere."""
+    from fastdrive_node.families.spec import TINY
     from fastdrive_node.replay.session import NODE_COMMAND, NodeOptions
 
     pruner = options.pruner
     if pruner is not None and not is_pruner_name(pruner):
         pruner = pruner.resolve()
     given = {
-        "vla": options.vla and str(options.vla.resolve()),
+        "vla": str(options.vla.resolve()) if options.vla else None if _names_vla(options.params) else TINY,
         "pruner": pruner and str(pruner),
         "drop": None if options.drop is None else float(options.drop),
         "vision_backend": options.backend,
@@ -199,6 +200,15 @@ def node_options(options: ReplayOptions, command: Sequence[str] | None) -> NodeO
         fastdds_profile=options.fastdds_profile,
         command=command or NODE_COMMAND,
     )
+
+
+def _names_vla(params: Path | None) -> bool:
+    """Whether a parameter file has the VLA. Raises InputError where it cannot be used."""
+    if params is None:
+        return False
+    from fastdrive_node.ros.parameters import check_parameter_file
+
+    return bool(check_parameter_file(params).get("vla"))
 
 
 def plans_path(options: ReplayOptions) -> Path:

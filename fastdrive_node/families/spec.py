@@ -16,6 +16,7 @@ from fastdrive_node.validation import STRICT, parse_json
 
 SPEC_FILE = "vla.json"
 SHIPPED_VLA = "models/tiny"
+TINY = "tiny"  # its name as a parameter
 FRAME = "x_forward_y_left"
 
 Text = Annotated[str, Field(max_length=2000)]
@@ -197,6 +198,18 @@ def default_vla_dir() -> Path:
         return package_share_file(f"{SHIPPED_VLA}/{SPEC_FILE}").parent
     except InputError as error:
         raise ModelError(f"the shipped VLA is not installed ({error}); or give a VLA directory with --vla") from error
+
+
+def chosen_vla_dir(name: str) -> Path:
+    """The VLA directory that the parameter ``vla`` names; ``tiny`` is the shipped one.
+
+    Raises:
+        InputError: the name is empty. The toy model must be asked for, so that no vehicle runs it by mistake.
+        ModelError: the shipped one is not there.
+    """
+    if not name:
+        raise InputError(f"vla: no VLA directory is given; {TINY} is the shipped toy model")
+    return default_vla_dir() if name == TINY else Path(name)
 
 
 def load_spec(vla_dir: Path) -> VlaSpec:

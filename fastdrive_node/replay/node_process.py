@@ -17,7 +17,7 @@ import yaml
 from fastdrive_node.errors import FastDriveError
 from fastdrive_node.ros.topics import TopicMap
 
-NODE_COMMAND = (sys.executable, "-m", "fastdrive_node.ros.node")
+NODE_COMMAND = (sys.executable, "-m", "fastdrive_node.ros")
 TAIL_LINES = 3
 STOP_S = 15.0  # for the plan in progress, before the process is killed
 _LOG_PREFIX = re.compile(r"^\[\w+\] \[[\d.]+\] ")

@@ -22,6 +22,7 @@ from rclpy.task import Future
 from rclpy.utilities import try_shutdown
 
 from fastdrive_node.errors import FastDriveError, InputError
+from fastdrive_node.ros.bond import end_bond, start_bond
 from fastdrive_node.ros.diagnostics import ACTIVE, NodeStatus, diagnostic_array
 from fastdrive_node.ros.inputs import Inputs
 from fastdrive_node.ros.outputs import Outputs
@@ -65,6 +66,7 @@ class FastDriveNode(LifecycleNode):
         self._outputs: Outputs | None = None
         self._inputs: Inputs | None = None
         self._worker: Worker | None = None
+        self._bond: Any = None
         self._status = StatusReporter(self, self.settings)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", OUTPUT)
         self._timer = self.create_timer(
@@ -274,9 +276,12 @@ class FastDriveNode(LifecycleNode):
         self._inputs = Inputs(self, self._worker, loaded.cameras, settings, self._qos_log)
         self._worker.start()
         self._status.attach(self._worker, self._outputs)
+        self._bond = start_bond(self) if settings.bond else None
 
     def _deactivate(self) -> None:
         self._status.attach(None, self._outputs)
+        end_bond(self._bond)
+        self._bond = None
         if self._inputs is not None:
             self._inputs.destroy()
         if self._stopping and self._loaded is not None:
@@ -319,6 +324,8 @@ def _one_line(error: Exception) -> str:
 def main(arguments: list[str] | None = None, planner_factory: PlannerFactory = make_planner) -> int:
     """Run the node until it is told to stop. Returns 0, or 1 where it could not start."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # rclpy calls the handlers that it finds, after its own
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     rclpy.init(args=arguments)
     node = None
     try:

@@ -47,7 +47,7 @@ class _NodeSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    vla: str = _fixed("", "VLA directory; empty: the shipped models/tiny", section="Model")
+    vla: str = _fixed("", "VLA directory; tiny: the shipped toy model. It must be given", section="Model")
     pruner: str = _fixed(
         "",
         "a ReconPruner's file, or the name of a pruner: reconpruner, none, random, fastv, ... (docs/pruners.md); "
@@ -111,6 +111,10 @@ class _NodeSettings(BaseModel):
 
     autostart: bool = _fixed(
         True, "configure and activate at start; false: wait for a lifecycle manager", section="Node and topics"
+    )
+    bond: bool = _fixed(
+        True,
+        "heartbeat for Nav2's lifecycle manager on the topic bond while the node is active, where bondpy is installed",
     )
     image_transport: Literal["raw", "compressed"] = _fixed("raw", "type of the image topics")
     steering_input: Literal["none", "float64", "autoware"] = _fixed(

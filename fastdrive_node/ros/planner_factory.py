@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdrive_node.families.spec import default_vla_dir, load_spec
+from fastdrive_node.families.spec import chosen_vla_dir, load_spec
 from fastdrive_node.planning.drop_limits import DropLimits
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.supervision.supervisor import SupervisedPlanner
@@ -46,7 +46,7 @@ def make_planner(settings: Settings) -> LoadedPlanner:
 
     Raises:
         ModelError: the VLA directory cannot be read, or, in this process, the model cannot be used.
-        InputError: as ``load_planner``.
+        InputError: no VLA directory is given, or as ``load_planner``.
     """
     return supervise_planner(settings) if settings.planner_process else load_planner(settings)
 
@@ -55,9 +55,10 @@ def supervise_planner(settings: Settings, factory: str = f"{__name__}:load_plann
     """A planner in a process of its own, started. Of the model only ``vla.json`` is read here, without torch.
 
     Raises:
-        ModelError: the VLA directory cannot be read.
+        InputError: no VLA directory is given.
+        ModelError: it cannot be read.
     """
-    spec = load_spec(Path(settings.vla) if settings.vla else default_vla_dir())
+    spec = load_spec(chosen_vla_dir(settings.vla))
     planner = SupervisedPlanner(factory, (settings,), settings.supervision_limits())
     planner.start()
     history = spec.history
@@ -85,7 +86,7 @@ def load_planner(settings: Settings) -> LoadedPlanner:
     if settings.language_engine:
         language = LanguageChoice(Path(settings.language_engine), settings.onnx_provider)
     pipeline = open_pipeline(
-        settings.vla or None,
+        chosen_vla_dir(settings.vla),
         settings.pruner or None,
         drop=None if settings.drop < 0 else settings.drop,
         device=device,

@@ -35,8 +35,12 @@ SCENES: dict[str, dict[str, Any]] = {
     "brake": {"on_refusal": "brake"},
     "compensate": {"compensate": True},
     # with the shipped model instead of the stand-in; ages are those of a slow or busy machine
-    "model": {"device": "cpu", "max_plan_age_s": 10.0, "planning_deadline_s": 10.0},
-    "supervised": {"planning_deadline_s": 0.5, "planner_restarts": 3},  # the stand-in is in a planner's process
+    "model": {"vla": "tiny", "device": "cpu", "max_plan_age_s": 10.0, "planning_deadline_s": 10.0},
+    "supervised": {
+        "vla": "tiny",
+        "planning_deadline_s": 0.5,
+        "planner_restarts": 3,
+    },  # the stand-in is in a planner's process
     "process": {},  # the node is a process of its own
 }
 

@@ -17,6 +17,7 @@ class LaunchDescriptionEntity:
 class LaunchContext:
     def __init__(self):
         self.launch_configurations: dict[str, str] = {}
+        self.is_shutdown = False
 
 
 class LaunchDescription:
@@ -39,6 +40,16 @@ class SetEnvironmentVariable(LaunchDescriptionEntity):
         self.variable, self.value = name, value
 
 
+class Shutdown(LaunchDescriptionEntity):
+    def __init__(self, reason):
+        self.reason = reason
+
+
+class ProcessExited:
+    def __init__(self, returncode):
+        self.returncode = returncode
+
+
 class LaunchConfiguration:
     def __init__(self, name):
         self._name = name
@@ -58,7 +69,9 @@ def install() -> None:
         return
     contents = {
         "launch": [LaunchContext, LaunchDescription, LaunchDescriptionEntity],
-        "launch.actions": [DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable],
+        "launch.actions": [DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable, Shutdown],
+        "launch.events": [],
+        "launch.events.process": [ProcessExited],
         "launch.substitutions": [LaunchConfiguration],
         "launch_ros": [],
         "launch_ros.actions": [Node],

@@ -13,7 +13,7 @@ import yaml
 pytest.importorskip("ament_index_python", reason="ROS 2 is not installed: pip install -e .[ros]")
 
 from launch import LaunchContext
-from launch.actions import SetEnvironmentVariable
+from launch.actions import SetEnvironmentVariable, Shutdown
 from launch_ros.actions import Node
 
 from fastdrive_node.errors import InputError
@@ -37,7 +37,7 @@ def given(file, **arguments) -> dict[str, str]:
 
 def actions(file, **arguments) -> list:
     context = LaunchContext()
-    context.launch_configurations.update(given(file, **arguments))
+    context.launch_configurations.update(given(file, **{"vla": "tiny", **arguments}))
     return file.start(context)
 
 
@@ -121,7 +121,7 @@ def test_the_vla_of_the_parameter_file_has_the_cameras(file, tmp_path):
     path = tmp_path / "parameters.yaml"
     path.write_text(yaml.safe_dump({"/**": {"ros__parameters": {"vla": vla_with(tmp_path, ["wide"])}}}))
     with pytest.raises(InputError, match="it reads wide"):
-        actions(file, params_file=str(path), cam_back="/rear")
+        actions(file, params_file=str(path), cam_back="/rear", vla="")
 
 
 def test_the_fast_dds_profile_is_set_by_default_and_can_be_turned_off(file, monkeypatch):
@@ -133,6 +133,42 @@ def test_the_fast_dds_profile_is_set_by_default_and_can_be_turned_off(file, monk
     found = [type(action) for action in actions(file)]
     assert found == [SetEnvironmentVariable, SetEnvironmentVariable, Node]
     assert [type(action) for action in actions(file, fastdds_profile="")] == [Node]
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [(["vlaa:=/v"], "did you mean vla?"), (["drop:=0.5", "qwertz:=1"], "qwertz: no such launch argument; --show-args")],
+)
+def test_an_unknown_argument_is_refused(file, monkeypatch, words, hint):
+    monkeypatch.setattr(file.sys, "argv", ["ros2", "launch", "fastdrive_node", "fastdrive.launch.py", *words])
+    with pytest.raises(InputError, match=hint):
+        actions(file)
+
+
+def test_a_launch_file_that_includes_this_one_may_have_other_arguments(file, monkeypatch):
+    monkeypatch.setattr(file.sys, "argv", ["ros2", "launch", "vehicle", "vehicle.launch.py", "vlaa:=1"])
+    assert actions(file)
+
+
+def test_the_toy_model_must_be_asked_for(file):
+    with pytest.raises(InputError, match="no VLA directory is given; tiny is the shipped toy model"):
+        actions(file, vla="")
+
+
+def node_of(file, **arguments) -> dict:
+    return next(action for action in actions(file, **arguments) if isinstance(action, Node)).arguments_given
+
+
+def test_a_node_that_fails_fails_the_launch_and_one_that_ends_ends_it(file):
+    ended, context = node_of(file)["on_exit"], LaunchContext()
+    with pytest.raises(RuntimeError, match="exit code 1"):
+        ended(SimpleNamespace(returncode=1), context)
+    assert [type(action) for action in ended(SimpleNamespace(returncode=0), context)] == [Shutdown]
+
+
+def test_a_node_that_is_respawned_does_not_end_the_launch(file):
+    given_to_node = node_of(file, respawn="true")
+    assert given_to_node["respawn"] is True and given_to_node["on_exit"] is None
 
 
 def test_rviz_is_started_when_asked(file):

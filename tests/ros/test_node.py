@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -308,6 +309,39 @@ def test_parameters_change_while_running_and_bad_values_are_refused_with_a_reaso
     assert attempt("image_transport", "compressed").reason
     assert attempt("max_missing_cameras", "two").reason
     assert node._loaded.planner.drop == 0.25
+
+
+def test_a_set_of_changes_is_applied_as_a_whole_or_not_at_all(rig):
+    node = rig().node
+
+    def attempt(age_s: float):
+        changes = [Parameter("drop", value=0.25), Parameter("max_set_age_s", value=age_s)]
+        return node.set_parameters_atomically(changes)
+
+    assert not attempt(-1.0).successful
+    assert node._loaded.planner.drop == node.get_parameter("drop").value == 0.5
+    assert attempt(0.75).successful
+    assert (node._loaded.planner.drop, node._worker._frames.limits.max_age_s) == (0.25, 0.75)
+
+
+def test_a_bond_lasts_as_long_as_the_node_is_active(rig, monkeypatch):
+    events = []
+
+    class Bond:
+        def __init__(self, topic, name, node, on_broken):
+            events.append((topic, name))
+
+        def __getattr__(self, name):
+            return lambda *values: events.append((name, *values))
+
+    monkeypatch.setitem(sys.modules, "bondpy", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "bondpy.bondpy", SimpleNamespace(Bond=Bond))
+    made = rig()
+    begun = [("bond", "fastdrive"), ("set_heartbeat_period", 0.1), ("set_heartbeat_timeout", 4.0), ("start",)]
+    assert events == begun
+    made.call(made.node.trigger_deactivate)
+    assert events == [*begun, ("shutdown",)]
+    assert rig(bond=False).node._bond is None
 
 
 def test_a_change_that_cannot_be_applied_leaves_the_node_running_and_is_in_the_diagnostics(rig, monkeypatch):

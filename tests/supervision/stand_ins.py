@@ -1,4 +1,4 @@
-"""Planners for the planner's process: they plan, hang, die or fail as the text of the driving frame's camera asks."""
+"""Planners for the planner's process: they plan, hang, die or fail as the speed at t0 asks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from fastdrive_node.errors import AnswerError, ModelError
-from fastdrive_node.types import Command, EgoHistory, FrameSet, KeptTokens, ModelOutput, Plan
+from fastdrive_node.types import CAMERAS, Command, EgoHistory, FrameSet, KeptTokens, ModelOutput, Plan
 
 
 class OutOfMemoryError(RuntimeError):
@@ -54,10 +54,10 @@ class StandIn:
         raise ZeroDivisionError("a fault of the planner")
 
 
-def loaded(planner: StandIn) -> SimpleNamespace:
+def loaded(planner: StandIn, cameras: tuple[str, ...] = ("front", "back")) -> SimpleNamespace:
     return SimpleNamespace(
         planner=planner,
-        cameras=("front", "back"),
+        cameras=cameras,
         history_steps=0,
         history_interval_s=0.5,
         identity=lambda: {"vla": "stand-in"},
@@ -69,7 +69,12 @@ def make(memory_for: float = 0.0) -> SimpleNamespace:
     return loaded(StandIn(memory_for))
 
 
-def unusable() -> SimpleNamespace:
+def for_node(settings: object) -> SimpleNamespace:
+    time.sleep(0.5)
+    return loaded(StandIn(), CAMERAS)
+
+
+def unusable(*_: object) -> SimpleNamespace:
     raise ModelError("weights: missing")
 
 
@@ -77,6 +82,6 @@ def dies() -> SimpleNamespace:
     os._exit(9)
 
 
-def slow() -> SimpleNamespace:
+def slow(*_: object) -> SimpleNamespace:
     time.sleep(60)
     return make()
