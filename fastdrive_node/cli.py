@@ -25,6 +25,7 @@ INSTALL_HINTS = {
     "fastdrive_training": "pip install -e .[train]",
     "onnx": "pip install -e .[export]",
     "onnxruntime": "pip install -e .[export]",
+    "ray": "pip install -e .[cluster]",
     "rclpy": "pip install -e .[ros], or source a ROS 2 installation",
 }
 

@@ -74,3 +74,7 @@ class TrainingError(FastDriveError):
 
 class SimError(FastDriveError):
     """A world, folder or renderer of the simulator that cannot be used."""
+
+
+class ClusterError(FastDriveError):
+    """A Ray cluster that cannot be joined, or a worker of it that failed or died. What is finished is kept."""

@@ -13,7 +13,7 @@ from benchmarks.studies import recorded_scene
 from fastdrive_node.cli import main
 from fastdrive_node.errors import InputError
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
-from fastdrive_training.evaluation import run as evaluation
+from fastdrive_training.evaluation import segments
 from fastdrive_training.evaluation.metrics.judge import judge_plan
 from fastdrive_training.evaluation.samples import surroundings
 
@@ -82,7 +82,7 @@ def test_road_is_judged_on_the_recorded_mask_and_collision_is_not(dataset):
 
 
 def test_evaluation_runs_end_to_end(tmp_path, dataset, tiny_dir, monkeypatch):
-    monkeypatch.setattr(evaluation, "measure", lambda _, rows, *__, **___: [{} for _ in rows])
+    monkeypatch.setattr(segments, "measure", lambda _, rows, *__, **___: [{} for _ in rows])
     target = tmp_path / "figures.json"
     command = ["evaluate", str(dataset.root), "--vla", str(tiny_dir), "--pruners", "none,uniform", "--drop", "0.5"]
     assert main([*command, "--json", str(target)]) == 0

@@ -49,7 +49,7 @@ NOT_IMPORTED = {
 }
 EXTRAS = {
     "fastdrive_node": ("ros", "export"),  # onnxruntime runs engines
-    "fastdrive_training": ("train",),
+    "fastdrive_training": ("train", "cluster"),
     "fastdrive_export": ("export",),
     "fastdrive_sim": ("sim",),
     "benchmarks": ("train", "sim", "export"),

@@ -29,8 +29,8 @@ from fastdrive_training.evaluation import (
     efficiency,
     evaluate,
     other_scenes,
+    segments,
 )
-from fastdrive_training.evaluation import run as evaluation
 from fastdrive_training.evaluation.metrics.horizons import at_metric_steps
 from tests.generation import generate_as, untrained_vla
 from tests.training.annotate.annotate_fixtures import BrightModels, settings
@@ -54,7 +54,7 @@ def root(tmp_path_factory):
 @pytest.fixture
 def silent(monkeypatch):
     """No row is timed."""
-    monkeypatch.setattr(evaluation, "measure", lambda _, rows, *__, **___: [{} for _ in rows])
+    monkeypatch.setattr(segments, "measure", lambda _, rows, *__, **___: [{} for _ in rows])
 
 
 def _run(tmp_path, *arguments) -> dict:

@@ -15,7 +15,7 @@ from fastdrive_node.planning.generator import Generator
 from fastdrive_training.data import token_cache
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 from fastdrive_training.data.token_cache import FeatureStore
-from fastdrive_training.evaluation import OpenLoopSettings, evaluate
+from fastdrive_training.evaluation import OpenLoopSettings, evaluate, segments
 from fastdrive_training.evaluation import run as evaluation
 from fastdrive_training.vla.tiny_model import build_tiny_vla
 from tests.generation import generate_as
@@ -38,7 +38,7 @@ def asked(monkeypatch):
 
     generate_as(monkeypatch, text)
     monkeypatch.setattr(evaluation, "SEGMENT", 2)
-    monkeypatch.setattr(evaluation, "measure", lambda _, rows, *__, **___: [{"prefill_ms": 1.5} for _ in rows])
+    monkeypatch.setattr(segments, "measure", lambda _, rows, *__, **___: [{"prefill_ms": 1.5} for _ in rows])
     return asked
 
 
@@ -99,7 +99,7 @@ def test_folder_of_another_evaluation_is_refused(tmp_path, dataset, tiny_dir, ti
 
 def test_times_are_kept_with_the_run(tmp_path, dataset, tiny_vla, asked, monkeypatch):
     evaluate(dataset, tiny_vla, _settings(tmp_path / "run"), progress=False)
-    monkeypatch.setattr(evaluation, "measure", lambda _, rows, *__, **___: [{"prefill_ms": 9.0} for _ in rows])
+    monkeypatch.setattr(segments, "measure", lambda _, rows, *__, **___: [{"prefill_ms": 9.0} for _ in rows])
     again = evaluate(dataset, tiny_vla, _settings(tmp_path / "run"), progress=False)
     assert [row["prefill_ms"] for row in again["rows"]] == [1.5, 1.5, None]
     more = evaluate(dataset, tiny_vla, _settings(tmp_path / "run", pruners=("none", "uniform")), progress=False)

@@ -14,8 +14,7 @@ from fastdrive_node.types import CAMERAS
 from fastdrive_training.commands.evaluate import all_pruners
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 from fastdrive_training.data.token_cache import FeatureStore
-from fastdrive_training.evaluation import OpenLoopSettings, evaluate
-from fastdrive_training.evaluation import run as evaluation
+from fastdrive_training.evaluation import OpenLoopSettings, evaluate, segments
 from fastdrive_training.evaluation.answers import REACH, EarlierSets
 from tests.training.tiny_nuscenes import write_dataset
 
@@ -58,7 +57,7 @@ def test_the_sets_before_are_those_of_the_scene_in_time_order(dataset, tiny_vla)
 
 
 def test_a_memory_that_time_has_ended_chooses_as_the_pruner_alone(tmp_path, dataset, tiny_vla, calibrated, monkeypatch):
-    monkeypatch.setattr(evaluation, "measure", lambda _, rows, *__, **___: [{} for _ in rows])
+    monkeypatch.setattr(segments, "measure", lambda _, rows, *__, **___: [{} for _ in rows])
     pruners = ("reconpruner", "reconpruner-calibrated", "reconpruner-adaptive", "reconpruner-temporal")
     settings = OpenLoopSettings(pruners=pruners, drops=(0.25,), pruner_file=calibrated, out=tmp_path / "run")
     rows = {row["pruner"]: row for row in evaluate(dataset, tiny_vla, settings, progress=False)["rows"]}

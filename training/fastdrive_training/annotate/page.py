@@ -11,8 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fastdrive_node.errors import InputError
 from fastdrive_training.annotate.compose import SURE, compose
+from fastdrive_training.annotate.image_files import ImageKey
 from fastdrive_training.annotate.settings import IGNORE
-from fastdrive_training.annotate.store import ImageKey, MaskStore, write_file
+from fastdrive_training.annotate.store import MaskStore, write_file
 from fastdrive_training.data.adapters import ImageSource
 from fastdrive_training.data.masks import read_labels, size_of
 

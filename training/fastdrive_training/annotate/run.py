@@ -5,21 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from tqdm import tqdm
 
 from fastdrive_node.errors import InputError
-from fastdrive_training.annotate.compose import compose
+from fastdrive_training.annotate.image_files import ImageKey
 from fastdrive_training.annotate.models import GroundedSam
 from fastdrive_training.annotate.page import write_page
 from fastdrive_training.annotate.settings import AnnotateSettings
-from fastdrive_training.annotate.store import DONE, FIND, ImageKey, MaskStore
+from fastdrive_training.annotate.store import COMPOSE, DONE, MaskStore
+from fastdrive_training.annotate.worker import AnnotationWorker, ImageTask, LoadedModels, UnreadableImage
+from fastdrive_training.cluster import Cluster, map_items
 from fastdrive_training.data.adapters import ImageSource
-from fastdrive_training.data.masks import size_of
-from fastdrive_training.data.sampling import Shard, evenly_spaced, read_ahead
+from fastdrive_training.data.sampling import Shard, evenly_spaced
+
+BATCHES_AT_ONCE = 8  # that a worker of a cluster gets
 
 
 @dataclass
@@ -30,15 +33,7 @@ class AnnotationCounts:
     composed: int = 0  # masks made again from stored instances
     skipped: int = 0  # finished before
     failed: list[str] = field(default_factory=list)  # the reason of each image that could not be read
-    seconds: float = 0.0  # without the loading of the models
-
-
-@dataclass(frozen=True)
-class _ImageJob:
-    key: ImageKey
-    state: str
-    image: np.ndarray | None = None  # uint8 RGB [H, W, 3] where the models need it
-    problem: str = ""
+    seconds: float = 0.0  # from the first models that were loaded
 
 
 class Annotation:
@@ -47,7 +42,8 @@ class Annotation:
     Args:
         limit: so many items only, evenly spread; the rest stays for a later run.
         batch: images that go through the models at a time.
-        load_models: called once, and only where an image needs the models.
+        load_models: called once in each worker, and only where an image needs the models.
+        cluster: whose workers annotate; None: this process.
 
     Raises:
         InputError: ``out`` lies in the source; as :class:`MaskStore`.
@@ -63,6 +59,7 @@ class Annotation:
         recompose: bool = False,
         limit: int | None = None,
         batch: int = 1,
+        cluster: Cluster | None = None,
     ):
         if out.resolve().is_relative_to(source.root.resolve()):
             raise InputError(f"{out}: lies in the dataset {source.root}; choose a folder outside of it for the masks")
@@ -74,32 +71,32 @@ class Annotation:
         chosen = set(evenly_spaced(len(source), limit).tolist())
         keys = [key for key in self.keys if key.index in chosen]
         self._mine = keys[shard.index :: shard.count]
-        self._load_models, self._loading_s, self._batch = load_models, 0.0, batch
-        self._loaded: GroundedSam | None = None
+        self._load_models, self._batch, self._cluster = load_models, batch, cluster
 
     def run(self) -> AnnotationCounts:
         """Do what is not done. Images that cannot be read are counted and passed over.
 
         Raises ModelError where the models cannot be loaded or fail, InputError where they are not the manifest's.
         """
-        outcome, started = AnnotationCounts(), time.perf_counter()
-        bar = tqdm(total=len(self._mine), desc="annotating", unit="image")
-        waiting: list[_ImageJob] = []  # for the models
-        for job in read_ahead(self._jobs()):
-            if job.image is None:
-                self._do(job, outcome)
+        outcome, started, loaded = AnnotationCounts(), time.perf_counter(), False
+        make = partial(AnnotationWorker, self.source, self.settings, self._load_models, self._batch)
+        with tqdm(total=len(self._mine), desc="annotating", unit="image") as bar:
+            tasks = self._tasks(outcome, bar)
+            for result in map_items(make, tasks, self._cluster, BATCHES_AT_ONCE * self._batch):
+                if isinstance(result, LoadedModels):
+                    self.store.set_models(result.identity)
+                    started = started if loaded else time.perf_counter()
+                    loaded = True
+                    continue
+                if isinstance(result, UnreadableImage):
+                    outcome.failed.append(result.reason)
+                else:
+                    self.store.write(result)
+                    outcome.found += result.instances is not None
+                    outcome.composed += result.instances is None
                 bar.update()
-            else:
-                waiting.append(job)
-            if len(waiting) == self._batch:
-                self._find(waiting, outcome)
-                bar.update(len(waiting))
-                waiting = []
-            bar.set_postfix(skipped=outcome.skipped, failed=len(outcome.failed))
-        self._find(waiting, outcome)
-        bar.update(len(waiting))
-        bar.close()
-        outcome.seconds = time.perf_counter() - started - self._loading_s
+                bar.set_postfix(skipped=outcome.skipped, failed=len(outcome.failed))
+        outcome.seconds = time.perf_counter() - started
         return outcome
 
     def finish(self, outcome: AnnotationCounts, samples: int) -> dict:
@@ -124,48 +121,14 @@ class Annotation:
             write_page(self.source, self.store, [keys[place] for place in sorted(places)], figures)
         return figures
 
-    def _jobs(self) -> Iterator[_ImageJob]:
-        held, item = -1, None  # the item at place `held`
+    def _tasks(self, outcome: AnnotationCounts, bar: tqdm) -> Iterator[ImageTask]:
         for key in self._mine:
             state = self.store.state(key)
-            if state != FIND:
-                yield _ImageJob(key, state)
-                continue
-            try:
-                if item is None or held != key.index:
-                    held, item = key.index, self.source[key.index]
-                yield _ImageJob(key, state, item.load_image(key.camera))
-            except InputError as error:
-                yield _ImageJob(key, state, problem=str(error))
-
-    def _do(self, job: _ImageJob, outcome: AnnotationCounts) -> None:
-        if job.state == DONE:
-            outcome.skipped += 1
-            return
-        if job.problem:
-            outcome.failed.append(job.problem)
-            return
-        instances, size = self.store.read_instances(job.key)
-        outcome.composed += 1
-        self.store.write_mask(job.key, instances, compose(instances, size, self.settings))
-
-    def _find(self, jobs: list[_ImageJob], outcome: AnnotationCounts) -> None:
-        """Images that need the models, as one batch."""
-        if not jobs:
-            return
-        images = [cast(np.ndarray, job.image) for job in jobs]
-        for job, image, instances in zip(jobs, images, self._models().find_all(images), strict=True):
-            self.store.write_instances(job.key, instances, size_of(image))
-            self.store.write_mask(job.key, instances, compose(instances, size_of(image), self.settings))
-            outcome.found += 1
-
-    def _models(self) -> GroundedSam:
-        if self._loaded is None:
-            started = time.perf_counter()
-            self._loaded = self._load_models()
-            self.store.set_models(self._loaded.identity)
-            self._loading_s = time.perf_counter() - started
-        return self._loaded
+            if state == DONE:
+                outcome.skipped += 1
+                bar.update()
+            else:
+                yield ImageTask(key, self.store.stored_instances(key) if state == COMPOSE else None)
 
 
 def class_counts(lines: list[dict], settings: AnnotateSettings) -> dict:

@@ -14,23 +14,17 @@ Files are written by one rename, lines by one append; shards share nothing else,
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
-
-import cv2
-import numpy as np
-from pycocotools import mask as coco
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.files import write_atomically
-from fastdrive_training.annotate.compose import SURE, Composition, Instance
+from fastdrive_training.annotate.compose import Instance
+from fastdrive_training.annotate.image_files import AnnotatedImage, ImageKey, unpack_instances
 from fastdrive_training.annotate.settings import IGNORE, AnnotateSettings, short_digest
 from fastdrive_training.data.adapters import ImageSource
 from fastdrive_training.data.adapters.base import digest
@@ -39,15 +33,6 @@ from fastdrive_training.data.masks import INDEX, MANIFEST, annotated_split
 FORMAT = 1
 ROLES = ("detector", "segmenter")
 DONE, COMPOSE, FIND = "done", "compose", "find"  # what an image still needs
-
-
-@dataclass(frozen=True)
-class ImageKey:
-    """One image of the source."""
-
-    index: int  # of the item
-    name: str
-    camera: str
 
 
 class MaskStore:
@@ -114,51 +99,29 @@ class MaskStore:
     def mask_path(self, key: ImageKey) -> Path:
         return self.root / "masks" / key.camera / f"{key.name}.png"
 
-    def write_instances(self, key: ImageKey, instances: Sequence[Instance], size: tuple[int, int]) -> None:
-        """Keep the instances of an image of ``size`` (height, width)."""
-        rows = [
-            {
-                "group": one.group,
-                "prompt": one.prompt,
-                "box": list(one.box),
-                "score": one.score,
-                "quality": one.quality,
-                "rle": cast(bytes, coco.encode(np.asfortranarray(one.mask.astype(np.uint8)))["counts"]).decode(),
-            }
-            for one in instances
-        ]
-        content = json.dumps({"size": list(size), "instances": rows}).encode()
-        write_file(self._instances_path(key), gzip.compress(content, mtime=0))
+    def stored_instances(self, key: ImageKey) -> bytes:
+        """The file of an image's instances. Call where :meth:`state` found it whole."""
+        return self._instances_path(key).read_bytes()
 
     def read_instances(self, key: ImageKey) -> tuple[list[Instance], tuple[int, int]]:
-        """What :meth:`write_instances` kept, and the size. Call where :meth:`state` found the file whole."""
-        content = json.loads(gzip.decompress(self._instances_path(key).read_bytes()))
-        size = tuple(content["size"])
-        return [
-            Instance(
-                row["group"],
-                row["prompt"],
-                tuple(row["box"]),
-                row["score"],
-                row["quality"],
-                coco.decode({"size": list(size), "counts": row["rle"].encode()}).astype(bool),
-            )
-            for row in content["instances"]
-        ], size
+        """As :func:`unpack_instances`. Call where :meth:`state` found the file whole."""
+        return unpack_instances(self.stored_instances(key))
 
-    def write_mask(self, key: ImageKey, instances: Sequence[Instance], made: Composition) -> None:
-        """Write the mask and the journal's line, which makes the image a finished one."""
-        png = cv2.imencode(".png", made.labels, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1].tobytes()
-        write_file(self.mask_path(key), png)
+    def write(self, image: AnnotatedImage) -> None:
+        """Write an image's files and the journal's line, which makes it a finished one."""
+        key = image.key
+        if image.instances is not None:
+            write_file(self._instances_path(key), image.instances)
+        write_file(self.mask_path(key), image.png)
         entry = {
             "camera": key.camera,
             "name": key.name,
             "detection": self._detection_id,
             "composition": self._composition_id,
             "time": time.time(),
-            "mask_sha256": hashlib.sha256(png).hexdigest(),
+            "mask_sha256": hashlib.sha256(image.png).hexdigest(),
             "instances_sha256": _sha256(self._instances_path(key)),
-            **_counts(made, instances, self.settings),
+            **image.counts,
         }
         self._entries[key.camera, key.name] = entry
         self._append(entry)
@@ -264,16 +227,6 @@ def write_file(path: Path, content: bytes) -> None:
 
 def _sha256(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
-
-
-def _counts(made: Composition, instances: Sequence[Instance], settings: AnnotateSettings) -> dict:
-    """Pixels by label, and instances by group: how many are sure or in doubt, and the sum of the sure ones' scores."""
-    pixels = np.bincount(made.labels.ravel(), minlength=256)
-    groups = {group.name: {"sure": 0, "doubt": 0, "score": 0.0} for group in settings.groups}
-    for one, verdict in zip(instances, made.verdicts, strict=True):
-        groups[one.group]["sure" if verdict == SURE else "doubt"] += 1
-        groups[one.group]["score"] += one.score if verdict == SURE else 0.0
-    return {"pixels": {name: int(pixels[number]) for name, number in settings.labels.items()}, "instances": groups}
 
 
 def _difference(stored, wanted) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -13,8 +14,9 @@ from fastdrive_node.cli import write_json
 from fastdrive_node.devices import choose_device
 from fastdrive_training.annotate.models import GroundedSam
 from fastdrive_training.annotate.run import Annotation, raise_failures
-from fastdrive_training.annotate.settings import load_settings
-from fastdrive_training.commands.options import figures_table, names, require_positive, shard_of
+from fastdrive_training.annotate.settings import AnnotateSettings, load_settings
+from fastdrive_training.cluster import open_cluster
+from fastdrive_training.commands.options import add_ray_argument, figures_table, names, require_positive, shard_of
 from fastdrive_training.data.adapters import KINDS, open_source
 from fastdrive_training.data.sampling import Shard
 
@@ -29,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "examples:\n"
         "  fastdrive annotate data/nuscenes masks/try --split train --limit 10     # look at masks/try/samples.html\n"
         "  fastdrive annotate data/nuscenes masks/train --split train --shard 0/4  # and 1/4, 2/4, 3/4 elsewhere\n"
+        "  fastdrive annotate data/nuscenes masks/train --split train --ray auto\n"
         "  fastdrive annotate data/nuscenes masks/train --split train --recompose --set composition.accept=0.4"
     )
     parser.add_argument("source", metavar="SOURCE", help="nuScenes-schema dataset, KITTI, Waymo, or a folder of images")
@@ -48,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recompose", action="store_true", help="new thresholds: masks anew from stored instances")
     parser.add_argument("--samples", type=int, default=24, metavar="N", help="images on the page (%(default)s)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, or auto: cuda where there is one")
+    add_ray_argument(parser)
     parser.add_argument("--json", metavar="FILE", help="write the figures here; - is standard output")
 
 
@@ -59,17 +63,11 @@ def run(args: argparse.Namespace) -> None:
     models = [f"models.{role}={name}" for role, name in named.items() if name]
     settings = load_settings(args.config, [*args.set, *models])
     source = open_source(args.source, args.split, args.kind, cameras=args.cameras, own_masks=False)
-    annotation = Annotation(
-        source,
-        Path(args.out),
-        settings,
-        args.shard,
-        lambda: GroundedSam(settings, choose_device(args.device, "--device")),
-        args.recompose,
-        args.limit,
-        args.batch_size,
-    )
-    outcome = annotation.run()
+    with open_cluster(args.ray, args.device) as cluster:
+        load = partial(load_models, settings, cluster.device if cluster else args.device)
+        options = (args.shard, load, args.recompose, args.limit, args.batch_size, cluster)
+        annotation = Annotation(source, Path(args.out), settings, *options)
+        outcome = annotation.run()
     figures = annotation.finish(outcome, args.samples)
     console = Console(file=sys.stderr)
     console.print(table(figures))
@@ -77,6 +75,11 @@ def run(args: argparse.Namespace) -> None:
         console.print(f"{figures['images'] - figures['finished']} images are left; run again, or the other shards")
     write_json({"source": args.source, "out": args.out, "shard": str(args.shard), **figures}, args.json)
     raise_failures(outcome)
+
+
+def load_models(settings: AnnotateSettings, device: str) -> GroundedSam:
+    """Detector and segmenter, in the process that calls it."""
+    return GroundedSam(settings, choose_device(device, "--device"))
 
 
 def table(figures: dict) -> Table:

@@ -15,8 +15,10 @@ from fastdrive_node.families import Vla
 from fastdrive_node.families.spec import SHIPPED_VLA
 from fastdrive_node.pruning.checkpoint import load_calibration
 from fastdrive_node.pruning.registry import PRUNERS, VARIANTS
+from fastdrive_training.cluster import open_cluster
 from fastdrive_training.commands.options import (
     add_dataset_arguments,
+    add_ray_argument,
     figures_table,
     names,
     open_dataset,
@@ -43,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "example:\n  fastdrive evaluate data/sim --split val --vla models/tiny \\\n"
         "      --pruners none,random,reconpruner --drop 0.5,0.75 --seeds 3 --out runs/open_loop --json -\n"
         "  for i in 0 1 2 3; do fastdrive evaluate data/nuscenes --split val --masks masks/val --no-timing \\\n"
-        "      --shard $i/4 --device cuda:$i --out runs/val & done; wait; fastdrive evaluate-report runs/val"
+        "      --shard $i/4 --device cuda:$i --out runs/val & done; wait; fastdrive evaluate-report runs/val\n"
+        "  fastdrive evaluate data/nuscenes --split val --no-timing --ray auto --out runs/val"
     )
     add_dataset_arguments(parser)
     parser.add_argument(
@@ -59,31 +62,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--masks", type=Path, metavar="DIR", help="masks of fastdrive annotate (the dataset's own)")
     parser.add_argument("--no-timing", action="store_true", help="leave pruner_ms, prefill_ms and decode_ms out (null)")
     parser.add_argument("--shard", type=shard_of, metavar="I/N", help="part I of N of the samples, from 0 (all)")
+    add_ray_argument(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep the run here and go on with it")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep encoder features here (OUT/features)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Raises InputError for the data or an argument, ModelError for the VLA or pruner."""
-    source, vla = open_dataset(args)
-    pruners = args.pruners or all_pruners(source, vla, pruner_file(args))
-    settings = OpenLoopSettings(
-        pruners=pruners,
-        drops=args.drop,
-        seeds=args.seeds,
-        pruner_file=pruner_file(args),
-        shuffled=args.images == "shuffled",
-        limit=args.limit,
-        batch=args.batch,
-        out=args.out,
-        cache=args.cache,
-        timing=not args.no_timing,
-        masks=args.masks,
-        shard=args.shard,
-    )
-    if args.shard and not args.out:
-        print("--shard without --out: the figures are of this shard alone and cannot be merged", file=sys.stderr)
-    figures = evaluate(source, vla, settings)
+    with open_cluster(args.ray, args.device) as cluster:
+        source, vla = open_dataset(args, cluster)
+        pruners = args.pruners or all_pruners(source, vla, pruner_file(args))
+        settings = OpenLoopSettings(
+            pruners=pruners,
+            drops=args.drop,
+            seeds=args.seeds,
+            pruner_file=pruner_file(args),
+            shuffled=args.images == "shuffled",
+            limit=args.limit,
+            batch=args.batch,
+            out=args.out,
+            cache=args.cache,
+            timing=not args.no_timing,
+            masks=args.masks,
+            shard=args.shard,
+        )
+        if args.shard and not args.out:
+            print("--shard without --out: the figures are of this shard alone and cannot be merged", file=sys.stderr)
+        figures = evaluate(source, vla, settings, cluster=cluster)
     console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 132)
     for each in tables(figures):
         console.print(each)

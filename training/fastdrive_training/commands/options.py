@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+import torch
 from rich.table import Table
 
 from fastdrive_node.commands.options import add_device_arguments
@@ -14,6 +15,7 @@ from fastdrive_node.errors import UsageError
 from fastdrive_node.families import Vla, load_vla
 from fastdrive_node.families.spec import load_spec
 from fastdrive_node.planning.loading import SHIPPED_PRUNER, default_vla_dir
+from fastdrive_training.cluster import Cluster
 from fastdrive_training.data.adapters import ImageSource, open_source
 from fastdrive_training.data.sampling import Shard
 
@@ -30,19 +32,33 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the figures here; - is standard output")
 
 
-def open_dataset(args: argparse.Namespace) -> tuple[ImageSource, Vla]:
+def open_dataset(args: argparse.Namespace, cluster: Cluster | None = None) -> tuple[ImageSource, Vla]:
     """The dataset that the arguments name, with the cameras of the VLA in its order, and the VLA.
+
+    Where workers of a cluster load the VLA, it is here without weights, on the CPU, in the dtype that theirs has.
 
     Raises:
         UsageError: --limit is below 1.
         InputError, ModelError: the dataset, device or VLA cannot be used.
     """
     require_positive("--limit", args.limit)
-    device = choose_device(args.device, "--device")
+    device = torch.device(cluster.device) if cluster else choose_device(args.device, "--device")
     cameras = tuple(load_spec(vla_dir(args)).cameras)
     masks = getattr(args, "masks", None)
     source = open_source(args.dataset, args.split, masks=masks, cameras=cameras, all_splits=True)
-    return source, load_vla(vla_dir(args), device, choose_dtype(args.dtype, device))
+    dtype = choose_dtype(args.dtype, device)
+    if cluster:
+        return source, load_vla(vla_dir(args), "cpu", dtype, frozenset())
+    return source, load_vla(vla_dir(args), device, dtype)
+
+
+def add_ray_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="work on a Ray cluster: auto (that of this machine), local:2 (two workers here), HOST:6379 or "
+        "ray://HOST:10001; needs the extra [cluster]",
+    )
 
 
 def figures_table(title: str, first: str, *columns: str) -> Table:

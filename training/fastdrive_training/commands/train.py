@@ -7,8 +7,12 @@ import importlib
 import os
 import shlex
 import sys
+from types import ModuleType
 
 from fastdrive_node.cli import write_json
+from fastdrive_node.errors import UsageError
+from fastdrive_training.cluster import open_cluster
+from fastdrive_training.commands.options import add_ray_argument
 from fastdrive_training.engine.config import RecipeError, load_recipe, recipe_schema, set_keys
 
 # kind -> module, recipe class, function (recipe: dict, resume: bool) -> figures
@@ -26,18 +30,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "schedule.steps lengthens a run; the learning rate then follows the longer schedule."
     )
     parser.epilog = (
-        "example:\n  fastdrive train recon_tiny --set seed=1 --set schedule.steps=500 --json -\n\n"
+        "example:\n  fastdrive train recon_tiny --set seed=1 --set schedule.steps=500 --json -\n"
+        "  fastdrive train recon_3b --cache-only --ray auto    # encode on a Ray cluster; then train\n\n"
         f"kinds of recipes: {', '.join(KINDS)}"
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of the recipe's run")
+    parser.add_argument(
+        "--cache-only", action="store_true", help="encode the images of a recon_pruner recipe, and stop (for --ray)"
+    )
+    add_ray_argument(parser)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of the recipe's kind and exit")
     parser.add_argument("--json", metavar="FILE", help="write the figures here; - is standard output")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Raises RecipeError that names the file and key, and what the training itself raises."""
+    """Raises RecipeError that names the file and key, UsageError, and what the training itself raises."""
+    if args.ray and not args.cache_only:
+        raise UsageError("--ray: a cluster encodes images only; use it with --cache-only, then train without")
     path, recipe = load_recipe(args.recipe)
     set_keys(recipe, args.set)
     kind = recipe.get("kind")
@@ -49,6 +60,9 @@ def run(args: argparse.Namespace) -> None:
         write_json(recipe_schema(getattr(module, recipe_kind)), "-")
         return
     try:
+        if args.cache_only:
+            write_json(_cache(module, recipe, kind, args.ray), args.json)
+            return
         figures = getattr(module, function)(recipe, args.resume)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
@@ -56,6 +70,15 @@ def run(args: argparse.Namespace) -> None:
         if figures.get("pruner"):
             print(next_steps(recipe, figures["pruner"]), file=sys.stderr)
         write_json(figures, args.json)
+
+
+def _cache(module: ModuleType, recipe: dict, kind: str, address: str | None) -> dict:
+    if not hasattr(module, "cache_tokens"):
+        raise UsageError(f"--cache-only: a recipe of kind {kind} has no cache; use it with recon_pruner")
+    with open_cluster(address, str(recipe.get("device", "auto")).split(":")[0]) as cluster:
+        figures = module.cache_tokens(recipe, cluster)
+    print(f"cache: {figures['cache']}, {figures['items']} items, {figures['bytes'] / 1e9:.3g} GB", file=sys.stderr)
+    return figures
 
 
 def next_steps(recipe: dict, pruner: str) -> str:

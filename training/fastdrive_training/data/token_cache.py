@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,29 @@ from tqdm import tqdm
 from fastdrive_node.errors import InputError
 from fastdrive_node.families import VisualTokens, Vla
 from fastdrive_node.files import write_atomically
+from fastdrive_training.cluster import Cluster, map_items
 from fastdrive_training.data.adapters.base import ImageSource, Item, dataset_identity
 from fastdrive_training.data.sampling import read_ahead
 
 CHUNK = 16  # items encoded at a time
+CHUNKS_AT_ONCE = 4  # that a worker of a cluster gets
 TOKENS, PROGRESS = "tokens.f16", "progress.json"
 _LAYER = "layer_features."
 _LARGEST = np.finfo(np.float16).max
 
 
-def build_token_cache(source: ImageSource, vla: Vla, folder: str | Path) -> np.memmap:
+def build_token_cache(
+    source: ImageSource,
+    vla: Vla,
+    folder: str | Path,
+    cluster: Cluster | None = None,
+    load_encoder: Callable[[], Vla] | None = None,
+) -> np.memmap:
     """Open the cache of a dataset for the VLA's encoder below ``folder``; compute what is missing, with progress.
+
+    Args:
+        cluster: whose workers encode, each with the VLA of its own that ``load_encoder`` gives; None: this process,
+            with ``vla``.
 
     Returns float16 [items, cameras, rows * cols, D], memory-mapped and read-only.
     Raises InputError: an image is missing or unreadable, the encoder's tokens do not fit float16.
@@ -47,7 +60,8 @@ def build_token_cache(source: ImageSource, vla: Vla, folder: str | Path) -> np.m
     done = _done(folder, shape)
     if done < len(source):
         tokens = np.memmap(folder / TOKENS, np.float16, "r+" if done else "w+", shape=shape)
-        _fill(source, vla, tokens, folder / PROGRESS, done)
+        make = partial(EncodingWorker, source, (cluster and load_encoder) or (lambda: vla))
+        _fill(source, tokens, folder / PROGRESS, done, make, cluster)
     return np.memmap(folder / TOKENS, np.float16, "r", shape=shape)
 
 
@@ -111,27 +125,69 @@ def _done(folder: Path, shape: tuple[int, ...]) -> int:
         return 0
 
 
-def _fill(source: ImageSource, vla: Vla, tokens: np.memmap, progress: Path, done: int) -> None:
-    vision = vla.torch_vision()
-    bar = tqdm(total=len(source), initial=done, desc="encoding", unit="item")
-    for start, images in read_ahead(_chunks(source, done)):
-        stop = start + len(images)
-        encoded = encode_keyframes(vision, images).float().cpu().numpy()
-        if not np.abs(encoded).max() <= _LARGEST:
-            raise InputError(f"{vla.path}: the encoder's tokens of {source.names[start]} do not fit float16")
-        tokens[start:stop] = encoded
-        tokens.flush()
-        with write_atomically(progress) as partial:
-            partial.write_text(json.dumps({"done": stop}))
-        bar.update(len(images))
-    bar.close()
+@dataclass(frozen=True)
+class _Chunk:
+    """Items that are encoded together."""
+
+    start: int
+    stop: int
+    first: str  # name of the first item
+
+    def __str__(self) -> str:
+        return f"item {self.start} ({self.first})"
 
 
-def _chunks(source: ImageSource, done: int) -> Iterator[tuple[int, list[list[np.ndarray]]]]:
-    """(position of the first item, images by item and camera)."""
-    for start in range(done, len(source), CHUNK):
-        items = [source[index] for index in range(start, min(start + CHUNK, len(source)))]
-        yield start, [load_images(item, source.cameras) for item in items]
+@dataclass(frozen=True)
+class EncodedChunk:
+    """float16 tokens [items, cameras, N, D] of the items from ``start`` on."""
+
+    start: int
+    tokens: np.ndarray
+
+
+class EncodingWorker:
+    """Encodes chunks of a dataset; ``load_encoder`` gives a VLA with its vision tower, called once."""
+
+    def __init__(self, source: ImageSource, load_encoder: Callable[[], Vla]):
+        self._source, self._vla = source, load_encoder()
+        self._vision = self._vla.torch_vision()
+
+    def __call__(self, chunks: Iterable[_Chunk]) -> Iterator[EncodedChunk]:
+        """Raises InputError: an image is missing or unreadable, tokens do not fit float16."""
+        for chunk, images in read_ahead((chunk, self._read(chunk)) for chunk in chunks):
+            encoded = encode_keyframes(self._vision, images).float().cpu().numpy()
+            if not np.abs(encoded).max() <= _LARGEST:
+                raise InputError(f"{self._vla.path}: the encoder's tokens of {chunk.first} do not fit float16")
+            yield EncodedChunk(chunk.start, encoded.astype(np.float16))
+
+    def _read(self, chunk: _Chunk) -> list[list[np.ndarray]]:
+        items = [self._source[index] for index in range(chunk.start, chunk.stop)]
+        return [load_images(item, self._source.cameras) for item in items]
+
+
+def _fill(
+    source: ImageSource,
+    tokens: np.memmap,
+    progress: Path,
+    done: int,
+    make: Callable[[], EncodingWorker],
+    cluster: Cluster | None,
+) -> None:
+    """Chunks may come in any order; ``progress`` counts the items before the first that is missing."""
+    starts = range(done, len(source), CHUNK)
+    chunks = (_Chunk(start, min(start + CHUNK, len(source)), source.names[start]) for start in starts)
+    ahead: dict[int, int] = {}  # chunks behind a missing one: start -> stop
+    with tqdm(total=len(source), initial=done, desc="encoding", unit="item") as bar:
+        for chunk in map_items(make, chunks, cluster, CHUNKS_AT_ONCE):
+            stop = chunk.start + len(chunk.tokens)
+            tokens[chunk.start : stop] = chunk.tokens
+            tokens.flush()
+            ahead[chunk.start] = stop
+            while done in ahead:
+                done = ahead.pop(done)
+            with write_atomically(progress) as file:
+                file.write_text(json.dumps({"done": done}))
+            bar.update(len(chunk.tokens))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -11,21 +13,11 @@ from tqdm import tqdm
 
 from fastdrive_node.errors import InputError, UsageError
 from fastdrive_node.families import Vla
-from fastdrive_node.pruning.pruner import ContextField
-from fastdrive_node.pruning.score_pruner import RefinedPruner
+from fastdrive_training.cluster import Cluster, map_items
 from fastdrive_training.data.adapters.base import FUTURE_INTERVAL_S, FUTURE_POINTS, ImageSource
 from fastdrive_training.data.sampling import Shard
-from fastdrive_training.data.token_cache import FeatureStore
-from fastdrive_training.evaluation.answers import (
-    Answerer,
-    EarlierSets,
-    EvaluationSample,
-    PrunerRow,
-    judged_plan,
-    make_rows,
-    needs_of,
-)
-from fastdrive_training.evaluation.efficiency import TIMES, measure
+from fastdrive_training.evaluation.answers import JudgedAnswer, make_rows
+from fastdrive_training.evaluation.efficiency import TIMES
 from fastdrive_training.evaluation.intervals import (
     FIGURES,
     interval,
@@ -36,21 +28,24 @@ from fastdrive_training.evaluation.intervals import (
 )
 from fastdrive_training.evaluation.metrics.horizons import NAMES, at_t, figures
 from fastdrive_training.evaluation.records import RecordStore, identity_of
-from fastdrive_training.evaluation.samples import (
-    CONSTANT_VELOCITY,
-    SampleChoice,
-    choose_samples,
-    constant_velocity,
-    surroundings,
-)
+from fastdrive_training.evaluation.samples import SampleChoice, choose_samples
+from fastdrive_training.evaluation.segments import BASELINE, RowCosts, SegmentTask, SegmentWorker, load_worker
 from fastdrive_training.evaluation.settings import OpenLoopSettings, RowKey
 
 SEGMENT = 64  # samples that are held at a time, and that a row writes at once
-BASELINE = RowKey(CONSTANT_VELOCITY, 0.0)
 
 
-def evaluate(source: ImageSource, vla: Vla, settings: OpenLoopSettings, progress: bool = True) -> dict:
+def evaluate(
+    source: ImageSource,
+    vla: Vla,
+    settings: OpenLoopSettings,
+    progress: bool = True,
+    cluster: Cluster | None = None,
+) -> dict:
     """Run every row over the items that have a full future, or over a shard of them.
+
+    With a cluster its workers answer, each with a VLA loaded from the directory of this one, in its dtype; here the
+    weights are not needed. Workers write no files but encoder features, each item's its own.
 
     Returns ``rows`` as in the command's JSON, ``comparisons`` (see :func:`comparisons`), ``samples`` and
     ``without_future`` (skipped), ``images``, and of a shard ``shard``.
@@ -60,14 +55,20 @@ def evaluate(source: ImageSource, vla: Vla, settings: OpenLoopSettings, progress
             file of the dataset, or an output folder of another evaluation.
         ModelError: a pruner that cannot serve the VLA.
         UsageError: more shards than segments of samples.
+        ClusterError: a worker of the cluster failed.
     """
     require_horizon(vla)
-    rows = make_rows(vla, settings)
     samples = choose_samples(source, settings.limit, settings.shuffled)
     segments = segments_of(len(samples), settings.shard)
+    if cluster is None:
+        worker = SegmentWorker(source, vla, settings, progress)
+        keys, make = [row.key for row in worker.rows], lambda: worker
+    else:
+        keys = [row.key for row in make_rows(vla, settings)]
+        make = partial(load_worker, source, vla.path, cluster.device, vla.dtype, settings)
     store = RecordStore(settings.folder, identity_of(source, vla, samples, settings, SEGMENT))
-    _Evaluation(source, vla, settings, rows, samples, store).all(segments, progress)
-    keys = [*(row.key for row in rows), BASELINE]
+    _Table(keys, source, samples, store, settings.timing).fill(segments, make, cluster, progress)
+    keys.append(BASELINE)
     store.finish(keys, segments)
     return {
         **table_figures({key: store.row(key, segments) for key in keys}, store.efficiency, settings.timing),
@@ -116,76 +117,52 @@ def require_horizon(vla: Vla) -> None:
         )
 
 
-class _Evaluation:
-    """Segment after segment of the samples: features once, then every row that lacks it."""
+@dataclass(frozen=True)
+class _Table:
+    """The rows of an evaluation over its samples: what they lack, and where answers are kept."""
 
-    def __init__(
+    keys: Sequence[RowKey]
+    source: ImageSource
+    samples: SampleChoice
+    store: RecordStore
+    timing: bool
+
+    def fill(
         self,
-        source: ImageSource,
-        vla: Vla,
-        settings: OpenLoopSettings,
-        rows: Sequence[PrunerRow],
-        samples: SampleChoice,
-        store: RecordStore,
-    ):
-        self._source, self._rows, self._samples, self._store = source, rows, samples, store
-        self._batch, self._timing = settings.batch, settings.timing
-        needs = needs_of(rows)
-        self._coverage, self._frames = ContextField.COVERAGE in needs, ContextField.FRAME in needs
-        refined = [row.pruner for row in rows if isinstance(row.pruner, RefinedPruner)]
-        self._remembering = next((pruner for pruner in refined if pruner.remembers), None)
-        self._answerer = Answerer(vla)
-        self._features = FeatureStore(source, vla, settings.features, ContextField.TOWER_ATTENTION in needs)
-        self._earlier = EarlierSets(source, vla, self._features)
-
-    def all(self, segments: Sequence[int], progress: bool) -> None:
+        segments: Sequence[int],
+        make: Callable[[], SegmentWorker],
+        cluster: Cluster | None,
+        progress: bool,
+    ) -> None:
         """Run what is missing of these segments."""
-        total = sum(len(self._samples.own[_span(number)]) for number in segments) * (len(self._rows) + 1)
+        sizes = {number: len(self.samples.own[_span(number)]) for number in segments}
+        unfinished: dict[tuple[RowKey, int], list[JudgedAnswer]] = {}
+        total = sum(sizes.values()) * (len(self.keys) + 1)
         with tqdm(total=total, desc="evaluating", unit="answer", disable=not progress) as bar:
-            for number in segments:
-                self._segment(number, _span(number), bar)
+            for result in map_items(make, self._tasks(segments, bar), cluster):
+                if isinstance(result, RowCosts):
+                    self.store.put_efficiency(result.key, result.figures)
+                    continue
+                bar.set_postfix_str(result.key.slug)
+                bar.update(len(result.answers))
+                place = result.key, result.segment
+                answers = unfinished.setdefault(place, [])
+                answers += result.answers
+                if len(answers) == sizes[result.segment]:
+                    self.store.put(*place, unfinished.pop(place))
 
-    def _segment(self, number: int, span: slice, bar: tqdm) -> None:
-        size = len(self._samples.own[span])
-        missing = [row for row in self._rows if not self._store.has(row.key, number)]
-        kinds = [row for row in self._rows if number == 0 and not row.key.seed]
-        unmeasured = any(self._lacks_costs(row.key) for row in kinds)
-        baseline = self._store.has(BASELINE, number)
-        bar.update(size * (len(self._rows) - len(missing) + baseline))
-        if not missing and not unmeasured and baseline:
-            return
-        samples = self._load(span)
-        if not baseline:
-            plans = [judged_plan(one.item, constant_velocity(one.item.known_history), one.around) for one in samples]
-            self._store.put(BASELINE, number, plans)
-            bar.update(size)
-        if unmeasured:
-            bar.set_postfix_str("timing")
-            costs = measure(self._answerer, kinds, samples, self._timing, progress=not bar.disable)
-            for row, figures in zip(kinds, costs, strict=True):
-                self._store.put_efficiency(row.key, figures)
-        for row in missing:
-            bar.set_postfix_str(row.key.slug)
-            answers = []
-            for start in range(0, size, self._batch):
-                answers += self._answerer.judged(row, samples[start : start + self._batch])
-                bar.update(len(answers) - start)
-            self._store.put(row.key, number, answers)
+    def _tasks(self, segments: Sequence[int], bar: tqdm) -> Iterator[SegmentTask]:
+        for number in segments:
+            own, images = self.samples.own[_span(number)], self.samples.images[_span(number)]
+            missing = frozenset(key for key in (*self.keys, BASELINE) if not self.store.has(key, number))
+            costs = number == 0 and any(self._lacks_costs(key) for key in self.keys)
+            bar.update(len(own) * (len(self.keys) + 1 - len(missing)))
+            if missing or costs:
+                yield SegmentTask(number, own, images, missing, costs, self.source.names[own[0]])
 
     def _lacks_costs(self, key: RowKey) -> bool:
-        known = self._store.efficiency.get(key.kind)
-        return known is None or (self._timing and known.get("prefill_ms") is None)
-
-    def _load(self, span: slice) -> list[EvaluationSample]:
-        shown = self._samples.images[span]
-        loaded = []
-        for own, images, features in zip(self._samples.own[span], shown, self._features.load(shown), strict=True):
-            item = self._source[own]
-            seen, around = item if images == own else self._source[images], surroundings(item)
-            frame = self._earlier.frame(images) if self._frames else None
-            state = self._earlier.state(self._remembering, images) if self._remembering else None
-            loaded.append(self._answerer.sample(item, seen, features, around, self._coverage, frame, state))
-        return loaded
+        known = self.store.efficiency.get(key.kind)
+        return known is None or (self.timing and known.get("prefill_ms") is None)
 
 
 def row_figures(key: RowKey, table: pa.Table, efficiency: dict) -> dict:

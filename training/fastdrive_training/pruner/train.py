@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 
+from fastdrive_node.devices import choose_device
 from fastdrive_node.families import Vla, load_vla
 from fastdrive_node.families.base import VISION
 from fastdrive_node.families.loading import read_language_layer
@@ -17,6 +18,7 @@ from fastdrive_node.files import write_atomically
 from fastdrive_node.planning.loading import SHIPPED_PRUNER
 from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_training.cluster import Cluster
 from fastdrive_training.data.adapters import ImageSource, open_source
 from fastdrive_training.data.sampling import evenly_spaced
 from fastdrive_training.data.token_cache import build_token_cache, pixel_encoder
@@ -79,6 +81,28 @@ def train(recipe: dict, resume: bool = False) -> dict:
     return figures
 
 
+def cache_tokens(recipe: dict, cluster: Cluster | None = None) -> dict:
+    """Encode the training images of a recipe into its ``cache``, here or on a cluster, and stop.
+
+    Returns ``cache`` (the folder), ``items`` and ``bytes``.
+    Raises RecipeError, InputError, ModelError, ClusterError.
+    """
+    settings = parse_recipe(ReconRecipe, recipe)
+    if settings.features != "cached":
+        raise RecipeError(f"features: {settings.features}: nothing is cached; use cached")
+    source = _open(settings, settings.dataset, settings.train_split, settings.masks)
+    if cluster is None:
+        device = choose_device(settings.device)
+        precision = choose_precision(settings.precision, device)
+    else:  # of its workers, which may have a GPU where this process has none
+        device = torch.device(cluster.device)
+        precision = "float32" if settings.precision == "float32" or device.type == "cpu" else "bfloat16"
+    vla = _load_encoder(settings.vla, device if cluster is None else torch.device("cpu"), precision, device.type)
+    load = partial(_load_encoder, settings.vla, device, precision)
+    tokens = build_token_cache(source, vla, settings.cache, cluster, load)
+    return {"cache": str(Path(str(tokens.filename)).parent), "items": len(tokens), "bytes": tokens.nbytes}
+
+
 def prepare(settings: ReconRecipe) -> ReconRun:
     """Load the VLA, its tokens and the data, and build pruner, decoder and trainer. Raises as :func:`train`."""
     processes = Processes(settings.device)
@@ -118,9 +142,13 @@ def build_modules(settings: ReconRecipe, vla: Vla) -> tuple[ReconPruner, ReconDe
     return pruner, decoder
 
 
-def _load_encoder(path: str, device: torch.device, precision: str) -> Vla:
-    """A VLA of which only the encoder is loaded, on the device, in bfloat16 where the GPU trains in it."""
-    dtype = torch.bfloat16 if precision == "bfloat16" and device.type == "cuda" else torch.float32
+def _load_encoder(path: str, device: torch.device, precision: str, trained_on: str = "") -> Vla:
+    """A VLA of which only the encoder is loaded, on the device, in bfloat16 where the GPU trains in it.
+
+    ``trained_on`` is the type of the device that trains, where it is another.
+    """
+    on_gpu = (trained_on or device.type) == "cuda"
+    dtype = torch.bfloat16 if precision == "bfloat16" and on_gpu else torch.float32
     vla = load_vla(path, "cpu", dtype, frozenset({VISION}))
     del vla.model.model.language_model  # its embeddings
     vla.torch_vision().to(device)  # it holds the VLA's own modules

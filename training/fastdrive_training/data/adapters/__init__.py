@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 
 from fastdrive_node.errors import InputError
-from fastdrive_training.data.adapters.base import ImageSource, Item, SourceOptions, dataset_identity
+from fastdrive_training.data.adapters.base import ImageSource, Item, ReopenedSource, SourceOptions, dataset_identity
 
 __all__ = ["KINDS", "ImageSource", "Item", "dataset_identity", "detect_kind", "open_source"]
 
@@ -54,7 +54,10 @@ def open_source(
     except ImportError as error:
         hint = "pip install -e .[train,waymo]"
         raise InputError(f"data of kind {kind} need a package that cannot be imported ({error}): {hint}") from None
-    return opener(SourceOptions(root, split, masks, cameras, own_masks and masks is None, all_splits))
+    source: ImageSource = opener(SourceOptions(root, split, masks, cameras, own_masks and masks is None, all_splits))
+    if isinstance(source, ReopenedSource):
+        source.opened_by = open_source, (root, split, kind, masks, cameras, own_masks, all_splits)
+    return source
 
 
 def detect_kind(root: Path) -> str:

@@ -171,7 +171,16 @@ class Entry:
     command: Command | None = None  # None: it follows from the track
 
 
-class FileSource(Sequence[Item]):
+class ReopenedSource:
+    """A source that is pickled as the call that opened it: its tables and caches stay in their process."""
+
+    opened_by: tuple[Callable[..., Any], tuple[Any, ...]] | None = None  # function and arguments
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.opened_by or super().__reduce_ex__(protocol)
+
+
+class FileSource(ReopenedSource, Sequence[Item]):
     """An ImageSource over files.
 
     Args:

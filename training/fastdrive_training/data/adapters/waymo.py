@@ -30,6 +30,7 @@ from fastdrive_node.errors import FastDriveError, InputError
 from fastdrive_node.files import write_atomically
 from fastdrive_training.data.adapters.base import (
     Item,
+    ReopenedSource,
     SourceOptions,
     checked_names,
     chosen_cameras,
@@ -80,7 +81,7 @@ def open_waymo(options: SourceOptions) -> WaymoSource:
     return WaymoSource(replace(options, root=folder))
 
 
-class WaymoSource(Sequence[Item]):
+class WaymoSource(ReopenedSource, Sequence[Item]):
     """An ImageSource over the Parquet files of one split.
 
     Raises InputError: no such camera, a file that is no Parquet or lacks a column, no frame that has every camera.

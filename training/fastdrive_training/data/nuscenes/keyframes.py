@@ -18,6 +18,7 @@ from fastdrive_training.data.adapters.base import (
     FUTURE_INTERVAL_S,
     FUTURE_POINTS,
     Item,
+    ReopenedSource,
     checked_names,
     chosen_cameras,
     digest,
@@ -34,7 +35,7 @@ from fastdrive_training.data.nuscenes.tables import NuscenesTables
 NO_MASKS = "use a dataset that has a masks folder, or name a folder of fastdrive annotate"
 
 
-class KeyframeDataset(Sequence[Item]):
+class KeyframeDataset(ReopenedSource, Sequence[Item]):
     """The keyframes of one split (or all), scene after scene, in time order.
 
     Args:
