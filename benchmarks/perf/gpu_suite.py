@@ -28,6 +28,7 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 if not __package__:  # started by its path
@@ -44,6 +45,9 @@ from fastdrive_node.benchmark.implementations import FastDrive, HfGenerate, Work
 from fastdrive_node.benchmark.timing import Case, Timing, measure, ratio
 from fastdrive_node.devices import describe
 from fastdrive_node.families import VisualTokens
+from fastdrive_node.families.qwen2_5_vl.cuda_graphs import GraphedLanguage
+from fastdrive_node.planning.drafts import ReplayedDrafter
+from fastdrive_node.pruning.pruner import Prefilled
 from fastdrive_node.pruning.score_pruner import ScorePruner
 
 DROPS = (0.0, 0.25, 0.5, 0.75)
@@ -71,6 +75,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="2 runs and short answers: to see whether it works")
     parser.add_argument(
         "--compile-backend", metavar="B", default="inductor", help="of torch.compile, or none (default: inductor)"
+    )
+    parser.add_argument(
+        "--draft-forwards", type=int, default=20, help="that an answer takes when it is drafted (default: 20)"
     )
     engines = parser.add_argument_group("engines")
     engines.add_argument("--tensorrt-python", type=Path, metavar="P", help="interpreter that has TensorRT")
@@ -101,6 +108,7 @@ class Suite:
         self.long_runs = 1 if args.quick else max(3, args.runs // 4)
         self.warm_up = 1 if args.quick else 3
         self.quick = args.quick
+        self.draft_forwards = args.draft_forwards
         self.backend = None if args.compile_backend == "none" else args.compile_backend
         self.engine_scenes = tuple(args.engine_scenes.split(","))
         self.engines = EngineSettings(
@@ -206,6 +214,8 @@ class Suite:
         self, model, pruner: ScorePruner, work: Workload, answer: int, scene: Scene, figures: dict, timings: dict
     ) -> None:
         """The step ``models``."""
+        faster = Faster(work, lambda drop: self._ours(work, answer, pruner, drop), self.draft_forwards)
+        figures["faster"] = faster.figures
         figures["kept_tokens"] = {ours_at(drop): self._ours(work, answer, pruner, drop).keep for drop in DROPS}
         found = figures.setdefault("agreement", {})[self.report["dtype"]] = {}
         self._guarded(found, lambda: self._agree(model, scene, found))
@@ -215,7 +225,8 @@ class Suite:
             ("prune", self._prune_cases(work, pruner), self.runs, 1),
             ("prefill", self._prefill_cases(work, pruner, answer), self.runs, 1),
             ("decode_per_token", self._decode_cases(work, pruner, steps), self.long_runs, steps - 1),
-            ("end_to_end", self._whole_cases(work, pruner, answer), self.long_runs, 1),
+            ("decode", faster.decoding(), self.long_runs, 1),
+            ("end_to_end", self._whole_cases(work, pruner, answer) | faster.whole(), self.long_runs, 1),
         ):
             figures["stages"][name] = self._measured(scene, name, cases, runs, timings, parts)
             self._save()
@@ -264,6 +275,69 @@ class Suite:
         return {name: Case(lambda _, run=run: run.end_to_end()) for name, run in implementations.items()}
 
 
+class Faster:
+    """This package with drafts and with CUDA graphs, each alone and both.
+
+    Random weights have no plan to draft: a draft is the answer itself, wrong at so many evenly spread places that it
+    takes the stated number of forwards.
+    """
+
+    def __init__(self, work: Workload, make: Callable[[float], FastDrive], forwards: int):
+        graphed = GraphedLanguage(work.vla) if work.vla.device.type == "cuda" else None
+        variants: list[tuple[GraphedLanguage | None, bool, str]] = [(None, True, "_drafts")]
+        if graphed is not None:
+            variants += [(graphed, False, "_graphs"), (graphed, True, "_drafts_graphs")]
+        self._cases: dict[str, tuple[FastDrive, Prefilled]] = {}
+        self.figures: dict[str, dict] = {}
+        for drop in (DROPS[0], DROPS[-1]):
+            plain = make(drop)
+            state = plain.prefill(*pruned(plain))
+            answer = plain.decode(state)
+            wrong = np.linspace(1, len(answer) - 1, forwards)[: forwards - 1].round().astype(int).tolist()
+            self._cases[ours_at(drop)] = (plain, state)
+            for language, drafts, name in variants:
+                ours = make(drop)
+                ours.generator.language = language or ours.generator.language
+                state = ours.prefill(*pruned(ours))
+                found = self._decode(ours, state, answer, wrong if drafts else None)
+                same = sum(a == b for a, b in zip(found, answer, strict=False)) / len(answer)
+                self._cases[ours_at(drop) + name] = (ours, state)
+                self.figures[ours_at(drop) + name] = {"tokens_equal_to_plain": same, "forwards": ours.forwards}
+
+    def _decode(
+        self, ours: FastDrive, state: Prefilled, answer: tuple[int, ...], wrong: list[int] | None
+    ) -> tuple[int, ...]:
+        """The first answer. With ``wrong`` the drafts become the answer that drafts give: rounding may change a token of
+        random weights, and all that come after it."""
+        if wrong is None:
+            return ours.decode(state)
+        first = None
+        for _ in range(8):
+            ours.drafter = ReplayedDrafter(answer, wrong, ours.vla.config.text_config.vocab_size - 1)
+            found = ours.decode(state)
+            first = first or found
+            if found == answer:
+                break
+            answer = found
+        assert first is not None
+        return first
+
+    def decoding(self) -> dict[str, Case]:
+        """Decoding alone."""
+        return {
+            name: Case(lambda _, ours=ours, state=state: ours.decode(state))
+            for name, (ours, state) in self._cases.items()
+        }
+
+    def whole(self) -> dict[str, Case]:
+        """Patches to ids."""
+        return {
+            name: Case(lambda _, ours=ours: ours.end_to_end())
+            for name, (ours, _) in self._cases.items()
+            if name in self.figures
+        }
+
+
 def encode_cases(work: Workload) -> dict[str, Case]:
     stock, ours = HfGenerate(work, 1), FastDrive(work, 1)
     return {STOCK: Case(lambda _: stock.encode()), "ours": Case(lambda _: ours.encode())}
@@ -281,7 +355,7 @@ def ratios(timings: dict[str, dict[str, Timing]]) -> dict:
     against_none = {}
     for stage in ("prefill", "decode_per_token", "end_to_end"):
         times = timings[stage]
-        against_stock[stage] = {ours_at(drop): ratio(times[STOCK], times[ours_at(drop)]) for drop in DROPS}
+        against_stock[stage] = {name: ratio(times[STOCK], ours) for name, ours in times.items() if name != STOCK}
         against_none[stage] = {
             ours_at(drop): ratio(times[ours_at(0.0)], times[ours_at(drop)]) for drop in DROPS if drop
         }

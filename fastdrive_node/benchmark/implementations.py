@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from fastdrive_node.families import Prompt, VisionBackend, VisualTokens, Vla
+from fastdrive_node.planning.drafts import Drafter
 from fastdrive_node.planning.generator import Generator
 from fastdrive_node.pruning.baselines.simple import NoPruner
 from fastdrive_node.pruning.pruner import Prefilled, Pruner, PruningContext
@@ -58,6 +59,8 @@ class FastDrive:
         self.generator = Generator(work.vla, answer=FixedLength(answer_tokens))
         self.pruner = pruner or NoPruner()
         self.keep = keep_count(self.vla.tokens, drop)
+        self.drafter: Drafter | None = None
+        self.forwards = answer_tokens - 1  # of the last answer, behind its prefill
 
     def encode(self) -> VisualTokens:
         return self.work.vision.encode(self.work.patches)
@@ -70,9 +73,13 @@ class FastDrive:
         return self.generator.prefill(self.pruner, [self.work.prompt], [visual], [kept], self.keep)
 
     def decode(self, state: Prefilled) -> tuple[int, ...]:
-        """Greedy ids of the whole answer; ``state`` may be used again."""
+        """Greedy ids of the whole answer, by drafts where there is a ``drafter``; ``state`` may be used again."""
         state.cache.used = len(state.prompts[0])
-        return self.generator.decode(state)[0].ids
+        if self.drafter is None:
+            return self.generator.decode(state)[0].ids
+        answer = self.generator.decode_drafted(state, self.drafter, ())
+        self.forwards = answer.forwards
+        return answer.ids
 
     def end_to_end(self) -> tuple[int, ...]:
         """Patches to ids."""

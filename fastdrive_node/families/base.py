@@ -73,6 +73,7 @@ class Cache(Protocol):
     """Keys and values of what was run. They are the backend's own; setting ``used`` back forgets the last positions."""
 
     used: int  # positions
+    hidden: torch.Tensor | None  # [B, L, D], normed output of the last layer for what was run last; None: not given
 
 
 @runtime_checkable
@@ -117,6 +118,24 @@ class LanguageModel(Protocol):
 
         Returns:
             Logits [B, vocabulary].
+        """
+        ...
+
+
+@runtime_checkable
+class ExtendingLanguageModel(LanguageModel, Protocol):
+    """A language model that runs several tokens at once behind a filled cache: for drafts."""
+
+    def extend(self, ids: torch.Tensor, positions: PositionInputs, cache: Any) -> torch.Tensor:
+        """Run tokens of each prompt after those in the cache, which is filled in place.
+
+        Args:
+            ids: int64 [B, L].
+            positions: of the L ids.
+            cache: that ``prefill`` gave.
+
+        Returns:
+            Logits [B, L, vocabulary], of every position.
         """
         ...
 

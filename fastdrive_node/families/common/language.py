@@ -23,6 +23,7 @@ class TransformersCache:
 
     def __init__(self, config: Any):
         self.states = DynamicCache(config=config)
+        self.hidden: torch.Tensor | None = None
 
     @property
     def used(self) -> int:
@@ -75,11 +76,15 @@ class TransformersLanguage:
             row[places] = tokens.rows.to(row.dtype)
             mask[places] = True
         cache = TransformersCache(self._text.config)
-        return self._run(embeddings, positions, cache, **self._features(visual_mask, visual)), cache
+        return self._run(embeddings, positions, cache, **self._features(visual_mask, visual))[:, 0], cache
 
     def decode_step(self, ids: torch.Tensor, positions: PositionInputs, cache: TransformersCache) -> torch.Tensor:
         """See ``LanguageModel``."""
-        return self._run(self._text.embed_tokens(ids)[:, None], positions, cache)
+        return self._run(self._text.embed_tokens(ids)[:, None], positions, cache)[:, 0]
+
+    def extend(self, ids: torch.Tensor, positions: PositionInputs, cache: TransformersCache) -> torch.Tensor:
+        """See ``ExtendingLanguageModel``."""
+        return self._run(self._text.embed_tokens(ids), positions, cache, every=True)
 
     def _features(self, visual_mask: torch.Tensor, visual: Sequence[VisualTokens]) -> dict[str, Any]:
         """The arguments of a text model that adds visual features behind its first layers (DeepStack)."""
@@ -95,9 +100,14 @@ class TransformersLanguage:
         return {"visual_pos_masks": visual_mask, "deepstack_visual_embeds": [torch.cat(each) for each in features]}
 
     def _run(
-        self, embeddings: torch.Tensor, positions: PositionInputs, cache: TransformersCache, **features: Any
+        self,
+        embeddings: torch.Tensor,
+        positions: PositionInputs,
+        cache: TransformersCache,
+        every: bool = False,
+        **features: Any,
     ) -> torch.Tensor:
-        """Logits [B, vocabulary] of the last of the new positions [B, L, D], which are put into the cache."""
+        """Logits [B, 1, vocabulary] of the last of the new positions [B, L, D], or of every one; fills the cache."""
         (ids,) = positions
         position_ids = ids[..., 0] if ids.shape[-1] == 1 else ids.permute(2, 0, 1)
         out = self._text(
@@ -107,7 +117,8 @@ class TransformersLanguage:
             use_cache=True,
             **features,
         )
-        return self._head(out.last_hidden_state[:, -1])
+        cache.hidden = out.last_hidden_state if every else out.last_hidden_state[:, -1:]
+        return self._head(cache.hidden)
 
 
 def check_text_config(config: Any, known: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ same mathematics as ``Qwen2_5_VLTextModel.forward``, without its mask, cache and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,6 +42,7 @@ class KvCache:
     ):
         self.missing = tuple(missing or [0] * config.num_hidden_layers)
         self.used = 0
+        self.hidden: torch.Tensor | None = None
         head_dim = config.hidden_size // config.num_attention_heads
         shapes = [(batch, config.num_key_value_heads, length - less, head_dim) for less in self.missing]
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
@@ -98,58 +100,99 @@ class TorchLanguage:
     ) -> tuple[torch.Tensor, KvCache]:
         """See ``LanguageModel``."""
         cache = self.cache(len(ids), ids.shape[1] + max_new_tokens)
-        return self.forward(self.embed_prompts(ids, visual_positions, visual), positions, cache), cache
+        return self.forward(self.embed_prompts(ids, visual_positions, visual), positions, cache)[:, 0], cache
 
     def decode_step(self, ids: torch.Tensor, positions: PositionInputs, cache: KvCache) -> torch.Tensor:
         """See ``LanguageModel``."""
-        return self.forward(self.embed(ids)[:, None], positions, cache)
+        return self.forward(self.embed(ids)[:, None], positions, cache)[:, 0]
 
-    def forward(self, embeddings: torch.Tensor, positions: PositionInputs, cache: KvCache) -> torch.Tensor:
+    def extend(self, ids: torch.Tensor, positions: PositionInputs, cache: KvCache) -> torch.Tensor:
+        """See ``ExtendingLanguageModel``."""
+        return self.forward(self.embed(ids), positions, cache, every=True)
+
+    def forward(
+        self, embeddings: torch.Tensor, positions: PositionInputs, cache: KvCache, every: bool = False
+    ) -> torch.Tensor:
         """Run new positions after those in the cache.
 
         Args:
-            embeddings: [B, L, D]; L > 1 only on an empty cache (prefill), else 1 (a decode step).
+            embeddings: [B, L, D].
             positions: of the new ones.
             cache: filled in place.
+            every: give the logits of every new position.
 
         Returns:
-            Logits of the last position only, [B, vocabulary].
+            Logits [B, L, vocabulary]; [B, 1, vocabulary] of the last position without ``every``.
         """
         hidden = embeddings
         for index in range(self.layers):
-            hidden = self.layer(index, hidden, positions, cache, cache.used - cache.missing[index])
+            hidden = self.layer(index, hidden, positions, cache, cache.used - cache.missing[index], every)
         cache.used += embeddings.shape[1]
-        return self.logits(hidden)
+        cache.hidden = _norm(self._text.norm, hidden)
+        return _linear(self._head, cache.hidden)
 
     def layer(
-        self, index: int, hidden: torch.Tensor, positions: PositionInputs, cache: KvCache, start: int
+        self,
+        index: int,
+        hidden: torch.Tensor,
+        positions: PositionInputs,
+        cache: KvCache,
+        start: int,
+        every: bool = False,
     ) -> torch.Tensor:
         """One layer on new positions; fills its part of the cache, and leaves ``cache.used`` to the caller.
 
         Args:
             hidden: [B, L, D], the layer's input.
             positions: of the L positions.
-            start: positions that the layer's cache holds already; L > 1 only where there are none.
+            start: positions that the layer's cache holds already.
+            every: the last layer gives every position.
 
         Returns:
-            [B, L, D]; of the last layer only the last position, [B, 1, D].
+            [B, L, D]; of the last layer only the last position, [B, 1, D], without ``every``.
         """
         layer = self._text.layers[index]
-        cos, sin = (angle.unsqueeze(2) for angle in positions)
         hidden = hidden + self._attend(
             layer.self_attn,
             _norm(layer.input_layernorm, hidden),
-            cos,
-            sin,
+            positions,
             cache.keys[index],
             cache.values[index],
             start,
             start + hidden.shape[1],
         )
-        if index == self.layers - 1:
+        if index == self.layers - 1 and not every:
             hidden = hidden[:, -1:]  # the others only mattered as keys and values
-        mlp, normed = layer.mlp, _norm(layer.post_attention_layernorm, hidden)
-        return hidden + _linear(mlp.down_proj, silu(_linear(mlp.gate_proj, normed)) * _linear(mlp.up_proj, normed))
+        return hidden + _mlp(layer, hidden)
+
+    def run_static(
+        self,
+        ids: torch.Tensor,
+        positions: PositionInputs,
+        cache: KvCache,
+        places: torch.Tensor,
+        mask: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run new positions of one prompt with shapes and addresses that do not depend on what is in the cache.
+
+        Args:
+            ids: int64 [1, L].
+            places: int64 [L], where their keys and values go in the cache.
+            mask: bool [L, C], which of the cache's positions each sees.
+
+        Returns:
+            Logits [1, L, vocabulary], and the normed output of the last layer.
+        """
+        hidden = self.embed(ids)
+        for layer, keys, values in zip(self._text.layers, cache.keys, cache.values, strict=True):
+            normed = _norm(layer.input_layernorm, hidden)
+            query, key, value = self._heads(layer.self_attn, normed, positions)
+            keys.index_copy_(2, places, key)
+            values.index_copy_(2, places, value)
+            hidden = hidden + self._mix(layer.self_attn, query, keys, values, mask, False)
+            hidden = hidden + _mlp(layer, hidden)
+        hidden = _norm(self._text.norm, hidden)
+        return _linear(self._head, hidden), hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Output of the last layer [B, L, D] -> logits of the last position [B, vocabulary]."""
@@ -168,21 +211,38 @@ class TorchLanguage:
         later = torch.arange(keys.shape[1], device=rows.device) > rows[:, None]
         return scores.masked_fill(later, -torch.inf).softmax(dim=-1)
 
-    def _attend(self, attention, hidden, cos, sin, keys, values, start, stop):
-        batch, length, width = hidden.shape
-        shape = (batch, length, -1, self._head_dim)
-        query = _rotate(_linear(attention.q_proj, hidden).view(shape), cos, sin)
-        keys[:, :, start:stop] = _rotate(_linear(attention.k_proj, hidden).view(shape), cos, sin).transpose(1, 2)
-        values[:, :, start:stop] = _linear(attention.v_proj, hidden).view(shape).transpose(1, 2)
-        mixed = scaled_dot_product_attention(
-            query.transpose(1, 2),
-            keys[:, :, :stop],
-            values[:, :, :stop],
-            is_causal=length > 1,
-            scale=attention.scaling,
-            enable_gqa=True,
+    def _attend(self, attention, hidden, positions, keys, values, start, stop):
+        length = hidden.shape[1]
+        query, keys[:, :, start:stop], values[:, :, start:stop] = self._heads(attention, hidden, positions)
+        mask = _behind(length, stop, query.device) if length > 1 and start else None
+        return self._mix(attention, query, keys[:, :, :stop], values[:, :, :stop], mask, length > 1 and not start)
+
+    def _heads(self, attention, hidden, positions) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Query, key and value [B, heads, L, head dim], rotated."""
+        cos, sin = (angle.unsqueeze(2) for angle in positions)
+        shape = (*hidden.shape[:2], -1, self._head_dim)
+        query, key, value = (
+            _linear(part, hidden).view(shape) for part in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
-        return _linear(attention.o_proj, mixed.transpose(1, 2).reshape(batch, length, width))
+        query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    def _mix(self, attention, query, keys, values, mask, causal) -> torch.Tensor:
+        mixed = scaled_dot_product_attention(
+            query, keys, values, attn_mask=mask, is_causal=causal, scale=attention.scaling, enable_gqa=True
+        )
+        return _linear(attention.o_proj, mixed.transpose(1, 2).flatten(2))
+
+
+def _mlp(layer, hidden: torch.Tensor) -> torch.Tensor:
+    mlp, normed = layer.mlp, _norm(layer.post_attention_layernorm, hidden)
+    return _linear(mlp.down_proj, silu(_linear(mlp.gate_proj, normed)) * _linear(mlp.up_proj, normed))
+
+
+@lru_cache(maxsize=8)
+def _behind(length: int, stop: int, device: torch.device) -> torch.Tensor:
+    """bool [length, stop]: what the last ``length`` of ``stop`` positions see."""
+    return torch.ones(length, stop, dtype=torch.bool, device=device).tril(stop - length)
 
 
 def _linear(module: nn.Linear, values: torch.Tensor) -> torch.Tensor:
