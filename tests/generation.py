@@ -42,7 +42,7 @@ def answer_with(monkeypatch, text) -> None:
     said = text if callable(text) else lambda: text
     last = []
 
-    def decode(self, prefilled):
+    def decode(self, prefilled, draft=None):
         last[:] = [said() for _ in prefilled.prompts]
         return [Answer(each, (0,)) for each in last]
 
@@ -53,7 +53,7 @@ def answer_with(monkeypatch, text) -> None:
 def generate_as(monkeypatch, text_of) -> None:
     """Nothing runs; each answer is ``text_of`` the indices that its pruner chose."""
 
-    def generate(self, pruner, contexts, prompts, keep, selections=None, timer=None):
+    def generate(self, pruner, contexts, prompts, keep, selections=None, timer=None, draft=None):
         selections = selections or [pruner.choose(context, keep) for context in contexts]
         texts = [text_of(selection.indices) for selection in selections]
         return [

@@ -307,8 +307,8 @@ class Faster:
     def _decode(
         self, ours: FastDrive, state: Prefilled, answer: tuple[int, ...], wrong: list[int] | None
     ) -> tuple[int, ...]:
-        """The first answer. With ``wrong`` the drafts become the answer that drafts give: rounding may change a token of
-        random weights, and all that come after it."""
+        """The first answer. With ``wrong``, drafts come from the answer that drafts give: rounding may change a token, and
+        all that come after it."""
         if wrong is None:
             return ours.decode(state)
         first = None

@@ -30,7 +30,7 @@ from fastdrive_node.benchmark.implementations import FastDrive, Workload
 from fastdrive_node.benchmark.timing import Case, measure, ratio
 from fastdrive_node.cli import write_json
 from fastdrive_node.devices import describe
-from fastdrive_node.engines.graph_info import NEW, PAST, SEEN, SHOWN, LanguageGraphInfo
+from fastdrive_node.engines.graph_info import ASKED, NEW, PAST, SEEN, SHOWN, LanguageGraphInfo
 from fastdrive_node.engines.language_engine import EngineLanguage, load_language_engine
 from fastdrive_node.families import Vla, load_vla
 from fastdrive_node.families.prompt import build_prompt
@@ -124,8 +124,8 @@ def compare_lengths(file: Path, graph: LanguageGraphInfo, prompt: int, shown: in
     """A session for any lengths against one for exactly these: the same runs on zeros, in turn, and their memory."""
     capacity = prompt + ANSWER_TOKENS
     phases = {
-        "prefill": {NEW: prompt, PAST: 1, SEEN: prompt + 1, SHOWN: shown},
-        "decode": {NEW: 1, PAST: capacity, SEEN: capacity + 1, SHOWN: 1},
+        "prefill": {NEW: prompt, PAST: 1, SEEN: prompt + 1, SHOWN: shown, ASKED: 1},
+        "decode": {NEW: 1, PAST: capacity, SEEN: capacity + 1, SHOWN: 1, ASKED: 1},
     }
     before = _resident_mib()
     free = _session(file, {})

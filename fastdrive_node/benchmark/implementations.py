@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from fastdrive_node.families import Prompt, VisionBackend, VisualTokens, Vla
@@ -29,6 +30,10 @@ class FixedLength:
 
     max_new_tokens: int
     stop_ids: frozenset[int] = frozenset()
+    drafter: Drafter | None = None
+
+    def numbers(self, waypoints_m: np.ndarray) -> list[float]:
+        return []
 
     def text(self, ids: Sequence[int]) -> str:
         return ""

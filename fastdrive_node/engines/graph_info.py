@@ -16,10 +16,10 @@ METADATA_KEY = "fastdrive.graph"  # of the graph's description in an ONNX file
 # tensors of a vision engine
 IMAGES, TOKENS, INDICES, SCORES = "images", "tokens", "indices", "scores"
 # tensors of a language engine
-IDS, SOURCE, VISUAL, COS, SIN, MASK, LAST = "ids", "source", "visual", "cos", "sin", "mask", "last"
+IDS, SOURCE, VISUAL, COS, SIN, MASK, WANTED = "ids", "source", "visual", "cos", "sin", "mask", "wanted"
 LOGITS, NEW_KEYS, NEW_VALUES = "logits", "new_keys", "new_values"
 # lengths that differ from run to run
-NEW, PAST, SEEN, SHOWN = "new", "past", "past_and_new", "visual_tokens"
+NEW, PAST, SEEN, SHOWN, ASKED = "new", "past", "past_and_new", "visual_tokens", "wanted_positions"
 STORED_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # of keys and values, by precision
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -116,7 +116,7 @@ class LanguageGraphInfo(_GraphInfo):
             COS: TensorInfo("float32", (NEW, self.head_dim)),
             SIN: TensorInfo("float32", (NEW, self.head_dim)),
             MASK: TensorInfo("float32", (NEW, SEEN)),
-            LAST: TensorInfo("int32", (1,)),
+            WANTED: TensorInfo("int32", (ASKED,)),
         }
         for layer in range(self.layers):
             keys, values = cache_names(layer)
@@ -127,7 +127,7 @@ class LanguageGraphInfo(_GraphInfo):
     def outputs(self) -> dict[str, TensorInfo]:
         stored = STORED_TYPES[self.precision]
         return {
-            LOGITS: TensorInfo("float32", (1, self.vocabulary)),
+            LOGITS: TensorInfo("float32", (ASKED, self.vocabulary)),
             NEW_KEYS: TensorInfo(stored, (self.layers, self.kv_heads, self.head_dim, NEW)),
             NEW_VALUES: TensorInfo(stored, (self.layers, self.kv_heads, NEW, self.head_dim)),
         }

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import torch
 
 from fastdrive_node.engines.graph_info import (
+    ASKED,
     COS,
     IDS,
-    LAST,
     LOGITS,
     MASK,
     NEW,
@@ -29,6 +29,7 @@ from fastdrive_node.engines.graph_info import (
     SOURCE,
     STORED_TYPES,
     VISUAL,
+    WANTED,
     cache_names,
 )
 from fastdrive_node.engines.manifest import LanguageManifest, build_hint, check_files, read_manifest, short
@@ -66,6 +67,7 @@ class EngineCache:
     values: torch.Tensor  # [layers, key/value heads, C, head dim]
     mask: torch.Tensor  # float32 [1, C + 1], of a step: the cache, then the new token
     used: int = 0
+    hidden: None = None  # the graph does not give it
     pointers: dict[str, int] = field(init=False)  # of each layer's part, by the graph's names
 
     def __post_init__(self) -> None:
@@ -127,7 +129,7 @@ class EngineLanguage:
         tensors[VISUAL][: len(rows)] = rows
         tensors[COS].copy_(cos[0])
         tensors[SIN].copy_(sin[0])
-        tensors[LAST].fill_(length - 1)
+        tensors[WANTED].fill_(length - 1)
         tensors[MASK] = self._causal(length)
         past = {name: self._before.data_ptr() for layer in range(self.info.layers) for name in cache_names(layer)}
         self._run(tensors, past, length, 1)
@@ -160,6 +162,31 @@ class EngineLanguage:
         _append(cache, tensors, 1)
         return tensors[LOGITS].to(ids.device, copy=True)
 
+    def extend(self, ids: torch.Tensor, positions: PositionInputs, cache: EngineCache) -> torch.Tensor:
+        """See ``ExtendingLanguageModel``.
+
+        Raises:
+            ModelError: the cache has too few positions left.
+        """
+        count = ids.shape[1]
+        if cache.used + count > cache.length:
+            raise ModelError(
+                f"language engine: {count} more tokens behind {cache.used} are too many for the cache's "
+                f"{cache.length} positions; give it more positions"
+            )
+        cos, sin = positions
+        tensors = self._buffers(count, asked=count)
+        tensors[IDS].copy_(ids[0])
+        tensors[COS].copy_(cos[0])
+        tensors[SIN].copy_(sin[0])
+        tensors[WANTED].copy_(torch.arange(count))
+        tensors[MASK] = torch.full((count, cache.length + count), HIDDEN, device=self.runner.device)
+        tensors[MASK][:, : cache.used] = 0
+        tensors[MASK][:, cache.length :].triu_(1)
+        self._run(tensors, cache.pointers, count, cache.length)
+        _append(cache, tensors, count)
+        return tensors[LOGITS][None].to(ids.device)
+
     def identity(self) -> dict[str, str]:
         """What runs, for the diagnostics."""
         parity = self.manifest.parity
@@ -173,13 +200,14 @@ class EngineLanguage:
     def _run(self, tensors: Mapping[str, torch.Tensor], past: Mapping[str, int], new: int, earlier: int) -> None:
         pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()} | dict(past)
         lengths = {NEW: new, PAST: earlier, SEEN: earlier + new, SHOWN: len(tensors[VISUAL])}
+        lengths[ASKED] = len(tensors[WANTED])
         self.runner.execute(pointers, lengths)
 
-    def _buffers(self, new: int, shown: int = 1) -> dict[str, torch.Tensor]:
+    def _buffers(self, new: int, shown: int = 1, asked: int = 1) -> dict[str, torch.Tensor]:
         """Zeros for every input and output but the mask and the cache."""
-        lengths: dict[int | str, int] = {NEW: new, SHOWN: shown}
+        lengths: dict[int | str, int] = {NEW: new, SHOWN: shown, ASKED: asked}
         tensors = self.info.inputs() | self.info.outputs()
-        names = (IDS, SOURCE, VISUAL, COS, SIN, LAST, LOGITS, NEW_KEYS, NEW_VALUES)
+        names = (IDS, SOURCE, VISUAL, COS, SIN, WANTED, LOGITS, NEW_KEYS, NEW_VALUES)
         return {
             name: torch.zeros(
                 [int(lengths.get(length, length)) for length in tensors[name].shape],

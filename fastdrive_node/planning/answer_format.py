@@ -17,6 +17,7 @@ from fastdrive_node.errors import AnswerError, ModelError
 from fastdrive_node.families import Vla
 from fastdrive_node.families.spec import SPEC_FILE, AnswerSpec, CodebookSpec, FrameName, VlaSpec, text_answer
 from fastdrive_node.planning.codebook import CodebookAnswer
+from fastdrive_node.planning.drafts import Drafter, TextDrafter
 from fastdrive_node.planning.pairs import pairs_of, trajectory_of
 from fastdrive_node.types import Trajectory
 
@@ -41,6 +42,18 @@ class AnswerFormat(Protocol):
 
     def text(self, ids: Sequence[int]) -> str:
         """The answer's whole text, from the generated ids; without the EOS token."""
+        ...
+
+    @property
+    def drafter(self) -> Drafter | None:
+        """Writes drafts of answers; None where they cannot be drafted."""
+        ...
+
+    def numbers(self, waypoints_m: np.ndarray) -> list[float]:
+        """What an answer would state for waypoints [points, 2] of the rear axle, as ``drafter`` reads it.
+
+        The waypoints are those of the format: its number of points, its interval.
+        """
         ...
 
     def parse(self, ids: Sequence[int]) -> Trajectory:
@@ -74,6 +87,10 @@ class TextAnswer:
         self.stop_ids = vla.eos_ids | ends
         self._silent = self.stop_ids - ends  # EOS ids that are no part of the text
         self.prefix_ids = constant_prefix(vla.encode_text, self.spec) if self.spec.preamble_in_prompt else ()
+        tokenizer = vla.tokenizer
+        self.drafter = TextDrafter(
+            self.spec, vla.encode_text, lambda token: str(tokenizer.decode([token])), self.prefix_ids
+        )
         needed = len(vla.encode_text(example)) - len(self.prefix_ids)
         if needed > self.max_new_tokens:
             raise ModelError(
@@ -84,6 +101,10 @@ class TextAnswer:
     def text(self, ids: Sequence[int]) -> str:
         ids = [*self.prefix_ids, *ids]
         return str(self._tokenizer.decode(ids[:-1] if ids and ids[-1] in self._silent else ids))
+
+    def numbers(self, waypoints_m: np.ndarray) -> list[float]:
+        spec, vla = self.spec, self._vla
+        return pairs_of(waypoints_m, spec.pairs, spec.interval_s, vla.frame, vla.origin_m).flatten().tolist()
 
     def parse(self, ids: Sequence[int]) -> Trajectory:
         return parse_trajectory(self.text(ids), self._vla)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from fastdrive_node.errors import AnswerError, ModelError
 from fastdrive_node.families.spec import CodebookSpec
 from fastdrive_node.families.vla import Vla
+from fastdrive_node.planning.drafts import Draft
 from fastdrive_node.types import Trajectory
 
 TENSOR = "motions"
@@ -47,10 +48,23 @@ class CodebookAnswer:
                 f"{len(names)} motions of {spec.file} need it"
             )
         self._motion_of = {token: index for index, token in enumerate(ids)}
+        self.drafter = CodebookDrafter(spec, ids, min(vla.eos_ids))
 
     def text(self, ids: Sequence[int]) -> str:
         ids = list(ids)
         return str(self._tokenizer.decode(ids[:-1] if ids and ids[-1] in self.stop_ids else ids))
+
+    def numbers(self, waypoints_m: np.ndarray) -> list[float]:
+        """The motion, by its index, that comes nearest to each of the waypoints after those before it."""
+        pose, chosen = np.zeros(3), []
+        for target in np.asarray(waypoints_m, np.float64):
+            cos, sin = math.cos(pose[2]), math.sin(pose[2])
+            ahead = np.array([[cos, sin], [-sin, cos]]) @ (target - pose[:2])
+            index = int(np.linalg.norm(self.motions[:, :2] - ahead, axis=1).argmin())
+            forward, left, turn = self.motions[index].tolist()
+            pose = pose + np.array([cos * forward - sin * left, sin * forward + cos * left, turn])
+            chosen.append(float(index))
+        return chosen
 
     def parse(self, ids: Sequence[int]) -> Trajectory:
         ids = list(ids)
@@ -67,6 +81,36 @@ class CodebookAnswer:
             raise AnswerError(f"answer: has {len(actions)} action tokens of {self.spec.points}")
         chosen = [self._motion_of[token] for token in actions]
         return roll_out(self.motions[chosen], self.spec.interval_s)
+
+
+class CodebookDrafter:
+    """The ``Drafter`` of action tokens; a number is the index of a motion.
+
+    Args:
+        actions: the token of each motion.
+        end: an EOS token.
+    """
+
+    def __init__(self, spec: CodebookSpec, actions: Sequence[int], end: int):
+        self._spec, self._actions, self._end = spec, list(actions), end
+        self._motion_of = {token: index for index, token in enumerate(actions)}
+
+    def write(self, known: Sequence[int], numbers: Sequence[float]) -> Draft:
+        """See ``Drafter``. Free text is not drafted."""
+        first = next((place for place, token in enumerate(known) if token in self._motion_of), len(known))
+        if (known and first == len(known)) or len(known) - first > len(numbers):
+            return Draft(tuple(known), ())
+        rest = [self._actions[int(number)] for number in numbers[len(known) - first :]]
+        spans = ((index, first + index, first + index + 1) for index in range(len(known) - first, len(numbers)))
+        return Draft((*known, *rest, self._end), tuple(spans))
+
+    def read(self, draft: Draft, predicted: Sequence[int], numbers: Sequence[float]) -> list[float]:
+        """See ``Drafter``."""
+        values = list(numbers)
+        for index, place, _ in draft.spans:
+            if place < len(predicted) and predicted[place] in self._motion_of:
+                values[index] = float(self._motion_of[predicted[place]])
+        return values
 
 
 def roll_out(motions: np.ndarray, interval_s: float) -> Trajectory:

@@ -11,6 +11,7 @@ import torch
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import (
     EmbeddingLanguageModel,
+    ExtendingLanguageModel,
     LanguageModel,
     LayeredLanguageModel,
     Prompt,
@@ -144,12 +145,19 @@ class Generator:
         return pruner.prefill(self.language, prompts, visual, chosen, keep, self.answer.max_new_tokens)
 
     @torch.inference_mode()
-    def decode(self, prefilled: Prefilled) -> list[Answer]:
+    def decode(self, prefilled: Prefilled, draft: Sequence[float] | None = None) -> list[Answer]:
         """Take the likeliest token again and again, until each answer has stopped or has ``max_new_tokens``.
+
+        Args:
+            draft: see ``generate``.
 
         Raises:
             ModelError: the logits are not finite.
         """
+        drafter = self.answer.drafter
+        able = isinstance(self.language, ExtendingLanguageModel) and len(prefilled.prompts) == 1
+        if able and draft is not None and drafter is not None:
+            return [self.decode_drafted(prefilled, drafter, draft)]
         logits, limit = prefilled.logits, self.answer.max_new_tokens
         positions = self._answer_positions(prefilled)
         ids: list[list[int]] = [[] for _ in prefilled.prompts]
@@ -245,6 +253,7 @@ class Generator:
         keep: int,
         selections: Sequence[Selection] | None = None,
         timer: Timer = no_timer,
+        draft: Sequence[float] | None = None,
     ) -> list[Generated]:
         """Each sample's answer; prompts of equal pruned length run as one batch.
 
@@ -252,6 +261,8 @@ class Generator:
             keep: visual tokens that the last layer sees.
             selections: what was chosen of each sample already; None: ``pruner`` chooses.
             timer: of the stages ``score``, ``select``, ``prefill`` and ``decode``.
+            draft: numbers that the answer of the only sample may state, where the language model can use them; the
+                answer is the same without.
 
         Raises:
             ModelError: the context or the model lacks what the pruner reads, or its scores are not usable.
@@ -271,7 +282,7 @@ class Generator:
                 with timer("prefill"):
                     prefilled = self.prefill(pruner, [prompts[row] for row in rows], visual, kept, keep)
                 with timer("decode"):
-                    answers = self.decode(prefilled)
+                    answers = self.decode(prefilled, draft)
                 done.update(zip(rows, map(Generated, answers, prefilled.kept), strict=True))
         except ValueError as error:
             raise ModelError(f"pruner {pruner.name}: {error}") from error

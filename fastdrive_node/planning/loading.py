@@ -31,6 +31,7 @@ def open_pipeline(
     scores: ScoreOptions | None = None,
     language_engine: LanguageChoice | None = None,
     limits: PlanLimits | None = None,
+    drafts: bool = True,
 ) -> Pipeline:
     """A pipeline from files.
 
@@ -44,6 +45,7 @@ def open_pipeline(
         scores: what is done with ReconPruner's scores; a calibration is read from its file.
         language_engine: what runs the language model; None for torch.
         limits: what a plan may ask of the vehicle; None for the defaults.
+        drafts: see ``Pipeline``.
 
     Raises:
         ModelError: a model or engine cannot be used, ``drop`` is above 0 or score options are on without a pruner, or
@@ -65,7 +67,7 @@ def open_pipeline(
     if drop and chosen.name == "none":
         cause = f"{vla_dir} has no {SHIPPED_PRUNER}" if pruner is None else "pruner none keeps every token"
         raise ModelError(f"drop {drop:g} needs a pruner, and {cause}; give another pruner or drop 0")
-    return Pipeline(vla, chosen, drop, vision, limits, language)
+    return Pipeline(vla, chosen, drop, vision, limits, language, drafts)
 
 
 def _name_and_file(vla_dir: Path, pruner: str | Path | None) -> tuple[str, Path | None]:

@@ -14,6 +14,7 @@ from fastdrive_node.errors import AnswerError, FrameSetError, ImageError, ModelE
 from fastdrive_node.families import LanguageModel, Prompt, VisionBackend, VisualTokens, Vla
 from fastdrive_node.planning.checks import LastPlan, PlanLimits, check_plan
 from fastdrive_node.planning.drop_limits import DropLimits
+from fastdrive_node.planning.drafts import constant_turn
 from fastdrive_node.planning.frames import FrameMemory
 from fastdrive_node.planning.generator import Answer, Generator, Progress
 from fastdrive_node.pruning.baselines.simple import NoPruner
@@ -73,6 +74,7 @@ class Pipeline:
         vision: images to visual tokens; None for torch on the VLA's device.
         limits: what a plan may ask of the vehicle.
         language: runs the language model; None for torch on the VLA's device.
+        drafts: verify several tokens of an answer in one forward; the answers are those of plain greedy decoding.
 
     Raises:
         InputError: ``drop`` is out of range.
@@ -87,8 +89,9 @@ class Pipeline:
         vision: VisionBackend | None = None,
         limits: PlanLimits | None = None,
         language: LanguageModel | None = None,
+        drafts: bool = True,
     ):
-        self.vla = vla
+        self.vla, self.drafts = vla, drafts
         self.pruner = pruner or NoPruner()
         self.vision = vision or vla.torch_vision()
         if tuple(self.vision.grid) != tuple(vla.grid):
@@ -281,8 +284,16 @@ class Pipeline:
             raise ModelError(f"pruner {self.pruner.name}: {error}") from error
         if frame.missing and not self.pruner.acts_inside:
             selection = replace(selection, indices=_of_cameras(selection.indices, visual, frame))
-        done = self.generator.generate(self.pruner, [context], [prompt], keep, [selection], stage)[0]
+        draft = self._draft(history)
+        done = self.generator.generate(self.pruner, [context], [prompt], keep, [selection], stage, draft)[0]
         return prompt, done.answer, replace(selection, indices=done.kept)
+
+    def _draft(self, history: EgoHistory) -> list[float] | None:
+        """What an answer states where the vehicle goes on turning and accelerating as it does."""
+        if not self.drafts:
+            return None
+        answer = self.vla.spec.answer
+        return self.generator.answer.numbers(constant_turn(history.now, answer.points, answer.interval_s))
 
 
 def _of_cameras(indices: torch.Tensor, visual: VisualTokens, frame: FrameContext) -> torch.Tensor:

@@ -26,14 +26,18 @@ def test_it_runs_to_the_end_with_every_stage_of_every_side(report):
     for scene in scenes.values():
         rows = {name: set(stage) for name, stage in scene["stages"].items()}
         everyone = {"transformers", *DROPS}
+        drafted = {"ours_drop_0_drafts", "ours_drop_0.75_drafts"}
         assert rows == {
             "vision": {"transformers", "ours", "ours_compiled"},
             "encode": {"transformers", "ours"},
             "prune": set(DROPS[1:]),
             "prefill": everyone,
             "decode_per_token": everyone,
-            "end_to_end": everyone,
+            "decode": drafted | {name.removesuffix("_drafts") for name in drafted},
+            "end_to_end": everyone | drafted,
         }
+        assert set(scene["faster"]) == drafted
+        assert {entry["forwards"] for entry in scene["faster"].values()} == {4}
         times = [times for stage in scene["stages"].values() for times in stage.values()]
         assert all(0 < entry["min_ms"] <= entry["median_ms"] <= entry["p99_ms"] for entry in times)
 

@@ -19,7 +19,7 @@ from onnx.reference import ReferenceEvaluator
 from fastdrive_export.build import GraphOptions, build_language
 from fastdrive_export.graph_writer import FLOAT, FLOAT16, GraphWriter
 from fastdrive_export.onnx_file import check_onnx, layer_table
-from fastdrive_node.engines.graph_info import NEW, PAST, SEEN, SHOWN
+from fastdrive_node.engines.graph_info import ASKED, NEW, PAST, SEEN, SHOWN
 from fastdrive_node.engines.language_engine import HIDDEN, EngineLanguage, LanguageChoice, open_language_engine
 from fastdrive_node.engines.manifest import check_files
 from fastdrive_node.errors import InputError, ModelError
@@ -124,23 +124,23 @@ def arrays(graph_info, asked, language, pad=0) -> dict[str, np.ndarray]:
         "cos": rows(cos, (0, 0, 0, pad)).numpy(),
         "sin": rows(sin, (0, 0, 0, pad)).numpy(),
         "mask": mask.numpy(),
-        "last": np.array([length - 1], np.int32),
+        "wanted": np.array([length - 1], np.int32),
     }
     for name, tensor in graph_info.inputs().items():
         if name not in inputs:
-            shape = [1 if length == PAST else length for length in tensor.shape]
+            shape = [1 if length in (PAST, ASKED) else length for length in tensor.shape]
             inputs[name] = np.zeros(shape, tensor.dtype if tensor.dtype != "bfloat16" else np.float32)
     return inputs
 
 
 @pytest.mark.parametrize("pad", [1, 30])
 def test_padding_on_the_right_changes_nothing(pairs, tmp_path, ego_history, pad):
-    """With fixed lengths, as CUDA graphs want them, a prompt is padded and ``last`` says where it ends."""
+    """With fixed lengths, as CUDA graphs want them, a prompt is padded and ``wanted`` says where it ends."""
     file, manifest = build(pairs, tmp_path)
     asked, language = question(pairs, ego_history, 50), TorchLanguage(pairs.vla)
     options = onnxruntime.SessionOptions()
     whole = len(asked.prompt) + pad
-    for name, length in ((NEW, whole), (PAST, 1), (SEEN, whole + 1), (SHOWN, 50)):
+    for name, length in ((NEW, whole), (PAST, 1), (SEEN, whole + 1), (SHOWN, 50), (ASKED, 1)):
         options.add_free_dimension_override_by_name(name, length)
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == [whole]

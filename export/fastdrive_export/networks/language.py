@@ -7,7 +7,7 @@ and the whole cache, of which the mask hides what is not filled. The graph gives
 puts them into its cache, so nothing of the cache is copied from step to step but by the attention itself.
 
 RMSNorm is explicit; query, key and value are one product, gate and up are another; the rotary angles come from outside;
-key/value heads are broadcast; the last layer runs only for the position whose logits are needed.
+key/value heads are broadcast; the last layer runs only for the positions whose logits are needed.
 
 Inputs and outputs, with G key/value heads; see ``LanguageGraphInfo`` for the types:
     ids            [S], token ids; at the position of a visual token any id
@@ -15,10 +15,10 @@ Inputs and outputs, with G key/value heads; see ``LanguageGraphInfo`` for the ty
     visual         [V, D], at least one row; ``source`` says which rows are read
     cos, sin       [S, head dim], rotary angles with rotate-half's sign folded into sin
     mask           [S, P + S], added to the attention's logits: 0 or ``HIDDEN``
-    last           [1], the position whose logits are given
+    wanted         [A], the positions whose logits are given
     keys_0, ...    [G, head dim, P], of each layer, rotated; finite everywhere
     values_0, ...  [G, P, head dim]
-    logits         [1, vocabulary]
+    logits         [A, vocabulary]
     new_keys       [layers, G, head dim, S]
     new_values     [layers, G, S, head dim]
 """
@@ -33,7 +33,6 @@ from fastdrive_export.precision import Precision
 from fastdrive_node.engines.graph_info import (
     COS,
     IDS,
-    LAST,
     LOGITS,
     MASK,
     NEW_KEYS,
@@ -42,6 +41,7 @@ from fastdrive_node.engines.graph_info import (
     SIN,
     SOURCE,
     VISUAL,
+    WANTED,
     LanguageGraphInfo,
     cache_names,
 )
@@ -77,14 +77,14 @@ class LanguageNetwork(Blocks):
                 for name in (COS, SIN)
             ]
         new_keys, new_values = [], []
-        mask, last = inputs[MASK], None
+        mask, wanted = inputs[MASK], None
         for index, layer in enumerate(self.text.layers):
             if index == len(self.text.layers) - 1:
-                last = inputs[LAST]
+                wanted = inputs[WANTED]
             with graph.scope("layers"), graph.scope(f"layer_{index}"):
-                mask = mask if last is None else graph.gather(mask, last, 0)
+                mask = mask if wanted is None else graph.gather(mask, wanted, 0)
                 past = [inputs[name] for name in cache_names(index)]
-                hidden, keys, values = self._layer(layer, hidden, rotation, mask, past, last, index)
+                hidden, keys, values = self._layer(layer, hidden, rotation, mask, past, wanted, index)
             new_keys.append(keys)
             new_values.append(values)
         with graph.scope("head"):
@@ -118,20 +118,20 @@ class LanguageNetwork(Blocks):
         rotation: list[Value],
         mask: Value,
         past: list[Value],
-        last: Value | None,
+        wanted: Value | None,
         index: int,
     ) -> tuple[Value, Value, Value]:
         """One layer. Returns its output, and its new keys and values, each with an axis of length 1 in front.
 
         Args:
-            last: None, or the one position whose output is needed.
+            wanted: None, or the positions whose output is needed.
         """
         graph, name = self.graph, f"language.layers.{index}"
         with graph.scope("attention"):
             normed = self._norm(layer.input_layernorm, hidden, f"{name}.input_layernorm")
             query, key, value = self._rotated(layer.self_attn, normed, rotation, f"{name}.self_attn")
-            if last is not None:
-                query, hidden = graph.gather(query, last, 0), graph.gather(hidden, last, 0)
+            if wanted is not None:
+                query, hidden = graph.gather(query, wanted, 0), graph.gather(hidden, wanted, 0)
             key, value = graph.transpose(key, (1, 2, 0)), graph.transpose(value, (1, 0, 2))
             mixed = self._attend(
                 query, graph.concat([past[0], key], 2, SEEN), graph.concat([past[1], value], 1, SEEN), mask

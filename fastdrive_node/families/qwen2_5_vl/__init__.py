@@ -11,6 +11,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from fastdrive_node.families.base import PositionInputs
 from fastdrive_node.families.common.loading import load_parts
 from fastdrive_node.families.images import require_multiple
+from fastdrive_node.families.qwen2_5_vl.cuda_graphs import GraphedLanguage
 from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage, fold_rotation_sign
 from fastdrive_node.families.qwen2_5_vl.preprocess import differences
 from fastdrive_node.families.qwen2_5_vl.pruner_layer import Qwen25VlPrunerLayer, layer_config
@@ -75,7 +76,7 @@ class Qwen25Vl:
         return {}
 
     def language(self, vla: Vla) -> TorchLanguage:
-        return TorchLanguage(vla)
+        return GraphedLanguage(vla) if vla.device.type == "cuda" else TorchLanguage(vla)
 
     def language_position_inputs(self, vla: Vla, position_ids: torch.Tensor) -> PositionInputs:
         rotary = vla.model.model.language_model.rotary_emb

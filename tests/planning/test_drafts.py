@@ -1,0 +1,146 @@
+"""Drafts never change an answer, and the better they are the fewer forwards it takes."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastdrive_node.families import load_vla
+from fastdrive_node.families.spec import AnswerSpec, text_answer
+from fastdrive_node.families.templates import TEMPLATES
+from fastdrive_node.planning.answer_format import answer_format, answer_text
+from fastdrive_node.planning.drafts import ReplayedDrafter, TextDrafter, constant_turn
+from fastdrive_node.planning.generator import Generator
+from fastdrive_node.planning.loading import default_vla_dir, open_pipeline
+from fastdrive_node.pruning.baselines.simple import NoPruner
+from fastdrive_node.types import EgoState
+from tests.families.checks import scene_of
+from tests.families.tiny_vlas import TINY, build_family_vla
+from tests.real_tokenizer import qwen_tokenizer
+
+SPEC = AnswerSpec(preamble="go ", points=3, interval_s=0.5, closing=" end", max_new_tokens=64)
+
+
+def by_characters(spec=SPEC, prefix=""):
+    return TextDrafter(spec, lambda text: [ord(each) for each in text], chr, [ord(each) for each in prefix])
+
+
+def written(drafter, known, numbers):
+    draft = drafter.write([ord(each) for each in known], numbers)
+    return "".join(map(chr, draft.ids)), draft.spans
+
+
+@pytest.mark.parametrize(
+    "known, whole",
+    [
+        ("", "go [1.00, 2.00], [3.00, 4.00], [5.00, 6.00] end"),
+        ("g", "go [1.00, 2.00], [3.00, 4.00], [5.00, 6.00] end"),
+        ("go [1.2", "go [1.20, 2.00], [3.00, 4.00], [5.00, 6.00] end"),
+        ("go [1.25, -", "go [1.25, -2.00], [3.00, 4.00], [5.00, 6.00] end"),
+        ("go [7.00, 8.00], [", "go [7.00, 8.00], [3.00, 4.00], [5.00, 6.00] end"),
+        ("go [7.00, 8.00], [9.00, 1.00], [2.00, 3.00] e", "go [7.00, 8.00], [9.00, 1.00], [2.00, 3.00] end"),
+    ],
+)
+def test_a_draft_goes_on_from_what_is_written(known, whole):
+    assert written(by_characters(), known, [1, 2, 3, 4, 5, 6])[0] == whole
+
+
+@pytest.mark.parametrize("known", ["no", "go (", "go [1.00; ", "go [1.00, 2.00] ["])
+def test_what_leaves_the_grammar_is_not_drafted(known):
+    assert written(by_characters(), known, [1, 2, 3, 4, 5, 6]) == (known, ())
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 1e300, -1e7])
+def test_a_number_that_the_form_cannot_hold_is_no_error(number):
+    assert written(by_characters(), "", [number] * 6)[0].endswith(" end")
+
+
+def test_the_tokens_of_each_number_are_told():
+    text, spans = written(by_characters(), "go [7.00, 8.", [1, 2, 3, 4, 5, -6])
+    assert [text[first:last] for _, first, last in spans] == ["3.00", "4.00", "5.00", "-6.00"]
+    assert [index for index, _, _ in spans] == [2, 3, 4, 5], "half of the second number is known already"
+
+
+def test_predicted_numbers_are_read_and_others_kept():
+    drafter = by_characters()
+    draft = drafter.write([], [1, 2, 3, 4, 5, 6])
+    model = [ord(each) for each in "go [1.00, 2.50], [x.00, 4.00], [5.00, 6.25] end"]
+    assert drafter.read(draft, model, [1, 2, 3, 4, 5, 6]) == [1, 2.5, 3, 4, 5, 6.25]
+
+
+def test_free_text_is_not_drafted_and_what_follows_it_is():
+    spec = AnswerSpec(preamble="go ", points=1, interval_s=0.5, closing="", max_new_tokens=64, skip_until="go ")
+    assert written(by_characters(spec), "I think", [1, 2]) == ("I think", ())
+    assert written(by_characters(spec), "I think: go ", [1, 2])[0] == "I think: go [1.00, 2.00]"
+
+
+def test_a_beginning_that_the_model_was_given_is_not_drafted_again():
+    assert written(by_characters(prefix="go ["), "", [1, 2, 3, 4, 5, 6])[0].startswith("1.00, 2.00]")
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    return qwen_tokenizer()
+
+
+@pytest.mark.parametrize("template", ["impromptu-1v", "impromptu-waymo"])
+def test_drafts_of_the_right_numbers_are_what_greedy_encoding_writes(qwen, template):
+    """With tokens that merge across the format's boundaries: each beginning of 500 answers is completed exactly."""
+    spec = text_answer(TEMPLATES[template]().spec)
+    random = np.random.default_rng(0)
+
+    def encode(text):
+        return qwen.encode(text, add_special_tokens=False).ids
+
+    drafter = TextDrafter(spec, encode, lambda token: qwen.decode([token]))
+    for _ in range(500):
+        pairs = random.normal(0, 20, (spec.points, 2)).round(random.integers(0, 3))
+        ids = encode(answer_text(pairs, spec))
+        known = ids[: random.integers(1, len(ids))]
+        assert list(drafter.write(known, pairs.flatten().tolist()).ids) == ids
+
+
+@pytest.mark.parametrize("model_type", sorted(TINY))
+@torch.inference_mode()
+def test_drafts_change_no_token_in_any_family(model_type, tmp_path_factory, ego_history):
+    folder = build_family_vla(tmp_path_factory.mktemp("drafts") / model_type, model_type, layers=2)
+    vla = load_vla(folder)
+    generator, (_, visual, prompt) = Generator(vla), scene_of(vla, ego_history)
+    every = torch.arange(visual.total)
+    prefilled = generator.prefill(NoPruner(), [prompt], [visual], [every], len(every))
+    plain = generator.decode(prefilled)[0]
+    for wrong in ([], [1], [2, 5], list(range(1, 40))):
+        drafter = ReplayedDrafter(plain.ids, wrong, 0)
+        prefilled = generator.prefill(NoPruner(), [prompt], [visual], [every], len(every))
+        drafted = generator.decode_drafted(prefilled, drafter, ())
+        assert drafted.ids == plain.ids
+        assert wrong[2:] or drafted.forwards <= len(wrong) + 1
+
+
+@torch.inference_mode()
+def test_the_shipped_model_writes_the_same_in_a_third_of_the_forwards(ego_history):
+    pipeline = open_pipeline(drop=0.5)
+    generator = Generator(pipeline.vla)
+    _, visual, prompt = scene_of(pipeline.vla, ego_history)
+    keep = pipeline.check_drop(0.5)
+    kept = pipeline.pruner.choose(generator.context(pipeline.pruner, visual, prompt), keep).indices
+    plain = generator.decode(generator.prefill(pipeline.pruner, [prompt], [visual], [kept], keep))[0]
+    spec, random = pipeline.vla.spec.answer, np.random.default_rng(0)
+    likely = generator.answer.numbers(constant_turn(ego_history.now, spec.points, spec.interval_s))
+    for draft in (likely, [0.0] * 12, random.normal(0, 50, 12).tolist(), [np.nan] * 12):
+        prefilled = generator.prefill(pipeline.pruner, [prompt], [visual], [kept], keep)
+        drafted = generator.decode(prefilled, draft)[0]
+        assert drafted.ids == plain.ids
+    prefilled = generator.prefill(pipeline.pruner, [prompt], [visual], [kept], keep)
+    assert 0 < generator.decode(prefilled, likely)[0].forwards <= len(plain.ids) / 3
+
+
+def test_a_constant_turn_stops_where_it_brakes_to_a_halt():
+    path = constant_turn(EgoState(0, 0, 0, 0, 4.0, -4.0, 0.0), 4, 0.5)
+    np.testing.assert_allclose(path[:, 0], [1.5, 2.0, 2.0, 2.0])
+    left = constant_turn(EgoState(0, 0, 0, 0, 1.0, 0.0, np.pi / 2), 2, 1.0)
+    np.testing.assert_allclose(left, [[2 / np.pi, 2 / np.pi], [0, 4 / np.pi]], atol=1e-12)
+
+
+def test_the_shipped_format_states_waypoints_as_its_numbers():
+    form = answer_format(load_vla(default_vla_dir()))
+    assert form.numbers(np.array([[1.0, 2.0]] * 6))[:2] == [1.0, 2.0]
