@@ -202,6 +202,7 @@ class ModelOutput:
     answer_ids: tuple[int, ...]  # as generated, the stopping token included
     kept: KeptTokens
     stage_ms: dict[str, float]
+    forwards: int = 0  # of the language model that wrote the answer, behind its prefill
 
 
 @dataclass(frozen=True)

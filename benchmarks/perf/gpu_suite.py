@@ -46,6 +46,7 @@ from fastdrive_node.benchmark.timing import Case, Timing, measure, ratio
 from fastdrive_node.devices import describe
 from fastdrive_node.families import VisualTokens
 from fastdrive_node.families.qwen2_5_vl.cuda_graphs import GraphedLanguage
+from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage
 from fastdrive_node.planning.drafts import ReplayedDrafter
 from fastdrive_node.pruning.pruner import Prefilled
 from fastdrive_node.pruning.score_pruner import ScorePruner
@@ -246,8 +247,10 @@ class Suite:
         found |= agreement(FastDrive(work, steps), HfGenerate(work, steps))
 
     def _ours(self, work: Workload, answer_tokens: int, pruner: ScorePruner, drop: float) -> FastDrive:
-        """This package at a pruning ratio; without dropping it runs no pruner."""
-        return FastDrive(work, answer_tokens, pruner if drop else None, drop)
+        """This package at a pruning ratio, without drafts and CUDA graphs; without dropping it runs no pruner."""
+        ours = FastDrive(work, answer_tokens, pruner if drop else None, drop)
+        ours.generator.language = TorchLanguage(work.vla)
+        return ours
 
     def _prune_cases(self, work: Workload, pruner: ScorePruner) -> dict[str, Case]:
         by_drop = {drop: self._ours(work, 1, pruner, drop) for drop in DROPS if drop}
@@ -307,8 +310,8 @@ class Faster:
     def _decode(
         self, ours: FastDrive, state: Prefilled, answer: tuple[int, ...], wrong: list[int] | None
     ) -> tuple[int, ...]:
-        """The first answer. With ``wrong``, drafts come from the answer that drafts give: rounding may change a token, and
-        all that come after it."""
+        """The first answer. With ``wrong``, drafts come from the answer that drafts give: rounding may change a token,
+        and all that come after it."""
         if wrong is None:
             return ours.decode(state)
         first = None

@@ -60,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--picture", type=Path, metavar="F", help="write a picture of the plan (PNG or JPEG)")
     help_text = "plan on black images first: the times are those of a running vehicle"
     parser.add_argument("--warm-up", action="store_true", help=help_text)
+    help_text = "decode the answer token by token; it is the same, only slower"
+    parser.add_argument("--no-drafts", action="store_true", help=help_text)
     parser.add_argument("--json", metavar="F", help="write the plan, or the refusal, as JSON; '-' is standard output")
 
 
@@ -111,6 +113,7 @@ def run(args: argparse.Namespace) -> None:
             dtype=choose_dtype(args.dtype, device),
             engine=engine,
             language_engine=language,
+            drafts=not args.no_drafts,
         )
         pipeline.generator.progress = lambda stage: shown.update(stage)
         if args.warm_up:
@@ -238,6 +241,7 @@ def _output_json(output: ModelOutput, device: torch.device) -> dict:
     return {
         "text": output.text,
         "answer_ids": list(output.answer_ids),
+        "answer_forwards": output.forwards,
         "prompt": output.prompt,
         "total_tokens": output.kept.total,
         "kept_tokens": output.kept.kept,

@@ -67,7 +67,7 @@ class EngineCache:
     values: torch.Tensor  # [layers, key/value heads, C, head dim]
     mask: torch.Tensor  # float32 [1, C + 1], of a step: the cache, then the new token
     used: int = 0
-    hidden: None = None  # the graph does not give it
+    hidden: torch.Tensor | None = None  # the graph does not give it
     pointers: dict[str, int] = field(init=False)  # of each layer's part, by the graph's names
 
     def __post_init__(self) -> None:
@@ -179,7 +179,8 @@ class EngineLanguage:
         tensors[IDS].copy_(ids[0])
         tensors[COS].copy_(cos[0])
         tensors[SIN].copy_(sin[0])
-        tensors[WANTED].copy_(torch.arange(count))
+        for name in (SOURCE, WANTED):
+            tensors[name].copy_(torch.arange(count))
         tensors[MASK] = torch.full((count, cache.length + count), HIDDEN, device=self.runner.device)
         tensors[MASK][:, : cache.used] = 0
         tensors[MASK][:, cache.length :].triu_(1)

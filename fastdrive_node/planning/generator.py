@@ -175,7 +175,7 @@ class Generator:
                 self.progress(f"decode: {step + 1} tokens")
             now = tuple(part[:, step : step + 1] for part in positions)
             logits = self.language.decode_step(torch.tensor(tokens, device=logits.device), now, prefilled.cache)
-        return [Answer(self.answer.text(row), tuple(row)) for row in ids]
+        return [Answer(self.answer.text(row), tuple(row), len(row) - 1) for row in ids]
 
     @torch.inference_mode()
     def decode_drafted(self, prefilled: Prefilled, drafter: Drafter, numbers: Sequence[float]) -> Answer:

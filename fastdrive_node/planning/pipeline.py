@@ -175,7 +175,9 @@ class Pipeline:
             frame = FrameContext(frame_set.t0_ns, read, frame_set.missing, history.now)
             prompt, answer, selection = self._answer(visual, history, command, stage, frame, state, present)
             kept = _kept_tokens(selection, visual, self._current(present))
-            output = ModelOutput(self.vla.short_prompt(prompt.text), answer.text, answer.ids, kept, stage.ms)
+            output = ModelOutput(
+                self.vla.short_prompt(prompt.text), answer.text, answer.ids, kept, stage.ms, answer.forwards
+            )
             with stage("parse"):
                 trajectory, warnings = self._parse(output, history)
         self._state = selection.state

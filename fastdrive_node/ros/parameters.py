@@ -65,6 +65,9 @@ class _NodeSettings(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = _fixed("auto", "where the model runs; auto: cuda where there is a GPU")
     dtype: DtypeName = _fixed("auto", "type of weights and activations; auto: bfloat16 on a GPU, float32 on a CPU")
     warm_up: bool = _fixed(True, "plan once on black images before the node is ready")
+    drafts: bool = _fixed(
+        True, "verify several tokens of an answer in one forward (docs/latency.md); the answers are the same without"
+    )
 
     planner_process: bool = _fixed(
         True,

@@ -95,6 +95,7 @@ def load_planner(settings: Settings) -> LoadedPlanner:
         scores=settings.score_options(),
         language_engine=language,
         limits=settings.plan_limits(settings.vehicle_wheel_base_m),
+        drafts=settings.drafts,
     )
     if settings.warm_up:
         pipeline.warm_up()

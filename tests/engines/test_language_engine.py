@@ -253,3 +253,23 @@ def test_half_types_keep_their_cache_in_them(toy, tmp_path, ego_history):
     prompt = prune_prompt(build_prompt(toy.vla, ego_history, Command.LEFT), None)
     logits, cache = prefill(engine, [prompt], [toy.tokens.flatten(0, 1)], 2)
     assert cache.keys.dtype == cache.values.dtype == torch.float16 and logits.dtype == torch.float32
+
+
+@torch.inference_mode()
+def test_several_tokens_at_once_give_what_single_tokens_give(toy, engine, ego_history):
+    prompt = prune_prompt(build_prompt(toy.vla, ego_history, Command.LEFT), kept(toy, 60, 0))
+    seen = toy.tokens.flatten(0, 1)[kept(toy, 60, 0)]
+    positions = (prompt.next_position + torch.arange(5)).expand(3, 1, -1)
+    cos, sin = engine.position_inputs(positions)
+    ids = [30, 77, 29, 12, 5]
+    _, cache = prefill(engine, [prompt], [seen], 5)
+    single = [
+        engine.decode_step(torch.tensor([token]), (cos[:, place : place + 1], sin[:, place : place + 1]), cache)
+        for place, token in enumerate(ids)
+    ]
+    cache.used = len(prompt) + 2  # the first two stay
+    several = engine.extend(torch.tensor([ids[2:]]), (cos[:, 2:], sin[:, 2:]), cache)
+    assert cache.used == len(prompt) + 5
+    torch.testing.assert_close(several[0], torch.cat(single[2:]), atol=1e-4, rtol=0)
+    with pytest.raises(ModelError, match="1 more tokens behind"):
+        engine.extend(torch.tensor([[1]]), (cos[:, :1], sin[:, :1]), cache)
