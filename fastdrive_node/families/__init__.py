@@ -48,9 +48,9 @@ __all__ = [
     "prune_prompt",
     "read_config",
 ]
-_BASE = ("LANGUAGE", "PARTS", "VISION", "EmbeddingLanguageModel", "LanguageModel", "LayeredLanguageModel")
+_BASE = ("LANGUAGE", "PARTS", "VISION", "EmbeddingLanguageModel", "ExtendingLanguageModel", "LanguageModel")
 _MODULES = {
-    **dict.fromkeys((*_BASE, "VisionBackend", "VlaFamily"), "base"),
+    **dict.fromkeys((*_BASE, "LayeredLanguageModel", "VisionBackend", "VlaFamily"), "base"),
     **dict.fromkeys(("MODEL_TYPES", "family_of", "load_vla", "read_config"), "loading"),
     **dict.fromkeys(("build_prompt", "full_positions"), "prompt"),
     **dict.fromkeys(("Prompt", "PrunedPrompt", "VisualTokens", "prune_prompt"), "tokens"),

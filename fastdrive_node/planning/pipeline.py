@@ -13,8 +13,8 @@ import torch
 from fastdrive_node.errors import AnswerError, FrameSetError, ImageError, ModelError
 from fastdrive_node.families import LanguageModel, Prompt, VisionBackend, VisualTokens, Vla
 from fastdrive_node.planning.checks import LastPlan, PlanLimits, check_plan
-from fastdrive_node.planning.drop_limits import DropLimits
 from fastdrive_node.planning.drafts import constant_turn
+from fastdrive_node.planning.drop_limits import DropLimits
 from fastdrive_node.planning.frames import FrameMemory
 from fastdrive_node.planning.generator import Answer, Generator, Progress
 from fastdrive_node.pruning.baselines.simple import NoPruner
