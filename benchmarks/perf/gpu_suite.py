@@ -39,14 +39,21 @@ if importlib.util.find_spec("jsonschema") is None:  # checks vla.json, of which 
 from benchmarks.perf.gpu_compile import NOTE as COMPILE_NOTE
 from benchmarks.perf.gpu_compile import vision_cases
 from benchmarks.perf.gpu_engines import EngineScene, EngineSettings
-from benchmarks.perf.random_models import SIZES, ModelSize, Scene, build_model, build_pruner, build_workload
+from benchmarks.perf.random_models import (
+    SIZES,
+    GraphedLanguage,
+    ModelSize,
+    Scene,
+    TorchLanguage,
+    build_model,
+    build_pruner,
+    build_workload,
+)
 from fastdrive_node.benchmark.agreement import NOTE, agreement
 from fastdrive_node.benchmark.implementations import FastDrive, HfGenerate, Workload
 from fastdrive_node.benchmark.timing import Case, Timing, measure, ratio
 from fastdrive_node.devices import describe
 from fastdrive_node.families import VisualTokens
-from fastdrive_node.families.qwen2_5_vl.cuda_graphs import GraphedLanguage
-from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage
 from fastdrive_node.planning.drafts import ReplayedDrafter
 from fastdrive_node.pruning.pruner import Prefilled
 from fastdrive_node.pruning.score_pruner import ScorePruner

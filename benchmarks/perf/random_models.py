@@ -16,6 +16,8 @@ from fastdrive_node.benchmark.implementations import Workload
 from fastdrive_node.families import Vla
 from fastdrive_node.families.prompt import Prompt, full_positions
 from fastdrive_node.families.qwen2_5_vl import FAMILY
+from fastdrive_node.families.qwen2_5_vl.cuda_graphs import GraphedLanguage as GraphedLanguage
+from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage as TorchLanguage
 from fastdrive_node.families.spec import FRAME, AnswerSpec, HistorySpec, VlaSpec
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.pruning.score_pruner import ScorePruner
