@@ -1,6 +1,6 @@
-"""Parameters of the checks of plans; ``parameters.Settings`` has them with all others.
+"""Parameters of the checks of plans and inputs; ``parameters.Settings`` has them with all others.
 
-Each check has two bands, a warning and a refusal, and 0 turns one off.
+A check of plans has two bands, a warning and a refusal, and 0 turns one off.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from fastdrive_node.planning.checks import Band, PlanLimits
+from fastdrive_node.sync.health import Action, InputLimits
 
 
 def fixed(default: Any, description: str, low: float | None = None, high: float | None = None, **extra: Any) -> Any:
@@ -89,4 +90,44 @@ class PlanCheckSettings(BaseModel):
             tolerance_m=self.plan_tolerance_m,
             min_step_m=self.plan_curvature_min_step_m,
             wheel_base_m=wheel_base_m,
+        )
+
+
+class InputCheckSettings(BaseModel):
+    """Limits of the inputs, and what is done where one is exceeded; ``sync.health`` checks them."""
+
+    odometry_speed_check: Action = fixed(
+        InputLimits.odometry_speed,
+        "where the odometry's speed is above max_odometry_speed_mps",
+        section="Input checks (docs/node.md)",
+    )
+    max_odometry_speed_mps: float = fixed(
+        InputLimits.max_speed_mps, "largest speed of the vehicle; more is a fault of the odometry", 1.0, 200.0
+    )
+    odometry_motion_check: Action = fixed(
+        InputLimits.odometry_motion,
+        "where the odometry's poses and its speeds tell different motions over half a second",
+    )
+    odometry_motion_tolerance_m: float = fixed(
+        InputLimits.motion_tolerance_m, "difference of distances that is allowed, and 20 % of them", 0.01, 100.0
+    )
+    odometry_turn_tolerance_rad: float = fixed(
+        InputLimits.turn_tolerance_rad, "difference of turns that is allowed", 0.01, 7.0
+    )
+    stamp_ahead_check: Action = fixed(
+        InputLimits.stamp_ahead, "where an image is stamped later than it arrived, by more than max_stamp_ahead_s"
+    )
+    max_stamp_ahead_s: float = fixed(
+        InputLimits.max_ahead_s, "of a stamp ahead of the image's arrival; a clock that is right gives none", 0.0, 10.0
+    )
+
+    def input_limits(self) -> InputLimits:
+        return InputLimits(
+            odometry_speed=self.odometry_speed_check,
+            max_speed_mps=self.max_odometry_speed_mps,
+            odometry_motion=self.odometry_motion_check,
+            motion_tolerance_m=self.odometry_motion_tolerance_m,
+            turn_tolerance_rad=self.odometry_turn_tolerance_rad,
+            stamp_ahead=self.stamp_ahead_check,
+            max_ahead_s=self.max_stamp_ahead_s,
         )

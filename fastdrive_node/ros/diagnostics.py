@@ -25,6 +25,7 @@ MODE_LEVELS = {
     Mode.REFUSING: ERROR,
     Mode.FAULT: ERROR,
 }
+MAX_AHEAD_S = 0.5  # of a stamp ahead of the node's clock
 LEAST_RECENT = 5  # the fraction refused is of at least this many sets, so that one refusal at the start is no ERROR
 
 
@@ -147,6 +148,10 @@ def _input_level(kind: str, age_s: float | None, limit_s: float, name: str, publ
         return ERROR, f"no {kind} yet" if publishers else f"no {kind} yet, and no node publishes its topic"
     if age_s > limit_s:
         return ERROR, f"the newest {kind} is {age_s:.2f} s old, the limit is {limit_s:.2f} s ({name})"
+    if age_s < -MAX_AHEAD_S:
+        return ERROR, f"the newest {kind} is stamped {-age_s:.2f} s ahead of the node's clock: check use_sim_time"
+    if publishers > 1:
+        return WARN, f"{publishers} nodes publish its topic"
     return OK, "ok"
 
 

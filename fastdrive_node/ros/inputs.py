@@ -18,6 +18,7 @@ from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.qos import COMMAND, ODOMETRY, SENSOR, QosLog, subscribe
 from fastdrive_node.ros.topics import ACCELERATION_INPUT, COMMAND_INPUT, ODOMETRY_INPUT, STEERING_INPUT, camera_input
 from fastdrive_node.sync.worker import Worker
+from fastdrive_node.types import Command
 
 
 def _steering_type(name: str) -> type:
@@ -94,7 +95,15 @@ class Inputs:
         self._take("acceleration", lambda: self._worker.add_signal(acceleration_signal(message)))
 
     def _on_command(self, message: String) -> None:
-        self._take("command", lambda: self._worker.set_command(driving_command(message.data)))
+        def store() -> None:
+            try:
+                command = driving_command(message.data)
+            except InputError:
+                self._worker.set_command(Command.NONE)  # the command before is no longer what is wanted
+                raise
+            self._worker.set_command(command)
+
+        self._take("command", store)
 
     def _take(self, name: str, store: Callable[[], None]) -> None:
         """Store what a message tells. No message can end the process: an exception in a callback would."""

@@ -93,7 +93,7 @@ def driving_command(text: str) -> Command:
         return Command(text.strip().lower())
     except ValueError as error:
         known = ", ".join(command.value for command in Command)
-        raise InputError(f"command: {text[:40]!r} is none of {known}; the message is ignored") from error
+        raise InputError(f"command: {text[:40]!r} is none of {known}; there is no command now") from error
 
 
 def header(plan: Plan, frame: str) -> Header:

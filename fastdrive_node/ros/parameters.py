@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,7 +25,7 @@ from pydantic import (
 )
 
 from fastdrive_node.errors import InputError
-from fastdrive_node.ros.check_parameters import PlanCheckSettings
+from fastdrive_node.ros.check_parameters import InputCheckSettings, PlanCheckSettings
 from fastdrive_node.ros.check_parameters import fixed as _fixed
 from fastdrive_node.ros.check_parameters import live as _live
 from fastdrive_node.supervision.supervisor import SupervisionLimits
@@ -288,8 +289,11 @@ class _NodeSettings(BaseModel):
         )
 
 
-class Settings(PlanCheckSettings, _NodeSettings):
+class Settings(InputCheckSettings, PlanCheckSettings, _NodeSettings):
     """The values of all parameters. Lengths in metres, times in seconds, as the names say."""
+
+    def worker_limits(self) -> WorkerLimits:
+        return replace(super().worker_limits(), inputs=self.input_limits())
 
 
 class _FileValues(Settings):

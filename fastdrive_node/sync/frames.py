@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fastdrive_node.errors import FrameSetError
+from fastdrive_node.sync.health import RepeatedJumps
 from fastdrive_node.types import JUMP_BACK_S, SUPERSEDED, CameraFrame, FrameSet, Refusal
 
 DEPTH = 8  # frames held for each camera; a camera may lag the others by this many
@@ -98,6 +99,7 @@ class FrameBuffer:
         self._streams = {camera: _Stream() for camera in self.cameras}
         self._pending: FrameSet | None = None
         self._last: FrameSet | None = None
+        self._jumps = RepeatedJumps()
 
     @property
     def pending(self) -> FrameSet | None:
@@ -113,6 +115,10 @@ class FrameBuffer:
         if stream is None:
             raise FrameSetError(f"{frame.camera}: not a camera of the model, which has {', '.join(self.cameras)}")
         if stream.newest_ns is not None and frame.stamp_ns < stream.newest_ns - JUMP_BACK_S * 1e9:
+            if self._jumps.add(frame.received_ns):
+                reason = f"{frame.camera}: its stamps jump back again and again: two clocks, or two publishers?"
+                self.counters.refused += 1
+                self.reports.append(Refusal(stream.newest_ns, reason, "frames", "frames.stamps_jump"))
             self.reset(keep_until_ns=frame.stamp_ns)
             stream = self._streams[frame.camera]
         if not self._store(stream, frame):

@@ -20,6 +20,7 @@ import numpy as np
 from fastdrive_node.errors import AnswerError, EgoStateError, FastDriveError
 from fastdrive_node.sync.compensation import shift_plan
 from fastdrive_node.sync.frames import CameraStatus, FrameBuffer, FrameCounters, FrameLimits
+from fastdrive_node.sync.health import InputLimits, check_odometry, check_stamps
 from fastdrive_node.sync.odometry import OdometryBuffer, OdometryLimits
 from fastdrive_node.types import (
     SUPERSEDED,
@@ -72,6 +73,7 @@ class WorkerLimits:
     max_command_age_s: float = 0.0  # of the driving command when the set is complete; 0: no limit
     max_plan_age_s: float = 1.0  # of t0 when the plan is published
     compensate: bool = False  # move plans on by odometry to the time of publishing
+    inputs: InputLimits = field(default_factory=InputLimits)
 
 
 @dataclass(frozen=True)
@@ -361,10 +363,11 @@ class Worker:
         history = None
         try:
             with self._changed:
-                history = self._odometry.history(t0_ns)
+                history, limits = self._odometry.history(t0_ns), self.limits.inputs
+            told = check_stamps(job.frames.frames, job.frames.missing, limits) + check_odometry(history, limits)
             plan = self.planner.plan(job.frames, history, job.command)
             _check_plan(plan, t0_ns)
-            return history, plan
+            return history, replace(plan, warnings=told + plan.warnings) if told else plan
         except FastDriveError as error:
             return history, Refusal(t0_ns, str(error), error.stage, error.code)
         except BaseException as error:  # one set that fails, or a library that calls exit, must not end the thread

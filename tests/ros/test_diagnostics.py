@@ -56,6 +56,16 @@ def test_a_planner_that_plans_is_ok():
     assert planner(plans=0, recent=0, plan_age_s=None).level == WARN
 
 
+def test_a_stamp_of_the_future_and_a_second_publisher_are_told():
+    ahead = replace(PLANNING, cameras={"CAM_FRONT": CameraStatus(-3600.0, 10.0, 5, 0)}, odometry_age_s=-1.0)
+    parts = parts_of(ahead, publishers={"CAM_FRONT": 1, "odometry": 1})
+    assert parts["CAM_FRONT"].level == parts["odometry"].level == ERROR
+    assert "3600.00 s ahead" in parts["CAM_FRONT"].message
+    parts = parts_of(PLANNING, publishers={"CAM_FRONT": 2, "odometry": 1})
+    assert (parts["CAM_FRONT"].level, parts["odometry"].level) == (WARN, OK)
+    assert parts["CAM_FRONT"].message == "2 nodes publish its topic"
+
+
 def test_warnings_of_the_last_plan_are_warnings():
     status = planner(warnings=("plan.speed: 37 m/s", "plan.jerk: 12 m/s3"))
     assert (status.level, status.message) == (WARN, "plan.speed: 37 m/s; plan.jerk: 12 m/s3")

@@ -72,7 +72,10 @@ def test_a_set_becomes_outputs_that_are_stamped_with_its_time(rig, transport):
 def test_the_command_and_the_odometry_reach_the_planner(rig):
     rig = connected(rig())
     commands = rig._publishers["/fastdrive/input/command"]
-    commands.publish(String(data="sideways"))
+    commands.publish(String(data="right"))
+    rig.wait(lambda: rig.node._worker.status().command == Command.RIGHT, "the first command")
+    commands.publish(String(data="sideways"))  # no command: the one before must not stay in force
+    rig.wait(lambda: rig.node._worker.status().command == Command.NONE, "no command")
     commands.publish(String(data=" Left "))
     rig.wait(lambda: rig.node._worker.status().command == Command.LEFT, "the command")
     t0 = rig.now_ns()
