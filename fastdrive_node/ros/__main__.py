@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import NoReturn
 
 
-def main() -> int:
-    """Run the node; see ``node.main``."""
+def main() -> NoReturn:
+    """Run the node and exit; see ``node.main``."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(0))  # nothing has started yet
     from fastdrive_node.ros.node import main as run
 
-    return run()
+    code = run()
+    sys.stdout.flush()
+    os._exit(code)  # a planner in this process may hang, and would keep it
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

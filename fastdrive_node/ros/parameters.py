@@ -86,7 +86,7 @@ class _NodeSettings(BaseModel):
     )
     planner_threads: int = _fixed(
         SupervisionLimits.threads,
-        "threads of the planner's process (OMP_NUM_THREADS); 0: what the environment or torch says",
+        "threads of the planner's process; 0: OMP_NUM_THREADS where it is set, else one for each core but one",
         0,
         256,
     )

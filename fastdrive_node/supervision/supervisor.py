@@ -44,7 +44,7 @@ class SupervisionLimits:
     load_s: float = 600.0  # for loading the model
     restarts: int = 5  # more than these within ``window_s``: the planner is down
     window_s: float = 60.0
-    threads: int = 0  # of the process (OMP_NUM_THREADS); 0: what the environment or the library says
+    threads: int = 0  # of the process; 0: OMP_NUM_THREADS where it is set, else one for each core but one
 
 
 @dataclass
@@ -324,7 +324,10 @@ class SupervisedPlanner:
 
 
 def _environment(threads: int) -> Mapping[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": str(threads)} if threads else os.environ
+    """A core is left to the node: threads that wait for one another spin, and with too few cores they take many times
+    as long (docs/decisions/0009-the-planners-process.md)."""
+    others = max(1, len(os.sched_getaffinity(0)) - 1)
+    return {"OMP_NUM_THREADS": str(others), **os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
 
 
 def _how(code: int) -> str:

@@ -19,7 +19,7 @@ from fastdrive_node.errors import AnswerError, FastDriveError, ImageError, Input
 from fastdrive_node.ros.cdr import CompressedView, ImageView
 from fastdrive_node.ros.images import ImageLoader
 from fastdrive_node.supervision import channel
-from fastdrive_node.supervision.supervisor import SupervisedPlanner, SupervisionLimits
+from fastdrive_node.supervision.supervisor import SupervisedPlanner, SupervisionLimits, _environment
 from fastdrive_node.types import CameraFrame, Command, EgoHistory, EgoState, FrameSet
 
 HANG, CRASH, REFUSE, FAIL, LEAVE = 100.0, 101.0, 102.0, 103.0, 104.0
@@ -138,6 +138,15 @@ def test_the_drop_ratio_is_checked_here_and_used_there(steady):
 def test_an_interrupt_of_the_terminal_does_not_end_the_process(steady):
     os.kill(steady.state().pid, signal.SIGINT)
     assert str(steady.state().pid) in plan(steady).text
+
+
+@pytest.mark.parametrize(("threads", "environment", "used"), [(0, None, None), (0, "5", "5"), (3, "5", "3")])
+def test_a_core_is_left_to_the_node_unless_threads_are_given(monkeypatch, threads, environment, used):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", environment)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert _environment(threads)["OMP_NUM_THREADS"] == (used or "7")
 
 
 def test_a_hang_ends_at_the_deadline_and_the_process_is_replaced(start):
