@@ -120,7 +120,7 @@ def test_refusals_carry_the_stage_that_failed(real):
     rig.send_set(t0, speed=1e9)
     record = next_record(rig, 2)
     assert (record["kind"], record["stage"]) == ("refused", "odometry")
-    assert record["reason"].startswith("ego state: speed_mps")
+    assert record["reason"].startswith("odometry: the odometry tells")
 
 
 @pytest.mark.parametrize("name", ["fastv", "cdpruner"])
