@@ -6,11 +6,11 @@
 ``model`` decodes each keyframe of a dataset with a VLA plainly and by drafts, at three pruning ratios, and compares the
 tokens. ``--language-engine`` runs the language model of an engine file.
 
-``tokens`` needs no weights: only the tokenizer and vla.json of a VLA directory. It counts the forwards of a model that
-answers with the recorded trajectory. The draft is constant acceleration and yaw rate. After each forward, what is
-written so far corrects the numbers behind it: their difference from the draft goes on as it grew last. A real model's
-predictions for those numbers are not known here, so they help nothing. A forward is counted for each token that the
-draft has wrong, and one for the end.
+``tokens`` needs no weights: only the tokenizer and vla.json of a VLA directory. It counts the forwards that a model
+needs behind its prefill if it answers with the recorded trajectory. The draft is constant acceleration and yaw rate.
+After each forward, what is written so far corrects the numbers behind it: their difference from the draft goes on as it
+grew last. A real model's predictions for those numbers are not known here, so they help nothing. A forward is counted
+for each token that the draft has wrong, and one for the end.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def run_tokens(args: argparse.Namespace) -> dict:
     return {
         "vla": args.vla.name,
         "dataset": args.dataset.name,
-        "definition": " ".join(str(__doc__).split("``tokens`` needs")[1].split()),
+        "definition": " ".join(str(__doc__).split("VLA directory. It counts")[1].split()),
         "rows": {name: summary(*row) for name, row in rows.items()},
     }
 

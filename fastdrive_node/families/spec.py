@@ -20,7 +20,7 @@ TINY = "tiny"  # its name as a parameter
 FRAME = "x_forward_y_left"
 
 Text = Annotated[str, Field(max_length=2000)]
-Seconds = Annotated[float, Field(gt=0, le=10)]
+Seconds = Annotated[float, Field(ge=0.01, le=10)]
 PairKind = Literal["xy", "dxdy", "distance_heading", "distance_turn", "distance_curvature", "polar", "speed_curvature"]
 FrameName = Literal["x_forward_y_left", "x_right_y_forward"]
 CameraName = Annotated[str, Field(pattern="^[A-Za-z0-9_]{1,64}$")]
@@ -38,6 +38,12 @@ class HistorySpec:
     # for each character of an unknown number; None leaves the items of unknown states out
     missing: Annotated[str, Field(min_length=1, max_length=40)] | None = "?"
     steering_ratio: Annotated[float, Field(gt=0, le=50)] = 1.0  # written steering angle by that of the front wheels
+
+    @model_validator(mode="after")
+    def _each_step_once(self) -> HistorySpec:
+        if len(set(self.steps)) < len(self.steps):
+            raise ValueError(f"steps: {list(self.steps)}: a step is there twice; remove one")
+        return self
 
 
 @dataclass(frozen=True, config=STRICT)

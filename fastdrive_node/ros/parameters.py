@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -34,6 +33,7 @@ from fastdrive_node.sync.modes import ModeLimits
 from fastdrive_node.sync.odometry import OdometryLimits
 from fastdrive_node.sync.worker import WorkerLimits
 from fastdrive_node.types import MAX_DROP, TEMPORAL_RANGES, DtypeName, OnnxProviderName, Vehicle, VisionBackendName
+from fastdrive_node.validation import read_yaml
 
 if TYPE_CHECKING:
     from fastdrive_node.pruning.score_pruner import ScoreOptions
@@ -392,8 +392,8 @@ def check_parameter_file(path: str | Path) -> dict[str, object]:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:160]})") from error
     try:
         sections = [section.ros__parameters for section in ParameterFile.model_validate(content).root.values()]

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from fastdrive_node.errors import InputError
 from fastdrive_node.types import CAMERAS
+from fastdrive_node.validation import read_yaml
 
 MAX_CAMERAS = 32
 _CAMERA = re.compile(r"^[A-Za-z][A-Za-z0-9_]{0,63}$")  # it is a part of the names of topics
@@ -121,10 +120,10 @@ def _read(path: Path) -> dict:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise InputError(f"{path}: larger than {_MAX_BYTES} bytes; this is no topic map")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); --topics needs a topic map in YAML") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())[:120]})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a topic map; it has the keys {', '.join(_KEYS)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +16,10 @@ from fastdrive_node.types import EgoHistory, EgoState
 from fastdrive_node.validation import STRICT, parse_json
 
 _LIMIT = 1e6
+_TURN = 2 * math.pi  # rad; larger angles are degrees
+_TOP_SPEED, _SLACK_M = 100.0, 2.0  # no vehicle goes farther between two states than this speed and slack
+_Speed = Annotated[float, Field(ge=-_TOP_SPEED, le=_TOP_SPEED)]
+_Accel = Annotated[float, Field(ge=-100, le=100)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -23,13 +29,13 @@ class StoredState:
     t_s: Annotated[float, Field(ge=-100, le=0)]  # relative to the images
     x: Annotated[float, Field(ge=-_LIMIT, le=_LIMIT)]
     y: Annotated[float, Field(ge=-_LIMIT, le=_LIMIT)]
-    yaw: Annotated[float, Field(ge=-_LIMIT, le=_LIMIT)]
-    speed: float  # m/s
-    yaw_rate: float = 0.0  # rad/s
-    ax: float | None = None  # m/s2
-    ay: float | None = None
-    vy: float | None = None  # m/s
-    steer: float | None = None  # of the front wheels, rad, positive to the left
+    yaw: Annotated[float, Field(ge=-_TURN, le=_TURN)]
+    speed: _Speed  # m/s
+    yaw_rate: Annotated[float, Field(ge=-_TURN, le=_TURN)] = 0.0  # rad/s
+    ax: _Accel | None = None  # m/s2
+    ay: _Accel | None = None
+    vy: _Speed | None = None  # m/s
+    steer: Annotated[float, Field(ge=-math.pi / 2, le=math.pi / 2)] | None = None  # front wheels, rad, left positive
 
 
 _STATES = TypeAdapter(Annotated[list[StoredState], Field(min_length=1, max_length=10_000)])
@@ -53,6 +59,12 @@ def read_history(path: Path, steps: int, interval_s: float) -> EgoHistory:
     times = [state.t_s for state in stored]
     if times != sorted(set(times)) or times[-1] < -1e-3:
         raise EgoStateError(f"{path}: t_s: must rise from state to state and end at 0 s, the time of the images")
+    for before, after in pairwise(stored):
+        gone = math.hypot(after.x - before.x, after.y - before.y)
+        if gone > _TOP_SPEED * (after.t_s - before.t_s) + _SLACK_M:
+            raise EgoStateError(
+                f"{path}: x, y: {gone:.0f} m from t_s {before.t_s:g} to {after.t_s:g}; no vehicle moves so far"
+            )
     buffer = OdometryBuffer(steps, interval_s)
     for state in stored:
         buffer.add(_ego_state(state))

@@ -130,6 +130,8 @@ def test_another_model_type_is_refused(broken):
         (lambda d: d["answer"].update(points="six"), r"answer\.points: 'six': Input should be a valid integer"),
         (lambda d: d["answer"].update(points=10**9), r"answer\.points"),
         (lambda d: d["answer"].update(interval_s=0), r"answer\.interval_s"),
+        (lambda d: d["answer"].update(interval_s=1e-300), r"answer\.interval_s"),
+        (lambda d: d["history"].update(steps=[0, 0, 0]), r"history\.steps: \[0, 0, 0\]: a step is there twice"),
         (lambda d: d["answer"].update(max_new_tokens=10), r"answer\.max_new_tokens: 10 is too few"),
         (lambda d: d["answer"].update(preamble="<PLANNING>Zebra: "), "does not give this text back"),
         (lambda d: d["history"].update(step=1), r"history\.step: 1: Unexpected keyword"),

@@ -124,6 +124,8 @@ def test_a_topic_map_is_read(tmp_path):
         (("/odom", "/CAM_FRONT/image_raw"), "is that of cameras.CAM_FRONT too"),
         (("cameras:", "cameras: []\nx:"), "x: unknown key"),
         (("cameras:", "- cameras:"), "not YAML"),
+        (("odometry:", "odometry: /a\nodometry:"), "not YAML (odometry: is there twice"),
+        (("/odom", "[" * 2000), "not YAML"),
     ],
 )
 def test_a_wrong_topic_map_names_the_key(tmp_path, edit, reason):

@@ -44,6 +44,11 @@ def test_states_between_those_of_the_file_are_interpolated(tmp_path):
         ([state(-1.0)], "t_s: must rise"),
         ([state(0), state(-0.5)], "t_s: must rise"),
         ([state(0.5)], "0.t_s"),
+        ([state(0, yaw=720.0)], "0.yaw"),
+        ([state(0, steer=5.0)], "0.steer"),
+        ([state(0, speed=400.0)], "0.speed"),
+        ([state(-0.5, x=-500.0), state(0, x=0.0)], "no vehicle moves so far"),
+        ('[{"t_s": 0, "x": 1, "x": 2, "y": 0, "yaw": 0, "speed": 1}]', "x: is there twice"),
         ('[{"t_s": 0, "x": 1e999, "y": 0, "yaw": 0, "speed": 1}]', "0.x"),
     ],
 )
