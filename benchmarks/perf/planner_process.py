@@ -27,7 +27,6 @@ STAGES = ("load", "preprocess", "encode", "score", "prefill", "decode", "total")
 CONFIGURATIONS = {
     "node's process": (False, 0, None),
     "node's process, 1 thread": (False, 0, "1"),
-    "own process": (True, 0, None),
     "own process, 1 thread": (True, 1, None),
     "own process, 2 threads": (True, 2, None),
 }
