@@ -17,6 +17,7 @@ from fastdrive_node.planning.drafts import constant_turn
 from fastdrive_node.planning.drop_limits import DropLimits
 from fastdrive_node.planning.frames import FrameMemory
 from fastdrive_node.planning.generator import Answer, Generator, Progress
+from fastdrive_node.planning.image_health import ImageHealth
 from fastdrive_node.pruning.baselines.simple import NoPruner
 from fastdrive_node.pruning.pruner import ContextField, Pruner, Selection
 from fastdrive_node.pruning.select import keep_count
@@ -102,6 +103,8 @@ class Pipeline:
         self._state: TemporalState | None = None
         self._frames = FrameMemory(vla)
         self._last = LastPlan()
+        self.image_health: ImageHealth | None = None  # looks at the images of every set, where there is one
+        self._image_warnings: tuple[str, ...] = ()
         self.drop = self.default_drop if drop is None else drop
 
     def _check_pruner(self) -> None:
@@ -170,7 +173,7 @@ class Pipeline:
         state, self._state = self._state, None  # a set that is refused leaves nothing to the next one
         stage = StageTimes(self.vla.device, self.generator.progress)
         with stage("total"):
-            visual, present = self._frames.gather(frame_set.t0_ns, self._see(frame_set, stage))
+            visual, present = self._frames.gather(frame_set.t0_ns, self._see(frame_set, stage, history.now.speed_mps))
             read = self._cameras_of(present)
             frame = FrameContext(frame_set.t0_ns, read, frame_set.missing, history.now)
             prompt, answer, selection = self._answer(visual, history, command, stage, frame, state, present)
@@ -194,7 +197,7 @@ class Pipeline:
             speeds_mps=trajectory.speeds_mps,
             derived=prompt.derived,
             output=output,
-            warnings=warnings,
+            warnings=self._image_warnings + warnings,
         )
         self._last.keep(plan, history.now)
         return plan
@@ -204,10 +207,14 @@ class Pipeline:
         """Encode a set without planning it, for a VLA that reads past images. Raises as ``plan``."""
         self._see(frame_set, StageTimes(self.vla.device, self.generator.progress))
 
-    def _see(self, frame_set: FrameSet, stage: StageTimes) -> VisualTokens:
+    def _see(self, frame_set: FrameSet, stage: StageTimes, speed_mps: float = 0.0) -> VisualTokens:
         self._check_cameras(frame_set)
         with stage("load"):
             images = [load_image(frame) for frame in frame_set.frames]
+            if self.image_health is not None:
+                pairs = zip(frame_set.frames, images, strict=True)
+                real = {f.camera: (f.stamp_ns, image) for f, image in pairs if f.camera not in frame_set.missing}
+                self._image_warnings = self.image_health.check(real, speed_mps)
         with stage("preprocess"):
             inputs = self.vision.preprocess(images)
         visual = self._encode(inputs, stage)

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from fastdrive_node.planning.checks import Band, PlanLimits
+from fastdrive_node.planning.image_health import ImageLimits
 from fastdrive_node.sync.health import Action, InputLimits
 
 
@@ -120,6 +121,20 @@ class InputCheckSettings(BaseModel):
     max_stamp_ahead_s: float = fixed(
         InputLimits.max_ahead_s, "of a stamp ahead of the image's arrival; a clock that is right gives none", 0.0, 10.0
     )
+
+    image_check: Action = fixed(
+        ImageLimits.action, "where an image is dark, saturated, frozen, or of another size than the one before"
+    )
+    image_dark: float = fixed(ImageLimits.dark, "mean of 0 to 255 below which an image is dark", 0.0, 255.0)
+    image_saturated: float = fixed(
+        ImageLimits.saturated, "fraction of pixels at the top above which an image is saturated", 0.0, 1.0
+    )
+    image_frozen_sets: int = fixed(
+        ImageLimits.frozen_sets, "equal images in a row, while the vehicle moves, that are frozen", 2, 1000
+    )
+
+    def image_limits(self) -> ImageLimits:
+        return ImageLimits(self.image_check, self.image_dark, self.image_saturated, self.image_frozen_sets)
 
     def input_limits(self) -> InputLimits:
         return InputLimits(

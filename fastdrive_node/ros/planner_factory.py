@@ -79,6 +79,7 @@ def load_planner(settings: Settings) -> LoadedPlanner:
     from fastdrive_node.devices import choose_device, choose_dtype, device_name
     from fastdrive_node.engines.language_engine import EngineLanguage, LanguageChoice
     from fastdrive_node.engines.vision_engine import EngineVision, choose_engine
+    from fastdrive_node.planning.image_health import ImageHealth
     from fastdrive_node.planning.loading import open_pipeline
 
     device = choose_device(settings.device)
@@ -97,6 +98,7 @@ def load_planner(settings: Settings) -> LoadedPlanner:
         limits=settings.plan_limits(settings.vehicle_wheel_base_m),
         drafts=settings.drafts,
     )
+    pipeline.image_health = ImageHealth(settings.image_limits())
     if settings.warm_up:
         pipeline.warm_up()
     vla, pruner = pipeline.vla, pipeline.pruner.name
