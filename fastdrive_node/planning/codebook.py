@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,8 +48,8 @@ class CodebookAnswer:
                 f"{vla.path / 'tokenizer.json'}: has no token {unknown[0]}; vla.json's answer.token and the "
                 f"{len(names)} motions of {spec.file} need it"
             )
-        self._motion_of = {token: index for index, token in enumerate(ids)}
-        self.drafter = CodebookDrafter(spec, ids, min(vla.eos_ids))
+        self._motion_of: dict[Any, int] = {token: index for index, token in enumerate(ids)}
+        self.drafter = CodebookDrafter(spec, list(self._motion_of), min(vla.eos_ids))
 
     def text(self, ids: Sequence[int]) -> str:
         ids = list(ids)

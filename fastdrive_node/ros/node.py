@@ -11,6 +11,7 @@ from typing import Any
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
+from rclpy._rclpy_pybind11 import RCLError
 from rclpy.clock import Clock, JumpThreshold, TimeJump
 from rclpy.clock_type import ClockType
 from rclpy.duration import Duration
@@ -19,7 +20,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter as RosParameter
 from rclpy.task import Future
-from rclpy.utilities import try_shutdown
+from rclpy.utilities import ok, try_shutdown
 
 from fastdrive_node.errors import FastDriveError, InputError
 from fastdrive_node.ros.bond import end_bond, start_bond
@@ -344,6 +345,10 @@ def main(arguments: list[str] | None = None, planner_factory: PlannerFactory = m
         return 1
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except RCLError:
+        if ok():
+            raise
+        # else a signal ended the context in the middle of a call
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal and a launch file each send one
         if node is not None:

@@ -33,6 +33,7 @@ def supervised(ros):
                 factory=lambda settings: supervise_planner(settings, f"{STAND_INS}:{stand_in}"),
                 vla="tiny",
                 diagnostics_period_s=0.1,
+                odometry_speed_check="off",  # a stand-in is told by the speed what to do
                 **parameters,
             )
         )
