@@ -25,6 +25,34 @@ def test_decision_0007_shows_the_table_of_the_committed_figures():
     assert other_vlas.table() in page
 
 
+def test_the_latency_page_shows_the_committed_figures():
+    page = (ROOT / "docs" / "latency.md").read_text()
+    scenes = json.loads((RESULTS / "gpu_models_3b.json").read_text())["sizes"]["3b"]["scenes"]
+    one, six = scenes["one_image_1596x1596"], scenes["six_cameras_672x392"]
+
+    def cells(stage, name):
+        return " | ".join(f"{scene['stages'][stage][name]['median_ms']:.1f}" for scene in (one, six))
+
+    shown = {
+        "transformers, all tokens": "transformers",
+        "ours, all tokens": "ours_drop_0",
+        "ours, drop 0.75": "ours_drop_0.75",
+        "+ drafts": "ours_drop_0.75_drafts",
+        "+ CUDA graphs, no drafts": "ours_drop_0.75_graphs",
+    }
+    for label, name in shown.items():
+        assert f"| {label} | {cells('end_to_end', name)} |" in page
+    assert f"**{cells('end_to_end', 'ours_drop_0.75_drafts_graphs').replace(' | ', '** | **')}**" in page
+    for scene, tokens in ((one, 3249), (six, 2016)):
+        times = {name: entry["median_ms"] for name, entry in scene["stages"]["prefill"].items()}
+        row = " | ".join(f"{times[name]:.1f}" for name in ("transformers", "ours_drop_0", "ours_drop_0.75"))
+        assert f"| prefill, {tokens} tokens | {row} |" in page
+    for drop, row in json.loads((RESULTS / "drafts.json").read_text())["rows"].items():
+        assert (
+            f"| {drop.split()[1]} | {row['answers']} | {row['equal_to_plain']} | {row['forwards_mean']:.2f} |" in page
+        )
+
+
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.name)
 def test_a_committed_result_is_a_summary(file):
     text = file.read_text()

@@ -152,8 +152,8 @@ def test_replay_hands_the_engine_to_the_node_by_its_whole_path(engine, monkeypat
     monkeypatch.chdir(engine.parent)
     options = ReplayOptions(Path("bag"), backend="onnxruntime", engine=Path(engine.name))
     given = node_options(options, None).parameters
-    assert given == {"vision_backend": "onnxruntime", "engine": str(engine.resolve())}
-    assert node_options(ReplayOptions(Path("bag")), None).parameters == {}
+    assert given == {"vla": "tiny", "vision_backend": "onnxruntime", "engine": str(engine.resolve())}
+    assert node_options(ReplayOptions(Path("bag")), None).parameters == {"vla": "tiny"}
 
 
 @pytest.mark.parametrize(

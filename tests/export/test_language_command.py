@@ -95,7 +95,7 @@ def test_replay_hands_the_engine_to_the_node_by_its_whole_path(engine, monkeypat
 
     monkeypatch.chdir(engine.parent)
     given = node_options(ReplayOptions(Path("bag"), language_engine=Path(engine.name)), None).parameters
-    assert given == {"language_engine": str(engine.resolve())}
+    assert given == {"vla": "tiny", "language_engine": str(engine.resolve())}
     for values, reason in (
         ({"language_engine": Path("absent.onnx")}, r"absent\.onnx: no such engine file; correct --language-engine"),
         ({"language_engine": engine, "node": "external"}, "--language-engine and --params are for"),

@@ -32,7 +32,7 @@ DISTRIBUTIONS = {  # where the name differs from the import's
 }
 WITH_RCLPY = {"ament_index_python", "builtin_interfaces", "lifecycle_msgs", "rcl_interfaces", "rosgraph_msgs"}
 # Not on PyPI: TensorRT comes with the vehicle's computer, the others with a ROS installation.
-NOT_ON_PYPI = {"tensorrt", "autoware_planning_msgs", "autoware_vehicle_msgs", "launch", "launch_ros"}
+NOT_ON_PYPI = {"tensorrt", "autoware_planning_msgs", "autoware_vehicle_msgs", "bondpy", "launch", "launch_ros"}
 # Used by another package, or as a program, without an import of ours.
 NOT_IMPORTED = {
     "cv-bridge",
