@@ -114,13 +114,14 @@ CAMERA_FAULTS = [
     ),
 ]
 TIME = [
+    # first: jumps of the faults before would make it a repeated one
+    Fault("a set of half a minute ago comes", "time", jump_back, mode="nominal"),
     Fault("all stamps are 0", "time", traffic(stamp_ns={"all": 0}), code="frames|no_set|odometry"),
     Fault("all stamps are 2 s old", "time", traffic(shift_s={"all": -2.0}), code="frames", quick=True),
     Fault("all stamps are 1 s ahead", "time", traffic(shift_s={"all": 1.0}), code="frames|odometry"),
     Fault("all stamps are 1 h ahead", "time", traffic(shift_s={"all": 3600.0}), code="frames|odometry", quick=True),
     Fault("a camera's clock is 1 h ahead", "time", traffic(shift_s={BACK: 3600.0}), code="frames|no_set"),
     Fault("a camera's clock is 1 h behind", "time", traffic(shift_s={BACK: -3600.0}), code="frames|no_set"),
-    Fault("a set of half a minute ago comes", "time", jump_back, mode="nominal"),
 ]
 ODOMETRY = [
     Fault("odometry ends", "odometry", traffic(odometry=False), code="odometry", quick=True),
@@ -186,7 +187,7 @@ AGES = [
 ]
 MODEL = [
     Fault("one camera's encoding is unknown", "model", image(encoding="rgb99"), code="image", scene="model"),
-    Fault("a speed of 1e9 m/s", "model", odometry("twist.twist.linear.x", 1e9), code="odometry", scene="model"),
+    Fault("a speed of 1e9 m/s", "model", odometry("twist.twist.linear.x", 1e9), code="odometry.speed", scene="model"),
     Fault("a camera dies", "model", traffic(skip=(BACK,)), code="frames", scene="model"),
     Fault("all inputs die", "model", traffic(skip=CAMERAS, odometry=False), code=GONE, scene="model"),
 ]
