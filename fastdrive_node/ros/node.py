@@ -182,9 +182,8 @@ class FastDriveNode(LifecycleNode):
         self._status.problem(PARAMETER, self._update_problem)
 
     def _apply_update(self, parameters: Sequence[RosParameter]) -> None:
-        values: dict[str, Any] = {
-            parameter.name: parameter.value for parameter in parameters if parameter.name in PARAMETERS
-        }
+        given = {parameter.name: parameter.value for parameter in parameters if parameter.name in PARAMETERS}
+        values = {name: getattr(make_settings({name: value}), name) for name, value in given.items()}  # 1 is 1.0
         self.settings = self.settings.model_copy(update=values)
         self._status.configure(self.settings)
         if self._loaded is not None and self._loaded.supervised is not None:

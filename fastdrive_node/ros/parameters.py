@@ -216,8 +216,10 @@ class _NodeSettings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _has_type(cls, value: object, info: ValidationInfo) -> object:
-        """ROS 2 refuses 1 for 1.0, and so does this."""
+        """1 is taken for 1.0, but no bool for a number."""
         kind = type(cls.model_fields[str(info.field_name)].default)
+        if kind is float and type(value) is int:
+            value = float(value)
         if type(value) is not kind:
             raise ValueError(f"of type {type(value).__name__}, not {kind.__name__}")
         return value
@@ -370,6 +372,8 @@ def descriptor(name: str):
         name=name,
         description=schema["description"],
         read_only=schema.get("readOnly", False),
+        # so that 1 is taken for 1.0; rclpy would refuse it, and end the node where a file has it
+        dynamic_typing=schema["type"] == "number",
         additional_constraints=f"one of {', '.join(choices)}" if choices else "",
     )
     if schema["type"] == "number":

@@ -306,12 +306,20 @@ def test_parameters_change_while_running_and_bad_values_are_refused_with_a_reaso
 
     assert attempt("drop", 0.25).successful and node._loaded.planner.drop == 0.25
     assert attempt("max_set_age_s", 0.5).successful and node._worker._frames.limits.max_age_s == 0.5
+    assert attempt("max_set_age_s", 1).successful and node._worker._frames.limits.max_age_s == 1.0, "an integer"
+    assert "of type bool, not float" in attempt("max_set_age_s", True).reason
     assert "drop" in attempt("drop", 0.99).reason
     node._loaded.planner.least_drop = 0.2
     assert attempt("drop", 0.1).reason == "drop: 0.1 is less than the engine's 0.2"
     assert attempt("image_transport", "compressed").reason
     assert attempt("max_missing_cameras", "two").reason
     assert node._loaded.planner.drop == 0.25
+
+
+def test_an_integer_at_start_is_taken_for_a_double(rig):
+    settings = rig(max_set_age_s=1, max_plan_age_s=2).node.settings
+    assert (settings.max_set_age_s, settings.max_plan_age_s) == (1.0, 2.0)
+    assert type(settings.max_set_age_s) is float
 
 
 def test_a_set_of_changes_is_applied_as_a_whole_or_not_at_all(rig):

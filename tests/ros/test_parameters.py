@@ -77,13 +77,19 @@ def test_a_parameter_file_may_have_some_parameters_and_the_clock(tmp_path):
         ({"drop": "half"}, "drop: 'half'"),
         ({"image_transport": "jpeg"}, "image_transport: 'jpeg'"),
         ({"max_missing_cameras": 1.5}, "max_missing_cameras: 1.5"),
-        ({"max_set_age_s": 1}, "max_set_age_s: 1: of type int, not float"),
+        ({"max_set_age_s": True}, "max_set_age_s: True: of type bool, not float"),
         ({"use_sim_time": "yes"}, "use_sim_time: 'yes'"),
     ],
 )
 def test_a_wrong_parameter_file_names_the_parameter(tmp_path, values, reason):
     with pytest.raises(InputError, match=reason):
         check_parameter_file(write(tmp_path, **values))
+
+
+def test_an_integer_is_taken_for_a_double(tmp_path):
+    values = check_parameter_file(write(tmp_path, max_set_age_s=1))
+    assert values == {"max_set_age_s": 1.0} and type(values["max_set_age_s"]) is float
+    assert validate("max_set_age_s", 1) is None
 
 
 def test_what_is_no_parameter_file_is_refused(tmp_path):
@@ -99,7 +105,8 @@ def test_what_is_no_parameter_file_is_refused(tmp_path):
     [
         ("drop", -0.5, "-0.5: should be a pruning ratio of 0 to 0.95, or -1"),
         ("drop", 0.96, "0.96: should be less than or equal to 0.95"),
-        ("drop", 1, "of type int, not float"),
+        ("drop", 1, "1: should be less than or equal to 0.95"),
+        ("drop", True, "of type bool, not float"),
         ("drop", float("nan"), "nan: should be a finite number"),
         ("max_missing_cameras", True, "of type bool, not int"),
         ("device", "tpu", "'tpu': should be 'auto', 'cpu' or 'cuda'"),
