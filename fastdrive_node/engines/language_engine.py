@@ -67,7 +67,6 @@ class EngineCache:
     values: torch.Tensor  # [layers, key/value heads, C, head dim]
     mask: torch.Tensor  # float32 [1, C + 1], of a step: the cache, then the new token
     used: int = 0
-    hidden: torch.Tensor | None = None  # the graph does not give it
     pointers: dict[str, int] = field(init=False)  # of each layer's part, by the graph's names
 
     def __post_init__(self) -> None:

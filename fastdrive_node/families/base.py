@@ -73,7 +73,6 @@ class Cache(Protocol):
     """Keys and values of what was run. They are the backend's own; setting ``used`` back forgets the last positions."""
 
     used: int  # positions
-    hidden: torch.Tensor | None  # [B, L, D], normed output of the last layer for what was run last; None: not given
 
 
 @runtime_checkable

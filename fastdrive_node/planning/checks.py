@@ -1,8 +1,8 @@
 """Whether a vehicle could drive a plan that the model wrote correctly. Two bands: a warning, or a refusal.
 
-``path_motion`` measures, the limits are here. The defaults are those of peers: warnings where openpilot limits its
-plans (lateral 3 m/s2 and 5 m/s3, curvature 0.2 1/m), refusals where Autoware's trajectory validator rejects (9.8 m/s2
-along and across, lateral 7 m/s3); a curvature of 0.35 1/m is a turning radius of 2.9 m, less than any car's.
+``path_motion`` measures, the limits are here. Lateral acceleration, lateral jerk and curvature have the limits of
+peers: openpilot's own (warn: 3 m/s2, 5 m/s3, 0.2 1/m) and those of Autoware's trajectory validator (refuse: 9.8 m/s2,
+7 m/s3, 0.35 1/m, a turning radius of 2.9 m). The other defaults lie above what recorded and simulated drives reach.
 """
 
 from __future__ import annotations

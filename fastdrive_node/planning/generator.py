@@ -193,6 +193,8 @@ class Generator:
         ids = self._likeliest(prefilled.logits, 0)
         forwards = 0
         while ids[-1] not in stops and len(ids) < limit:
+            if self.progress is not None:
+                self.progress(f"decode: {len(ids)} tokens")
             draft = drafter.write(ids, numbers)
             first = len(ids) - 1
             run = draft.ids[first:limit]

@@ -109,7 +109,7 @@ class SupervisedPlanner:
         """Kill the process, at once; a plan in progress ends as a refusal."""
         with self._changed:
             self._shared.stopping = True
-            self.on_change = lambda: None  # who listens may be gone before the process is
+            self.on_change = lambda: None  # the listener can end before the process does
             self._kill("the node stops")
             self._changed.notify_all()
         thread, self._thread = self._thread, None

@@ -23,7 +23,6 @@ class TransformersCache:
 
     def __init__(self, config: Any):
         self.states = DynamicCache(config=config)
-        self.hidden: torch.Tensor | None = None
 
     @property
     def used(self) -> int:
@@ -117,8 +116,7 @@ class TransformersLanguage:
             use_cache=True,
             **features,
         )
-        cache.hidden = out.last_hidden_state if every else out.last_hidden_state[:, -1:]
-        return self._head(cache.hidden)
+        return self._head(out.last_hidden_state if every else out.last_hidden_state[:, -1:])
 
 
 def check_text_config(config: Any, known: Sequence[str]) -> None:

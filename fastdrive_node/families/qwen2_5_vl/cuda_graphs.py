@@ -31,7 +31,6 @@ class _Call:
         self.mask = torch.zeros(length, cache.keys[0].shape[2], dtype=torch.bool, device=device)
         self.columns = torch.arange(self.mask.shape[1], device=device)
         self.logits: torch.Tensor
-        self.hidden: torch.Tensor
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def set(self, ids: torch.Tensor, positions: PositionInputs, used: int) -> None:
@@ -74,7 +73,6 @@ class GraphedLanguage(TorchLanguage):
         else:
             call.graph.replay()
         cache.used += count
-        cache.hidden = call.hidden[:, :count]
         return call.logits[:, :count]
 
     def _bind(self, cache: KvCache) -> None:
@@ -119,7 +117,7 @@ class GraphedLanguage(TorchLanguage):
 
     def _run(self, call: _Call) -> None:
         assert self._static is not None
-        call.logits, call.hidden = self.run_static(call.ids, (call.cos, call.sin), self._static, call.places, call.mask)
+        call.logits = self.run_static(call.ids, (call.cos, call.sin), self._static, call.places, call.mask)
 
 
 def _copy(source: KvCache, target: KvCache, count: int) -> None:

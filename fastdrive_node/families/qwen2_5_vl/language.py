@@ -42,7 +42,6 @@ class KvCache:
     ):
         self.missing = tuple(missing or [0] * config.num_hidden_layers)
         self.used = 0
-        self.hidden: torch.Tensor | None = None
         head_dim = config.hidden_size // config.num_attention_heads
         shapes = [(batch, config.num_key_value_heads, length - less, head_dim) for less in self.missing]
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
@@ -128,8 +127,7 @@ class TorchLanguage:
         for index in range(self.layers):
             hidden = self.layer(index, hidden, positions, cache, cache.used - cache.missing[index], every)
         cache.used += embeddings.shape[1]
-        cache.hidden = _norm(self._text.norm, hidden)
-        return _linear(self._head, cache.hidden)
+        return _linear(self._head, _norm(self._text.norm, hidden))
 
     def layer(
         self,
@@ -172,7 +170,7 @@ class TorchLanguage:
         cache: KvCache,
         places: torch.Tensor,
         mask: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> torch.Tensor:
         """Run new positions of one prompt with shapes and addresses that do not depend on what is in the cache.
 
         Args:
@@ -181,7 +179,7 @@ class TorchLanguage:
             mask: bool [L, C], which of the cache's positions each sees.
 
         Returns:
-            Logits [1, L, vocabulary], and the normed output of the last layer.
+            Logits [1, L, vocabulary].
         """
         hidden = self.embed(ids)
         for layer, keys, values in zip(self._text.layers, cache.keys, cache.values, strict=True):
@@ -191,8 +189,7 @@ class TorchLanguage:
             values.index_copy_(2, places, value)
             hidden = hidden + self._mix(layer.self_attn, query, keys, values, mask, False)
             hidden = hidden + _mlp(layer, hidden)
-        hidden = _norm(self._text.norm, hidden)
-        return _linear(self._head, hidden), hidden
+        return _linear(self._head, _norm(self._text.norm, hidden))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Output of the last layer [B, L, D] -> logits of the last position [B, vocabulary]."""
