@@ -25,6 +25,7 @@ from fastdrive_node.errors import FastDriveError
 from fastdrive_node.record import MODE, PlanRecord
 from fastdrive_node.replay.bag import BagMessage, Recording
 from fastdrive_node.ros.diagnostics import ACTIVE, LIFECYCLE_KEY, MODEL_STATUS, PLANNER_STATUS
+from fastdrive_node.ros.distribution import publisher_count
 from fastdrive_node.ros.messages import time_message
 from fastdrive_node.ros.qos import RECORDS
 
@@ -167,7 +168,7 @@ class NodeConnection:
             for topic, publisher in self._publishers.items()
             if not publisher.get_subscription_count()
         ]
-        if not self._records.get_publisher_count():
+        if not publisher_count(self._node, self._records):
             missing.append("its output/plan_json is not connected")
         if not self._parameters.service_is_ready():
             missing.append("its parameter service is not connected")

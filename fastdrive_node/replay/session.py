@@ -13,6 +13,7 @@ from fastdrive_node.replay.connection import NodeConnection
 from fastdrive_node.replay.frame_sets import LoopResult, SetCounter
 from fastdrive_node.replay.node_process import NODE_COMMAND, NodeProcess
 from fastdrive_node.replay.player import Player
+from fastdrive_node.ros.distribution import LOCAL_DISCOVERY
 from fastdrive_node.ros.domain import own_domain
 from fastdrive_node.ros.parameters import PARAMETERS, Settings, check_parameter_file, make_settings
 from fastdrive_node.ros.transport import profile_environment
@@ -67,7 +68,7 @@ def play_bag(recording: Recording, node: NodeOptions, rate: float | None, loops:
     with ExitStack() as stack:
         domain = None if node.external else stack.enter_context(own_domain())
         if domain is not None:
-            environment |= {"ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+            environment |= {"ROS_DOMAIN_ID": str(domain), **LOCAL_DISCOVERY}
         stack.enter_context(_environment(environment))
         process = None
         if not node.external:

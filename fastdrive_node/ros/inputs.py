@@ -12,6 +12,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Float64, String
 
 from fastdrive_node.errors import InputError, ModelError
+from fastdrive_node.ros.distribution import publisher_count
 from fastdrive_node.ros.images import camera_frame
 from fastdrive_node.ros.messages import acceleration_signal, driving_command, ego_state, steering_signal
 from fastdrive_node.ros.parameters import Settings
@@ -67,7 +68,7 @@ class Inputs:
 
     def publishers(self) -> dict[str, int]:
         """Matched publishers of every input."""
-        return {name: subscription.get_publisher_count() for name, subscription in self._subscriptions.items()}
+        return {name: publisher_count(self._node, each) for name, each in self._subscriptions.items()}
 
     def check_types(self) -> None:
         self._log.check_types(list(self._subscriptions.values()))

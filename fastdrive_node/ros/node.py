@@ -13,7 +13,6 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy._rclpy_pybind11 import RCLError
 from rclpy.clock import Clock, JumpThreshold, TimeJump
-from rclpy.clock_type import ClockType
 from rclpy.duration import Duration
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -25,6 +24,7 @@ from rclpy.utilities import ok, try_shutdown
 from fastdrive_node.errors import FastDriveError, InputError
 from fastdrive_node.ros.bond import end_bond, start_bond
 from fastdrive_node.ros.diagnostics import ACTIVE, NodeStatus, diagnostic_array
+from fastdrive_node.ros.distribution import ClockType, add_parameter_callbacks
 from fastdrive_node.ros.inputs import Inputs
 from fastdrive_node.ros.outputs import Outputs
 from fastdrive_node.ros.parameters import PARAMETERS, Settings, check_names, descriptor, make_settings, validate
@@ -143,9 +143,7 @@ class FastDriveNode(LifecycleNode):
             settings = make_settings(values)
         except InputError as error:
             raise ParameterException(str(error), []) from error
-        self.add_pre_set_parameters_callback(self._with_default_drop)
-        self.add_on_set_parameters_callback(self._check_update)
-        self.add_post_set_parameters_callback(self._on_update)
+        add_parameter_callbacks(self, self._with_default_drop, self._check_update, self._on_update)
         return settings
 
     def _with_default_drop(self, parameters: list[RosParameter]) -> list[RosParameter]:

@@ -93,8 +93,10 @@ class Rig:
                 self.messages[topic].append(message)
                 self._changed.notify_all()
 
+        from fastdrive_node.ros.distribution import publisher_count
+
         subscription = self.peer.create_subscription(kind, topic, store, qos)
-        self.wait(lambda: subscription.get_publisher_count() > 0, f"a publisher of {topic}")
+        self.wait(lambda: publisher_count(self.peer, subscription) > 0, f"a publisher of {topic}")
         return self.messages[topic]
 
     def wait(self, condition, what: str):
