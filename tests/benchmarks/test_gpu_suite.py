@@ -1,15 +1,29 @@
 """benchmarks/perf/gpu_suite.py at its tiny size, on the CPU."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmarks.perf import gpu_suite
+from benchmarks.perf.random_models import Scene
 
-SCENES = {"one_image_168x168": 36, "six_cameras_224x112": 192}
+SCENES = {"one_image_84x84": 9, "six_cameras_112x56": 48}
 DROPS = ("ours_drop_0", "ours_drop_0.25", "ours_drop_0.5", "ours_drop_0.75")
 QUICK = ("--device", "cpu", "--sizes", "tiny", "--quick", "--steps", "models,compile", "--compile-backend", "eager")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def smaller():
+    """The tiny size with fewer layers and smaller images."""
+    size = gpu_suite.SIZES["tiny"]
+    vision = {**size.vision, "depth": 2, "fullatt_block_indexes": [1]}
+    scenes = (Scene("one_image_84x84", 1, 84, 84), Scene("six_cameras_112x56", 6, 56, 112))
+    smaller = replace(size, vision=vision, text={**size.text, "num_hidden_layers": 2}, scenes=scenes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(gpu_suite.SIZES, "tiny", smaller)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +57,8 @@ def test_it_runs_to_the_end_with_every_stage_of_every_side(report):
 
 
 def test_the_pruning_ratios_keep_their_tokens(report):
-    kept = report["sizes"]["tiny"]["scenes"]["six_cameras_224x112"]["kept_tokens"]
-    assert list(kept.values()) == [192, 144, 96, 48]
+    kept = report["sizes"]["tiny"]["scenes"]["six_cameras_112x56"]["kept_tokens"]
+    assert list(kept.values()) == [48, 36, 24, 12]
 
 
 def test_the_compiled_tower_and_pruner_give_what_eager_torch_gives(report):
@@ -70,7 +84,7 @@ def test_a_backend_that_cannot_compile_is_recorded_and_eager_is_measured(tmp_pat
 
 
 def test_ratios_are_those_of_the_medians(report):
-    scene = report["sizes"]["tiny"]["scenes"]["six_cameras_224x112"]
+    scene = report["sizes"]["tiny"]["scenes"]["six_cameras_112x56"]
     prefill, prune = scene["stages"]["prefill"], scene["stages"]["prune"]["ours_drop_0.75"]["median_ms"]
     stock, none, fast = (prefill[side]["median_ms"] for side in ("transformers", "ours_drop_0", "ours_drop_0.75"))
     faster = scene["ratios"]["transformers_over_ours"]

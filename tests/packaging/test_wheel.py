@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fastdrive_node.commands.replay import ReplayOptions, replay
 from tests.packaging.source_imports import ROOT
 
 BUILT_FROM = (
@@ -76,14 +77,20 @@ def test_the_wheel_carries_every_file_that_the_code_opens(environment):
     assert data and not {file for file in data if not (installed / file).is_file()}
 
 
-def test_the_installed_wheel_replays_the_sample_bag(environment, tmp_path):
+def test_the_installed_wheel_replays_the_sample_bag_with_the_plans_of_the_checkout(environment, tmp_path):
+    """In lockstep, in which two nodes give the same plans on any machine."""
     pytest.importorskip("rclpy", reason="replay starts the ROS 2 node")
-    bag = environment / "share/fastdrive_node/samples/city"
-    command = [environment / "bin/fastdrive", "replay", bag, "--lockstep", "--drop", "0.5", "--json", "summary.json"]
-    _run(command, tmp_path)
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["sets"] == summary["plans"] == 20
-    assert (summary["total_tokens"], summary["kept_tokens"]) == (192, 96)
+    share, plans = environment / "share/fastdrive_node", []
+    (tmp_path / "wheel").mkdir()
+    command = [environment / "bin/fastdrive", "replay", share / "samples/city", "--lockstep", "--drop", "0.5"]
+    _run([*command, "--json", "summary.json"], tmp_path / "wheel")
+    replay(ReplayOptions(ROOT / "samples/city", json=str(tmp_path / "summary.json"), lockstep=True))
+    for folder in (tmp_path / "wheel", tmp_path):
+        summary = json.loads((folder / "summary.json").read_text())
+        assert tuple(summary[name] for name in ("sets", "plans", "refused", "dropped")) == (20, 20, 0, 0)
+        assert (summary["total_tokens"], summary["kept_tokens"]) == (192, 96)
+        plans.append((folder / summary["plans_file"]).read_bytes())
+    assert plans[0] == plans[1]
 
 
 def test_colcon_can_read_the_setup(source):

@@ -23,7 +23,6 @@ from fastdrive_node.types import CAMERAS
 
 HERE = Path(__file__).resolve().parent
 NODE = (sys.executable, str(HERE.parent / "ros" / "fake_planner.py"))
-CITY = HERE.parents[1] / "samples" / "city"
 DATA = HERE.parents[2] / "shared" / "data"
 STEP_NS = 500_000_000
 
@@ -92,7 +91,7 @@ def test_a_last_set_without_a_camera_does_not_hold_the_replay(tmp_path):
 
 
 def test_in_real_time_a_slow_planner_plans_the_newest_set_and_every_set_is_counted(tmp_path, monkeypatch):
-    monkeypatch.setenv("FAKE_PLANNER_DELAY_S", "3.0")
+    monkeypatch.setenv("FAKE_PLANNER_DELAY_S", "1.5")
     bag = write_bag(tmp_path / "bag", BagPlan(sets=6, period_s=0.1))
     start = time.monotonic()
     figures, _ = run(bag, tmp_path, lockstep=False, params=narrow(tmp_path))
@@ -104,9 +103,9 @@ def test_in_real_time_a_slow_planner_plans_the_newest_set_and_every_set_is_count
 
 def test_in_lockstep_nothing_is_superseded_by_a_slow_planner(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_PLANNER_DELAY_S", "0.3")
-    figures, plans = run(write_bag(tmp_path / "bag", BagPlan(sets=20, period_s=0.1)), tmp_path, params=narrow(tmp_path))
-    assert counts(figures) == (20, 20, 0, 0) and figures["lost"] == 0
-    assert [plan["t0_ns"] for plan in plans] == [START_NS + k * 100_000_000 for k in range(20)]
+    figures, plans = run(write_bag(tmp_path / "bag", BagPlan(sets=8, period_s=0.1)), tmp_path, params=narrow(tmp_path))
+    assert counts(figures) == (8, 8, 0, 0) and figures["lost"] == 0
+    assert [plan["t0_ns"] for plan in plans] == [START_NS + k * 100_000_000 for k in range(8)]
     assert figures["rate"] is None and figures["lockstep"]
 
 
@@ -129,16 +128,6 @@ def narrow(tmp_path: Path) -> Path:
     path = tmp_path / "parameters.yaml"
     path.write_text("fastdrive:\n  ros__parameters:\n    max_set_age_s: 30.0\n    max_spread_s: 0.04\n")
     return path
-
-
-def test_two_replays_in_lockstep_of_the_shipped_model_give_the_same_plans(tmp_path):
-    files = []
-    for name in ("first", "second"):
-        figures = replay(ReplayOptions(CITY, json=str(tmp_path / f"{name}.json"), lockstep=True))
-        assert counts(figures) == (20, 20, 0, 0)
-        assert (figures["total_tokens"], figures["kept_tokens"]) == (192, 96)
-        files.append(Path(figures["plans_file"]).read_bytes())
-    assert files[0] == files[1]
 
 
 def test_a_node_that_dies_ends_the_replay_with_what_it_said_last(tmp_path, monkeypatch):
