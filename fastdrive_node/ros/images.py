@@ -1,12 +1,13 @@
 """Image messages to RGB arrays. Needs no ROS: it works on the views of ``cdr``.
 
-OpenCV converts what is not RGB in some order. cv_bridge would call the same functions, but the one from PyPI ignores
-``step`` and does not know yuv422 and bayer_grbg8, and the one of ROS 2 needs its C++ library.
+RGB and BGR of 8 bits, with alpha or without, are views of the message. Everything else goes through cv_bridge where it
+is installed, else through OpenCV, which has the same results for what both convert.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from fastdrive_node.errors import ImageError
+from fastdrive_node.ros.bridge import installed_bridge
 from fastdrive_node.ros.cdr import CompressedView, ImageView, parse_compressed, parse_image
 from fastdrive_node.types import CameraFrame
 
@@ -26,7 +28,7 @@ COMPRESSED_TYPE = "sensor_msgs/msg/CompressedImage"
 class _Encoding:
     channels: int  # bytes of a pixel
     rgb: slice | None = None  # where red, green and blue are in a pixel
-    code: str = ""  # else OpenCV's conversion to RGB
+    code: str = ""  # else OpenCV's conversion to RGB; without one only cv_bridge converts it
     even: str = ""  # dimensions that must be even: "w" or "wh"
 
 
@@ -49,6 +51,16 @@ _ENCODINGS = {
     "yuv422_yuy2": _Encoding(2, code="COLOR_YUV2RGB_YUYV", even="w"),
     "yuyv": _Encoding(2, code="COLOR_YUV2RGB_YUYV", even="w"),
 }
+_OWN = ", ".join(_ENCODINGS)  # without cv_bridge
+_ENCODINGS |= {
+    "mono16": _Encoding(2),
+    "rgb16": _Encoding(6),
+    "bgr16": _Encoding(6),
+    "rgba16": _Encoding(8),
+    "bgra16": _Encoding(8),
+    **{f"bayer_{order}16": _Encoding(2, even="wh") for order in ("rggb", "bggr", "gbrg", "grbg")},
+}
+_GENERIC = re.compile(r"(8|16|32|64)[USF]C([1-4])")  # a depth and channels without a meaning
 
 
 def camera_frame(camera: str, raw: bytes | memoryview, received_ns: int, compressed: bool) -> CameraFrame:
@@ -105,14 +117,29 @@ def decode_image(image: ImageView) -> np.ndarray:
     Raises:
         ImageError: an encoding that is not supported, or a step or data length that does not fit; the text names it.
     """
-    encoding = _ENCODINGS.get(image.encoding)
-    if encoding is None:
-        raise ImageError(f"encoding: {image.encoding[:40]!r} is not supported; use one of {', '.join(_ENCODINGS)}")
+    encoding = _encoding(image.encoding)
     rows = _rows(image, encoding)
     if encoding.rgb is not None:
         pixels = rows.reshape(image.height, image.width, encoding.channels)
         return pixels[:, :, encoding.rgb]
+    bridge = installed_bridge()
+    if bridge is not None:
+        try:
+            return bridge.to_rgb(rows, image)
+        except ImageError:
+            if not encoding.code:
+                raise
+    if not encoding.code:
+        raise ImageError(f"encoding: {image.encoding} needs cv_bridge, which is not installed; else use one of {_OWN}")
     return _convert(rows, image, encoding)
+
+
+def _encoding(name: str) -> _Encoding:
+    if (known := _ENCODINGS.get(name)) is not None:
+        return known
+    if (generic := _GENERIC.fullmatch(name)) is not None:
+        return _Encoding(int(generic[1]) // 8 * int(generic[2]))
+    raise ImageError(f"encoding: {name[:40]!r} is not supported; use one of {', '.join(_ENCODINGS)}")
 
 
 def decode_compressed(image: CompressedView) -> np.ndarray:

@@ -28,6 +28,7 @@ from trajectory_msgs.msg import MultiDOFJointTrajectory, MultiDOFJointTrajectory
 from fastdrive_node.errors import EgoStateError, InputError, ModelError
 from fastdrive_node.geometry import to_parent_frame, wrap_angle, yaw_of_quaternion
 from fastdrive_node.planning.motion import Motion
+from fastdrive_node.ros.bridge import installed_bridge
 from fastdrive_node.types import MAP_FRAME, Command, EgoState, Plan, Vehicle, VehicleSignal
 
 _SECOND_NS = 1_000_000_000
@@ -179,8 +180,16 @@ def yaw_quaternion(yaw_rad: float) -> Quaternion:
 
 
 def image_message(image: np.ndarray, stamp: int, frame: str) -> Image:
-    """sensor_msgs/Image rgb8 from uint8 [H, W, 3]. The pixels go through ``array``: an ndarray would be slow."""
-    message = Image(header=Header(stamp=time_message(stamp), frame_id=frame), encoding="rgb8")
+    """sensor_msgs/Image rgb8 from uint8 [H, W, 3], by cv_bridge where it is installed.
+
+    Without it the pixels go through ``array``, for an ndarray would be slow.
+    """
+    stamped = Header(stamp=time_message(stamp), frame_id=frame)
+    if (bridge := installed_bridge()) is not None:
+        message = bridge.to_message(image)
+        message.header = stamped
+        return message
+    message = Image(header=stamped, encoding="rgb8")
     message.height, message.width = image.shape[:2]
     message.step = 3 * message.width
     pixels = array.array("B")

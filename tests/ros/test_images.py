@@ -22,7 +22,8 @@ def view(encoding: str, rows: np.ndarray, width: int = 8, padding: int = 0, **ch
     rows = rows.reshape(rows.shape[0], -1)
     data = np.pad(rows, ((0, 0), (0, padding)), constant_values=77).tobytes()
     fields = {"height": rows.shape[0], "width": width, "step": rows.shape[1] + padding, "data": memoryview(data)}
-    return ImageView(stamp_ns=1, frame_id="", encoding=encoding, is_bigendian=False, **{**fields, **changes})
+    fields |= {"is_bigendian": False, **changes}
+    return ImageView(stamp_ns=1, frame_id="", encoding=encoding, **fields)
 
 
 def jpeg(image: np.ndarray = RGB, kind: str = "JPEG") -> bytes:
@@ -81,17 +82,6 @@ def test_yuv422_gives_the_colour_that_was_encoded(encoding, order):
     assert np.abs(image - [255, 0, 0]).max() <= 3
 
 
-@pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "mono8", "bayer_rggb8", "bayer_bggr8", "bayer_gbrg8"])
-def test_conversions_equal_those_of_cv_bridge(encoding):
-    bridge = pytest.importorskip("cv_bridge", reason="cv_bridge is not installed")
-    messages = pytest.importorskip("sensor_msgs.msg", reason="ROS 2 messages are not installed")
-    rows = RGB if encoding in ("rgb8", "bgr8") else RGB[..., 0].copy()
-    step = rows.reshape(6, -1).shape[1]
-    message = messages.Image(height=6, width=8, encoding=encoding, step=step, data=rows.tobytes())
-    expected = bridge.CvBridge().imgmsg_to_cv2(message, "rgb8")
-    assert np.array_equal(decode_image(view(encoding, rows)), expected)
-
-
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_compressed_images_are_rgb(kind):
     flat = np.full((16, 16, 3), (200, 30, 90), np.uint8)
@@ -121,8 +111,8 @@ def test_sizes_that_do_not_fit_name_the_field(changes, reason):
 
 
 def test_an_unknown_encoding_names_those_that_are_known():
-    with pytest.raises(InputError, match=r"encoding: '32FC1' is not supported; use one of rgb8, bgr8"):
-        decode_image(view("32FC1", RGB))
+    with pytest.raises(InputError, match=r"encoding: 'nv21' is not supported; use one of rgb8, bgr8"):
+        decode_image(view("nv21", RGB))
 
 
 def test_a_mosaic_with_an_odd_side_is_refused():
@@ -160,7 +150,7 @@ def test_a_malformed_message_names_the_camera_on_arrival():
 @settings(max_examples=200)
 @given(st.binary(max_size=80), st.integers(0, 12), st.integers(0, 12), st.integers(0, 40), st.text(max_size=8))
 def test_any_image_header_is_decoded_or_refused(data, height, width, step, text):
-    for encoding in ("rgb8", "mono8", "bayer_rggb8", "yuv422", text):
+    for encoding in ("rgb8", "mono8", "bayer_rggb8", "yuv422", "mono16", "bayer_rggb16", "32FC1", text):
         image = ImageView(1, "", height, width, encoding, False, step, memoryview(data))
         try:
             assert decode_image(image).shape == (height, width, 3)
