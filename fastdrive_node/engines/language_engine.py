@@ -191,10 +191,11 @@ class EngineLanguage:
         """What runs, for the diagnostics."""
         parity = self.manifest.parity
         return {
-            "language engine": f"{self.file} ({short(self.manifest.files[self.file.name].sha256)})",
-            "language runtime": self.runner.name,
-            "language precision": self.info.precision,
-            "language parity": "not verified" if parity is None else f"cosine {parity.cosine:.6f}",
+            "language_engine": str(self.file),
+            "language_engine_fingerprint": short(self.manifest.files[self.file.name].sha256),
+            "language_runtime": self.runner.name,
+            "language_precision": self.info.precision,
+            "language_parity": "not verified" if parity is None else f"cosine {parity.cosine:.6f}",
         }
 
     def _run(self, tensors: Mapping[str, torch.Tensor], past: Mapping[str, int], new: int, earlier: int) -> None:

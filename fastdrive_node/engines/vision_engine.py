@@ -93,10 +93,12 @@ class EngineVision:
         """What runs, for the diagnostics."""
         graph, parity = self.manifest.graph, self.manifest.parity
         return {
-            "engine": f"{self.file} ({short(self.manifest.files[self.file.name].sha256)})",
+            "engine": str(self.file),
+            "engine_fingerprint": short(self.manifest.files[self.file.name].sha256),
             "runtime": self.runner.name,
             "precision": graph.precision,
-            "pruner": f"reconpruner in the engine ({short(graph.pruner)})",
+            "pruner": "reconpruner in the engine",
+            "pruner_fingerprint": short(graph.pruner),
             "parity": "not verified" if parity is None else f"cosine {parity.cosine:.6f}",
         }
 

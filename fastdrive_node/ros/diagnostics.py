@@ -9,8 +9,10 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from fastdrive_node.ros.parameters import Settings
+from fastdrive_node.ros.performance import GPU_MEMORY, memory_values, snake_case, timing_part
 from fastdrive_node.sync.frames import CameraStatus
 from fastdrive_node.sync.modes import Mode, ModeStatus
+from fastdrive_node.sync.statistics import Statistics
 from fastdrive_node.sync.worker import WorkerStatus
 from fastdrive_node.types import PlannerState
 
@@ -44,14 +46,19 @@ class NodeStatus:
     mode: ModeStatus | None = None  # None: not judged
     problem: str = ""  # a configuration that failed, or a parameter that was accepted but could not be applied
     planner: PlannerState | None = None  # None: not configured
+    statistics: Statistics = field(default_factory=Statistics)
 
 
 def diagnostic_array(status: NodeStatus, stamp: Time) -> DiagnosticArray:
-    """One status each for the planner, the model, the topics, every camera and the odometry."""
+    """One status each for the planner, the model, the topics and memory; while the node is active also for timing,
+    every camera and the odometry."""
     message = DiagnosticArray()
     message.header.stamp = stamp
-    message.status = [_planner(status), _model(status), _topics(status)]
+    pid = None if status.planner is None else status.planner.pid
+    memory = _status(status, "memory", OK, "ok", memory_values(status.identity, pid))
+    message.status = [_planner(status), _model(status), _topics(status), memory]
     if status.worker is not None:
+        message.status.append(_status(status, "timing", *timing_part(status.settings, status.statistics)))
         cameras = status.worker.cameras.items()
         message.status += [_camera(status, camera, values) for camera, values in cameras]
         message.status.append(_odometry(status, status.worker))
@@ -68,6 +75,7 @@ def _planner(status: NodeStatus) -> DiagnosticStatus:
     mode = status.mode
     if mode is not None:
         values |= {"mode": mode.mode.value, "code": mode.reason.code or "none"}
+        values |= {f"refused_{snake_case(code)}": count for code, count in mode.refusals.items()}
     if (planner := status.planner) is not None:
         values |= {"planner_state": planner.phase, "planner_restarts": planner.restarts}
         values |= {"planner_notice": planner.reason or "none"}
@@ -133,6 +141,8 @@ def _camera(status: NodeStatus, camera: str, values: CameraStatus) -> Diagnostic
         "late_frames": values.late,
         "publishers": publishers,
     }
+    if (kept := status.statistics.kept_tokens.get(camera)) is not None:
+        pairs |= {"kept_tokens": kept, "tokens": status.statistics.tokens_per_camera}
     return _status(status, camera, level, text, pairs)
 
 
@@ -157,7 +167,8 @@ def _input_level(kind: str, age_s: float | None, limit_s: float, name: str, publ
 
 def _model(status: NodeStatus) -> DiagnosticStatus:
     level, text = (OK, "loaded") if status.identity else (WARN, "not loaded")
-    return _status(status, MODEL_STATUS, level, text, status.identity)
+    values = {key: value for key, value in status.identity.items() if not key.startswith(GPU_MEMORY)}
+    return _status(status, MODEL_STATUS, level, text, values)
 
 
 def _topics(status: NodeStatus) -> DiagnosticStatus:

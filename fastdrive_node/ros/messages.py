@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import importlib
 import math
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +23,7 @@ from geometry_msgs.msg import (
 )
 from nav_msgs.msg import Odometry, Path
 from sensor_msgs.msg import Image
-from std_msgs.msg import Header
+from std_msgs.msg import Float64, Header
 from trajectory_msgs.msg import MultiDOFJointTrajectory, MultiDOFJointTrajectoryPoint
 
 from fastdrive_node.errors import EgoStateError, InputError, ModelError
@@ -123,6 +124,19 @@ def multi_dof_message(plan: Plan, motion: Motion, frame: str) -> MultiDOFJointTr
         time = duration_message(seconds)
         points.append(MultiDOFJointTrajectoryPoint(transforms=[place], velocities=[twist], time_from_start=time))
     return MultiDOFJointTrajectory(header=header(plan, frame), joint_names=[frame], points=points)
+
+
+def time_messages() -> tuple[type, Callable[[float, Time], Any]]:
+    """Type of the times on ``~/debug`` and what makes a message of a time in milliseconds and the present stamp.
+
+    Autoware's checkers read autoware_internal_debug_msgs/Float64Stamped; where that is not installed it is
+    std_msgs/Float64.
+    """
+    try:
+        kind: Any = importlib.import_module("autoware_internal_debug_msgs.msg").Float64Stamped
+    except ImportError:
+        return Float64, lambda milliseconds, _stamp: Float64(data=milliseconds)
+    return kind, lambda milliseconds, stamp: kind(stamp=stamp, data=milliseconds)
 
 
 def autoware_messages() -> ModuleType:

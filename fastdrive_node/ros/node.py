@@ -35,6 +35,7 @@ from fastdrive_node.ros.topics import check_camera_names
 from fastdrive_node.sync.frames import FrameBuffer
 from fastdrive_node.sync.modes import CONFIGURE, LOADING, PARAMETER
 from fastdrive_node.sync.odometry import OdometryBuffer
+from fastdrive_node.sync.statistics import PlanStatistics
 from fastdrive_node.sync.worker import Outcome, Worker
 from fastdrive_node.types import JUMP_BACK_S, SUPERSEDED, Plan
 
@@ -69,6 +70,7 @@ class FastDriveNode(LifecycleNode):
         self._worker: Worker | None = None
         self._bond: Any = None
         self._status = StatusReporter(self, self.settings)
+        self._statistics = PlanStatistics(self.settings.statistics_window_s)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", OUTPUT)
         self._timer = self.create_timer(
             self.settings.diagnostics_period_s, self.publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME)
@@ -130,6 +132,7 @@ class FastDriveNode(LifecycleNode):
             records_readers=outputs.readers() if outputs else 0,
             identity=loaded.identity() if loaded else {},
             problems=list(self._qos_log.problems.values()),
+            statistics=self._statistics.snapshot(self.get_clock().now().nanoseconds),
         )
         self._diagnostics.publish(diagnostic_array(status, self.get_clock().now().to_msg()))
 
@@ -184,6 +187,7 @@ class FastDriveNode(LifecycleNode):
         values = {name: getattr(make_settings({name: value}), name) for name, value in given.items()}  # 1 is 1.0
         self.settings = self.settings.model_copy(update=values)
         self._status.configure(self.settings)
+        self._statistics.window_s = self.settings.statistics_window_s
         if self._loaded is not None and self._loaded.supervised is not None:
             self._loaded.supervised.limits = self.settings.supervision_limits()
         if self._worker is not None:
@@ -258,6 +262,7 @@ class FastDriveNode(LifecycleNode):
     def _activate(self) -> None:
         loaded, settings = self._loaded, self.settings
         assert loaded is not None  # only a configured node is activated
+        self._statistics.reset()
         self._worker = Worker(
             loaded.planner,
             FrameBuffer(loaded.cameras, settings.frame_limits()),
@@ -304,6 +309,7 @@ class FastDriveNode(LifecycleNode):
         assert self._outputs is not None  # they end after the worker
         self._outputs.publish(outcome)
         self._status.outcome(outcome)
+        self._statistics.note(outcome, self.get_clock().now().nanoseconds)
         result = outcome.result
         if not isinstance(result, Plan) and result.stage != SUPERSEDED:
             self.get_logger().warning(f"refused ({result.stage}): {result.reason}", throttle_duration_sec=1.0)
@@ -311,6 +317,7 @@ class FastDriveNode(LifecycleNode):
     def _on_time_jump(self, jump: TimeJump) -> None:
         if self._worker is not None:
             self.get_logger().warning("time jumped back or changed its source: the state is reset")
+            self._statistics.reset()
             self._worker.time_jumped(self.get_clock().now().nanoseconds)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from nav_msgs.msg import Path
 from rclpy.node import Node
 from sensor_msgs.msg import Image
-from std_msgs.msg import Float64, Header, String
+from std_msgs.msg import Header, String
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 from visualization_msgs.msg import MarkerArray
 
@@ -23,6 +23,7 @@ from fastdrive_node.ros.messages import (
     multi_dof_message,
     path_message,
     time_message,
+    time_messages,
 )
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.qos import RECORDS, QosLog, advertise
@@ -49,8 +50,9 @@ class Outputs:
         self._trajectory = advertise(node, log, trajectory, "~/output/trajectory")
         self._records = advertise(node, log, String, RECORDS_TOPIC, RECORDS)
         self._markers = advertise(node, log, MarkerArray, "~/debug/markers")
+        time_type, self._time_message = time_messages()
         self._times = {
-            name: advertise(node, log, Float64, f"~/debug/{name}")
+            name: advertise(node, log, time_type, f"~/debug/{name}")
             for name in ("processing_time_ms", "pipeline_latency_ms", "cyclic_time_ms")
         }
         self._overlays = {
@@ -86,7 +88,7 @@ class Outputs:
         latency_ms = (self._node.get_clock().now().nanoseconds - result.t0_ns) * 1e-6
         self._records.publish(String(data=json.dumps(PlanRecord.of_outcome(outcome, latency_ms).to_dict())))
         if isinstance(result, Plan):
-            self._times["pipeline_latency_ms"].publish(Float64(data=latency_ms))
+            self._publish_time("pipeline_latency_ms", latency_ms)
         if (isinstance(result, Plan) or result.stage != SUPERSEDED) and self._markers.get_subscription_count():
             self._markers.publish(marker_array(result, self._frame, self._vehicle, motion))
         if isinstance(result, Plan) and outcome.frames is not None:
@@ -99,11 +101,14 @@ class Outputs:
 
     def _publish_plan(self, plan: Plan, motion: Motion, outcome: Outcome) -> None:
         self._publish_motion(plan, motion, outcome.ego_at_stamp)
-        self._times["processing_time_ms"].publish(Float64(data=outcome.planning_ms))
+        self._publish_time("processing_time_ms", outcome.planning_ms)
         now = time.monotonic()
         if self._last_plan_at is not None:
-            self._times["cyclic_time_ms"].publish(Float64(data=(now - self._last_plan_at) * 1e3))
+            self._publish_time("cyclic_time_ms", (now - self._last_plan_at) * 1e3)
         self._last_plan_at = now
+
+    def _publish_time(self, name: str, milliseconds: float) -> None:
+        self._times[name].publish(self._time_message(milliseconds, self._node.get_clock().now().to_msg()))
 
     def _publish_motion(self, plan: Plan, motion: Motion, ego: EgoState | None) -> None:
         self._path.publish(path_message(plan, motion, self._frame))

@@ -207,6 +207,11 @@ class _NodeSettings(BaseModel):
     refused_error_fraction: float = _live(
         0.5, "fraction of the last 20 sets refused, above which the planner is at ERROR", 0.0, 1.0
     )
+    plan_rate_warn_hz: float = _live(
+        5.0, "plans a second below which the timing is at WARN; 0: off. Cameras of 2 Hz need less than 2", 0.0, 100.0
+    )
+    plan_rate_error_hz: float = _live(1.0, "plans a second below which the timing is at ERROR; 0: off", 0.0, 100.0)
+    statistics_window_s: float = _live(30.0, "time over which the diagnostics' percentiles are taken", 1.0, 3600.0)
 
     vehicle_length_m: float = _fixed(Vehicle.length_m, "length of the vehicle", 0.5, 30.0, section="Vehicle")
     vehicle_width_m: float = _fixed(Vehicle.width_m, "width of the vehicle", 0.3, 5.0)

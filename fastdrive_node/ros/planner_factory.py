@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fastdrive_node.families.spec import chosen_vla_dir, load_spec
 from fastdrive_node.planning.drop_limits import DropLimits
@@ -13,9 +12,6 @@ from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.supervision.supervisor import SupervisedPlanner
 from fastdrive_node.sync.worker import Planner
 from fastdrive_node.types import PlannerState
-
-if TYPE_CHECKING:
-    from fastdrive_node.planning.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -74,11 +70,10 @@ def load_planner(settings: Settings) -> LoadedPlanner:
         ModelError: one of them cannot be used.
         InputError: the device is absent, or the drop ratio or a score option is out of range.
     """
-    import torch
-
-    from fastdrive_node.devices import choose_device, choose_dtype, device_name
-    from fastdrive_node.engines.language_engine import EngineLanguage, LanguageChoice
-    from fastdrive_node.engines.vision_engine import EngineVision, choose_engine
+    from fastdrive_node.devices import choose_device, choose_dtype
+    from fastdrive_node.engines.language_engine import LanguageChoice
+    from fastdrive_node.engines.vision_engine import choose_engine
+    from fastdrive_node.planning.identity import Identity
     from fastdrive_node.planning.image_health import ImageHealth
     from fastdrive_node.planning.loading import open_pipeline
 
@@ -101,54 +96,13 @@ def load_planner(settings: Settings) -> LoadedPlanner:
     pipeline.image_health = ImageHealth(settings.image_limits())
     if settings.warm_up:
         pipeline.warm_up()
-    vla, pruner = pipeline.vla, pipeline.pruner.name
-    fixed = {
-        "vla": str(vla.path),
-        "encoder": vla.encoder_fingerprint[:12],
-        "pruner": pruner if settings.pruner in ("", pruner) else f"{pruner} {settings.pruner}",
-        "device": device.type,
-        "dtype": str(vla.dtype).removeprefix("torch."),
-        "torch": torch.__version__,
-    }
-    if isinstance(pipeline.vision, EngineVision):
-        fixed |= pipeline.vision.identity()
-    if isinstance(pipeline.generator.language, EngineLanguage):
-        fixed |= pipeline.generator.language.identity()
-    fixed |= _score_options(pipeline)
-    if device.type == "cuda":
-        fixed["gpu"] = device_name(device)
-
-    def identity() -> dict[str, str]:
-        values = {**fixed, "drop": f"{pipeline.drop:g}"}
-        if device.type == "cuda":
-            values["gpu_memory_mb"] = f"{torch.cuda.memory_allocated() / 1e6:.0f}"
-        return values
-
+    vla = pipeline.vla
     history = vla.spec.history
     return LoadedPlanner(
         pipeline,
         tuple(vla.spec.cameras),
         max(history.steps, default=0),
         history.interval_s,
-        identity,
+        Identity(pipeline, settings.pruner),
         pipeline.drop_limits,
     )
-
-
-def _score_options(pipeline: Pipeline) -> dict[str, str]:
-    """Which options of the scores are on, for the diagnostics."""
-    from fastdrive_node.pruning.score_pruner import RefinedPruner
-
-    if not isinstance(pipeline.pruner, RefinedPruner):
-        return {}
-    options, calibration = pipeline.pruner.options, pipeline.pruner.calibration
-    values = {}
-    if calibration is not None:
-        fit = calibration.fit
-        values["calibration"] = f"{fit.dataset} {fit.split}, expected calibration error {fit.ece_after:.3f}"
-    if options.keep_threshold:
-        values["keep_threshold"] = f"{options.keep_threshold:g}, at least {options.k_min} tokens"
-    if options.temporal is not None:
-        terms = options.temporal
-        values["temporal"] = f"change {terms.change:g}, memory {terms.memory:g}, up to {terms.max_gap_s:g} s"
-    return values

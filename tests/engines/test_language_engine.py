@@ -156,8 +156,8 @@ def test_the_node_runs_it_and_tells_what_runs(toy, language_file):
         onnx_provider="cpu",
     )
     identity = load_planner(settings).identity()
-    assert str(language_file) in identity["language engine"] and identity["language runtime"].endswith("cpu")
-    assert identity["language parity"] == "not verified" and "engine" not in identity
+    assert str(language_file) in identity["language_engine"] and identity["language_runtime"].endswith("cpu")
+    assert identity["language_parity"] == "not verified" and "engine" not in identity
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,11 @@
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families.fingerprint import encoder_fingerprint, tensors_fingerprint
+from fastdrive_node.families.fingerprint import directory_fingerprint, encoder_fingerprint, tensors_fingerprint
 from tests.generation import QWEN
 
 
@@ -60,3 +62,17 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(ModelError, match=r"model\.safetensors: not a readable safetensors file"):
         encoder_fingerprint(tmp_path, QWEN.encoder_prefixes)
+
+
+def test_that_of_a_directory_changes_with_the_language_model_and_with_vla_json(tmp_path, tiny_dir, weights):
+    shutil.copytree(tiny_dir, tmp_path / "copy")
+    copy = tmp_path / "copy"
+    before = directory_fingerprint(copy)
+    assert before == directory_fingerprint(tiny_dir)
+    weights["model.norm.weight"] = weights["model.norm.weight"] + 1
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    changed = directory_fingerprint(copy)
+    assert changed != before
+    content = (copy / "vla.json").read_text()
+    (copy / "vla.json").write_text(content + " ")
+    assert directory_fingerprint(copy) != changed

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
 
 pytest.importorskip("diagnostic_msgs.msg", reason="ROS 2 messages are not installed: pip install -e .[ros]")
 
@@ -14,8 +18,19 @@ from fastdrive_node.ros.diagnostics import ERROR, OK, WARN, NodeStatus, diagnost
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.sync.frames import CameraStatus, FrameCounters
 from fastdrive_node.sync.modes import Mode, ModeReason, ModeStatus
+from fastdrive_node.sync.statistics import Percentiles, Statistics
 from fastdrive_node.sync.worker import WorkerStatus
-from fastdrive_node.types import Command
+from fastdrive_node.types import Command, PlannerState
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMES = Statistics(
+    plans=20,
+    window_s=30.0,
+    rate_hz=10.0,
+    times_ms={"latency": Percentiles(80.0, 95.5), "encode": Percentiles(4.0, 9.0)},
+    kept_tokens={"CAM_FRONT": 12},
+    tokens_per_camera=48,
+)
 
 PLANNING = WorkerStatus(
     cameras={"CAM_FRONT": CameraStatus(0.1, 10.0, 5, 0)},
@@ -121,10 +136,58 @@ def test_a_parameter_that_was_not_applied_is_an_error():
 
 
 def test_keys_are_snake_case_with_units():
-    parts = parts_of(PLANNING)
-    keys = [pair.key for name in ("planner", "CAM_FRONT", "odometry") for pair in parts[name].values]
+    mode = ModeStatus(Mode.NOMINAL, refusals={"plan.speed": 3})
+    parts = parts_of(PLANNING, statistics=TIMES, mode=mode, identity={"gpu_memory_free_mb": "1"})
+    keys = [pair.key for name in parts if name != "topics" for pair in parts[name].values]
     assert all(key.isidentifier() and key == key.lower() for key in keys)
-    assert {"plan_age_s", "rate_hz", "age_s", "superseded_sets"} <= set(keys)
+    assert {"plan_age_s", "rate_hz", "age_s", "superseded_sets", "latency_p99_ms", "refused_plan_speed"} <= set(keys)
+
+
+def values_of(part) -> dict[str, str]:
+    return {pair.key: pair.value for pair in part.values}
+
+
+def test_timing_has_percentiles_and_the_cameras_their_kept_tokens():
+    parts = parts_of(PLANNING, statistics=TIMES)
+    timing = values_of(parts["timing"])
+    assert (timing["latency_p50_ms"], timing["latency_p99_ms"], timing["encode_p99_ms"]) == ("80.0", "95.5", "9.0")
+    assert (timing["plan_rate_hz"], timing["window_s"], timing["window_plans"]) == ("10.00", "30", "20")
+    camera = values_of(parts["CAM_FRONT"])
+    assert (camera["kept_tokens"], camera["tokens"]) == ("12", "48")
+
+
+@pytest.mark.parametrize(("rate_hz", "level"), [(None, OK), (5.0, OK), (4.9, WARN), (1.0, WARN), (0.9, ERROR)])
+def test_the_plan_rate_has_two_limits(rate_hz, level):
+    timing = parts_of(PLANNING, statistics=Statistics(rate_hz=rate_hz))["timing"]
+    assert timing.level == level
+    off = Settings(plan_rate_warn_hz=0.0, plan_rate_error_hz=0.0)
+    assert parts_of(PLANNING, statistics=Statistics(rate_hz=rate_hz), settings=off)["timing"].level == OK
+    if level == ERROR:
+        assert timing.message == "0.9 plans a second, fewer than 1 (plan_rate_error_hz)"
+
+
+def test_memory_is_that_of_both_processes_the_host_and_the_gpu():
+    planner_state = PlannerState(pid=os.getpid())
+    parts = parts_of(PLANNING, planner=planner_state, identity={"vla": "x", "gpu_memory_free_mb": "70000"})
+    memory = values_of(parts["memory"])
+    assert float(memory["node_memory_mb"]) > 10 and memory["planner_memory_mb"] == memory["node_memory_mb"]
+    assert float(memory["host_memory_available_mb"]) > 10 and memory["gpu_memory_free_mb"] == "70000"
+    assert values_of(parts["model"]) == {"vla": "x"}
+    gone = parts_of(PLANNING, planner=PlannerState(pid=1 << 30))["memory"]
+    assert values_of(gone)["planner_memory_mb"] == "none"
+
+
+def test_every_part_has_a_group_of_the_aggregator():
+    content = yaml.safe_load((ROOT / "config" / "diagnostics_aggregator.yaml").read_text())
+    groups = content["/**"]["ros__parameters"]["fastdrive"]["analyzers"].values()
+    assert {group["type"] for group in groups} == {"diagnostic_aggregator/GenericAnalyzer"}
+    names = [part.name for part in diagnostic_array(NodeStatus("fastdrive", "active", worker=PLANNING), Time()).status]
+    for name in [*names, *(f"car/{name}" for name in names)]:
+        found = [group["path"] for group in groups if any(re.fullmatch(regex, name) for regex in group["regex"])]
+        assert len(found) == 1, (name, found)
+    unconfigured = NodeStatus("fastdrive", "unconfigured")
+    always = {part.name for part in diagnostic_array(unconfigured, Time()).status}
+    assert {name for group in groups for name in group.get("expected", ())} == always
 
 
 @pytest.mark.parametrize(

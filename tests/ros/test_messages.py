@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
 
+from builtin_interfaces.msg import Time
 from nav_msgs.msg import Odometry
+from std_msgs.msg import Float64
 
 from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.planning.motion import Motion, motion_of
@@ -91,6 +94,18 @@ def test_autowares_messages_missing_is_an_error_with_the_fix():
     except ImportError:
         with pytest.raises(ModelError, match="trajectory_type: 'autoware' needs the ROS package"):
             messages.autoware_messages()
+
+
+def test_times_have_autowares_type_where_it_is_installed(monkeypatch):
+    kind, make = messages.time_messages()
+    assert kind is Float64 and make(12.5, Time(sec=3)).data == 12.5
+    module = ModuleType("autoware_internal_debug_msgs.msg")
+    module.Float64Stamped = SimpleNamespace
+    monkeypatch.setitem(sys.modules, "autoware_internal_debug_msgs", ModuleType("autoware_internal_debug_msgs"))
+    monkeypatch.setitem(sys.modules, "autoware_internal_debug_msgs.msg", module)
+    kind, make = messages.time_messages()
+    assert kind is SimpleNamespace
+    assert (make(12.5, Time(sec=3)).data, make(12.5, Time(sec=3)).stamp.sec) == (12.5, 3)
 
 
 def odometry(**changes) -> Odometry:
