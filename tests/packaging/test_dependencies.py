@@ -31,8 +31,8 @@ DISTRIBUTIONS = {  # where the name differs from the import's
     "yaml": "pyyaml",
 }
 WITH_RCLPY = {"ament_index_python", "builtin_interfaces", "lifecycle_msgs", "rcl_interfaces", "rosgraph_msgs"}
-# TensorRT comes with the vehicle's computer, the others with a ROS installation. PyPI's cv-bridge, a port of ROS 1's, is
-# for tests.
+# TensorRT comes with the vehicle's computer, the others with a ROS installation. PyPI's cv-bridge is ROS 1's, ported,
+# and for tests alone.
 OF_ROS = {"autoware_planning_msgs", "autoware_vehicle_msgs", "bondpy", "cv_bridge", "launch", "launch_ros"}
 NOT_ON_PYPI = {"tensorrt", *OF_ROS}
 # Used by another package, or as a program, without an import of ours.
