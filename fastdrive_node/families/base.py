@@ -214,12 +214,13 @@ class VlaFamily(Protocol):
     """One family of VLAs that share an architecture in transformers."""
 
     model_type: str
+    model_class: Any  # transformers' class of the whole model
     has_engines: bool  # whether engines of its VLAs can be built
     encoder_prefixes: tuple[str, ...]  # of all that makes visual tokens (tower, projector), in memory and checkpoints
     language_prefixes: tuple[str, ...]  # likewise of the language model's
 
     def read_config(self, content: dict) -> Any:
-        """The configuration of a ``config.json``. May raise anything for a bad one."""
+        """The configuration of a ``config.json``. May raise anything for a bad one; ``ConfigFault`` names the field."""
         ...
 
     def load(self, path: Path, config: Any, device: torch.device, dtype: Any, parts: frozenset[str]) -> Any:

@@ -5,25 +5,27 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import PreTrainedTokenizerFast
 
 from fastdrive_node.devices import free_memory
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families.base import LANGUAGE, PARTS, VISION, VlaFamily
+from fastdrive_node.families.base import PARTS, VlaFamily
 from fastdrive_node.families.common.cpu_linear import use_float32_products
+from fastdrive_node.families.config_checks import ConfigFault, check_content
 from fastdrive_node.families.prompt import check_prompt
 from fastdrive_node.families.spec import SPEC_FILE, VlaSpec, image_markers, load_spec
 from fastdrive_node.families.vla import CONFIG, Vla, first_line
+from fastdrive_node.families.weights import stored_parameters, weight_files, weight_problems
 
-WEIGHTS, WEIGHTS_INDEX, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
+TOKENIZER = "tokenizer.json"
 log = logging.getLogger(__name__)
 _TOLD_BYTES = 1_000_000_000  # weights that are worth a line before they are read
+_TOLD_PROBLEMS = 3
 _MAX_TEXT_BYTES = 64 * 1024
 MODEL_TYPES = (
     "qwen2_5_vl",
@@ -72,6 +74,9 @@ def load_vla(
         family.check_images(config, len(image_markers(spec)), spec.image_size)
     except ValueError as error:
         raise ModelError(f"{path / SPEC_FILE}: {error}") from error
+    problems = weight_problems(path, family, config, parts)
+    if problems:
+        raise ModelError("; ".join(problems[:_TOLD_PROBLEMS]) + f"; the weights do not fit {CONFIG}")
     _check_memory(path, family, torch.device(device), dtype, parts)
     for problem in preprocessor_problems(path, family, config, spec):
         log.warning("%s", problem)
@@ -95,21 +100,6 @@ def _check_eos(vla: Vla) -> None:
         )
 
 
-def stored_parameters(path: Path, family: VlaFamily) -> dict[str, int]:
-    """Numbers in the weights of each part: ``vision``, and ``language`` with embeddings and head.
-
-    Raises:
-        ModelError: a weight file is missing or unreadable.
-    """
-    counts = {VISION: 0, LANGUAGE: 0}
-    for file in _check_weights(path):
-        with safe_open(file, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118
-                part = VISION if name.startswith(family.encoder_prefixes) else LANGUAGE
-                counts[part] += math.prod(stored.get_slice(name).get_shape())
-    return counts
-
-
 def read_language_layer(vla: Vla, index: int) -> dict[str, torch.Tensor]:
     """The stored weights of one decoder layer by their names in it; the language model need not be loaded.
 
@@ -118,7 +108,7 @@ def read_language_layer(vla: Vla, index: int) -> dict[str, torch.Tensor]:
     """
     prefixes = tuple(f"{prefix}layers.{index}." for prefix in vla.family.language_prefixes)
     weights = {}
-    for file in _check_weights(vla.path):
+    for file in weight_files(vla.path):
         with safe_open(file, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118
                 prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
@@ -190,33 +180,16 @@ def read_config(path: Path) -> tuple[VlaFamily, Any]:
         if not isinstance(content, dict):
             raise ValueError("not a JSON object")
         family = family_of(content.get("model_type"), file)
+        check_content(content)
         return family, family.read_config(content)
     except ModelError:
         raise
+    except ConfigFault as error:
+        raise ModelError(f"{file}: {error}") from error
     except Exception as error:  # transformers raises many kinds for a bad configuration
-        raise ModelError(f"{file}: not a usable configuration ({first_line(error)})") from error
-
-
-def _check_weights(path: Path) -> list[Path]:
-    """The weight files; all are there and readable, before transformers allocates anything."""
-    index = path / WEIGHTS_INDEX
-    files = [path / WEIGHTS]
-    if index.is_file():
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ModelError(f"{index}: not readable as a weight index ({first_line(error)})") from error
-        if any(not isinstance(name, str) or Path(name).name != name for name in names):
-            raise ModelError(f"{index}: weight_map: names a file outside of the directory")
-        files = [path / name for name in sorted(names)]
-    for file in files:
-        _require(file, "the weights, as safetensors")
-        try:
-            with safe_open(file, framework="pt") as stored:
-                stored.keys()
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{file}: not a readable safetensors file ({error}); fetch it again") from error
-    return files
+        raise ModelError(
+            f"{file}: not a usable configuration ({first_line(error)}); take that of the checkpoint"
+        ) from error
 
 
 def _read_tokenizer(path: Path, family: VlaFamily, config: Any) -> PreTrainedTokenizerFast:

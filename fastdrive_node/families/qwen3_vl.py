@@ -20,6 +20,7 @@ from fastdrive_node.families.base import PositionInputs
 from fastdrive_node.families.common.language import TransformersLanguage, check_text_config
 from fastdrive_node.families.common.projector import text_sizes
 from fastdrive_node.families.common.pruner_layer import build_pruner_layer
+from fastdrive_node.families.config_checks import check_heads
 from fastdrive_node.families.images import HALF, Normalisation, read_normalisation, resize
 from fastdrive_node.families.qwen2_5_vl import Qwen25Vl
 from fastdrive_node.families.qwen2_5_vl.preprocess import patchify
@@ -94,6 +95,7 @@ class Qwen3Vl(Qwen25Vl):
     def read_config(self, content: dict) -> Any:
         config = Qwen3VLConfig.from_dict(content)
         check_text_config(config.text_config, ("qwen3_vl_text",))
+        check_heads(config, mrope=True)
         return config
 
     def preprocessor_problems(self, config: Any, stored: dict, size: tuple[int, int]) -> list[str]:

@@ -15,11 +15,12 @@ from PIL import Image
 from torch.nn.functional import linear
 
 from fastdrive_node.devices import free_memory
-from fastdrive_node.errors import FastDriveError, InputError
-from fastdrive_node.families import Vla, build_prompt, load_vla
+from fastdrive_node.errors import FastDriveError, InputError, ModelError
+from fastdrive_node.families import PARTS, Vla, build_prompt, load_vla
 from fastdrive_node.families.common.cpu_linear import has_bfloat16, multiply
-from fastdrive_node.families.loading import preprocessor_problems, stored_parameters
+from fastdrive_node.families.loading import preprocessor_problems, read_config
 from fastdrive_node.families.spec import AnswerSpec, CodebookSpec, VlaSpec
+from fastdrive_node.families.weights import stored_parameters, weight_problems
 from fastdrive_node.planning.answer_format import answer_format, answer_text, constant_prefix
 from fastdrive_node.planning.pairs import pairs_of
 from fastdrive_node.types import Command, EgoHistory, EgoState
@@ -80,6 +81,10 @@ def check_vla(path: Path, images: Sequence[Path] = (), device: torch.device | No
         InputError: another number of images than cameras, or one cannot be read.
     """
     device = device or torch.device("cpu")
+    family, config = read_config(path)
+    unfit = weight_problems(path, family, config, PARTS)
+    if unfit:
+        raise ModelError("; ".join(unfit) + "; the weights do not fit config.json")
     vla = load_vla(path, parts=frozenset(), dtype=torch.bfloat16)
     spec = vla.spec
     problems = preprocessor_problems(path, vla.family, vla.config, spec) + _image_problems(vla, images)

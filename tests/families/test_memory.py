@@ -7,7 +7,7 @@ import torch
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import LANGUAGE, VISION, load_vla, loading
-from fastdrive_node.families.loading import stored_parameters
+from fastdrive_node.families.weights import stored_parameters
 
 
 def test_the_parameters_of_each_part_are_counted_without_loading(tiny_dir, tiny_vla):

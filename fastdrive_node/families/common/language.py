@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families.base import PositionInputs
+from fastdrive_node.families.config_checks import ConfigFault
 from fastdrive_node.families.tokens import VisualTokens
 from fastdrive_node.families.vla import Vla
 
@@ -120,10 +121,10 @@ class TransformersLanguage:
 
 
 def check_text_config(config: Any, known: Sequence[str]) -> None:
-    """Raises ValueError where a text configuration is of no known model, or has sliding windows."""
+    """Raises ConfigFault where a text configuration is of no known model, or has sliding windows."""
     if config.model_type not in known:
-        raise ValueError(f"text_config.model_type: {config.model_type!r} is not supported; use {', '.join(known)}")
+        raise ConfigFault(f"text_config.model_type: {config.model_type!r} is not supported; use {', '.join(known)}")
     kinds = getattr(config, "layer_types", None)
     windows = "sliding_attention" in kinds if kinds else getattr(config, "sliding_window", None)
     if windows:
-        raise ValueError("text_config.sliding_window: not supported, pruning changes what a window covers; use null")
+        raise ConfigFault("text_config.sliding_window: not supported, pruning changes what a window covers; use null")

@@ -18,6 +18,7 @@ from fastdrive_node.families.base import PositionInputs
 from fastdrive_node.families.common.language import TransformersLanguage, check_text_config
 from fastdrive_node.families.common.loading import load_parts
 from fastdrive_node.families.common.pruner_layer import TEXT_MODELS, build_pruner_layer
+from fastdrive_node.families.config_checks import ConfigFault, check_heads
 from fastdrive_node.families.images import Normalisation, read_normalisation, resize
 from fastdrive_node.families.tokens import VisualTokens
 from fastdrive_node.families.vla import Vla
@@ -116,11 +117,12 @@ class ProjectorFamily:
         config: Any = self.config_class.from_dict(content)
         tower = config.vision_config.model_type
         if tower not in self.towers:
-            raise ValueError(f"vision_config.model_type: {tower!r} is not supported; use {', '.join(self.towers)}")
+            raise ConfigFault(f"vision_config.model_type: {tower!r} is not supported; use {', '.join(self.towers)}")
         check_text_config(config.text_config, TEXT_MODELS)
+        check_heads(config, mrope=False)
         wanted = "default" if CLASS_TOKEN[tower] else "full"
         if config.vision_feature_select_strategy != wanted:
-            raise ValueError(f"vision_feature_select_strategy: tokens of {tower} are a grid with {wanted!r} only")
+            raise ConfigFault(f"vision_feature_select_strategy: tokens of {tower} are a grid with {wanted!r} only")
         return config
 
     def load(self, path: Path, config: Any, device: torch.device, dtype: Any, parts: frozenset[str]) -> Any:

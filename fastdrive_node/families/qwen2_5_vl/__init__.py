@@ -10,6 +10,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from fastdrive_node.families.base import PositionInputs
 from fastdrive_node.families.common.loading import load_parts
+from fastdrive_node.families.config_checks import check_heads
 from fastdrive_node.families.images import require_multiple
 from fastdrive_node.families.qwen2_5_vl.cuda_graphs import GraphedLanguage
 from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage, fold_rotation_sign
@@ -32,7 +33,9 @@ class Qwen25Vl:
     language_prefixes: tuple[str, ...] = ("model.language_model.", "language_model.", "model.")
 
     def read_config(self, content: dict) -> _Config:
-        return Qwen2_5_VLConfig.from_dict(content)
+        config = Qwen2_5_VLConfig.from_dict(content)
+        check_heads(config, mrope=True)
+        return config
 
     def load(
         self, path: Path, config: _Config, device: torch.device, dtype: Any, parts: frozenset[str]
