@@ -6,7 +6,6 @@ import array
 import importlib
 import math
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,14 +25,13 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Float64, Header
 from trajectory_msgs.msg import MultiDOFJointTrajectory, MultiDOFJointTrajectoryPoint
 
-from fastdrive_node.errors import EgoStateError, InputError, ModelError
-from fastdrive_node.geometry import to_parent_frame, wrap_angle, yaw_of_quaternion
+from fastdrive_node.errors import EgoStateError, InputError
+from fastdrive_node.geometry import yaw_of_quaternion
 from fastdrive_node.planning.motion import Motion
 from fastdrive_node.ros.bridge import installed_bridge
-from fastdrive_node.types import MAP_FRAME, Command, EgoState, Plan, Vehicle, VehicleSignal
+from fastdrive_node.types import MAP_FRAME, Command, EgoState, Plan, VehicleSignal
 
 _SECOND_NS = 1_000_000_000
-MIN_STEER_MPS = 0.5  # steering angles are computed with at least this speed, for yaw rate / speed is noise below
 
 
 def stamp_ns(stamp: Time) -> int:
@@ -108,7 +106,7 @@ def path_message(plan: Plan, motion: Motion, frame: str) -> Path:
     poses = []
     for index, seconds in enumerate(motion.times_s):
         stamp = time_message(plan.stamp_ns + round(seconds * _SECOND_NS))
-        pose = _pose(plan.waypoints_m[index], motion.headings_rad[index])
+        pose = pose_message(plan.waypoints_m[index], motion.headings_rad[index])
         poses.append(PoseStamped(header=Header(stamp=stamp, frame_id=frame), pose=pose))
     return Path(header=header(plan, frame), poses=poses)
 
@@ -139,52 +137,7 @@ def time_messages() -> tuple[type, Callable[[float, Time], Any]]:
     return kind, lambda milliseconds, stamp: kind(stamp=stamp, data=milliseconds)
 
 
-def autoware_messages() -> ModuleType:
-    """autoware_planning_msgs.msg. Raises ModelError where that package is not installed."""
-    try:
-        return importlib.import_module("autoware_planning_msgs.msg")
-    except ImportError as error:
-        raise ModelError(
-            "trajectory_type: 'autoware' needs the ROS package autoware_planning_msgs, which is not installed; "
-            "source a workspace that has it, or set trajectory_type to 'multi_dof'"
-        ) from error
-
-
-def autoware_message(plan: Plan, motion: Motion, ego: EgoState, vehicle: Vehicle, messages: ModuleType) -> Any:
-    """autoware_planning_msgs/Trajectory in the fixed frame of ``ego``, whose state at t0 is the first point.
-
-    Autoware's planning and control work in the map frame and look for the point nearest to the vehicle. Speeds are
-    along the path; the wheel angle is that of a bicycle model. Height is the ego's, for a plan is planar.
-    """
-    points = to_parent_frame(np.vstack([np.zeros(2), plan.waypoints_m]), ego.x_m, ego.y_m, ego.yaw_rad)
-    columns = (
-        [0.0, *motion.times_s],
-        [0.0, *motion.headings_rad],
-        [ego.speed_mps, *motion.speeds_mps],
-        [ego.accel_mps2, *motion.accels_mps2],
-        [ego.yaw_rate_radps, *motion.yaw_rates_radps],
-    )
-    trajectory = messages.Trajectory(header=header(plan, ego.frame))
-    for point, seconds, heading, speed, accel, yaw_rate in zip(points, *columns, strict=True):
-        trajectory.points.append(
-            messages.TrajectoryPoint(
-                time_from_start=duration_message(seconds),
-                pose=_pose(point, wrap_angle(ego.yaw_rad + heading), ego.z_m),
-                longitudinal_velocity_mps=float(speed),
-                acceleration_mps2=float(accel),
-                heading_rate_rps=float(yaw_rate),
-                front_wheel_angle_rad=_wheel_angle(vehicle, speed, yaw_rate),
-            )
-        )
-    return trajectory
-
-
-def _wheel_angle(vehicle: Vehicle, speed_mps: float, yaw_rate_radps: float) -> float:
-    speed = math.copysign(max(abs(speed_mps), MIN_STEER_MPS), speed_mps)
-    return math.atan(vehicle.wheel_base_m * yaw_rate_radps / speed)
-
-
-def _pose(point_m: np.ndarray, heading_rad: float, z_m: float = 0.0) -> Pose:
+def pose_message(point_m: np.ndarray, heading_rad: float, z_m: float = 0.0) -> Pose:
     x, y = map(float, point_m)
     return Pose(position=Point(x=x, y=y, z=z_m), orientation=yaw_quaternion(heading_rad))
 

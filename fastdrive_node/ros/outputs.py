@@ -10,23 +10,20 @@ from nav_msgs.msg import Path
 from rclpy.node import Node
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
-from trajectory_msgs.msg import MultiDOFJointTrajectory
 from visualization_msgs.msg import MarkerArray
 
 from fastdrive_node.planning.motion import Motion, motion_of
 from fastdrive_node.record import PlanRecord
 from fastdrive_node.ros.markers import marker_array
 from fastdrive_node.ros.messages import (
-    autoware_message,
-    autoware_messages,
     image_message,
-    multi_dof_message,
     path_message,
     time_message,
     time_messages,
 )
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.qos import RECORDS, QosLog, advertise
+from fastdrive_node.ros.trajectories import trajectory_output
 from fastdrive_node.sync.worker import Outcome
 from fastdrive_node.types import SUPERSEDED, EgoState, FrameSet, Plan
 
@@ -37,17 +34,16 @@ class Outputs:
     """Path, trajectory, record, markers, overlays and times.
 
     Raises:
-        ModelError: ``trajectory_type`` is "autoware" and its messages are not installed.
+        ModelError: the messages of ``trajectory_type`` are not installed.
     """
 
     def __init__(self, node: Node, cameras: Sequence[str], settings: Settings, log: QosLog):
         self._node = node
         self._frame = settings.base_frame
         self._vehicle = settings.vehicle()
-        self._autoware = autoware_messages() if settings.trajectory_type == "autoware" else None
-        trajectory = self._autoware.Trajectory if self._autoware else MultiDOFJointTrajectory
+        self._trajectories = trajectory_output(settings)
         self._path = advertise(node, log, Path, "~/output/path")
-        self._trajectory = advertise(node, log, trajectory, "~/output/trajectory")
+        self._trajectory = advertise(node, log, self._trajectories.kind, "~/output/trajectory")
         self._records = advertise(node, log, String, RECORDS_TOPIC, RECORDS)
         self._markers = advertise(node, log, MarkerArray, "~/debug/markers")
         time_type, self._time_message = time_messages()
@@ -71,8 +67,7 @@ class Outputs:
             return
         stamp = Header(stamp=time_message(stamp_ns), frame_id=self._frame)
         self._path.publish(Path(header=stamp))
-        kind = self._autoware.Trajectory if self._autoware else MultiDOFJointTrajectory
-        self._trajectory.publish(kind(header=stamp))
+        self._trajectory.publish(self._trajectories.empty(stamp))
 
     def readers(self) -> int:
         """Matched subscriptions of the records."""
@@ -112,10 +107,8 @@ class Outputs:
 
     def _publish_motion(self, plan: Plan, motion: Motion, ego: EgoState | None) -> None:
         self._path.publish(path_message(plan, motion, self._frame))
-        if self._autoware and ego is not None:
-            self._trajectory.publish(autoware_message(plan, motion, ego, self._vehicle, self._autoware))
-        elif not self._autoware:
-            self._trajectory.publish(multi_dof_message(plan, motion, self._frame))
+        if (trajectory := self._trajectories.message(plan, ego)) is not None:
+            self._trajectory.publish(trajectory)
 
     def _publish_overlays(self, plan: Plan, frames: FrameSet) -> None:
         wanted = [camera for camera, publisher in self._overlays.items() if publisher.get_subscription_count()]

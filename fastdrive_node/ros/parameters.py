@@ -132,10 +132,11 @@ class _NodeSettings(BaseModel):
         "the odometry",
     )
     base_frame: str = _fixed("base_link", "frame of path and markers: x forward, y left, origin under the rear axle")
-    trajectory_type: Literal["multi_dof", "autoware"] = _fixed(
+    trajectory_type: Literal["multi_dof", "autoware", "candidates"] = _fixed(
         "multi_dof",
-        "type of ~/output/trajectory: trajectory_msgs/MultiDOFJointTrajectory in base_frame, or "
-        "autoware_planning_msgs/Trajectory in the frame of the odometry",
+        "type of ~/output/trajectory: trajectory_msgs/MultiDOFJointTrajectory in base_frame; in the frame of the "
+        "odometry autoware_planning_msgs/Trajectory or, every 0.1 s, autoware_internal_planning_msgs/"
+        "CandidateTrajectories",
     )
     diagnostics_period_s: float = _fixed(1.0, "between two messages on /diagnostics", 0.1, 10.0)
 

@@ -15,11 +15,11 @@ from builtin_interfaces.msg import Time
 from nav_msgs.msg import Odometry
 from std_msgs.msg import Float64
 
-from fastdrive_node.errors import InputError, ModelError
+from fastdrive_node.errors import InputError
 from fastdrive_node.planning.motion import Motion, motion_of
 from fastdrive_node.ros import messages
 from fastdrive_node.ros.markers import marker_array
-from fastdrive_node.types import Command, EgoState, Plan, Refusal, Vehicle
+from fastdrive_node.types import Command, Plan, Refusal, Vehicle
 
 T0 = 1_533_151_603_999_999_999
 TIMES = 0.5 * np.arange(1, 7)
@@ -54,46 +54,6 @@ def test_the_trajectory_has_times_and_velocities():
     assert math.hypot(velocity.x, velocity.y) == pytest.approx(6.0, rel=0.01)
     assert point.velocities[0].angular.z == pytest.approx(0.3)
     assert trajectory.joint_names == ["base_link"]
-
-
-FAKE_AUTOWARE = SimpleNamespace(
-    Trajectory=lambda header: SimpleNamespace(header=header, points=[]), TrajectoryPoint=SimpleNamespace
-)
-
-
-def test_autowares_trajectory_is_in_the_frame_of_the_odometry_and_starts_at_the_vehicle():
-    ego = EgoState(T0, 100.0, -50.0, math.pi / 2, 6.5, accel_mps2=0.4, yaw_rate_radps=0.3, z_m=7.0, frame="map")
-    trajectory = messages.autoware_message(plan(), motion(plan()), ego, Vehicle(wheel_base_m=2.0), FAKE_AUTOWARE)
-    assert (messages.stamp_ns(trajectory.header.stamp), trajectory.header.frame_id) == (T0, "map")
-    first, *others = trajectory.points
-    assert (first.pose.position.x, first.pose.position.y, first.pose.position.z) == (100.0, -50.0, 7.0)
-    assert yaw_of(first.pose.orientation) == pytest.approx(math.pi / 2)
-    assert (first.longitudinal_velocity_mps, first.acceleration_mps2, first.heading_rate_rps) == (6.5, 0.4, 0.3)
-    assert first.time_from_start.sec == first.time_from_start.nanosec == 0
-    assert [point.time_from_start.sec for point in others[1::2]] == [1, 2, 3]
-    # the ego looks along +y of the map: forward is +y, left is -x
-    assert others[2].pose.position.x == pytest.approx(100.0 - ARC[2, 1])
-    assert others[2].pose.position.y == pytest.approx(-50.0 + ARC[2, 0])
-    assert others[2].pose.position.z == 7.0
-    assert yaw_of(others[2].pose.orientation) == pytest.approx(math.pi / 2 + 0.45)
-    assert others[2].longitudinal_velocity_mps == pytest.approx(6.0, rel=0.01)
-    assert others[2].heading_rate_rps == pytest.approx(0.3)
-    assert others[2].front_wheel_angle_rad == pytest.approx(math.atan(2.0 * 0.3 / 6.0), rel=0.01)
-
-
-def test_steering_angles_of_a_standing_vehicle_are_finite():
-    ego = EgoState(T0, 0.0, 0.0, 0.0, 0.0, yaw_rate_radps=0.01)
-    stationary = plan(waypoints_m=np.zeros((6, 2)))
-    points = messages.autoware_message(stationary, motion(stationary), ego, Vehicle(), FAKE_AUTOWARE).points
-    assert all(abs(point.front_wheel_angle_rad) < 0.1 for point in points)
-
-
-def test_autowares_messages_missing_is_an_error_with_the_fix():
-    try:
-        import autoware_planning_msgs  # noqa: F401
-    except ImportError:
-        with pytest.raises(ModelError, match="trajectory_type: 'autoware' needs the ROS package"):
-            messages.autoware_messages()
 
 
 def test_times_have_autowares_type_where_it_is_installed(monkeypatch):
