@@ -7,12 +7,9 @@ They are pruned with the tokens, as ``VisualTokens.layer_features``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from fastdrive_node.errors import ModelError
@@ -20,68 +17,43 @@ from fastdrive_node.families.base import PositionInputs
 from fastdrive_node.families.common.language import TransformersLanguage, check_text_config
 from fastdrive_node.families.common.projector import text_sizes
 from fastdrive_node.families.common.pruner_layer import build_pruner_layer
+from fastdrive_node.families.common.vision import OneSizeVision
 from fastdrive_node.families.config_checks import check_heads
-from fastdrive_node.families.images import HALF, Normalisation, read_normalisation, resize
+from fastdrive_node.families.images import HALF, Normalisation, read_normalisation
 from fastdrive_node.families.qwen2_5_vl import Qwen25Vl
 from fastdrive_node.families.qwen2_5_vl.preprocess import patchify
 from fastdrive_node.families.tokens import VisualTokens
 from fastdrive_node.families.vla import Vla
 
 
-class Qwen3Vision(nn.Module):
-    """Images to tokens by transformers' own tower (no copy), the images of a set packed into one sequence."""
+class Qwen3Vision(OneSizeVision):
+    """Images to tokens by transformers' own tower, the images of a set packed into one sequence."""
 
     def __init__(self, vla: Vla, normalisation: Normalisation):
-        super().__init__()
-        self.visual = vla.model.model.visual
-        self.config = self.visual.config
-        self.image_size, self.cameras, self.grid = vla.spec.image_size, len(vla.spec.cameras), vla.grid
-        self._model_type, self._normalisation = vla.family.model_type, normalisation
-
-    @property
-    def max_keep(self) -> int:
-        """All tokens of all cameras."""
-        return self.cameras * self.grid[0] * self.grid[1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.visual.parameters()).dtype
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.visual.parameters()).device
-
-    def preprocess(self, images: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
-        """uint8 RGB images [H, W, 3] of any size -> patches [C, patches, patch values] on the tower's device."""
-        return self.patches(resize(images, self.image_size).to(self.device))
+        super().__init__(vla, vla.model.model.visual, normalisation)
+        self.config = vla.config.vision_config
 
     def patches(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 [C, 3, height, width] at the tower's image size -> patches [C, patches, patch values]."""
         config = self.config
-        values = self._normalisation.apply(pixels, self.dtype)
-        return patchify(values, config.patch_size, config.spatial_merge_size, config.temporal_patch_size)
+        return patchify(
+            super().patches(pixels), config.patch_size, config.spatial_merge_size, config.temporal_patch_size
+        )
 
     def encode(self, inputs: torch.Tensor, attention: bool = False) -> VisualTokens:
         """See ``VisionBackend``; with the features of later layers. Raises ModelError: ``attention`` is asked for."""
         if attention:
-            raise ModelError(
-                f"vision encoder of {self._model_type}: gives no attention of its tower, which the pruner reads; "
-                "use another pruner"
-            )
+            self.encode_with_attention(inputs)
         tokens, features = self._encode(inputs)
         return VisualTokens.from_raster(tokens, self.grid, layer_features=features)
 
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        return self.encode_patches(patches)
-
     def encode_patches(self, patches: torch.Tensor) -> torch.Tensor:
-        """Patches [C, patches, patch values] -> tokens [C, rows * columns, D], raster order."""
         return self._encode(patches)[0]
 
     def _encode(self, patches: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         merge = self.config.spatial_merge_size
         grids = torch.tensor([[1, merge * self.grid[0], merge * self.grid[1]]] * len(patches), device=patches.device)
-        out = self.visual(patches.flatten(0, 1).to(self.dtype), grid_thw=grids, return_dict=True)
+        out = self.tower(patches.flatten(0, 1).to(self.dtype), grid_thw=grids, return_dict=True)
         return out.pooler_output.unflatten(0, (len(patches), -1)), tuple(out.deepstack_features)
 
 

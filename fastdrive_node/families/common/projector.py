@@ -5,22 +5,20 @@ LLaVA, LLaVA-OneVision and InternVL differ in their towers, in the text of an im
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families.base import PositionInputs
 from fastdrive_node.families.common.language import TransformersLanguage, check_text_config
 from fastdrive_node.families.common.loading import load_parts
 from fastdrive_node.families.common.pruner_layer import TEXT_MODELS, build_pruner_layer
+from fastdrive_node.families.common.vision import OneSizeVision
 from fastdrive_node.families.config_checks import ConfigFault, check_heads
-from fastdrive_node.families.images import Normalisation, read_normalisation, resize
-from fastdrive_node.families.tokens import VisualTokens
+from fastdrive_node.families.images import Normalisation, read_normalisation
 from fastdrive_node.families.vla import Vla
 
 CLASS_TOKEN = {"clip_vision_model": True, "internvl_vision": True, "siglip_vision_model": False}
@@ -36,62 +34,19 @@ _ENCODER = {
 }
 
 
-class ProjectedVision(nn.Module):
-    """Images to tokens: transformers' own tower and projector, for one image size with the cameras as the batch.
-
-    It holds the modules that it is given (no copy).
+class ProjectedVision(OneSizeVision):
+    """Images to tokens: transformers' own tower and projector.
 
     Args:
         features: normalised pixels [C, 3, height, width] -> tokens [C, rows * columns, D], by the tower and projector.
     """
 
     def __init__(self, vla: Vla, features: Callable[[torch.Tensor], torch.Tensor], normalisation: Normalisation):
-        super().__init__()
-        self.tower, self.projector = vla.model.model.vision_tower, vla.model.model.multi_modal_projector
-        self.image_size, self.cameras, self.grid = vla.spec.image_size, len(vla.spec.cameras), vla.grid
-        self._model_type = vla.family.model_type
-        self._features, self._normalisation = features, normalisation
-
-    @property
-    def max_keep(self) -> int:
-        """All tokens of all cameras."""
-        return self.cameras * self.grid[0] * self.grid[1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.tower.parameters()).dtype
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.tower.parameters()).device
-
-    def preprocess(self, images: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
-        """uint8 RGB images [H, W, 3] of any size -> pixels [C, 3, height, width] on the tower's device."""
-        return self.patches(resize(images, self.image_size).to(self.device))
-
-    def patches(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 [C, 3, height, width] -> normalised pixels of the same shape; the tower cuts them itself."""
-        return self._normalisation.apply(pixels, self.dtype)
-
-    def encode(self, inputs: torch.Tensor, attention: bool = False) -> VisualTokens:
-        """See ``VisionBackend``. Raises ModelError: ``attention`` is asked for."""
-        if attention:
-            self.encode_with_attention(inputs)
-        return VisualTokens.from_raster(self.encode_patches(inputs), self.grid)
-
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        return self.encode_patches(patches)
+        super().__init__(vla, vla.model.model.vision_tower, normalisation)
+        self.projector, self._features = vla.model.model.multi_modal_projector, features
 
     def encode_patches(self, patches: torch.Tensor) -> torch.Tensor:
-        """What ``patches`` gave -> tokens [C, rows * columns, D], raster order."""
         return self._features(patches)
-
-    def encode_with_attention(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raises ModelError: these families do not give the attention of their towers."""
-        raise ModelError(
-            f"vision encoder of {self._model_type}: gives no attention of its tower, which the pruner reads; "
-            "use another pruner"
-        )
 
 
 class ProjectorFamily:
