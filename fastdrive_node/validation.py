@@ -1,4 +1,5 @@
-"""Checked reading of JSON and YAML: unknown fields, keys that are there twice, wrong types and NaN are refused."""
+"""Checked reading of JSON and YAML: unknown fields, keys that are there twice, wrong types, NaN and absurd sizes are
+refused."""
 
 from __future__ import annotations
 
@@ -13,6 +14,38 @@ from fastdrive_node.errors import ModelError
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Parsed = TypeVar("Parsed")
+MAX_BYTES = 16 * 1024 * 1024  # of a JSON or YAML file; the largest known, a weight index, has 0.5 MB
+MAX_NODES = 1_000_000  # of a YAML document, each alias counted as what it stands for
+
+
+def read_bytes(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
+    """The content of a small file from outside; no more than ``max_bytes`` are ever read.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger.
+    """
+    with open(path, "rb") as stream:
+        content = stream.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"larger than {max_bytes} bytes")
+    return content
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file whose fields the caller checks.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: too large, not JSON, nested too deep, or not an object.
+    """
+    try:
+        content = json.loads(read_bytes(path))
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    return content
 
 
 def parse_json(adapter: TypeAdapter[Parsed], text: str | bytes, where: str | Path, fix: str = "") -> Parsed:
@@ -66,14 +99,36 @@ def read_yaml(text: str) -> Any:
     """The value of a YAML document from outside.
 
     Raises:
-        ValueError: not YAML, nested too deep, or a key is there twice; one line.
+        ValueError: not YAML, nested too deep, a key is there twice, or aliases make it absurdly large; one line.
     """
+    loader = _UniqueLoader(text)
     try:
-        return yaml.load(text, _UniqueLoader)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _expanded(node, {}) > MAX_NODES:
+            raise ValueError(f"more than {MAX_NODES} values")
+        return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())[:160]) from error
     except RecursionError:
         raise ValueError("nested too deep") from None
+    finally:
+        loader.dispose()
+
+
+def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values below a node. Aliases share nodes, and nine lines of nine aliases each would print as 10^9 values."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if (count := known.get(id(node))) is not None:
+        if count == 0:
+            raise ValueError("an alias within its own anchor")
+        return count
+    known[id(node)] = 0
+    parts = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+    known[id(node)] = count = 1 + sum(_expanded(part, known) for part in parts)
+    return count
 
 
 def first_fault(error: ValidationError) -> str:

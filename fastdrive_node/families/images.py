@@ -8,7 +8,6 @@ machine sees the same pixels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from fastdrive_node.errors import ImageError, ModelError
+from fastdrive_node.validation import read_json
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")  # of Hugging Face, old and new
 
@@ -50,7 +50,7 @@ def read_normalisation(vla_dir: Path, default: Normalisation) -> Normalisation:
     if file is None:
         return default
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         content = content.get("image_processor", content)
         mean, std = content.get("image_mean", default.mean), content.get("image_std", default.std)
         red, green, blue = map(float, mean)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from fastdrive_node.families.prompt import check_prompt
 from fastdrive_node.families.spec import SPEC_FILE, VlaSpec, image_markers, load_spec
 from fastdrive_node.families.vla import CONFIG, Vla, first_line
 from fastdrive_node.families.weights import stored_parameters, weight_files, weight_problems
+from fastdrive_node.validation import read_json
 
 TOKENIZER = "tokenizer.json"
 log = logging.getLogger(__name__)
@@ -143,11 +143,9 @@ def preprocessor_problems(path: Path, family: VlaFamily, config: Any, spec: VlaS
     if not file.is_file():
         return []
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(stored, dict):
-            raise ValueError("not a JSON object")
+        stored = read_json(file)
         return [f"{file}: {problem}" for problem in family.preprocessor_problems(config, stored, spec.image_size)]
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError) as error:
         return [f"{file}: not readable ({first_line(error)})"]
 
 
@@ -176,9 +174,7 @@ def read_config(path: Path) -> tuple[VlaFamily, Any]:
     """
     file = _require(path / CONFIG, "the model's configuration")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("not a JSON object")
+        content = read_json(file)
         family = family_of(content.get("model_type"), file)
         check_content(content)
         return family, family.read_config(content)

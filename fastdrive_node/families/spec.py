@@ -12,7 +12,7 @@ from pydantic.functional_validators import BeforeValidator, model_validator
 from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.families.numbers import NumberFormat
 from fastdrive_node.files import package_share_file
-from fastdrive_node.validation import STRICT, parse_json
+from fastdrive_node.validation import STRICT, parse_json, read_bytes
 
 SPEC_FILE = "vla.json"
 SHIPPED_VLA = "models/tiny"
@@ -228,10 +228,10 @@ def load_spec(vla_dir: Path) -> VlaSpec:
         raise ModelError(f"{vla_dir}: no such VLA directory")
     path = vla_dir / SPEC_FILE
     try:
-        text = path.read_bytes()
+        text = read_bytes(path)
     except FileNotFoundError as error:
         raise ModelError(f"{path}: missing; write it with `fastdrive vla init` (docs/vla_directory.md)") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not readable ({error})") from error
     return parse_json(_SPEC, text, path, "correct this field")
 

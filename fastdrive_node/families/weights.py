@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families.base import LANGUAGE, VISION, VlaFamily
 from fastdrive_node.families.vla import CONFIG, first_line, quiet_loading
+from fastdrive_node.validation import read_json
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes of safetensors that hold weights as they are
@@ -82,7 +82,7 @@ def weight_files(path: Path) -> list[Path]:
     files = [path / WEIGHTS]
     if index.is_file():
         try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            names = set(read_json(index)["weight_map"].values())
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise ModelError(f"{index}: not readable as a weight index ({first_line(error)})") from error
         if any(not isinstance(name, str) or Path(name).name != name for name in names):
@@ -185,7 +185,7 @@ class _Fields:
     """The names of a configuration's fields, as they are in the file, and their values."""
 
     def __init__(self, path: Path, config: Any):
-        content = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        content = read_json(path / CONFIG)
         self.file = path / CONFIG
         self._parts = {LANGUAGE: config.text_config, VISION: config.vision_config}
         nested = isinstance(content.get("text_config"), dict)

@@ -19,7 +19,7 @@ from fastdrive_node.ros.bridge import installed_bridge
 from fastdrive_node.ros.cdr import CompressedView, ImageView, parse_compressed, parse_image
 from fastdrive_node.types import CameraFrame
 
-MAX_PIXELS = 64_000_000  # largest compressed image that is decoded: a small file can expand to any size
+MAX_PIXELS = 64_000_000  # of an image; a small compressed file can expand to any size
 RAW_TYPE = "sensor_msgs/msg/Image"
 COMPRESSED_TYPE = "sensor_msgs/msg/CompressedImage"
 
@@ -173,6 +173,8 @@ def _rows(image: ImageView, encoding: _Encoding) -> np.ndarray:
             f"data: {len(image.data)} bytes, but step {image.step} x height {image.height} is "
             f"{image.step * image.height}; one of them is wrong"
         )
+    if image.height * image.width > MAX_PIXELS:
+        raise ImageError(f"height, width: {image.height} x {image.width} pixels are more than {MAX_PIXELS}")
     if ("w" in encoding.even and image.width % 2) or ("h" in encoding.even and image.height % 2):
         raise ImageError(f"height, width: {image.height} x {image.width} must be even for {image.encoding}")
     return np.frombuffer(image.data, np.uint8).reshape(image.height, image.step)[:, :used]

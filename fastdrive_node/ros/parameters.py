@@ -33,7 +33,7 @@ from fastdrive_node.sync.modes import ModeLimits
 from fastdrive_node.sync.odometry import OdometryLimits
 from fastdrive_node.sync.worker import WorkerLimits
 from fastdrive_node.types import MAX_DROP, TEMPORAL_RANGES, DtypeName, OnnxProviderName, Vehicle, VisionBackendName
-from fastdrive_node.validation import read_yaml
+from fastdrive_node.validation import read_bytes, read_yaml
 
 if TYPE_CHECKING:
     from fastdrive_node.pruning.score_pruner import ScoreOptions
@@ -402,7 +402,7 @@ def check_parameter_file(path: str | Path) -> dict[str, object]:
     """
     path = Path(path)
     try:
-        content = read_yaml(path.read_text(encoding="utf-8"))
+        content = read_yaml(read_bytes(path).decode())
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:160]})") from error
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.supervision.supervisor import SupervisedPlanner
 from fastdrive_node.sync.worker import Planner
 from fastdrive_node.types import PlannerState
+
+# Read when transformers is imported: a VLA directory's files are all that is used, and the Hub is never asked.
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ def load_planner(settings: Settings) -> LoadedPlanner:
         ModelError: one of them cannot be used.
         InputError: the device is absent, or the drop ratio or a score option is out of range.
     """
+    os.environ.update(OFFLINE)
     from fastdrive_node.devices import choose_device, choose_dtype
     from fastdrive_node.engines.language_engine import LanguageChoice
     from fastdrive_node.engines.vision_engine import choose_engine

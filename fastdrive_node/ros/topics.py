@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.types import CAMERAS
-from fastdrive_node.validation import read_yaml
+from fastdrive_node.validation import read_bytes, read_yaml
 
 MAX_CAMERAS = 32
 _CAMERA = re.compile(r"^[A-Za-z][A-Za-z0-9_]{0,63}$")  # it is a part of the names of topics
@@ -118,9 +118,7 @@ def load_topic_map(path: str | Path) -> TopicMap:
 
 def _read(path: Path) -> dict:
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InputError(f"{path}: larger than {_MAX_BYTES} bytes; this is no topic map")
-        content = read_yaml(path.read_text(encoding="utf-8"))
+        content = read_yaml(read_bytes(path, _MAX_BYTES).decode())
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); --topics needs a topic map in YAML") from error
     except ValueError as error:

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from fastdrive_node.errors import EgoStateError, ModelError
 from fastdrive_node.sync.odometry import OdometryBuffer
 from fastdrive_node.types import EgoHistory, EgoState
-from fastdrive_node.validation import STRICT, parse_json
+from fastdrive_node.validation import STRICT, parse_json, read_bytes
 
 _LIMIT = 1e6
 _TURN = 2 * math.pi  # rad; larger angles are degrees
@@ -51,11 +51,13 @@ def read_history(path: Path, steps: int, interval_s: float) -> EgoHistory:
         EgoStateError: the file cannot be read, a field is wrong (the text names it), or times do not rise to 0.
     """
     try:
-        stored = parse_json(_STATES, path.read_bytes(), path, "see `fastdrive plan --help`")
+        stored = parse_json(_STATES, read_bytes(path), path, "see `fastdrive plan --help`")
     except ModelError as error:
         raise EgoStateError(str(error)) from None
     except OSError as error:
         raise EgoStateError(f"{path}: not readable ({error.strerror})") from error
+    except ValueError as error:
+        raise EgoStateError(f"{path}: {error}; give a JSON list of states") from error
     times = [state.t_s for state in stored]
     if times != sorted(set(times)) or times[-1] < -1e-3:
         raise EgoStateError(f"{path}: t_s: must rise from state to state and end at 0 s, the time of the images")

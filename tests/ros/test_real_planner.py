@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from functools import partial
 
 import pytest
 
@@ -17,7 +18,7 @@ from std_msgs.msg import String
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.ros.parameters import Settings
-from fastdrive_node.ros.planner_factory import load_planner, make_planner
+from fastdrive_node.ros.planner_factory import load_planner, make_planner, supervise_planner
 from tests.ros.conftest import Rig
 from tests.ros.test_node import RECORDS, next_record
 
@@ -26,9 +27,9 @@ from tests.ros.test_node import RECORDS, next_record
 def real(ros):
     made = []
 
-    def make(**parameters) -> Rig:
+    def make(factory=None, **parameters) -> Rig:
         defaults = {"vla": "tiny", "device": "cpu", "max_plan_age_s": 60.0, "planner_process": False}
-        rig = Rig(ros, factory=make_planner, **{**defaults, **parameters})
+        rig = Rig(ros, factory=factory or make_planner, **{**defaults, **parameters})
         made.append(rig)
         until = time.monotonic() + 120.0  # a process imports torch, perhaps on a busy machine
         while rig.node._loaded.planner_state().phase != "ready":
@@ -69,7 +70,8 @@ def connected(rig: Rig) -> Rig:
 
 @pytest.mark.parametrize("process", [True, False])
 def test_the_shipped_model_plans_and_takes_another_drop_ratio_over_its_service(real, process):
-    rig = connected(real(max_set_age_s=60.0, planner_process=process, planning_deadline_s=60.0))
+    factory = partial(supervise_planner, factory="tests.ros.network_watch:load_planner") if process else None
+    rig = connected(real(factory, max_set_age_s=60.0, planner_process=process, planning_deadline_s=60.0))
     assert rig.node.get_parameter("drop").value == 0.5
     assert reaches_the_answer(rig, 1)
     assert set_drop(rig, 0.75).successful
@@ -79,6 +81,9 @@ def test_the_shipped_model_plans_and_takes_another_drop_ratio_over_its_service(r
     assert reaches_the_answer(rig, 2)
     assert set_drop(rig, -1.0).successful
     assert rig.node._loaded.planner.drop == rig.node.get_parameter("drop").value == 0.5
+    if process:
+        identity = rig.node._loaded.identity()
+        assert (identity["network"], identity["hub_offline"]) == ("none", "1")
 
 
 def test_a_model_without_pruner_takes_no_drop_ratio(real, tiny_dir):

@@ -16,6 +16,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ro
 
 from fastdrive_node.ros.planner_factory import supervise_planner
 from tests.ros.conftest import Rig
+from tests.ros.network_watch import sockets
 from tests.ros.test_node import connected, diagnostics, records_of
 
 STAND_INS = "tests.supervision.stand_ins"
@@ -102,6 +103,8 @@ def test_a_signal_while_the_model_loads_ends_the_node_and_its_planner_at_once(ro
         said += line
     children = Path(f"/proc/{node.pid}/task/{node.pid}/children")
     planners = [child for task in children.parents[1].iterdir() for child in (task / "children").read_text().split()]
+    assert all(name.startswith("udp") for name in sockets(node.pid)), "DDS, and nothing else"
+    assert sockets(node.pid) and not any(sockets(planner) for planner in planners)
     began = time.monotonic()
     os.kill(node.pid, number)
     _, rest = node.communicate(timeout=30)

@@ -15,7 +15,7 @@ from fastdrive_node.errors import ModelError
 from fastdrive_node.families import Vla
 from fastdrive_node.pruning.baselines.diversity import directions, farthest_points
 from fastdrive_node.pruning.pruner import Pruner, PruningContext
-from fastdrive_node.validation import parse_json
+from fastdrive_node.validation import parse_json, read_bytes
 
 WEIGHTS_FILE = "prune2drive.json"  # in the VLA directory
 
@@ -87,10 +87,10 @@ def load_weights(vla: Vla) -> tuple[float, ...] | None:
     """
     path = vla.path / WEIGHTS_FILE
     try:
-        text = path.read_bytes()
+        text = read_bytes(path)
     except FileNotFoundError:
         return None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not readable ({error}); write it again or remove it") from error
     weights = parse_json(TypeAdapter(ViewWeights), text, path, "correct this field").cameras
     missing = [camera for camera in vla.spec.cameras if camera not in weights]
