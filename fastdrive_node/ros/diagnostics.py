@@ -40,6 +40,8 @@ class NodeStatus:
     settings: Settings = field(default_factory=Settings)
     worker: WorkerStatus | None = None  # None before activation
     publishers: Mapping[str, int] = field(default_factory=dict)  # matched, by input
+    lost: Mapping[str, int] = field(default_factory=dict)  # messages, by input
+    loss_expected: str = ""  # why large messages will be lost
     records_readers: int = 0  # matched subscriptions of ~/output/plan_json
     identity: Mapping[str, str] = field(default_factory=dict)  # model, pruner, drop ratio, device
     problems: Sequence[str] = ()  # of QoS and types
@@ -140,6 +142,7 @@ def _camera(status: NodeStatus, camera: str, values: CameraStatus) -> Diagnostic
         "received": values.received,
         "late_frames": values.late,
         "publishers": publishers,
+        "lost_messages": status.lost.get(camera, 0),
     }
     if (kept := status.statistics.kept_tokens.get(camera)) is not None:
         pairs |= {"kept_tokens": kept, "tokens": status.statistics.tokens_per_camera}
@@ -150,7 +153,8 @@ def _odometry(status: NodeStatus, worker: WorkerStatus) -> DiagnosticStatus:
     publishers = status.publishers.get("odometry", 0)
     age_s, limit_s = worker.odometry_age_s, status.settings.max_odometry_age_s
     level, text = _input_level("message", age_s, limit_s, "max_odometry_age_s", publishers)
-    return _status(status, "odometry", level, text, {"age_s": _seconds(age_s), "publishers": publishers})
+    values = {"age_s": _seconds(age_s), "publishers": publishers, "lost_messages": status.lost.get("odometry", 0)}
+    return _status(status, "odometry", level, text, values)
 
 
 def _input_level(kind: str, age_s: float | None, limit_s: float, name: str, publishers: int) -> tuple[bytes, str]:
@@ -172,8 +176,11 @@ def _model(status: NodeStatus) -> DiagnosticStatus:
 
 
 def _topics(status: NodeStatus) -> DiagnosticStatus:
-    text = "; ".join(status.problems) or "ok"
-    return _status(status, "topics", ERROR if status.problems else OK, text, dict(status.publishers))
+    values = {**status.publishers, "lost_messages": sum(status.lost.values())}
+    if status.problems:
+        return _status(status, "topics", ERROR, "; ".join(status.problems), values)
+    level, text = (WARN, status.loss_expected) if status.loss_expected and status.publishers else (OK, "ok")
+    return _status(status, "topics", level, text, values)
 
 
 def _seconds(value: float | None) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from geometry_msgs.msg import AccelWithCovarianceStamped
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
+from rclpy.utilities import get_rmw_implementation_identifier
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Float64, String
 
@@ -18,6 +19,7 @@ from fastdrive_node.ros.messages import acceleration_signal, driving_command, eg
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.qos import COMMAND, ODOMETRY, SENSOR, QosLog, subscribe
 from fastdrive_node.ros.topics import ACCELERATION_INPUT, COMMAND_INPUT, ODOMETRY_INPUT, STEERING_INPUT, camera_input
+from fastdrive_node.ros.transport import loss_expected
 from fastdrive_node.sync.worker import Worker
 from fastdrive_node.types import Command
 
@@ -49,6 +51,10 @@ class Inputs:
         self._worker = worker
         self._compressed = settings.compressed
         self._log = log
+        self._largest: int | None = None  # bytes of an image message
+        self._middleware = get_rmw_implementation_identifier()
+        if text := self.loss_expected():
+            node.get_logger().warning(text)
         image = CompressedImage if settings.compressed else Image
         # The executor takes ready messages in this order: command and odometry arrive before the set they belong to.
         self._subscriptions = {
@@ -70,6 +76,16 @@ class Inputs:
         """Matched publishers of every input."""
         return {name: publisher_count(self._node, each) for name, each in self._subscriptions.items()}
 
+    def lost(self) -> dict[str, int]:
+        """Messages of every input that the middleware lost, since the node was started."""
+        return {name: self._log.lost[each.topic_name] for name, each in self._subscriptions.items()}
+
+    def loss_expected(self) -> str:
+        """See ``transport.loss_expected``; by the images that came so far."""
+        if self._compressed and self._largest is None:
+            return ""
+        return loss_expected(self._middleware, self._largest)
+
     def check_types(self) -> None:
         self._log.check_types(list(self._subscriptions.values()))
 
@@ -81,6 +97,7 @@ class Inputs:
     def _image_callback(self, camera: str) -> Callable[[bytes], None]:
         def on_image(raw: bytes) -> None:
             received_ns = self._node.get_clock().now().nanoseconds
+            self._largest = max(len(raw), self._largest or 0)
             self._take(camera, lambda: self._worker.add_frame(camera_frame(camera, raw, received_ns, self._compressed)))
 
         return on_image

@@ -129,6 +129,8 @@ class FastDriveNode(LifecycleNode):
             problem=self._configure_problem or self._update_problem,
             planner=loaded.planner_state() if loaded else None,
             publishers=inputs.publishers() if inputs else {},
+            lost=inputs.lost() if inputs else {},
+            loss_expected=inputs.loss_expected() if inputs else "",
             records_readers=outputs.readers() if outputs else 0,
             identity=loaded.identity() if loaded else {},
             problems=list(self._qos_log.problems.values()),

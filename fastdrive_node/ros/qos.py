@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -32,6 +34,7 @@ class QosLog:
     def __init__(self, node: Node):
         self._node = node
         self.problems: dict[str, str] = {}
+        self.lost: Counter[str] = Counter()  # messages that the middleware knows to be lost, by topic
 
     def incompatible(self, topic: str, theirs: str, policy: int) -> None:
         text = f"{topic}: a {theirs} has an incompatible {qos_policy_name_from_kind(policy).lower()} policy"
@@ -58,14 +61,23 @@ def type_name(message: type) -> str:
 def subscribe(
     node: Node, log: QosLog, message: type, topic: str, callback: Callable, qos: QoSProfile, raw: bool = False
 ) -> Subscription:
-    """A subscription that reports publishers of an incompatible QoS.
+    """A subscription that reports publishers of an incompatible QoS, and counts messages that were lost on the way: of
+    Fast DDS those that are missing between two sequence numbers, not those that a newer one replaced in the queue.
 
     Parameters like ``qos_overrides./topic.subscription.reliability`` win over ``qos``.
     """
     resolved = node.resolve_topic_name(topic)
-    events = SubscriptionEventCallbacks(
-        incompatible_qos=lambda event: log.incompatible(resolved, "publisher", event.last_policy_kind)
-    )
+
+    def incompatible(event: Any) -> None:
+        log.incompatible(resolved, "publisher", event.last_policy_kind)
+
+    def lost(event: Any) -> None:
+        log.lost[resolved] += event.total_count_change
+
+    events = [
+        SubscriptionEventCallbacks(incompatible_qos=incompatible, message_lost=lost),
+        SubscriptionEventCallbacks(incompatible_qos=incompatible),
+    ]
     options = {"raw": raw, "qos_overriding_options": QoSOverridingOptions.with_default_policies()}
     return _with_events(partial(node.create_subscription, message, topic, callback, qos, **options), events)
 
@@ -76,11 +88,12 @@ def advertise(node: Node, log: QosLog, message: type, topic: str, qos: QoSProfil
     events = PublisherEventCallbacks(
         incompatible_qos=lambda event: log.incompatible(resolved, "subscription", event.last_policy_kind)
     )
-    return _with_events(partial(node.create_publisher, message, topic, qos), events)
+    return _with_events(partial(node.create_publisher, message, topic, qos), [events])
 
 
-def _with_events(create: Callable[..., Any], events: Any) -> Any:
-    try:
-        return create(event_callbacks=events)
-    except UnsupportedEventTypeError:  # a middleware without these events
-        return create()
+def _with_events(create: Callable[..., Any], choices: list[Any]) -> Any:
+    """With the first of the callbacks whose events the middleware has, or with none."""
+    for events in choices:
+        with suppress(UnsupportedEventTypeError):
+            return create(event_callbacks=events)
+    return create()

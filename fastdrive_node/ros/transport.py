@@ -1,4 +1,4 @@
-"""The Fast DDS profile as environment variables."""
+"""The Fast DDS profile as environment variables, and whether large messages will be lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from fastdrive_node.files import package_share_file
 
 VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")  # up to Jazzy, and after it
 SHIPPED = "config/fastdds.xml"
+LARGE_BYTES = 512 * 1024  # of a message; Fast DDS's own shared-memory segment holds no more
 _SHM = Path("/dev/shm")
+_RECEIVE_LIMIT = Path("/proc/sys/net/core/rmem_max")
+_RECEIVE_BYTES = 10_000_000  # of a socket's buffer: what Cyclone DDS advises for large messages
 _SHM_BYTES = 3 * 134_217_728  # a segment for each of two participants, and one to spare
 
 
@@ -28,7 +31,7 @@ def profile_environment(profile: str | None = None) -> dict[str, str]:
     Raises:
         InputError: the file does not exist.
     """
-    if profile == "" or (profile is None and any(os.environ.get(name) for name in VARIABLES)):
+    if profile == "" or (profile is None and profile_set()):
         return {}
     path = package_share_file(SHIPPED) if profile is None else Path(profile)
     if not path.is_file():
@@ -38,6 +41,45 @@ def profile_environment(profile: str | None = None) -> dict[str, str]:
     return dict.fromkeys(VARIABLES, str(path.resolve()))
 
 
+def profile_set() -> bool:
+    """Whether a Fast DDS profile is set for this process."""
+    return any(os.environ.get(name) for name in VARIABLES)
+
+
 def has_shared_memory() -> bool:
     """Whether /dev/shm has space for the shipped profile's segments."""
     return _SHM.is_dir() and shutil.disk_usage(_SHM).free >= _SHM_BYTES
+
+
+def loss_expected(middleware: str, message_bytes: int | None) -> str:
+    """Why large messages to this process will be lost, and what helps; empty where nothing says so.
+
+    What is known is the environment of this process. A publisher needs the same.
+
+    Args:
+        middleware: like rmw_fastrtps_cpp.
+        message_bytes: of the largest image so far; None: raw images, none of which has come yet.
+    """
+    if message_bytes is not None and message_bytes <= LARGE_BYTES:
+        return ""
+    what = "raw images" if message_bytes is None else f"images of {message_bytes / 1e6:.1f} MB"
+    if middleware.startswith("rmw_fastrtps") and not profile_set():
+        cause = "" if has_shared_memory() else f", and {_SHM} is too small for it"
+        return (
+            f"large messages without shared memory: expect loss of {what}. No Fast DDS profile is set{cause}; "
+            "start node and drivers with fastdrive_transport.launch.py (docs/transport.md)"
+        )
+    if middleware.startswith("rmw_cyclonedds") and (limit := _receive_limit()) < _RECEIVE_BYTES:
+        return (
+            f"large messages over sockets: expect loss of {what}. net.core.rmem_max is {limit}, give it at least "
+            f"{_RECEIVE_BYTES} (docs/transport.md)"
+        )
+    return ""
+
+
+def _receive_limit() -> int:
+    """Bytes of the largest receive buffer that a socket can have."""
+    try:
+        return int(_RECEIVE_LIMIT.read_text())
+    except (OSError, ValueError):
+        return _RECEIVE_BYTES  # not known

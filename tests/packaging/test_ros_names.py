@@ -12,7 +12,7 @@ from tests.packaging.source_imports import ROOT, modules
 CHECKED = {
     "ament_index_python.packages": {"PackageNotFoundError", "get_package_prefix"},
     "launch": {"LaunchContext", "LaunchDescription", "LaunchDescriptionEntity"},
-    "launch.actions": {"DeclareLaunchArgument", "OpaqueFunction", "SetEnvironmentVariable", "Shutdown"},
+    "launch.actions": {"DeclareLaunchArgument", "LogInfo", "OpaqueFunction", "SetEnvironmentVariable", "Shutdown"},
     "launch.events.process": {"ProcessExited"},
     "launch.substitutions": {"LaunchConfiguration"},
     "launch_ros.actions": {"Node"},
@@ -32,7 +32,7 @@ CHECKED = {
     "rclpy.signals": {"SignalHandlerOptions"},
     "rclpy.subscription": {"Subscription"},
     "rclpy.task": {"Future"},
-    "rclpy.utilities": {"ok", "try_shutdown"},
+    "rclpy.utilities": {"get_rmw_implementation_identifier", "ok", "try_shutdown"},
 }
 OF_ONE_DISTRIBUTION = "fastdrive_node.ros.distribution"
 ABSENT_SOMEWHERE = ("rclpy.clock_type", "rclpy.event_handler", "rclpy.qos_event")
@@ -51,7 +51,7 @@ def _used(file: Path) -> set[tuple[str, str]]:
 
 def test_every_name_was_checked_in_three_distributions():
     files = {name: file for name, file in modules().items() if name.startswith("fastdrive_node.")}
-    files["launch"] = ROOT / "launch" / "fastdrive.launch.py"
+    files |= {file.name: file for file in (ROOT / "launch").glob("*.launch.py")}
     used = set()
     for name, file in files.items():
         found = _used(file)

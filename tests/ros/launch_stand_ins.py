@@ -40,6 +40,11 @@ class SetEnvironmentVariable(LaunchDescriptionEntity):
         self.variable, self.value = name, value
 
 
+class LogInfo(LaunchDescriptionEntity):
+    def __init__(self, *, msg):
+        self.msg = msg
+
+
 class Shutdown(LaunchDescriptionEntity):
     def __init__(self, reason):
         self.reason = reason
@@ -69,7 +74,7 @@ def install() -> None:
         return
     contents = {
         "launch": [LaunchContext, LaunchDescription, LaunchDescriptionEntity],
-        "launch.actions": [DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable, Shutdown],
+        "launch.actions": [DeclareLaunchArgument, LogInfo, OpaqueFunction, SetEnvironmentVariable, Shutdown],
         "launch.events": [],
         "launch.events.process": [ProcessExited],
         "launch.substitutions": [LaunchConfiguration],

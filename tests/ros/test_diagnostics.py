@@ -177,6 +177,14 @@ def test_memory_is_that_of_both_processes_the_host_and_the_gpu():
     assert values_of(gone)["planner_memory_mb"] == "none"
 
 
+def test_expected_loss_is_a_warning_and_lost_messages_are_counted():
+    publishers = {"CAM_FRONT": 1, "odometry": 1}
+    parts = parts_of(PLANNING, publishers=publishers, lost={"CAM_FRONT": 5, "odometry": 2}, loss_expected="expect loss")
+    assert (parts["topics"].level, parts["topics"].message) == (WARN, "expect loss")
+    assert [values_of(parts[name])["lost_messages"] for name in ("topics", "CAM_FRONT", "odometry")] == ["7", "5", "2"]
+    assert parts_of(PLANNING, loss_expected="x", problems=["bad"])["topics"].level == ERROR
+
+
 def test_every_part_has_a_group_of_the_aggregator():
     content = yaml.safe_load((ROOT / "config" / "diagnostics_aggregator.yaml").read_text())
     groups = content["/**"]["ros__parameters"]["fastdrive"]["analyzers"].values()

@@ -23,12 +23,16 @@ ROOT = Path(__file__).resolve().parents[2]
 NUSCENES = str(ROOT / "config" / "topics_nuscenes.yaml")
 
 
-@pytest.fixture(scope="module")
-def file():
-    spec = importlib.util.spec_from_file_location("fastdrive_launch", ROOT / "launch" / "fastdrive.launch.py")
+def loaded(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "launch" / f"{name}.launch.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def file():
+    return loaded("fastdrive")
 
 
 def given(file, **arguments) -> dict[str, str]:
@@ -133,6 +137,23 @@ def test_the_fast_dds_profile_is_set_by_default_and_can_be_turned_off(file, monk
     found = [type(action) for action in actions(file)]
     assert found == [SetEnvironmentVariable, SetEnvironmentVariable, Node]
     assert [type(action) for action in actions(file, fastdds_profile="")] == [Node]
+
+
+def test_the_profile_is_set_for_drivers_by_an_include(monkeypatch):
+    from fastdrive_node.ros import transport
+
+    included, context = loaded("fastdrive_transport"), LaunchContext()
+    context.launch_configurations["fastdds_profile"] = "shipped"
+    declared = included.generate_launch_description().entities[0]
+    assert (declared.name, declared.default_value) == ("fastdds_profile", "shipped")
+    for name in transport.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(transport, "has_shared_memory", lambda: True)
+    assert {action.variable for action in included.start(context)} == set(transport.VARIABLES)
+    monkeypatch.setattr(transport, "has_shared_memory", lambda: False)
+    assert "/dev/shm is too small" in included.start(context)[0].msg
+    monkeypatch.setenv(transport.VARIABLES[0], "/etc/ours.xml")
+    assert included.start(context) == []
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,14 @@ from lifecycle_msgs.srv import ChangeState
 from nav_msgs.msg import Odometry, Path
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.utilities import get_rmw_implementation_identifier
 from sensor_msgs.msg import Image
 from std_msgs.msg import Float64, String
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 from visualization_msgs.msg import MarkerArray
 
 from fastdrive_node.ros.messages import stamp_ns
+from fastdrive_node.ros.transport import VARIABLES
 from fastdrive_node.types import Command
 
 RECORDS = "/fastdrive/output/plan_json"
@@ -272,6 +274,20 @@ def test_a_publisher_of_an_incompatible_qos_is_in_the_diagnostics(rig):
     rig.advertise(String, "/fastdrive/input/command", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
     rig.listen(DiagnosticArray, "/diagnostics")
     rig.wait(lambda: "incompatible reliability" in diagnostics(rig)["topics"].message, "the QoS problem")
+
+
+def test_large_images_without_shared_memory_are_warned_of_with_their_size(rig, monkeypatch):
+    if "fastrtps" not in get_rmw_implementation_identifier():
+        pytest.skip("the middleware is not Fast DDS")
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    rig = connected(rig(diagnostics_period_s=0.1))
+    rig.listen(DiagnosticArray, "/diagnostics")
+    rig.wait(lambda: "loss of raw images" in diagnostics(rig)["topics"].message, "a warning before the first image")
+    rig.send_image("CAM_FRONT", rig.now_ns())
+    rig.wait(lambda: diagnostics(rig)["topics"].message == "ok", "no warning of small images")
+    rig.send_image("CAM_FRONT", rig.now_ns(), bytes(600 * 900), height=300, width=600, step=1800)
+    rig.wait(lambda: "loss of images of 0.5 MB" in diagnostics(rig)["topics"].message, "a warning")
 
 
 # Another process: within one, a second type is refused at once, and Fast DDS can lock when a second participant ends.

@@ -6,13 +6,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
+
+from sensor_msgs.msg import Image
+
 from fastdrive_node.errors import FastDriveError, InputError
 from fastdrive_node.ros import transport
+from fastdrive_node.ros.distribution import UnsupportedEventTypeError
 from fastdrive_node.ros.domain import DOMAINS, own_domain
-from fastdrive_node.ros.transport import VARIABLES, profile_environment
+from fastdrive_node.ros.qos import SENSOR, QosLog, subscribe
+from fastdrive_node.ros.transport import LARGE_BYTES, VARIABLES, loss_expected, profile_environment
 
 CHILD = """
 import rclpy, os
@@ -56,8 +63,80 @@ def test_little_shared_memory_keeps_the_default_transport(bare, monkeypatch):
     assert profile_environment() == {}
 
 
+FAST, CYCLONE = "rmw_fastrtps_cpp", "rmw_cyclonedds_cpp"
+IMAGE = 4_320_000
+
+
+@pytest.mark.parametrize("size", [IMAGE, None])
+def test_loss_is_expected_of_large_messages_without_a_profile(bare, size):
+    text = loss_expected(FAST, size)
+    assert text.startswith("large messages without shared memory: expect loss of")
+    assert ("images of 4.3 MB" if size else "raw images") in text
+    assert loss_expected("rmw_zenoh_cpp", size) == ""
+
+
+def test_no_loss_is_expected_of_small_messages_or_with_a_profile(bare, monkeypatch):
+    assert loss_expected(FAST, LARGE_BYTES) == "" and loss_expected(FAST, LARGE_BYTES + 1)
+    monkeypatch.setenv(VARIABLES[1], "/etc/ours.xml")
+    assert loss_expected(FAST, IMAGE) == loss_expected(FAST, None) == ""
+
+
+def test_a_small_shared_memory_is_named(bare, monkeypatch):
+    monkeypatch.setattr(transport, "has_shared_memory", lambda: False)
+    assert "/dev/shm is too small" in loss_expected(FAST, IMAGE)
+
+
+def test_cyclone_dds_needs_large_buffers_of_the_kernel(monkeypatch, tmp_path):
+    limit = tmp_path / "rmem_max"
+    monkeypatch.setattr(transport, "_RECEIVE_LIMIT", limit)
+    assert loss_expected(CYCLONE, IMAGE) == ""  # not known
+    limit.write_text("212992\n")
+    assert "net.core.rmem_max is 212992" in loss_expected(CYCLONE, IMAGE)
+    limit.write_text("33554432\n")
+    assert loss_expected(CYCLONE, IMAGE) == ""
+
+
+class Middleware:
+    """A node that keeps the callbacks of its subscription, and refuses the first ``failing`` ones."""
+
+    def __init__(self, failing: int = 0):
+        self.failing = failing
+        self.events = None
+
+    def resolve_topic_name(self, topic: str) -> str:
+        return topic
+
+    def create_subscription(self, *_, event_callbacks=None, **__):
+        if self.failing:
+            self.failing -= 1
+            raise UnsupportedEventTypeError
+        self.events = event_callbacks
+
+
+def subscribed(middleware: Middleware) -> QosLog:
+    log = QosLog(middleware)
+    subscribe(middleware, log, Image, "/image", lambda _: None, SENSOR)
+    return log
+
+
+def test_messages_that_the_middleware_tells_as_lost_are_counted():
+    middleware = Middleware()
+    log = subscribed(middleware)
+    for change in (1, 3):
+        middleware.events.message_lost(SimpleNamespace(total_count=9, total_count_change=change))
+    assert log.lost == {"/image": 4}
+
+
+def test_a_middleware_without_these_events_still_tells_an_incompatible_qos_or_nothing():
+    middleware = Middleware(failing=1)
+    subscribed(middleware)
+    assert middleware.events.message_lost is None and middleware.events.incompatible_qos is not None
+    middleware = Middleware(failing=2)
+    subscribed(middleware)
+    assert middleware.events is None
+
+
 def test_fast_dds_takes_the_profile_without_an_error(bare):
-    pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
     if not transport._SHM.is_dir():
         pytest.skip("no shared memory on this machine")
     with own_domain() as domain:
