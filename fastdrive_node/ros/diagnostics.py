@@ -41,6 +41,7 @@ class NodeStatus:
     worker: WorkerStatus | None = None  # None before activation
     publishers: Mapping[str, int] = field(default_factory=dict)  # matched, by input
     lost: Mapping[str, int] = field(default_factory=dict)  # messages, by input
+    unusable: Mapping[str, int] = field(default_factory=dict)  # messages that were ignored, by input
     loss_expected: str = ""  # why large messages will be lost
     records_readers: int = 0  # matched subscriptions of ~/output/plan_json
     identity: Mapping[str, str] = field(default_factory=dict)  # model, pruner, drop ratio, device
@@ -176,7 +177,11 @@ def _model(status: NodeStatus) -> DiagnosticStatus:
 
 
 def _topics(status: NodeStatus) -> DiagnosticStatus:
-    values = {**status.publishers, "lost_messages": sum(status.lost.values())}
+    values = {
+        **status.publishers,
+        "lost_messages": sum(status.lost.values()),
+        **{f"unusable_{name.lower()}": count for name, count in status.unusable.items()},
+    }
     if status.problems:
         return _status(status, "topics", ERROR, "; ".join(status.problems), values)
     level, text = (WARN, status.loss_expected) if status.loss_expected and status.publishers else (OK, "ok")

@@ -1,13 +1,18 @@
-"""Subscriptions of the node: serialized images, odometry, driving command. They only store; the worker plans."""
+"""Subscriptions of the node: images, odometry, driving command, all serialized. They only store; the worker plans."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from geometry_msgs.msg import AccelWithCovarianceStamped
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from rclpy.serialization import deserialize_message
+from rclpy.subscription import Subscription
 from rclpy.utilities import get_rmw_implementation_identifier
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Float64, String
@@ -17,15 +22,17 @@ from fastdrive_node.ros.distribution import publisher_count
 from fastdrive_node.ros.images import camera_frame
 from fastdrive_node.ros.messages import acceleration_signal, driving_command, ego_state, steering_signal
 from fastdrive_node.ros.parameters import Settings
-from fastdrive_node.ros.qos import COMMAND, ODOMETRY, SENSOR, QosLog, subscribe
+from fastdrive_node.ros.qos import COMMAND, ODOMETRY, SENSOR, QosLog, subscribe, type_name
 from fastdrive_node.ros.topics import ACCELERATION_INPUT, COMMAND_INPUT, ODOMETRY_INPUT, STEERING_INPUT, camera_input
 from fastdrive_node.ros.transport import loss_expected
 from fastdrive_node.sync.worker import Worker
 from fastdrive_node.types import Command
 
 
-def _steering_type(name: str) -> type:
+def _steering_type(name: str) -> type | None:
     """Raises ModelError where the message package is not installed."""
+    if name == "none":
+        return None
     if name == "float64":
         return Float64
     try:
@@ -43,7 +50,8 @@ WARN_EVERY_S = 5.0  # of messages that cannot be used
 class Inputs:
     """All subscriptions, from activation to deactivation.
 
-    Images come serialized (``raw``): their header is read and the pixels stay where they are until a set is planned.
+    Messages come serialized (``raw``), so that malformed ones are noticed. Of images the header is read, and the pixels
+    stay where they are until a set is planned.
     """
 
     def __init__(self, node: Node, worker: Worker, cameras: Sequence[str], settings: Settings, log: QosLog):
@@ -56,21 +64,24 @@ class Inputs:
         if text := self.loss_expected():
             node.get_logger().warning(text)
         image = CompressedImage if settings.compressed else Image
+        steering = _steering_type(settings.steering_input)  # raises before there are subscriptions
+        self.callbacks: dict[str, Callable[[bytes], None]] = {}  # of serialized messages, by input
+        self.unusable: Counter[str] = Counter()  # messages that were ignored, by input
+        self._subscriptions: dict[str, Subscription] = {}
         # The executor takes ready messages in this order: command and odometry arrive before the set they belong to.
-        self._subscriptions = {
-            "command": subscribe(node, log, String, COMMAND_INPUT, self._on_command, COMMAND),
-            "odometry": subscribe(node, log, Odometry, ODOMETRY_INPUT, self._on_odometry, ODOMETRY),
-        }
-        if settings.steering_input != "none":
-            message = _steering_type(settings.steering_input)
-            self._subscriptions["steering"] = subscribe(node, log, message, STEERING_INPUT, self._on_steering, ODOMETRY)
+        self._add("command", String, COMMAND_INPUT, COMMAND, self._on_command)
+        self._add("odometry", Odometry, ODOMETRY_INPUT, ODOMETRY, self._on_odometry)
+        if steering is not None:
+            self._add("steering", steering, STEERING_INPUT, ODOMETRY, partial(self._on_steering, steering))
         if settings.acceleration_input:
-            self._subscriptions["acceleration"] = subscribe(
-                node, log, AccelWithCovarianceStamped, ACCELERATION_INPUT, self._on_acceleration, ODOMETRY
-            )
+            kind = AccelWithCovarianceStamped
+            self._add("acceleration", kind, ACCELERATION_INPUT, ODOMETRY, self._on_acceleration)
         for camera in cameras:
-            callback = self._image_callback(camera)
-            self._subscriptions[camera] = subscribe(node, log, image, camera_input(camera), callback, SENSOR, raw=True)
+            self._add(camera, image, camera_input(camera), SENSOR, partial(self._on_image, camera))
+
+    def _add(self, name: str, kind: type, topic: str, qos: QoSProfile, store: Callable[[bytes], None]) -> None:
+        self.callbacks[name] = partial(self._take, name, store)
+        self._subscriptions[name] = subscribe(self._node, self._log, kind, topic, self.callbacks[name], qos, raw=True)
 
     def publishers(self) -> dict[str, int]:
         """Matched publishers of every input."""
@@ -94,43 +105,48 @@ class Inputs:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
 
-    def _image_callback(self, camera: str) -> Callable[[bytes], None]:
-        def on_image(raw: bytes) -> None:
-            received_ns = self._node.get_clock().now().nanoseconds
-            self._largest = max(len(raw), self._largest or 0)
-            self._take(camera, lambda: self._worker.add_frame(camera_frame(camera, raw, received_ns, self._compressed)))
+    def _on_image(self, camera: str, raw: bytes) -> None:
+        received_ns = self._node.get_clock().now().nanoseconds
+        self._largest = max(len(raw), self._largest or 0)
+        self._worker.add_frame(camera_frame(camera, raw, received_ns, self._compressed))
 
-        return on_image
+    def _on_odometry(self, raw: bytes) -> None:
+        self._worker.add_odometry(ego_state(_parsed("odometry", Odometry, raw)))
 
-    def _on_odometry(self, message: Odometry) -> None:
-        self._take("odometry", lambda: self._worker.add_odometry(ego_state(message)))
-
-    def _on_steering(self, message: Any) -> None:
+    def _on_steering(self, kind: type, raw: bytes) -> None:
         now_ns = self._node.get_clock().now().nanoseconds
-        self._take("steering", lambda: self._worker.add_signal(steering_signal(message, now_ns)))
+        self._worker.add_signal(steering_signal(_parsed("steering", kind, raw), now_ns))
 
-    def _on_acceleration(self, message: AccelWithCovarianceStamped) -> None:
-        self._take("acceleration", lambda: self._worker.add_signal(acceleration_signal(message)))
+    def _on_acceleration(self, raw: bytes) -> None:
+        message = _parsed("acceleration", AccelWithCovarianceStamped, raw)
+        self._worker.add_signal(acceleration_signal(message))
 
-    def _on_command(self, message: String) -> None:
-        def store() -> None:
-            try:
-                command = driving_command(message.data)
-            except InputError:
-                self._worker.set_command(Command.NONE)  # the command before is no longer what is wanted
-                raise
-            self._worker.set_command(command)
+    def _on_command(self, raw: bytes) -> None:
+        try:
+            command = driving_command(_parsed("command", String, raw).data)
+        except InputError:
+            self._worker.set_command(Command.NONE)  # the command before is no longer what is wanted
+            raise
+        self._worker.set_command(command)
 
-        self._take("command", store)
-
-    def _take(self, name: str, store: Callable[[], None]) -> None:
+    def _take(self, name: str, store: Callable[[bytes], None], raw: bytes) -> None:
         """Store what a message tells. No message can end the process: an exception in a callback would."""
         try:
-            store()
+            store(raw)
         except InputError as error:
+            self.unusable[name] += 1
             self._node.get_logger().warning(str(error), throttle_duration_sec=WARN_EVERY_S)
         except Exception as error:
+            self.unusable[name] += 1
             self._node.get_logger().error(
                 f"{name}: {type(error).__name__}: {error}; the message is ignored, please report this",
                 throttle_duration_sec=WARN_EVERY_S,
             )
+
+
+def _parsed(name: str, kind: type, raw: bytes) -> Any:
+    """Raises InputError for bytes that are no such message, on which a subscription that parses would be silent."""
+    try:
+        return deserialize_message(raw, kind)
+    except Exception as error:  # RMWError of the middleware, UnicodeDecodeError, ...
+        raise InputError(f"{name}: {len(raw)} bytes that are no {type_name(kind)}; the message is ignored") from error

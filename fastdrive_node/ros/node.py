@@ -130,6 +130,7 @@ class FastDriveNode(LifecycleNode):
             planner=loaded.planner_state() if loaded else None,
             publishers=inputs.publishers() if inputs else {},
             lost=inputs.lost() if inputs else {},
+            unusable=dict(inputs.unusable) if inputs else {},
             loss_expected=inputs.loss_expected() if inputs else "",
             records_readers=outputs.readers() if outputs else 0,
             identity=loaded.identity() if loaded else {},

@@ -29,6 +29,7 @@ CHECKED = {
     "rclpy.publisher": {"Publisher"},
     "rclpy.qos": {"DurabilityPolicy", "QoSProfile", "ReliabilityPolicy", "qos_policy_name_from_kind"},
     "rclpy.qos_overriding_options": {"QoSOverridingOptions"},
+    "rclpy.serialization": {"deserialize_message"},
     "rclpy.signals": {"SignalHandlerOptions"},
     "rclpy.subscription": {"Subscription"},
     "rclpy.task": {"Future"},

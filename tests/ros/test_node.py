@@ -100,6 +100,22 @@ def test_an_orientation_that_is_none_is_ignored_and_the_node_plans_on(rig, value
     assert next_record(rig, 1)["kind"] == "plan" and rig.is_spinning()
 
 
+def test_messages_that_are_cut_short_are_counted_by_input_and_the_node_plans_on(rig):
+    rig = connected(rig(diagnostics_period_s=0.1))
+    rig.listen(DiagnosticArray, "/diagnostics")
+    for name in ("odometry", "command", "cam_front/image"):
+        rig._publishers[f"/fastdrive/input/{name}"].publish(b"\x00\x01\x00\x00\x09\x00\x00\x00ab")
+    keys = ("unusable_odometry", "unusable_command", "unusable_cam_front")
+
+    def counts() -> list[str | None]:
+        values = {pair.key: pair.value for pair in diagnostics(rig)["topics"].values}
+        return [values.get(key) for key in keys]
+
+    rig.wait(lambda: rig.messages["/diagnostics"] and counts() == ["1", "1", "1"], "the counts")
+    rig.send_set(rig.now_ns())
+    assert next_record(rig, 1)["kind"] == "plan"
+
+
 @pytest.mark.parametrize("transition", [TransitionMessage.TRANSITION_ACTIVATE, 1, 250])
 def test_a_transition_that_the_state_does_not_have_is_answered_and_the_node_plans_on(rig, transition):
     rig = connected(rig())
