@@ -82,6 +82,8 @@ class PlanRecord:
             tokens = {"grid": list(kept.grid), "kept": indices, "temporal": kept.temporal}
             if kept.current is not None:
                 tokens["current"] = list(kept.current)
+            if kept.grids is not None:
+                tokens["grids"] = [list(grid) for grid in kept.grids]
         return {
             **values,
             "waypoints": [[float(x), float(y)] for x, y in result.waypoints_m],
@@ -179,10 +181,14 @@ def _tokens(values: Mapping) -> KeptTokens:
         raise ValueError(f"tokens.grid: {cameras} x {rows} x {columns} is no token grid")
     if indices.ndim != 1 or (np.diff(indices) <= 0).any() or (indices < 0).any() or (indices >= total).any():
         raise ValueError(f"tokens.kept: expected ascending indices below {total}")
+    grids = None if values.get("grids") is None else tuple((int(r), int(c)) for r, c in values["grids"])
+    if grids is not None and (any(min(grid) < 1 for grid in grids) or sum(r * c for r, c in grids) != total):
+        raise ValueError(f"tokens.grids: expected grids of {total} tokens together")
+    images = cameras if grids is None else len(grids)
     current = None if values.get("current") is None else tuple(map(int, values["current"]))
-    if current is not None and not all(0 <= image < cameras for image in current):
-        raise ValueError(f"tokens.current: expected images below {cameras}")
-    return KeptTokens(indices, None, (cameras, rows, columns), str(values["temporal"]), current)
+    if current is not None and not all(0 <= image < images for image in current):
+        raise ValueError(f"tokens.current: expected images below {images}")
+    return KeptTokens(indices, None, (cameras, rows, columns), str(values["temporal"]), current, grids)
 
 
 def _refusal(values: Mapping) -> Refusal:

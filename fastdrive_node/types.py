@@ -165,6 +165,8 @@ class KeptTokens:
     temporal: str = "off"  # "off", or what became of the set before: "new" (none), "used", "dropped: <reason>"
     # Of VLAs that read several frames: which of the grid's images are those of t0, in camera order. None: all are.
     current: tuple[int, ...] | None = None
+    # Of images of different sizes: rows and columns of each. ``grid`` is then (1, 1, N).
+    grids: tuple[tuple[int, int], ...] | None = None
 
     @property
     def total(self) -> int:
@@ -174,12 +176,18 @@ class KeptTokens:
     def kept(self) -> int:
         return len(self.indices)
 
-    def mask(self) -> np.ndarray:
-        """bool [cameras, rows, columns] of the images of t0, True where the token was kept."""
+    def masks(self) -> list[np.ndarray]:
+        """bool [rows, columns] of each image of t0, in camera order: True where the token was kept."""
         flat = np.zeros(self.total, dtype=bool)
         flat[self.indices] = True
-        images = flat.reshape(self.grid)
-        return images if self.current is None else images[list(self.current)]
+        return self.by_image(flat)
+
+    def by_image(self, values: np.ndarray) -> list[np.ndarray]:
+        """Values [N] of all tokens -> [rows, columns] of each image of t0, in camera order."""
+        grids = self.grids or (self.grid[1:],) * self.grid[0]
+        parts = np.split(values, np.cumsum([rows * columns for rows, columns in grids])[:-1])
+        images = [part.reshape(grid) for part, grid in zip(parts, grids, strict=True)]
+        return images if self.current is None else [images[index] for index in self.current]
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,19 @@ def test_a_plans_record_is_whole_again_without_its_scores():
     assert values["tokens"] == {"grid": [1, 2, 2], "kept": [0, 3], "temporal": "used"}
     again = PlanRecord.from_dict(values)
     assert written(again) == values
-    assert again.result.kept.scores is None and again.result.kept.mask().tolist() == [[[True, False], [False, True]]]
+    (mask,) = again.result.kept.masks()
+    assert again.result.kept.scores is None and mask.tolist() == [[True, False], [False, True]]
     assert again.reason == ""
+
+
+def test_grids_of_images_of_different_sizes_are_in_the_record():
+    kept = KeptTokens(np.array([0, 3, 6]), None, (1, 1, 8), grids=((1, 2), (2, 3)))
+    values = written(PlanRecord(replace(PLAN, kept=kept)))
+    assert values["tokens"]["grids"] == [[1, 2], [2, 3]]
+    masks = PlanRecord.from_dict(values).result.kept.masks()
+    assert [mask.tolist() for mask in masks] == [[[True, False]], [[False, True, False], [False, True, False]]]
+    with pytest.raises(InputError, match=r"tokens\.grids: expected grids of 8 tokens together"):
+        PlanRecord.from_dict({**values, "tokens": {**values["tokens"], "grids": [[1, 2], [2, 2]]}})
 
 
 def test_the_line_of_a_plan_has_the_fields_that_scripts_read():

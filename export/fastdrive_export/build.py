@@ -89,6 +89,7 @@ def build_language(
     if options.max_keep is not None:
         raise UsageError("max_keep: is for vision engines; a language engine takes any number of tokens")
     vla = load_vla(default_vla_dir() if vla_dir is None else Path(vla_dir), "cpu", "auto")
+    vla.require_one_size("an engine")
     return _build(Path(out) / LANGUAGE_FILE, lambda stage: write_language(vla, options, stage))
 
 

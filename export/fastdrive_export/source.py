@@ -37,4 +37,5 @@ def load_source(vla_dir: str | Path | None = None, pruner_file: str | Path | Non
     vla_dir = default_vla_dir() if vla_dir is None else Path(vla_dir)
     pruner_file = vla_dir / SHIPPED_PRUNER if pruner_file is None else Path(pruner_file)
     vla = load_vla(vla_dir, "cpu", "auto")
+    vla.require_one_size("an engine")
     return Source(vla, vla.torch_vision(), load_pruner(pruner_file, vla, torch.float32), pruner_file)

@@ -40,6 +40,7 @@ def compare(pipeline: Pipeline, runs: int) -> dict:
     """
     vla = pipeline.vla
     vla.require_one_frame("`fastdrive bench`")
+    vla.require_one_size("`fastdrive bench`")
     if not isinstance(pipeline.generator.language, LayeredLanguageModel):
         raise ModelError(
             f"{vla.path}: `fastdrive bench` compares a language path of this package with transformers', but "

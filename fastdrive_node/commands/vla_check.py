@@ -50,12 +50,13 @@ def run(args: argparse.Namespace) -> None:
 def table(report: VlaReport) -> str:
     """The report in lines for people."""
     answer, (height, width) = report.answer_tokens, report.image_size
+    others = "".join(f", of {name} {size[1]}x{size[0]} px" for name, size in report.image_sizes.items())
     lines = [
         "prompt:",
         *(f"  {line}" for line in report.prompt.splitlines()),
         "an answer:",
         f"  {report.example_answer}",
-        f"family {report.family}; images of {width}x{height} px",
+        f"family {report.family}; images of {width}x{height} px" + others,
         f"{report.visual_tokens} visual and {report.text_tokens} text tokens in the prompt; {answer.total} in this "
         f"answer: {answer.constant} constant, {answer.forced} forced, {answer.free} free",
         f"parameters: {report.parameters['vision'] / 1e9:.2f} B vision, {report.parameters['language'] / 1e9:.2f} B "

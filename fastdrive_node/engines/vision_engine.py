@@ -228,7 +228,8 @@ def refuse_others(file: Path, manifest: Manifest, expected: Mapping[str, object]
 
 
 def require_engines(vla: Vla) -> None:
-    """Raises ModelError where the VLA's family has no engines at all."""
+    """Raises ModelError where the VLA's family has no engines at all, or its cameras have different image sizes."""
+    vla.require_one_size("an engine")
     if not vla.family.has_engines:
         raise ModelError(
             f"{vla.path}: config.json: model_type: there are no engines for {vla.family.model_type!r}; run the vision "

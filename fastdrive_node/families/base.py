@@ -27,14 +27,14 @@ class VisionBackend(Protocol):
     """Images to visual tokens, whatever runs the encoder."""
 
     cameras: int
-    grid: tuple[int, int]  # token rows and columns of one image
+    grid: tuple[int, int]  # token rows and columns of one image; of images of several sizes see ``MixedVision``
 
     @property
     def max_keep(self) -> int:
         """Tokens of all cameras that it gives at most; less than all where an engine was built so."""
         ...
 
-    def preprocess(self, images: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
+    def preprocess(self, images: Sequence[np.ndarray] | np.ndarray) -> Any:
         """One uint8 RGB image [H, W, 3] a camera, of any size -> what the backend encodes.
 
         Raises:
@@ -42,7 +42,7 @@ class VisionBackend(Protocol):
         """
         ...
 
-    def encode(self, inputs: torch.Tensor, attention: bool = False) -> VisualTokens:
+    def encode(self, inputs: Any, attention: bool = False) -> VisualTokens:
         """What ``preprocess`` gave -> visual tokens.
 
         Args:
@@ -265,8 +265,14 @@ class VlaFamily(Protocol):
         """int64 [N], where a full sequence int64 [L] has its visual tokens, in raster order of all images."""
         ...
 
-    def position_ids(self, vla: Vla, input_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """Position ids [P, L] of a full sequence by the model's own rule, and that of the token after it."""
+    def position_ids(
+        self, vla: Vla, input_ids: torch.Tensor, grids: Sequence[tuple[int, int]]
+    ) -> tuple[torch.Tensor, int]:
+        """Position ids [P, L] of a full sequence by the model's own rule, and that of the token after it.
+
+        Args:
+            grids: token rows and columns of each image in the sequence.
+        """
         ...
 
     def vision(self, vla: Vla) -> TorchVisionBackend:

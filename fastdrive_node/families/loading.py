@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +72,7 @@ def load_vla(
     spec = load_spec(path)
     template = _read_template(path, spec)
     family, config = read_config(path)
-    try:
-        family.check_images(config, len(image_markers(spec)), spec.image_size)
-    except ValueError as error:
-        raise ModelError(f"{path / SPEC_FILE}: {error}") from error
+    _check_sizes(path, family, config, spec)
     problems = weight_problems(path, family, config, parts)
     if problems:
         raise ModelError("; ".join(problems[:_TOLD_PROBLEMS]) + f"; the weights do not fit {CONFIG}")
@@ -87,6 +86,17 @@ def load_vla(
     _check_eos(vla)
     check_prompt(vla)
     return vla
+
+
+def _check_sizes(path: Path, family: VlaFamily, config: Any, spec: VlaSpec) -> None:
+    """Raises ModelError where the family cannot read the number of images, or the image size of a camera."""
+    images, others = len(image_markers(spec)), {f"image_sizes.{name}": size for name, size in spec.image_sizes.items()}
+    for field, size in {"image_size": spec.image_size, **others}.items():
+        try:
+            family.check_images(config, images, size)
+        except ValueError as error:
+            text = re.sub(r"^image_size\b", field, str(error))
+            raise ModelError(f"{path / SPEC_FILE}: {text}") from error
 
 
 def _check_eos(vla: Vla) -> None:
@@ -137,14 +147,15 @@ def _check_memory(path: Path, family: VlaFamily, device: torch.device, dtype: An
 def preprocessor_problems(path: Path, family: VlaFamily, config: Any, spec: VlaSpec) -> list[str]:
     """How ``preprocessor_config.json``, where it is there, differs from what is done here; a line for each difference.
 
-    Images are always resized to ``image_size`` of ``vla.json``; the file's own rule for the size is only compared.
+    Images are always resized to the sizes of ``vla.json``; the file's own rule for the size is only compared.
     """
     file = path / "preprocessor_config.json"
     if not file.is_file():
         return []
     try:
         stored = read_json(file)
-        return [f"{file}: {problem}" for problem in family.preprocessor_problems(config, stored, spec.image_size)]
+        found = [family.preprocessor_problems(config, stored, size) for size in dict.fromkeys(spec.sizes)]
+        return [f"{file}: {problem}" for problem in dict.fromkeys(itertools.chain(*found))]
     except (OSError, ValueError, TypeError) as error:
         return [f"{file}: not readable ({first_line(error)})"]
 

@@ -55,27 +55,34 @@ def build_prompt(
     text = prompt_text(vla, history, command, present)
     input_ids = torch.tensor([*vla.encode_text(text), *suffix])
     visual = vla.family.visual_positions(vla, input_ids)
-    images = len(vla.images) if present is None else len(present)
-    if len(visual) != images * vla.grid[0] * vla.grid[1]:
+    grids = vla.image_grids(present)
+    tokens = sum(rows * columns for rows, columns in grids)
+    if len(visual) != tokens:
         raise ModelError(
-            f"{vla.path / vla.spec.prompt}: gives {len(visual)} image tokens for the "
-            f"{images * vla.grid[0] * vla.grid[1]} of {images} images; only image markers may hold image tokens"
+            f"{vla.path / vla.spec.prompt}: gives {len(visual)} image tokens for the {tokens} of {len(grids)} images; "
+            "only image markers may hold image tokens"
         )
-    position_ids, next_position = full_positions(vla, input_ids)
+    position_ids, next_position = full_positions(vla, input_ids, grids)
     return Prompt(text, input_ids, position_ids, visual, next_position, derived_markers(vla, history))
 
 
-def full_positions(vla: Vla, input_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
+def full_positions(
+    vla: Vla, input_ids: torch.Tensor, grids: Sequence[tuple[int, int]] | None = None
+) -> tuple[torch.Tensor, int]:
     """Position ids [P, L] of a full sequence by the model's own rule, and the one that follows.
+
+    Args:
+        grids: token rows and columns of the images in it; None for all of the VLA's.
 
     They depend on the positions of the image tokens, not on the text, so prompts of one form share one computation.
     """
-    key = (input_ids == vla.image_token_id).numpy().tobytes()
+    grids = tuple(vla.image_grids() if grids is None else grids)
+    key = (input_ids == vla.image_token_id).numpy().tobytes(), grids
     cache = vla.position_cache
     if key not in cache:
         if len(cache) >= _CACHED_FORMS:
             cache.clear()
-        cache[key] = vla.family.position_ids(vla, input_ids)
+        cache[key] = vla.family.position_ids(vla, input_ids, grids)
     return cache[key]
 
 
@@ -101,16 +108,12 @@ def prompt_text(
 
 def _images(vla: Vla, present: Sequence[int] | None) -> dict[str, str]:
     """The text of each image's marker, empty where the image is not there, and of all of them together."""
-    image, there = (
-        vla.family.image_text(vla.grid[0] * vla.grid[1]),
-        range(len(vla.images)) if present is None else present,
-    )
-    found = {vla.images[place] for place in there}
+    texts = [vla.family.image_text(rows * columns) for rows, columns in vla.grids]  # of each camera's image
+    found = [vla.images[place] for place in (range(len(vla.images)) if present is None else present)]
     items = [
-        _fill(vla.spec.camera_item, {"camera": vla.spec.cameras[vla.images[place][0]], "image": image})
-        for place in there
+        _fill(vla.spec.camera_item, {"camera": vla.spec.cameras[camera], "image": texts[camera]}) for camera, _ in found
     ]
-    markers = {name: image if place in found else "" for name, place in image_markers(vla.spec).items()}
+    markers = {name: texts[place[0]] if place in found else "" for name, place in image_markers(vla.spec).items()}
     return {"images": "".join(items), **markers}
 
 

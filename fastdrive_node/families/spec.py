@@ -164,6 +164,7 @@ class VlaSpec:
         default_factory=dict
     )  # text in the prompt
     frames: FramesSpec | None = None  # None: only the image of t0
+    image_sizes: dict[CameraName, ImageSize] = Field(default_factory=dict)  # of cameras with another size
     origin_m: Annotated[float, Field(ge=-5, le=10)] = 0.0  # of the positions' point, ahead of the rear axle
 
     @model_validator(mode="after")
@@ -171,6 +172,20 @@ class VlaSpec:
         if len(set(self.cameras)) != len(self.cameras):
             raise ValueError("cameras: a name is there twice")
         return self
+
+    @model_validator(mode="after")
+    def _sizes_of_cameras(self) -> VlaSpec:
+        for name in self.image_sizes:
+            if name not in self.cameras:
+                raise ValueError(f"image_sizes.{name}: is no camera of this VLA; use {', '.join(self.cameras)}")
+        if self.image_sizes and len(set(self.sizes)) == 1:
+            raise ValueError("image_sizes: all cameras have one size; give it as image_size alone")
+        return self
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width in px of the images of each camera."""
+        return tuple(self.image_sizes.get(name, self.image_size) for name in self.cameras)
 
 
 def image_markers(spec: VlaSpec) -> dict[str, tuple[int, int]]:

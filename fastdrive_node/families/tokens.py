@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ class VisualTokens:
     scores: torch.Tensor | None = None  # float32 [C, N / C] on the CPU, of every token, where the backend scored them
     attention: torch.Tensor | None = None  # float32 [C, N / C] that each token receives in the vision tower
     layer_features: tuple[torch.Tensor, ...] = ()  # [M, D] each: added to the states behind later language layers
+    # Of images of different sizes: token rows and columns of each. ``grid`` is then (1, 1, N), and so are scores.
+    grids: tuple[tuple[int, int], ...] | None = None
 
     @classmethod
     def from_raster(
@@ -41,23 +44,37 @@ class VisualTokens:
     @classmethod
     def of_images(cls, images: Sequence[tuple[VisualTokens, int]]) -> VisualTokens:
         """The tokens of single images, each given by a set of complete tokens and the image's index in it."""
-        rows = [visual.raster()[index] for visual, index in images]
-        layers = [visual._image_features(index) for visual, index in images]
-        first = images[0][0]
+        rows = torch.cat([visual.raster().flatten(0, 1)[visual.spans[index]] for visual, index in images])
+        grids = tuple(visual.image_grids[index] for visual, index in images)
+        mixed = len(set(grids)) > 1
+        grid = (1, 1, len(rows)) if mixed else (len(images), *grids[0])
         scores, attention = (
-            torch.stack([getattr(visual, name)[index] for visual, index in images])
+            torch.cat([getattr(visual, name).flatten()[visual.spans[index]] for visual, index in images]).view(
+                grid[0], -1
+            )
             if all(getattr(visual, name) is not None for visual, _ in images)
             else None
             for name in ("scores", "attention")
         )
+        layers = [visual._image_features(index) for visual, index in images]
         features = tuple(torch.cat(each) for each in zip(*layers, strict=True))
-        total = torch.arange(sum(map(len, rows)))
-        return cls(torch.cat(rows), total, (len(images), *first.grid[1:]), scores, attention, features)
+        return cls(rows, torch.arange(len(rows)), grid, scores, attention, features, grids if mixed else None)
 
     def _image_features(self, index: int) -> list[torch.Tensor]:
-        cells = self.total // self.grid[0]
-        kept = self.positions_of(torch.arange(index * cells, (index + 1) * cells))
+        span = self.spans[index]
+        kept = self.positions_of(torch.arange(span.start, span.stop))
         return [feature[kept.to(feature.device)] for feature in self.layer_features]
+
+    @property
+    def image_grids(self) -> tuple[tuple[int, int], ...]:
+        """Token rows and columns of each image."""
+        return self.grids or ((self.grid[1], self.grid[2]),) * self.grid[0]
+
+    @property
+    def spans(self) -> list[slice]:
+        """The raster indices of each image."""
+        ends = [0, *itertools.accumulate(rows * columns for rows, columns in self.image_grids)]
+        return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
     @property
     def total(self) -> int:
@@ -107,7 +124,7 @@ class VisualTokens:
         positions = self.positions_of(kept).to(self.rows.device)
         features = tuple(feature[positions] for feature in self.layer_features)
         return VisualTokens(
-            self.rows[positions], kept.cpu(), self.grid, self.scores, self.attention, layer_features=features
+            self.rows[positions], kept.cpu(), self.grid, self.scores, self.attention, features, self.grids
         )
 
 

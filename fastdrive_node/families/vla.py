@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,10 +55,20 @@ class Vla:
         return self.family.pixels_per_token(self.config)
 
     @cached_property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of the visual tokens of an image of each camera."""
+        side = self.pixels_per_token
+        return tuple((height // side, width // side) for height, width in self.spec.sizes)
+
+    @cached_property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the visual tokens of one image."""
-        height, width = self.spec.image_size
-        return height // self.pixels_per_token, width // self.pixels_per_token
+        """Rows and columns of the visual tokens of one image, where all cameras have one image size.
+
+        Raises:
+            ModelError: they have several; see ``grids``.
+        """
+        self.require_one_size("this")
+        return self.grids[0]
 
     @cached_property
     def images(self) -> tuple[tuple[int, int], ...]:
@@ -75,21 +85,27 @@ class Vla:
     @property
     def tokens(self) -> int:
         """Visual tokens over all images."""
-        return len(self.images) * self.grid[0] * self.grid[1]
+        return sum(rows * columns for rows, columns in self.image_grids())
 
     @property
     def set_tokens(self) -> int:
         """Visual tokens of one image of each camera."""
-        return len(self.spec.cameras) * self.grid[0] * self.grid[1]
+        return sum(rows * columns for rows, columns in self.grids)
+
+    def image_grids(self, present: Sequence[int] | None = None) -> tuple[tuple[int, int], ...]:
+        """Token rows and columns of each image of the prompt; ``present``: which of ``images`` are there."""
+        there = range(len(self.images)) if present is None else present
+        return tuple(self.grids[self.images[place][0]] for place in there)
+
+    def require_one_size(self, task: str) -> None:
+        """Raises ModelError where cameras have different image sizes, which ``task`` cannot work with."""
+        if self.spec.image_sizes:
+            raise ModelError(f"{self.path / 'vla.json'}: image_sizes: {task} needs one image size for all cameras")
 
     def require_one_frame(self, task: str) -> None:
         """Raises ModelError where the VLA reads past images, which ``task`` does not give it."""
         if self.spec.frames is not None:
             raise ModelError(f"{self.path / 'vla.json'}: frames: {task} gives a VLA the images of t0 only")
-
-    def count_images(self, input_ids: torch.Tensor) -> int:
-        """Images in a prompt's ids, by its visual tokens."""
-        return len(self.family.visual_positions(self, input_ids)) // (self.grid[0] * self.grid[1])
 
     @property
     def image_token_id(self) -> int:
@@ -103,7 +119,9 @@ class Vla:
 
     def short_prompt(self, text: str) -> str:
         """A prompt's text with one ``<image>`` in place of all placeholders of each image."""
-        return text.replace(self.family.image_text(self.grid[0] * self.grid[1]), "<image>")
+        for tokens in sorted({rows * columns for rows, columns in self.grids}, reverse=True):
+            text = text.replace(self.family.image_text(tokens), "<image>")
+        return text
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids, without special tokens of the tokenizer's own."""
@@ -125,8 +143,10 @@ class Vla:
         return re.sub(f"({added}) +", r"\1", text) if added else text
 
     def torch_vision(self) -> Any:
-        """A ``TorchVisionBackend`` over the model's own vision tower (no copy)."""
-        return self.family.vision(self)
+        """A ``VisionBackend`` over the model's vision tower (no copy), for one image size a ``TorchVisionBackend``."""
+        from fastdrive_node.families.common.vision import MixedVision  # it builds on this module
+
+        return MixedVision(self) if self.spec.image_sizes else self.family.vision(self)
 
     def torch_language(self) -> EmbeddingLanguageModel:
         """The torch language model over the model's own weights (no copy). Raises ModelError: not supported."""
@@ -145,7 +165,7 @@ class Vla:
         return language_fingerprint(self.path, self.family.language_prefixes, self.family.encoder_prefixes, constants)
 
     @cached_property
-    def position_cache(self) -> dict[bytes, tuple[torch.Tensor, int]]:
+    def position_cache(self) -> dict[tuple, tuple[torch.Tensor, int]]:
         """Position ids by prompt form, filled by ``prompt.full_positions``."""
         return {}
 

@@ -56,6 +56,7 @@ class VlaReport:
     prompt: str  # with one ``<image>`` for each image
     example_answer: str
     image_size: tuple[int, int]  # height, width in px
+    image_sizes: dict[str, tuple[int, int]]  # of the cameras with another one
     visual_tokens: int
     text_tokens: int
     answer_tokens: AnswerTokens
@@ -108,6 +109,7 @@ def check_vla(path: Path, images: Sequence[Path] = (), device: torch.device | No
         prompt=vla.short_prompt(prompt.text),
         example_answer=example,
         image_size=spec.image_size,
+        image_sizes=spec.image_sizes,
         visual_tokens=vla.tokens,
         text_tokens=len(prompt) - vla.tokens,
         answer_tokens=answer,
@@ -194,10 +196,13 @@ def _image_problems(vla: Vla, images: Sequence[Path]) -> list[str]:
 
 
 def image_problems(images: Sequence[Path], spec: VlaSpec) -> list[str]:
-    """Which images have another shape than the VLA reads; those that cannot be read are left to others."""
-    height, width = spec.image_size
+    """Which images have another shape than the VLA reads; those that cannot be read are left to others.
+
+    Args:
+        images: in the order of the cameras.
+    """
     problems = []
-    for file in images:
+    for file, (height, width) in zip(images, spec.sizes, strict=False):
         try:
             with Image.open(file) as image:
                 found = image.size

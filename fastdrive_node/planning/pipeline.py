@@ -95,8 +95,9 @@ class Pipeline:
         self.vla, self.drafts = vla, drafts
         self.pruner = pruner or NoPruner()
         self.vision = vision or vla.torch_vision()
-        if tuple(self.vision.grid) != tuple(vla.grid):
-            raise ModelError(f"vision backend: token grid {self.vision.grid}, but {vla.path} has {vla.grid}")
+        grids = getattr(self.vision, "grids", (tuple(self.vision.grid),) * len(vla.spec.cameras))
+        if grids != vla.grids:
+            raise ModelError(f"vision backend: token grid {self.vision.grid}, but {vla.path} has {vla.grids[0]}")
         self.generator = Generator(vla, language)
         self.limits = limits or PlanLimits()
         self._check_pruner()
@@ -247,8 +248,7 @@ class Pipeline:
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Run every stage but the parsing once on black images, so that the first plan is not the slow one."""
-        height, width = self.vla.spec.image_size
-        black = np.zeros((len(self.vla.spec.cameras), height, width, 3), np.uint8)
+        black = [np.zeros((*size, 3), np.uint8) for size in self.vla.spec.sizes]
         stage = StageTimes(self.vla.device)
         visual = self._encode(self.vision.preprocess(black), stage)
         if self.vla.spec.frames:
@@ -311,9 +311,9 @@ def _of_cameras(indices: torch.Tensor, visual: VisualTokens, frame: FrameContext
     Raises:
         FrameSetError: none is left.
     """
-    _, rows, columns = visual.grid
-    real = torch.tensor([camera not in frame.missing for camera in frame.cameras])
-    left = indices[real[indices // (rows * columns)]]
+    spans = zip(visual.spans, frame.cameras, strict=True)
+    real = torch.cat([torch.full((span.stop - span.start,), name not in frame.missing) for span, name in spans])
+    left = indices[real[indices]]
     if not len(left):
         raise FrameSetError(f"frame set: no token is left without {', '.join(frame.missing)}; give a smaller drop")
     return left
@@ -321,7 +321,7 @@ def _of_cameras(indices: torch.Tensor, visual: VisualTokens, frame: FrameContext
 
 def _kept_tokens(selection: Selection, visual: VisualTokens, current: tuple[int, ...] | None) -> KeptTokens:
     scores = None if selection.scores is None else selection.scores.float().cpu().flatten().numpy()
-    return KeptTokens(selection.indices.cpu().numpy(), scores, visual.grid, selection.temporal, current)
+    return KeptTokens(selection.indices.cpu().numpy(), scores, visual.grid, selection.temporal, current, visual.grids)
 
 
 def load_image(frame: CameraFrame) -> np.ndarray:

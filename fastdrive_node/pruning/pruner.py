@@ -60,6 +60,14 @@ class PruningContext:
         """Token rows and columns of one image; N is their product."""
         return self.visual.grid[1], self.visual.grid[2]
 
+    def by_image(self, function: Callable[[torch.Tensor, tuple[int, int]], torch.Tensor]) -> torch.Tensor:
+        """Numbers [C, N] of a function of tokens [B, n, D] and their grid, where images may differ in size."""
+        if self.visual.grids is None:
+            return function(self.tokens, self.grid)
+        rows = self.tokens[0]
+        parts = zip(self.visual.spans, self.visual.grids, strict=True)
+        return torch.cat([function(rows[span][None], grid) for span, grid in parts], dim=1)
+
     @property
     def cameras(self) -> int:
         return self.visual.grid[0]

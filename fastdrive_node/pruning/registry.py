@@ -94,12 +94,13 @@ def with_options(
         path: the pruner file, for its calibration.
 
     Raises:
-        ModelError: the file lacks a calibration that an option needs.
+        ModelError: the file lacks a calibration that an option needs, or the cameras have different image sizes.
     """
     needed = options is not None and options.needs_calibration
     calibration = None if path is None else _calibration(path, needed)
     if options is None or not options.active:
         return pruner
+    vla.require_one_size("calibrated_scores, keep_threshold, temporal_change, temporal_memory")
     try:
         return RefinedPruner(pruner, options, calibration, vla.spec.cameras, name)
     except ModelError as error:

@@ -84,7 +84,7 @@ class ScorePruner(Pruner):
 
     def score(self, context: PruningContext) -> torch.Tensor:
         if self.module is not None:
-            return self.module(context.tokens, context.grid)
+            return context.by_image(self.module)
         if context.visual.scores is None:
             raise ModelError("pruner reconpruner: neither a pruner file nor an engine scores the tokens")
         return context.visual.scores

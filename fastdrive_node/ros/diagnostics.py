@@ -146,7 +146,7 @@ def _camera(status: NodeStatus, camera: str, values: CameraStatus) -> Diagnostic
         "lost_messages": status.lost.get(camera, 0),
     }
     if (kept := status.statistics.kept_tokens.get(camera)) is not None:
-        pairs |= {"kept_tokens": kept, "tokens": status.statistics.tokens_per_camera}
+        pairs |= {"kept_tokens": kept, "tokens": status.statistics.tokens[camera]}
     return _status(status, camera, level, text, pairs)
 
 

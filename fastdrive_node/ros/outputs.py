@@ -116,8 +116,8 @@ class Outputs:
             return
         from fastdrive_node.visualization.overlay import overlay
 
-        masks = plan.kept.mask()
-        scores = None if plan.kept.scores is None else plan.kept.scores.reshape(plan.kept.grid)
+        masks = plan.kept.masks()
+        scores = None if plan.kept.scores is None else plan.kept.by_image(plan.kept.scores)
         for index, frame in enumerate(frames.frames):
             if frame.camera in wanted:
                 image = overlay(frame.load(), masks[index], None if scores is None else scores[index])

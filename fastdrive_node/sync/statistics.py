@@ -34,7 +34,7 @@ class Statistics:
     # By name: "latency" from t0, the oldest exposure, to publishing, "planning", "wait", and the stages of the planner.
     times_ms: Mapping[str, Percentiles] = field(default_factory=dict)
     kept_tokens: Mapping[str, int] = field(default_factory=dict)  # of the last plan, by camera
-    tokens_per_camera: int = 0  # before pruning
+    tokens: Mapping[str, int] = field(default_factory=dict)  # before pruning, by camera
 
 
 class PlanStatistics:
@@ -86,13 +86,14 @@ class PlanStatistics:
         for _, times in recent:
             for name, value in times.items():
                 columns.setdefault(name, []).append(value)
+        masks = {} if kept is None else dict(zip(cameras, kept.masks(), strict=False))
         return Statistics(
             len(recent),
             self.window_s,
             rate_hz,
             {name: Percentiles(percentile(values, 50), percentile(values, 99)) for name, values in columns.items()},
-            {} if kept is None else _kept_by_camera(kept, cameras),
-            0 if kept is None else kept.grid[1] * kept.grid[2],
+            {camera: int(mask.sum()) for camera, mask in masks.items()},
+            {camera: mask.size for camera, mask in masks.items()},
         )
 
 
@@ -114,8 +115,3 @@ def _rate_hz(times_ns: list[int], now_ns: int) -> float | None:
     rate_hz = (intervals + 1) / since_s
     span_s = (times_ns[-1] - times_ns[first]) * 1e-9
     return min(rate_hz, intervals / span_s) if intervals and span_s > 0 else rate_hz
-
-
-def _kept_by_camera(kept: KeptTokens, cameras: tuple[str, ...]) -> dict[str, int]:
-    counts = kept.mask().sum(axis=(1, 2))
-    return {camera: int(count) for camera, count in zip(cameras, counts, strict=False)}

@@ -69,7 +69,7 @@ def _draw_views(
     draw: ImageDraw.ImageDraw, kept: KeptTokens, cameras: Sequence[str], origin: np.ndarray, scale: float
 ) -> None:
     """A sector for each camera of nuScenes, stronger the more of its tokens were kept."""
-    fractions = kept.mask().mean(axis=(1, 2))
+    fractions = [mask.mean() for mask in kept.masks()]
     radius = 85 * SMOOTH
     center = origin - np.array([0, 1.4 * scale])
     for name, fraction in zip(cameras, fractions, strict=True):

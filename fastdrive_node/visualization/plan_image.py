@@ -81,13 +81,13 @@ def _tile(plan: Plan, image: np.ndarray, index: int, height: int) -> Image.Image
     small = resized(image, height)
     if plan.kept is None or plan.kept.kept == plan.kept.total:
         return Image.fromarray(small)
-    return Image.fromarray(overlay(small, plan.kept.mask()[index]))
+    return Image.fromarray(overlay(small, plan.kept.masks()[index]))
 
 
 def _label(plan: Plan, index: int, name: str) -> str:
     if plan.kept is None:
         return camera_title(name)
-    kept = plan.kept.mask()[index]
+    kept = plan.kept.masks()[index]
     return f"{camera_title(name)}   {int(kept.sum())}/{kept.size}"
 
 

@@ -67,7 +67,7 @@ def test_each_image_is_encoded_once_and_serves_as_a_past_image_later(pipeline, m
     assert len(encoded) == 4 and given[0].grid == (18, 4, 8)
     first, second = (visual.rows.unflatten(0, (6, 3, 32)) for visual in given)  # camera, frame, token
     assert torch.equal(first[:, 1:], second[:, :2]) and not torch.equal(first[:, 0], second[:, 0])
-    assert plan.kept.total == 18 * 32 and plan.kept.mask().shape == (6, 4, 8)
+    assert plan.kept.total == 18 * 32 and [mask.shape for mask in plan.kept.masks()] == [(4, 8)] * 6
     assert plan.output.prompt.count("<image>") == 18
 
 
@@ -102,7 +102,7 @@ def test_what_is_missing_may_be_left_out(make, monkeypatch):
     pipeline.remember(frame_set(500, missing=("CAM_BACK",)))
     plan = pipeline.plan(frame_set(1000), HISTORY)
     assert plan.kept.total == 17 * 32, "the black image that stood in for CAM_BACK is no past image"
-    assert plan.kept.mask().shape == (6, 4, 8)
+    assert [mask.shape for mask in plan.kept.masks()] == [(4, 8)] * 6
 
 
 def test_the_prompt_may_order_images_by_time(make):
@@ -126,7 +126,7 @@ def test_current_images_are_found_in_a_plan_record(pipeline):
         pipeline.remember(frame_set(ms))
     plan = pipeline.plan(frame_set(1000), HISTORY)
     again = PlanRecord.from_dict(PlanRecord(plan).to_dict()).plan
-    assert again.kept.current == (2, 5, 8, 11, 14, 17) and np.array_equal(again.kept.mask(), plan.kept.mask())
+    assert again.kept.current == (2, 5, 8, 11, 14, 17) and np.array_equal(again.kept.masks(), plan.kept.masks())
 
 
 def test_other_tasks_say_that_they_give_no_past_images(make):

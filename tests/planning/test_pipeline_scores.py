@@ -79,7 +79,7 @@ def test_the_set_before_counts(tiny_vla, pruner):
     assert [each.temporal for each in kept] == ["new", "used"]
     assert not np.array_equal(kept[1].scores, alone.scores)
     assert (np.diff(kept[1].indices) > 0).all() and kept[1].kept == 96
-    assert kept[1].scores[kept[1].mask().ravel()].min() >= kept[1].scores[~kept[1].mask().ravel()].max()
+    assert kept[1].scores[np.ravel(kept[1].masks())].min() >= kept[1].scores[~np.ravel(kept[1].masks())].max()
 
 
 def test_the_same_sets_give_the_same_choice_again(tiny_vla, pruner):

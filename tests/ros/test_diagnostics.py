@@ -29,7 +29,7 @@ TIMES = Statistics(
     rate_hz=10.0,
     times_ms={"latency": Percentiles(80.0, 95.5), "encode": Percentiles(4.0, 9.0)},
     kept_tokens={"CAM_FRONT": 12},
-    tokens_per_camera=48,
+    tokens={"CAM_FRONT": 48},
 )
 
 PLANNING = WorkerStatus(

@@ -83,7 +83,7 @@ def test_no_plan_and_a_first_plan_have_no_rate():
 
 def test_kept_tokens_are_counted_by_camera():
     found = steady(2, 0.1).snapshot(SECOND)
-    assert found.kept_tokens == {"CAM_FRONT": 3, "CAM_BACK": 1} and found.tokens_per_camera == 6
+    assert found.kept_tokens == {"CAM_FRONT": 3, "CAM_BACK": 1} and found.tokens == {"CAM_FRONT": 6, "CAM_BACK": 6}
 
 
 def test_a_plan_without_pruning_has_no_kept_tokens():

@@ -5,7 +5,7 @@ LLaVA, LLaVA-OneVision and InternVL differ in their towers, in the text of an im
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,9 @@ class ProjectorFamily:
     def visual_positions(self, vla: Vla, input_ids: torch.Tensor) -> torch.Tensor:
         return (input_ids == vla.image_token_id).nonzero().flatten()
 
-    def position_ids(self, vla: Vla, input_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
+    def position_ids(
+        self, vla: Vla, input_ids: torch.Tensor, grids: Sequence[tuple[int, int]]
+    ) -> tuple[torch.Tensor, int]:
         """Positions [1, L] from 0 on, and L."""
         return torch.arange(len(input_ids))[None], len(input_ids)
 

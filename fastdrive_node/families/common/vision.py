@@ -1,8 +1,10 @@
-"""What the torch vision backends over transformers' own towers share."""
+"""Torch vision backends: what those of one image size share, and one for cameras of different image sizes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,3 +71,45 @@ class OneSizeVision(nn.Module):
             f"vision encoder of {self._model_type}: gives no attention of its tower, which the pruner reads; "
             "use another pruner"
         )
+
+
+class MixedVision(nn.Module):
+    """Cameras of different image sizes: those of one size are encoded together, by a backend of their own.
+
+    All backends hold the same modules. ``grid`` is that of all tokens as one row; ``grids`` are those of the cameras.
+    """
+
+    def __init__(self, vla: Vla):
+        super().__init__()
+        spec, cameras = vla.spec, range(len(vla.spec.cameras))
+        self.grids, self.grid, self.cameras = vla.grids, (1, vla.set_tokens), 1
+        self._groups: list[list[int]] = []  # cameras of one size
+        backends = []
+        for size in dict.fromkeys(spec.sizes):
+            self._groups.append([camera for camera in cameras if spec.sizes[camera] == size])
+            names = tuple(spec.cameras[camera] for camera in self._groups[-1])
+            part = replace(spec, cameras=names, image_size=size, image_sizes={})
+            backends.append(vla.family.vision(replace(vla, spec=part)))
+        self._backends: Any = nn.ModuleList(backends)
+
+    @property
+    def max_keep(self) -> int:
+        """All tokens of all cameras."""
+        return self.grid[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self._backends[0].device
+
+    def preprocess(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """uint8 RGB images [H, W, 3] of any size, one of each camera -> the inputs of each backend."""
+        parts = zip(self._backends, self._groups, strict=True)
+        return [backend.preprocess([images[camera] for camera in group]) for backend, group in parts]
+
+    def encode(self, inputs: list[torch.Tensor], attention: bool = False) -> VisualTokens:
+        """See ``VisionBackend``."""
+        images: dict[int, tuple[VisualTokens, int]] = {}
+        for backend, group, part in zip(self._backends, self._groups, inputs, strict=True):
+            visual = backend.encode(part, attention=attention)
+            images |= {camera: (visual, place) for place, camera in enumerate(group)}
+        return VisualTokens.of_images([images[camera] for camera in sorted(images)])

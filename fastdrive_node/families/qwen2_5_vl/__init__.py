@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,14 @@ class Qwen25Vl:
     def visual_positions(self, vla: Vla, input_ids: torch.Tensor) -> torch.Tensor:
         return (input_ids == vla.image_token_id).nonzero().flatten()
 
-    def position_ids(self, vla: Vla, input_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
+    def position_ids(
+        self, vla: Vla, input_ids: torch.Tensor, grids: Sequence[tuple[int, int]]
+    ) -> tuple[torch.Tensor, int]:
         """M-RoPE ids [3, L] by the model's own ``get_rope_index``, and the maximum + 1."""
         merge = vla.config.vision_config.spatial_merge_size
         kinds = (input_ids == self.image_token_id(vla.config)).to(torch.int32)
-        grids = torch.tensor([[1, vla.grid[0] * merge, vla.grid[1] * merge]] * vla.count_images(input_ids))
-        ids, delta = vla.model.model.get_rope_index(input_ids[None], kinds[None], image_grid_thw=grids)
+        sizes = torch.tensor([[1, rows * merge, columns * merge] for rows, columns in grids])
+        ids, delta = vla.model.model.get_rope_index(input_ids[None], kinds[None], image_grid_thw=sizes)
         return ids[:, 0], int(delta) + len(input_ids)
 
     def vision(self, vla: Vla) -> TorchVision:

@@ -36,32 +36,34 @@ class Prune2Drive(Pruner):
     it is the token least similar to the mean of its view.
     """
 
-    weights: tuple[float, ...] | None = None  # of the images in the prompt's order; None for equal ones
+    weights: tuple[float, ...] | None = None  # of the images in the prompt's order; None for their numbers of tokens
     name: str = "prune2drive"
 
     def select(self, context: PruningContext, scores: None, keep: int) -> torch.Tensor:
-        tokens = context.tokens
-        cameras, count = tokens.shape[:2]
+        tokens, spans = context.tokens.flatten(0, 1), context.visual.spans
+        cameras = len(spans)
         if self.weights is not None and len(self.weights) != cameras:
             raise ValueError(f"weights of {len(self.weights)} images, but {cameras} are there; past images are missing")
-        budgets = split_budget(keep, self.weights or (1.0,) * cameras, count)
+        counts = [span.stop - span.start for span in spans]
+        budgets = split_budget(keep, self.weights or tuple(map(float, counts)), counts)
         chosen = []
-        for view, budget in enumerate(budgets):
-            vectors = directions(tokens[view])
+        for span, budget in zip(spans, budgets, strict=True):
+            vectors = directions(tokens[span])
             first = int((vectors @ vectors.mean(dim=0)).argmin())
-            chosen.append(view * count + farthest_points(vectors, budget, first))
+            chosen.append(span.start + farthest_points(vectors, budget, first))
         return torch.cat(chosen)
 
 
-def split_budget(keep: int, weights: Sequence[float], capacity: int) -> list[int]:
-    """Whole numbers in proportion to weights, none above ``capacity``, that add up to ``keep``.
+def split_budget(keep: int, weights: Sequence[float], capacity: int | Sequence[int]) -> list[int]:
+    """Whole numbers in proportion to weights, none above its ``capacity``, that add up to ``keep``.
 
     What a full view cannot take goes to the others in proportion; what rounding leaves goes to the largest fractions.
 
     Raises:
         ValueError: no weight is above zero, or ``keep`` passes what the views can hold.
     """
-    if keep > capacity * len(weights) or max(weights) <= 0:
+    most = [capacity] * len(weights) if isinstance(capacity, int) else capacity
+    if keep > sum(most) or max(weights) <= 0:
         raise ValueError(f"keep: {keep} tokens cannot be divided over {len(weights)} views by their weights")
     parts = [0.0] * len(weights)
     open_views = list(range(len(weights)))
@@ -70,8 +72,8 @@ def split_budget(keep: int, weights: Sequence[float], capacity: int) -> list[int
         total = sum(weights[view] for view in wanting) or len(wanting)
         for view in wanting:
             parts[view] += left * ((weights[view] or 1.0) / total)
-        parts = [min(part, float(capacity)) for part in parts]
-        open_views = [view for view in open_views if parts[view] < capacity - 1e-9]
+        parts = [min(part, float(limit)) for part, limit in zip(parts, most, strict=True)]
+        open_views = [view for view in open_views if parts[view] < most[view] - 1e-9]
     counts = [int(part + 1e-9) for part in parts]
     fractions = sorted(range(len(parts)), key=lambda view: (counts[view] - parts[view], view))
     for view in fractions[: keep - sum(counts)]:

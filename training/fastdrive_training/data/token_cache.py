@@ -68,6 +68,8 @@ def build_token_cache(
 def cache_key(source: ImageSource, vla: Vla, cameras: Sequence[str]) -> str:
     """Digest of all that tokens depend on: encoder, its precision, image size, cameras, items and their files."""
     parts = [vla.encoder_fingerprint, str(vla.dtype), vla.spec.image_size, list(cameras), dataset_identity(source)]
+    if vla.spec.image_sizes:
+        parts.append(vla.spec.sizes)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -95,6 +97,7 @@ def encode_keyframes(vision: Any, images: list[list[np.ndarray]]) -> torch.Tenso
 
 def encode_items(items: Sequence[Item] | ImageSource, vla: Vla, task: str) -> Iterator[tuple[Item, torch.Tensor]]:
     """Each item with its tokens [cameras, N, D], encoded chunk by chunk, with progress."""
+    vla.require_one_size(task)
     vision, cameras = vla.torch_vision(), vla.spec.cameras
     with tqdm(total=len(items), desc=task, unit="item") as bar:
         for start in range(0, len(items), CHUNK):

@@ -150,6 +150,7 @@ def _load_encoder(path: str, device: torch.device, precision: str, trained_on: s
     on_gpu = (trained_on or device.type) == "cuda"
     dtype = torch.bfloat16 if precision == "bfloat16" and on_gpu else torch.float32
     vla = load_vla(path, "cpu", dtype, frozenset({VISION}))
+    vla.require_one_size("training of a pruner, which then serves VLAs of any image sizes,")
     del vla.model.model.language_model  # its embeddings
     vla.torch_vision().to(device)  # it holds the VLA's own modules
     return vla

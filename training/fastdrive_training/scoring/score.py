@@ -20,6 +20,7 @@ _CAMERAS_AT_ONCE = 256
 
 def score_sets(sets: ImageSets, positions: Collection[int], vla: Vla, pruner) -> np.ndarray:
     """Scores float32 [positions, cameras, rows, cols], encoded chunk by chunk, with progress. Raises InputError."""
+    vla.require_one_size("scoring of images")
     vision = vla.torch_vision()
     read, scores = sets.read(positions), []
     with tqdm(total=len(positions), desc="scoring", unit="set") as bar:

@@ -152,6 +152,7 @@ def histories(whole: EgoHistory) -> list[EgoHistory]:
 
 def _write_texts(vla: Vla, dataset: ImageSource, folder: Path) -> None:
     vla.require_one_frame("training")
+    vla.require_one_size("training")
     keyframes, answer = [dataset[index] for index in _with_future(vla, dataset)], text_answer(vla.spec, vla.path)
     futures = [keyframe.known_future(answer.points, answer.interval_s) for keyframe in keyframes]
     (stop,) = vla.eos_ids
