@@ -73,6 +73,8 @@ class CameraFrame:
     stamp_ns: int  # exposure, from the message header
     received_ns: int  # the node's clock at arrival
     load: Callable[[], np.ndarray]  # -> uint8 [H, W, 3] RGB; raises InputError
+    frame_id: str = ""  # of the message header
+    expected_size: tuple[int, int] | None = None  # height, width by the camera's CameraInfo, where there is one
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ class EgoState:
     yaw_rate_radps: float = 0.0
     z_m: float = 0.0  # of the ground under the rear axle
     frame: str = MAP_FRAME  # name of the fixed frame
+    child_frame: str = ""  # name of the vehicle's frame, as the odometry tells it
     accel_measured: bool = False  # ``accel_mps2`` is from a sensor, not from differences of the speed
     # What the vehicle does not tell is None; ``families.prompt`` derives it from the motion.
     accel_y_mps2: float | None = None

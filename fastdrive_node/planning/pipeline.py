@@ -214,7 +214,7 @@ class Pipeline:
             images = [load_image(frame) for frame in frame_set.frames]
             if self.image_health is not None:
                 pairs = zip(frame_set.frames, images, strict=True)
-                real = {f.camera: (f.stamp_ns, image) for f, image in pairs if f.camera not in frame_set.missing}
+                real = [pair for pair in pairs if pair[0].camera not in frame_set.missing]
                 self._image_warnings = self.image_health.check(real, speed_mps)
         with stage("preprocess"):
             inputs = self.vision.preprocess(images)

@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass
 
 from fastdrive_node.errors import ImageError
+from fastdrive_node.sync.camera_identity import CameraInfo
 
 _BYTE_ORDER = {b"\x00\x00": ">", b"\x00\x01": "<"}  # CDR_BE, CDR_LE; messages of ROS 2 are final types in plain CDR
 _MAX_TEXT = 1024  # bytes; frame ids and encodings are short
@@ -76,6 +77,12 @@ class _Reader:
         except UnicodeDecodeError as error:
             raise ImageError(f"{field}: not UTF-8") from error
 
+    def skip_doubles(self, count: int, field: str) -> None:
+        start = self._at + -self._at % 8 if count else self._at
+        if start + 8 * count > len(self._view):
+            raise ImageError(f"{field}: the message ends before it")
+        self._at = start + 8 * count
+
     def stamp_ns(self) -> int:
         seconds, nanoseconds = self.number("i", "header.stamp.sec"), self.number("I", "header.stamp.nanosec")
         if seconds < 0 or nanoseconds >= 1_000_000_000:
@@ -115,6 +122,26 @@ def parse_compressed(raw: bytes | memoryview) -> CompressedView:
         format=reader.text("format"),
         data=reader.block("data"),
     )
+
+
+def parse_camera_info(raw: bytes | memoryview) -> CameraInfo:
+    """A serialized sensor_msgs/CameraInfo; the size is that of the region of interest, after binning.
+
+    Raises:
+        ImageError: the bytes are no such message; the text names the field.
+    """
+    reader = _Reader(raw)
+    reader.stamp_ns()
+    frame_id = reader.text("header.frame_id")
+    height, width = reader.number("I", "height"), reader.number("I", "width")
+    reader.text("distortion_model")
+    reader.skip_doubles(reader.number("I", "d"), "d")
+    reader.skip_doubles(9 + 9 + 12, "k, r, p")
+    binning_x, binning_y = reader.number("I", "binning_x"), reader.number("I", "binning_y")
+    _, _, *roi = (reader.number("I", f"roi.{name}") for name in ("x_offset", "y_offset", "height", "width"))
+    if 0 not in roi:
+        height, width = roi
+    return CameraInfo(frame_id, (height // max(binning_y, 1), width // max(binning_x, 1)))
 
 
 def parse_stamp_ns(raw: bytes | memoryview) -> int:

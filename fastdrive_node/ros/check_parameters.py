@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
+from fastdrive_node.errors import InputError
 from fastdrive_node.planning.checks import Band, PlanLimits
 from fastdrive_node.planning.image_health import ImageLimits
+from fastdrive_node.sync.camera_identity import parse_frame_ids
+from fastdrive_node.sync.frames import FrameLimits
 from fastdrive_node.sync.health import Action, InputLimits
 
 
@@ -115,26 +118,83 @@ class InputCheckSettings(BaseModel):
     odometry_turn_tolerance_rad: float = fixed(
         InputLimits.turn_tolerance_rad, "difference of turns that is allowed", 0.01, 7.0
     )
+    odometry_frame_check: Action = fixed(
+        InputLimits.odometry_frame, "for 3 s after the odometry's frame_id or child_frame_id has changed"
+    )
     stamp_ahead_check: Action = fixed(
         InputLimits.stamp_ahead, "where an image is stamped later than it arrived, by more than max_stamp_ahead_s"
     )
     max_stamp_ahead_s: float = fixed(
         InputLimits.max_ahead_s, "of a stamp ahead of the image's arrival; a clock that is right gives none", 0.0, 10.0
     )
-
-    image_check: Action = fixed(
-        ImageLimits.action, "where an image is dark, saturated, frozen, or of another size than the one before"
+    stamps_jump_check: Action = fixed(
+        FrameLimits.stamps_jump, "where the stamps of a camera jump back three times within 5 s"
     )
+    publishers_check: Action = fixed(
+        InputLimits.publishers, "where more than one node publishes a camera's topic, or that of the odometry"
+    )
+    frame_id_check: Action = fixed(
+        InputLimits.frame_id, "where an image has another frame_id than its camera, as that of a swapped one"
+    )
+    camera_frame_ids: str = fixed(
+        "",
+        "frame_id of each camera's images, like CAM_FRONT=front_optical CAM_BACK=back_optical; those that are not here "
+        "are learnt from the first images",
+    )
+    camera_info_check: Action = fixed(
+        InputLimits.camera_info,
+        "where an image has another size or frame_id than the CameraInfo on the topic beside it; off: not subscribed",
+    )
+
+    image_dark_check: Action = fixed(ImageLimits.dark_check, "where an image is dark")
     image_dark: float = fixed(ImageLimits.dark, "mean of 0 to 255 below which an image is dark", 0.0, 255.0)
+    image_saturated_check: Action = fixed(ImageLimits.saturated_check, "where an image is saturated")
     image_saturated: float = fixed(
         ImageLimits.saturated, "fraction of pixels at the top above which an image is saturated", 0.0, 1.0
     )
+    image_flat_check: Action = fixed(ImageLimits.flat_check, "where an image shows one color")
+    image_flat: float = fixed(
+        ImageLimits.flat, "standard deviation, of 0 to 255, below which an image shows one color", 0.0, 255.0
+    )
+    image_noise_check: Action = fixed(ImageLimits.noise_check, "where an image is noise")
+    image_noise: float = fixed(
+        ImageLimits.noise,
+        "variance of the differences of neighbouring pixels over twice the variance, above which an image is noise",
+        0.0,
+        2.0,
+    )
+    image_frozen_check: Action = fixed(ImageLimits.frozen_check, "where images are equal while the vehicle moves")
     image_frozen_sets: int = fixed(
         ImageLimits.frozen_sets, "equal images in a row, while the vehicle moves, that are frozen", 2, 1000
     )
+    image_size_check: Action = fixed(
+        ImageLimits.size_check, "where an image has another size than the one before, once for each change"
+    )
+
+    @field_validator("camera_frame_ids")
+    @classmethod
+    def _are_frame_ids(cls, value: str) -> str:
+        try:
+            parse_frame_ids(value)
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        return value
 
     def image_limits(self) -> ImageLimits:
-        return ImageLimits(self.image_check, self.image_dark, self.image_saturated, self.image_frozen_sets)
+        return ImageLimits(
+            dark_check=self.image_dark_check,
+            dark=self.image_dark,
+            saturated_check=self.image_saturated_check,
+            saturated=self.image_saturated,
+            flat_check=self.image_flat_check,
+            flat=self.image_flat,
+            noise_check=self.image_noise_check,
+            noise=self.image_noise,
+            frozen_check=self.image_frozen_check,
+            frozen_sets=self.image_frozen_sets,
+            size_check=self.image_size_check,
+            camera_info_check=self.camera_info_check,
+        )
 
     def input_limits(self) -> InputLimits:
         return InputLimits(
@@ -143,6 +203,11 @@ class InputCheckSettings(BaseModel):
             odometry_motion=self.odometry_motion_check,
             motion_tolerance_m=self.odometry_motion_tolerance_m,
             turn_tolerance_rad=self.odometry_turn_tolerance_rad,
+            odometry_frame=self.odometry_frame_check,
             stamp_ahead=self.stamp_ahead_check,
             max_ahead_s=self.max_stamp_ahead_s,
+            publishers=self.publishers_check,
+            frame_id=self.frame_id_check,
+            camera_info=self.camera_info_check,
+            frame_ids=parse_frame_ids(self.camera_frame_ids),
         )

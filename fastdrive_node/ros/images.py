@@ -73,7 +73,7 @@ def camera_frame(camera: str, raw: bytes | memoryview, received_ns: int, compres
         view = parse_compressed(raw) if compressed else parse_image(raw)
     except ImageError as error:
         raise ImageError(f"{camera}: {error}") from error
-    return CameraFrame(camera, view.stamp_ns, received_ns, ImageLoader(camera, view))
+    return CameraFrame(camera, view.stamp_ns, received_ns, ImageLoader(camera, view), view.frame_id)
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,24 @@ from rclpy.qos import QoSProfile
 from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
 from rclpy.utilities import get_rmw_implementation_identifier
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Float64, String
 
 from fastdrive_node.errors import InputError, ModelError
+from fastdrive_node.ros.cdr import parse_camera_info
 from fastdrive_node.ros.distribution import publisher_count
 from fastdrive_node.ros.images import camera_frame
 from fastdrive_node.ros.messages import acceleration_signal, driving_command, ego_state, steering_signal
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.qos import COMMAND, ODOMETRY, SENSOR, QosLog, subscribe, type_name
-from fastdrive_node.ros.topics import ACCELERATION_INPUT, COMMAND_INPUT, ODOMETRY_INPUT, STEERING_INPUT, camera_input
+from fastdrive_node.ros.topics import (
+    ACCELERATION_INPUT,
+    COMMAND_INPUT,
+    ODOMETRY_INPUT,
+    STEERING_INPUT,
+    camera_info_topic,
+    camera_input,
+)
 from fastdrive_node.ros.transport import loss_expected
 from fastdrive_node.sync.worker import Worker
 from fastdrive_node.types import Command
@@ -78,6 +86,7 @@ class Inputs:
             self._add("acceleration", kind, ACCELERATION_INPUT, ODOMETRY, self._on_acceleration)
         for camera in cameras:
             self._add(camera, image, camera_input(camera), SENSOR, partial(self._on_image, camera))
+        self._infos = [] if settings.camera_info_check == "off" else self._subscribe_infos(cameras)
 
     def _add(self, name: str, kind: type, topic: str, qos: QoSProfile, store: Callable[[bytes], None]) -> None:
         self.callbacks[name] = partial(self._take, name, store)
@@ -97,13 +106,35 @@ class Inputs:
             return ""
         return loss_expected(self._middleware, self._largest)
 
-    def check_types(self) -> None:
-        self._log.check_types(list(self._subscriptions.values()))
+    def check_publishers(self) -> None:
+        """Look at the types of the publishers, and tell the worker their numbers."""
+        self._log.check_types([*self._subscriptions.values(), *self._infos])
+        self._worker.checks.publishers = self.publishers()
 
     def destroy(self) -> None:
-        for subscription in self._subscriptions.values():
+        for subscription in [*self._subscriptions.values(), *self._infos]:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
+        self._infos.clear()
+
+    def _subscribe_infos(self, cameras: Sequence[str]) -> list[Subscription]:
+        """Of every camera whose image topic has a namespace of its own."""
+        topics = {camera: camera_info_topic(self._subscriptions[camera].topic_name) for camera in cameras}
+        number = Counter(topics.values())
+        made = []
+        for camera, topic in topics.items():
+            if number[topic] == 1:
+                name = f"{camera} camera_info"
+                self.callbacks[name] = partial(self._take, name, partial(self._on_camera_info, camera))
+                made.append(subscribe(self._node, self._log, CameraInfo, topic, self.callbacks[name], SENSOR, raw=True))
+        return made
+
+    def _on_camera_info(self, camera: str, raw: bytes) -> None:
+        try:
+            info = parse_camera_info(raw)
+        except InputError as error:
+            raise InputError(f"{camera}: CameraInfo: {error}") from error
+        self._worker.checks.tell_camera_info(camera, info)
 
     def _on_image(self, camera: str, raw: bytes) -> None:
         received_ns = self._node.get_clock().now().nanoseconds

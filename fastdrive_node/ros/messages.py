@@ -72,6 +72,7 @@ def ego_state(message: Odometry) -> EgoState:
         yaw_rate_radps=twist.angular.z,
         z_m=place.z,
         frame=message.header.frame_id or MAP_FRAME,
+        child_frame=message.child_frame_id,
     )
 
 

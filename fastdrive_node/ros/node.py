@@ -119,7 +119,7 @@ class FastDriveNode(LifecycleNode):
     def publish_diagnostics(self) -> None:
         inputs, outputs, loaded, worker = self._inputs, self._outputs, self._loaded, self._worker
         if inputs is not None:
-            inputs.check_types()
+            inputs.check_publishers()
         status = NodeStatus(
             name=self.get_fully_qualified_name().lstrip("/"),
             lifecycle=self._label,

@@ -300,6 +300,9 @@ class _NodeSettings(BaseModel):
 class Settings(InputCheckSettings, PlanCheckSettings, _NodeSettings):
     """The values of all parameters. Lengths in metres, times in seconds, as the names say."""
 
+    def frame_limits(self) -> FrameLimits:
+        return replace(super().frame_limits(), stamps_jump=self.stamps_jump_check)
+
     def worker_limits(self) -> WorkerLimits:
         return replace(super().worker_limits(), inputs=self.input_limits())
 

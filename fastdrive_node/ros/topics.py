@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fastdrive_node.errors import InputError
@@ -14,9 +14,10 @@ from fastdrive_node.validation import read_bytes, read_yaml
 
 MAX_CAMERAS = 32
 _CAMERA = re.compile(r"^[A-Za-z][A-Za-z0-9_]{0,63}$")  # it is a part of the names of topics
+_FRAME = re.compile(r"^/?[A-Za-z0-9_]+(/[A-Za-z0-9_]+)*$")
 _TOPIC = re.compile(r"^/[A-Za-z][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*$")
 _OPTIONAL = ("command", "steering", "acceleration")
-_KEYS = ("cameras", "odometry", *_OPTIONAL)
+_KEYS = ("cameras", "odometry", *_OPTIONAL, "frame_ids")
 _MAX_BYTES = 64 * 1024
 
 
@@ -30,6 +31,7 @@ class TopicMap:
     name: str = "topic map"  # for messages: the file, or what it stands for
     steering: str | None = None
     acceleration: str | None = None
+    frame_ids: Mapping[str, str] = field(default_factory=dict)  # of the images, by camera
 
     def of_cameras(self, cameras: Sequence[str]) -> TopicMap:
         """The map with these cameras alone, in this order; a vehicle may have more than the model reads.
@@ -56,9 +58,13 @@ class TopicMap:
         return {name: topic for name, topic in named.items() if topic}
 
     def parameters(self, steering: str = "float64") -> dict[str, object]:
-        """Parameters of the node that turn on the inputs which are off by default."""
+        """Parameters of the node: inputs that are off by default, and the frame ids of the images."""
         values: dict[str, object] = {"steering_input": steering} if self.steering else {}
-        return {**values, "acceleration_input": True} if self.acceleration else values
+        if self.acceleration:
+            values["acceleration_input"] = True
+        if self.frame_ids:
+            values["camera_frame_ids"] = " ".join(f"{camera}={frame}" for camera, frame in self.frame_ids.items())
+        return values
 
     def remappings(self) -> list[tuple[str, str]]:
         """From the node's private names to these topics."""
@@ -78,6 +84,12 @@ def camera_input(camera: str) -> str:
     return f"~/input/{camera.lower()}/image"
 
 
+def camera_info_topic(image: str) -> str:
+    """The CameraInfo topic beside an image topic, as image_transport finds it."""
+    base = image.removesuffix("/compressed")
+    return f"{base.rpartition('/')[0]}/camera_info"
+
+
 def simulator_topics(compressed: bool = False) -> TopicMap:
     """The topics of the simulator's bags."""
     suffix = "/compressed" if compressed else ""
@@ -86,8 +98,8 @@ def simulator_topics(compressed: bool = False) -> TopicMap:
 
 
 def load_topic_map(path: str | Path) -> TopicMap:
-    """Read ``cameras: {CAM_FRONT: /topic, ...}``, ``odometry: /topic``, and optionally ``command``, ``steering`` and
-    ``acceleration``.
+    """Read ``cameras: {CAM_FRONT: /topic, ...}``, ``odometry: /topic``, and optionally ``command``, ``steering``,
+    ``acceleration`` and ``frame_ids: {CAM_FRONT: front_optical, ...}``.
 
     Cameras have the names of the VLA's ``vla.json``, see ``of_cameras``.
 
@@ -113,7 +125,23 @@ def load_topic_map(path: str | Path) -> TopicMap:
             given = repr(topic[:60]) if isinstance(topic, str) else f"a {type(topic).__name__}"
             raise InputError(f"{path}: {key}: {given} is no absolute topic name like /camera/front/image_raw")
     _refuse_doubles(path, named)
-    return TopicMap(dict(cameras), content["odometry"], name=str(path), **optional)
+    frame_ids = _frame_ids(path, content.get("frame_ids"), list(cameras))
+    return TopicMap(dict(cameras), content["odometry"], name=str(path), frame_ids=frame_ids, **optional)
+
+
+def _frame_ids(path: Path, given: object, cameras: Sequence[str]) -> dict[str, str]:
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise InputError(f"{path}: frame_ids: give one frame_id a camera, like CAM_FRONT: camera_front_optical")
+    for camera, frame in given.items():
+        if camera not in cameras:
+            raise InputError(f"{path}: frame_ids: {str(camera)[:60]} is not one of the cameras")
+        if not isinstance(frame, str) or not _FRAME.match(frame):
+            raise InputError(
+                f"{path}: frame_ids.{camera}: {str(frame)[:60]!r} is no frame_id like camera_front_optical"
+            )
+    return given
 
 
 def _read(path: Path) -> dict:

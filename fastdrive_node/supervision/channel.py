@@ -55,6 +55,8 @@ class PackedFrame:
     loader: Callable[[memoryview], Load]
     offset: int
     size: int
+    frame_id: str
+    expected_size: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ def pack_frames(frames: Sequence[CameraFrame], region: Region) -> tuple[PackedFr
     for frame, (data, loader), offset in zip(frames, parts, offsets, strict=True):
         size = len(data)
         np.copyto(memory[offset : offset + size], np.frombuffer(data, np.uint8))  # leaves the GIL to others
-        packed.append(PackedFrame(frame.camera, frame.stamp_ns, frame.received_ns, loader, offset, size))
+        told = (frame.frame_id, frame.expected_size)
+        packed.append(PackedFrame(frame.camera, frame.stamp_ns, frame.received_ns, loader, offset, size, *told))
     return tuple(packed)
 
 
@@ -147,6 +150,8 @@ def unpack_frames(request: PlanRequest, region: Region) -> FrameSet:
             packed.stamp_ns,
             packed.received_ns,
             packed.loader(memory[packed.offset : packed.offset + packed.size]),
+            packed.frame_id,
+            packed.expected_size,
         )
         for packed in request.frames
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fastdrive_node.errors import FrameSetError
-from fastdrive_node.sync.health import RepeatedJumps
+from fastdrive_node.sync.health import Action, RepeatedJumps
 from fastdrive_node.types import JUMP_BACK_S, SUPERSEDED, CameraFrame, FrameSet, Refusal
 
 DEPTH = 8  # frames held for each camera; a camera may lag the others by this many
@@ -32,6 +32,7 @@ class FrameLimits:
     max_ahead_s: float = 0.5  # of the newest exposure ahead of the clock; more means a wrong clock
     missing_timeout_s: float = 0.3  # after the set's last frame arrived, until an incomplete set is given up
     max_missing_cameras: int = 0  # more than 0: plan without them, Plan.mode says so
+    stamps_jump: Action = "refuse"  # where a camera's stamps jump back again and again
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ class FrameBuffer:
         if stream is None:
             raise FrameSetError(f"{frame.camera}: not a camera of the model, which has {', '.join(self.cameras)}")
         if stream.newest_ns is not None and frame.stamp_ns < stream.newest_ns - JUMP_BACK_S * 1e9:
-            if self._jumps.add(frame.received_ns):
-                reason = f"{frame.camera}: its stamps jump back again and again: two clocks, or two publishers?"
+            reason = self._jumps.add(frame.camera, frame.received_ns)
+            if reason and self.limits.stamps_jump == "refuse":
                 self.counters.refused += 1
                 self.reports.append(Refusal(stream.newest_ns, reason, "frames", "frames.stamps_jump"))
             self.reset(keep_until_ns=frame.stamp_ns)
@@ -129,6 +130,11 @@ class FrameBuffer:
         elif len(stream.frames) > DEPTH:
             self._give_up(self._oldest_group())
         return found
+
+    def warnings(self, now_ns: int) -> tuple[str, ...]:
+        """What happened a short time ago, as "code: text"."""
+        jump = self._jumps.notice.at(now_ns) if self.limits.stamps_jump == "warn" else ""
+        return (f"frames.stamps_jump: {jump}",) if jump else ()
 
     def take(self, now_ns: int) -> FrameSet | Refusal | None:
         """The newest complete set, once; a ``Refusal`` where it is too old to plan on, or from the future."""

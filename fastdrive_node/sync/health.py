@@ -1,4 +1,4 @@
-"""Whether the inputs can be true: odometry against itself, stamps against arrival. No ROS.
+"""Whether the inputs can be true: odometry against itself, stamps against arrival, publishers. No ROS.
 
 Each check has an action: "warn" adds a line "code: text" to the plan's warnings, "refuse" ends the frame set with an
 error that has the code and blames the input, "off" does not look.
@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from fastdrive_node.errors import EgoStateError, FrameSetError
+from fastdrive_node.errors import EgoStateError, FrameSetError, ImageError, InputError
 from fastdrive_node.geometry import wrap_angle
 from fastdrive_node.types import CameraFrame, EgoHistory, EgoState
 
 Action = Literal["warn", "refuse", "off"]
 ACTIONS: tuple[str, ...] = get_args(Action)
 REPEATED, REPEATED_S = 3, 5.0  # jumps back of stamps within this time are no bag that starts again
+TOLD_S = 3.0  # for which something that happened once is told
 
 
 @dataclass(frozen=True)
@@ -32,25 +33,36 @@ class InputLimits:
     turn_tolerance_rad: float = 0.3  # between the turn of two poses and that of their yaw rates
     stamp_ahead: Action = "refuse"
     max_ahead_s: float = 0.2  # of an image's stamp ahead of its arrival, which no camera with a right clock has
+    odometry_frame: Action = "warn"
+    publishers: Action = "warn"
+    frame_id: Action = "warn"
+    camera_info: Action = "warn"  # its frame_id; ``planning.image_health`` compares the size
+    frame_ids: Mapping[str, str] = field(default_factory=dict)  # by camera; those of the others are learnt
 
 
-def check_odometry(history: EgoHistory, limits: InputLimits) -> tuple[str, ...]:
+def check_odometry(history: EgoHistory, limits: InputLimits, frame_change: str = "") -> tuple[str, ...]:
     """Compare the last states with each other.
+
+    Args:
+        frame_change: that the odometry's frames changed a short time ago, see ``OdometryBuffer.frame_change``.
 
     Returns:
         The warnings, each "code: text".
 
     Raises:
-        EgoStateError: a check whose action is "refuse" failed; ``code`` is "odometry.speed" or "odometry.motion".
+        EgoStateError: a check whose action is "refuse" failed; ``code`` is "odometry.frame", "odometry.speed" or
+            "odometry.motion".
     """
     now, warnings = history.now, []
+    if frame_change:
+        warnings += told(limits.odometry_frame, "odometry.frame", frame_change, EgoStateError)
     if limits.odometry_speed != "off" and abs(now.speed_mps) > limits.max_speed_mps:
         text = f"the odometry tells {now.speed_mps:.1f} m/s, the limit is {limits.max_speed_mps:g} m/s"
-        warnings += _told(limits.odometry_speed, "odometry.speed", text, EgoStateError)
+        warnings += told(limits.odometry_speed, "odometry.speed", text, EgoStateError)
     if limits.odometry_motion != "off":
         problem = next(filter(None, map(_mismatch, history.states[1:3], history.states, [limits] * 2)), None)
         if problem is not None:
-            warnings += _told(limits.odometry_motion, "odometry.motion", problem, EgoStateError)
+            warnings += told(limits.odometry_motion, "odometry.motion", problem, EgoStateError)
     return tuple(warnings)
 
 
@@ -86,13 +98,49 @@ def check_stamps(frames: Iterable[CameraFrame], missing: Sequence[str], limits: 
     if worst is None or ahead[worst] <= limits.max_ahead_s:
         return ()
     text = f"{worst} is stamped {ahead[worst]:.2f} s after it arrived: check its clock, and use_sim_time"
-    return _told(limits.stamp_ahead, "frames.stamp_ahead", text, FrameSetError)
+    return told(limits.stamp_ahead, "frames.stamp_ahead", text, FrameSetError)
 
 
-def _told(action: Action, code: str, text: str, error: type[EgoStateError] | type[FrameSetError]) -> tuple[str, ...]:
+def told(action: Action, code: str, text: str, error: type[InputError]) -> tuple[str, ...]:
+    """What a check that failed gives: a warning "code: text", nothing where it is off, or, to refuse, ``error``."""
     if action == "refuse":
-        raise error(f"{code.partition('.')[0]}: {text}", code=code)
-    return (f"{code}: {text}",)
+        part = code.partition(".")[0]
+        raise error(text if part == "image" else f"{part}: {text}", code=code)  # that of an image names the camera
+    return () if action == "off" else (f"{code}: {text}",)
+
+
+def check_publishers(publishers: Mapping[str, int], cameras: Iterable[str], limits: InputLimits) -> tuple[str, ...]:
+    """Whether cameras and odometry have one publisher each.
+
+    Args:
+        publishers: matched ones, by input.
+
+    Raises:
+        ImageError, EgoStateError: as ``check_odometry``, with the code "image.publishers" or "odometry.publishers".
+    """
+    warnings: tuple[str, ...] = ()
+    for name in (*cameras, "odometry"):
+        if (count := publishers.get(name, 0)) > 1:
+            text = f"{count} nodes publish its topic"
+            if name == "odometry":
+                warnings += told(limits.publishers, "odometry.publishers", text, EgoStateError)
+            else:
+                warnings += told(limits.publishers, "image.publishers", f"{name}: {text}", ImageError)
+    return warnings
+
+
+class Notice:
+    """Something that happened, which is told for ``TOLD_S``."""
+
+    def __init__(self) -> None:
+        self._text, self._at_ns = "", 0
+
+    def set(self, text: str, at_ns: int) -> None:
+        self._text, self._at_ns = text, at_ns
+
+    def at(self, now_ns: int) -> str:
+        """The text, or an empty one where it was too long ago."""
+        return self._text if abs(now_ns - self._at_ns) <= TOLD_S * 1e9 else ""
 
 
 class RepeatedJumps:
@@ -100,8 +148,13 @@ class RepeatedJumps:
 
     def __init__(self) -> None:
         self._at_ns: deque[int] = deque(maxlen=REPEATED)
+        self.notice = Notice()
 
-    def add(self, now_ns: int) -> bool:
-        """Note a jump at ``now_ns``. True where it is one of ``REPEATED`` in ``REPEATED_S``."""
+    def add(self, camera: str, now_ns: int) -> str:
+        """Note a jump at ``now_ns``. A text where it is one of ``REPEATED`` in ``REPEATED_S``, else an empty one."""
         self._at_ns.append(now_ns)
-        return len(self._at_ns) == REPEATED and 0 <= now_ns - self._at_ns[0] <= REPEATED_S * 1e9
+        if len(self._at_ns) < REPEATED or not 0 <= now_ns - self._at_ns[0] <= REPEATED_S * 1e9:
+            return ""
+        text = f"{camera}: its stamps jump back again and again: two clocks, or two publishers?"
+        self.notice.set(text, now_ns)
+        return text

@@ -36,8 +36,8 @@ NO_SET = "no_set"  # images come and none of them make a set
 BUSY = "planner_busy"  # the planner has not returned for longer than plans take
 DEADLINE = "planning_deadline"  # nor within the planning deadline
 NO_PLAN = "no_plan"  # none of these, and no plan comes
-CAMERAS = "cameras"  # of degraded
-PARAMETER = "parameter"  # of degraded: a change was accepted and could not be applied
+CAMERAS = "cameras"  # of degraded, as are the codes of warnings of the inputs
+PARAMETER = "parameter"  # likewise: a change was accepted and could not be applied
 LOADING = "loading"  # of starting
 CONFIGURE = "configure"  # of fault
 PLANNER_DOWN = "planner_down"  # of fault: its process ended too often
@@ -153,6 +153,7 @@ class ModeJudge:
         self._began_s = now_s
         self._plan_s: float | None = None
         self._plan_mode = ""
+        self._warnings: tuple[str, ...] = ()  # of the last plan
         self._intervals: deque[float] = deque(maxlen=INTERVALS)
         self._refusal: Refusal | None = None  # the last outcome, where it was one
         self._refusal_s = now_s  # of the first in a row
@@ -187,6 +188,7 @@ class ModeJudge:
             self._outcome_s, self._gap = now_s, False
             self._good += 1
             self._clean += 1
+            self._warnings = result.warnings
         elif result.stage != SUPERSEDED:
             if self._refusal is None:
                 self._refusal_s = now_s
@@ -245,14 +247,19 @@ class ModeJudge:
         if self._problem is not None:
             return replace(base, mode=Mode.DEGRADED, reason=self._problem)
         degraded = self._plan_mode if self._plan_mode not in ("", Mode.NOMINAL.value) else ""
-        if degraded or base.cameras:
+        warned = "; ".join(self._warnings)
+        inputs = [code for line in self._warnings if not (code := line.partition(":")[0]).startswith("plan.")]
+        if degraded or base.cameras or inputs:
             self._clean = 0
             listed = ", ".join(f"{camera} {what}" for camera, what in base.cameras.items())
-            return replace(base, mode=Mode.DEGRADED, reason=ModeReason(CAMERAS, listed or degraded.partition(": ")[2]))
+            text = "; ".join(filter(None, (listed or degraded.partition(": ")[2], warned)))
+            code = CAMERAS if degraded or base.cameras else inputs[0]
+            return replace(base, mode=Mode.DEGRADED, reason=ModeReason(code, text))
         before = self._status
-        if (before.mode, before.reason.code) == (Mode.DEGRADED, CAMERAS) and self._clean < self.limits.recover_plans:
+        lasts = before.mode is Mode.DEGRADED and before.reason.code != PARAMETER
+        if lasts and self._clean < self.limits.recover_plans:
             return replace(base, mode=Mode.DEGRADED, reason=self._status.reason, recovering=True)
-        return base
+        return replace(base, reason=ModeReason(text=warned))  # of the plan itself
 
     def _period_s(self) -> float:
         """Expected between two plans: that of the last plans, or that of the cameras before there are any."""

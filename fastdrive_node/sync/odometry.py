@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from fastdrive_node.errors import EgoStateError
 from fastdrive_node.geometry import wrap_angle
+from fastdrive_node.sync.health import Notice
 from fastdrive_node.types import JUMP_BACK_S, EgoHistory, EgoState, Vehicle, VehicleSignal
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class OdometryBuffer:
         self.limits = limits or OdometryLimits()
         self._states: list[EgoState] = []
         self._signals: list[VehicleSignal] = []
+        self._frame_change = Notice()
 
     @property
     def newest_ns(self) -> int | None:
@@ -57,13 +59,8 @@ class OdometryBuffer:
         values = (state.x_m, state.y_m, state.z_m, state.yaw_rad, state.speed_mps, state.yaw_rate_radps)
         if not all(map(math.isfinite, values)):
             raise EgoStateError("odometry: a value is not finite; the message is ignored")
-        if self._states and state.frame != self._states[-1].frame:
-            log.warning(
-                "odometry: frame %r after %r: earlier states are forgotten; is there a second publisher?",
-                state.frame,
-                self._states[-1].frame,
-            )
-            self.reset()
+        if self._states and _frames(state) != _frames(self._states[-1]):
+            self._change_frame(state)
         if self._states and state.stamp_ns <= self._states[-1].stamp_ns:
             if self._states[-1].stamp_ns - state.stamp_ns < JUMP_BACK_S * 1e9:
                 return
@@ -72,6 +69,20 @@ class OdometryBuffer:
         horizon_ns = state.stamp_ns - self._horizon_ns
         while self._states[0].stamp_ns < horizon_ns:
             self._states.pop(0)
+
+    def frame_change(self, t0_ns: int) -> str:
+        """That the frames of the messages changed near ``t0_ns``; empty: they did not."""
+        return self._frame_change.at(t0_ns)
+
+    def _change_frame(self, state: EgoState) -> None:
+        before, told = self._states[-1], self._frame_change.at(state.stamp_ns)
+        name = "frame_id" if state.frame != before.frame else "child_frame_id"
+        now, old = (_frames(each)[name == "child_frame_id"] for each in (state, before))
+        text = f"{name} {now!r} after {old!r}: earlier states are forgotten; is there a second publisher?"
+        self._frame_change.set(text, state.stamp_ns)
+        if not told:
+            log.warning("odometry: %s", text)
+        self.reset()
 
     def add_signal(self, signal: VehicleSignal) -> None:
         """Store steering or acceleration; it goes into the states that are at most ``max_age_s`` from it.
@@ -177,6 +188,10 @@ class OdometryBuffer:
             y_m=state.y_m + state.speed_mps * math.sin(middle) * dt,
             yaw_rad=wrap_angle(yaw),
         )
+
+
+def _frames(state: EgoState) -> tuple[str, str]:
+    return state.frame, state.child_frame
 
 
 def _interpolate(before: EgoState, after: EgoState, stamp_ns: int) -> EgoState:

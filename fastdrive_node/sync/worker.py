@@ -18,9 +18,10 @@ from typing import Protocol
 import numpy as np
 
 from fastdrive_node.errors import AnswerError, EgoStateError, FastDriveError
+from fastdrive_node.sync.camera_identity import InputChecks, camera_problems
 from fastdrive_node.sync.compensation import shift_plan
 from fastdrive_node.sync.frames import CameraStatus, FrameBuffer, FrameCounters, FrameLimits
-from fastdrive_node.sync.health import InputLimits, check_odometry, check_stamps
+from fastdrive_node.sync.health import InputLimits
 from fastdrive_node.sync.odometry import OdometryBuffer, OdometryLimits
 from fastdrive_node.types import (
     SUPERSEDED,
@@ -131,6 +132,7 @@ class _State:
     refused: int = 0
     last_refusal: str = ""
     warnings: tuple[str, ...] = ()
+    camera_problems: dict[str, str] = field(default_factory=dict)
     plan_ns: int | None = None  # when the last plan was ready
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=RECENT))  # a refusal's stage; "" for a plan
     generation: int = 0  # of time; a jump back starts a new one
@@ -165,6 +167,7 @@ class Worker:
         self.limits = limits or WorkerLimits()
         self._frames = frames
         self._odometry = odometry
+        self.checks = InputChecks(frames.cameras)
         self._clock = clock
         self._report = report
         self._changed = threading.Condition()
@@ -266,6 +269,7 @@ class Worker:
                 busy=state.busy or self._frames.pending is not None,
                 last_refusal=state.last_refusal,
                 warnings=state.warnings,
+                camera_problems=state.camera_problems,
                 plan_age_s=age_s(state.plan_ns),
                 recent=len(state.recent),
                 recent_refusals=dict(Counter(filter(None, state.recent)).most_common()),
@@ -364,8 +368,11 @@ class Worker:
         try:
             with self._changed:
                 history, limits = self._odometry.history(t0_ns), self.limits.inputs
-            told = check_stamps(job.frames.frames, job.frames.missing, limits) + check_odometry(history, limits)
-            plan = self.planner.plan(job.frames, history, job.command)
+                changed = self._odometry.frame_change(t0_ns)
+                told = self._frames.warnings(self._clock())
+            frames, found = self.checks.check(job.frames, history, limits, changed)
+            told += found
+            plan = self.planner.plan(frames, history, job.command)
             _check_plan(plan, t0_ns)
             return history, replace(plan, warnings=told + plan.warnings) if told else plan
         except FastDriveError as error:
@@ -380,10 +387,12 @@ class Worker:
             if isinstance(result, Plan):
                 state.plans += 1
                 state.plan_ns, state.warnings = self._clock(), result.warnings
+                state.camera_problems = camera_problems(result.warnings, self._frames.cameras)
                 state.recent.append("")
             elif result.stage != SUPERSEDED:
                 state.refused += 1
                 state.last_refusal = f"{result.stage}: {result.reason}"
+                state.camera_problems = camera_problems([f"{result.code}: {result.reason}"], self._frames.cameras)
                 state.recent.append(result.stage)
         try:
             self._report(outcome)

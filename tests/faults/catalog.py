@@ -19,6 +19,7 @@ import numpy as np
 
 from fastdrive_node.errors import AnswerError, ImageError, ModelError
 from fastdrive_node.types import CAMERAS
+from tests.faults.catalog_checks import INPUT_CHECKS
 from tests.faults.harness import Fault
 from tests.faults.inject import (
     BACK,
@@ -137,7 +138,7 @@ ODOMETRY = [
     Fault(
         "the orientation is 1e200", "odometry", odometry("pose.pose.orientation.x", 1e200), code="odometry", quick=True
     ),
-    Fault("two frames alternate", "odometry", alternate, mode="nominal"),
+    Fault("two frames alternate", "odometry", alternate, mode="degraded", code="odometry.frame"),
     Fault("one message is not a number", "odometry", once(odometry("pose.pose.position.x", math.nan)), mode="nominal"),
     Fault("one message is a century ahead", "odometry", once(odometry("header.stamp", LATER)), mode="nominal"),
 ]
@@ -255,4 +256,5 @@ FAULTS: list[Fault] = [
     *LIFECYCLE,
     *PARAMETER_FAULTS,
     *COMMANDS,
+    *INPUT_CHECKS,
 ]

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from fastdrive_node.errors import ModelError
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.planner_factory import LoadedPlanner, load_planner, supervise_planner
@@ -23,6 +25,8 @@ from tests.ros.conftest import Rig, stamp_message
 from tests.ros.fake_planner import FakePlanner
 
 PERIOD_S = 0.05
+SPEED_MPS = 8.0
+_BEGIN_NS = time.time_ns()
 SETTLE_S = 0.35  # that a fault which must not change the mode is watched for, and any fault lasts at least
 LIMIT_S = 4.0  # for an expected mode to come, beside the age that a plan may have
 SILENT_S = 1.0  # without a plan while the mode says that plans come; of slow planners, four of their periods
@@ -36,6 +40,10 @@ SCENES: dict[str, dict[str, Any]] = {
     "compensate": {"compensate": True},
     # with the shipped model instead of the stand-in; ages are those of a slow or busy machine
     "model": {"vla": "tiny", "device": "cpu", "max_plan_age_s": 10.0, "planning_deadline_s": 10.0},
+    "strict": {
+        **{"vla": "tiny", "device": "cpu", "max_plan_age_s": 10.0, "planning_deadline_s": 10.0},
+        **{name: "refuse" for name in Settings.model_fields if name.endswith("_check")},
+    },
     "supervised": {
         "vla": "tiny",
         "planning_deadline_s": 0.5,
@@ -50,8 +58,10 @@ class Traffic:
     """What the vehicle sends; faults change it, and ``Scene.calm`` gives a new one."""
 
     skip: tuple[str, ...] = ()  # cameras that do not send
-    bad: dict[str, dict[str, Any]] = field(default_factory=dict)  # by camera: fields of its image message
-    shift_s: dict[str, float] = field(default_factory=dict)  # by camera, or "all", or "odometry": added to its stamps
+    # by camera: fields of its image message; a function gives a field by the number of the set
+    bad: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # by camera, or "all", or "odometry": added to its stamps; a function gives it by the number of the set
+    shift_s: dict[str, float | Callable[[int], float]] = field(default_factory=dict)
     stamp_ns: dict[str, int] = field(default_factory=dict)  # likewise: its stamps, always
     odometry: bool = True
     edit: Callable[[Any], None] | None = None  # changes each odometry message
@@ -99,12 +109,17 @@ class Scene:
         if name == "process":
             self.rig = ProcessRig(rclpy, parameters)
         else:
-            factories = {"model": load_planner, "supervised": partial(supervise_planner, factory=STAND_IN)}
+            factories = {
+                "model": load_planner,
+                "strict": load_planner,
+                "supervised": partial(supervise_planner, factory=STAND_IN),
+            }
             factory = factories.get(name, self._load)
             self.rig = Rig(rclpy, planner=self.planner, factory=factory, start=False, **parameters)
         self._max_age_s = parameters.get("max_plan_age_s", Settings().max_plan_age_s)
         self._limit_s = LIMIT_S + self._max_age_s
         self.problems: list[str] = []
+        self.second: Any = None  # publisher of an input
         self._modes: list[tuple[float, dict[str, str]]] = []
         self._level = b"\x00"
         latched = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -257,14 +272,16 @@ class Scene:
         traffic = self.traffic
 
         def stamp(name: str) -> int:
-            shift_s = traffic.shift_s.get(name, traffic.shift_s.get("all", 0.0))
+            shift_s = _at(traffic.shift_s.get(name, traffic.shift_s.get("all", 0.0)), count)
             return traffic.stamp_ns.get(name, traffic.stamp_ns.get("all", now_ns + round(shift_s * 1e9)))
 
         if traffic.odometry:
             self.rig._publishers["/fastdrive/input/odometry"].publish(odometry(stamp("odometry"), traffic.edit))
         for camera in self.planner.cameras:
             if camera not in traffic.skip and count % traffic.every.get(camera, 1) == 0:
-                self.rig.send_image(camera, stamp(camera), **traffic.bad.get(camera, {}))
+                fields = {} if self.rig.compressed else {"data": picture(count), "frame_id": camera}
+                bad = {name: _at(value, count) for name, value in traffic.bad.get(camera, {}).items()}
+                self.rig.send_image(camera, stamp(camera), **{**fields, **bad})
         if traffic.extra is not None:
             traffic.extra(self, now_ns)
 
@@ -275,11 +292,23 @@ def odometry(stamp_ns: int, edit: Callable[[Any], None] | None = None) -> Any:
 
     message = Odometry()
     message.header.stamp = stamp_message(stamp_ns)
+    message.pose.pose.position.x = SPEED_MPS * (stamp_ns - _BEGIN_NS) * 1e-9
     message.pose.pose.orientation.w = 1.0
-    message.twist.twist.linear.x = 8.0
+    message.twist.twist.linear.x = SPEED_MPS
     if edit is not None:
         edit(message)
     return message
+
+
+def _at(value: Any, count: int) -> Any:
+    return value(count) if callable(value) else value
+
+
+def picture(count: int) -> bytes:
+    """The pixels of an image that differs from the one before and is neither dark nor noise."""
+    rows, columns = np.mgrid[:24, :32]
+    green = 20 + (6 * columns + 4 * rows + 16 * count) % 200
+    return np.repeat(green.astype(np.uint8)[:, :, None], 3, axis=2).tobytes()
 
 
 class Scenes:

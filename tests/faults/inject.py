@@ -152,6 +152,55 @@ def mend_update(scene: Scene) -> None:
     scene.set_parameter("max_set_age_s", 1.0)
 
 
+def second_publisher(topic: str) -> Callable[[Scene], None]:
+    """Injects another publisher of an input, which sends nothing; ``end_second_publisher`` ends it."""
+
+    def inject(scene: Scene) -> None:
+        first = scene.rig._publishers[f"/fastdrive/input/{topic}"]
+        scene.second = scene.rig.peer.create_publisher(first.msg_type, first.topic_name, first.qos_profile)
+
+    return inject
+
+
+def end_second_publisher(scene: Scene) -> None:
+    scene.call(lambda: scene.rig.peer.destroy_publisher(scene.second))
+
+
+def camera_info(height: int = 24, width: int = 32, frame_id: str = BACK, again: bool = True) -> Callable[[Scene], None]:
+    """Injects CameraInfo of CAM_BACK with each set, or once."""
+
+    def inject(scene: Scene) -> None:
+        from rclpy.qos import qos_profile_sensor_data
+        from sensor_msgs.msg import CameraInfo
+
+        topic = f"/fastdrive/input/{BACK.lower()}/camera_info"
+        publisher = scene.rig._publishers.get(topic) or scene.rig.advertise(CameraInfo, topic, qos_profile_sensor_data)
+        scene.rig.wait(publisher.get_subscription_count, "the node's subscription of CameraInfo")
+        message = CameraInfo(height=height, width=width)
+        message.header.frame_id = frame_id
+        if again:
+            scene.traffic = Traffic(extra=lambda *_: publisher.publish(message))
+        else:
+            scene.calm()
+            with scene.lock:
+                publisher.publish(message)
+
+    return inject
+
+
+right_camera_info = camera_info(again=False)
+
+
+def new_frames(**names: str) -> Callable[[Scene], None]:
+    """Injects odometry with other names of its frames."""
+
+    def edit(message: Any) -> None:
+        message.header.frame_id = names.get("frame_id", "")
+        message.child_frame_id = names.get("child_frame_id", "")
+
+    return traffic(edit=edit)
+
+
 def alternate(scene: Scene) -> None:
     """Odometry of two publishers with frames of their own."""
     frames = iter(("odom", "map") * 1000)
@@ -189,6 +238,6 @@ def flood(scene: Scene) -> None:
 
     def extra(scene: Scene, now_ns: int) -> None:
         for _ in range(10):
-            scene.rig.send_image(BACK, now_ns)
+            scene.rig.send_image(BACK, now_ns, frame_id=BACK)
 
     scene.traffic = Traffic(extra=extra)

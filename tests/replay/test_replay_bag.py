@@ -11,7 +11,7 @@ from fastdrive_node.commands.replay import ReplayOptions, open_recording
 from fastdrive_node.errors import InputError
 from fastdrive_node.replay.bag import Bag, Recording
 from fastdrive_node.replay.frame_sets import SetCounter
-from fastdrive_node.ros.topics import load_topic_map, simulator_topics
+from fastdrive_node.ros.topics import camera_info_topic, load_topic_map, simulator_topics
 from fastdrive_node.types import CAMERAS
 from tests.replay.bags import START_NS, BagPlan, without_camera, write_bag
 
@@ -108,6 +108,24 @@ def test_a_topic_map_is_read(tmp_path):
     assert dict(topics.cameras) == dict(simulator_topics().cameras)
     assert ("~/input/cam_back_left/image", "/CAM_BACK_LEFT/image_raw") in topics.remappings()
     assert ("~/input/command", "/driving_command") in topics.remappings()
+    assert topics.parameters() == {}
+
+
+def test_frame_ids_of_a_topic_map_are_a_parameter(tmp_path):
+    topics = load_topic_map(write_map(tmp_path, "frame_ids: {CAM_FRONT: front_optical, CAM_BACK: /rear/lens}\n"))
+    assert topics.parameters() == {"camera_frame_ids": "CAM_FRONT=front_optical CAM_BACK=/rear/lens"}
+
+
+@pytest.mark.parametrize(
+    ("image", "info"),
+    [
+        ("/CAM_FRONT/image_raw", "/CAM_FRONT/camera_info"),
+        ("/front/image_rect/compressed", "/front/camera_info"),
+        ("/image", "/camera_info"),
+    ],
+)
+def test_camera_info_is_beside_the_images(image, info):
+    assert camera_info_topic(image) == info
 
 
 @pytest.mark.parametrize(
@@ -126,6 +144,9 @@ def test_a_topic_map_is_read(tmp_path):
         (("cameras:", "- cameras:"), "not YAML"),
         (("odometry:", "odometry: /a\nodometry:"), "not YAML (odometry: is there twice"),
         (("/odom", "[" * 2000), "not YAML"),
+        (("odometry:", "frame_ids: [a]\nodometry:"), "frame_ids: give one frame_id a camera"),
+        (("odometry:", "frame_ids: {CAM: a}\nodometry:"), "frame_ids: CAM is not one of the cameras"),
+        (("odometry:", "frame_ids: {CAM_BACK: 'a b'}\nodometry:"), "frame_ids.CAM_BACK: 'a b' is no frame_id"),
     ],
 )
 def test_a_wrong_topic_map_names_the_key(tmp_path, edit, reason):

@@ -28,6 +28,8 @@ def jpeg_image(shade: int = 90, size: tuple[int, int] = (32, 24)) -> bytes:
 class Rig:
     """The node under test, with a fake planner unless a factory is given, and a second node that sends and collects."""
 
+    _place: tuple[int, float] | None = None  # stamp and x of the last odometry
+
     def __init__(self, rclpy, planner: FakePlanner | None = None, start: bool = True, factory=None, **parameters):
         from rclpy.executors import SingleThreadedExecutor
         from rclpy.parameter import Parameter
@@ -137,11 +139,15 @@ class Rig:
 
         message = Odometry()
         message.header.stamp = stamp_message(stamp_ns)
+        before_ns, x_m = self._place or (stamp_ns, 0.0)
+        x_m += speed * (stamp_ns - before_ns) * 1e-9  # as the speed says, else the node would warn of it
+        self._place = (stamp_ns, x_m)
+        message.pose.pose.position.x = x_m
         message.pose.pose.orientation.w = 1.0
         message.twist.twist.linear.x = speed
         self._publishers["/fastdrive/input/odometry"].publish(message)
 
-    def send_image(self, camera: str, stamp_ns: int, data: bytes | None = None, **changes) -> None:
+    def send_image(self, camera: str, stamp_ns: int, data: bytes | None = None, frame_id: str = "", **changes) -> None:
         from sensor_msgs.msg import CompressedImage, Image
 
         if self.compressed:
@@ -155,7 +161,7 @@ class Rig:
                 "data": bytes(24 * 96) if data is None else data,
             }
             message = Image(**{**fields, **changes})
-        message.header.stamp = stamp_message(stamp_ns)
+        message.header.stamp, message.header.frame_id = stamp_message(stamp_ns), frame_id
         self._publishers[f"/fastdrive/input/{camera.lower()}/image"].publish(message)
 
     def send_set(

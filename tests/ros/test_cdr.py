@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from rosbags.typesys import Stores, get_typestore
 
 from fastdrive_node.errors import InputError
-from fastdrive_node.ros.cdr import CompressedView, ImageView, parse_compressed, parse_image
+from fastdrive_node.ros.cdr import CompressedView, ImageView, parse_camera_info, parse_compressed, parse_image
+from fastdrive_node.sync.camera_identity import CameraInfo
 
 STORE = get_typestore(Stores.ROS2_JAZZY)
 TYPES = STORE.types
@@ -51,6 +52,48 @@ def test_images_are_read_in_both_byte_orders_at_every_alignment(frame_id, encodi
     assert view.stamp_ns == 1533151603512404000
     assert (view.frame_id, view.encoding, view.height, view.width, view.step) == (frame_id, encoding, 2, 4, 12)
     assert bytes(view.data) == bytes(range(24))
+
+
+def info_bytes(frame_id="CAM_BACK", d=5, binning=(0, 0), roi=(0, 0), little=True) -> bytes:
+    region = TYPES["sensor_msgs/msg/RegionOfInterest"](
+        x_offset=10, y_offset=20, height=roi[0], width=roi[1], do_rectify=False
+    )
+    message = TYPES["sensor_msgs/msg/CameraInfo"](
+        header=header(frame_id),
+        height=900,
+        width=1600,
+        distortion_model="plumb_bob",
+        d=np.arange(d, dtype=np.float64),
+        k=np.arange(9, dtype=np.float64),
+        r=np.arange(9, dtype=np.float64),
+        p=np.arange(12, dtype=np.float64),
+        binning_x=binning[0],
+        binning_y=binning[1],
+        roi=region,
+    )
+    return bytes(STORE.serialize_cdr(message, "sensor_msgs/msg/CameraInfo", little_endian=little))
+
+
+@pytest.mark.parametrize("little", [True, False])
+@pytest.mark.parametrize("frame_id", ["", "abc", "CAM_BACK"])
+@pytest.mark.parametrize("d", [0, 1, 5, 8])
+def test_camera_info_gives_frame_id_and_size_at_every_alignment(frame_id, d, little):
+    assert parse_camera_info(info_bytes(frame_id, d, little=little)) == CameraInfo(frame_id, (900, 1600))
+
+
+def test_the_size_of_camera_info_is_that_of_the_region_after_binning():
+    assert parse_camera_info(info_bytes(binning=(2, 3))).size == (300, 800)
+    assert parse_camera_info(info_bytes(binning=(2, 0), roi=(450, 400))).size == (450, 200)
+
+
+def test_camera_info_that_is_cut_or_damaged_is_refused():
+    raw = info_bytes()
+    for end in range(0, len(raw) - 1, 7):
+        with pytest.raises(InputError):
+            parse_camera_info(raw[:end])
+    at = raw.index(b"plumb_bob") + 12  # the length of d
+    with pytest.raises(InputError, match="d: the message ends before it"):
+        parse_camera_info(raw[:at] + b"\xff\xff\xff\xff" + raw[at + 4 :])
 
 
 @pytest.mark.parametrize("little", [True, False])

@@ -10,6 +10,7 @@ import yaml
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.planning.checks import Band, PlanLimits
+from fastdrive_node.planning.image_health import ImageLimits
 from fastdrive_node.ros.parameter_files import file_texts
 from fastdrive_node.ros.parameters import (
     PARAMETERS,
@@ -21,6 +22,7 @@ from fastdrive_node.ros.parameters import (
     validate,
 )
 from fastdrive_node.sync.frames import FrameLimits
+from fastdrive_node.sync.worker import WorkerLimits
 from fastdrive_node.types import Vehicle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +48,8 @@ def test_every_parameter_is_described_and_its_default_is_valid():
 
 def test_defaults_are_those_of_the_parts():
     settings = Settings()
-    assert settings.frame_limits() == FrameLimits()
+    assert settings.frame_limits() == FrameLimits() and settings.worker_limits() == WorkerLimits()
+    assert settings.image_limits() == ImageLimits()
     assert settings.plan_limits(settings.vehicle_wheel_base_m) == PlanLimits() and settings.vehicle() == Vehicle()
 
 
@@ -55,6 +58,19 @@ def test_vehicle_and_plan_limits_are_parameters():
     assert settings.vehicle().width_m == 2.5 and settings.plan_limits(2.0).speed == Band(36.0, 20.0)
     with pytest.raises(InputError, match="vehicle_height_m: no such parameter"):
         make_settings({"vehicle_height_m": 2.5})
+
+
+def test_frame_ids_are_read_and_wrong_ones_are_refused():
+    settings = make_settings({"camera_frame_ids": "CAM_FRONT=front_optical CAM_BACK=rear"})
+    assert settings.input_limits().frame_ids == {"CAM_FRONT": "front_optical", "CAM_BACK": "rear"}
+    with pytest.raises(InputError, match="camera_frame_ids: 'CAM_FRONT': 'CAM_FRONT' is not one frame_id"):
+        make_settings({"camera_frame_ids": "CAM_FRONT"})
+
+
+def test_the_actions_of_checks_reach_them():
+    settings = make_settings({"image_noise_check": "off", "stamps_jump_check": "warn", "frame_id_check": "refuse"})
+    assert settings.image_limits() == ImageLimits(noise_check="off")
+    assert settings.frame_limits().stamps_jump == "warn" and settings.worker_limits().inputs.frame_id == "refuse"
 
 
 def write(tmp_path, **values) -> Path:

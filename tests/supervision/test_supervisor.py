@@ -102,6 +102,18 @@ def test_jpegs_cross_as_they_came_and_black_images_as_pixels(steady):
     assert text.startswith("left [38400, 0]")
 
 
+def test_what_is_known_of_a_frame_crosses_with_it():
+    black = CameraFrame("back", 1, 2, lambda: np.zeros((2, 2, 3), np.uint8), "lens", (900, 1600))
+    region = channel.Region()
+    packed = channel.pack_frames([black], region)
+    history = EgoHistory((EgoState(7, 0, 0, 0, 1.0),))
+    (frame,) = channel.unpack_frames(channel.PlanRequest(1, packed, 7, (), history, Command.NONE, None), region).frames
+    known = (frame.camera, frame.stamp_ns, frame.received_ns, frame.frame_id, frame.expected_size)
+    assert known == ("back", 1, 2, "lens", (900, 1600)) and frame.load().shape == (2, 2, 3)
+    del frame
+    region.close()
+
+
 def test_a_damaged_image_is_refused_as_in_one_process(steady):
     view = CompressedView(1, "", "png", memoryview(b"no image"))
     damaged = CameraFrame("front", 1, 1, ImageLoader("front", view))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fastdrive_node.errors import EgoStateError, FrameSetError
-from fastdrive_node.sync.frames import FrameBuffer
+from fastdrive_node.sync.frames import FrameBuffer, FrameLimits
 from fastdrive_node.sync.health import InputLimits, check_odometry, check_stamps
 from fastdrive_node.types import CameraFrame, EgoHistory, EgoState
 
@@ -100,6 +100,17 @@ def reports_of(stamps_s, period_s=0.1) -> list[str]:
 def test_stamps_that_jump_again_and_again_are_reported():
     alternating = [100 + 0.1 * k - (k % 2) for k in range(12)]
     assert "frames.stamps_jump" in reports_of(alternating)
+
+
+def test_jumps_are_a_warning_for_some_seconds_or_off_by_the_limits():
+    for action in ("warn", "off"):
+        buffer = FrameBuffer(["a", "b"], FrameLimits(stamps_jump=action))
+        for number in range(8):
+            buffer.add(frame("a", round((100 + 0.1 * number - number % 2) * S), (100 + number) * S // 10))
+        assert "frames.stamps_jump" not in [report.code for report in buffer.drain_reports()]
+        expected = ["frames.stamps_jump: a"] if action == "warn" else []
+        assert [line[:21] for line in buffer.warnings(12 * S)] == expected
+        assert buffer.warnings(15 * S) == ()
 
 
 def test_one_jump_back_is_a_bag_that_starts_again():

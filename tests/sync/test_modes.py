@@ -28,6 +28,7 @@ class Drive:
         self.dead: tuple[str, ...] = ()
         self.result = "plan"  # or the code of a refusal, or "nothing", or "busy"
         self.mode = "nominal"  # of plans
+        self.warnings: tuple[str, ...] = ()  # likewise
         self._next_s = self.now_s
         self._busy_since: float | None = None
 
@@ -49,7 +50,7 @@ class Drive:
             self.received[camera] += camera not in self.dead
         self._busy_since = None if self.result != "busy" else self._busy_since or self.now_s
         if self.result == "plan":
-            self.judge.note(Plan(0, np.zeros((6, 2)), 0.5, "", self.mode), self.now_s)
+            self.judge.note(Plan(0, np.zeros((6, 2)), 0.5, "", self.mode, warnings=self.warnings), self.now_s)
         elif self.result not in ("nothing", "busy"):
             self.judge.note(Refusal(0, "the reason", self.result), self.now_s)
 
@@ -202,6 +203,32 @@ def test_plans_with_a_faulty_camera_are_degraded_by_name_and_recover(nominal, ki
     assert "CAM_BACK" in status.reason.text and took_s <= 0.5
     nominal.mode, nominal.dead, nominal.problems = "nominal", (), {}
     assert nominal.until(Mode.NOMINAL)[1] <= 1.3
+
+
+def test_a_warning_of_an_input_is_degraded_with_its_code_until_three_plans_have_none(nominal):
+    nominal.warnings = ("plan.jerk: 12 m/s3", "odometry.motion: its pose stands")
+    status, took_s = nominal.until(Mode.DEGRADED)
+    assert status.reason == ModeReason("odometry.motion", "plan.jerk: 12 m/s3; odometry.motion: its pose stands")
+    assert took_s <= 0.1
+    nominal.warnings = ()
+    assert nominal.run(0.2).recovering
+    assert nominal.until(Mode.NOMINAL)[1] <= 0.2
+
+
+def test_a_camera_that_is_warned_of_is_named_with_the_warning(nominal):
+    nominal.warnings, nominal.problems = ("image.dark: CAM_BACK: the mean is 0.0",), {"CAM_BACK": "dark"}
+    status = nominal.until(Mode.DEGRADED)[0]
+    assert status.reason == ModeReason("cameras", "CAM_BACK dark; image.dark: CAM_BACK: the mean is 0.0")
+    assert status.cameras == {"CAM_BACK": "dark"}
+
+
+def test_a_warning_of_the_plan_leaves_the_mode_and_is_its_reason(nominal):
+    nominal.warnings = ("plan.jerk: 12 m/s3",)
+    status = nominal.run(0.3)
+    assert (status.mode, status.reason) == (Mode.NOMINAL, ModeReason("", "plan.jerk: 12 m/s3"))
+    assert status.text == "nominal: plan.jerk: 12 m/s3"
+    nominal.warnings = ()
+    assert nominal.run(0.2).reason == ModeReason()
 
 
 def test_one_late_frame_is_no_mode(nominal):

@@ -116,7 +116,16 @@ def test_odometry_of_another_frame_forgets_what_came_before(caplog):
     buffer.add(EgoState(at(5050), 900.0, 9.0, 1.0, 2.0, frame="odom"))
     history = buffer.history(at(5050))
     assert [state.frame for state in history.states] == ["odom"]
-    assert "frame 'odom' after 'map'" in caplog.text
+    assert "frame_id 'odom' after 'map'" in caplog.text
+
+
+def test_a_change_of_frames_is_told_for_three_seconds_and_logged_once(caplog):
+    buffer = driven(5, 20)
+    assert not buffer.frame_change(at(5000))
+    for ms, child in ((5050, "base_link"), (5100, ""), (5150, "base_link")):
+        buffer.add(EgoState(at(ms), 50.0, 0.0, 0.0, 10.0, child_frame=child))
+    assert buffer.frame_change(at(8000)).startswith("child_frame_id 'base_link' after ''")
+    assert not buffer.frame_change(at(8200)) and len(caplog.records) == 1
 
 
 def test_height_is_interpolated():
