@@ -22,6 +22,11 @@ def fixed(default: Any, description: str, low: float | None = None, high: float 
     return Field(default, description=description, ge=low, le=high, json_schema_extra={"readOnly": True, **extra})
 
 
+def exchanged(default: Any, description: str, **extra: Any) -> Any:
+    """A parameter of the model: a change while the node runs loads another planner, which then takes over."""
+    return Field(default, description=description, json_schema_extra={"exchange": True, **extra})
+
+
 def live(default: Any, description: str, low: float, high: float, **extra: Any) -> Any:
     """A parameter that may change while the node runs."""
     return Field(default, description=description, ge=low, le=high, json_schema_extra=extra)

@@ -49,6 +49,7 @@ class NodeStatus:
     mode: ModeStatus | None = None  # None: not judged
     problem: str = ""  # a configuration that failed, or a parameter that was accepted but could not be applied
     planner: PlannerState | None = None  # None: not configured
+    exchange: str = "none"  # of the planner: "none", "loading" or "failed: reason"
     statistics: Statistics = field(default_factory=Statistics)
 
 
@@ -75,6 +76,7 @@ def _status(status: NodeStatus, part: str, level: bytes, text: str, values: Mapp
 
 def _planner(status: NodeStatus) -> DiagnosticStatus:
     values: dict[str, object] = {LIFECYCLE_KEY: status.lifecycle, "plan_json_readers": status.records_readers}
+    values["exchange"] = status.exchange
     mode = status.mode
     if mode is not None:
         values |= {"mode": mode.mode.value, "code": mode.reason.code or "none"}
@@ -172,6 +174,8 @@ def _input_level(kind: str, age_s: float | None, limit_s: float, name: str, publ
 
 def _model(status: NodeStatus) -> DiagnosticStatus:
     level, text = (OK, "loaded") if status.identity else (WARN, "not loaded")
+    if status.exchange.startswith("failed"):
+        level, text = WARN, f"exchange {status.exchange}; the model before goes on"
     values = {key: value for key, value in status.identity.items() if not key.startswith(GPU_MEMORY)}
     return _status(status, MODEL_STATUS, level, text, values)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import rclpy
@@ -25,6 +26,7 @@ from fastdrive_node.errors import FastDriveError, InputError
 from fastdrive_node.ros.bond import end_bond, start_bond
 from fastdrive_node.ros.diagnostics import ACTIVE, NodeStatus, diagnostic_array
 from fastdrive_node.ros.distribution import ClockType, add_parameter_callbacks
+from fastdrive_node.ros.exchange import Pending, PlannerExchange
 from fastdrive_node.ros.inputs import Inputs
 from fastdrive_node.ros.outputs import Outputs
 from fastdrive_node.ros.parameters import PARAMETERS, Settings, check_names, descriptor, make_settings, validate
@@ -57,6 +59,10 @@ class FastDriveNode(LifecycleNode):
     def __init__(self, planner_factory: PlannerFactory = make_planner, **node_arguments):
         super().__init__(NODE_NAME, **node_arguments)
         self._planner_factory = planner_factory
+        self._loaded: LoadedPlanner | None = None
+        self._retired: LoadedPlanner | None = None  # closed after its last plan
+        self._exchange = PlannerExchange(planner_factory, lambda: self._planner_changed.trigger())
+        self._going_back = False  # parameters of an exchange that failed
         self.settings = self._declare_parameters()
         self._label = "unconfigured"
         self._update_problem = self._configure_problem = ""
@@ -64,7 +70,6 @@ class FastDriveNode(LifecycleNode):
         self._stopping = False  # nothing may wait any more
         self._planner_changed = self.create_guard_condition(self._on_planner_change)
         self._qos_log = QosLog(self)
-        self._loaded: LoadedPlanner | None = None
         self._outputs: Outputs | None = None
         self._inputs: Inputs | None = None
         self._worker: Worker | None = None
@@ -135,6 +140,7 @@ class FastDriveNode(LifecycleNode):
             records_readers=outputs.readers() if outputs else 0,
             identity=loaded.identity() if loaded else {},
             problems=list(self._qos_log.problems.values()),
+            exchange=self._exchange.text,
             statistics=self._statistics.snapshot(self.get_clock().now().nanoseconds),
         )
         self._diagnostics.publish(diagnostic_array(status, self.get_clock().now().to_msg()))
@@ -157,25 +163,40 @@ class FastDriveNode(LifecycleNode):
         loaded = self._loaded
         if loaded is None or not loaded.identity():  # no model, which ``_check_update`` tells
             return parameters
+        if self._exchange.asked(self.settings, {each.name: each.value for each in parameters}):
+            return parameters  # the default is that of the next model
         default = RosParameter("drop", value=float(loaded.planner.default_drop))
         return [default if each.name == "drop" and each.value == -1.0 else each for each in parameters]
 
     def _check_update(self, parameters: Sequence[RosParameter]) -> SetParametersResult:
         """An exception in a parameter callback would end the process, so that none may leave this one."""
+        if self._going_back:
+            return SetParametersResult(successful=True)
         try:
             for parameter in parameters:
                 value: Any = parameter.value
                 reason = validate(parameter.name, value) if parameter.name in PARAMETERS else None
                 if reason is not None:
                     return SetParametersResult(successful=False, reason=reason)
-                if parameter.name == "drop" and self._loaded is not None:
-                    self._loaded.planner.check_drop(value)
+            self._check_planner({parameter.name: parameter.value for parameter in parameters})
         except Exception as error:
             return SetParametersResult(successful=False, reason=_one_line(error))
         return SetParametersResult(successful=True)
 
+    def _check_planner(self, values: dict[str, Any]) -> None:
+        """Raises FastDriveError for values that the planner does not take, or that no other planner could take over."""
+        loaded = self._loaded
+        if loaded is None:
+            return
+        if self._exchange.asked(self.settings, values):
+            self._exchange.check(loaded, self.settings, values)
+        elif "drop" in values:
+            loaded.planner.check_drop(values["drop"])
+
     def _on_update(self, parameters: Sequence[RosParameter]) -> None:
         """After a change was accepted. A fault is logged and stays in the diagnostics until the next change."""
+        if self._going_back:
+            return
         self._update_problem = ""
         try:
             self._apply_update(parameters)
@@ -188,6 +209,13 @@ class FastDriveNode(LifecycleNode):
     def _apply_update(self, parameters: Sequence[RosParameter]) -> None:
         given = {parameter.name: parameter.value for parameter in parameters if parameter.name in PARAMETERS}
         values = {name: getattr(make_settings({name: value}), name) for name, value in given.items()}  # 1 is 1.0
+        if self._loaded is not None:
+            values = self._exchange.begin(self.settings, values)
+            self._status.exchange = self._exchange.text
+        self._apply(values)
+
+    def _apply(self, values: Mapping[str, Any]) -> None:
+        """Values that take effect now."""
         self.settings = self.settings.model_copy(update=values)
         self._status.configure(self.settings)
         self._statistics.window_s = self.settings.statistics_window_s
@@ -239,6 +267,9 @@ class FastDriveNode(LifecycleNode):
 
     def _on_planner_change(self) -> None:
         """In the executor's thread, after the planner's process was ready, or has ended."""
+        self._close_retired()
+        if (pending := self._exchange.pending) is not None:
+            self._end_exchange(pending)
         loaded = self._loaded
         if loaded is None or loaded.supervised is None:
             return
@@ -247,6 +278,49 @@ class FastDriveNode(LifecycleNode):
             self._undo_configuration(_one_line(error))
         elif state.phase == "ready" and self.settings.drop != loaded.planner.drop:
             self._take_drop(loaded)  # it was -1, or the GPU's memory was short
+
+    def _close_retired(self) -> None:
+        """End the planner before an exchange, as soon as its last plan is made."""
+        if self._retired is not None and (self._worker is None or not self._worker.planning):
+            self._retired.close()
+            self._retired = None
+
+    def _end_exchange(self, pending: Pending) -> None:
+        """Where the other planner is ready or cannot be loaded; the node goes on with one of the two."""
+        state, reason = pending.state(), pending.reason
+        if state == "failed":
+            self.get_logger().error(f"exchange failed: {reason}; the model before goes on")
+            self._going_back = True
+            try:
+                self.set_parameters_atomically(
+                    [RosParameter(name, value=pending.before[name]) for name in pending.values]
+                )
+            finally:
+                self._going_back = False
+            self._exchange.finish(reason)
+        elif state == "ready":
+            self._take_over(pending)
+            self._exchange.finish()
+        self._status.exchange = self._exchange.text
+
+    def _take_over(self, pending: Pending) -> None:
+        """The next set is planned by the other planner. Its parameters take effect with it."""
+        loaded, before = pending.candidate, self._loaded
+        assert loaded is not None and before is not None
+        drop = self.settings.drop
+        self._loaded = loaded
+        if self._worker is not None:
+            self._worker.planner = loaded.planner
+        self._retired = before
+        self._close_retired()
+        self._apply({name: value for name, value in pending.values.items() if name != "drop"})
+        if "drop" not in pending.values and drop != loaded.planner.drop:  # it was changed meanwhile
+            with suppress(InputError):
+                loaded.planner.drop = drop
+        if self.settings.drop != loaded.planner.drop:
+            self._take_drop(loaded)
+        names = ", ".join(f"{name}={getattr(self.settings, name)!r}" for name in pending.values)
+        self.get_logger().info(f"another planner has taken over: {names}")
 
     def _take_drop(self, loaded: LoadedPlanner) -> None:
         self.set_parameters([RosParameter("drop", value=float(loaded.planner.drop))])
@@ -290,8 +364,9 @@ class FastDriveNode(LifecycleNode):
         self._bond = None
         if self._inputs is not None:
             self._inputs.destroy()
-        if self._stopping and self._loaded is not None:
-            self._loaded.close()  # ends the plan in progress
+        for loaded in (self._loaded, self._retired):
+            if self._stopping and loaded is not None:
+                loaded.close()  # ends the plan in progress
         if self._worker is not None:
             self._worker.stop(STOP_S if self._stopping else None)
         self._inputs = self._worker = None
@@ -299,11 +374,14 @@ class FastDriveNode(LifecycleNode):
     def _clean_up(self) -> None:
         self._deactivate()
         self._status.attach(None, None)
-        if self._loaded is not None:
-            self._loaded.close()
+        self.settings = self.settings.model_copy(update=self._exchange.cancel())  # of the next configuration
+        for loaded in (self._loaded, self._retired):
+            if loaded is not None:
+                loaded.close()
         if self._outputs is not None:
             self._outputs.destroy()
-        self._outputs = self._loaded = None
+        self._outputs = self._loaded = self._retired = None
+        self._status.exchange = self._exchange.text
 
     def _on_outcome(self, outcome: Outcome) -> None:
         """In the worker's thread."""
@@ -312,6 +390,8 @@ class FastDriveNode(LifecycleNode):
         assert self._outputs is not None  # they end after the worker
         self._outputs.publish(outcome)
         self._status.outcome(outcome)
+        if self._retired is not None:
+            self._planner_changed.trigger()
         self._statistics.note(outcome, self.get_clock().now().nanoseconds)
         result = outcome.result
         if not isinstance(result, Plan) and result.stage != SUPERSEDED:

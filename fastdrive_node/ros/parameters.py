@@ -25,6 +25,7 @@ from pydantic import (
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.ros.check_parameters import InputCheckSettings, PlanCheckSettings
+from fastdrive_node.ros.check_parameters import exchanged as _exchanged
 from fastdrive_node.ros.check_parameters import fixed as _fixed
 from fastdrive_node.ros.check_parameters import live as _live
 from fastdrive_node.supervision.supervisor import SupervisionLimits
@@ -48,19 +49,21 @@ class _NodeSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    vla: str = _fixed("", "VLA directory; tiny: the shipped toy model. It must be given", section="Model")
-    pruner: str = _fixed(
+    vla: str = _exchanged("", "VLA directory; tiny: the shipped toy model. It must be given", section="Model")
+    pruner: str = _exchanged(
         "",
         "a ReconPruner's file, or the name of a pruner: reconpruner, none, random, fastv, ... (docs/pruners.md); "
         "empty: reconpruner.safetensors in the VLA directory, where it is",
     )
     drop: float = _live(-1.0, "pruning ratio p; -1: 0.5 with a pruner, 0 without", -1.0, MAX_DROP)
-    vision_backend: VisionBackendName = _fixed("torch", "what runs vision encoder and pruner")
-    engine: str = _fixed("", "engine file for vision_backend onnxruntime or tensorrt, from `fastdrive export build`")
-    language_engine: str = _fixed(
+    vision_backend: VisionBackendName = _exchanged("torch", "what runs vision encoder and pruner")
+    engine: str = _exchanged(
+        "", "engine file for vision_backend onnxruntime or tensorrt, from `fastdrive export build`"
+    )
+    language_engine: str = _exchanged(
         "", "engine file of the language model, from `fastdrive export build --part language`; empty: torch"
     )
-    onnx_provider: OnnxProviderName = _fixed(
+    onnx_provider: OnnxProviderName = _exchanged(
         "auto", "what onnxruntime runs on; auto: cuda where the model is on a GPU and onnxruntime has it, else cpu"
     )
     device: Literal["auto", "cpu", "cuda"] = _fixed("auto", "where the model runs; auto: cuda where there is a GPU")
@@ -328,6 +331,7 @@ class ParameterFile(RootModel):
 
 
 PARAMETERS: dict[str, dict[str, Any]] = Settings.model_json_schema()["properties"]  # JSON schema of each, by name
+MODEL_PARAMETERS = tuple(name for name, schema in PARAMETERS.items() if "exchange" in schema)
 
 
 def validate(name: str, value: object) -> str | None:

@@ -44,6 +44,7 @@ class StatusReporter:
         self._told: tuple[object, ...] = ()
         self._fallback = NONE
         self._fallback_problem = ""
+        self.exchange = ""  # of the planner, see ``ros.exchange``
         self._mode = self._judge.judge(None, self._now_s())
         self._lock = threading.RLock()
         self._stopping = threading.Event()
@@ -164,6 +165,7 @@ class StatusReporter:
             "since_s": f"{self._now_s() - mode.since_s:.2f}",
             "recovering": mode.recovering,
             "fallback": self._fallback,
+            "exchange": self.exchange,
         }
         if self._fallback_problem:
             values["fallback_problem"] = self._fallback_problem

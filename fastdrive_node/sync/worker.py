@@ -242,6 +242,11 @@ class Worker:
             self._odometry.limits = odometry or self._odometry.limits
             self.limits = limits or self.limits
 
+    @property
+    def planning(self) -> bool:
+        """Whether a plan is in progress. Where it is not, the next one is made by what ``planner`` is now."""
+        return self._state.planning_at is not None  # which is set before the planner is taken
+
     def planner_state(self) -> PlannerState:
         """Of the planner, or, of one without a process of its own, ready, with the time of the plan in progress."""
         tell = getattr(self.planner, "state", None)

@@ -14,6 +14,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ro
 from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.msg import ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
+from rclpy.parameter import Parameter
 from std_msgs.msg import String
 
 from fastdrive_node.errors import ModelError
@@ -68,8 +69,18 @@ def connected(rig: Rig) -> Rig:
     return rig
 
 
+def exchange(rig: Rig, **parameters) -> str:
+    """As the service set_parameters_atomically. Returns how the exchange ended."""
+    wanted = [Parameter(name, value=value) for name, value in parameters.items()]
+    assert rig.call(lambda: rig.node.set_parameters_atomically(wanted)).successful
+    rig.wait(lambda: rig.node._exchange.text != "loading", "the other planner")
+    return rig.node._exchange.text
+
+
 @pytest.mark.parametrize("process", [True, False])
-def test_the_shipped_model_plans_and_takes_another_drop_ratio_over_its_service(real, process):
+def test_the_shipped_model_plans_takes_another_drop_ratio_and_is_exchanged_where_it_has_a_process(
+    real, process, tmp_path
+):
     factory = partial(supervise_planner, factory="tests.ros.network_watch:load_planner") if process else None
     rig = connected(real(factory, max_set_age_s=60.0, planner_process=process, planning_deadline_s=60.0))
     assert rig.node.get_parameter("drop").value == 0.5
@@ -81,6 +92,15 @@ def test_the_shipped_model_plans_and_takes_another_drop_ratio_over_its_service(r
     assert reaches_the_answer(rig, 2)
     assert set_drop(rig, -1.0).successful
     assert rig.node._loaded.planner.drop == rig.node.get_parameter("drop").value == 0.5
+    if process:
+        before, copy = rig.node._loaded.identity(), tmp_path / "copy"
+        shutil.copytree(before["vla"], copy)
+        assert exchange(rig, vla=str(copy), pruner="random", drop=0.25) == "none"
+        now = rig.node._loaded.identity()
+        assert (now["vla"], now["pruner"], now["drop"]) == (str(copy), "random", "0.25")
+        assert now["vla_fingerprint"] == before["vla_fingerprint"] and "pruner_fingerprint" not in now
+        assert rig.node.get_parameter("drop").value == 0.25
+        assert reaches_the_answer(rig, 3)
     if process:
         identity = rig.node._loaded.identity()
         assert (identity["network"], identity["hub_offline"]) == ("none", "1")

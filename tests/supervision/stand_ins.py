@@ -6,11 +6,13 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 
 from fastdrive_node.errors import AnswerError, ModelError
+from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.types import CAMERAS, Command, EgoHistory, FrameSet, KeptTokens, ModelOutput, Plan
 
 
@@ -85,3 +87,26 @@ def dies() -> SimpleNamespace:
 def slow(*_: object) -> SimpleNamespace:
     time.sleep(60)
     return make()
+
+
+class Named(StandIn):
+    """Its plans tell its name, drop ratio and process."""
+
+    def __init__(self, name: str, drop: float):
+        super().__init__()
+        self.name, self.drop = name, self.default_drop if drop < 0 else drop
+
+    def plan(self, frame_set: FrameSet, history: EgoHistory, command: Command) -> Plan:
+        plan = super().plan(frame_set, history, command)
+        return replace(plan, text=f"{self.name or 'first'}; {self.drop:g}; {os.getpid()}")
+
+
+def for_exchange(settings: Settings) -> SimpleNamespace:
+    name = settings.pruner
+    if name.startswith("slow"):
+        time.sleep(0.6)
+    if name == "unusable":
+        raise ModelError("pruner unusable: weights missing")
+    named = loaded(Named(name, settings.drop), CAMERAS)
+    named.identity = lambda: {"vla": "stand-in", "pruner": name}
+    return named
