@@ -138,7 +138,7 @@ def test_descriptors_carry_ranges_and_read_only_flags():
     pytest.importorskip("rcl_interfaces.msg", reason="ROS 2 messages are not installed")
     drop = descriptor("drop")
     assert not drop.read_only and drop.floating_point_range[0].to_value == 0.95
-    assert descriptor("vla").read_only
+    assert descriptor("dtype").read_only and not descriptor("vla").read_only
     assert descriptor("max_missing_cameras").integer_range[0].to_value == 31
     assert "raw, compressed" in descriptor("image_transport").additional_constraints
 
