@@ -90,7 +90,7 @@ def slow(*_: object) -> SimpleNamespace:
 
 
 class Named(StandIn):
-    """Its plans tell its name, drop ratio and process."""
+    """Its plans tell its name, drop ratio and process. That of the name "waits FILE" waits for a file."""
 
     def __init__(self, name: str, drop: float):
         super().__init__()
@@ -98,6 +98,8 @@ class Named(StandIn):
 
     def plan(self, frame_set: FrameSet, history: EgoHistory, command: Command) -> Plan:
         plan = super().plan(frame_set, history, command)
+        while self.name.startswith("waits") and not os.path.exists(self.name.split()[1]):
+            time.sleep(0.01)
         return replace(plan, text=f"{self.name or 'first'}; {self.drop:g}; {os.getpid()}")
 
 
