@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from rclpy.clock import ROSClock
@@ -45,6 +47,7 @@ class StatusReporter:
         self._fallback = NONE
         self._fallback_problem = ""
         self.exchange = ""  # of the planner, see ``ros.exchange``
+        self._fallback_stamp_ns = 0  # of the newest fallback
         self._mode = self._judge.judge(None, self._now_s())
         self._lock = threading.RLock()
         self._stopping = threading.Event()
@@ -105,13 +108,15 @@ class StatusReporter:
             self._mode = mode = self._judge.judge(view, self._now_s())
             if before != (mode.mode, mode.reason.code):
                 self._log()
-            self._publish_fallback(only_changes)
+            send_fallback = self._prepare_fallback(only_changes)
             told = (mode.mode, mode.reason.code, tuple(mode.cameras.items()), mode.recovering, self._fallback)
             changed, self._told = told != self._told, told
             if changed or not only_changes:
                 self._publisher.publish(self._message(status))
             if changed and self._outputs is not None:
                 self._outputs.publish_record(mode_record(mode, self._clock_ns(), self._fallback))
+            if send_fallback is not None:  # after the status, which tells its stamp
+                send_fallback()
 
     def destroy(self) -> None:
         self._stopping.set()
@@ -135,11 +140,12 @@ class StatusReporter:
         else:
             logger.info(text)
 
-    def _publish_fallback(self, only_changes: bool) -> None:
+    def _prepare_fallback(self, only_changes: bool) -> Callable[[], None] | None:
+        """Decide the fallback and its stamp. Returns what publishes it; None: nothing now."""
         before, how = self._fallback, self._settings.on_refusal
         self._fallback, self._fallback_problem = NONE, ""
         if not self._mode.needs_fallback or self._outputs is None or how not in (EMPTY, BRAKE):
-            return
+            return None
         plan = ego = None
         if how == BRAKE:
             try:
@@ -147,8 +153,10 @@ class StatusReporter:
             except EgoStateError as error:
                 self._fallback_problem = str(error)
         self._fallback = EMPTY if plan is None else BRAKE
-        if not only_changes or self._fallback != before:
-            self._outputs.publish_fallback(plan, ego, self._clock_ns())
+        if only_changes and self._fallback == before:
+            return None
+        self._fallback_stamp_ns = self._clock_ns() if plan is None else plan.stamp_ns
+        return partial(self._outputs.publish_fallback, plan, ego, self._fallback_stamp_ns)
 
     def _stop(self) -> tuple[Plan, EgoState]:
         if self._last is None or self._worker is None:
@@ -167,6 +175,8 @@ class StatusReporter:
             "fallback": self._fallback,
             "exchange": self.exchange,
         }
+        if self._fallback != NONE:
+            values["fallback_stamp_ns"] = self._fallback_stamp_ns
         if self._fallback_problem:
             values["fallback_problem"] = self._fallback_problem
         if worker is not None:
@@ -186,7 +196,7 @@ class StatusReporter:
             "odometry_age_s": _seconds(worker.odometry_age_s),
         }
         if self._last is not None:
-            values["last_t0_ns"] = self._last[0].t0_ns
+            values |= {"last_t0_ns": self._last[0].t0_ns, "last_stamp_ns": self._last[0].stamp_ns}
         for camera, status in worker.cameras.items():
             name = camera.lower()
             values[f"{name}.age_s"] = _seconds(status.age_s)

@@ -17,11 +17,13 @@ from fastdrive_node.geometry import to_parent_frame, wrap_angle
 from fastdrive_node.planning.motion import Motion, motion_of, resampled
 from fastdrive_node.ros.messages import duration_message, header, multi_dof_message, pose_message
 from fastdrive_node.ros.parameters import Settings
+from fastdrive_node.sync.compensation import BRAKE_MODE
 from fastdrive_node.types import EgoState, Plan, Vehicle
 
 MIN_STEER_MPS = 0.5  # steering angles are computed with at least this speed, for yaw rate / speed is noise below
 CANDIDATE_STEP_S = 0.1  # between the points of a candidate, as Autoware's planners have it
 GENERATOR_NAME = "fastdrive"
+BRAKE_NAME = "fastdrive brake"  # of a stop along the last path, which no model made
 
 
 class TrajectoryOutput:
@@ -77,14 +79,17 @@ class CandidatesOutput(TrajectoryOutput):
             points=trajectory_points(waypoints, motion, ego, self._vehicle, self._points),
         )
         candidate.generator_id.uuid = self._id
-        message = self.empty(candidate.header)
+        message = self._with_name(GENERATOR_NAME if plan.mode != BRAKE_MODE else BRAKE_NAME)
         message.candidate_trajectories = [candidate]
         return message
 
     def empty(self, stamp: Header) -> Any:
+        return self._with_name(GENERATOR_NAME)
+
+    def _with_name(self, name: str) -> Any:
         # of releases after 1.12 the type has another name
         kind = getattr(self._messages, "GeneratorInfo", None) or self._messages.TrajectoryGeneratorInfo
-        info = kind(generator_name=String(data=GENERATOR_NAME))
+        info = kind(generator_name=String(data=name))
         info.generator_id.uuid = self._id
         return self.kind(generator_info=[info])
 

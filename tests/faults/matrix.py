@@ -16,8 +16,8 @@ from tests.faults.harness import PARAMETERS, PERIOD_S, SCENES, Measured, Scenes
 HEAD = """# Fault matrix
 
 Written by `python -m tests.faults.matrix --out docs/faults.md`, from {count} faults that were injected into a live node
-with a stand-in planner, in the scene `model` with the shipped model ({seconds:.0f} s in all, on a machine that did
-other work too). A third of them runs in the test suite. Sets come every {period_ms:.0f} ms.
+with a stand-in planner, in the scenes `model` and `strict` with the shipped model ({seconds:.0f} s in all, on a machine
+that did other work too). A third of them runs in the test suite. Sets come every {period_ms:.0f} ms.
 
 Parameters other than the defaults:
 

@@ -32,4 +32,4 @@ def test_a_fault_has_its_mode_and_code_and_the_node_recovers(scenes, fault):
 
 def test_names_of_faults_are_unique():
     names = [(fault.group, fault.name) for fault in FAULTS]
-    assert len(names) == len(set(names)) >= 60
+    assert len(names) == len(set(names)) >= 120

@@ -99,11 +99,16 @@ def test_brake_is_a_stop_along_the_last_path_while_no_plan_comes(rig):
         rig.send_set(rig.now_ns(), speed=4.0)
         next_record(rig, count)
     assert values(until_mode(rig, "refusing", "answer"))["fallback"] == "brake"
-    rig.wait(lambda: len(paths) > 1, "a stop")
+    rig.wait(lambda: len(paths) > 3, "stops")
     stop = paths[-1]
     # at rest after 2 s and 4 m; odometry that is missing for a moment is carried on at constant speed
     assert [pose.pose.position.x for pose in stop.poses] == pytest.approx([1.75, 3.0, 3.75, 4.0], abs=1e-6)
     assert abs(stamp_ns(stop.header.stamp) - rig.now_ns()) < 5e9
+    # every stop is announced by its stamp, and no plan is
+    stops = {str(stamp_ns(path.header.stamp)) for path in paths[1:-1]}
+    told = [values(each) for each in rig.messages[STATUS]]
+    assert stops <= {each.get("fallback_stamp_ns") for each in told}
+    assert {each.get("last_stamp_ns") for each in told} - {None} == {str(stamp_ns(paths[0].header.stamp))}
 
 
 def test_empty_is_an_empty_path_and_trajectory_with_the_stamp(rig):

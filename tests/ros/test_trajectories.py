@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from fastdrive_node.errors import ModelError
 from fastdrive_node.ros.messages import stamp_ns
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.trajectories import trajectory_output
+from fastdrive_node.sync.compensation import BRAKE_MODE
 from fastdrive_node.types import EgoState
 from tests.ros.test_messages import ARC, T0, plan, yaw_of
 
@@ -92,6 +94,11 @@ def test_two_nodes_are_two_generators_and_one_node_stays_one(autoware):
     one, other = output("candidates"), output("candidates")
     ids = [bytes(each.message(plan(), EGO).generator_info[0].generator_id.uuid) for each in (one, one, other)]
     assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_stop_that_no_model_made_has_another_generators_name(autoware):
+    stop = replace(plan(), mode=BRAKE_MODE)
+    assert output("candidates").message(stop, EGO).generator_info[0].generator_name.data == "fastdrive brake"
 
 
 def test_the_later_name_of_the_generators_type_is_taken_too(autoware):
