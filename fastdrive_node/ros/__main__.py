@@ -9,10 +9,10 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run the node and exit; see ``node.main``."""
+    """Run the node and exit; see ``program.main``."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(0))  # nothing has started yet
-    from fastdrive_node.ros.node import main as run
+    from fastdrive_node.ros.program import main as run
 
     code = run()
     sys.stdout.flush()

@@ -30,16 +30,15 @@ class Pending:
     def state(self) -> str:
         """ "loading", "ready" or "failed"."""
         supervised = None if self.candidate is None else self.candidate.supervised
-        if supervised is None or supervised.load_error is not None:
-            return "failed"
-        return "ready" if supervised.state().phase == "ready" else EXCHANGING
+        phase = "down" if supervised is None else supervised.state().phase
+        return {"ready": "ready", "down": "failed"}.get(phase, EXCHANGING)
 
     @property
     def reason(self) -> str:
         """Why it failed."""
         supervised = None if self.candidate is None else self.candidate.supervised
-        error = self.error if supervised is None else supervised.load_error
-        return " ".join(str(error).split())
+        text = str(self.error) if supervised is None else supervised.state().reason
+        return " ".join(text.split())
 
 
 class PlannerExchange:

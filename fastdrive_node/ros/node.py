@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import logging
-import signal
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from rcl_interfaces.msg import SetParametersResult
-from rclpy._rclpy_pybind11 import RCLError
 from rclpy.clock import Clock, JumpThreshold, TimeJump
 from rclpy.duration import Duration
-from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter as RosParameter
 from rclpy.task import Future
-from rclpy.utilities import ok, try_shutdown
 
 from fastdrive_node.errors import FastDriveError, InputError
 from fastdrive_node.ros.bond import end_bond, start_bond
 from fastdrive_node.ros.diagnostics import ACTIVE, NodeStatus, diagnostic_array
-from fastdrive_node.ros.distribution import ClockType, add_parameter_callbacks
+from fastdrive_node.ros.distribution import ClockType
 from fastdrive_node.ros.exchange import Pending, PlannerExchange
 from fastdrive_node.ros.inputs import Inputs
 from fastdrive_node.ros.outputs import Outputs
-from fastdrive_node.ros.parameters import PARAMETERS, Settings, check_names, descriptor, make_settings, validate
+from fastdrive_node.ros.parameter_node import ParameterNode, one_line
 from fastdrive_node.ros.planner_factory import LoadedPlanner, PlannerFactory, make_planner
 from fastdrive_node.ros.qos import OUTPUT, QosLog
 from fastdrive_node.ros.status import StatusReporter
@@ -45,7 +37,7 @@ NODE_NAME = "fastdrive"
 STOP_S = 1.0  # for a plan in progress in this process, when the node ends
 
 
-class FastDriveNode(LifecycleNode):
+class FastDriveNode(ParameterNode):
     """Images of the VLA's cameras to a trajectory.
 
     unconfigured -> inactive: the planner is loaded or, in a process of its own, loads from now on; the outputs are
@@ -62,10 +54,8 @@ class FastDriveNode(LifecycleNode):
         self._loaded: LoadedPlanner | None = None
         self._retired: LoadedPlanner | None = None  # closed after its last plan
         self._exchange = PlannerExchange(planner_factory, lambda: self._planner_changed.trigger())
-        self._going_back = False  # parameters of an exchange that failed
-        self.settings = self._declare_parameters()
         self._label = "unconfigured"
-        self._update_problem = self._configure_problem = ""
+        self._configure_problem = ""
         self.failed: Future = Future()  # done with the reason when the model cannot be loaded
         self._stopping = False  # nothing may wait any more
         self._planner_changed = self.create_guard_condition(self._on_planner_change)
@@ -131,7 +121,7 @@ class FastDriveNode(LifecycleNode):
             worker=worker.status() if worker else None,
             mode=self._status.mode,
             settings=self.settings,
-            problem=self._configure_problem or self._update_problem,
+            problem=self._configure_problem or self.update_problem,
             planner=loaded.planner_state() if loaded else None,
             publishers=inputs.publishers() if inputs else {},
             lost=inputs.lost() if inputs else {},
@@ -145,45 +135,17 @@ class FastDriveNode(LifecycleNode):
         )
         self._diagnostics.publish(diagnostic_array(status, self.get_clock().now().to_msg()))
 
-    def _declare_parameters(self) -> Settings:
-        values = {
-            name: self.declare_parameter(name, schema["default"], descriptor(name)).value
-            for name, schema in PARAMETERS.items()
-        }
-        try:
-            check_names(self._parameter_overrides)  # of rclpy.node.Node, which ignores those that nobody declares
-            settings = make_settings(values)
-        except InputError as error:
-            raise ParameterException(str(error), []) from error
-        add_parameter_callbacks(self, self._with_default_drop, self._check_update, self._on_update)
-        return settings
-
-    def _with_default_drop(self, parameters: list[RosParameter]) -> list[RosParameter]:
+    def replace_values(self, parameters: list[RosParameter]) -> list[RosParameter]:
         """A drop of -1 is the loaded model's default, which the parameter then has."""
         loaded = self._loaded
-        if loaded is None or not loaded.identity():  # no model, which ``_check_update`` tells
+        if loaded is None or not loaded.identity():  # no model, which ``check_change`` tells
             return parameters
         if self._exchange.asked(self.settings, {each.name: each.value for each in parameters}):
             return parameters  # the default is that of the next model
         default = RosParameter("drop", value=float(loaded.planner.default_drop))
         return [default if each.name == "drop" and each.value == -1.0 else each for each in parameters]
 
-    def _check_update(self, parameters: Sequence[RosParameter]) -> SetParametersResult:
-        """An exception in a parameter callback would end the process, so that none may leave this one."""
-        if self._going_back:
-            return SetParametersResult(successful=True)
-        try:
-            for parameter in parameters:
-                value: Any = parameter.value
-                reason = validate(parameter.name, value) if parameter.name in PARAMETERS else None
-                if reason is not None:
-                    return SetParametersResult(successful=False, reason=reason)
-            self._check_planner({parameter.name: parameter.value for parameter in parameters})
-        except Exception as error:
-            return SetParametersResult(successful=False, reason=_one_line(error))
-        return SetParametersResult(successful=True)
-
-    def _check_planner(self, values: dict[str, Any]) -> None:
+    def check_change(self, values: Mapping[str, Any]) -> None:
         """Raises FastDriveError for values that the planner does not take, or that no other planner could take over."""
         loaded = self._loaded
         if loaded is None:
@@ -193,26 +155,14 @@ class FastDriveNode(LifecycleNode):
         elif "drop" in values:
             loaded.planner.check_drop(values["drop"])
 
-    def _on_update(self, parameters: Sequence[RosParameter]) -> None:
-        """After a change was accepted. A fault is logged and stays in the diagnostics until the next change."""
-        if self._going_back:
-            return
-        self._update_problem = ""
-        try:
-            self._apply_update(parameters)
-        except Exception as error:
-            names = ", ".join(parameter.name for parameter in parameters)
-            self._update_problem = f"{names}: accepted but not applied: {_one_line(error)}"
-            self.get_logger().error(self._update_problem)
-        self._status.problem(PARAMETER, self._update_problem)
-
-    def _apply_update(self, parameters: Sequence[RosParameter]) -> None:
-        given = {parameter.name: parameter.value for parameter in parameters if parameter.name in PARAMETERS}
-        values = {name: getattr(make_settings({name: value}), name) for name, value in given.items()}  # 1 is 1.0
+    def apply_change(self, values: Mapping[str, Any]) -> None:
         if self._loaded is not None:
             values = self._exchange.begin(self.settings, values)
             self._status.exchange = self._exchange.text
         self._apply(values)
+
+    def change_ended(self) -> None:
+        self._status.problem(PARAMETER, self.update_problem)
 
     def _apply(self, values: Mapping[str, Any]) -> None:
         """Values that take effect now."""
@@ -236,12 +186,12 @@ class FastDriveNode(LifecycleNode):
         try:
             work()
         except Exception as error:
-            self.get_logger().error(_one_line(error))
+            self.get_logger().error(one_line(error))
             if label == "inactive":
-                self._configure_problem = f"configure failed: {_one_line(error)}"
+                self._configure_problem = f"configure failed: {one_line(error)}"
             if not isinstance(error, FastDriveError):
                 logging.getLogger(__name__).exception("transition to %s failed", label)
-            self._status.fault(CONFIGURE, _one_line(error))
+            self._status.fault(CONFIGURE, one_line(error))
             return TransitionCallbackReturn.FAILURE
         self._label = label
         self._status.lifecycle(label)
@@ -275,7 +225,7 @@ class FastDriveNode(LifecycleNode):
             return
         state, error = loaded.supervised.state(), loaded.supervised.load_error
         if error is not None:
-            self._undo_configuration(_one_line(error))
+            self._undo_configuration(one_line(error))
         elif state.phase == "ready" and self.settings.drop != loaded.planner.drop:
             self._take_drop(loaded)  # it was -1, or the GPU's memory was short
 
@@ -290,13 +240,7 @@ class FastDriveNode(LifecycleNode):
         state, reason = pending.state(), pending.reason
         if state == "failed":
             self.get_logger().error(f"exchange failed: {reason}; the model before goes on")
-            self._going_back = True
-            try:
-                self.set_parameters_atomically(
-                    [RosParameter(name, value=pending.before[name]) for name in pending.values]
-                )
-            finally:
-                self._going_back = False
+            self.set_back({name: pending.before[name] for name in pending.values})
             self._exchange.finish(reason)
         elif state == "ready":
             self._take_over(pending)
@@ -402,47 +346,3 @@ class FastDriveNode(LifecycleNode):
             self.get_logger().warning("time jumped back or changed its source: the state is reset")
             self._statistics.reset()
             self._worker.time_jumped(self.get_clock().now().nanoseconds)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, FastDriveError) else f"{type(error).__name__}: {text}"
-
-
-def main(arguments: list[str] | None = None, planner_factory: PlannerFactory = make_planner) -> int:
-    """Run the node until it is told to stop. Returns 0, or 1 where it could not start."""
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # rclpy calls the handlers that it finds, after its own
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    rclpy.init(args=arguments)
-    node = None
-    try:
-        node = FastDriveNode(planner_factory)
-        if node.settings.autostart and not node.start():
-            return 1
-        # 360 of 360 images of 4.3 MB at 60 a second, 7 ms after their stamp (p50); with more threads fewer arrive, for
-        # taking a message holds the GIL, and the experimental EventsExecutor of rclpy 7.1.6's wheels delivered none.
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        executor.spin_until_future_complete(node.failed if node.settings.autostart else Future())
-        if node.settings.autostart and node.failed.done():
-            return 1
-    except ParameterException as error:
-        print(f"fastdrive_node: {error}", file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except RCLError:
-        if ok():
-            raise
-        # else a signal ended the context in the middle of a call
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal and a launch file each send one
-        if node is not None:
-            node.destroy_node()
-        try_shutdown()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -74,7 +74,7 @@ def make_loaded(settings):
 
 
 if __name__ == "__main__":
-    from fastdrive_node.ros.node import main
+    from fastdrive_node.ros.program import main
 
     planner = FakePlanner()
     planner.delay_s = float(os.environ.get("FAKE_PLANNER_DELAY_S", 0))

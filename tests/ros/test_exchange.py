@@ -101,6 +101,13 @@ def test_one_that_cannot_be_loaded_leaves_the_one_before_and_the_parameters_go_b
     assert over(rig) == "none" and planner_of(rig).split("; ")[0] == "quick"
 
 
+def test_one_whose_process_dies_while_it_loads_is_not_started_again(rig):
+    before, pruner = planner_of(rig), parameter(rig, "pruner")
+    assert change(rig, pruner="dies").successful
+    assert over(rig).startswith("failed: the planner's process ended with exit code 9")
+    assert parameter(rig, "pruner") == pruner and planner_of(rig) == before
+
+
 def test_parameters_of_one_change_take_effect_together(rig):
     assert change(rig, pruner="slow 2", drop=0.75, recover_plans=7).successful
     assert (rig.node.settings.drop, rig.node.settings.recover_plans) == (0.5, 3)

@@ -428,7 +428,7 @@ def test_an_unknown_parameter_is_refused_at_the_start_by_name(ros, name):
 
 
 def test_the_executable_refuses_an_unknown_parameter_with_the_names_that_are_close(ros):
-    words = ["-m", "fastdrive_node.ros.node", "--ros-args", "-p", "use_sim_time:=true", "-p", "dropp:=0.5"]
+    words = ["-m", "fastdrive_node.ros", "--ros-args", "-p", "use_sim_time:=true", "-p", "dropp:=0.5"]
     ended = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1
     assert "fastdrive_node: dropp: no such parameter; did you mean drop?" in ended.stderr

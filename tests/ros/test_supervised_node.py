@@ -86,7 +86,7 @@ def test_a_model_that_cannot_be_loaded_makes_the_node_unconfigured_and_is_in_the
 
 SCRIPT = f"""
 import sys
-from fastdrive_node.ros.node import main
+from fastdrive_node.ros.program import main
 from fastdrive_node.ros.planner_factory import supervise_planner
 sys.exit(main(["--ros-args", "-p", "vla:=tiny"], lambda settings: supervise_planner(settings, "{STAND_INS}:slow")))
 """

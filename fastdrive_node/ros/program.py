@@ -1,0 +1,52 @@
+"""From the start of the node's program to its end."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+
+import rclpy
+from rclpy._rclpy_pybind11 import RCLError
+from rclpy.exceptions import ParameterException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.task import Future
+from rclpy.utilities import ok, try_shutdown
+
+from fastdrive_node.ros.node import FastDriveNode
+from fastdrive_node.ros.planner_factory import PlannerFactory, make_planner
+
+
+def main(arguments: list[str] | None = None, planner_factory: PlannerFactory = make_planner) -> int:
+    """Run the node until it is told to stop. Returns 0, or 1 where it could not start."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # rclpy calls the handlers that it finds, after its own
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    rclpy.init(args=arguments)
+    node = None
+    try:
+        node = FastDriveNode(planner_factory)
+        if node.settings.autostart and not node.start():
+            return 1
+        # 360 of 360 images of 4.3 MB at 60 a second, 7 ms after their stamp (p50); with more threads fewer arrive, for
+        # taking a message holds the GIL, and the experimental EventsExecutor of rclpy 7.1.6's wheels delivered none.
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        executor.spin_until_future_complete(node.failed if node.settings.autostart else Future())
+        if node.settings.autostart and node.failed.done():
+            return 1
+    except ParameterException as error:
+        print(f"fastdrive_node: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except RCLError:
+        if ok():
+            raise
+        # else a signal ended the context in the middle of a call
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal and a launch file each send one
+        if node is not None:
+            node.destroy_node()
+        try_shutdown()
+    return 0
