@@ -9,7 +9,7 @@ import numpy as np
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.sync.modes import ModeStatus, code_of
-from fastdrive_node.sync.worker import Outcome
+from fastdrive_node.sync.outcomes import Outcome
 from fastdrive_node.types import SUPERSEDED, Command, KeptTokens, Plan, Refusal
 
 PLAN_LINE = ("t0_ns", "waypoints", "dt_s", "mode", "text")  # the fields of a line of plans.jsonl

@@ -10,7 +10,7 @@ import pytest
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.record import PlanRecord
-from fastdrive_node.sync.worker import Outcome
+from fastdrive_node.sync.outcomes import Outcome
 from fastdrive_node.types import (
     SUPERSEDED,
     CameraFrame,

@@ -12,8 +12,8 @@ from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.performance import GPU_MEMORY, memory_values, snake_case, timing_part
 from fastdrive_node.sync.frames import CameraStatus
 from fastdrive_node.sync.modes import Mode, ModeStatus
+from fastdrive_node.sync.outcomes import WorkerStatus
 from fastdrive_node.sync.statistics import Statistics
-from fastdrive_node.sync.worker import WorkerStatus
 from fastdrive_node.types import PlannerState
 
 PLANNER_STATUS, MODEL_STATUS = "planner", "model"  # parts that the replay reads, with the key and value that say ready

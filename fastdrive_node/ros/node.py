@@ -29,8 +29,9 @@ from fastdrive_node.ros.topics import check_camera_names
 from fastdrive_node.sync.frames import FrameBuffer
 from fastdrive_node.sync.modes import CONFIGURE, LOADING, PARAMETER
 from fastdrive_node.sync.odometry import OdometryBuffer
+from fastdrive_node.sync.outcomes import Outcome
 from fastdrive_node.sync.statistics import PlanStatistics
-from fastdrive_node.sync.worker import Outcome, Worker
+from fastdrive_node.sync.worker import Worker
 from fastdrive_node.types import JUMP_BACK_S, SUPERSEDED, Plan
 
 NODE_NAME = "fastdrive"

@@ -24,7 +24,7 @@ from fastdrive_node.ros.messages import (
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.qos import RECORDS, QosLog, advertise
 from fastdrive_node.ros.trajectories import trajectory_output
-from fastdrive_node.sync.worker import Outcome
+from fastdrive_node.sync.outcomes import Outcome
 from fastdrive_node.types import SUPERSEDED, EgoState, FrameSet, Plan
 
 RECORDS_TOPIC = "~/output/plan_json"

@@ -32,7 +32,7 @@ from fastdrive_node.supervision.supervisor import SupervisionLimits
 from fastdrive_node.sync.frames import FrameLimits
 from fastdrive_node.sync.modes import ModeLimits
 from fastdrive_node.sync.odometry import OdometryLimits
-from fastdrive_node.sync.worker import WorkerLimits
+from fastdrive_node.sync.outcomes import WorkerLimits
 from fastdrive_node.types import MAX_DROP, TEMPORAL_RANGES, DtypeName, OnnxProviderName, Vehicle, VisionBackendName
 from fastdrive_node.validation import read_bytes, read_yaml
 

@@ -11,7 +11,7 @@ from fastdrive_node.families.spec import chosen_vla_dir, load_spec
 from fastdrive_node.planning.drop_limits import DropLimits
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.supervision.supervisor import SupervisedPlanner
-from fastdrive_node.sync.worker import Planner
+from fastdrive_node.sync.outcomes import Planner
 from fastdrive_node.types import PlannerState
 
 # Read when transformers is imported: a VLA directory's files are all that is used, and the Hub is never asked.

@@ -24,7 +24,8 @@ from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.qos import STATUS
 from fastdrive_node.sync.compensation import stop_plan
 from fastdrive_node.sync.modes import Mode, ModeJudge, ModeReason, ModeStatus, View
-from fastdrive_node.sync.worker import Outcome, Worker, WorkerStatus
+from fastdrive_node.sync.outcomes import Outcome, WorkerStatus
+from fastdrive_node.sync.worker import Worker
 from fastdrive_node.types import SUPERSEDED, EgoState, Plan
 
 STATUS_TOPIC = "~/output/status"

@@ -16,7 +16,7 @@ from typing import Any
 
 from fastdrive_node.errors import FastDriveError, PlannerError
 from fastdrive_node.supervision.channel import PackedError, PlanRequest, Region, unpack_frames
-from fastdrive_node.sync.worker import Planner
+from fastdrive_node.sync.outcomes import Planner
 from fastdrive_node.types import MAX_DROP, Plan, PruningRatio
 
 _PR_SET_PDEATHSIG = 1

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fastdrive_node.sync.worker import Outcome
+from fastdrive_node.sync.outcomes import Outcome
 from fastdrive_node.types import KeptTokens, Plan
 
 MAX_PLANS = 2000  # that the window holds, whatever its length

@@ -7,29 +7,23 @@ refusal of stage "superseded" for a set that a newer one replaced before it was 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
-from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from fastdrive_node.errors import AnswerError, EgoStateError, FastDriveError
-from fastdrive_node.sync.camera_identity import InputChecks, camera_problems
+from fastdrive_node.errors import EgoStateError, FastDriveError
+from fastdrive_node.sync.camera_identity import InputChecks
 from fastdrive_node.sync.compensation import shift_plan
-from fastdrive_node.sync.frames import CameraStatus, FrameBuffer, FrameCounters, FrameLimits
-from fastdrive_node.sync.health import InputLimits
+from fastdrive_node.sync.frames import FrameBuffer, FrameLimits
 from fastdrive_node.sync.odometry import OdometryBuffer, OdometryLimits
+from fastdrive_node.sync.outcomes import Job, Outcome, Planner, Tally, WorkerLimits, WorkerStatus, check_planned
 from fastdrive_node.types import (
     SUPERSEDED,
     CameraFrame,
     Command,
     EgoHistory,
     EgoState,
-    FrameSet,
     Plan,
     PlannerState,
     Refusal,
@@ -37,110 +31,17 @@ from fastdrive_node.types import (
 )
 
 TICK_S = 0.05  # how often waiting sets are looked at, in wall time
-RECENT = 20  # plans and refusals that the diagnostics judge by
 log = logging.getLogger(__name__)
-
-
-class Planner(Protocol):
-    """What the worker needs of ``pipeline.Pipeline``."""
-
-    @property
-    def drop(self) -> float:
-        """Pruning ratio; may be set between plans."""
-        ...
-
-    @drop.setter
-    def drop(self, value: float) -> None: ...
-
-    @property
-    def default_drop(self) -> float:
-        """Where the user gives none."""
-        ...
-
-    def check_drop(self, value: float) -> object:
-        """Raises InputError, with the reason, for a pruning ratio that ``drop`` would not take."""
-        ...
-
-    def plan(self, frame_set: FrameSet, history: EgoHistory, command: Command) -> Plan:
-        """Raises FastDriveError: ImageError, EgoStateError, AnswerError, ...; ``stage`` and text name the cause."""
-        ...
-
-
-@dataclass(frozen=True)
-class WorkerLimits:
-    """Times in seconds."""
-
-    odometry_wait_s: float = 0.2  # wall time that a complete set waits for odometry at t0 or later
-    max_command_age_s: float = 0.0  # of the driving command when the set is complete; 0: no limit
-    max_plan_age_s: float = 1.0  # of t0 when the plan is published
-    compensate: bool = False  # move plans on by odometry to the time of publishing
-    inputs: InputLimits = field(default_factory=InputLimits)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Result of one frame set. Times in milliseconds of wall time."""
-
-    result: Plan | Refusal
-    frames: FrameSet | None = None  # None where the set was never planned
-    history: EgoHistory | None = None
-    command: Command = Command.NONE
-    waited_ms: float = 0.0  # from complete to the start of planning
-    planning_ms: float = 0.0
-    ego: EgoState | None = None  # at the plan's stamp, where that is not t0
-
-    @property
-    def ego_at_stamp(self) -> EgoState | None:
-        """Ego state in whose frame the plan's waypoints are."""
-        return self.ego or (None if self.history is None else self.history.now)
-
-
-@dataclass(frozen=True)
-class WorkerStatus:
-    """A snapshot for the diagnostics."""
-
-    cameras: dict[str, CameraStatus]
-    frames: FrameCounters
-    odometry_age_s: float | None
-    command: Command
-    command_age_s: float | None
-    plans: int
-    refused: int
-    busy: bool  # a set is being planned, or waits
-    last_refusal: str  # "stage: reason", or empty
-    plan_age_s: float | None  # since the last plan was ready; None: no plan yet
-    recent: int  # plans and refusals in the window of the last RECENT
-    recent_refusals: dict[str, int]  # of them, refusals by stage, the most frequent first
-    planning_s: float | None = None  # wall time that the plan in progress has taken; None: none is in progress
-    warnings: tuple[str, ...] = ()  # of the last plan, "code: text"
-    camera_problems: dict[str, str] = field(default_factory=dict)  # by camera: "frozen", "dark", ...
-    planner: PlannerState = field(default_factory=PlannerState)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A complete set with the command at its completion, which holds however long the set waits for the planner."""
-
-    frames: FrameSet
-    command: Command
-    complete_at: float  # monotonic seconds
 
 
 @dataclass
 class _State:
-    plans: int = 0
-    refused: int = 0
-    last_refusal: str = ""
-    warnings: tuple[str, ...] = ()
-    camera_problems: dict[str, str] = field(default_factory=dict)
-    plan_ns: int | None = None  # when the last plan was ready
-    recent: deque[str] = field(default_factory=lambda: deque(maxlen=RECENT))  # a refusal's stage; "" for a plan
     generation: int = 0  # of time; a jump back starts a new one
     busy: bool = False
     planning_at: float | None = None  # monotonic seconds at which the plan in progress began
     command: Command = Command.NONE
     command_ns: int | None = None
-    waiting: _Job | None = None
+    waiting: Job | None = None
 
 
 class Worker:
@@ -171,7 +72,7 @@ class Worker:
         self._clock = clock
         self._report = report
         self._changed = threading.Condition()
-        self._state = _State()
+        self._state, self._tally = _State(), Tally()
         self._stopping = False
         self._thread: threading.Thread | None = None
 
@@ -223,7 +124,7 @@ class Worker:
             self._odometry.reset(keep_until_ns=now_ns)
             self._state.generation += 1
             self._state.command, self._state.command_ns = Command.NONE, None
-            self._state.plan_ns = None
+            self._tally.plan_ns = None
             self._note_complete()
             self._changed.notify_all()
 
@@ -258,7 +159,7 @@ class Worker:
     def status(self) -> WorkerStatus:
         planner = self.planner_state()
         with self._changed:
-            now, state = self._clock(), self._state
+            now, state, tally = self._clock(), self._state, self._tally
 
             def age_s(stamp_ns: int | None) -> float | None:
                 return None if stamp_ns is None else (now - stamp_ns) * 1e-9
@@ -269,15 +170,15 @@ class Worker:
                 odometry_age_s=age_s(self._odometry.newest_ns),
                 command=state.command,
                 command_age_s=age_s(state.command_ns),
-                plans=state.plans,
-                refused=state.refused,
+                plans=tally.plans,
+                refused=tally.refused,
                 busy=state.busy or self._frames.pending is not None,
-                last_refusal=state.last_refusal,
-                warnings=state.warnings,
-                camera_problems=state.camera_problems,
-                plan_age_s=age_s(state.plan_ns),
-                recent=len(state.recent),
-                recent_refusals=dict(Counter(filter(None, state.recent)).most_common()),
+                last_refusal=tally.last_refusal,
+                warnings=tally.warnings,
+                camera_problems=tally.camera_problems,
+                plan_age_s=age_s(tally.plan_ns),
+                recent=len(tally.recent),
+                recent_refusals=tally.recent_refusals(),
                 planning_s=None if state.planning_at is None else time.monotonic() - state.planning_at,
                 planner=planner,
             )
@@ -292,7 +193,7 @@ class Worker:
         if pending is None:
             self._state.waiting = None
         elif waiting is None or waiting.frames is not pending:
-            self._state.waiting = _Job(pending, self._current_command(), time.monotonic())
+            self._state.waiting = Job(pending, self._current_command(), time.monotonic())
 
     def _current_command(self) -> Command:
         state, limit_s = self._state, self.limits.max_command_age_s
@@ -329,7 +230,7 @@ class Worker:
         waited_s = time.monotonic() - waiting.complete_at
         return self._odometry.covers(waiting.frames.t0_ns) or waited_s >= self.limits.odometry_wait_s
 
-    def _next(self) -> _Job | Refusal | None:
+    def _next(self) -> Job | Refusal | None:
         now_ns = self._clock()
         self._frames.expire(now_ns)
         self._note_complete()
@@ -339,7 +240,7 @@ class Worker:
         taken = self._frames.take(now_ns)
         return taken if isinstance(taken, Refusal) else job
 
-    def _plan(self, job: _Job, generation: int) -> Outcome:
+    def _plan(self, job: Job, generation: int) -> Outcome:
         start = self._state.planning_at = time.monotonic()
         history, result = self._attempt(job)
         planning_ms = (time.monotonic() - start) * 1e3
@@ -367,7 +268,7 @@ class Worker:
         except EgoStateError as error:
             return Refusal(plan.t0_ns, f"compensate: {error}", error.stage, error.code), None
 
-    def _attempt(self, job: _Job) -> tuple[EgoHistory | None, Plan | Refusal]:
+    def _attempt(self, job: Job) -> tuple[EgoHistory | None, Plan | Refusal]:
         t0_ns = job.frames.t0_ns
         history = None
         try:
@@ -378,7 +279,7 @@ class Worker:
             frames, found = self.checks.check(job.frames, history, limits, changed)
             told += found
             plan = self.planner.plan(frames, history, job.command)
-            _check_plan(plan, t0_ns)
+            check_planned(plan, t0_ns)
             return history, replace(plan, warnings=told + plan.warnings) if told else plan
         except FastDriveError as error:
             return history, Refusal(t0_ns, str(error), error.stage, error.code)
@@ -387,32 +288,9 @@ class Worker:
             return history, Refusal(t0_ns, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", "internal")
 
     def _publish(self, outcome: Outcome) -> None:
-        result, state = outcome.result, self._state
         with self._changed:
-            if isinstance(result, Plan):
-                state.plans += 1
-                state.plan_ns, state.warnings = self._clock(), result.warnings
-                state.camera_problems = camera_problems(result.warnings, self._frames.cameras)
-                state.recent.append("")
-            elif result.stage != SUPERSEDED:
-                state.refused += 1
-                state.last_refusal = f"{result.stage}: {result.reason}"
-                state.camera_problems = camera_problems([f"{result.code}: {result.reason}"], self._frames.cameras)
-                state.recent.append(result.stage)
+            self._tally.add(outcome.result, self._frames.cameras, self._clock())
         try:
             self._report(outcome)
         except Exception:  # e.g. the context is shut down while a plan is published
             log.exception("reporting an outcome failed")
-
-
-def _check_plan(plan: object, t0_ns: int) -> None:
-    """The last check before publishing, whatever the planner is. Raises AnswerError; TypeError for no plan at all."""
-    if not isinstance(plan, Plan):
-        raise TypeError(f"the planner returned {type(plan).__name__}, not a plan")
-    if plan.t0_ns != t0_ns:
-        raise AnswerError(f"plan: of the set at {plan.t0_ns} ns, not of that at {t0_ns} ns")
-    points = plan.waypoints_m
-    if points.ndim != 2 or points.shape[1] != 2 or not len(points) or not np.isfinite(points).all():
-        raise AnswerError("plan: waypoints: not one or more finite [x, y]")
-    if not 0 < plan.dt_s < math.inf:
-        raise AnswerError(f"plan: dt_s: {plan.dt_s} is no time between waypoints")

@@ -18,8 +18,8 @@ from fastdrive_node.ros.diagnostics import ERROR, OK, WARN, NodeStatus, diagnost
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.sync.frames import CameraStatus, FrameCounters
 from fastdrive_node.sync.modes import Mode, ModeReason, ModeStatus
+from fastdrive_node.sync.outcomes import WorkerStatus
 from fastdrive_node.sync.statistics import Percentiles, Statistics
-from fastdrive_node.sync.worker import WorkerStatus
 from fastdrive_node.types import Command, PlannerState
 
 ROOT = Path(__file__).resolve().parents[2]

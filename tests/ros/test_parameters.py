@@ -22,7 +22,7 @@ from fastdrive_node.ros.parameters import (
     validate,
 )
 from fastdrive_node.sync.frames import FrameLimits
-from fastdrive_node.sync.worker import WorkerLimits
+from fastdrive_node.sync.outcomes import WorkerLimits
 from fastdrive_node.types import Vehicle
 
 ROOT = Path(__file__).resolve().parents[2]

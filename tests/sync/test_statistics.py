@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fastdrive_node.sync.outcomes import Outcome
 from fastdrive_node.sync.statistics import MAX_PLANS, PlanStatistics, percentile
-from fastdrive_node.sync.worker import Outcome
 from fastdrive_node.types import CameraFrame, FrameSet, KeptTokens, Plan, Refusal
 
 SECOND = 1_000_000_000

@@ -11,7 +11,8 @@ import pytest
 from fastdrive_node.errors import AnswerError, EgoStateError, FrameSetError, ImageError, InputError, ModelError
 from fastdrive_node.sync.frames import FrameBuffer, FrameLimits
 from fastdrive_node.sync.odometry import OdometryBuffer
-from fastdrive_node.sync.worker import RECENT, Worker, WorkerLimits
+from fastdrive_node.sync.outcomes import RECENT, WorkerLimits
+from fastdrive_node.sync.worker import Worker
 from fastdrive_node.types import CAMERAS, CameraFrame, Command, EgoState, Plan
 
 MS = 1_000_000
