@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fastdrive_node.errors import AnswerError, FrameSetError, ImageError, ModelError
+from fastdrive_node.errors import AnswerError, FrameSetError, ModelError
 from fastdrive_node.families import LanguageModel, Prompt, VisionBackend, VisualTokens, Vla
 from fastdrive_node.planning.checks import LastPlan, PlanLimits, check_plan
 from fastdrive_node.planning.drafts import constant_turn
@@ -18,12 +18,12 @@ from fastdrive_node.planning.drop_limits import DropLimits
 from fastdrive_node.planning.frames import FrameMemory
 from fastdrive_node.planning.generator import Answer, Generator, Progress
 from fastdrive_node.planning.image_health import ImageHealth
+from fastdrive_node.planning.images import ImageDecoder
 from fastdrive_node.pruning.baselines.simple import NoPruner
 from fastdrive_node.pruning.pruner import ContextField, Pruner, Selection
 from fastdrive_node.pruning.select import keep_count
 from fastdrive_node.pruning.temporal import FrameContext, TemporalState
 from fastdrive_node.types import (
-    CameraFrame,
     Command,
     EgoHistory,
     EgoState,
@@ -104,6 +104,7 @@ class Pipeline:
         self._state: TemporalState | None = None
         self._frames = FrameMemory(vla)
         self._last = LastPlan()
+        self.decoder = ImageDecoder()
         self.image_health: ImageHealth | None = None  # looks at the images of every set, where there is one
         self._image_warnings: tuple[str, ...] = ()
         self.drop = self.default_drop if drop is None else drop
@@ -211,7 +212,8 @@ class Pipeline:
     def _see(self, frame_set: FrameSet, stage: StageTimes, speed_mps: float = 0.0) -> VisualTokens:
         self._check_cameras(frame_set)
         with stage("load"):
-            images = [load_image(frame) for frame in frame_set.frames]
+            loaded = self.decoder.decode(frame_set.frames)
+            images = [image.pixels for image in loaded]
             if self.image_health is not None:
                 pairs = zip(frame_set.frames, images, strict=True)
                 real = [pair for pair in pairs if pair[0].camera not in frame_set.missing]
@@ -322,22 +324,3 @@ def _of_cameras(indices: torch.Tensor, visual: VisualTokens, frame: FrameContext
 def _kept_tokens(selection: Selection, visual: VisualTokens, current: tuple[int, ...] | None) -> KeptTokens:
     scores = None if selection.scores is None else selection.scores.float().cpu().flatten().numpy()
     return KeptTokens(selection.indices.cpu().numpy(), scores, visual.grid, selection.temporal, current, visual.grids)
-
-
-def load_image(frame: CameraFrame) -> np.ndarray:
-    """Decode a frame: uint8 RGB [H, W, 3].
-
-    Raises:
-        ImageError: it cannot be decoded; the text names the camera.
-    """
-    try:
-        image = frame.load()
-    except Exception as error:  # decoders raise many kinds for damaged data
-        text = str(error).removeprefix(f"{frame.camera}: ")  # some loaders name the camera themselves
-        raise ImageError(f"{frame.camera}: {text}") from error
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ImageError(f"{frame.camera}: expected a uint8 RGB image, got {kind}")
-    if 0 in image.shape:
-        raise ImageError(f"{frame.camera}: expected a uint8 RGB image, got an empty one, {image.shape}")
-    return image

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from fastdrive_node.errors import ImageError
+from fastdrive_node.planning.images import LoadedImage
 from fastdrive_node.ros.bridge import installed_bridge
 from fastdrive_node.ros.cdr import CompressedView, ImageView, parse_compressed, parse_image
 from fastdrive_node.types import CameraFrame
@@ -88,7 +89,19 @@ class ImageLoader:
 
     def __call__(self) -> np.ndarray:
         try:
-            return decode_compressed(self.view) if isinstance(self.view, CompressedView) else decode_image(self.view)
+            if isinstance(self.view, CompressedView):
+                return decode_compressed(self.view).pixels
+            return decode_image(self.view)
+        except ImageError as error:
+            raise ImageError(f"{self.camera}: {error}") from error
+
+    def scaled(self, least: tuple[int, int]) -> LoadedImage:
+        """See ``planning.images.ScaledLoad``: a JPEG may be decoded to a fraction of its size."""
+        if not isinstance(self.view, CompressedView):
+            pixels = self()
+            return LoadedImage(pixels, pixels.shape[:2])
+        try:
+            return decode_compressed(self.view, least)
         except ImageError as error:
             raise ImageError(f"{self.camera}: {error}") from error
 
@@ -142,8 +155,11 @@ def _encoding(name: str) -> _Encoding:
     raise ImageError(f"encoding: {name[:40]!r} is not supported; use one of {', '.join(_ENCODINGS)}")
 
 
-def decode_compressed(image: CompressedView) -> np.ndarray:
-    """uint8 [H, W, 3] RGB from a JPEG or PNG.
+def decode_compressed(image: CompressedView, least: tuple[int, int] | None = None) -> LoadedImage:
+    """A JPEG or PNG as RGB.
+
+    Args:
+        least: height and width in px that a JPEG must keep when it is decoded to 1/2, 1/4 or 1/8 of its sides.
 
     Raises:
         ImageError: the data is no JPEG or PNG, is cut short, or is larger than 64 megapixels.
@@ -152,9 +168,12 @@ def decode_compressed(image: CompressedView) -> np.ndarray:
         raise ImageError("data: empty")
     try:
         with Image.open(io.BytesIO(image.data), formats=("JPEG", "PNG")) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise ImageError(f"data: {opened.width}x{opened.height} pixels are more than {MAX_PIXELS}")
-            return np.asarray(opened.convert("RGB"))
+            size = (opened.height, opened.width)
+            if size[0] * size[1] > MAX_PIXELS:
+                raise ImageError(f"data: {size[1]}x{size[0]} pixels are more than {MAX_PIXELS}")
+            if least is not None:
+                opened.draft("RGB", least[::-1])  # of a PNG nothing changes
+            return LoadedImage(np.asarray(opened.convert("RGB")), size)
     except ImageError:
         raise
     except Exception as error:  # the decoders raise many kinds for damaged data

@@ -80,6 +80,7 @@ def load_planner(settings: Settings) -> LoadedPlanner:
     from fastdrive_node.engines.vision_engine import choose_engine
     from fastdrive_node.planning.identity import Identity
     from fastdrive_node.planning.image_health import ImageHealth
+    from fastdrive_node.planning.images import ImageDecoder
     from fastdrive_node.planning.loading import open_pipeline
 
     device = choose_device(settings.device)
@@ -98,6 +99,7 @@ def load_planner(settings: Settings) -> LoadedPlanner:
         limits=settings.plan_limits(settings.vehicle_wheel_base_m),
         drafts=settings.drafts,
     )
+    pipeline.decoder = ImageDecoder(pipeline.vla.spec.image_size if settings.jpeg_scaling else None)
     pipeline.image_health = ImageHealth(settings.image_limits())
     if settings.warm_up:
         pipeline.warm_up()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fastdrive_node.errors import InputError
+from fastdrive_node.errors import ImageError, InputError
+from fastdrive_node.families.images import resize
+from fastdrive_node.replay.bag import Bag
 from fastdrive_node.ros.cdr import CompressedView, ImageView
-from fastdrive_node.ros.images import ImageLoader, camera_frame, decode_compressed, decode_image
+from fastdrive_node.ros.images import COMPRESSED_TYPE, ImageLoader, camera_frame, decode_compressed, decode_image
 
+KEYFRAMES = Path(__file__).resolve().parents[3] / "shared" / "data" / "nuscenes_scene0103_sqlite3"
 RGB = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 
 
@@ -85,13 +89,57 @@ def test_yuv422_gives_the_colour_that_was_encoded(encoding, order):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_compressed_images_are_rgb(kind):
     flat = np.full((16, 16, 3), (200, 30, 90), np.uint8)
-    image = decode_compressed(compressed(jpeg(flat, kind)))
+    image = decode_compressed(compressed(jpeg(flat, kind))).pixels
     assert image.shape == (16, 16, 3)
     assert np.abs(image.astype(int) - flat).max() <= 4
 
 
 def test_a_grey_jpeg_is_rgb_too():
-    assert decode_compressed(compressed(jpeg(RGB[..., 0]))).shape == (6, 8, 3)
+    assert decode_compressed(compressed(jpeg(RGB[..., 0]))).pixels.shape == (6, 8, 3)
+
+
+def scene(height: int = 900, width: int = 1600) -> np.ndarray:
+    """An image with edges and with texture."""
+    y, x = np.mgrid[:height, :width]
+    waves = np.stack([np.sin(x / 9), np.sin(y / 5 + x / 40), np.cos((x + y) / 14)], axis=2)
+    return ((waves + (x // 160 + y // 150)[..., None] % 2) * 50 + 100).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("least", "shape"),
+    [((112, 224), (225, 400)), ((392, 672), (450, 800)), ((600, 800), (900, 1600)), ((28, 28), (113, 200))],
+)
+def test_a_jpeg_is_decoded_to_the_smallest_fraction_that_is_large_enough(least, shape):
+    loader = ImageLoader("CAM_FRONT", compressed(jpeg(scene())))
+    found = loader.scaled(least)
+    assert found.size == (900, 1600) and found.pixels.shape == (*shape, 3)
+    whole, scaled = (resize([image], (112, 224)).float() for image in (loader(), found.pixels))
+    assert (whole - scaled).abs().mean() < 1.0 or shape[0] < 225
+
+
+def test_what_is_no_jpeg_is_decoded_whole():
+    for loader in (
+        ImageLoader("CAM_FRONT", compressed(jpeg(scene(), "PNG"))),
+        ImageLoader("CAM_FRONT", view("rgb8", scene(), width=1600)),
+    ):
+        found = loader.scaled((112, 224))
+        assert found.size == (900, 1600) and np.array_equal(found.pixels, scene())
+
+
+def test_a_damaged_jpeg_is_refused_when_it_is_scaled_too():
+    with pytest.raises(ImageError, match=r"^CAM_FRONT: data: 2000 bytes are not a complete JPEG or PNG"):
+        ImageLoader("CAM_FRONT", compressed(jpeg(scene())[:2000])).scaled((112, 224))
+
+
+@pytest.mark.skipif(not KEYFRAMES.is_dir(), reason="the real keyframes (shared/data beside the checkout) are not here")
+def test_real_images_differ_by_less_than_one_step_in_the_mean_when_they_are_scaled():
+    bag = Bag.open(KEYFRAMES)
+    messages = [each.raw for each in bag.messages([name for name in bag.types if bag.types[name] == COMPRESSED_TYPE])]
+    assert len(messages) == 24
+    for raw in messages:
+        loader = camera_frame("CAM_FRONT", raw, 0, compressed=True).load
+        whole, scaled = (resize([image], (112, 224)).float() for image in (loader(), loader.scaled((112, 224)).pixels))
+        assert 0 < (whole - scaled).abs().mean() < 1.0
 
 
 @pytest.mark.parametrize(
@@ -164,6 +212,6 @@ def test_any_jpeg_bytes_are_decoded_or_refused(noise, at):
     data = bytearray(jpeg())
     data[at : at + len(noise)] = noise
     try:
-        assert decode_compressed(compressed(bytes(data))).dtype == np.uint8
+        assert decode_compressed(compressed(bytes(data))).pixels.dtype == np.uint8
     except InputError as error:
         assert "data:" in str(error)
