@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.sync.modes import ModeStatus, code_of
 from fastdrive_node.sync.outcomes import Outcome
-from fastdrive_node.types import SUPERSEDED, Command, KeptTokens, Plan, Refusal
+from fastdrive_node.types import SUPERSEDED, Command, DeadlineChoice, KeptTokens, Plan, Refusal
 
 PLAN_LINE = ("t0_ns", "waypoints", "dt_s", "mode", "text")  # the fields of a line of plans.jsonl
 REFUSAL_LINE = ("t0_ns", "kind", "stage", "reason")  # and of unplanned.jsonl
@@ -96,6 +96,7 @@ class PlanRecord:
             **{name: getattr(result, name).tolist() for name in STATED if getattr(result, name) is not None},
             **({"derived": list(result.derived)} if result.derived else {}),
             **({"warnings": list(result.warnings)} if result.warnings else {}),
+            **({} if (due := result.deadline) is None else {"deadline": {**asdict(due), "reason": due.reason}}),
         }
 
     @classmethod
@@ -161,7 +162,13 @@ def _plan(values: Mapping) -> Plan:
         shifted_ns=None if values.get("stamp_ns") is None else int(values["stamp_ns"]),
         headings_rad=_stated(values, "headings_rad", len(waypoints)),
         speeds_mps=_stated(values, "speeds_mps", len(waypoints)),
+        deadline=None if values.get("deadline") is None else _deadline(values["deadline"]),
     )
+
+
+def _deadline(values: Mapping) -> DeadlineChoice:
+    times = (float(values[name]) for name in ("deadline_ms", "elapsed_ms", "predicted_ms"))
+    return DeadlineChoice(*times, int(values["keep"]), int(values["wanted"]), float(values["load"]))
 
 
 def _stated(values: Mapping, name: str, points: int) -> np.ndarray | None:

@@ -217,6 +217,23 @@ class ModelOutput:
 
 
 @dataclass(frozen=True)
+class DeadlineChoice:
+    """How many tokens a plan keeps where it has a deadline, and why."""
+
+    deadline_ms: float
+    elapsed_ms: float  # since planning began, when K was chosen
+    predicted_ms: float  # from then on
+    keep: int
+    wanted: int  # K of the pruning ratio
+    load: float  # how many times longer than at the start the last plans took
+
+    @property
+    def reason(self) -> str:
+        """``drop`` where the pruning ratio decided, ``deadline`` where the time did."""
+        return "drop" if self.keep == self.wanted else "deadline"
+
+
+@dataclass(frozen=True)
 class Plan:
     """A trajectory in the ego frame of t0."""
 
@@ -234,6 +251,7 @@ class Plan:
     warnings: tuple[str, ...] = ()  # "code: text" of each, like "plan.speed: 36.00 m/s at waypoint 6 ..."
     # Where odometry has moved the plan on: the time whose ego frame the waypoints are in, the first one dt later.
     shifted_ns: int | None = None
+    deadline: DeadlineChoice | None = None
 
     @property
     def stamp_ns(self) -> int:

@@ -15,6 +15,7 @@ from fastdrive_node.types import (
     SUPERSEDED,
     CameraFrame,
     Command,
+    DeadlineChoice,
     EgoHistory,
     EgoState,
     FrameSet,
@@ -65,6 +66,13 @@ def test_the_line_of_a_plan_has_the_fields_that_scripts_read():
         "mode": "nominal",
         "text": "an answer",
     }
+
+
+def test_a_plan_tells_why_it_keeps_so_many_tokens():
+    timed = replace(PLAN, deadline=DeadlineChoice(100.0, 42.5, 51.25, 64, 96, 1.5))
+    values = written(PlanRecord(timed))
+    assert values["deadline"]["reason"] == "deadline" and values["deadline"]["keep"] == 64
+    assert PlanRecord.from_dict(values).result.deadline == timed.deadline
 
 
 @pytest.mark.parametrize(("stage", "kind"), [("image", "refused"), (SUPERSEDED, SUPERSEDED)])

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from statistics import median
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ import torch
 from fastdrive_node.errors import AnswerError, FrameSetError, ModelError
 from fastdrive_node.families import LanguageModel, Prompt, VisionBackend, VisualTokens, Vla
 from fastdrive_node.planning.checks import LastPlan, PlanLimits, check_plan
+from fastdrive_node.planning.deadline import Deadline
 from fastdrive_node.planning.drafts import constant_turn
 from fastdrive_node.planning.drop_limits import DropLimits
 from fastdrive_node.planning.frames import FrameMemory
@@ -36,6 +38,7 @@ from fastdrive_node.types import (
 
 STAGES = ("load", "preprocess", "encode", "prompt", "score", "select", "prefill", "decode", "parse", "total")
 DEFAULT_DROP = 0.5
+_BEHIND_ENCODER = ("prompt", "score", "select", "prefill", "decode")
 _AT_REST = EgoState(stamp_ns=0, x_m=0.0, y_m=0.0, yaw_rad=0.0, speed_mps=0.0)
 
 
@@ -49,7 +52,13 @@ class StageTimes:
     def __init__(self, device: torch.device, progress: Progress | None = None):
         self._cuda = device.type == "cuda"
         self._progress = progress
+        self._begun = time.perf_counter()
         self.ms: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+
+    @property
+    def elapsed_ms(self) -> float:
+        """Since the stages began."""
+        return (time.perf_counter() - self._begun) * 1e3
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -105,6 +114,7 @@ class Pipeline:
         self._frames = FrameMemory(vla)
         self._last = LastPlan()
         self.decoder = ImageDecoder()
+        self._deadline: Deadline | None = None
         self.image_health: ImageHealth | None = None  # looks at the images of every set, where there is one
         self._image_warnings: tuple[str, ...] = ()
         self.drop = self.default_drop if drop is None else drop
@@ -171,6 +181,7 @@ class Pipeline:
             EgoStateError: the ego state cannot be written.
             AnswerError: the answer does not follow the format, or is no drivable plan.
             ModelError: the pruner's scores are not finite.
+            PlannerError: code ``deadline``: too little time is left for a plan.
         """
         state, self._state = self._state, None  # a set that is refused leaves nothing to the next one
         stage = StageTimes(self.vla.device, self.generator.progress)
@@ -178,13 +189,22 @@ class Pipeline:
             visual, present = self._frames.gather(frame_set.t0_ns, self._see(frame_set, stage, history.now.speed_mps))
             read = self._cameras_of(present)
             frame = FrameContext(frame_set.t0_ns, read, frame_set.missing, history.now)
-            prompt, answer, selection = self._answer(visual, history, command, stage, frame, state, present)
+            keep = self._keep if visual.total == self.vla.tokens else keep_count(visual.total, self._drop)
+            choice = None
+            if self._deadline is not None:
+                choice = self._deadline.choose(keep, stage.elapsed_ms, stage.ms["encode"])
+                keep = choice.keep
+            prompt, answer, selection = self._answer(visual, history, command, stage, frame, state, present, keep)
             kept = _kept_tokens(selection, visual, self._current(present))
             output = ModelOutput(
                 self.vla.short_prompt(prompt.text), answer.text, answer.ids, kept, stage.ms, answer.forwards
             )
             with stage("parse"):
                 trajectory, warnings = self._parse(output, history)
+        if self._deadline is not None and choice is not None:
+            total_ms = stage.ms["total"]
+            in_time = self._deadline.finish(choice, total_ms, len(selection.indices))
+            warnings += () if in_time else (f"deadline: the plan took {total_ms:.0f} ms of {choice.deadline_ms:g}",)
         self._state = selection.state
         mode = f"degraded: no image of {', '.join(frame_set.missing)}" if frame_set.missing else "nominal"
         plan = Plan(
@@ -200,6 +220,7 @@ class Pipeline:
             derived=prompt.derived,
             output=output,
             warnings=self._image_warnings + warnings,
+            deadline=choice,
         )
         self._last.keep(plan, history.now)
         return plan
@@ -250,6 +271,9 @@ class Pipeline:
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Run every stage but the parsing once on black images, so that the first plan is not the slow one."""
+        self._run_black(self._keep)
+
+    def _run_black(self, keep: int) -> StageTimes:
         black = [np.zeros((*size, 3), np.uint8) for size in self.vla.spec.sizes]
         stage = StageTimes(self.vla.device)
         visual = self._encode(self.vision.preprocess(black), stage)
@@ -258,7 +282,27 @@ class Pipeline:
         present = range(len(self.vla.images))
         frame = FrameContext(0, self._cameras_of(present), (), _AT_REST)
         history = EgoHistory((_AT_REST,), self.vla.spec.history.interval_s)
-        self._answer(visual, history, Command.NONE, stage, frame, None, present)
+        self._answer(visual, history, Command.NONE, stage, frame, None, present, keep)
+        return stage
+
+    def set_deadline(self, deadline_ms: float, k_min: int) -> None:
+        """Keep fewer tokens than the pruning ratio says where a plan would take longer than ``deadline_ms``.
+
+        Measures the stages on black images, nine times with the warm-up.
+
+        Raises:
+            ModelError: there is no pruner.
+        """
+        if self.pruner.name == "none":
+            raise ModelError("deadline_ms: the model runs without a pruner; give a pruner, or deadline_ms 0")
+        deadline, times, encodes = Deadline(deadline_ms, k_min), {}, []
+        least = min(k_min, self._keep)
+        for keep in {least, (least + self._keep) // 2, self._keep}:
+            runs = [self._run_black(keep) for _ in range(3)]
+            times[keep] = median(sum(run.ms[name] for name in _BEHIND_ENCODER) for run in runs)
+            encodes += [run.ms["encode"] for run in runs]
+        deadline.learn(times, median(encodes))
+        self._deadline = deadline
 
     def _check_cameras(self, frame_set: FrameSet) -> None:
         found = frame_set.cameras
@@ -284,11 +328,11 @@ class Pipeline:
         frame: FrameContext,
         state: TemporalState | None,
         present: Sequence[int],
+        keep: int,
     ) -> tuple[Prompt, Answer, Selection]:
         with stage("prompt"):
             prompt = self.generator.prompt(history, command, present)
         context = self.generator.context(self.pruner, visual, prompt, frame=frame, state=state)
-        keep = self._keep if visual.total == self.vla.tokens else keep_count(visual.total, self._drop)
         try:
             selection = self.pruner.choose(context, keep, stage)
         except ValueError as error:

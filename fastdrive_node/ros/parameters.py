@@ -56,6 +56,13 @@ class _NodeSettings(BaseModel):
         "empty: reconpruner.safetensors in the VLA directory, where it is",
     )
     drop: float = _live(-1.0, "pruning ratio p; -1: 0.5 with a pruner, 0 without", -1.0, MAX_DROP)
+    deadline_ms: float = _fixed(
+        0.0,
+        "time of a plan, from the start of planning: fewer tokens are kept where it would be longer, k_min at least; "
+        "a set that has no time for them is refused with the code deadline; 0: off (docs/latency.md)",
+        0.0,
+        60_000.0,
+    )
     vision_backend: VisionBackendName = _exchanged("torch", "what runs vision encoder and pruner")
     engine: str = _exchanged(
         "", "engine file for vision_backend onnxruntime or tensorrt, from `fastdrive export build`"
@@ -110,7 +117,7 @@ class _NodeSettings(BaseModel):
         0.0,
         0.999,
     )
-    k_min: int = _fixed(16, "smallest number of tokens that keep_threshold keeps", 1, 100_000)
+    k_min: int = _fixed(16, "smallest number of tokens that keep_threshold and deadline_ms keep", 1, 100_000)
     temporal_change: float = _fixed(
         0.0, "weight of what is new since the previous set; 0: off", *TEMPORAL_RANGES["change"]
     )

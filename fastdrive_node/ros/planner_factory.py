@@ -103,6 +103,8 @@ def load_planner(settings: Settings) -> LoadedPlanner:
     pipeline.image_health = ImageHealth(settings.image_limits())
     if settings.warm_up:
         pipeline.warm_up()
+    if settings.deadline_ms:
+        pipeline.set_deadline(settings.deadline_ms, settings.k_min)
     vla = pipeline.vla
     history = vla.spec.history
     return LoadedPlanner(

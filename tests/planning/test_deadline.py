@@ -1,0 +1,122 @@
+"""K is what fits into a deadline: on an idle machine, on one that becomes slower, and on one that recovers."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+
+from fastdrive_node.errors import ModelError, PlannerError
+from fastdrive_node.planning.deadline import RATIOS, Deadline, LatencyModel
+from fastdrive_node.planning.pipeline import Pipeline
+
+WANTED, LEAST = 96, 16
+ENCODE_MS, FIXED_MS, EACH_MS = 30.0, 20.0, 0.5  # of an idle machine
+
+
+@dataclass
+class Machine:
+    """Plans with times that vary by 3%, under a load that multiplies them."""
+
+    deadline: Deadline
+    load: float = 1.0
+    random: random.Random = field(default_factory=lambda: random.Random(0))
+
+    def run(self, plans: int) -> list[int | None]:
+        """K of each plan; negative where it was late, None where the set was dropped."""
+        return [self._plan() for _ in range(plans)]
+
+    def _plan(self) -> int | None:
+        def took(ms: float) -> float:
+            return ms * self.load * self.random.uniform(0.97, 1.03)
+
+        encode_ms = took(ENCODE_MS)
+        try:
+            choice = self.deadline.choose(WANTED, encode_ms, encode_ms)
+        except PlannerError as error:
+            assert error.code == "deadline"
+            return None
+        total_ms = encode_ms + took(FIXED_MS + EACH_MS * choice.keep)
+        met = self.deadline.finish(choice, total_ms, choice.keep)
+        assert met == (total_ms <= self.deadline.deadline_ms)
+        return choice.keep if met else -choice.keep
+
+
+def machine(deadline_ms: float) -> Machine:
+    deadline = Deadline(deadline_ms, LEAST)
+    deadline.learn({keep: FIXED_MS + EACH_MS * keep for keep in (LEAST, 56, WANTED)}, ENCODE_MS)
+    return Machine(deadline)
+
+
+def test_the_model_is_the_line_through_what_was_measured():
+    assert LatencyModel.fit({16: 28.0, 56: 48.0, 96: 68.0}).predict(36) == pytest.approx(38.0)
+    assert LatencyModel.fit({16: 50.0}).predict(96) == 50.0
+    falling = LatencyModel.fit({16: 50.0, 96: 40.0})  # noise: fewer tokens never take longer
+    assert falling.predict(16) == falling.predict(96) == 45.0
+
+
+def test_an_idle_machine_keeps_what_the_pruning_ratio_says():
+    assert machine(deadline_ms=130.0).run(50) == [WANTED] * 50
+
+
+def test_a_doubled_load_costs_tokens_and_the_deadline_is_met_after_ten_plans():
+    loaded = machine(deadline_ms=150.0)
+    loaded.run(30)
+    loaded.load = 2.0
+    kept = loaded.run(1000)
+    assert sum(keep is None or keep < 0 for keep in kept[10:]) <= 0.01 * 990
+    assert all(keep is not None and LEAST <= abs(keep) < WANTED for keep in kept[10:])
+    loaded.load = 1.0
+    assert loaded.run(RATIOS + 2)[-1] == WANTED
+
+
+def test_sets_are_dropped_while_not_even_the_fewest_tokens_fit_and_planned_again_afterwards():
+    loaded = machine(deadline_ms=120.0)
+    loaded.run(30)
+    loaded.load = 4.0
+    kept = loaded.run(1000)
+    assert sum(keep is not None for keep in kept) <= 1  # the first, which nothing had announced
+    loaded.load = 1.0
+    assert loaded.run(RATIOS + 5)[-1] == 96
+
+
+def test_a_refusal_says_how_long_the_plan_would_have_taken():
+    text = r"deadline: 95 ms have passed and 16 tokens take 28 ms more, deadline_ms is 100; the machine is 1.0 times"
+    with pytest.raises(PlannerError, match=text):
+        machine(100.0).deadline.choose(WANTED, 95.0, 30.0)
+
+
+def test_the_pipeline_keeps_fewer_tokens_and_tells_why(tiny_vla, pruner, frame_set, ego_history, good_plan):
+    pipeline = Pipeline(tiny_vla, pruner, drop=0.5)
+    pipeline.set_deadline(1e6, LEAST)
+    plan = pipeline.plan(frame_set, ego_history)
+    assert (plan.kept.kept, plan.deadline.reason, plan.deadline.wanted) == (96, "drop", 96)
+    assert 0 < plan.deadline.elapsed_ms < plan.stage_ms["total"] and not plan.warnings
+    pipeline._deadline.model = LatencyModel(0.0, 1e4)  # 90 tokens, wherever a plan takes less than 10 s
+    pipeline._deadline._ratios.clear()
+    pipeline._deadline._encodes.extend([1e9] * 50)  # the machine is not slower than of late
+    plan = pipeline.plan(frame_set, ego_history)
+    assert plan.kept.kept == plan.deadline.keep in (88, 89, 90) and plan.deadline.reason == "deadline"
+
+
+def test_a_pipeline_refuses_a_set_that_has_no_time_left(tiny_vla, pruner, frame_set, ego_history, good_plan):
+    pipeline = Pipeline(tiny_vla, pruner, drop=0.5)
+    pipeline.set_deadline(1e-3, LEAST)
+    with pytest.raises(PlannerError) as caught:
+        pipeline.plan(frame_set, ego_history)
+    assert caught.value.code == "deadline"
+
+
+def test_a_late_plan_is_warned_of(tiny_vla, pruner, frame_set, ego_history, good_plan):
+    pipeline = Pipeline(tiny_vla, pruner, drop=0.5)
+    pipeline.set_deadline(1e6, LEAST)
+    finish = pipeline._deadline.finish
+    pipeline._deadline.finish = lambda choice, total_ms, kept: finish(choice, 2e6, kept)
+    (warning,) = pipeline.plan(frame_set, ego_history).warnings
+    assert warning.startswith("deadline: the plan took ")
+
+
+def test_a_deadline_needs_a_pruner(tiny_vla):
+    with pytest.raises(ModelError, match="deadline_ms: the model runs without a pruner"):
+        Pipeline(tiny_vla).set_deadline(100.0, LEAST)
