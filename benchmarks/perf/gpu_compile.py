@@ -8,8 +8,9 @@ import torch
 from torch._dynamo.utils import counters
 
 from benchmarks.perf.vision_path import VisionPath, compare, named
-from fastdrive_node.benchmark.implementations import HfGenerate, Workload
+from fastdrive_node.benchmark.implementations import HfGenerate
 from fastdrive_node.benchmark.timing import Case
+from fastdrive_node.benchmark.workload import Workload
 from fastdrive_node.pruning.score_pruner import ScorePruner
 
 EAGER, COMPILED, GRAPHS = "ours", "ours_compiled", "ours_compiled_cuda_graphs"

@@ -50,8 +50,9 @@ from benchmarks.perf.random_models import (
     build_workload,
 )
 from fastdrive_node.benchmark.agreement import NOTE, agreement
-from fastdrive_node.benchmark.implementations import FastDrive, HfGenerate, Workload
+from fastdrive_node.benchmark.implementations import FastDrive, HfGenerate
 from fastdrive_node.benchmark.timing import Case, Timing, measure, ratio
+from fastdrive_node.benchmark.workload import Workload
 from fastdrive_node.devices import describe
 from fastdrive_node.families import VisualTokens
 from fastdrive_node.planning.drafts import ReplayedDrafter

@@ -26,8 +26,9 @@ from benchmarks.perf.random_models import SIZES, ModelSize, Scene, build_model, 
 from fastdrive_export.build import LANGUAGE_FILE, GraphOptions, write_language
 from fastdrive_export.parity import LanguageComparison
 from fastdrive_export.samples import dataset_samples, synthetic_samples
-from fastdrive_node.benchmark.implementations import FastDrive, Workload
+from fastdrive_node.benchmark.implementations import FastDrive
 from fastdrive_node.benchmark.timing import Case, measure, ratio
+from fastdrive_node.benchmark.workload import Workload
 from fastdrive_node.cli import write_json
 from fastdrive_node.devices import describe
 from fastdrive_node.engines.graph_info import ASKED, NEW, PAST, SEEN, SHOWN, LanguageGraphInfo

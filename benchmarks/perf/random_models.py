@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from fastdrive_node.benchmark.implementations import Workload
+from fastdrive_node.benchmark.workload import Workload
 from fastdrive_node.families import Vla
 from fastdrive_node.families.prompt import Prompt, full_positions
 from fastdrive_node.families.qwen2_5_vl import FAMILY

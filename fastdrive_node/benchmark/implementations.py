@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fastdrive_node.families import Prompt, VisionBackend, VisualTokens, Vla
+from fastdrive_node.benchmark.workload import Workload
+from fastdrive_node.families import LanguageModel, VisualTokens
 from fastdrive_node.planning.drafts import Drafter
 from fastdrive_node.planning.generator import Generator
 from fastdrive_node.pruning.baselines.simple import NoPruner
@@ -46,29 +47,30 @@ class FixedLength:
         raise ValueError("an answer of fixed length is no trajectory")
 
 
-@dataclass(frozen=True)
-class Workload:
-    """What both implementations are given."""
-
-    vla: Vla
-    vision: VisionBackend
-    patches: torch.Tensor  # [C, patches, patch values], on the VLA's device
-    prompt: Prompt
-
-
 class FastDrive:
     """This package's stages, as ``Pipeline.plan`` calls them, with answers of a fixed length."""
 
-    def __init__(self, work: Workload, answer_tokens: int, pruner: Pruner | None = None, drop: float = 0.0):
+    def __init__(
+        self,
+        work: Workload,
+        answer_tokens: int,
+        pruner: Pruner | None = None,
+        drop: float = 0.0,
+        language: LanguageModel | None = None,
+        drafter: Drafter | None = None,
+    ):
         self.work, self.vla = work, work.vla
-        self.generator = Generator(work.vla, answer=FixedLength(answer_tokens))
+        self.generator = Generator(work.vla, language, FixedLength(answer_tokens))
         self.pruner = pruner or NoPruner()
         self.keep = keep_count(self.vla.tokens, drop)
-        self.drafter: Drafter | None = None
+        self.drafter = drafter
         self.forwards = answer_tokens - 1  # of the last answer, behind its prefill
 
     def encode(self) -> VisualTokens:
-        return self.work.vision.encode(self.work.patches)
+        return self._encode(self.work.patches)
+
+    def _encode(self, patches: torch.Tensor) -> VisualTokens:
+        return self.work.vision.encode(patches)
 
     def prune(self, visual: VisualTokens) -> torch.Tensor:
         """Ascending indices of the kept tokens, int64 [K]."""
@@ -82,13 +84,20 @@ class FastDrive:
         state.cache.used = len(state.prompts[0])
         if self.drafter is None:
             return self.generator.decode(state)[0].ids
-        answer = self.generator.decode_drafted(state, self.drafter, ())
+        answer = self.generator.decode_drafted(state, self.drafter, self.work.numbers)
         self.forwards = answer.forwards
         return answer.ids
 
     def end_to_end(self) -> tuple[int, ...]:
         """Patches to ids."""
-        visual = self.encode()
+        return self._from(self.work.patches)
+
+    def camera_to_plan(self) -> tuple[int, ...]:
+        """Camera frames to ids."""
+        return self._from(self.work.preprocess())
+
+    def _from(self, patches: torch.Tensor) -> tuple[int, ...]:
+        visual = self._encode(patches)
         return self.decode(self.prefill(visual, self.prune(visual)))
 
     def forced_logits(self, state: Prefilled, ids: tuple[int, ...]) -> torch.Tensor:
@@ -100,7 +109,7 @@ class HfGenerate:
     """Plain transformers on the same weights, with answers of a fixed length."""
 
     def __init__(self, work: Workload, answer_tokens: int):
-        self.model, device = work.vla.model, work.vla.device
+        self.work, self.model, device = work, work.vla.model, work.vla.device
         self.answer_tokens = answer_tokens
         merge = self.model.config.vision_config.spatial_merge_size
         ids = work.prompt.input_ids[None].to(device)
@@ -142,13 +151,18 @@ class HfGenerate:
         beyond = self.model.config.text_config.vocab_size  # no token has this id: nothing ends the answer early
         return self.generate([beyond])
 
-    def generate(self, stop_ids: list[int]) -> tuple[int, ...]:
+    def camera_to_plan(self) -> tuple[int, ...]:
+        """Camera frames to ids, by the preprocessing of the other implementation."""
+        pixels = self.work.preprocess().flatten(0, 1)
+        return self.generate([self.model.config.text_config.vocab_size], pixels)
+
+    def generate(self, stop_ids: list[int], pixels: torch.Tensor | None = None) -> tuple[int, ...]:
         """Greedy ids by transformers' ``generate``, up to one of ``stop_ids`` or the fixed length."""
         ids = self.inputs["input_ids"]
         out = self.model.generate(
             **self.inputs,
             attention_mask=torch.ones_like(ids),
-            pixel_values=self.pixels,
+            pixel_values=self.pixels if pixels is None else pixels,
             max_new_tokens=self.answer_tokens,
             do_sample=False,
             eos_token_id=stop_ids,

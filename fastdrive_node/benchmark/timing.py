@@ -38,6 +38,13 @@ class Timing:
     def median_ms(self) -> float:
         return float(np.median(self.ms))
 
+    @property
+    def spread(self) -> dict[str, float]:
+        """p90, p99, worst and the standard deviation, in ms."""
+        p90, p99 = np.percentile(self.ms, [90, 99])
+        values = {"p90_ms": p90, "p99_ms": p99, "worst_ms": max(self.ms), "jitter_ms": float(np.std(self.ms))}
+        return {name: round(float(value), 3) for name, value in values.items()}
+
     def figures(self, parts: int = 1) -> dict:
         """For JSON: median, p99 and minimum of one of ``parts`` equal parts of a run, or the error."""
         if self.error is not None:
@@ -54,7 +61,12 @@ class Timing:
 
 @torch.inference_mode()
 def measure(
-    cases: Mapping[str, Case], runs: int, device: torch.device, warm_up: int = 2, tolerant: bool = False
+    cases: Mapping[str, Case],
+    runs: int,
+    device: torch.device,
+    warm_up: int = 2,
+    tolerant: bool = False,
+    period_s: float = 0.0,
 ) -> dict[str, Timing]:
     """Time cases in turn: A B C, A B C, ...
 
@@ -64,6 +76,8 @@ def measure(
         warm_up: untimed runs of each case before.
         tolerant: a case that raises is recorded with its error and left out from there on, the others go on;
             else the error is raised.
+        period_s: between the beginnings of two runs, so that the machine rests as it does in a vehicle; 0 for a hot
+            loop.
     """
     timings = {name: Timing() for name in cases}
     states: dict[str, Any] = {}
@@ -88,8 +102,11 @@ def measure(
 
     for name in cases:
         attempt(name, lambda name=name: get_ready(name))
+    begun = time.perf_counter()
     for _ in range(runs):
         for name, case in cases.items():
+            time.sleep(max(begun + period_s - time.perf_counter(), 0.0))
+            begun = time.perf_counter()
             attempt(name, lambda name=name, case=case: _time(case, states[name], timings[name], device))
     return timings
 

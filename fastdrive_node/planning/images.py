@@ -83,4 +83,5 @@ def load_image(frame: CameraFrame, least: tuple[int, int] | None = None) -> Load
         raise ImageError(f"{frame.camera}: expected a uint8 RGB image, got {kind}")
     if 0 in image.shape:
         raise ImageError(f"{frame.camera}: expected a uint8 RGB image, got an empty one, {image.shape}")
-    return LoadedImage(image, size or image.shape[:2])
+    height, width = size or image.shape[:2]
+    return LoadedImage(image, (height, width))

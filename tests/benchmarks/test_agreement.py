@@ -3,9 +3,8 @@ from dataclasses import replace
 import torch
 
 from fastdrive_node.benchmark.agreement import agreement
-from fastdrive_node.benchmark.comparison import example_workload
 from fastdrive_node.benchmark.implementations import FastDrive, HfGenerate
-from fastdrive_node.planning.pipeline import Pipeline
+from fastdrive_node.benchmark.workload import noise_sample, workload
 
 
 class Off(FastDrive):
@@ -22,7 +21,7 @@ class Off(FastDrive):
 
 
 def test_a_wrong_side_is_told_from_a_tie(tiny_vla):
-    work = example_workload(Pipeline(tiny_vla))
+    work = workload(tiny_vla, tiny_vla.torch_vision(), noise_sample(tiny_vla))
     found = agreement(Off(work, 4), HfGenerate(work, 4))
     (difference,) = found["differences"]
     assert found["equal_steps"] == 3 and found["steps"] == 4
@@ -32,7 +31,7 @@ def test_a_wrong_side_is_told_from_a_tie(tiny_vla):
 
 
 def test_forced_logits_choose_the_tokens_that_are_decoded(tiny_vla):
-    work = example_workload(Pipeline(tiny_vla))
+    work = workload(tiny_vla, tiny_vla.torch_vision(), noise_sample(tiny_vla))
     ours, stock = FastDrive(work, 6), HfGenerate(work, 6)
     with torch.inference_mode():
         mine, theirs = ours.prefill(ours.encode(), torch.arange(tiny_vla.tokens)), stock.prefill(stock.encode())
@@ -44,7 +43,7 @@ def test_forced_logits_choose_the_tokens_that_are_decoded(tiny_vla):
 
 
 def test_generate_writes_what_the_bare_loop_writes(tiny_vla):
-    work = example_workload(Pipeline(tiny_vla))
+    work = workload(tiny_vla, tiny_vla.torch_vision(), noise_sample(tiny_vla))
     stock = HfGenerate(work, 6)
     with torch.inference_mode():
         assert stock.end_to_end() == stock.decode(stock.prefill(stock.encode()))

@@ -14,6 +14,7 @@ from fastdrive_node.planning.loading import SHIPPED_PRUNER
 from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from tests.generation import vary_answers
+from tests.replay.bags import BagPlan, write_bag
 
 
 @pytest.fixture(scope="module")
@@ -28,31 +29,74 @@ def vla_dir(tiny_dir, tmp_path_factory):
 
 
 def bench(vla_dir, out, *arguments):
-    command = ["bench", "--vla", vla_dir, "--runs", 1, "--device", "cpu", "--json", out, *arguments]
+    command = [
+        "bench",
+        "--vla",
+        vla_dir,
+        "--runs",
+        1,
+        "--hz",
+        0,
+        "--sets",
+        2,
+        "--device",
+        "cpu",
+        "--json",
+        out,
+        *arguments,
+    ]
     assert main([str(part) for part in command]) == 0
     return json.loads(out.read_text())
 
 
-def test_every_stage_is_timed_on_both_sides(vla_dir, tmp_path, capsys):
-    figures = bench(vla_dir, tmp_path / "bench.json", "--drop", 0.75)
-    assert set(figures["stages"]) == {"encode", "prefill", "decode", "end_to_end"}
-    for times in figures["stages"].values():
-        assert set(times) == {"ours_ms", "transformers_ms"} and min(times.values()) > 0
-    whole, prefill = figures["stages"]["end_to_end"], figures["stages"]["prefill"]
-    assert figures["speedup_end_to_end"] == pytest.approx(whole["transformers_ms"] / whole["ours_ms"], rel=1e-2)
-    assert figures["speedup_prefill"] == pytest.approx(prefill["transformers_ms"] / prefill["ours_ms"], rel=1e-2)
+@pytest.fixture(scope="module")
+def pages(vla_dir, tmp_path_factory):
+    """The folder of a benchmark at drop 0.75, paced too."""
+    folder = tmp_path_factory.mktemp("pages")
+    bench(vla_dir, folder / "again.json", "--drop", 0.75, "--out", folder, "--hz", 1000)
+    assert (folder / "again.json").read_bytes() == (folder / "bench.json").read_bytes()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def figures(pages):
+    return json.loads((pages / "bench.json").read_text())
+
+
+def test_every_stage_is_timed_on_both_sides(figures):
+    assert set(figures["stages"]) == {"encode", "prefill", "decode", "end_to_end", "camera_to_plan"}
+    for times in (*figures["stages"].values(), figures["paced"]):
+        for who in ("ours", "transformers"):
+            assert 0 < times[f"{who}_ms"] <= times[f"{who}_p90_ms"] <= times[f"{who}_worst_ms"]
+    assert figures["paced"]["period_s"] == 0.001
     assert (figures["drop"], figures["tokens"], figures["kept_tokens"]) == (0.75, 192, 48)
-    assert figures["device"] and "48 of 192 visual tokens" in capsys.readouterr().out
+    assert figures["samples"] == 2 and figures["source"] == "samples/city" and figures["device"]
 
 
-def test_without_dropping_the_text_is_that_of_transformers(vla_dir, tmp_path):
-    figures = bench(vla_dir, tmp_path / "bench.json")  # dropping half: same_text is about all tokens nevertheless
+def test_ratios_are_those_of_the_medians_and_the_pruner_counts(figures):
+    whole, prefill = figures["stages"]["camera_to_plan"], figures["stages"]["prefill"]
+    assert figures["speedup_end_to_end"] == pytest.approx(whole["transformers_ms"] / whole["ours_ms"], rel=1e-2)
+    with_pruner = prefill["ours_ms"] + figures["prune_ms"]
+    assert figures["speedup_prefill"] == pytest.approx(prefill["transformers_ms"] / with_pruner, rel=1e-2)
+    assert [row["with"] for row in figures["ablation"]] == ["transformers", "lean", "pruning", "drafts"]
+
+
+def test_drafts_give_the_answer_of_plain_decoding_and_all_tokens_that_of_transformers(figures):
+    assert figures["equal_answers"] == [2, 2] and 1 <= figures["forwards_per_answer"] <= figures["answer_tokens"]
     agreement = figures["agreement"]
-    assert figures["kept_tokens"] == 96
-    assert figures["same_text"] is True and agreement["same_tokens"] is True
-    assert agreement["equal_steps"] == agreement["steps"] == figures["answer_tokens"]
+    assert figures["same_text"] is True and figures["equal_to_transformers"] == [2, 2]
+    assert agreement["same_tokens"] is True and agreement["equal_steps"] == agreement["steps"]
     assert agreement["distinct_tokens"] > 5, "the model must say something for this test to mean anything"
     assert agreement["encode_cosine"]["min"] > 0.9999
+
+
+def test_the_pages_hold_the_figures_of_the_json(pages, figures):
+    page, text = ((pages / f"bench.{kind}").read_text() for kind in ("html", "md"))
+    for name, times in figures["stages"].items():
+        assert f"| {name} | {times['ours_ms']:.2f} |" in text
+        assert f"<td>{name}</td><td>{times['ours_ms']:.2f}</td>" in page
+    assert "http" not in page and "<script" not in page
+    assert "48 of 192 visual tokens" in page
 
 
 def test_another_text_is_reported(vla_dir, tmp_path, monkeypatch, capsys):
@@ -89,7 +133,13 @@ def test_a_pruning_ratio_out_of_range_is_wrong_usage(capsys, drop):
     assert stopped.value.code == 2 and drop in capsys.readouterr().err
 
 
+def test_a_bag_that_does_not_fit_is_refused(vla_dir, tmp_path, capsys):
+    bag = write_bag(tmp_path / "bag", BagPlan(without={"/CAM_BACK/image_raw"}))
+    assert main(["bench", "--vla", str(vla_dir), "--bag", str(bag)]) == 1
+    assert "CAM_BACK" in capsys.readouterr().err
+
+
 def test_help_shows_an_example(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["bench", "--help"])
-    assert stopped.value.code == 0 and "example:" in capsys.readouterr().out
+    assert stopped.value.code == 0 and "examples:" in capsys.readouterr().out

@@ -1,0 +1,62 @@
+"""What the implementations of a comparison are given: the frame sets of a bag, or noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fastdrive_node.families import Prompt, VisionBackend, Vla, build_prompt
+from fastdrive_node.planning.answer_format import answer_format
+from fastdrive_node.planning.drafts import constant_turn
+from fastdrive_node.planning.images import ImageDecoder
+from fastdrive_node.replay.samples import PlanningSample
+from fastdrive_node.types import CameraFrame, Command, EgoHistory, EgoState, FrameSet
+
+_SEED = 0
+_SPEED_MPS = 5.0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One request."""
+
+    vla: Vla
+    vision: VisionBackend
+    patches: torch.Tensor  # what ``vision.preprocess`` gives for the images
+    prompt: Prompt
+    frames: FrameSet | None = None  # that the patches are of; None: there is nothing to decode
+    numbers: Sequence[float] = ()  # the draft of the answer
+
+    def preprocess(self) -> torch.Tensor:
+        """Decode and preprocess the frames again, as both implementations do it in the comparison."""
+        assert self.frames is not None
+        images = ImageDecoder(self.vla.spec.image_size).decode(self.frames.frames)
+        return self.vision.preprocess([image.pixels for image in images])
+
+
+def noise_sample(vla: Vla) -> PlanningSample:
+    """Random images at the VLA's size, a vehicle that drives straight, and nothing known of its past."""
+    shape = (len(vla.spec.cameras), *vla.spec.image_size, 3)
+    images = np.random.default_rng(_SEED).integers(0, 256, shape, dtype=np.uint8)
+    frames = tuple(
+        CameraFrame(camera, 0, 0, lambda image=image: image)
+        for camera, image in zip(vla.spec.cameras, images, strict=True)
+    )
+    history = EgoHistory((EgoState(0, 0.0, 0.0, 0.0, _SPEED_MPS),), vla.spec.history.interval_s)
+    return PlanningSample(FrameSet(frames, 0), history, Command.STRAIGHT)
+
+
+def workload(vla: Vla, vision: VisionBackend, sample: PlanningSample) -> Workload:
+    """A request from a frame set.
+
+    Raises:
+        ImageError: an image cannot be decoded.
+    """
+    form, answer = answer_format(vla), vla.spec.answer
+    images = [image.pixels for image in ImageDecoder(vla.spec.image_size).decode(sample.frames.frames)]
+    draft = form.numbers(constant_turn(sample.history.now, answer.points, answer.interval_s))
+    prompt = build_prompt(vla, sample.history, sample.command, form.prefix_ids)
+    return Workload(vla, vision, vision.preprocess(images), prompt, sample.frames, draft)
