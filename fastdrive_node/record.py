@@ -167,8 +167,14 @@ def _plan(values: Mapping) -> Plan:
 
 
 def _deadline(values: Mapping) -> DeadlineChoice:
-    times = (float(values[name]) for name in ("deadline_ms", "elapsed_ms", "predicted_ms"))
-    return DeadlineChoice(*times, int(values["keep"]), int(values["wanted"]), float(values["load"]))
+    return DeadlineChoice(
+        deadline_ms=float(values["deadline_ms"]),
+        elapsed_ms=float(values["elapsed_ms"]),
+        predicted_ms=float(values["predicted_ms"]),
+        keep=int(values["keep"]),
+        wanted=int(values["wanted"]),
+        load=float(values["load"]),
+    )
 
 
 def _stated(values: Mapping, name: str, points: int) -> np.ndarray | None:

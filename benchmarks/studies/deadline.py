@@ -65,6 +65,7 @@ def phase(pipeline: Pipeline, sets: list[FrameSet], plans: int, load: float) -> 
         history = EgoHistory((state,) * 5, pipeline.vla.spec.history.interval_s)
         try:
             plan = pipeline.plan(frames, history)
+            assert plan.kept is not None
             rows.append({"total_ms": plan.stage_ms["total"], "keep": len(plan.kept.indices)})
         except PlannerError:
             rows.append({"total_ms": None, "keep": None})

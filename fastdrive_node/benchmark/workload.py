@@ -33,18 +33,15 @@ class Workload:
     def preprocess(self) -> torch.Tensor:
         """Decode and preprocess the frames again, as both implementations do it in the comparison."""
         assert self.frames is not None
-        images = ImageDecoder(self.vla.spec.image_size).decode(self.frames.frames)
+        images = ImageDecoder(self.vla.spec.size_by_camera).decode(self.frames.frames)
         return self.vision.preprocess([image.pixels for image in images])
 
 
 def noise_sample(vla: Vla) -> PlanningSample:
     """Random images at the VLA's size, a vehicle that drives straight, and nothing known of its past."""
-    shape = (len(vla.spec.cameras), *vla.spec.image_size, 3)
-    images = np.random.default_rng(_SEED).integers(0, 256, shape, dtype=np.uint8)
-    frames = tuple(
-        CameraFrame(camera, 0, 0, lambda image=image: image)
-        for camera, image in zip(vla.spec.cameras, images, strict=True)
-    )
+    random = np.random.default_rng(_SEED)
+    images = {name: random.integers(0, 256, (*size, 3), np.uint8) for name, size in vla.spec.size_by_camera.items()}
+    frames = tuple(CameraFrame(camera, 0, 0, lambda image=image: image) for camera, image in images.items())
     history = EgoHistory((EgoState(0, 0.0, 0.0, 0.0, _SPEED_MPS),), vla.spec.history.interval_s)
     return PlanningSample(FrameSet(frames, 0), history, Command.STRAIGHT)
 
@@ -56,7 +53,7 @@ def workload(vla: Vla, vision: VisionBackend, sample: PlanningSample) -> Workloa
         ImageError: an image cannot be decoded.
     """
     form, answer = answer_format(vla), vla.spec.answer
-    images = [image.pixels for image in ImageDecoder(vla.spec.image_size).decode(sample.frames.frames)]
+    images = [image.pixels for image in ImageDecoder(vla.spec.size_by_camera).decode(sample.frames.frames)]
     draft = form.numbers(constant_turn(sample.history.now, answer.points, answer.interval_s))
     prompt = build_prompt(vla, sample.history, sample.command, form.prefix_ids)
     return Workload(vla, vision, vision.preprocess(images), prompt, sample.frames, draft)

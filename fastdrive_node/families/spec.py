@@ -187,6 +187,10 @@ class VlaSpec:
         """Height and width in px of the images of each camera."""
         return tuple(self.image_sizes.get(name, self.image_size) for name in self.cameras)
 
+    @property
+    def size_by_camera(self) -> dict[str, tuple[int, int]]:
+        return dict(zip(self.cameras, self.sizes, strict=True))
+
 
 def image_markers(spec: VlaSpec) -> dict[str, tuple[int, int]]:
     """Markers of single images in a prompt template: name -> (camera's index, steps before t0), oldest first."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastdrive_node.errors import ImageError
+from fastdrive_node.planning.images import LoadedImage
 from fastdrive_node.sync.health import Action, told
 from fastdrive_node.types import CameraFrame
 
@@ -54,11 +55,11 @@ class ImageHealth:
         self.limits = limits
         self._seen: dict[str, _Seen] = {}
 
-    def check(self, images: Iterable[tuple[CameraFrame, np.ndarray]], speed_mps: float) -> tuple[str, ...]:
+    def check(self, images: Iterable[tuple[CameraFrame, LoadedImage]], speed_mps: float) -> tuple[str, ...]:
         """Look at a set.
 
         Args:
-            images: frames, each with its decoded uint8 [H, W, 3].
+            images: frames, each with its decoded image.
 
         Returns:
             The warnings, "code: camera: text", at most one a camera. Codes are image.dark, image.saturated, image.flat,
@@ -76,10 +77,10 @@ class ImageHealth:
                     break
         return warnings
 
-    def _look(self, frame: CameraFrame, image: np.ndarray, speed_mps: float) -> Iterator[tuple[str, str]]:
+    def _look(self, frame: CameraFrame, loaded: LoadedImage, speed_mps: float) -> Iterator[tuple[str, str]]:
         """Name and text of each check that the image fails."""
-        limits, size = self.limits, (image.shape[0], image.shape[1])
-        rows, columns = _grid(size[0], _ROWS), _grid(size[1], _COLUMNS)
+        limits, image, size = self.limits, loaded.pixels, loaded.size
+        rows, columns = _grid(image.shape[0], _ROWS), _grid(image.shape[1], _COLUMNS)
         green = image[rows[:, None], columns[None, :], 1]
         now, before = _Seen(green.tobytes(), size, frame.stamp_ns), self._seen.get(frame.camera)
         self._seen[frame.camera] = now

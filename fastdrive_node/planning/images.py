@@ -8,7 +8,7 @@ differ from those of the whole images by 0.43 of 255 in the mean. No ROS.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -40,12 +40,12 @@ class ImageDecoder:
     """Decodes frame sets.
 
     Args:
-        least: height and width in px that an image must keep; None decodes whole images.
+        least: height and width in px that the images of each camera must keep; None decodes whole images.
         threads: at most; None for one each CPU.
     """
 
-    def __init__(self, least: tuple[int, int] | None = None, threads: int | None = None):
-        self.least = least
+    def __init__(self, least: Mapping[str, tuple[int, int]] | None = None, threads: int | None = None):
+        self._least = least or {}
         self._threads = threads or os.cpu_count() or 1
         self._pool: ThreadPoolExecutor | None = None
 
@@ -56,10 +56,13 @@ class ImageDecoder:
             ImageError: one cannot be decoded; the text names the first such camera.
         """
         if self._threads == 1 or len(frames) < 2:
-            return [load_image(frame, self.least) for frame in frames]
+            return [self._load(frame) for frame in frames]
         if self._pool is None:  # not before it is used: a process that forks has no threads yet
             self._pool = ThreadPoolExecutor(min(self._threads, len(frames)), "decode")
-        return list(self._pool.map(lambda frame: load_image(frame, self.least), frames))
+        return list(self._pool.map(self._load, frames))
+
+    def _load(self, frame: CameraFrame) -> LoadedImage:
+        return load_image(frame, self._least.get(frame.camera))
 
 
 def load_image(frame: CameraFrame, least: tuple[int, int] | None = None) -> LoadedImage:

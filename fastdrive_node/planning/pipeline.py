@@ -236,7 +236,7 @@ class Pipeline:
             loaded = self.decoder.decode(frame_set.frames)
             images = [image.pixels for image in loaded]
             if self.image_health is not None:
-                pairs = zip(frame_set.frames, images, strict=True)
+                pairs = zip(frame_set.frames, loaded, strict=True)
                 real = [pair for pair in pairs if pair[0].camera not in frame_set.missing]
                 self._image_warnings = self.image_health.check(real, speed_mps)
         with stage("preprocess"):

@@ -39,13 +39,10 @@ def planning_samples(recording: Recording, steps: int, interval_s: float, limit:
     for message in recording.image_messages():
         counter.add(message)
     store, topics = get_typestore(Stores.ROS2_JAZZY), recording.topics
-    states = [
-        _state(store.deserialize_cdr(each.raw, ODOMETRY_TYPE)) for each in recording.bag.messages([topics.odometry])
-    ]
-    commands = []
-    if topics.command is not None:
-        messages = recording.bag.messages([topics.command])
-        commands = [(each.stamp_ns, _command(store.deserialize_cdr(each.raw, COMMAND_TYPE).data)) for each in messages]
+    odometry = recording.bag.messages([topics.odometry])
+    states = [_state(store.deserialize_cdr(each.raw, ODOMETRY_TYPE)) for each in odometry]
+    words = recording.bag.messages([] if topics.command is None else [topics.command])
+    commands = [(each.stamp_ns, _command(store.deserialize_cdr(each.raw, COMMAND_TYPE))) for each in words]
     samples = []
     for frames in sets:
         buffer = OdometryBuffer(steps, interval_s)

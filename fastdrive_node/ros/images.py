@@ -99,7 +99,8 @@ class ImageLoader:
         """See ``planning.images.ScaledLoad``: a JPEG may be decoded to a fraction of its size."""
         if not isinstance(self.view, CompressedView):
             pixels = self()
-            return LoadedImage(pixels, pixels.shape[:2])
+            height, width = pixels.shape[:2]
+            return LoadedImage(pixels, (height, width))
         try:
             return decode_compressed(self.view, least)
         except ImageError as error:

@@ -99,7 +99,8 @@ def load_planner(settings: Settings) -> LoadedPlanner:
         limits=settings.plan_limits(settings.vehicle_wheel_base_m),
         drafts=settings.drafts,
     )
-    pipeline.decoder = ImageDecoder(pipeline.vla.spec.image_size if settings.jpeg_scaling else None)
+    if settings.jpeg_scaling:
+        pipeline.decoder = ImageDecoder(pipeline.vla.spec.size_by_camera)
     pipeline.image_health = ImageHealth(settings.image_limits())
     if settings.warm_up:
         pipeline.warm_up()

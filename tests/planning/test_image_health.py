@@ -9,6 +9,7 @@ import pytest
 
 from fastdrive_node.errors import ImageError
 from fastdrive_node.planning.image_health import ImageHealth, ImageLimits
+from fastdrive_node.planning.images import LoadedImage, load_image
 from fastdrive_node.replay.bag import Bag
 from fastdrive_node.ros.images import COMPRESSED_TYPE, camera_frame
 from fastdrive_node.types import CameraFrame
@@ -35,9 +36,10 @@ def codes(
     stamp_ns: int = 1,
     speed_mps: float = 8.0,
     expected_size: tuple[int, int] | None = None,
+    size: tuple[int, int] | None = None,
 ) -> list[str]:
     frame = CameraFrame("CAM_FRONT", stamp_ns, stamp_ns, lambda: image, expected_size=expected_size)
-    return [line.partition(":")[0] for line in health.check([(frame, image)], speed_mps)]
+    return [line.partition(":")[0] for line in health.check([(frame, LoadedImage(image, size or image.shape[:2]))], speed_mps)]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,7 @@ def test_no_image_of_a_drive_is_told(path):
     topics = [topic for topic, kind in bag.types.items() if kind == COMPRESSED_TYPE]
     for message in [*bag.messages(topics)][::5]:
         frame = camera_frame(message.topic, message.raw, message.stamp_ns, compressed=True)
-        assert not health.check([(frame, frame.load())], 8.0)
+        assert not health.check([(frame, load_image(frame))], 8.0)
 
 
 def test_equal_images_of_a_moving_vehicle_are_frozen():
@@ -107,3 +109,9 @@ def test_a_size_that_is_not_that_of_the_camera_info_is_told_of_every_image():
     for stamp in (1, 2):
         assert codes(health, picture(), stamp, expected_size=(160, 90)) == ["image.camera_info"]
     assert codes(health, picture(), 3, expected_size=(90, 160)) == []
+
+
+def test_the_size_is_that_of_the_camera_not_that_of_the_part_that_was_decoded():
+    health = ImageHealth(ImageLimits())
+    assert codes(health, picture((225, 400)), 1, expected_size=(900, 1600), size=(900, 1600)) == []
+    assert codes(health, picture((225, 400)), 2, size=(450, 800)) == ["image.size"]

@@ -44,7 +44,7 @@ def test_images_are_decoded_at_once_and_come_in_the_order_of_the_frames():
 @pytest.mark.parametrize("threads", [1, 2])
 def test_what_can_be_scaled_is_and_its_size_is_told(threads):
     whole = [Load(value) for value in range(5)] + [lambda: np.zeros((450, 800, 3), np.uint8)]
-    found = ImageDecoder(LEAST, threads).decode(frames(whole))
+    found = ImageDecoder(dict.fromkeys(CAMERAS, LEAST), threads).decode(frames(whole))
     assert [image.pixels.shape[:2] for image in found] == [(225, 400)] * 5 + [(450, 800)]
     assert [image.size for image in found] == [(900, 1600)] * 5 + [(450, 800)]
 
