@@ -39,7 +39,10 @@ def codes(
     size: tuple[int, int] | None = None,
 ) -> list[str]:
     frame = CameraFrame("CAM_FRONT", stamp_ns, stamp_ns, lambda: image, expected_size=expected_size)
-    return [line.partition(":")[0] for line in health.check([(frame, LoadedImage(image, size or image.shape[:2]))], speed_mps)]
+    return [
+        line.partition(":")[0]
+        for line in health.check([(frame, LoadedImage(image, size or image.shape[:2]))], speed_mps)
+    ]
 
 
 @pytest.mark.parametrize(
