@@ -31,7 +31,7 @@ from launch_ros.actions import Node
 from fastdrive_node.errors import InputError
 from fastdrive_node.families.spec import chosen_vla_dir, load_spec
 from fastdrive_node.files import package_share_file
-from fastdrive_node.ros.parameters import check_parameter_file
+from fastdrive_node.ros.parameter_files import check_parameter_file
 from fastdrive_node.ros.topics import COMMAND_INPUT, ODOMETRY_INPUT, camera_input, load_topic_map
 from fastdrive_node.ros.transport import profile_environment
 from fastdrive_node.types import CAMERAS, MAX_DROP

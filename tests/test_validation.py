@@ -10,7 +10,7 @@ from fastdrive_node.errors import EgoStateError, InputError, ModelError
 from fastdrive_node.families.images import HALF, read_normalisation
 from fastdrive_node.families.loading import read_config
 from fastdrive_node.families.spec import SPEC_FILE, load_spec
-from fastdrive_node.ros.parameters import check_parameter_file
+from fastdrive_node.ros.parameter_files import check_parameter_file
 from fastdrive_node.ros.topics import load_topic_map
 from fastdrive_node.sync.ego_file import read_history
 from fastdrive_node.validation import MAX_BYTES, read_bytes, read_json, read_yaml

@@ -206,7 +206,7 @@ def _names_vla(params: Path | None) -> bool:
     """Whether a parameter file has the VLA. Raises InputError where it cannot be used."""
     if params is None:
         return False
-    from fastdrive_node.ros.parameters import check_parameter_file
+    from fastdrive_node.ros.parameter_files import check_parameter_file
 
     return bool(check_parameter_file(params).get("vla"))
 

@@ -15,7 +15,8 @@ from fastdrive_node.replay.node_process import NODE_COMMAND, NodeProcess
 from fastdrive_node.replay.player import Player
 from fastdrive_node.ros.distribution import LOCAL_DISCOVERY
 from fastdrive_node.ros.domain import own_domain
-from fastdrive_node.ros.parameters import PARAMETERS, Settings, check_parameter_file, make_settings
+from fastdrive_node.ros.parameter_files import check_parameter_file
+from fastdrive_node.ros.parameters import PARAMETERS, Settings, make_settings
 from fastdrive_node.ros.transport import profile_environment
 
 STARTUP_S = 600.0  # a large model loads slowly; a node that ends is noticed at once

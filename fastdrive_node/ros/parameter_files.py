@@ -1,4 +1,4 @@
-"""Generated files: the shipped parameter file, the table in docs/node.md, and the JSON schemas in ``config/``.
+"""Parameter files: read and checked. And generated files: the shipped one, the table in docs/node.md, JSON schemas.
 
 ``python -m fastdrive_node.ros.parameter_files`` writes them in a checkout; a test compares them.
 """
@@ -9,16 +9,65 @@ import json
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints, TypeAdapter, ValidationError
 
+from fastdrive_node.errors import InputError
 from fastdrive_node.families.spec import VlaSpec
 from fastdrive_node.files import write_atomically
-from fastdrive_node.ros.parameters import PARAMETERS, SCHEMA_FILE, ParameterFile
+from fastdrive_node.ros.parameters import PARAMETERS, Settings, reason_of
+from fastdrive_node.validation import read_bytes, read_yaml
 
 CONFIG_FILE, DOCUMENT = "config/fastdrive.yaml", "docs/node.md"
 TABLE_MARKS = ("<!-- parameters: written by fastdrive_node.ros.parameter_files -->\n", "<!-- end of parameters -->")
+_NODE_NAME = r"^(/\*\*|/?([A-Za-z_*][A-Za-z0-9_*]*/)*[A-Za-z_][A-Za-z0-9_]*)$"
+SCHEMA_FILE = "config/fastdrive.schema.json"
+
+
+class _FileValues(Settings):
+    use_sim_time: bool = Field(False, description="take the time from /clock")
+    start_type_description_service: bool = Field(True, description="serve the types of the topics")
+    qos_overrides: dict = Field({}, description="QoS of the inputs, by topic, as in every ROS 2 node that allows it")
+
+
+class _FileSection(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    ros__parameters: _FileValues
+
+
+class ParameterFile(RootModel):
+    """A ROS 2 parameter file: names of nodes, or patterns of them, with values."""
+
+    model_config = ConfigDict(title="Parameters of fastdrive_node")
+
+    root: Annotated[dict[Annotated[str, StringConstraints(pattern=_NODE_NAME)], _FileSection], Field(min_length=1)]
+
+
+def check_parameter_file(path: str | Path) -> dict[str, object]:
+    """Read a ROS 2 parameter file and check it.
+
+    Returns:
+        The values of this node's parameters, those of later sections over those of earlier ones.
+
+    Raises:
+        InputError: it cannot be read, or a name or value is wrong; the text names it.
+    """
+    path = Path(path)
+    try:
+        content = read_yaml(read_bytes(path).decode())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:160]})") from error
+    try:
+        sections = [section.ros__parameters for section in ParameterFile.model_validate(content).root.values()]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        given = "" if isinstance(first["input"], dict) else f" {first['input']!r:.80}:"
+        raise InputError(f"{path}: {where}:{given} {reason_of(error)}; {SCHEMA_FILE} has the parameters") from error
+    given = {name: getattr(values, name) for values in sections for name in values.model_fields_set}
+    return {name: value for name, value in given.items() if name in PARAMETERS}
 
 
 SCHEMAS = {SCHEMA_FILE: ParameterFile, "config/vla.schema.json": VlaSpec}

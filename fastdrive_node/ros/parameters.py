@@ -9,124 +9,29 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    RootModel,
-    StringConstraints,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.ros.check_parameters import InputCheckSettings, PlanCheckSettings
-from fastdrive_node.ros.check_parameters import exchanged as _exchanged
 from fastdrive_node.ros.check_parameters import fixed as _fixed
 from fastdrive_node.ros.check_parameters import live as _live
+from fastdrive_node.ros.model_parameters import ModelSettings
 from fastdrive_node.supervision.supervisor import SupervisionLimits
 from fastdrive_node.sync.frames import FrameLimits
 from fastdrive_node.sync.modes import ModeLimits
 from fastdrive_node.sync.odometry import OdometryLimits
 from fastdrive_node.sync.outcomes import WorkerLimits
-from fastdrive_node.types import MAX_DROP, TEMPORAL_RANGES, DtypeName, OnnxProviderName, Vehicle, VisionBackendName
-from fastdrive_node.validation import read_bytes, read_yaml
+from fastdrive_node.types import Vehicle
 
-if TYPE_CHECKING:
-    from fastdrive_node.pruning.score_pruner import ScoreOptions
-
-_NODE_NAME = r"^(/\*\*|/?([A-Za-z_*][A-Za-z0-9_*]*/)*[A-Za-z_][A-Za-z0-9_]*)$"
-SCHEMA_FILE = "config/fastdrive.schema.json"
 _OF_EVERY_NODE = ("use_sim_time", "start_type_description_service")  # rclpy declares them
 
 
-class _NodeSettings(BaseModel):
+class _NodeSettings(ModelSettings):
     """All parameters but those of the checks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    vla: str = _exchanged("", "VLA directory; tiny: the shipped toy model. It must be given", section="Model")
-    pruner: str = _exchanged(
-        "",
-        "a ReconPruner's file, or the name of a pruner: reconpruner, none, random, fastv, ... (docs/pruners.md); "
-        "empty: reconpruner.safetensors in the VLA directory, where it is",
-    )
-    drop: float = _live(-1.0, "pruning ratio p; -1: 0.5 with a pruner, 0 without", -1.0, MAX_DROP)
-    deadline_ms: float = _fixed(
-        0.0,
-        "time of a plan, from the start of planning: fewer tokens are kept where it would be longer, k_min at least; "
-        "a set that has no time for them is refused with the code deadline; 0: off (docs/latency.md)",
-        0.0,
-        60_000.0,
-    )
-    vision_backend: VisionBackendName = _exchanged("torch", "what runs vision encoder and pruner")
-    engine: str = _exchanged(
-        "", "engine file for vision_backend onnxruntime or tensorrt, from `fastdrive export build`"
-    )
-    language_engine: str = _exchanged(
-        "", "engine file of the language model, from `fastdrive export build --part language`; empty: torch"
-    )
-    onnx_provider: OnnxProviderName = _exchanged(
-        "auto", "what onnxruntime runs on; auto: cuda where the model is on a GPU and onnxruntime has it, else cpu"
-    )
-    device: Literal["auto", "cpu", "cuda"] = _fixed("auto", "where the model runs; auto: cuda where there is a GPU")
-    dtype: DtypeName = _fixed("auto", "type of weights and activations; auto: bfloat16 on a GPU, float32 on a CPU")
-    warm_up: bool = _fixed(True, "plan once on black images before the node is ready")
-    drafts: bool = _fixed(
-        True, "verify several tokens of an answer in one forward (docs/latency.md); the answers are the same without"
-    )
-    jpeg_scaling: bool = _fixed(
-        True,
-        "decode JPEGs to the fraction of their size that the model needs: faster, values differ by 0.4 of 255 in the "
-        "mean (docs/latency.md)",
-    )
-
-    planner_process: bool = _fixed(
-        True,
-        "plan in a process of its own, which is killed and started again when it hangs or dies; false: in the node's",
-        section="Planner's process (docs/node.md)",
-    )
-    planner_load_deadline_s: float = _fixed(
-        SupervisionLimits.load_s, "time for loading the model, after which the planner's process is killed", 1.0, 3600.0
-    )
-    planner_restarts: int = _fixed(
-        SupervisionLimits.restarts, "restarts within planner_restart_window_s; after more the planner is down", 0, 1000
-    )
-    planner_restart_window_s: float = _fixed(
-        SupervisionLimits.window_s, "time in which restarts are counted", 1.0, 86400.0
-    )
-    planner_threads: int = _fixed(
-        SupervisionLimits.threads,
-        "threads of the planner's process; 0: OMP_NUM_THREADS where it is set, else one for each core but one",
-        0,
-        256,
-    )
-
-    calibrated_scores: bool = _fixed(
-        False,
-        "rank the tokens of all cameras by their probability of being foreground; needs a calibrated pruner file",
-        section="Scores of the pruner (docs/temporal_and_calibrated.md)",
-    )
-    keep_threshold: float = _fixed(
-        0.0,
-        "keep the tokens of at least this foreground probability, and at most as many as drop leaves; 0: off",
-        0.0,
-        0.999,
-    )
-    k_min: int = _fixed(16, "smallest number of tokens that keep_threshold and deadline_ms keep", 1, 100_000)
-    temporal_change: float = _fixed(
-        0.0, "weight of what is new since the previous set; 0: off", *TEMPORAL_RANGES["change"]
-    )
-    temporal_memory: float = _fixed(
-        0.0, "weight of the previous set's score in a token's score; 0: off", *TEMPORAL_RANGES["memory"]
-    )
-    temporal_max_gap_s: float = _fixed(
-        0.25, "longest time between two sets that the temporal terms connect", *TEMPORAL_RANGES["max_gap_s"]
-    )
 
     autostart: bool = _fixed(
         True, "configure and activate at start; false: wait for a lifecycle manager", section="Node and topics"
@@ -245,26 +150,9 @@ class _NodeSettings(BaseModel):
             raise ValueError(f"of type {type(value).__name__}, not {kind.__name__}")
         return value
 
-    @field_validator("drop")
-    @classmethod
-    def _is_ratio(cls, value: float) -> float:
-        if value < 0 and value != -1:
-            raise ValueError(f"should be a pruning ratio of 0 to {MAX_DROP}, or -1")
-        return value
-
     @property
     def compressed(self) -> bool:
         return self.image_transport == "compressed"
-
-    def score_options(self) -> ScoreOptions:
-        """Raises InputError for a combination that the pruner's scores do not allow."""
-        from fastdrive_node.pruning.score_pruner import ScoreOptions  # imports torch
-        from fastdrive_node.pruning.temporal import TemporalSettings
-
-        temporal = None
-        if self.temporal_change or self.temporal_memory:
-            temporal = TemporalSettings(self.temporal_change, self.temporal_memory, max_gap_s=self.temporal_max_gap_s)
-        return ScoreOptions(self.calibrated_scores, self.keep_threshold, self.k_min, temporal)
 
     def frame_limits(self) -> FrameLimits:
         return FrameLimits(
@@ -322,26 +210,6 @@ class Settings(InputCheckSettings, PlanCheckSettings, _NodeSettings):
         return replace(super().worker_limits(), inputs=self.input_limits())
 
 
-class _FileValues(Settings):
-    use_sim_time: bool = Field(False, description="take the time from /clock")
-    start_type_description_service: bool = Field(True, description="serve the types of the topics")
-    qos_overrides: dict = Field({}, description="QoS of the inputs, by topic, as in every ROS 2 node that allows it")
-
-
-class _FileSection(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    ros__parameters: _FileValues
-
-
-class ParameterFile(RootModel):
-    """A ROS 2 parameter file: names of nodes, or patterns of them, with values."""
-
-    model_config = ConfigDict(title="Parameters of fastdrive_node")
-
-    root: Annotated[dict[Annotated[str, StringConstraints(pattern=_NODE_NAME)], _FileSection], Field(min_length=1)]
-
-
 PARAMETERS: dict[str, dict[str, Any]] = Settings.model_json_schema()["properties"]  # JSON schema of each, by name
 MODEL_PARAMETERS = tuple(name for name, schema in PARAMETERS.items() if "exchange" in schema)
 
@@ -353,7 +221,7 @@ def validate(name: str, value: object) -> str | None:
     try:
         Settings.model_validate({name: value})
     except ValidationError as error:
-        return f"{name}: {value!r}: {_reason(error)}"
+        return f"{name}: {value!r}: {reason_of(error)}"
     return None
 
 
@@ -363,7 +231,8 @@ def _unknown(name: str) -> str:
     return f"{name}: no such parameter; {hint}"
 
 
-def _reason(error: ValidationError) -> str:
+def reason_of(error: ValidationError) -> str:
+    """What is wrong with a value, in words."""
     text = error.errors()[0]["msg"].removeprefix("Value error, ")
     return text.replace("Input should", "should")
 
@@ -408,28 +277,3 @@ def descriptor(name: str):
     if schema["type"] == "integer":
         message.integer_range = [IntegerRange(from_value=schema["minimum"], to_value=schema["maximum"])]
     return message
-
-
-def check_parameter_file(path: str | Path) -> dict[str, object]:
-    """Read a ROS 2 parameter file and check it.
-
-    Returns:
-        The values of this node's parameters, those of later sections over those of earlier ones.
-
-    Raises:
-        InputError: it cannot be read, or a name or value is wrong; the text names it.
-    """
-    path = Path(path)
-    try:
-        content = read_yaml(read_bytes(path).decode())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:160]})") from error
-    try:
-        sections = [section.ros__parameters for section in ParameterFile.model_validate(content).root.values()]
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        given = "" if isinstance(first["input"], dict) else f" {first['input']!r:.80}:"
-        raise InputError(f"{path}: {where}:{given} {_reason(error)}; {SCHEMA_FILE} has the parameters") from error
-    given = {name: getattr(values, name) for values in sections for name in values.model_fields_set}
-    return {name: value for name, value in given.items() if name in PARAMETERS}

@@ -11,16 +11,8 @@ import yaml
 from fastdrive_node.errors import InputError
 from fastdrive_node.planning.checks import Band, PlanLimits
 from fastdrive_node.planning.image_health import ImageLimits
-from fastdrive_node.ros.parameter_files import file_texts
-from fastdrive_node.ros.parameters import (
-    PARAMETERS,
-    ParameterFile,
-    Settings,
-    check_parameter_file,
-    descriptor,
-    make_settings,
-    validate,
-)
+from fastdrive_node.ros.parameter_files import ParameterFile, check_parameter_file, file_texts
+from fastdrive_node.ros.parameters import PARAMETERS, Settings, descriptor, make_settings, validate
 from fastdrive_node.sync.frames import FrameLimits
 from fastdrive_node.sync.outcomes import WorkerLimits
 from fastdrive_node.types import Vehicle
