@@ -56,7 +56,7 @@ class WorkerLimits:
 
 
 @dataclass(frozen=True)
-class Job:
+class WaitingSet:
     """A complete set with the command at its completion, which holds however long the set waits for the planner."""
 
     frames: FrameSet
@@ -105,7 +105,7 @@ class WorkerStatus:
 
 
 @dataclass
-class Tally:
+class OutcomeCounts:
     """Outcomes so far, and what the last ones were."""
 
     plans: int = 0

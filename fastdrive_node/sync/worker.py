@@ -17,7 +17,15 @@ from fastdrive_node.sync.camera_identity import InputChecks
 from fastdrive_node.sync.compensation import shift_plan
 from fastdrive_node.sync.frames import FrameBuffer, FrameLimits
 from fastdrive_node.sync.odometry import OdometryBuffer, OdometryLimits
-from fastdrive_node.sync.outcomes import Job, Outcome, Planner, Tally, WorkerLimits, WorkerStatus, check_planned
+from fastdrive_node.sync.outcomes import (
+    Outcome,
+    OutcomeCounts,
+    Planner,
+    WaitingSet,
+    WorkerLimits,
+    WorkerStatus,
+    check_planned,
+)
 from fastdrive_node.types import (
     SUPERSEDED,
     CameraFrame,
@@ -41,7 +49,7 @@ class _State:
     planning_at: float | None = None  # monotonic seconds at which the plan in progress began
     command: Command = Command.NONE
     command_ns: int | None = None
-    waiting: Job | None = None
+    waiting: WaitingSet | None = None
 
 
 class Worker:
@@ -72,7 +80,7 @@ class Worker:
         self._clock = clock
         self._report = report
         self._changed = threading.Condition()
-        self._state, self._tally = _State(), Tally()
+        self._state, self._tally = _State(), OutcomeCounts()
         self._stopping = False
         self._thread: threading.Thread | None = None
 
@@ -193,7 +201,7 @@ class Worker:
         if pending is None:
             self._state.waiting = None
         elif waiting is None or waiting.frames is not pending:
-            self._state.waiting = Job(pending, self._current_command(), time.monotonic())
+            self._state.waiting = WaitingSet(pending, self._current_command(), time.monotonic())
 
     def _current_command(self) -> Command:
         state, limit_s = self._state, self.limits.max_command_age_s
@@ -230,7 +238,7 @@ class Worker:
         waited_s = time.monotonic() - waiting.complete_at
         return self._odometry.covers(waiting.frames.t0_ns) or waited_s >= self.limits.odometry_wait_s
 
-    def _next(self) -> Job | Refusal | None:
+    def _next(self) -> WaitingSet | Refusal | None:
         now_ns = self._clock()
         self._frames.expire(now_ns)
         self._note_complete()
@@ -240,7 +248,7 @@ class Worker:
         taken = self._frames.take(now_ns)
         return taken if isinstance(taken, Refusal) else job
 
-    def _plan(self, job: Job, generation: int) -> Outcome:
+    def _plan(self, job: WaitingSet, generation: int) -> Outcome:
         start = self._state.planning_at = time.monotonic()
         history, result = self._attempt(job)
         planning_ms = (time.monotonic() - start) * 1e3
@@ -268,7 +276,7 @@ class Worker:
         except EgoStateError as error:
             return Refusal(plan.t0_ns, f"compensate: {error}", error.stage, error.code), None
 
-    def _attempt(self, job: Job) -> tuple[EgoHistory | None, Plan | Refusal]:
+    def _attempt(self, job: WaitingSet) -> tuple[EgoHistory | None, Plan | Refusal]:
         t0_ns = job.frames.t0_ns
         history = None
         try:
