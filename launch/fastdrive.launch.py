@@ -15,6 +15,7 @@ ros2 launch fastdrive_node fastdrive.launch.py vla:=/models/my_vla vision_backen
 from __future__ import annotations
 
 import difflib
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -92,6 +93,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             namespace=given["namespace"],
             parameters=[params_file, {**signals(given), **overrides(given)}],
             remappings=remappings(given, cameras_of(vla)),
+            additional_env={"FASTDRIVE_LAUNCHER": str(os.getpid())},
             ros_arguments=["--log-level", f"fastdrive:={given['log_level']}"],
             output="screen",
             emulate_tty=True,

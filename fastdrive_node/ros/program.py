@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
 import signal
 import sys
 
@@ -16,12 +18,22 @@ from rclpy.utilities import ok, try_shutdown
 from fastdrive_node.ros.node import FastDriveNode
 from fastdrive_node.ros.planner_factory import PlannerFactory, make_planner
 
+LAUNCHER = "FASTDRIVE_LAUNCHER"  # the process that is not to be outlived; the launch file sets it
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+def end_with_launcher() -> None:
+    """Be told by SIGTERM when the launch ends: at a SIGTERM, `ros2 launch` ends without a word to its nodes."""
+    if sys.platform == "linux" and os.environ.get(LAUNCHER) == str(os.getppid()):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
 
 def main(arguments: list[str] | None = None, planner_factory: PlannerFactory = make_planner) -> int:
     """Run the node until it is told to stop. Returns 0, or 1 where it could not start."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # rclpy calls the handlers that it finds, after its own
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_launcher()
     rclpy.init(args=arguments)
     node = None
     try:

@@ -169,7 +169,7 @@ class ModeJudge:
         self._active = label == "active"
         self._reset(now_s)
         mode = Mode.STARTING if label == LOADING else Mode.INACTIVE
-        self._idle = ModeStatus(mode, ModeReason(label, text), now_s)
+        self._idle = ModeStatus(mode, ModeReason("inactive" if self._active else label, text), now_s)
 
     def fault(self, reason: ModeReason | None) -> None:
         """A fault that ends planning, until it is None again."""

@@ -295,3 +295,11 @@ def test_a_planners_process_that_cannot_plan_is_a_mode():
     assert mode_at(20.0, "ready")[0] == Mode.STARTING
     assert mode_at(21.0, "restarting") == (Mode.REFUSING, "planner_restarting")
     assert mode_at(22.0, "down", "it ended 6 times") == (Mode.FAULT, "planner_down")
+
+
+def test_an_active_node_without_a_worker_is_inactive_by_name():
+    """As it is for a moment while it is deactivated."""
+    judge = ModeJudge()
+    judge.lifecycle("active", 0.0)
+    status = judge.judge(None, 0.1)
+    assert status.mode is Mode.INACTIVE and status.reason.code == "inactive"
