@@ -44,6 +44,9 @@ PLANNER_DOWN = "planner_down"  # of fault: its process ended too often
 PLANNER_RESTARTING = "planner_restarting"  # its process hung or ended, and is started again
 
 
+_INPUTS = ("image.", "frames.", "odometry.")  # codes of their warnings begin so
+
+
 @dataclass(frozen=True)
 class ModeLimits:
     """Times in seconds."""
@@ -248,7 +251,7 @@ class ModeJudge:
             return replace(base, mode=Mode.DEGRADED, reason=self._problem)
         degraded = self._plan_mode if self._plan_mode not in ("", Mode.NOMINAL.value) else ""
         warned = "; ".join(self._warnings)
-        inputs = [code for line in self._warnings if not (code := line.partition(":")[0]).startswith("plan.")]
+        inputs = [code for line in self._warnings if (code := line.partition(":")[0]).startswith(_INPUTS)]
         if degraded or base.cameras or inputs:
             self._clean = 0
             listed = ", ".join(f"{camera} {what}" for camera, what in base.cameras.items())

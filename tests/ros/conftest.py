@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import threading
 from collections import defaultdict
 
@@ -16,6 +17,7 @@ from tests.ros.fake_planner import FakePlanner, factory_of
 
 launch_stand_ins.install()
 
+RECORDS = "/fastdrive/output/plan_json"
 PATIENCE_S = 30.0  # for an event that must come; only a failing test waits that long
 
 
@@ -183,6 +185,38 @@ def stamp_message(ns: int):
     from builtin_interfaces.msg import Time
 
     return Time(sec=ns // 10**9, nanosec=ns % 10**9)
+
+
+def records_of(rig: Rig) -> list[dict]:
+    """Records of frame sets, without those of mode changes."""
+    return [record for message in rig.messages[RECORDS] if (record := json.loads(message.data))["kind"] != "mode"]
+
+
+def next_record(rig: Rig, count: int) -> dict:
+    """Waits for the record of this number, counted from 1."""
+    rig.wait(lambda: len(records_of(rig)) >= count, f"record {count}")
+    return records_of(rig)[count - 1]
+
+
+def connected(rig: Rig) -> Rig:
+    """Publishers of every input and a reader of the records, matched."""
+    from std_msgs.msg import String
+
+    rig.listen(String, RECORDS)
+    rig.connect_inputs()
+    rig.wait(lambda: rig.node._outputs.readers() > 0, "the records to be matched")
+    return rig
+
+
+def diagnostics(rig: Rig) -> dict:
+    """The newest status of each part; the rig listens to /diagnostics."""
+    messages = rig.messages["/diagnostics"]
+    rig.wait(lambda: messages, "diagnostics")
+    return {status.name.split(": ")[1]: status for status in messages[-1].status}
+
+
+def values(status) -> dict[str, str]:
+    return {pair.key: pair.value for pair in status.values}
 
 
 @pytest.fixture

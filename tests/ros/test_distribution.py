@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.ros.test_node import connected, next_record
+from tests.ros.conftest import connected, next_record
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
 

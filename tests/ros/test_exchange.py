@@ -13,8 +13,7 @@ from rclpy.parameter import Parameter
 
 from fastdrive_node.families.spec import default_vla_dir
 from fastdrive_node.ros.planner_factory import supervise_planner
-from tests.ros.conftest import Rig
-from tests.ros.test_node import connected, diagnostics, records_of, values
+from tests.ros.conftest import Rig, connected, diagnostics, records_of, values
 from tests.ros.test_supervised_node import STAND_INS, outcome, record_at
 
 LOAD = f"{STAND_INS}:for_exchange"

@@ -2,53 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 
-from tests.ros.conftest import jpeg_image, stamp_message
+from tests.ros.conftest import (
+    RECORDS,
+    connected,
+    jpeg_image,
+    next_record,
+    records_of,
+    stamp_message,
+)
 from tests.ros.fake_planner import FakePlanner
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
 
-from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import AccelWithCovarianceStamped
 from lifecycle_msgs.msg import Transition as TransitionMessage
 from lifecycle_msgs.srv import ChangeState
 from nav_msgs.msg import Odometry, Path
-from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rclpy.utilities import get_rmw_implementation_identifier
 from sensor_msgs.msg import Image
 from std_msgs.msg import Float64, String
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 from visualization_msgs.msg import MarkerArray
 
 from fastdrive_node.ros.messages import stamp_ns
-from fastdrive_node.ros.transport import VARIABLES
 from fastdrive_node.types import Command
-
-RECORDS = "/fastdrive/output/plan_json"
-
-
-def records_of(rig) -> list[dict]:
-    """Records of frame sets, without those of mode changes."""
-    return [record for message in rig.messages[RECORDS] if (record := json.loads(message.data))["kind"] != "mode"]
-
-
-def next_record(rig, count: int) -> dict:
-    rig.wait(lambda: len(records_of(rig)) >= count, f"record {count}")
-    return records_of(rig)[count - 1]
-
-
-def connected(rig):
-    rig.listen(String, RECORDS)
-    rig.connect_inputs()
-    rig.wait(lambda: rig.node._outputs.readers() > 0, "the records to be matched")
-    return rig
 
 
 @pytest.mark.parametrize("transport", ["raw", "compressed"])
@@ -98,22 +79,6 @@ def test_an_orientation_that_is_none_is_ignored_and_the_node_plans_on(rig, value
     rig._publishers["/fastdrive/input/odometry"].publish(message)
     rig.send_set(rig.now_ns())
     assert next_record(rig, 1)["kind"] == "plan" and rig.is_spinning()
-
-
-def test_messages_that_are_cut_short_are_counted_by_input_and_the_node_plans_on(rig):
-    rig = connected(rig(diagnostics_period_s=0.1))
-    rig.listen(DiagnosticArray, "/diagnostics")
-    for name in ("odometry", "command", "cam_front/image"):
-        rig._publishers[f"/fastdrive/input/{name}"].publish(b"\x00\x01\x00\x00\x09\x00\x00\x00ab")
-    keys = ("unusable_odometry", "unusable_command", "unusable_cam_front")
-
-    def counts() -> list[str | None]:
-        values = {pair.key: pair.value for pair in diagnostics(rig)["topics"].values}
-        return [values.get(key) for key in keys]
-
-    rig.wait(lambda: rig.messages["/diagnostics"] and counts() == ["1", "1", "1"], "the counts")
-    rig.send_set(rig.now_ns())
-    assert next_record(rig, 1)["kind"] == "plan"
 
 
 @pytest.mark.parametrize("transition", [TransitionMessage.TRANSITION_ACTIVATE, 1, 250])
@@ -256,117 +221,6 @@ def test_overlays_and_markers_come_when_somebody_listens(rig):
     assert [marker.ns for marker in markers[0].markers] == ["path", "waypoints", "vehicle", "text"]
 
 
-def diagnostics(rig) -> dict:
-    messages = rig.messages["/diagnostics"]
-    rig.wait(lambda: messages, "diagnostics")
-    return {status.name.split(": ")[1]: status for status in messages[-1].status}
-
-
-def values(status) -> dict[str, str]:
-    return {pair.key: pair.value for pair in status.values}
-
-
-def test_diagnostics_have_the_age_and_rate_of_every_camera_and_the_model(rig):
-    rig = connected(rig(diagnostics_period_s=0.1))
-    for count in range(1, 4):
-        rig.send_set(rig.now_ns())
-        next_record(rig, count)
-    rig.listen(DiagnosticArray, "/diagnostics")
-    parts = diagnostics(rig)
-    front = values(parts["CAM_FRONT"])
-    assert float(front["age_s"]) >= 0 and float(front["rate_hz"]) > 0 and front["publishers"] == "1"
-    assert values(parts["model"])["vla"] == "fake"
-    assert values(parts["planner"])["lifecycle"] == "active"
-
-
-def test_diagnostics_of_a_node_that_nobody_activated_say_so(rig):
-    rig = rig(start=False, diagnostics_period_s=0.1)
-    rig.listen(DiagnosticArray, "/diagnostics")
-    assert diagnostics(rig)["planner"].message == "unconfigured: not activated"
-
-
-def test_a_publisher_of_an_incompatible_qos_is_in_the_diagnostics(rig):
-    rig = rig(diagnostics_period_s=0.1)
-    rig.advertise(String, "/fastdrive/input/command", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
-    rig.listen(DiagnosticArray, "/diagnostics")
-    rig.wait(lambda: "incompatible reliability" in diagnostics(rig)["topics"].message, "the QoS problem")
-
-
-def test_large_images_without_shared_memory_are_warned_of_with_their_size(rig, monkeypatch):
-    if "fastrtps" not in get_rmw_implementation_identifier():
-        pytest.skip("the middleware is not Fast DDS")
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    rig = connected(rig(diagnostics_period_s=0.1))
-    rig.listen(DiagnosticArray, "/diagnostics")
-    rig.wait(lambda: "loss of raw images" in diagnostics(rig)["topics"].message, "a warning before the first image")
-    rig.send_image("CAM_FRONT", rig.now_ns())
-    rig.wait(lambda: diagnostics(rig)["topics"].message == "ok", "no warning of small images")
-    rig.send_image("CAM_FRONT", rig.now_ns(), bytes(600 * 900), height=300, width=600, step=1800)
-    rig.wait(lambda: "loss of images of 0.5 MB" in diagnostics(rig)["topics"].message, "a warning")
-
-
-# Another process: within one, a second type is refused at once, and Fast DDS can lock when a second participant ends.
-PUBLISHER = """
-import sys
-import rclpy
-from sensor_msgs.msg import CompressedImage
-rclpy.init()
-node = rclpy.create_node("other")
-node.create_publisher(CompressedImage, "/fastdrive/input/cam_back/image", 10)
-sys.stdin.read()
-"""
-
-
-def test_a_publisher_of_another_type_is_in_the_diagnostics(rig, ros):
-    rig = rig(diagnostics_period_s=0.1)
-    rig.listen(DiagnosticArray, "/diagnostics")
-    expected = "/fastdrive/input/cam_back/image: a publisher sends sensor_msgs/msg/CompressedImage"
-    other = subprocess.Popen([sys.executable, "-c", PUBLISHER], stdin=subprocess.PIPE)
-    try:
-        rig.wait(lambda: expected in diagnostics(rig)["topics"].message, "the type problem")
-    finally:
-        other.kill()
-        other.communicate()
-
-
-def test_parameters_change_while_running_and_bad_values_are_refused_with_a_reason(rig):
-    node = rig().node
-
-    def attempt(name, value):
-        return node.set_parameters([Parameter(name, value=value)])[0]
-
-    assert attempt("drop", 0.25).successful and node._loaded.planner.drop == 0.25
-    assert attempt("max_set_age_s", 0.5).successful and node._worker._frames.limits.max_age_s == 0.5
-    assert attempt("max_set_age_s", 1).successful and node._worker._frames.limits.max_age_s == 1.0, "an integer"
-    assert "of type bool, not float" in attempt("max_set_age_s", True).reason
-    assert "drop" in attempt("drop", 0.99).reason
-    node._loaded.planner.least_drop = 0.2
-    assert attempt("drop", 0.1).reason == "drop: 0.1 is less than the engine's 0.2"
-    assert attempt("image_transport", "compressed").reason
-    assert attempt("max_missing_cameras", "two").reason
-    assert node._loaded.planner.drop == 0.25
-
-
-def test_an_integer_at_start_is_taken_for_a_double(rig):
-    settings = rig(max_set_age_s=1, max_plan_age_s=2).node.settings
-    assert (settings.max_set_age_s, settings.max_plan_age_s) == (1.0, 2.0)
-    assert type(settings.max_set_age_s) is float
-
-
-def test_a_set_of_changes_is_applied_as_a_whole_or_not_at_all(rig):
-    node = rig().node
-
-    def attempt(age_s: float):
-        changes = [Parameter("drop", value=0.25), Parameter("max_set_age_s", value=age_s)]
-        return node.set_parameters_atomically(changes)
-
-    assert not attempt(-1.0).successful
-    assert node._loaded.planner.drop == node.get_parameter("drop").value == 0.5
-    assert attempt(0.75).successful
-    assert (node._loaded.planner.drop, node._worker._frames.limits.max_age_s) == (0.25, 0.75)
-
-
 def test_a_bond_lasts_as_long_as_the_node_is_active(rig, monkeypatch):
     events = []
 
@@ -385,77 +239,6 @@ def test_a_bond_lasts_as_long_as_the_node_is_active(rig, monkeypatch):
     made.call(made.node.trigger_deactivate)
     assert events == [*begun, ("shutdown",)]
     assert rig(bond=False).node._bond is None
-
-
-def test_a_change_that_cannot_be_applied_leaves_the_node_running_and_is_in_the_diagnostics(rig, monkeypatch):
-    rig = connected(rig(diagnostics_period_s=0.1))
-    rig.listen(DiagnosticArray, "/diagnostics")
-
-    def fail(*arguments):
-        raise RuntimeError("a fault of the planner")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(rig.node._worker, "configure", fail)
-        assert rig.node.set_parameters([Parameter("drop", value=0.25)])[0].successful
-    expected = "drop: accepted but not applied: RuntimeError: a fault of the planner"
-    rig.wait(lambda: diagnostics(rig)["planner"].message == expected, "the problem in the diagnostics")
-    rig.send_set(rig.now_ns())
-    assert next_record(rig, 1)["kind"] == "plan"
-    rig.node.set_parameters([Parameter("drop", value=0.25)])
-    rig.wait(lambda: diagnostics(rig)["planner"].message != expected, "the diagnostics without it")
-
-
-def test_a_check_that_fails_refuses_the_change(rig, monkeypatch):
-    made = rig()
-    monkeypatch.setattr(made.planner, "check_drop", lambda value: 1 / 0)
-    result = made.node.set_parameters([Parameter("drop", value=0.25)])[0]
-    assert not result.successful and "ZeroDivisionError" in result.reason
-
-
-def test_a_wrong_choice_is_refused_at_the_start(ros):
-    from fastdrive_node.ros.node import FastDriveNode
-
-    with pytest.raises(Exception, match="image_transport: 'jpeg': should be 'raw' or 'compressed'"):
-        FastDriveNode(parameter_overrides=[Parameter("image_transport", value="jpeg")])
-
-
-@pytest.mark.parametrize("name", ["dropp", "max_spread", "qos_override./odom.subscription.depth"])
-def test_an_unknown_parameter_is_refused_at_the_start_by_name(ros, name):
-    from fastdrive_node.ros.node import FastDriveNode
-
-    with pytest.raises(Exception, match=f"{name}: no such parameter; "):
-        FastDriveNode(parameter_overrides=[Parameter(name, value=0.5)])
-
-
-def test_the_executable_refuses_an_unknown_parameter_with_the_names_that_are_close(ros):
-    words = ["-m", "fastdrive_node.ros", "--ros-args", "-p", "use_sim_time:=true", "-p", "dropp:=0.5"]
-    ended = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 1
-    assert "fastdrive_node: dropp: no such parameter; did you mean drop?" in ended.stderr
-
-
-def test_parameters_of_every_ros_node_are_taken(rig):
-    qos = {"qos_overrides./fastdrive/input/odometry.subscription.depth": 5}
-    made = rig(start=False, use_sim_time=False, start_type_description_service=False, **qos)
-    assert made.node.start()
-
-
-def test_drop_minus_one_is_the_loaded_models_default_also_while_running(rig):
-    node = rig(drop=0.25).node
-    node._loaded.planner.default_drop = 0.6
-    assert node.set_parameters([Parameter("drop", value=-1.0)])[0].successful
-    assert node._loaded.planner.drop == node.get_parameter("drop").value == node.settings.drop == 0.6
-
-
-def test_autoware_without_its_messages_is_refused_with_the_fix(rig):
-    made = rig(start=False, trajectory_type="autoware")
-    try:
-        import autoware_planning_msgs  # noqa: F401
-    except ImportError:
-        assert not made.node.start()
-        assert made.node._label == "unconfigured"
-    else:
-        pytest.skip("autoware_planning_msgs is installed")
 
 
 def test_cameras_of_any_name_and_number_are_planned(rig):

@@ -20,8 +20,7 @@ from std_msgs.msg import String
 from fastdrive_node.errors import ModelError
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.planner_factory import load_planner, make_planner, supervise_planner
-from tests.ros.conftest import Rig
-from tests.ros.test_node import RECORDS, next_record
+from tests.ros.conftest import RECORDS, Rig, next_record
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.ros.test_node import RECORDS, connected, next_record
+from tests.ros.conftest import RECORDS, connected, next_record, values
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
 
@@ -21,10 +21,6 @@ from fastdrive_node.ros.messages import stamp_ns
 STATUS = "/fastdrive/output/status"
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 PATH = "/fastdrive/output/path"
-
-
-def values(status) -> dict[str, str]:
-    return {pair.key: pair.value for pair in status.values}
 
 
 def until_mode(rig, mode: str, code: str = "") -> DiagnosticStatus:

@@ -15,9 +15,8 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ro
 
 
 from fastdrive_node.ros.planner_factory import supervise_planner
-from tests.ros.conftest import Rig
+from tests.ros.conftest import Rig, connected, diagnostics, records_of
 from tests.ros.network_watch import sockets
-from tests.ros.test_node import connected, diagnostics, records_of
 
 STAND_INS = "tests.supervision.stand_ins"
 HANG = 100.0

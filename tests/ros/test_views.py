@@ -93,7 +93,7 @@ def test_every_panel_of_the_foxglove_layout_is_placed_once():
 def test_overlays_and_markers_cost_nothing_while_nobody_looks(rig, monkeypatch):
     from fastdrive_node.ros import outputs
     from fastdrive_node.visualization import overlay
-    from tests.ros.test_node import connected, next_record
+    from tests.ros.conftest import connected, next_record
 
     drawn = []
     monkeypatch.setattr(overlay, "overlay", lambda *_: drawn.append("overlay"))

@@ -223,9 +223,10 @@ def test_a_camera_that_is_warned_of_is_named_with_the_warning(nominal):
 
 
 def test_a_warning_of_the_plan_leaves_the_mode_and_is_its_reason(nominal):
-    nominal.warnings = ("plan.jerk: 12 m/s3",)
-    status = nominal.run(0.3)
-    assert (status.mode, status.reason) == (Mode.NOMINAL, ModeReason("", "plan.jerk: 12 m/s3"))
+    for warning in ("deadline: the plan took 120 ms of 100", "plan.jerk: 12 m/s3"):
+        nominal.warnings = (warning,)
+        status = nominal.run(0.3)
+        assert (status.mode, status.reason) == (Mode.NOMINAL, ModeReason("", warning))
     assert status.text == "nominal: plan.jerk: 12 m/s3"
     nominal.warnings = ()
     assert nominal.run(0.2).reason == ModeReason()
