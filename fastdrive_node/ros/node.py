@@ -218,9 +218,15 @@ class FastDriveNode(ParameterNode):
 
     def _on_planner_change(self) -> None:
         """In the executor's thread, after the planner's process was ready, or has ended."""
-        self._close_retired()
-        if (pending := self._exchange.pending) is not None:
-            self._end_exchange(pending)
+        try:
+            self._close_retired()
+            if (pending := self._exchange.pending) is not None:
+                self._end_exchange(pending)
+            self._follow_planner()
+        except Exception as error:  # would end the process
+            self.get_logger().error(f"after a change of the planner: {one_line(error)}; please report this")
+
+    def _follow_planner(self) -> None:
         loaded = self._loaded
         if loaded is None or loaded.supervised is None:
             return
@@ -262,8 +268,7 @@ class FastDriveNode(ParameterNode):
         if "drop" not in pending.values and drop != loaded.planner.drop:  # it was changed meanwhile
             with suppress(InputError):
                 loaded.planner.drop = drop
-        if self.settings.drop != loaded.planner.drop:
-            self._take_drop(loaded)
+        self._take_drop(loaded)  # it may have been -1
         names = ", ".join(f"{name}={getattr(self.settings, name)!r}" for name in pending.values)
         self.get_logger().info(f"another planner has taken over: {names}")
 

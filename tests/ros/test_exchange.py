@@ -78,7 +78,7 @@ def test_the_planner_before_plans_until_the_other_one_is_ready(rig):
     assert change(rig, pruner="slow").successful
     assert parameter(rig, "pruner") == "slow" and rig.node.settings.pruner == pruner
     assert planner_of(rig).split("; ") == before  # the same process
-    assert rig.node._exchange.text == "loading"
+    assert rig.node._exchange.text == rig.node._status.exchange == "loading"
     rig.wait(lambda: values(diagnostics(rig)["planner"])["exchange"] == "loading", "the exchange in the diagnostics")
     assert over(rig) == "none"
     name, _, pid = planner_of(rig).split("; ")
@@ -115,6 +115,13 @@ def test_parameters_of_one_change_take_effect_together(rig):
     assert planner_of(rig).split("; ")[:2] == ["slow 2", "0.75"]
     assert (rig.node.settings.drop, rig.node.settings.recover_plans) == (0.75, 7)
     assert (parameter(rig, "drop"), parameter(rig, "recover_plans")) == (0.75, 7)
+
+
+def test_a_drop_of_minus_one_is_the_default_of_the_next_planner(rig):
+    assert change(rig, pruner="quick 2", drop=-1.0).successful
+    assert over(rig) == "none"
+    assert parameter(rig, "drop") == rig.node.settings.drop == 0.5
+    assert planner_of(rig).split("; ")[:2] == ["quick 2", "0.5"]
 
 
 def test_what_is_changed_while_it_loads_stays(rig):
