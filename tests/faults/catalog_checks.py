@@ -204,7 +204,6 @@ MOTION = [
         new_frames(frame_id="odom"),
         mode="degraded",
         code="odometry.frame",
-        quick=True,
     ),
     Fault(
         "the odometry's child_frame_id changes",
