@@ -75,6 +75,7 @@ class Inputs:
         steering = _steering_type(settings.steering_input)  # raises before there are subscriptions
         self.callbacks: dict[str, Callable[[bytes], None]] = {}  # of serialized messages, by input
         self.unusable: Counter[str] = Counter()  # messages that were ignored, by input
+        self.defects: Counter[str] = Counter()  # of them, those by an exception that nobody expected
         self._subscriptions: dict[str, Subscription] = {}
         # The executor takes ready messages in this order: command and odometry arrive before the set they belong to.
         self._add("command", String, COMMAND_INPUT, COMMAND, self._on_command)
@@ -169,6 +170,7 @@ class Inputs:
             self._node.get_logger().warning(str(error), throttle_duration_sec=WARN_EVERY_S)
         except Exception as error:
             self.unusable[name] += 1
+            self.defects[name] += 1
             self._node.get_logger().error(
                 f"{name}: {type(error).__name__}: {error}; the message is ignored, please report this",
                 throttle_duration_sec=WARN_EVERY_S,

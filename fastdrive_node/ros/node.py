@@ -110,6 +110,7 @@ class FastDriveNode(ParameterNode):
         self._clean_up()
         self._status.destroy()
         self._jumps.unregister()
+        self._state_machine.destroy_when_not_in_use()  # rclpy forgets it, and it keeps the node and the middleware
         super().destroy_node()
 
     def publish_diagnostics(self) -> None:

@@ -1,9 +1,13 @@
-"""The Fast DDS profile as environment variables, and whether large messages will be lost."""
+"""The Fast DDS profile as environment variables, expected loss of large messages, and what killed processes leave."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from fastdrive_node.errors import InputError
@@ -15,6 +19,8 @@ LARGE_BYTES = 512 * 1024  # of a message; Fast DDS's own shared-memory segment h
 _SHM = Path("/dev/shm")
 _RECEIVE_LIMIT = Path("/proc/sys/net/core/rmem_max")
 _RECEIVE_BYTES = 10_000_000  # of a socket's buffer: what Cyclone DDS advises for large messages
+_LOCK = re.compile(r"(fast(?:rtps|dds)_[0-9a-f]{16})_el")  # beside a segment; its owner holds it as long as it lives
+_DEAD_S = 60.0  # age of a segment that is looked at, so that none is taken while its owner makes it
 _SHM_BYTES = 3 * 134_217_728  # a segment for each of two participants, and one to spare
 
 
@@ -49,6 +55,35 @@ def profile_set() -> bool:
 def has_shared_memory() -> bool:
     """Whether /dev/shm has space for the shipped profile's segments."""
     return _SHM.is_dir() and shutil.disk_usage(_SHM).free >= _SHM_BYTES
+
+
+def remove_dead_segments(folder: Path = _SHM) -> tuple[int, int]:
+    """Remove the Fast DDS segments of processes that were killed, which nothing else removes; as `fastdds shm clean`.
+
+    A segment is dead where nobody holds the lock of the file beside it. Those of other users are left.
+
+    Returns:
+        How many, and their bytes.
+    """
+    count = freed = 0
+    for lock in folder.glob("fast*_el") if folder.is_dir() else ():
+        found = _LOCK.fullmatch(lock.name)
+        if found is None:
+            continue
+        segment = folder / found[1]
+        with suppress(OSError):  # another user's, locked, or removed meanwhile
+            state = segment.stat()
+            if time.time() - state.st_mtime < _DEAD_S:
+                continue
+            file = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                segment.unlink()
+                count, freed = count + 1, freed + state.st_size
+                lock.unlink()
+            finally:
+                os.close(file)
+    return count, freed
 
 
 def loss_expected(middleware: str, message_bytes: int | None) -> str:

@@ -14,6 +14,7 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
 
+from fastdrive_node import logs
 from fastdrive_node.errors import FastDriveError, PlannerError
 from fastdrive_node.supervision.channel import PackedError, PlanRequest, Region, unpack_frames
 from fastdrive_node.sync.outcomes import Planner
@@ -59,7 +60,7 @@ def main(connection_fd: int, region_fd: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both; the node decides
     _die_with(parent)
     faulthandler.enable()
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    logs.set_up()
     connection, region = Connection(connection_fd), Region(region_fd)
     try:
         factory, arguments = connection.recv()

@@ -33,7 +33,7 @@ CHECKED = {
     "rclpy.signals": {"SignalHandlerOptions"},
     "rclpy.subscription": {"Subscription"},
     "rclpy.task": {"Future"},
-    "rclpy.utilities": {"get_rmw_implementation_identifier", "ok", "try_shutdown"},
+    "rclpy.utilities": {"get_default_context", "get_rmw_implementation_identifier", "ok", "try_shutdown"},
 }
 OF_ONE_DISTRIBUTION = "fastdrive_node.ros.distribution"
 ABSENT_SOMEWHERE = ("rclpy.clock_type", "rclpy.event_handler", "rclpy.qos_event")

@@ -16,7 +16,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ro
 
 from fastdrive_node.ros.planner_factory import supervise_planner
 from tests.ros.conftest import Rig, connected, diagnostics, records_of
-from tests.ros.network_watch import sockets
+from tests.ros.network_watch import segments, sockets
 
 STAND_INS = "tests.supervision.stand_ins"
 HANG = 100.0
@@ -104,12 +104,14 @@ def test_a_signal_while_the_model_loads_ends_the_node_and_its_planner_at_once(ro
     planners = [child for task in children.parents[1].iterdir() for child in (task / "children").read_text().split()]
     assert all(name.startswith("udp") for name in sockets(node.pid)), "DDS, and nothing else"
     assert sockets(node.pid) and not any(sockets(planner) for planner in planners)
+    owned = segments(node.pid)
     began = time.monotonic()
     os.kill(node.pid, number)
     _, rest = node.communicate(timeout=30)
     assert node.returncode == 0 and time.monotonic() - began < 2.0, rest
     assert "Traceback" not in rest
     assert planners and not any(Path(f"/proc/{planner}").exists() for planner in planners)
+    assert owned and not any(segment.exists() for segment in owned), "left in /dev/shm"
 
 
 def test_a_signal_before_the_node_has_started_ends_it_with_0(ros):

@@ -1,10 +1,12 @@
-"""The Fast DDS profile and the domain of a replay."""
+"""The Fast DDS profile and its segments, and the domain of a replay."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -134,6 +136,30 @@ def test_a_middleware_without_these_events_still_tells_an_incompatible_qos_or_no
     middleware = Middleware(failing=2)
     subscribed(middleware)
     assert middleware.events is None
+
+
+def test_segments_of_killed_processes_are_removed_and_no_others(tmp_path):
+    def make(name: str, age_s: float = 100.0) -> Path:
+        segment, lock = tmp_path / name, tmp_path / f"{name}_el"
+        segment.write_bytes(bytes(1000))
+        lock.touch()
+        os.utime(segment, (time.time() - age_s,) * 2)
+        return segment
+
+    dead, of_kilted = make("fastrtps_0123456789abcdef"), make("fastdds_0123456789abcdef")
+    living, young, port = (
+        make("fastrtps_00000000000000aa"),
+        make("fastrtps_00000000000000bb", 0.0),
+        make("fastrtps_port7400"),
+    )
+    other = tmp_path / "something_el"
+    other.touch()
+    with open(f"{living}_el") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert transport.remove_dead_segments(tmp_path) == (2, 2000)
+    assert not any(file.exists() for each in (dead, of_kilted) for file in (each, Path(f"{each}_el")))
+    assert all(each.exists() for each in (living, young, port, other))
+    assert transport.remove_dead_segments(tmp_path / "absent") == (0, 0)
 
 
 def test_fast_dds_takes_the_profile_without_an_error(bare):

@@ -1,0 +1,44 @@
+"""Repeated log records are told seldom."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from fastdrive_node import logs
+
+
+@pytest.fixture
+def log(caplog):
+    log = logging.getLogger("of_this_test")
+    caplog.handler.addFilter(added := logs.RepeatFilter())
+    yield log
+    caplog.handler.removeFilter(added)
+
+
+def test_what_one_line_logs_again_and_again_is_told_once_and_counted_later(log, caplog, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(logs.time, "monotonic", lambda: now)
+    for number in range(50):
+        log.warning("frame %d", number)
+        log.warning("another line")
+        now += 0.11 * (number == 48) * 100
+    assert [record.getMessage() for record in caplog.records] == [
+        "frame 0",
+        "another line",
+        "frame 49 (48 more like it)",
+        "another line (48 more like it)",
+    ]
+
+
+def test_the_set_up_adds_one_filter_however_often_it_is_called():
+    root = logging.getLogger()
+    before = {handler: list(handler.filters) for handler in root.handlers}
+    try:
+        logs.set_up()
+        logs.set_up()
+        assert all(sum(isinstance(f, logs.RepeatFilter) for f in handler.filters) == 1 for handler in root.handlers)
+    finally:
+        for handler, filters in before.items():
+            handler.filters[:] = filters
