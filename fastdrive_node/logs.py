@@ -29,8 +29,9 @@ class RepeatFilter(logging.Filter):
 
 
 def set_up() -> None:
-    """Warnings and errors to stderr, repeated ones seldom."""
+    """Warnings and errors to stderr, repeated ones seldom; nothing where logging is set up already."""
+    root = logging.getLogger()
+    if root.handlers:
+        return
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    for handler in logging.getLogger().handlers:
-        if not any(isinstance(each, RepeatFilter) for each in handler.filters):
-            handler.addFilter(RepeatFilter())
+    root.handlers[0].addFilter(RepeatFilter())

@@ -13,7 +13,9 @@ from fastdrive_node import logs
 def log(caplog):
     log = logging.getLogger("of_this_test")
     caplog.handler.addFilter(added := logs.RepeatFilter())
+    log.propagate, log.handlers = False, [caplog.handler]  # no other handler has the records
     yield log
+    log.propagate, log.handlers = True, []
     caplog.handler.removeFilter(added)
 
 
@@ -32,13 +34,17 @@ def test_what_one_line_logs_again_and_again_is_told_once_and_counted_later(log, 
     ]
 
 
-def test_the_set_up_adds_one_filter_however_often_it_is_called():
+def test_the_set_up_filters_its_own_handler_and_leaves_others_alone():
     root = logging.getLogger()
-    before = {handler: list(handler.filters) for handler in root.handlers}
+    before, level = root.handlers[:], root.level
     try:
         logs.set_up()
+        assert root.handlers == before  # pytest's
+        root.handlers[:] = []
         logs.set_up()
-        assert all(sum(isinstance(f, logs.RepeatFilter) for f in handler.filters) == 1 for handler in root.handlers)
+        logs.set_up()
+        (made,) = root.handlers
+        assert [type(each) for each in made.filters] == [logs.RepeatFilter]
     finally:
-        for handler, filters in before.items():
-            handler.filters[:] = filters
+        root.handlers[:] = before
+        root.setLevel(level)

@@ -37,6 +37,7 @@ from benchmarks.robustness.live_node import (
     send_set,
     stamp,
 )
+from fastdrive_node import logs
 from fastdrive_node.ros.node import FastDriveNode
 from fastdrive_node.types import CAMERAS, Command
 
@@ -205,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--types", nargs="+", choices=TYPES, default=TYPES)
     parser.add_argument("--json", help="write the figures here")
     options = parser.parse_args(arguments)
+    logs.set_up()
     results = fuzz(options.messages, options.seed, options.types)
     for each in results:
         print(

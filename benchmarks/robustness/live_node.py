@@ -19,7 +19,6 @@ from rclpy.serialization import serialize_message
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage, Image
 
-from fastdrive_node import logs
 from fastdrive_node.errors import AnswerError, InputError
 from fastdrive_node.ros.distribution import LOCAL_DISCOVERY
 from fastdrive_node.ros.domain import own_domain
@@ -82,7 +81,6 @@ def live_node(
         node = FastDriveNode(factory, context=context, parameter_overrides=overrides)
         for logger in ("fastdrive", "rcl_lifecycle"):  # what is refused is counted, not printed
             set_logger_level(logger, LoggingSeverity.FATAL)
-        logs.set_up()
         try:
             if start and not node.start():
                 raise RuntimeError("the node cannot be activated")

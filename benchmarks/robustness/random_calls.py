@@ -26,6 +26,7 @@ from rcl_interfaces.srv import SetParameters, SetParametersAtomically
 
 from benchmarks.robustness.fuzz import mutated, samples_of
 from benchmarks.robustness.live_node import DirectPlanner, inputs_of, live_node, now_ns, plans_a_set, send_set
+from fastdrive_node import logs
 from fastdrive_node.errors import AnswerError, ModelError
 from fastdrive_node.ros.node import FastDriveNode
 from fastdrive_node.ros.parameters import PARAMETERS
@@ -249,6 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="write the figures here")
     options = parser.parse_args(arguments)
+    logs.set_up()
     result = random_calls(options.calls, options.seed)
     for name, count in sorted(result.by_kind.items()):
         print(f"{name}: {count} calls, {result.accepted[name]} accepted")
