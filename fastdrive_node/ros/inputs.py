@@ -10,7 +10,7 @@ from typing import Any
 from geometry_msgs.msg import AccelWithCovarianceStamped
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
-from rclpy.qos import QoSProfile
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
 from rclpy.utilities import get_rmw_implementation_identifier
@@ -69,8 +69,6 @@ class Inputs:
         self._log = log
         self._largest: int | None = None  # bytes of an image message
         self._middleware = get_rmw_implementation_identifier()
-        if text := self.loss_expected():
-            node.get_logger().warning(text)
         image = CompressedImage if settings.compressed else Image
         steering = _steering_type(settings.steering_input)  # raises before there are subscriptions
         self.callbacks: dict[str, Callable[[bytes], None]] = {}  # of serialized messages, by input
@@ -87,6 +85,10 @@ class Inputs:
             self._add("acceleration", kind, ACCELERATION_INPUT, ODOMETRY, self._on_acceleration)
         for camera in cameras:
             self._add(camera, image, camera_input(camera), SENSOR, partial(self._on_image, camera))
+        kept = [self._subscriptions[camera].qos_profile.reliability for camera in cameras]
+        self._reliable = all(policy == ReliabilityPolicy.RELIABLE for policy in kept)  # by qos_overrides
+        if text := self.loss_expected():
+            node.get_logger().warning(text)
         self._infos = [] if settings.camera_info_check == "off" else self._subscribe_infos(cameras)
 
     def _add(self, name: str, kind: type, topic: str, qos: QoSProfile, store: Callable[[bytes], None]) -> None:
@@ -102,8 +104,9 @@ class Inputs:
         return {name: self._log.lost[each.topic_name] for name, each in self._subscriptions.items()}
 
     def loss_expected(self) -> str:
-        """See ``transport.loss_expected``; by the images that came so far."""
-        if self._compressed and self._largest is None:
+        """See ``transport.loss_expected``; by the images that came so far. What is lost on the way to a reliable
+        subscription is sent again."""
+        if self._reliable or (self._compressed and self._largest is None):
             return ""
         return loss_expected(self._middleware, self._largest)
 

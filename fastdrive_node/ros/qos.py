@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -79,7 +80,8 @@ def subscribe(
         SubscriptionEventCallbacks(incompatible_qos=incompatible),
     ]
     options = {"raw": raw, "qos_overriding_options": QoSOverridingOptions.with_default_policies()}
-    return _with_events(partial(node.create_subscription, message, topic, callback, qos, **options), events)
+    own = copy(qos)  # rclpy writes the parameters into it
+    return _with_events(partial(node.create_subscription, message, topic, callback, own, **options), events)
 
 
 def advertise(node: Node, log: QosLog, message: type, topic: str, qos: QoSProfile = OUTPUT) -> Publisher:

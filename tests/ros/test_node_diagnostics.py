@@ -22,6 +22,7 @@ from rclpy.utilities import get_rmw_implementation_identifier
 from std_msgs.msg import String
 
 from fastdrive_node.ros.transport import VARIABLES
+from fastdrive_node.types import CAMERAS
 
 
 def test_messages_that_are_cut_short_are_counted_by_input_and_the_node_plans_on(rig):
@@ -78,6 +79,18 @@ def test_large_images_without_shared_memory_are_warned_of_with_their_size(rig, m
     rig.wait(lambda: diagnostics(rig)["topics"].message == "ok", "no warning of small images")
     rig.send_image("CAM_FRONT", rig.now_ns(), bytes(600 * 900), height=300, width=600, step=1800)
     rig.wait(lambda: "loss of images of 0.5 MB" in diagnostics(rig)["topics"].message, "a warning")
+
+
+def test_no_loss_is_expected_where_all_images_are_reliable_and_an_override_is_of_one_topic(rig, monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    topics = [f"/fastdrive/input/{camera.lower()}/image" for camera in CAMERAS]
+    reliable = {f"qos_overrides.{topic}.subscription.reliability": "reliable" for topic in topics}
+    one = dict([next(iter(reliable.items()))])
+    first = rig(**one).node
+    kinds = [first._inputs._subscriptions[camera].qos_profile.reliability for camera in CAMERAS]
+    assert kinds == [ReliabilityPolicy.RELIABLE] + 5 * [ReliabilityPolicy.BEST_EFFORT]
+    assert rig(**reliable).node._inputs.loss_expected() == ""
 
 
 # Another process: within one, a second type is refused at once, and Fast DDS can lock when a second participant ends.
