@@ -69,7 +69,6 @@ def compare(
         ModelError: the VLA's family runs in transformers' own text model, so there is nothing to compare.
     """
     vla = pipeline.vla
-    vla.require_one_frame("`fastdrive bench`")
     vla.require_one_size("`fastdrive bench`")
     if not isinstance(pipeline.generator.language, LayeredLanguageModel):
         raise ModelError(
@@ -143,7 +142,7 @@ def _equality(pipeline: Pipeline, pairs: Sequence[_Pair]) -> dict[str, Any]:
 @torch.inference_mode()
 def text_of_all_tokens(work: Workload) -> str:
     """This package's answer without pruning, ended as in a vehicle."""
-    context = PruningContext(work.vision.encode(work.patches))
+    context = PruningContext(work.encode(work.patches))
     return Generator(work.vla).generate(NoPruner(), [context], [work.prompt], work.vla.tokens)[0].answer.text
 
 

@@ -70,7 +70,7 @@ class FastDrive:
         return self._encode(self.work.patches)
 
     def _encode(self, patches: torch.Tensor) -> VisualTokens:
-        return self.work.vision.encode(patches)
+        return self.work.encode(patches)
 
     def prune(self, visual: VisualTokens) -> torch.Tensor:
         """Ascending indices of the kept tokens, int64 [K]."""
@@ -113,17 +113,17 @@ class HfGenerate:
         self.answer_tokens = answer_tokens
         merge = self.model.config.vision_config.spatial_merge_size
         ids = work.prompt.input_ids[None].to(device)
-        self.pixels = work.patches.flatten(0, 1)
+        self.pixels = work.patches[work.cameras].flatten(0, 1)
         self.inputs = {
             "input_ids": ids,
             "image_grid_thw": torch.tensor(
-                [[1, work.vla.grid[0] * merge, work.vla.grid[1] * merge]] * len(work.patches), device=device
+                [[1, work.vla.grid[0] * merge, work.vla.grid[1] * merge]] * len(work.cameras), device=device
             ),
             "mm_token_type_ids": (ids == self.model.config.image_token_id).int(),
         }
 
     def encode(self) -> torch.Tensor:
-        """Tokens [C * rows * columns, D]."""
+        """Tokens [images * rows * columns, D]; past images are encoded again for each plan."""
         features = self.model.model.get_image_features(self.pixels, self.inputs["image_grid_thw"])
         return torch.cat(features.pooler_output)
 
@@ -153,7 +153,7 @@ class HfGenerate:
 
     def camera_to_plan(self) -> tuple[int, ...]:
         """Camera frames to ids, by the preprocessing of the other implementation."""
-        pixels = self.work.preprocess().flatten(0, 1)
+        pixels = self.work.preprocess()[self.work.cameras].flatten(0, 1)
         return self.generate([self.model.config.text_config.vocab_size], pixels)
 
     def generate(self, stop_ids: list[int], pixels: torch.Tensor | None = None) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fastdrive_node.families import Prompt, VisionBackend, Vla, build_prompt
+from fastdrive_node.families import Prompt, VisionBackend, VisualTokens, Vla, build_prompt
 from fastdrive_node.planning.answer_format import answer_format
 from fastdrive_node.planning.drafts import constant_turn
 from fastdrive_node.planning.images import ImageDecoder
@@ -29,6 +29,18 @@ class Workload:
     prompt: Prompt
     frames: FrameSet | None = None  # that the patches are of; None: there is nothing to decode
     numbers: Sequence[float] = ()  # the draft of the answer
+
+    @property
+    def cameras(self) -> list[int]:
+        """The camera of each image in the prompt. Past images repeat those of t0."""
+        return [camera for camera, _ in self.vla.images]
+
+    def encode(self, patches: torch.Tensor) -> VisualTokens:
+        """The tokens of all images; as in a vehicle, only those of t0 are encoded."""
+        visual = self.vision.encode(patches)
+        if self.vla.spec.frames is None:
+            return visual
+        return VisualTokens.of_images([(visual, camera) for camera in self.cameras])
 
     def preprocess(self) -> torch.Tensor:
         """Decode and preprocess the frames again, as both implementations do it in the comparison."""

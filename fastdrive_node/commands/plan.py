@@ -82,8 +82,9 @@ def run(args: argparse.Namespace) -> None:
     from fastdrive_node.devices import choose_device, choose_dtype
     from fastdrive_node.engines.language_engine import LanguageChoice
     from fastdrive_node.engines.vision_engine import choose_engine
+    from fastdrive_node.families import read_config
     from fastdrive_node.families.spec import load_spec
-    from fastdrive_node.planning.inspection import image_problems
+    from fastdrive_node.planning.inspection import image_problems, small_images
     from fastdrive_node.planning.loading import default_vla_dir, open_pipeline  # heavy imports, not needed for --help
 
     check_engine_arguments(args.backend, args.engine)
@@ -98,11 +99,14 @@ def run(args: argparse.Namespace) -> None:
     try:  # what can be wrong in the inputs is found before the model is loaded
         spec = load_spec(folder)
         sets = frame_sets(args.images, spec)
+        family, config = read_config(folder)
+        for problem in small_images(args.images, family.pixels_per_token(config)):
+            raise InputError(problem)
         history = _history(args, spec)
     except FastDriveError as error:
         write_json(refusal_json(error, device), args.json)
         raise
-    for problem in image_problems(args.images if len(sets) == 1 else [], spec):
+    for problem in image_problems(order_images(args.images, spec.cameras) if len(sets) == 1 else [], spec):
         print(f"warning: {problem}", file=sys.stderr)
     with Console(stderr=True).status("loading") as shown:  # on a terminal only
         pipeline = open_pipeline(

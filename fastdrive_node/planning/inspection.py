@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -138,22 +139,42 @@ def _example(vla: Vla) -> tuple[str, AnswerTokens]:
 
 def count_answer_tokens(vla: Vla, spec: AnswerSpec, text: str) -> AnswerTokens:
     """The tokens of an answer ``text`` of the grammar, by what decides them."""
-    ids, constant = vla.encode_text(text), len(constant_prefix(vla.encode_text, spec))
-    pairs = ", ".join([rf"\[{spec.number.pattern}, {spec.number.pattern}\]"] * spec.points)
-    grammar = regex.compile(regex.escape(spec.preamble) + pairs + regex.escape(spec.closing))
-    ends = [len(vla.tokenizer.decode(ids[:count])) for count in range(len(ids) + 1)]
-    free = sum(_is_free(grammar, text, ends[index], ends[index + 1]) for index in range(constant, len(ids)))
-    return AnswerTokens(len(ids), constant, len(ids) - constant - free, free)
+    encoded = vla.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ends = [0, *(end for _, end in encoded["offset_mapping"])]  # in ``text``, of each token
+    count, constant = len(ends) - 1, len(constant_prefix(vla.encode_text, spec))
+    places = _free_places(spec, text)
+    free = sum(bool(places & set(range(ends[index], ends[index + 1]))) for index in range(constant, count))
+    return AnswerTokens(count, constant, count - constant - free, free)
 
 
-def _is_free(grammar: regex.Pattern, text: str, start: int, end: int) -> bool:
-    """Whether the grammar would take another character anywhere in text[start:end]."""
-    alphabet = set("0123456789+-.,[] ") | set(text)
-    return any(
-        grammar.fullmatch(text[:place] + other, partial=True) is not None
-        for place in range(start, end)
-        for other in alphabet - {text[place]}
-    )
+def _free_places(spec: AnswerSpec, text: str) -> set[int]:
+    """Where in an answer the grammar would take another character: in its numbers, and right behind them.
+
+    Whether it would depends on the number so far and on what follows the number, not on the text before.
+    """
+    number = spec.number.pattern
+    pairs = ", ".join([rf"\[(?P<n>{number}), (?P<n>{number})\]"] * spec.points)
+    found = regex.fullmatch(regex.escape(spec.preamble) + pairs + regex.escape(spec.closing), text)
+    if found is None:
+        raise ValueError("text: is no answer of this grammar")
+    others = _alternatives(number, frozenset("0123456789+-.,[] ") | frozenset(text))
+    return {
+        place
+        for start, end in found.spans("n")
+        for place in range(start, end + 1)
+        if others(text[start:place], text[end : end + 1]) - {text[place]}
+    }
+
+
+def _alternatives(number: str, alphabet: frozenset[str]) -> Callable[[str, str], frozenset[str]]:
+    """A function: the beginning of a number, and what follows the number -> the characters that may be next."""
+
+    @functools.cache
+    def find(beginning: str, following: str) -> frozenset[str]:
+        grammar = regex.compile(number + regex.escape(following))
+        return frozenset(each for each in alphabet if grammar.fullmatch(beginning + each, partial=True) is not None)
+
+    return find
 
 
 def _cost(parameters: int, prompt: int, answer: AnswerTokens, device: torch.device, dtype: str) -> Cost:
@@ -192,7 +213,7 @@ def _image_problems(vla: Vla, images: Sequence[Path]) -> list[str]:
                 pass
         except Exception as error:  # Pillow raises many kinds for damaged data
             raise InputError(f"{file}: not a readable image ({error})") from error
-    return image_problems(images, vla.spec)
+    return small_images(images, vla.pixels_per_token) + image_problems(images, vla.spec)
 
 
 def image_problems(images: Sequence[Path], spec: VlaSpec) -> list[str]:
@@ -212,6 +233,22 @@ def image_problems(images: Sequence[Path], spec: VlaSpec) -> list[str]:
             problems.append(
                 f"{file}: {found[0]}x{found[1]} px is squeezed to {width}x{height}; give image_size the camera's shape "
                 "(`fastdrive vla init --camera-size`)"
+            )
+    return problems
+
+
+def small_images(images: Sequence[Path], side: int) -> list[str]:
+    """Which images are smaller than one visual token, whose side in px is given; unreadable ones are left to others."""
+    problems = []
+    for file in images:
+        try:
+            with Image.open(file) as image:
+                width, height = image.size
+        except Exception:
+            continue
+        if min(width, height) < side:
+            problems.append(
+                f"{file}: {width}x{height} px is less than the {side}x{side} px of one visual token; give a camera's"
             )
     return problems
 

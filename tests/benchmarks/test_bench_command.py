@@ -99,6 +99,15 @@ def test_the_pages_hold_the_figures_of_the_json(pages, figures):
     assert "48 of 192 visual tokens" in page
 
 
+def test_past_images_repeat_those_of_t0(vla_dir, tmp_path):
+    folder = shutil.copytree(vla_dir, tmp_path / "vla")
+    spec = json.loads((folder / "vla.json").read_text())
+    (folder / "vla.json").write_text(json.dumps({**spec, "frames": {"count": 2, "interval_s": 0.5}}))
+    figures = bench(folder, tmp_path / "bench.json")
+    assert (figures["tokens"], figures["kept_tokens"]) == (384, 192)
+    assert figures["same_text"] is True and figures["agreement"]["same_tokens"] is True
+
+
 def test_another_text_is_reported(vla_dir, tmp_path, monkeypatch, capsys):
     class Wrong(TorchLanguage):
         def forward(self, *arguments):

@@ -123,6 +123,16 @@ def test_a_truncated_image_is_refused_with_its_camera_and_file(images, tiny_dir,
     assert "CAM_BACK" in error and file.name in error and "not a readable image" in error
 
 
+@pytest.mark.parametrize("size", [(1, 1), (224, 13)])
+def test_an_image_smaller_than_a_token_is_refused_before_the_model_is_loaded(
+    images, tiny_dir, capsys, monkeypatch, size
+):
+    monkeypatch.setattr(models, "load_vla", None)  # a call would be a TypeError
+    Image.new("RGB", size).save(images[3])
+    error = refusal(capsys, *images, "--vla", tiny_dir)
+    assert f"{images[3]}: {size[0]}x{size[1]} px is less than the 28x28 px of one visual token" in error
+
+
 def test_a_missing_image_is_refused(images, tiny_dir, capsys):
     images[2].unlink()
     assert "not a readable image (no such file)" in refusal(capsys, *images, "--vla", tiny_dir)

@@ -254,6 +254,12 @@ def test_inputs_are_looked_at_before_the_model_is_loaded(one_view, front, tmp_pa
     assert "2 images for 1 cameras" in json.loads(out.read_text())["reason"]
 
 
+def test_check_names_an_image_smaller_than_a_token(one_view, tmp_path, capsys):
+    Image.new("RGB", (14, 8)).save(tmp_path / "front.png")
+    assert main(["vla", "check", str(one_view), str(tmp_path / "front.png")]) == 1
+    assert "front.png: 14x8 px is less than the 28x28 px of one visual token" in capsys.readouterr().out
+
+
 def test_parse_counts_answers_read_and_refused(one_view, tmp_path):
     texts = [text for _, text in recorded_answers()]
     lines = [*(json.dumps(text) for text in texts[:100]), *(json.dumps({"text": text}) for text in texts[100:])]

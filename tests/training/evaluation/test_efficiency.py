@@ -13,6 +13,7 @@ from fastdrive_training.evaluation import OpenLoopSettings, efficiency
 from fastdrive_training.evaluation.answers import Answerer, make_rows
 from fastdrive_training.evaluation.efficiency import PeakMemory, count_flops, measure
 from fastdrive_training.evaluation.samples import surroundings
+from fastdrive_training.evaluation.seen_images import SeenImages, SeenStore
 from tests.training.tiny_nuscenes import write_dataset
 
 MB = 1 << 20
@@ -47,9 +48,11 @@ def test_peak_memory_is_what_lives_at_once():
 def sample(tiny_vla, tmp_path_factory):
     dataset = KeyframeDataset(write_dataset(tmp_path_factory.mktemp("data") / "d", scenes=1, keyframes=8))
     answerer = Answerer(tiny_vla)
-    features = FeatureStore(dataset, tiny_vla, None, attention=False).load([0])[0]
+    features = FeatureStore(dataset, tiny_vla, None, attention=False)
+    (seen,) = SeenStore(dataset, tiny_vla, features).load([0])
+    assert isinstance(seen, SeenImages)
     around = surroundings(dataset[0])
-    return answerer, answerer.sample(dataset[0], dataset[0], features, around, coverage=False)
+    return answerer, answerer.sample(dataset[0], dataset[0], seen, around, coverage=False)
 
 
 def _prefill_by_hand(vla, length: int) -> int:

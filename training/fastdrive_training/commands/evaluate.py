@@ -100,12 +100,14 @@ def run(args: argparse.Namespace) -> None:
 def all_pruners(source: ImageSource, vla: Vla, file: Path) -> tuple[str, ...]:
     """What the data and the pruner file allow.
 
-    Left out are the oracle without masks, the variants that are calibrated without a calibration for all cameras, and
-    the one with a memory, which at the usual two keyframes a second is as without.
+    Left out are the oracle without masks or for a VLA of past images or several image sizes, the variants that are
+    calibrated without a calibration for all cameras, and the one with a memory, which at the usual two keyframes a
+    second is as without.
     """
     calibration = load_calibration(file)
-    names = [name for name in PRUNERS if name != "oracle" or source.has_masks]
-    if calibration is not None and set(vla.spec.cameras) <= set(calibration.cameras):
+    one_grid = not vla.spec.frames and not vla.spec.image_sizes
+    names = [name for name in PRUNERS if name != "oracle" or (source.has_masks and one_grid)]
+    if calibration is not None and not vla.spec.image_sizes and set(vla.spec.cameras) <= set(calibration.cameras):
         names += [name for name, options in VARIANTS.items() if options.needs_calibration]
     return tuple(names)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -197,13 +197,16 @@ def _fill(
 class Features:
     """The tower's output for one item."""
 
-    tokens: torch.Tensor  # [C, N, D], in the VLA's dtype, cameras in its order
-    tower_attention: torch.Tensor | None  # float32 [C, N]; None where no pruner asked for it
+    tokens: torch.Tensor  # [C, N, D], in the VLA's dtype, cameras in its order; [1, N, D] where image sizes differ
+    tower_attention: torch.Tensor | None  # float32, likewise; None where no pruner asked for it
     layer_features: tuple[torch.Tensor, ...] = ()  # as in ``VisualTokens``
 
-    def visual(self, grid: tuple[int, int]) -> VisualTokens:
-        """As a vision backend gives them; ``grid`` holds the token rows and columns of one image."""
-        return VisualTokens.from_raster(self.tokens, grid, self.tower_attention, self.layer_features)
+    def visual(self, grids: Sequence[tuple[int, int]]) -> VisualTokens:
+        """As a vision backend gives them; ``grids`` holds the token rows and columns of each camera's image."""
+        mixed = len(set(grids)) > 1
+        grid = (1, self.tokens.shape[1]) if mixed else grids[0]
+        visual = VisualTokens.from_raster(self.tokens, grid, self.tower_attention, self.layer_features)
+        return replace(visual, grids=tuple(grids)) if mixed else visual
 
 
 class FeatureStore:
@@ -243,7 +246,8 @@ class FeatureStore:
             tensors = load_file(self._path(index), device=str(self._vla.device))
         except (SafetensorError, OSError):
             return None  # damaged: it is written again
-        expected = (len(self._vla.spec.cameras), self._vla.grid[0] * self._vla.grid[1], self._vla.width)
+        images = 1 if self._vla.spec.image_sizes else len(self._vla.spec.cameras)
+        expected = (images, self._vla.set_tokens // images, self._vla.width)
         tokens, attention = tensors.get("tokens"), tensors.get("tower_attention")
         if tokens is None or tuple(tokens.shape) != expected or (self._attention and attention is None):
             return None

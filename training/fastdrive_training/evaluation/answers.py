@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from fastdrive_node.errors import AnswerError, InputError, UsageError
-from fastdrive_node.families import Prompt, Vla
+from fastdrive_node.families import Prompt, VisualTokens, Vla
 from fastdrive_node.planning.checks import check_plan
 from fastdrive_node.planning.generator import Answer, Generator
 from fastdrive_node.pruning.pruner import ContextField, Pruner, PruningContext
@@ -19,9 +19,10 @@ from fastdrive_node.pruning.score_pruner import RefinedPruner
 from fastdrive_node.pruning.select import keep_count
 from fastdrive_node.pruning.temporal import FrameContext, TemporalState
 from fastdrive_training.data.adapters.base import ImageSource, Item
-from fastdrive_training.data.token_cache import Features, FeatureStore
+from fastdrive_training.data.token_cache import FeatureStore
 from fastdrive_training.evaluation.metrics.horizons import at_metric_steps
 from fastdrive_training.evaluation.metrics.judge import Judgement, Surroundings, judge_plan
+from fastdrive_training.evaluation.seen_images import SeenImages
 from fastdrive_training.evaluation.settings import SEEDED, OpenLoopSettings, RowKey
 
 REACH = 5  # sets before a sample that a memory is built from; at its default of 0.5, older ones weigh 3 %
@@ -33,11 +34,20 @@ class EvaluationSample:
 
     item: Item
     prompt: Prompt
-    features: Features  # of its own images, or of another scene's
+    visual: VisualTokens  # of its own images, or of another scene's
     coverage: torch.Tensor | None  # [C, N], of the same images; None where no pruner asks for it
     around: Surroundings
     frame: FrameContext | None = None  # of the images; None where no pruner asks for it
     state: TemporalState | None = None  # what the sets before the images leave to the pruner with a memory
+
+
+@dataclass(frozen=True)
+class RefusedSample:
+    """One item whose images the VLA would refuse."""
+
+    item: Item
+    around: Surroundings
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,11 @@ class PrunerRow:
 
     key: RowKey
     pruner: Pruner
-    keep: int
+    keep: int  # of all tokens
+
+    def keep_of(self, visual: VisualTokens, vla: Vla) -> int:
+        """How many of a sample's tokens are kept: past images may be missing."""
+        return self.keep if visual.total == vla.tokens else keep_count(visual.total, self.key.drop)
 
     def pruner_for(self, name: str) -> Pruner:
         """The row's pruner, or for one with a seed its own for this sample, whatever was run before."""
@@ -99,13 +113,13 @@ class Answerer:
         self,
         item: Item,
         images: Item,
-        features: Features,
+        seen: SeenImages,
         around: Surroundings,
         coverage: bool,
         frame: FrameContext | None = None,
         state: TemporalState | None = None,
     ) -> EvaluationSample:
-        """Put a sample together; ``features``, ``frame`` and ``state`` are those of ``images``.
+        """Put a sample together; ``seen``, ``frame`` and ``state`` are those of ``images``.
 
         Raises InputError: no masks to cover.
         """
@@ -113,26 +127,51 @@ class Answerer:
         if coverage:
             known = np.nan_to_num(images.coverage(self.vla.spec.cameras, self.vla.grid), nan=0.0)
             cells = torch.from_numpy(known).to(self.vla.device)
-        prompt = self.generator.prompt(item.known_history, item.command)
-        return EvaluationSample(item, prompt, features, cells, around, frame, state)
+        prompt = self.generator.prompt(item.known_history, item.command, seen.present)
+        if frame is not None:
+            cameras = tuple(self.vla.spec.cameras[self.vla.images[place][0]] for place in seen.present)
+            frame = replace(frame, cameras=cameras)
+        return EvaluationSample(item, prompt, seen.visual, cells, around, frame, state)
 
     def context(self, row: PrunerRow, sample: EvaluationSample) -> PruningContext:
         """What the row's pruner sees of a sample."""
-        visual = sample.features.visual(self.vla.grid)
-        return self.generator.context(row.pruner, visual, sample.prompt, sample.coverage, sample.frame, sample.state)
+        return self.generator.context(
+            row.pruner, sample.visual, sample.prompt, sample.coverage, sample.frame, sample.state
+        )
 
     @torch.inference_mode()
-    def judged(self, row: PrunerRow, samples: Sequence[EvaluationSample]) -> list[JudgedAnswer]:
-        """Answer the samples as one batch and judge the plans. Raises ModelError: the pruner's scores are unusable."""
+    def judged(self, row: PrunerRow, samples: Sequence[EvaluationSample | RefusedSample]) -> list[JudgedAnswer]:
+        """Answer the samples and judge the plans, those with as many tokens in one batch.
+
+        Raises ModelError: the pruner's scores are unusable.
+        """
+        batches: dict[int, list[int]] = {}
+        for place, sample in enumerate(samples):
+            if isinstance(sample, EvaluationSample):
+                batches.setdefault(sample.visual.total, []).append(place)
+        answers: dict[int, JudgedAnswer] = {}
+        for places in batches.values():
+            batch = [one for place in places if isinstance(one := samples[place], EvaluationSample)]
+            answers |= zip(places, self._judged(row, batch), strict=True)
+        return [
+            JudgedAnswer(sample.item.name, sample.item.scene, "", None, sample.reason, None, None)
+            if isinstance(sample, RefusedSample)
+            else answers[place]
+            for place, sample in enumerate(samples)
+        ]
+
+    def _judged(self, row: PrunerRow, samples: Sequence[EvaluationSample]) -> list[JudgedAnswer]:
+        """One batch of samples with the same number of tokens."""
+        keep = row.keep_of(samples[0].visual, self.vla)
         contexts = [self.context(row, sample) for sample in samples]
         prompts = [sample.prompt for sample in samples]
         selections = None
         if row.key.pruner in SEEDED:
             selections = [
-                row.pruner_for(sample.item.name).choose(context, row.keep)
+                row.pruner_for(sample.item.name).choose(context, keep)
                 for sample, context in zip(samples, contexts, strict=True)
             ]
-        answers = self.generator.generate(row.pruner, contexts, prompts, row.keep, selections)
+        answers = self.generator.generate(row.pruner, contexts, prompts, keep, selections)
         return [
             self._judge(sample, each.answer, each.kept.cpu().numpy().astype(np.int32))
             for sample, each in zip(samples, answers, strict=True)
@@ -164,7 +203,7 @@ class EarlierSets:
 
     def __init__(self, source: ImageSource, vla: Vla, features: FeatureStore):
         self._source, self._features = source, features
-        self._cameras, self._grid = tuple(vla.spec.cameras), vla.grid
+        self._cameras, self._grids = tuple(vla.spec.cameras), vla.grids
 
     def frame(self, index: int) -> FrameContext:
         """Of an item by its position. Raises InputError: the dataset has no stamps or no ego motion."""
@@ -182,7 +221,7 @@ class EarlierSets:
             first -= 1
         before = range(first, index)
         contexts = [
-            PruningContext.of(features.tokens, self._grid, frame=self.frame(position))
+            PruningContext(features.visual(self._grids), frame=self.frame(position))
             for position, features in zip(before, self._features.load(before), strict=True)
         ]
         return pruner.state_after(contexts)

@@ -105,7 +105,7 @@ class _Stages:
 
     def __init__(self, answerer: Answerer, row: PrunerRow, sample: EvaluationSample):
         self._answerer, self._row, self._sample = answerer, row, sample
-        self._pruner = row.pruner_for(sample.item.name)
+        self._pruner, self._keep = row.pruner_for(sample.item.name), row.keep_of(sample.visual, answerer.vla)
         self.decoded = 1  # tokens of the answer
 
     @property
@@ -120,11 +120,11 @@ class _Stages:
     @torch.inference_mode()
     def choose(self) -> None:
         self._context = self._answerer.context(self._row, self._sample)
-        self._chosen = self._pruner.choose(self._context, self._row.keep).indices
+        self._chosen = self._pruner.choose(self._context, self._keep).indices
 
     def prefill(self) -> None:
         inputs = [self._sample.prompt], [self._context.visual], [self._chosen]
-        self.prefilled = self._answerer.generator.prefill(self._pruner, *inputs, self._row.keep)
+        self.prefilled = self._answerer.generator.prefill(self._pruner, *inputs, self._keep)
 
     def decode(self) -> None:
         self.decoded = len(self._answerer.generator.decode(self.prefilled)[0].ids)

@@ -18,12 +18,14 @@ from fastdrive_training.evaluation.answers import (
     EarlierSets,
     EvaluationSample,
     JudgedAnswer,
+    RefusedSample,
     judged_plan,
     make_rows,
     needs_of,
 )
 from fastdrive_training.evaluation.efficiency import measure
 from fastdrive_training.evaluation.samples import CONSTANT_VELOCITY, constant_velocity, surroundings
+from fastdrive_training.evaluation.seen_images import SeenStore
 from fastdrive_training.evaluation.settings import OpenLoopSettings, RowKey
 
 BASELINE = RowKey(CONSTANT_VELOCITY, 0.0)
@@ -77,8 +79,13 @@ class SegmentWorker:
         refined = [row.pruner for row in self.rows if isinstance(row.pruner, RefinedPruner)]
         self._remembering = next((pruner for pruner in refined if pruner.remembers), None)
         self._answerer = Answerer(vla)
-        self._features = FeatureStore(source, vla, settings.features, ContextField.TOWER_ATTENTION in needs)
-        self._earlier = EarlierSets(source, vla, self._features)
+        if self._coverage:
+            vla.require_one_frame("the pruner oracle")
+            vla.require_one_size("the pruner oracle")
+        if self._remembering is not None:
+            vla.require_one_frame(f"the pruner {self._remembering.name} with a memory")
+        features = FeatureStore(source, vla, settings.features, ContextField.TOWER_ATTENTION in needs)
+        self._seen, self._earlier = SeenStore(source, vla, features), EarlierSets(source, vla, features)
 
     def __call__(self, tasks: Iterable[SegmentTask]) -> Iterator[RowAnswers | RowCosts]:
         """Raises InputError: a broken file of the dataset. ModelError: a pruner's scores are unusable."""
@@ -92,7 +99,8 @@ class SegmentWorker:
             yield RowAnswers(BASELINE, task.number, plans)
         if task.costs:
             kinds = [row for row in self.rows if not row.key.seed]
-            costs = measure(self._answerer, kinds, samples, self._timing, self._progress)
+            answered = [sample for sample in samples if isinstance(sample, EvaluationSample)]
+            costs = measure(self._answerer, kinds, answered, self._timing, self._progress)
             yield from (RowCosts(row.key, figures) for row, figures in zip(kinds, costs, strict=True))
         for row in self.rows:
             if row.key in task.rows:
@@ -100,14 +108,17 @@ class SegmentWorker:
                     answers = self._answerer.judged(row, samples[start : start + self._batch])
                     yield RowAnswers(row.key, task.number, answers)
 
-    def _load(self, task: SegmentTask) -> list[EvaluationSample]:
-        loaded = []
-        for own, images, features in zip(task.own, task.images, self._features.load(task.images), strict=True):
+    def _load(self, task: SegmentTask) -> list[EvaluationSample | RefusedSample]:
+        loaded: list[EvaluationSample | RefusedSample] = []
+        for own, images, seen in zip(task.own, task.images, self._seen.load(task.images), strict=True):
             item = self._source[own]
-            seen, around = item if images == own else self._source[images], surroundings(item)
+            shown, around = item if images == own else self._source[images], surroundings(item)
+            if isinstance(seen, str):
+                loaded.append(RefusedSample(item, around, seen))
+                continue
             frame = self._earlier.frame(images) if self._frames else None
             state = self._earlier.state(self._remembering, images) if self._remembering else None
-            loaded.append(self._answerer.sample(item, seen, features, around, self._coverage, frame, state))
+            loaded.append(self._answerer.sample(item, shown, seen, around, self._coverage, frame, state))
         return loaded
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastdrive_node.errors import FastDriveError, UsageError
+from fastdrive_node.families.spec import load_spec
 from fastdrive_training.evaluation.run import table_figures
 from fastdrive_training.reports.open_loop.figures import SUBJECT, ResultRow, Tables, make_tables
 from fastdrive_training.reports.open_loop.labels import percent_text
@@ -79,6 +80,9 @@ def build_report(folder: str | Path, settings: ReportSettings) -> OpenLoopReport
     own = shown == tuple(range(len(shown)))
     drop = _drop(run, settings.drop)
     source, no_images = _source(run, settings, shown)
+    spec = load_spec(vla)
+    if spec.frames or spec.image_sizes:
+        drop, no_images = None, "tokens of VLAs with frames or image_sizes in vla.json are not drawn"
     scenes = Scenes(run, drop, read_rig(vla), source, own) if drop is not None else None
     tables = make_tables(run)
     return OpenLoopReport(
