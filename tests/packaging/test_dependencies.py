@@ -54,7 +54,7 @@ EXTRAS = {
     "fastdrive_training": ("train", "cluster"),
     "fastdrive_export": ("export",),
     "fastdrive_sim": ("sim",),
-    "benchmarks": ("train", "sim", "export"),
+    "benchmarks": ("ros", "train", "sim", "export"),
 }
 
 
