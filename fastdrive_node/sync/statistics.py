@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from fastdrive_node.sync.outcomes import Outcome
 from fastdrive_node.types import KeptTokens, Plan
@@ -91,16 +92,15 @@ class PlanStatistics:
             len(recent),
             self.window_s,
             rate_hz,
-            {name: Percentiles(percentile(values, 50), percentile(values, 99)) for name, values in columns.items()},
+            {name: _percentiles(values) for name, values in columns.items()},
             {camera: int(mask.sum()) for camera, mask in masks.items()},
             {camera: mask.size for camera, mask in masks.items()},
         )
 
 
-def percentile(values: list[float], percent: float) -> float:
-    """Nearest rank: the smallest value that at least ``percent`` of the values do not exceed."""
-    ordered = sorted(values)
-    return ordered[max(math.ceil(len(ordered) * percent / 100) - 1, 0)]
+def _percentiles(values: list[float]) -> Percentiles:
+    p50, p99 = np.percentile(values, (50, 99), method="inverted_cdf")
+    return Percentiles(float(p50), float(p99))
 
 
 def _rate_hz(times_ns: list[int], now_ns: int) -> float | None:

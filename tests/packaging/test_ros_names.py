@@ -22,7 +22,7 @@ CHECKED = {
     "rclpy.context": {"Context"},
     "rclpy.duration": {"Duration"},
     "rclpy.exceptions": {"ParameterException"},
-    "rclpy.executors": {"ExternalShutdownException", "SingleThreadedExecutor"},
+    "rclpy.executors": {"Executor", "ExternalShutdownException", "SingleThreadedExecutor"},
     "rclpy.lifecycle": {"LifecycleNode", "LifecycleState", "TransitionCallbackReturn"},
     "rclpy.node": {"Node"},
     "rclpy.parameter": {"Parameter"},

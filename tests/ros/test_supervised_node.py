@@ -123,35 +123,3 @@ def test_a_signal_before_the_node_has_started_ends_it_with_0(ros):
     node.send_signal(signal.SIGINT)
     _, rest = node.communicate(timeout=30)
     assert node.returncode == 0 and "Traceback" not in rest
-
-
-NODE = """
-import time
-from fastdrive_node.ros.program import end_with_launcher
-end_with_launcher()
-print("ready", flush=True)
-time.sleep(90)
-"""
-LAUNCH = f"""
-import os, subprocess, sys, time
-told = {{**os.environ, "FASTDRIVE_LAUNCHER": str(os.getpid())}}
-node = subprocess.Popen([sys.executable, "-c", {NODE!r}], env=told, stdout=subprocess.PIPE)
-node.stdout.readline()
-print(node.pid, flush=True)
-time.sleep(90)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_the_node_does_not_outlive_the_launch_that_started_it(ros, number):
-    launch = subprocess.Popen([sys.executable, "-c", LAUNCH], stdout=subprocess.PIPE, text=True)
-    assert launch.stdout is not None  # a pipe
-    node = Path(f"/proc/{int(launch.stdout.readline())}/stat")
-    assert node.exists()
-    launch.send_signal(number)
-    launch.wait(30)
-    until = time.monotonic() + 20
-    while node.exists() and node.read_text().split()[2] != "Z" and time.monotonic() < until:
-        time.sleep(0.05)
-    assert time.monotonic() < until

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastdrive_node.sync.outcomes import Outcome
-from fastdrive_node.sync.statistics import MAX_PLANS, PlanStatistics, percentile
+from fastdrive_node.sync.statistics import MAX_PLANS, PlanStatistics
 from fastdrive_node.types import CameraFrame, FrameSet, KeptTokens, Plan, Refusal
 
 SECOND = 1_000_000_000
@@ -50,11 +50,10 @@ def test_only_plans_of_the_window_count():
     assert statistics.snapshot(60 * SECOND).plans == 0
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 100])
-def test_a_percentile_is_a_measured_value(count):
-    values = [float(value) for value in range(1, count + 1)]
-    assert percentile(values[::-1], 50) == {1: 1, 2: 1, 3: 2, 100: 50}[count]
-    assert percentile(values, 99) == {1: 1, 2: 2, 3: 3, 100: 99}[count]
+@pytest.mark.parametrize(("count", "p50", "p99"), [(1, 0, 0), (2, 0, 1), (3, 1, 2), (100, 49, 98)])
+def test_a_percentile_is_a_measured_value(count, p50, p99):
+    times = steady(count, 0.1).snapshot(10 * SECOND).times_ms["encode"]
+    assert (times.p50, times.p99) == (p50, p99)
 
 
 @pytest.mark.parametrize("period_s", [0.1, 0.5, 1.0, 4.0])
