@@ -20,7 +20,7 @@ RATIOS = 10  # plans whose time says what the next one takes
 _ENCODES = 50  # sets whose encoding is "of late"
 _NOTICED = 1.5  # ratio of an encoder's time to that of late from which on the machine is taken to be slower
 _LEAST, _MOST = 0.5, 20.0  # bounds of a ratio: one odd measurement shall not decide for long
-RESERVE = 0.1  # of the deadline, for what varies from plan to plan
+RESERVE = 0.15  # of the deadline, for what varies from plan to plan
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,19 @@ def test_the_latency_page_shows_the_committed_figures():
         )
 
 
+def test_the_latency_page_shows_the_figures_of_the_bench_and_of_the_deadlines():
+    page = (ROOT / "docs" / "latency.md").read_text()
+    figures = json.loads((RESULTS / "bench_tiny.json").read_text())
+    for stage in ("encode", "prefill", "decode", "camera_to_plan"):
+        times = figures["stages"][stage]
+        assert f"| {stage.replace('_', ' ')} | {times['ours_ms']:.1f} | {times['transformers_ms']:.1f} |" in page
+    assert f"From camera to plan {figures['speedup_end_to_end']:.1f} times faster" in page
+    for factor, row in json.loads((RESULTS / "deadline.json").read_text())["deadlines"].items():
+        loaded = row["loaded"]
+        shown = f"{loaded['planned']} | {loaded['met']} | {loaded['met_or_dropped']:.1%}"
+        assert f"| {factor} | {row['deadline_ms']:.0f} | {row['before']['planned']} | {shown} |" in page
+
+
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.name)
 def test_a_committed_result_is_a_summary(file):
     text = file.read_text()
