@@ -69,6 +69,11 @@ def run(args: argparse.Namespace) -> None:
     if not 0 <= args.hz <= 1000:
         raise UsageError(f"--hz: {args.hz:g}; give a rate of at most 1000, or 0")
     check_engine_arguments(args.backend, args.engine)
+    if args.out is not None:  # before minutes of measuring
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--out {args.out}: cannot be made ({error.strerror}); give another folder") from error
     pipeline, engines = _pipelines(args)
     samples, source = _samples(args, pipeline.vla.spec)
     with Console(stderr=True).status("loading") as shown:  # on a terminal only

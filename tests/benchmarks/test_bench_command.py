@@ -148,6 +148,12 @@ def test_a_bag_that_does_not_fit_is_refused(vla_dir, tmp_path, capsys):
     assert "CAM_BACK" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(vla_dir, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["bench", "--vla", str(vla_dir), "--out", str(tmp_path / "file" / "pages")]) == 1
+    assert "--out " in capsys.readouterr().err
+
+
 def test_help_shows_an_example(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["bench", "--help"])
