@@ -1,0 +1,152 @@
+"""Runs on disk: one JSON object a line, so that a run can be scored again, by this program or another.
+
+The first line has everything but the steps and plans (``head``), the next ones a step or a plan each. Floats are
+written in full: what is read equals what was written, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastdrive_node.errors import InputError
+from fastdrive_node.files import write_atomically
+from fastdrive_node.types import Vehicle
+from fastdrive_sim.drive.types import (
+    Collision,
+    EgoStep,
+    Lane,
+    Light,
+    Other,
+    PlanStep,
+    Row,
+    RunRecord,
+    StaticMap,
+    Step,
+)
+
+FORMAT = 1
+
+
+def lines(run: RunRecord) -> Iterator[str]:
+    """The lines of a run's file."""
+    head = {field.name: getattr(run, field.name) for field in fields(run) if field.name not in ("steps", "plans")}
+    yield _line("run", {"format": FORMAT, **head})
+    for step in run.steps:
+        yield _line("step", step)
+    for plan in run.plans:
+        yield _line("plan", plan)
+
+
+def save_run(path: Path, run: RunRecord) -> None:
+    """Write a run. Raises InputError where the file cannot be written."""
+    try:
+        with write_atomically(path) as partial:
+            partial.write_text("".join(f"{line}\n" for line in lines(run)), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
+
+
+def load_run(path: Path) -> RunRecord:
+    """Read a run. Raises InputError where the file is missing, damaged, or of another version."""
+    try:
+        values = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        head = values[0]
+        if head["type"] != "run" or head["format"] != FORMAT:
+            raise ValueError(f"format {head.get('format')}, expected {FORMAT}")
+        steps = tuple(_step(each) for each in values if each["type"] == "step")
+        plans = tuple(_plan(each) for each in values if each["type"] == "plan")
+        return _run(head, steps, plans)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a file of runs/ of a drive") from error
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(f"{path}: not a run of `fastdrive sim drive` ({type(error).__name__}: {error})") from error
+
+
+def hash_runs(runs: Iterable[RunRecord]) -> str:
+    """sha256 over the lines of the runs, whatever their order."""
+    digests = sorted(hashlib.sha256("\n".join(lines(run)).encode()).hexdigest() for run in runs)
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _line(kind: str, values: Any) -> str:
+    plain = (
+        values if isinstance(values, dict) else {field.name: getattr(values, field.name) for field in fields(values)}
+    )
+    return json.dumps({"type": kind, **plain}, default=_plain, separators=(",", ":"), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def _build(kind: type, values: Mapping, **replaced: Any) -> Any:
+    names = [field.name for field in fields(kind)]
+    return kind(**{name: replaced[name] if name in replaced else values[name] for name in names})
+
+
+def _points(values: Any) -> np.ndarray:
+    return np.array(values, np.float64).reshape(-1, 2)
+
+
+def _pairs(values: Any) -> tuple[tuple[float, float], ...]:
+    return tuple((float(x), float(y)) for x, y in values)
+
+
+def _others(values: Any) -> tuple[Other, ...]:
+    return tuple(_build(Other, each) for each in values)
+
+
+def _step(values: Mapping) -> Step:
+    lights = tuple(
+        _build(Light, each, stop_line=_pairs(each["stop_line"]), area=_pairs(each["area"])) for each in values["lights"]
+    )
+    return _build(Step, values, ego=_build(EgoStep, values["ego"]), others=_others(values["others"]), lights=lights)
+
+
+def _plan(values: Mapping) -> PlanStep:
+    ego = None if values["ego"] is None else _build(EgoStep, values["ego"])
+    return _build(PlanStep, values, ego=ego, xy=_points(values["xy"]), times_s=np.array(values["times_s"], np.float64))
+
+
+def _map(values: Mapping) -> StaticMap:
+    lanes = tuple(
+        _build(Lane, each, polygon=_points(each["polygon"]), center=_points(each["center"])) for each in values["lanes"]
+    )
+    return _build(
+        StaticMap,
+        values,
+        route=_points(values["route"]),
+        drivable=tuple(map(_points, values["drivable"])),
+        lanes=lanes,
+        junctions=tuple(map(_points, values["junctions"])),
+        obstacles=_others(values["obstacles"]),
+    )
+
+
+def _run(head: Mapping, steps: tuple[Step, ...], plans: tuple[PlanStep, ...]) -> RunRecord:
+    collisions = tuple(
+        _build(Collision, each, other=_build(Other, each["other"]), ego=_build(EgoStep, each["ego"]))
+        for each in head["collisions"]
+    )
+    return _build(
+        RunRecord,
+        head,
+        row=_build(Row, head["row"]),
+        map=_map(head["map"]),
+        steps=steps,
+        plans=plans,
+        collisions=collisions,
+        expert_progress_m=np.array(head["expert_progress_m"], np.float64),
+        vehicle=_build(Vehicle, head["vehicle"]),
+    )
