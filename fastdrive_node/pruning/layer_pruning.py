@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -32,6 +33,20 @@ class LayerStep:
 
     layer: int
     keep: int
+
+
+@dataclass(frozen=True)
+class Reached:
+    """The N' visual tokens of a prompt that reached a step."""
+
+    hidden: torch.Tensor  # [N', D], their states
+    images: torch.Tensor  # int64 [N'] on the CPU, ascending: the image of each
+    attend: Callable[[], torch.Tensor]  # see ``attention``, which is computed where it is asked for only
+
+    @property
+    def attention(self) -> torch.Tensor:
+        """float32 [N'], that the raters pay them in the layer before, mean over heads and raters."""
+        return self.attend()
 
 
 @dataclass(frozen=True)
@@ -94,9 +109,8 @@ class LayerPruner(Pruner):
             ModelError: the model has too few layers.
         """
 
-    @abstractmethod
     def raters(self, visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Which tokens of the text after the images rate the visual tokens.
+        """Which tokens of the text after the images rate the visual tokens; here all of them.
 
         Args:
             visual, text: the embeddings that enter the first layer, [N, D] and [T, D].
@@ -104,15 +118,11 @@ class LayerPruner(Pruner):
         Returns:
             int64 [R], indices into the text, at least one.
         """
+        return _all_text(visual, text)
 
     @abstractmethod
-    def choose_in_layer(self, attention: torch.Tensor, hidden: torch.Tensor, keep: int) -> LayerChoice:
-        """Choose ``keep`` of the N' visual tokens that reached a step.
-
-        Args:
-            attention: float32 [N'], that the raters pay them in the layer before, mean over heads and raters.
-            hidden: [N', D], their states.
-        """
+    def choose_in_layer(self, reached: Reached, keep: int) -> LayerChoice:
+        """Choose ``keep`` of the visual tokens that reached a step."""
 
 
 def tokens_by_layer(layers: int, total: int, steps: Sequence[LayerStep]) -> tuple[int, ...]:
@@ -165,6 +175,7 @@ class _LayerRun:
         self._before = embeddings  # the input of the layer that was run last
         self.hidden = embeddings
         self.kept = [torch.arange(len(places)) for places in self._visual]
+        self._images = [_image_of_each(each) for each in visual]
 
     def layer(self, index: int) -> None:
         self._before = self.hidden
@@ -182,12 +193,13 @@ class _LayerRun:
         )
         return weights[:, :, self._visual[row]].mean(dim=(0, 1))
 
-    def prune(self, index: int, keep: int, choose: Callable[[torch.Tensor, torch.Tensor, int], LayerChoice]) -> None:
+    def prune(self, index: int, keep: int, choose: Callable[[Reached, int], LayerChoice]) -> None:
         """Leave ``keep`` visual tokens of each prompt, in front of layer ``index``."""
         stays = []
         for row, visual in enumerate(self._visual):
-            choice = choose(self.attention(index - 1, row), self.hidden[row, visual], keep)
-            stays.append(self._leave(row, visual, choice))
+            images = self._images[row][self.kept[row]]
+            reached = Reached(self.hidden[row, visual], images, partial(self.attention, index - 1, row))
+            stays.append(self._leave(row, visual, choose(reached, keep)))
         self.hidden, *positions = (
             torch.stack([values[row, stay] for row, stay in enumerate(stays)])
             for values in (self.hidden, *self._positions)
@@ -205,6 +217,12 @@ class _LayerRun:
         self._visual[row] = torch.searchsorted(stay, visual[choice.indices])
         self.kept[row] = self.kept[row][choice.indices.cpu()]
         return stay
+
+
+def _image_of_each(visual: VisualTokens) -> torch.Tensor:
+    """int64 [N] on the CPU: the image that each token belongs to."""
+    counts = torch.tensor([rows * columns for rows, columns in visual.image_grids])
+    return torch.repeat_interleave(torch.arange(len(counts)), counts)
 
 
 def _from_end(embeddings: torch.Tensor, visual: torch.Tensor, raters: Callable) -> torch.Tensor:

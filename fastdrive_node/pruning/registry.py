@@ -11,7 +11,7 @@ from fastdrive_node.families import Vla
 from fastdrive_node.pruning.baselines.cdpruner import CdPruner
 from fastdrive_node.pruning.baselines.diversity import DivPrune
 from fastdrive_node.pruning.baselines.fastv import FastV
-from fastdrive_node.pruning.baselines.prune2drive import Prune2Drive, load_weights
+from fastdrive_node.pruning.baselines.prune2drive import Prune2Drive, Prune2DriveInput, load_weights
 from fastdrive_node.pruning.baselines.simple import NoPruner, OraclePruner, RandomPruner, UniformPruner
 from fastdrive_node.pruning.baselines.sparsevlm import SparseVlm
 from fastdrive_node.pruning.baselines.vispruner import VisPruner
@@ -32,9 +32,11 @@ _BY_NAME: dict[str, Callable[[], Pruner]] = {
     "divprune": DivPrune,
     "cdpruner": CdPruner,
     "prune2drive": Prune2Drive,
+    "prune2drive-input": Prune2DriveInput,
     "reconpruner": lambda: ScorePruner(None),
     "oracle": OraclePruner,
 }
+_BY_VIEW = {"prune2drive": Prune2Drive, "prune2drive-input": Prune2DriveInput}
 PRUNERS = tuple(_BY_NAME)
 
 
@@ -49,8 +51,8 @@ def make_pruner(
 
     Args:
         name: one of ``PRUNERS`` or ``VARIANTS``.
-        vla: for ``reconpruner`` and its variants; for ``prune2drive`` the one whose directory may hold the views'
-            weights.
+        vla: for ``reconpruner`` and its variants; for ``prune2drive`` and ``prune2drive-input`` the one whose directory
+            may hold the views' weights.
         path: for ``reconpruner`` and its variants, the pruner file.
         seed: for ``random``.
         options: for ``reconpruner``: what is done with its scores.
@@ -61,8 +63,8 @@ def make_pruner(
     """
     if name == "random":
         return RandomPruner(seed)
-    if name == "prune2drive":
-        return Prune2Drive(load_weights(vla) if vla is not None else None)
+    if name in _BY_VIEW:
+        return _BY_VIEW[name](load_weights(vla) if vla is not None else None)
     if name == "reconpruner" or name in VARIANTS:
         if vla is None or path is None:
             raise ModelError(f"{name}: a VLA and a pruner file are needed")

@@ -95,7 +95,7 @@ def test_a_cameras_tokens_are_those_it_has_alone(vla, images, scene):
     assert torch.allclose(visual.rows[visual.spans[1]], alone.rows, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["random", "uniform", "divprune", "cdpruner", "prune2drive"])
+@pytest.mark.parametrize("name", ["random", "uniform", "divprune", "cdpruner", "prune2drive-input"])
 def test_pruners_that_need_tokens_only_choose_over_all_sizes(vla, scene, name):
     visual, prompt = scene
     pruner = make_pruner(name, vla)

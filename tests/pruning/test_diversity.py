@@ -1,4 +1,4 @@
-"""DivPrune, VisPruner and Prune2Drive: by hand, and against their formulas written out."""
+"""DivPrune, VisPruner and Prune2Drive: by hand; ``test_rules`` compares them with their rules written out."""
 
 import json
 import math
@@ -12,12 +12,20 @@ from hypothesis import strategies as st
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import load_vla
 from fastdrive_node.pruning.baselines.diversity import DivPrune, directions, farthest_points, most_isolated
-from fastdrive_node.pruning.baselines.prune2drive import WEIGHTS_FILE, Prune2Drive, save_weights, split_budget
+from fastdrive_node.pruning.baselines.prune2drive import (
+    WEIGHTS_FILE,
+    Prune2Drive,
+    Prune2DriveInput,
+    save_weights,
+    split_budget,
+)
 from fastdrive_node.pruning.baselines.vispruner import VisPruner, without_duplicates
+from fastdrive_node.pruning.layer_pruning import LayerStep, Reached
 from fastdrive_node.pruning.pruner import ContextField, PruningContext
 from fastdrive_node.pruning.registry import make_pruner
 from fastdrive_node.types import CAMERAS
 from tests.generation import choose
+from tests.pruning import rules
 
 
 def at_angles(*degrees):
@@ -45,23 +53,11 @@ def test_divprune_by_hand():
     assert farthest_points(vectors, 5, 2).tolist() == [0, 1, 2, 3, 4]
 
 
-def naive_max_min(tokens, keep):
-    """The rule in distances, with the whole matrix and sets."""
-    unit = tokens / tokens.norm(dim=1, keepdim=True)
-    distance = (1 - unit @ unit.T).tolist()
-    everyone = range(len(tokens))
-    chosen = [max(everyone, key=lambda i: min(distance[i][j] for j in everyone if j != i))]
-    while len(chosen) < keep:
-        others = [i for i in everyone if i not in chosen]
-        chosen.append(max(others, key=lambda i: min(distance[i][j] for j in chosen)))
-    return sorted(chosen)
-
-
 @pytest.mark.parametrize("keep", [1, 2, 13, 79, 80])
 def test_divprune_is_the_greedy_max_min_set_over_all_cameras(keep):
     tokens = random_tokens(cameras=2)
     kept = choose(DivPrune(), PruningContext.of(tokens, (5, 8)), keep)
-    assert kept.tolist() == naive_max_min(tokens.flatten(0, 1).double(), keep)
+    assert kept.tolist() == rules.divprune(tokens.flatten(0, 1).double().numpy(), keep)
 
 
 def test_divprune_ignores_the_length_of_tokens():
@@ -80,7 +76,7 @@ def test_the_most_isolated_token_is_found_in_parts_too(monkeypatch):
 
 def test_equal_and_zero_tokens_still_give_as_many_as_asked():
     for tokens in (torch.ones(1, 12, 4), torch.zeros(1, 12, 4)):
-        for pruner in (DivPrune(), Prune2Drive()):
+        for pruner in (DivPrune(), Prune2DriveInput()):
             kept = choose(pruner, PruningContext.of(tokens, (3, 4)), 5)
             assert len(set(kept.tolist())) == 5
 
@@ -88,35 +84,34 @@ def test_equal_and_zero_tokens_still_give_as_many_as_asked():
 def test_vispruner_by_hand():
     vectors = at_angles(0.0, 90.0, 2.0, 45.0, 90.5, 180.0)
     attention = torch.tensor([0.1, 0.9, 0.2, 0.8, 0.3, 0.4])
-    # keep 4: 1 and 3 by attention; 0, 2, 4, 5 are left: even 0 and 4, odd 2 and 5; 0 is 2 degrees from 2, 4 is 88.5
-    # from it, so of the even ones both go, for two too many are left
+    # keep 4: 1 and 3 by attention; 5, 4, 2, 0 are left, in the order of falling attention: even 5 and 2, odd 4 and 0;
+    # 2 is 2 degrees from 0, 5 is 89.5 from 4, so of the even ones both go, for two too many are left
     context = context_of(vectors, tower_attention=attention[None])
-    assert choose(VisPruner(), context, 4).tolist() == [1, 2, 3, 5]
-    # keep 5: half is 2; one is too many, and that is 0
-    assert choose(VisPruner(), context, 5).tolist() == [1, 2, 3, 4, 5]
+    assert choose(VisPruner(), context, 4).tolist() == [0, 1, 3, 4]
+    # keep 5: half is 2; one is too many, and that is 2
+    assert choose(VisPruner(), context, 5).tolist() == [0, 1, 3, 4, 5]
     assert choose(VisPruner(), context, 6).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_vispruner_goes_on_with_the_even_tokens_that_stay_and_behind_them_the_odd_ones():
+    # 20 tokens: ten pairs, the distance of each pair larger than of the one before; of the even ones 8 go
+    degrees = [17.0 * pair + side * (0.1 + 0.5 * pair) for pair in range(10) for side in (0, 1)]
+    vectors = at_angles(*degrees)
+    first = without_duplicates(vectors, torch.arange(20), 12)
+    assert first.tolist() == [16, 18, *range(1, 20, 2)]
+    # then 16 (even) and 18 (odd), 1 and 3, 5 and 7, ...: even 16, 1, 5, 9, 13, 17 against odd 18, 3, 7, 11, 15, 19
+    assert set(without_duplicates(vectors, torch.arange(20), 6).tolist()) == {18, 3, 7, 11, 15, 19}
+
+
+@pytest.mark.parametrize("total,keep", [(3249, 812), (33, 1), (9, 4), (2, 1)])
+def test_vispruner_keeps_as_many_as_asked_where_the_rest_is_odd(total, keep):
+    kept = without_duplicates(directions(random_tokens(count=total)), torch.arange(total), keep)
+    assert len(set(kept.tolist())) == len(kept) == keep
 
 
 def test_vispruner_with_a_budget_of_one_keeps_one():
     context = context_of(random_tokens()[0], tower_attention=torch.rand(1, 40))
     assert len(choose(VisPruner(), context, 1)) == 1
-
-
-def naive_thinning(unit, rest, keep):
-    rest = list(rest)
-    while len(rest) > keep:
-        even, odd = rest[0::2], rest[1::2]
-        similar = {i: max(float(unit[i] @ unit[j]) for j in odd) for i in even}
-        worst = sorted(even, key=lambda i: -similar[i])[: min(8, len(rest) - keep)]
-        rest = [i for i in rest if i not in worst]
-    return rest
-
-
-@pytest.mark.parametrize("keep", [1, 3, 20, 57, 60])
-def test_vispruner_thins_out_as_its_rule_says(keep):
-    unit = directions(random_tokens(count=64))
-    rest = torch.arange(64)[4:]
-    assert without_duplicates(unit, rest, keep).tolist() == naive_thinning(unit.double(), rest.tolist(), keep)
 
 
 def test_vispruner_takes_half_by_attention_over_all_cameras():
@@ -133,22 +128,34 @@ def test_vispruner_without_the_towers_attention_is_refused():
 
 def test_prune2drive_samples_each_view_by_itself():
     tokens = random_tokens(cameras=3)
-    kept = choose(Prune2Drive(), PruningContext.of(tokens, (5, 8)), 30)
+    kept = choose(Prune2DriveInput(), PruningContext.of(tokens, (5, 8)), 30)
     for view in range(3):
         vectors = directions(tokens[view])
-        start = int((vectors @ vectors.mean(dim=0)).argmin())
         mine = kept[(kept >= 40 * view) & (kept < 40 * (view + 1))] - 40 * view
-        assert mine.tolist() == farthest_points(vectors, 10, start).tolist()
+        assert mine.tolist() == farthest_points(vectors, 10, most_isolated(vectors)).tolist()
 
 
-def test_prune2drive_by_hand():
-    vectors = at_angles(0.0, 10.0, 20.0, 170.0)  # their mean points at about 29 degrees: 3 is farthest, then 0
-    assert choose(Prune2Drive(), context_of(vectors), 2).tolist() == [0, 3]
+def test_prune2drive_starts_with_the_loneliest_token():
+    vectors = at_angles(0.0, 10.0, 20.0, 100.0, 110.0, 60.0)  # 60 is 40 degrees from its nearest, all others 10
+    assert choose(Prune2DriveInput(), context_of(vectors), 1).tolist() == [5]
+    assert choose(Prune2DriveInput(), context_of(vectors), 2).tolist() == [0, 5]
+
+
+def test_prune2drive_acts_before_layer_one():
+    assert Prune2Drive().steps(28, 1000, 95) == (LayerStep(1, 95),)
+    with pytest.raises(ModelError, match="prune2drive: prunes before layer 1, but the model has 1"):
+        Prune2Drive().steps(1, 1000, 95)
+
+
+def test_prune2drive_asks_for_no_attention():
+    vectors = at_angles(0.0, 10.0, 20.0, 170.0)
+    reached = Reached(vectors, torch.tensor([0, 0, 1, 1]), lambda: pytest.fail("attention was computed"))
+    assert Prune2Drive((0.0, 1.0)).choose_in_layer(reached, 2).indices.tolist() == [2, 3]
 
 
 def test_prune2drive_follows_the_weights_of_its_views():
     tokens = random_tokens(cameras=3)
-    kept = choose(Prune2Drive((3.0, 0.0, 1.0)), PruningContext.of(tokens, (5, 8)), 20)
+    kept = choose(Prune2DriveInput((3.0, 0.0, 1.0)), PruningContext.of(tokens, (5, 8)), 20)
     assert torch.bincount(kept // 40, minlength=3).tolist() == [15, 0, 5]
 
 

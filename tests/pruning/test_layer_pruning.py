@@ -14,6 +14,7 @@ from fastdrive_node.pruning.layer_pruning import (
     LayerChoice,
     LayerPruner,
     LayerStep,
+    Reached,
     text_attention,
     tokens_by_layer,
 )
@@ -40,8 +41,8 @@ class Stub(LayerPruner):
     def raters(self, visual, text):
         return torch.tensor([0, len(text) - 1])
 
-    def choose_in_layer(self, attention, hidden, keep):
-        best = attention.topk(keep).indices.sort().values
+    def choose_in_layer(self, reached, keep):
+        best, hidden = reached.attention.topk(keep).indices.sort().values, reached.hidden
         return LayerChoice(best, hidden[best] + hidden.mean(dim=0) if self.merge else None)
 
 
@@ -88,7 +89,8 @@ def by_transformers(vla, tokens, prompt, pruner, ids):
         if index in steps:
             here = torch.isin(present, visual)
             paid = weights[0].mean(dim=0)[torch.isin(present, raters)][:, here].mean(dim=0)
-            choice = pruner.choose_in_layer(paid, hidden[here], steps[index])
+            images = torch.searchsorted(prompt.visual, visual) // 32
+            choice = pruner.choose_in_layer(Reached(hidden[here], images, lambda paid=paid: paid), steps[index])
             if choice.hidden is not None:
                 hidden[here.nonzero().flatten()[choice.indices]] = choice.hidden
             visual = visual[choice.indices]

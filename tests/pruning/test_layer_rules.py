@@ -16,10 +16,15 @@ from fastdrive_node.pruning.baselines.sparsevlm import (
     merge_by_density,
     recycled_count,
 )
-from fastdrive_node.pruning.layer_pruning import LayerStep
+from fastdrive_node.pruning.layer_pruning import LayerStep, Reached
 from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.pruning.registry import make_pruner
 from tests.generation import prefill_chosen
+
+
+def reached(attention, hidden):
+    return Reached(hidden, torch.zeros(len(hidden), dtype=torch.int64), lambda: attention)
+
 
 V2 = SparseVlm(merge=False, name="sparsevlm-v2")
 
@@ -34,7 +39,7 @@ def test_fastv_asks_the_last_token_alone():
 
 def test_fastv_keeps_the_most_attended_in_order():
     attention = torch.tensor([0.1, 0.4, 0.0, 0.3, 0.4])
-    choice = FastV().choose_in_layer(attention, torch.zeros(5, 4), 3)
+    choice = FastV().choose_in_layer(reached(attention, torch.zeros(5, 4)), 3)
     assert choice.indices.tolist() == [1, 3, 4] and choice.hidden is None
 
 
@@ -89,7 +94,7 @@ def test_of_equally_relevant_words_all_rate():
 
 
 def test_version_two_keeps_the_best_without_merging():
-    choice = V2.choose_in_layer(torch.tensor([0.5, 0.1, 0.3, 0.2]), torch.zeros(4, 2), 2)
+    choice = V2.choose_in_layer(reached(torch.tensor([0.5, 0.1, 0.3, 0.2]), torch.zeros(4, 2)), 2)
     assert choice.indices.tolist() == [0, 2] and choice.hidden is None
 
 
@@ -114,7 +119,7 @@ def test_version_one_puts_the_mean_of_each_cluster_at_the_place_of_its_centre():
     attention = torch.tensor([9.0, 0.1, 0.7, 0.2, 0.3, 5.0, 0.4, 6.0, 0.5, 7.0, 0.6, 8.0])
     hidden = torch.arange(12.0)[:, None].expand(12, 4).clone()
     hidden[[5, 7, 9]] = torch.tensor([[1.0], [2.0], [6.0]]).expand(3, 4)
-    choice = SparseVlm().choose_in_layer(attention, hidden, 3)
+    choice = SparseVlm().choose_in_layer(reached(attention, hidden), 3)
     # mean squared distances: token 5: (1 + 25) / 2, token 7: (1 + 16) / 2, token 9: (25 + 16) / 2: 7 is the densest
     assert choice.indices.tolist() == [0, 7, 11]
     assert choice.hidden[:, 0].tolist() == [0.0, 3.0, 11.0]

@@ -17,8 +17,9 @@ class CdPruner(Pruner):
     """Keeps the likeliest set, greedily, under the kernel diag(q) S diag(q).
 
     S is the cosine similarity of the tokens of all cameras, q their relevance to the prompt, min-max scaled. The
-    original takes q from CLIP's own text encoder; here it is the mean cosine with the language model's embeddings of
-    the text after the images. S has no higher rank than the tokens' width: what is kept beyond it is chosen by q.
+    original takes q from CLIP's own text encoder, as minus the mean cosine, which is right there; here it is plus the
+    mean cosine with the language model's embeddings of the text after the images. S has no higher rank than the tokens'
+    width: what is kept beyond it is chosen by q, where the original keeps fewer than K.
     """
 
     name: str = "cdpruner"

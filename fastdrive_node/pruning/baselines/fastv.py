@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fastdrive_node.errors import ModelError
-from fastdrive_node.pruning.layer_pruning import LayerChoice, LayerPruner, LayerStep
+from fastdrive_node.pruning.layer_pruning import LayerChoice, LayerPruner, LayerStep, Reached
 from fastdrive_node.pruning.select import select_top
 
 
@@ -29,5 +29,5 @@ class FastV(LayerPruner):
     def raters(self, visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         return torch.tensor([len(text) - 1], device=text.device)
 
-    def choose_in_layer(self, attention: torch.Tensor, hidden: torch.Tensor, keep: int) -> LayerChoice:
-        return LayerChoice(select_top(attention[None], keep).to(hidden.device))
+    def choose_in_layer(self, reached: Reached, keep: int) -> LayerChoice:
+        return LayerChoice(select_top(reached.attention[None], keep).to(reached.hidden.device))

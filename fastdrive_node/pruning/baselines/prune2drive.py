@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import Vla
-from fastdrive_node.pruning.baselines.diversity import directions, farthest_points
+from fastdrive_node.pruning.baselines.diversity import directions, farthest_points, most_isolated
+from fastdrive_node.pruning.layer_pruning import LayerChoice, LayerPruner, LayerStep, Reached
 from fastdrive_node.pruning.pruner import Pruner, PruningContext
 from fastdrive_node.validation import parse_json, read_bytes
 
@@ -28,30 +29,64 @@ class ViewWeights(BaseModel):
 
 
 @dataclass
-class Prune2Drive(Pruner):
-    """Farthest-point sampling by cosine distance inside of each view; K is divided over the views by their weights.
+class Prune2Drive(LayerPruner):
+    """Farthest-point sampling by cosine distance inside of each view, from the state of each token before layer 1.
 
-    The original finds a keep ratio for each view offline. Here the views have weights that are scaled to K, so that one
-    file serves every pruning ratio; without a file they are equal. Where the sampling starts is not stated in the rule:
-    it is the token least similar to the mean of its view.
+    It starts with the token whose nearest neighbour in its view is farthest. The original finds a keep ratio for each
+    view offline. Here the views have weights that are scaled to K, so that one file serves every pruning ratio; without
+    a file they are equal.
     """
 
     weights: tuple[float, ...] | None = None  # of the images in the prompt's order; None for their numbers of tokens
     name: str = "prune2drive"
 
+    def steps(self, layers: int, total: int, keep: int) -> tuple[LayerStep, ...]:
+        if layers < 2:
+            raise ModelError(f"{self.name}: prunes before layer 1, but the model has {layers} layers")
+        return (LayerStep(1, keep),)
+
+    def choose_in_layer(self, reached: Reached, keep: int) -> LayerChoice:
+        counts = torch.bincount(reached.images).tolist()
+        return LayerChoice(sample_views(reached.hidden, counts, self.weights, keep).to(reached.hidden.device))
+
+
+@dataclass
+class Prune2DriveInput(Pruner):
+    """Prune2Drive on the tower's tokens, before layer 0: for engines, and families that torch runs as a whole."""
+
+    weights: tuple[float, ...] | None = None
+    name: str = "prune2drive-input"
+
     def select(self, context: PruningContext, scores: None, keep: int) -> torch.Tensor:
-        tokens, spans = context.tokens.flatten(0, 1), context.visual.spans
-        cameras = len(spans)
-        if self.weights is not None and len(self.weights) != cameras:
-            raise ValueError(f"weights of {len(self.weights)} images, but {cameras} are there; past images are missing")
-        counts = [span.stop - span.start for span in spans]
-        budgets = split_budget(keep, self.weights or tuple(map(float, counts)), counts)
-        chosen = []
-        for span, budget in zip(spans, budgets, strict=True):
-            vectors = directions(tokens[span])
-            first = int((vectors @ vectors.mean(dim=0)).argmin())
-            chosen.append(span.start + farthest_points(vectors, budget, first))
-        return torch.cat(chosen)
+        counts = [span.stop - span.start for span in context.visual.spans]
+        return sample_views(context.tokens.flatten(0, 1), counts, self.weights, keep)
+
+
+def sample_views(
+    tokens: torch.Tensor, counts: Sequence[int], weights: tuple[float, ...] | None, keep: int
+) -> torch.Tensor:
+    """Farthest points of each view.
+
+    Args:
+        tokens: [N, D], view after view.
+        counts: tokens of each view.
+        weights: of each view; None for ``counts``.
+
+    Returns:
+        int64 [keep] on the CPU, ascending.
+
+    Raises:
+        ValueError: another number of weights, or they do not divide ``keep``.
+    """
+    if weights is not None and len(weights) != len(counts):
+        raise ValueError(f"weights of {len(weights)} images, but {len(counts)} are there; past images are missing")
+    budgets = split_budget(keep, weights or tuple(map(float, counts)), counts)
+    chosen, start = [], 0
+    for count, budget in zip(counts, budgets, strict=True):
+        vectors = directions(tokens[start : start + count])
+        chosen.append(start + farthest_points(vectors, budget, most_isolated(vectors)))
+        start += count
+    return torch.cat(chosen)
 
 
 def split_budget(keep: int, weights: Sequence[float], capacity: int | Sequence[int]) -> list[int]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from fastdrive_node.errors import ModelError
-from fastdrive_node.pruning.layer_pruning import LayerChoice, LayerPruner, LayerStep
+from fastdrive_node.pruning.layer_pruning import LayerChoice, LayerPruner, LayerStep, Reached
 from fastdrive_node.pruning.select import select_top
 
 PLACES = (2 / 32, 6 / 32, 15 / 32)  # of the layers in front of which tokens are dropped, over the depth
@@ -45,7 +45,8 @@ class SparseVlm(LayerPruner):
         above = (relevance > relevance.mean()).nonzero().flatten()
         return above if len(above) else torch.arange(len(text), device=text.device)
 
-    def choose_in_layer(self, attention: torch.Tensor, hidden: torch.Tensor, keep: int) -> LayerChoice:
+    def choose_in_layer(self, reached: Reached, keep: int) -> LayerChoice:
+        attention, hidden = reached.attention, reached.hidden
         count = best_count(len(attention), keep) if self.merge else keep
         best = select_top(attention[None], count).to(hidden.device)
         if count == keep:

@@ -29,28 +29,30 @@ class VisPruner(Pruner):
 
     def select(self, context: PruningContext, scores: torch.Tensor, keep: int) -> torch.Tensor:
         important = select_top(scores, keep // 2) if keep > 1 else torch.empty(0, dtype=torch.int64)
-        rest = torch.ones(context.total, dtype=torch.bool)
-        rest[important] = False
-        diverse = without_duplicates(directions(context.tokens), rest.nonzero().flatten(), keep - len(important))
+        order = torch.sort(scores.detach().flatten().float().cpu(), descending=True, stable=True).indices
+        rest = order[~torch.isin(order, important)]
+        diverse = without_duplicates(directions(context.tokens), rest, keep - len(important))
         return torch.cat([important, diverse]).sort().values
 
 
 def without_duplicates(vectors: torch.Tensor, rest: torch.Tensor, keep: int) -> torch.Tensor:
     """Thin tokens out: split them into those at even and odd places, drop the 8 even ones most similar to an odd one.
 
+    The even ones that stay, the most similar first, and behind them the odd ones are the order of the next round. At
+    the end fewer than 8 are dropped, so that exactly ``keep`` stay; the original's own code has no such end, and needs
+    an even number in each round.
+
     Args:
         vectors: [n, D], unit vectors.
-        rest: int64 [m] on the CPU, ascending indices into them, the tokens to thin out.
+        rest: int64 [m] on the CPU, indices into them: the tokens to thin out, falling attention.
 
     Returns:
-        int64 [keep], ascending; of equally similar tokens the earlier one is dropped.
+        int64 [keep], in the order of the last round; of equally similar tokens the earlier one is dropped.
     """
     while len(rest) > keep:
         even, odd = rest[0::2], rest[1::2]
         similar = (vectors[even] @ vectors[odd].T).max(dim=1).values.cpu()
         count = min(DROPPED_AT_ONCE, len(rest) - keep, len(even))
-        dropped = torch.sort(similar, descending=True, stable=True).indices[:count]
-        stays = torch.ones(len(rest), dtype=torch.bool)
-        stays[2 * dropped] = False
-        rest = rest[stays]
+        order = torch.sort(similar, descending=True, stable=True).indices
+        rest = torch.cat([even[order[count:]], odd])
     return rest

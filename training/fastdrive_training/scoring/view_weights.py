@@ -14,9 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from fastdrive_node.errors import AnswerError, InputError
-from fastdrive_node.families import Vla
+from fastdrive_node.families import LayeredLanguageModel, Vla
 from fastdrive_node.planning.generator import Answer, Generator
-from fastdrive_node.pruning.baselines.prune2drive import Prune2Drive
+from fastdrive_node.pruning.baselines.prune2drive import Prune2Drive, Prune2DriveInput
 from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.pruning.select import keep_count
 from fastdrive_training.data.adapters.base import ImageSource
@@ -68,6 +68,8 @@ def best_trial(trials: Sequence[Trial]) -> Trial:
 class PlanningError:
     """The objective: mean L2 over the points of all plans under Prune2Drive, in m, on a fixed set of items.
 
+    Where torch runs the language model as a whole only, the pruner acts on the tower's tokens.
+
     Args:
         limit: items, evenly spread over those with a full future.
         drop: pruning ratio p.
@@ -95,7 +97,8 @@ class PlanningError:
         return len(self._items)
 
     def __call__(self, weights: tuple[float, ...]) -> float:
-        pruner = Prune2Drive(weights)
+        layered = isinstance(self._generator.language, LayeredLanguageModel)
+        pruner = Prune2Drive(weights) if layered else Prune2DriveInput(weights)
         errors = []
         for start in range(0, len(self), BATCH):
             span = slice(start, start + BATCH)

@@ -1,0 +1,89 @@
+"""Each comparison pruner keeps the set that its rule, written out in ``rules``, gives: many random inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fastdrive_node.pruning.baselines.cdpruner import CdPruner
+from fastdrive_node.pruning.baselines.diversity import DivPrune
+from fastdrive_node.pruning.baselines.fastv import FastV
+from fastdrive_node.pruning.baselines.prune2drive import Prune2Drive, Prune2DriveInput, split_budget
+from fastdrive_node.pruning.baselines.vispruner import VisPruner
+from fastdrive_node.pruning.layer_pruning import Reached
+from fastdrive_node.pruning.pruner import PruningContext
+from tests.generation import choose
+from tests.pruning import rules
+
+CASES = range(120)
+GRID = (4, 6)
+
+
+class Case:
+    """Tokens [3, 24, 12], attention, text and a budget from a seed."""
+
+    def __init__(self, seed: int):
+        draw = np.random.default_rng(seed)
+        self.tokens = draw.normal(size=(3, 24, 12)).astype(np.float32)
+        self.tokens += draw.normal(size=(3, 1, 12)).astype(np.float32)  # a view's tokens have something in common
+        self.attention = draw.random((3, 24), dtype=np.float32)
+        self.text = draw.normal(size=(5, 12)).astype(np.float32)
+        self.weights = tuple(draw.random(3))
+        self.keep = int(draw.integers(1, 73))
+
+    @property
+    def flat(self) -> np.ndarray:
+        return self.tokens.reshape(-1, 12).astype(np.float64)
+
+    def context(self, **fields) -> PruningContext:
+        return PruningContext.of(torch.from_numpy(self.tokens), GRID, **fields)
+
+    def reached(self) -> Reached:
+        images = torch.arange(3).repeat_interleave(24)
+        attention = torch.from_numpy(self.attention).flatten()
+        return Reached(torch.from_numpy(self.tokens).flatten(0, 1), images, lambda: attention)
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return [Case(seed) for seed in CASES]
+
+
+def differing(kept, expected) -> list[int]:
+    """Numbers of the cases where the two sets differ."""
+    return [number for number, pair in enumerate(zip(kept, expected, strict=True)) if list(pair[0]) != list(pair[1])]
+
+
+def test_fastv(cases):
+    kept = [FastV().choose_in_layer(each.reached(), each.keep).indices.tolist() for each in cases]
+    expected = [sorted(rules.highest(each.attention.flatten(), each.keep)) for each in cases]
+    assert differing(kept, expected) == []
+
+
+def test_divprune(cases):
+    kept = [choose(DivPrune(), each.context(), each.keep).tolist() for each in cases]
+    assert differing(kept, [rules.divprune(each.flat, each.keep) for each in cases]) == []
+
+
+def test_cdpruner(cases):
+    keeps = [1 + each.keep % 11 for each in cases]  # the kernel's rank is 12
+    pairs = list(zip(cases, keeps, strict=True))
+    kept = [choose(CdPruner(), each.context(text=torch.from_numpy(each.text)), keep).tolist() for each, keep in pairs]
+    assert differing(kept, [rules.cdpruner(each.flat, each.text.astype(float), keep) for each, keep in pairs]) == []
+
+
+def test_vispruner(cases):
+    contexts = [each.context(tower_attention=torch.from_numpy(each.attention)) for each in cases]
+    kept = [choose(VisPruner(), one, each.keep).tolist() for one, each in zip(contexts, cases, strict=True)]
+    expected = [rules.vispruner(each.flat, each.attention.flatten(), each.keep) for each in cases]
+    assert differing(kept, expected) == []
+
+
+def test_prune2drive(cases):
+    expected = [
+        rules.prune2drive(each.tokens.astype(float), split_budget(each.keep, each.weights, 24)) for each in cases
+    ]
+    early = [choose(Prune2DriveInput(each.weights), each.context(), each.keep).tolist() for each in cases]
+    inside = [Prune2Drive(each.weights).choose_in_layer(each.reached(), each.keep).indices.tolist() for each in cases]
+    assert differing(early, expected) == [] and differing(inside, expected) == []
