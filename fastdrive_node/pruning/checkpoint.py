@@ -1,8 +1,9 @@
 """Pruner files: safetensors whose metadata says which encoder the pruner belongs to.
 
-Metadata: ``format`` ("fastdrive-reconpruner"), ``version`` ("1"), ``config`` (JSON: the layer's sizes and whether the
-product is normalised), ``encoder`` (fingerprint of the vision tower), and where it was calibrated ``calibration``. Only
-tensors are read from a file, and its sizes are compared with the VLA's before anything is allocated.
+Metadata: ``format`` ("fastdrive-reconpruner"), ``version`` ("1"), ``config`` (JSON: the layer's sizes, whether the
+product is normalised, and the names of the cameras where each has a bias), ``encoder`` (fingerprint of the vision
+tower), and where it was calibrated ``calibration``. Only tensors are read from a file, and its sizes are compared with
+the VLA's before anything is allocated.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.validation import refuse_constant
 
 FORMAT, VERSION = "fastdrive-reconpruner", "1"
+_MOST_CAMERAS = 64
 
 
 def save_pruner(path: str | Path, pruner: ReconPruner, encoder_fingerprint: str) -> None:
@@ -33,10 +35,13 @@ def save_pruner(path: str | Path, pruner: ReconPruner, encoder_fingerprint: str)
     Args:
         encoder_fingerprint: of the vision tower that it was trained on (``Vla.encoder_fingerprint``).
     """
+    config = {**pruner.layer.sizes(), "normalise": pruner.normalise}
+    if pruner.cameras:
+        config["cameras"] = list(pruner.cameras)
     metadata = {
         "format": FORMAT,
         "version": VERSION,
-        "config": json.dumps({**pruner.layer.sizes(), "normalise": pruner.normalise}),
+        "config": json.dumps(config),
         "encoder": encoder_fingerprint,
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in pruner.state_dict().items()}
@@ -76,12 +81,18 @@ def save_calibration(path: str | Path, calibration: Calibration, out: str | Path
 def load_pruner(path: str | Path, vla: Vla, dtype: torch.dtype | None = None) -> ReconPruner:
     """Read a pruner for a VLA, on its device and in its dtype (or ``dtype``), in ``eval`` mode.
 
+    A bias for each camera is put into the order of the VLA's cameras.
+
     Raises:
-        ModelError: the file is missing or damaged, is no pruner, or belongs to another width or encoder.
+        ModelError: the file is missing or damaged, is no pruner, belongs to another width or encoder, or knows the bias
+            of other cameras only.
     """
     path = Path(path)
     with _opened(path) as (stored, metadata):
-        return _fill(path, stored, _empty(path, metadata, vla), vla, dtype or vla.dtype)
+        pruner = _fill(path, stored, _empty(path, metadata, vla), vla, dtype or vla.dtype)
+    if pruner.camera_bias is not None:
+        _order_cameras(path, pruner, vla)
+    return pruner
 
 
 @contextmanager
@@ -111,13 +122,14 @@ def _empty(path: Path, metadata: dict[str, str], vla: Vla) -> ReconPruner:
         normalise = sizes.pop("normalise")
         if not isinstance(normalise, bool):
             raise TypeError
+        cameras = _camera_names(path, sizes.pop("cameras", []))
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: config: not readable as JSON") from error
     except (AttributeError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: config: normalise: missing, or neither true nor false") from error
     try:
         with torch.device("meta"):
-            pruner = ReconPruner(vla.family, sizes, normalise)
+            pruner = ReconPruner(vla.family, sizes, normalise, cameras)
     except ValueError as error:
         raise ModelError(f"{path}: {error}") from error
     if pruner.width != vla.width:
@@ -131,6 +143,28 @@ def _empty(path: Path, metadata: dict[str, str], vla: Vla) -> ReconPruner:
             f"{vla.encoder_fingerprint[:12]!r}; train the pruner on this encoder"
         )
     return pruner
+
+
+def _camera_names(path: Path, stored: Any) -> list[str]:
+    names = [name for name in stored if isinstance(name, str)] if isinstance(stored, list) else []
+    if names != stored or len(names) > _MOST_CAMERAS or len(set(names)) < len(names):
+        raise ModelError(f"{path}: config: cameras: must be a list of different names")
+    return names
+
+
+def _order_cameras(path: Path, pruner: ReconPruner, vla: Vla) -> None:
+    """Put the bias of the VLA's cameras, and only theirs, into the order of its images."""
+    vla.require_one_frame("a pruner with a bias for each camera")
+    absent = [camera for camera in vla.spec.cameras if camera not in pruner.cameras]
+    if absent:
+        raise ModelError(
+            f"{path}: cameras: has a bias for {', '.join(pruner.cameras)}, but {vla.path} reads {absent[0]}; distil a "
+            "pruner for these cameras"
+        )
+    assert pruner.camera_bias is not None
+    order = [pruner.cameras.index(camera) for camera in vla.spec.cameras]
+    pruner.cameras = vla.spec.cameras
+    pruner.camera_bias = torch.nn.Parameter(pruner.camera_bias[order], requires_grad=False)
 
 
 def _fill(path: Path, stored, pruner: ReconPruner, vla: Vla, dtype: torch.dtype) -> ReconPruner:

@@ -84,10 +84,17 @@ class ScorePruner(Pruner):
 
     def score(self, context: PruningContext) -> torch.Tensor:
         if self.module is not None:
-            return context.by_image(self.module)
+            return self._score(self.module, context)
         if context.visual.scores is None:
             raise ModelError("pruner reconpruner: neither a pruner file nor an engine scores the tokens")
         return context.visual.scores
+
+    def _score(self, module: ReconPruner, context: PruningContext) -> torch.Tensor:
+        if module.camera_bias is None or context.visual.grids is None:
+            return context.by_image(module)
+        counts = torch.tensor([span.stop - span.start for span in context.visual.spans])
+        bias = module.camera_bias.float().repeat_interleave(counts.to(module.camera_bias.device))
+        return context.by_image(module.image_scores) + bias
 
     def select(self, context: PruningContext, scores: torch.Tensor, keep: int) -> torch.Tensor:
         if context.visual.complete:

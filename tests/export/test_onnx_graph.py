@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,8 @@ from fastdrive_export.onnx_file import check_onnx, layer_table
 from fastdrive_node.engines.manifest import check_files
 from fastdrive_node.engines.vision_engine import EngineChoice, open_engine
 from fastdrive_node.errors import InputError, ModelError
+from fastdrive_node.pruning.checkpoint import load_pruner, save_pruner
+from fastdrive_node.pruning.recon_pruner import ReconPruner
 
 
 def build(toy, folder, **options):
@@ -47,6 +51,17 @@ def test_tokens_and_scores_are_those_of_torch(toys, tmp_path, windows, opset):
     tokens, scores = run(toy, build(toy, tmp_path, opset=opset)[0])
     torch.testing.assert_close(tokens, toy.tokens, atol=2e-5, rtol=0)
     torch.testing.assert_close(scores, toy.scores, atol=2e-5, rtol=0)
+
+
+def test_a_bias_for_each_camera_is_in_the_scores_and_the_order(toy, tmp_path):
+    plain, cameras = load_pruner(toy.pruner_file, toy.vla), toy.vla.spec.cameras
+    biased = ReconPruner(toy.vla.family, plain.layer.sizes(), cameras=cameras)
+    biased.load_state_dict({**plain.state_dict(), "camera_bias": torch.arange(6.0)})
+    save_pruner(tmp_path / "biased.safetensors", biased, toy.vla.encoder_fingerprint)
+    toy = replace(toy, pruner_file=tmp_path / "biased.safetensors")
+    visual, _ = encode(toy, build(toy, tmp_path / "engine")[0])
+    torch.testing.assert_close(visual.scores, toy.scores + torch.arange(6.0)[:, None], atol=2e-5, rtol=0)
+    assert torch.equal(visual.indices, torch.sort(visual.scores.flatten(), descending=True, stable=True).indices)
 
 
 @pytest.mark.parametrize("opset", [17, 18])

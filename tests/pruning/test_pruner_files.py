@@ -8,9 +8,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families import load_vla
+from fastdrive_node.families import VisualTokens, load_vla
 from fastdrive_node.pruning.checkpoint import load_pruner, save_pruner
+from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_node.pruning.score_pruner import ScorePruner
 from fastdrive_training.vla.tiny_model import TinySize, build_tiny_vla
 
 
@@ -163,3 +165,47 @@ def test_a_failed_write_leaves_the_old_file(file, pruner, tiny_vla, monkeypatch)
 def test_a_written_file_is_as_readable_as_any_other(file, tmp_path):
     (tmp_path / "other").write_text("")
     assert file.stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+@pytest.fixture
+def biased(tmp_path, tiny_vla):
+    """A pruner file with a bias for each camera, written in another order than the VLA's."""
+    torch.manual_seed(0)
+    cameras = tuple(reversed(tiny_vla.spec.cameras))
+    pruner = ReconPruner(tiny_vla.family, tiny_vla.config.text_config, cameras=cameras).eval()
+    pruner.camera_bias.data = torch.arange(6.0)
+    save_pruner(tmp_path / "biased.safetensors", pruner, tiny_vla.encoder_fingerprint)
+    return tmp_path / "biased.safetensors"
+
+
+def test_the_bias_of_a_camera_follows_its_name(biased, tiny_vla):
+    pruner, tokens = load_pruner(biased, tiny_vla), torch.randn(12, 32, 128)
+    added = (pruner(tokens, (4, 8)) - pruner.image_scores(tokens, (4, 8))).mean(1)
+    torch.testing.assert_close(added, torch.tensor([5.0, 4, 3, 2, 1, 0] * 2), atol=1e-4, rtol=0)
+    few = dataclasses.replace(tiny_vla.spec, cameras=("CAM_BACK", "CAM_FRONT"))
+    pruner = load_pruner(biased, dataclasses.replace(tiny_vla, spec=few))
+    assert pruner.cameras == ("CAM_BACK", "CAM_FRONT") and pruner.camera_bias.tolist() == [2.0, 5.0]
+    with pytest.raises(ValueError, match="3 images are no whole sets of 2 cameras"):
+        pruner(tokens[:3], (4, 8))
+
+
+def test_a_camera_without_a_bias_is_refused(biased, tiny_vla):
+    other = dataclasses.replace(tiny_vla.spec, cameras=("CAM_FRONT", "CAM_ROOF"))
+    with pytest.raises(ModelError, match=r"has a bias for CAM_.* reads CAM_ROOF; distil a pruner for these cameras"):
+        load_pruner(biased, dataclasses.replace(tiny_vla, spec=other))
+
+
+@pytest.mark.parametrize("cameras", ["CAM_FRONT", ["a", "a"], [1, 2], [["a"]], ["a"] * 65])
+def test_hostile_camera_names_are_refused(biased, tiny_vla, cameras):
+    rewrite(biased, set_config(cameras=cameras))
+    with pytest.raises(ModelError, match="config: cameras: must be a list of different names"):
+        load_pruner(biased, tiny_vla)
+
+
+def test_images_of_different_sizes_get_the_bias_of_their_camera(biased, tiny_vla):
+    pruner = ScorePruner(load_pruner(biased, tiny_vla))
+    images = [(VisualTokens.from_raster(torch.randn(1, rows * 2, 128), (rows, 2)), 0) for rows in (1, 2, 3, 1, 1, 2)]
+    context = PruningContext(VisualTokens.of_images(images))
+    added = pruner.score(context) - context.by_image(pruner.module.image_scores)
+    expected = torch.tensor([5.0, 4, 3, 2, 1, 0]).repeat_interleave(torch.tensor([2, 4, 6, 2, 2, 4]))
+    torch.testing.assert_close(added[0], expected, atol=1e-4, rtol=0)

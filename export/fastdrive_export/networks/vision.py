@@ -76,4 +76,8 @@ class VisionNetwork(Blocks, ABC):
             product = graph.mul(graph.slice(hidden, 1, 1, 1 + self.count), query)
             weight = graph.weight("pruner.scorer.weight", (width, 1), lambda: pruner.scorer.weight.T)
             bias = graph.weight("pruner.scorer.bias", (1,), lambda: pruner.scorer.bias)
-            return graph.reshape(graph.add(graph.matmul(product, weight), bias), (self.cameras, self.count))
+            scores = graph.reshape(graph.add(graph.matmul(product, weight), bias), (self.cameras, self.count))
+            if pruner.camera_bias is None:
+                return scores
+            camera_bias = graph.weight("pruner.camera_bias", (self.cameras, 1), lambda: pruner.camera_bias[:, None])
+            return graph.add(scores, camera_bias)

@@ -15,7 +15,7 @@ from fastdrive_training.data.image_sets import ImageSets
 from fastdrive_training.data.token_cache import CHUNK, encode_keyframes
 from fastdrive_training.scoring.token_metrics import POSITIVE_COVERAGE, ranking, recall_at_keep
 
-_CAMERAS_AT_ONCE = 256
+_IMAGES_AT_ONCE = 256
 
 
 def score_sets(sets: ImageSets, positions: Collection[int], vla: Vla, pruner) -> np.ndarray:
@@ -34,11 +34,12 @@ def score_sets(sets: ImageSets, positions: Collection[int], vla: Vla, pruner) ->
 def score_tokens(pruner: nn.Module, tokens: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Scores float32 [keyframes, cameras * N] of tokens [keyframes, cameras, N, D] (numpy, any float type)."""
     parameter = next(pruner.parameters())
-    flat = tokens.reshape(-1, *tokens.shape[2:])
+    at_once = max(1, _IMAGES_AT_ONCE // tokens.shape[1])  # whole sets, for a pruner that knows the cameras
     parts = []
     with torch.inference_mode():
-        for start in range(0, len(flat), _CAMERAS_AT_ONCE):
-            part = torch.from_numpy(np.asarray(flat[start : start + _CAMERAS_AT_ONCE], np.float32)).to(parameter)
+        for start in range(0, len(tokens), at_once):
+            sets = np.asarray(tokens[start : start + at_once], np.float32)
+            part = torch.from_numpy(sets).to(parameter).flatten(0, 1)
             parts.append(pruner(part, grid).float().cpu().numpy())
     return np.concatenate(parts).reshape(len(tokens), -1)
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 
-from fastdrive_node.families import Vla, build_prompt, full_positions
-from fastdrive_node.types import EgoHistory, EgoState
+from fastdrive_node.families import Vla
 from fastdrive_training.engine.config import Count, Positive, Seed, Steps, recipe_class
 from fastdrive_training.engine.distributed import Processes
 from fastdrive_training.engine.loop import LoopOptions, Losses, StepBatches, Trainer, learning_rate
+from fastdrive_training.vla.arrangement import Arrangement, PromptForm, arrange_tokens, arranged
 from fastdrive_training.vla.data import GAPS, IGNORE, LABELS_PER_TOKEN, LIGHTS, NO_GAP_M, Arrays
 from fastdrive_training.vla.targets import AnswerText
 
@@ -75,6 +75,7 @@ class VlaBatch:
     labels: Tensor  # uint8 [B, C, rows, columns], the class of each fine cell
     kept: Tensor | None = None  # bool [B, N], the tokens that the language model sees; None: all
     learning: tuple[int, ...] = ()  # indices of the cameras whose tokens carry gradient
+    arrangement: Arrangement | None = None  # the form in which the language model sees the set; None: the VLA's own
 
     def change(self, function) -> VlaBatch:
         """The batch with ``function`` applied to each tensor."""
@@ -95,7 +96,7 @@ class VlaBatches(StepBatches):
         self.data, self.answer = data, answer
 
     def visual(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-        """``visual`` of VlaBatch, and ``kept`` or ``learning``, of the keyframes ``indices``."""
+        """``visual`` of VlaBatch, and the fields with a default that the stage sets, of keyframes."""
         raise NotImplementedError
 
     def names(self, step: int) -> list[str]:
@@ -128,44 +129,49 @@ class VlaBatches(StepBatches):
 class TrainablePlanner(nn.Module):
     """A VLA, on its device, with the small heads that only training needs. A stage's subclass gives ``forward``."""
 
-    visual: Tensor  # int64 [N], the places of the visual tokens in the prompt
-    prompt_positions: Tensor  # int64 [axes, L]
-
     def __init__(self, vla: Vla, precision: str = "float32"):
         super().__init__()
         self.core = vla.model
+        self._vla, self.form = vla, PromptForm.of(vla)
         self.vision = vla.torch_vision()
         self.grid = vla.grid
         self.classes = nn.Linear(vla.width, LABELS_PER_TOKEN**2 * CLASSES)
         self.waypoints = nn.Linear(vla.width, vla.spec.answer.points * 2)
         self.ahead = nn.Linear(vla.width, len(LIGHTS) + len(GAPS))
         self.answer = AnswerText.of(vla).to(vla.device)
-        prompt = build_prompt(vla, EgoHistory((EgoState(0, 0.0, 0.0, 0.0, 0.0),)))
-        self.prompt_length, self.next_position = len(prompt), prompt.next_position
-        self.register_buffer("visual", prompt.visual, persistent=False)
-        self.register_buffer("prompt_positions", full_positions(vla, prompt.input_ids)[0], persistent=False)
         self._bfloat16 = precision == "bfloat16"
 
     def autocast(self) -> AbstractContextManager:
         """The precision of the recipe."""
-        return torch.autocast(self.visual.device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
+        return torch.autocast(self._vla.device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
 
-    def hidden(self, tokens: Tensor, text: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Last hidden states [B, L, D] of ``text`` [B, L], prompts or prompts with answers, over tokens [B, N, D]."""
+    def hidden(
+        self, tokens: Tensor, text: Tensor, kept: Tensor | None = None, form: PromptForm | None = None
+    ) -> Tensor:
+        """Last hidden states [B, L, D] of ``text`` [B, L], prompts or prompts with answers, over tokens [B, N, D].
+
+        Args:
+            form: of ``text``; None for the VLA's own.
+        """
+        form = form or self.form
         embeds = self.core.get_input_embeddings()(text)
-        embeds = embeds.index_copy(1, self.visual, tokens.to(embeds.dtype))
-        more = text.shape[1] - self.prompt_length
-        answer = (self.next_position + torch.arange(more, device=text.device)).expand(len(self.prompt_positions), -1)
-        positions = torch.cat([self.prompt_positions, answer], 1)[:, None].expand(-1, len(text), -1)
+        embeds = embeds.index_copy(1, form.visual, tokens.to(embeds.dtype))
+        more = text.shape[1] - len(form)
+        answer = (form.next_position + torch.arange(more, device=text.device)).expand(len(form.positions), -1)
+        positions = torch.cat([form.positions, answer], 1)[:, None].expand(-1, len(text), -1)
         mask = None
         if kept is not None:  # bool [B, N]: a token that nothing attends to is as good as pruned
-            mask = torch.ones_like(text).index_copy(1, self.visual, kept.to(text.dtype))
+            mask = torch.ones_like(text).index_copy(1, form.visual, kept.to(text.dtype))
         model = self.core.model.language_model
         return model(inputs_embeds=embeds, position_ids=positions, attention_mask=mask).last_hidden_state
 
     def plan_losses(self, tokens: Tensor, batch: VlaBatch) -> dict[str, Tensor]:
-        """Weighted losses of the language model for tokens [B, N, D]."""
-        hidden = self.hidden(tokens, batch.text, batch.kept)[:, self.prompt_length - 1 :]
+        """Weighted losses of the language model for tokens [B, N, D] of whole sets, in the batch's arrangement."""
+        form, text = self.form, batch.text
+        if batch.arrangement is not None:
+            form = PromptForm.of(arranged(self._vla, batch.arrangement))
+            tokens, text = arrange_tokens(tokens, self.grid, batch.arrangement), form.text(text, self.form)
+        hidden = self.hidden(tokens, text, batch.kept, form)[:, len(form) - 1 :]
         logits = self.core.lm_head(hidden).float()
         wanted = (batch.futures.flatten(1) / WAYPOINT_SCALE_M)[:, None]
         waypoints = self.waypoints(hidden.float())  # every position of the answer knows the whole plan

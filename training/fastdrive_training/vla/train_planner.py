@@ -1,10 +1,12 @@
 """Recipes of kind ``vla_language``: the second stage of training a small VLA.
 
-The tower is frozen, its tokens are computed once, and the language model learns the text from them, whole and pruned.
+The tower is frozen, its tokens are computed once, and the language model learns the text from them: from whole and
+pruned sets, or, with ``sets``, from sets of other sizes and cameras of which no token is dropped.
 """
 
 from __future__ import annotations
 
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +23,7 @@ from fastdrive_training.data.adapters import open_source
 from fastdrive_training.engine.checkpoint import require_checkpoint, start_folder
 from fastdrive_training.engine.config import parse_recipe, recipe_class
 from fastdrive_training.engine.distributed import Processes, choose_precision
+from fastdrive_training.vla.arrangement import SetForms
 from fastdrive_training.vla.data import LABELS_PER_TOKEN, Arrays, prepare
 from fastdrive_training.vla.planner import (
     HEADS_FILE,
@@ -45,6 +48,11 @@ class LanguageRecipe(VlaRecipe):
 
     tower_run: str = "runs/tiny_tower"  # ``out`` of the tower's recipe
     pruned_by: Literal["foreground", "random", "mixed", "none"] = "foreground"  # which tokens pruned samples show
+    sets: SetForms = field(default_factory=SetForms)
+
+    def __post_init__(self) -> None:
+        if self.sets.active and self.pruned_by != "none":
+            raise ValueError("sets: sets of other forms are never pruned; set pruned_by to none")
 
 
 class LanguageBatches(VlaBatches):
@@ -60,13 +68,15 @@ class LanguageBatches(VlaBatches):
         grid: tuple[int, int],
     ):
         super().__init__(data, answer, recipe, processes)
-        self._tokens, self._grid, self._pruned_by = tokens, grid, recipe.pruned_by
+        self._tokens, self._grid, self._pruned_by, self._sets = tokens, grid, recipe.pruned_by, recipe.sets
 
     def visual(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
         kept = None
         if self._pruned_by != "none":
             kept = keep_some(self.data.labels[indices], self._grid, rng, self._pruned_by)
-        return {"visual": torch.from_numpy(self._tokens[indices]).float(), "kept": kept}
+        arrangement = self._sets.draw(self.data.pixels.shape[1], rng)
+        visual = torch.from_numpy(self._tokens[indices]).float()
+        return {"visual": visual, "kept": kept, "arrangement": arrangement}
 
 
 class LanguagePlanner(TrainablePlanner):
@@ -95,6 +105,7 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
     processes = Processes(settings.device)
     precision = choose_precision(settings.precision, processes.device)
     vla = load_vla(tower / "vla", processes.device)
+    settings.sets.check(vla)
     torch.manual_seed(settings.seed)
     planner = LanguagePlanner(vla, precision)
     with processes.first_goes_ahead():
@@ -145,8 +156,8 @@ def cached_tokens(planner: TrainablePlanner, data: Arrays, fingerprint: str) -> 
     """The frozen tower's tokens of every keyframe, float16 [K, C * n, D], computed once and kept beside the pixels."""
     path = Path(str(data.pixels.filename)).with_name(f"tokens-{fingerprint[:16]}.npy")
     if not path.exists():
-        device = planner.visual.device
-        shape = (len(data), len(planner.visual), planner.classes.in_features)
+        device = planner.form.visual.device
+        shape = (len(data), len(planner.form.visual), planner.classes.in_features)
         with write_atomically(path) as partial:
             tokens = open_memmap(partial, "w+", np.float16, shape)
             for start in tqdm(range(0, len(data), CHUNK), desc="encode", unit="batch"):
