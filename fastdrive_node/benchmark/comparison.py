@@ -111,14 +111,14 @@ def compare(
 
 def _pair(pipeline: Pipeline, best: Pipeline, sample: PlanningSample) -> _Pair:
     vla = pipeline.vla
-    work, form = workload(vla, pipeline.vision, sample), answer_format(vla)
+    work, form = workload(vla, pipeline.vision, sample, pipeline.threads), answer_format(vla)
     answer = HfGenerate(work, form.max_new_tokens).generate(sorted(form.stop_ids))
     count = len(answer)
     language, pruner, drop = pipeline.generator.language, pipeline.pruner, pipeline.drop
     drafted = FastDrive(work, count, pruner, drop, language, form.drafter)
     ours = drafted
     if best is not pipeline:
-        other = workload(vla, best.vision, sample)
+        other = workload(vla, best.vision, sample, best.threads)
         ours = FastDrive(other, count, best.pruner, best.drop, best.generator.language, form.drafter)
     lean, pruned = FastDrive(work, count, language=language), FastDrive(work, count, pruner, drop, language)
     return _Pair(HfGenerate(work, count), ours, lean, pruned, drafted, answer)
@@ -149,24 +149,33 @@ def text_of_all_tokens(work: Workload) -> str:
 class _Turns:
     """A call that takes the samples in turn."""
 
-    def __init__(self, calls: Sequence[Callable[[Any], object]]):
-        self._calls, self._next = calls, 0
+    def __init__(self, of: Sequence[Any], call: Callable[[Any, Any], object]):
+        self._of, self._call, self._next = of, call, 0
 
-    def __call__(self, states: Sequence[Any] | None) -> object:
-        place = self._next % len(self._calls)
+    def __call__(self, states: Sequence[Any]) -> object:
+        place = self._next % len(self._of)
         self._next += 1
-        return self._calls[place](states[place] if states else None)
+        return self._call(self._of[place], states[place] if states else None)
 
 
-def _case(calls: Sequence[Callable[[Any], object]], prepare: Sequence[Callable[[], Any]] = ()) -> Case:
-    return Case(_Turns(calls), lambda: [each() for each in prepare])
+def _case(of: Sequence[Any], call: Callable[[Any, Any], object], prepare: Callable[[Any], Any] | None = None) -> Case:
+    """``call`` on one implementation of each sample, with what ``prepare`` gave for it."""
+    return Case(_Turns(of, call), lambda: [] if prepare is None else [prepare(one) for one in of], of[0].threads)
+
+
+def _encode(one: Any, _) -> object:
+    return one.encode()
+
+
+def _end_to_end(one: Any, _) -> object:
+    return one.end_to_end()
 
 
 def _whole(pairs: Sequence[_Pair]) -> dict[str, Case]:
     """Camera to plan."""
     return {
-        OURS: _case([lambda _, one=pair.ours: one.camera_to_plan() for pair in pairs]),
-        STOCK: _case([lambda _, one=pair.stock: one.camera_to_plan() for pair in pairs]),
+        OURS: _case([pair.ours for pair in pairs], lambda one, _: one.camera_to_plan()),
+        STOCK: _case([pair.stock for pair in pairs], lambda one, _: one.camera_to_plan()),
     }
 
 
@@ -177,6 +186,12 @@ def _cases(pairs: Sequence[_Pair]) -> dict[str, dict[str, Case]]:
         visual = one.encode()
         return visual, one.prune(visual)
 
+    def prefill(one: HfGenerate, tokens):
+        return one.prefill(tokens)
+
+    def decode(one: Any, state):
+        return one.decode(state)
+
     ours, stock = [pair.ours for pair in pairs], [pair.stock for pair in pairs]
     steps = {
         "lean": [pair.lean for pair in pairs],
@@ -186,33 +201,21 @@ def _cases(pairs: Sequence[_Pair]) -> dict[str, dict[str, Case]]:
     if pairs[0].ours is not pairs[0].drafted:
         steps["engines"] = ours
     return {
-        "encode": {
-            OURS: _case([lambda _, one=one: one.encode() for one in ours]),
-            STOCK: _case([lambda _, one=one: one.encode() for one in stock]),
-        },
-        "prune": {OURS: _case([one.prune for one in ours], [one.encode for one in ours])},
+        "encode": {OURS: _case(ours, _encode), STOCK: _case(stock, _encode)},
+        "prune": {OURS: _case(ours, lambda one, visual: one.prune(visual), FastDrive.encode)},
         "prefill": {
-            OURS: _case(
-                [lambda state, one=one: one.prefill(*state) for one in ours],
-                [lambda one=one: pruned(one) for one in ours],
-            ),
-            STOCK: _case([one.prefill for one in stock], [one.encode for one in stock]),
+            OURS: _case(ours, lambda one, state: one.prefill(*state), pruned),
+            STOCK: _case(stock, prefill, HfGenerate.encode),
         },
         "decode": {
-            OURS: _case([one.decode for one in ours], [lambda one=one: one.prefill(*pruned(one)) for one in ours]),
-            STOCK: _case([one.decode for one in stock], [lambda one=one: one.prefill(one.encode()) for one in stock]),
+            OURS: _case(ours, decode, lambda one: one.prefill(*pruned(one))),
+            STOCK: _case(stock, decode, lambda one: one.prefill(one.encode())),
         },
-        "end_to_end": {
-            OURS: _case([lambda _, one=one: one.end_to_end() for one in ours]),
-            STOCK: _case([lambda _, one=one: one.end_to_end() for one in stock]),
-        },
+        "end_to_end": {OURS: _case(ours, _end_to_end), STOCK: _case(stock, _end_to_end)},
         "camera_to_plan": _whole(pairs),
         "ablation": {
-            STOCK: _case([lambda _, one=one: one.end_to_end() for one in stock]),
-            **{
-                name: _case([lambda _, one=one: one.end_to_end() for one in variants])
-                for name, variants in steps.items()
-            },
+            STOCK: _case(stock, _end_to_end),
+            **{name: _case(variants, _end_to_end) for name, variants in steps.items()},
         },
     }
 

@@ -66,6 +66,11 @@ class FastDrive:
         self.drafter = drafter
         self.forwards = answer_tokens - 1  # of the last answer, behind its prefill
 
+    @property
+    def threads(self) -> int | None:
+        """Of torch, while it runs; None: as they are."""
+        return self.work.threads
+
     def encode(self) -> VisualTokens:
         return self._encode(self.work.patches)
 
@@ -121,6 +126,11 @@ class HfGenerate:
             ),
             "mm_token_type_ids": (ids == self.model.config.image_token_id).int(),
         }
+
+    @property
+    def threads(self) -> int | None:
+        """Of torch, while it runs; None: as they are."""
+        return self.work.threads
 
     def encode(self) -> torch.Tensor:
         """Tokens [images * rows * columns, D]; past images are encoded again for each plan."""

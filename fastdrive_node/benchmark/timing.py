@@ -24,6 +24,7 @@ class Case:
 
     run: Callable[[Any], object]
     prepare: Callable[[], Any] = _nothing
+    threads: int | None = None  # of torch, set before each run; None: as they are
 
 
 @dataclass
@@ -96,6 +97,7 @@ def measure(
             _release(device)
 
     def get_ready(name: str) -> None:
+        _set_threads(cases[name])
         states[name] = cases[name].prepare()
         for _ in range(warm_up):
             cases[name].run(states[name])
@@ -107,8 +109,14 @@ def measure(
         for name, case in cases.items():
             time.sleep(max(begun + period_s - time.perf_counter(), 0.0))
             begun = time.perf_counter()
+            _set_threads(case)
             attempt(name, lambda name=name, case=case: _time(case, states[name], timings[name], device))
     return timings
+
+
+def _set_threads(case: Case) -> None:
+    if case.threads is not None:
+        torch.set_num_threads(case.threads)
 
 
 def ratio(slow: Timing, fast: Timing) -> float | None:

@@ -29,6 +29,7 @@ class Workload:
     prompt: Prompt
     frames: FrameSet | None = None  # that the patches are of; None: there is nothing to decode
     numbers: Sequence[float] = ()  # the draft of the answer
+    threads: int | None = None  # of torch; None: as they are
 
     @property
     def cameras(self) -> list[int]:
@@ -58,8 +59,8 @@ def noise_sample(vla: Vla) -> PlanningSample:
     return PlanningSample(FrameSet(frames, 0), history, Command.STRAIGHT)
 
 
-def workload(vla: Vla, vision: VisionBackend, sample: PlanningSample) -> Workload:
-    """A request from a frame set.
+def workload(vla: Vla, vision: VisionBackend, sample: PlanningSample, threads: int | None = None) -> Workload:
+    """A request from a frame set. ``threads``: of torch, for who measures it.
 
     Raises:
         ImageError: an image cannot be decoded.
@@ -68,4 +69,4 @@ def workload(vla: Vla, vision: VisionBackend, sample: PlanningSample) -> Workloa
     images = [image.pixels for image in ImageDecoder(vla.spec.size_by_camera).decode(sample.frames.frames)]
     draft = form.numbers(constant_turn(sample.history.now, answer.points, answer.interval_s))
     prompt = build_prompt(vla, sample.history, sample.command, form.prefix_ids)
-    return Workload(vla, vision, vision.preprocess(images), prompt, sample.frames, draft)
+    return Workload(vla, vision, vision.preprocess(images), prompt, sample.frames, draft, threads)

@@ -95,6 +95,9 @@ def _choose(provider: str, device: torch.device) -> str:
 def _open(file: Path, manifest: Manifest, provider: str, device: torch.device) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Threads of a session that has ended its run would spin on and take the cores from whatever runs next: torch, and
+    # the session of the other part. On two cores that makes a plan take three times as long (docs/latency.md).
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3  # errors
     wanted = _PROVIDERS[provider]
     providers: list = [(wanted, _provider_options(file, manifest, provider, device))]

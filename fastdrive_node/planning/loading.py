@@ -47,6 +47,9 @@ def open_pipeline(
         limits: what a plan may ask of the vehicle; None for the defaults.
         drafts: see ``Pipeline``.
 
+    With engines of both parts on the CPU torch is left one thread in this process: little remains for it to do, and
+    its waiting threads would take the cores from the engines.
+
     Raises:
         ModelError: a model or engine cannot be used, ``drop`` is above 0 or score options are on without a pruner, or
             they need a calibration that the pruner file lacks.
@@ -58,8 +61,11 @@ def open_pipeline(
     if supplied:
         require_engines(vla)
     name, file = _name_and_file(vla_dir, pruner)
+    _TorchThreads.give_back()  # an engine's session takes as many
     vision = None if engine is None else open_engine(engine, vla, file)
     language = None if language_engine is None else open_language_engine(language_engine, vla)
+    if vision is not None and language is not None and vla.device.type == "cpu":
+        _TorchThreads.spare()
     if vision is not None and name in ("none", "reconpruner") and pruner != "none":
         chosen = with_options(ScorePruner(None), scores, vla, file)  # the engine scores the tokens itself
     else:
@@ -68,6 +74,23 @@ def open_pipeline(
         cause = f"{vla_dir} has no {SHIPPED_PRUNER}" if pruner is None else "pruner none keeps every token"
         raise ModelError(f"drop {drop:g} needs a pruner, and {cause}; give another pruner or drop 0")
     return Pipeline(vla, chosen, drop, vision, limits, language, drafts)
+
+
+class _TorchThreads:
+    """Torch's threads in this process."""
+
+    _spared: int | None = None  # how many it had before it was left one
+
+    @classmethod
+    def spare(cls) -> None:
+        cls._spared = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    @classmethod
+    def give_back(cls) -> None:
+        if cls._spared is not None and torch.get_num_threads() == 1:  # nobody has set them since
+            torch.set_num_threads(cls._spared)
+        cls._spared = None
 
 
 def _name_and_file(vla_dir: Path, pruner: str | Path | None) -> tuple[str, Path | None]:

@@ -102,6 +102,7 @@ class Pipeline:
         drafts: bool = True,
     ):
         self.vla, self.drafts = vla, drafts
+        self.threads = torch.get_num_threads()  # of torch, that suit this pipeline
         self.pruner = pruner or NoPruner()
         self.vision = vision or vla.torch_vision()
         grids = getattr(self.vision, "grids", (tuple(self.vision.grid),) * len(vla.spec.cameras))

@@ -21,6 +21,16 @@ def test_a_case_is_prepared_once_and_given_what_that_gave():
     assert prepared == [0] and given == ["state"] * 3
 
 
+def test_each_case_runs_with_its_own_number_of_threads():
+    before, seen = torch.get_num_threads(), []
+    cases = {count: Case(lambda _: seen.append(torch.get_num_threads()), threads=count) for count in (1, 2)}
+    try:
+        measure(cases, runs=2, device=CPU, warm_up=1)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 2, 1, 2, 1, 2]
+
+
 def fail(_):
     raise torch.OutOfMemoryError("out of\nmemory")
 

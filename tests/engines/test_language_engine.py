@@ -147,6 +147,28 @@ def test_plans_equal_those_of_torch(toy, engine_file, language_file, ego_history
     assert len(texts) > 4
 
 
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_engines_of_both_parts_do_not_share_the_cores_with_idle_threads(toy, engine_file, language_file, two_threads):
+    vision = EngineChoice("onnxruntime", engine_file)
+    both = {"engine": vision, "language_engine": LanguageChoice(language_file)}
+    for _ in range(2):  # the second as after an exchange
+        pipeline = open_pipeline(toy.vla.path, toy.pruner_file, **both)
+        assert (torch.get_num_threads(), pipeline.threads) == (1, 1)
+        for part in (pipeline.vision, pipeline.generator.language):
+            options = part.runner._session.get_session_options()
+            assert options.intra_op_num_threads == 2
+            assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+    assert open_pipeline(toy.vla.path, toy.pruner_file).threads == 2 == torch.get_num_threads()
+    assert open_pipeline(toy.vla.path, toy.pruner_file, engine=vision).threads == 2
+
+
 def test_the_node_runs_it_and_tells_what_runs(toy, language_file):
     settings = Settings(
         vla=str(toy.vla.path),
