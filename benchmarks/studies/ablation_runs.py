@@ -65,7 +65,8 @@ def run_job(job: AblationJob) -> dict[str, Any]:
     trained = run.trainer.run(resume)
     memory = _peak_memory_mib(run)
     source = open_source(job.test, job.test_split)
-    test = read_held_out(source, run.vla, evenly_spaced(len(source), job.test_keyframes), job.pictures)
+    run.vla.require_one_size("the ablation")
+    (test,) = read_held_out(source, run.vla, evenly_spaced(len(source), job.test_keyframes), job.pictures)
     result = {
         "arm": job.arm,
         "seed": job.seed,

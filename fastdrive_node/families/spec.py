@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -185,7 +186,11 @@ class VlaSpec:
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """Height and width in px of the images of each camera."""
-        return tuple(self.image_sizes.get(name, self.image_size) for name in self.cameras)
+        return self.sizes_of(self.cameras)
+
+    def sizes_of(self, cameras: Sequence[str]) -> tuple[tuple[int, int], ...]:
+        """As ``sizes``, of any cameras; one that is none of the VLA's has ``image_size``."""
+        return tuple(self.image_sizes.get(name, self.image_size) for name in cameras)
 
     @property
     def size_by_camera(self) -> dict[str, tuple[int, int]]:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,16 @@ class Vla:
     @cached_property
     def grids(self) -> tuple[tuple[int, int], ...]:
         """Rows and columns of the visual tokens of an image of each camera."""
+        return self.grids_of(self.spec.cameras)
+
+    def grids_of(self, cameras: Sequence[str]) -> tuple[tuple[int, int], ...]:
+        """As ``grids``, of any cameras; one that is none of the VLA's has the spec's ``image_size``."""
         side = self.pixels_per_token
-        return tuple((height // side, width // side) for height, width in self.spec.sizes)
+        return tuple((height // side, width // side) for height, width in self.spec.sizes_of(cameras))
+
+    def of_size(self, size: tuple[int, int]) -> Vla:
+        """The same VLA with one image size, (height, width) in px, for all cameras."""
+        return replace(self, spec=replace(self.spec, image_size=size, image_sizes={}))
 
     @cached_property
     def grid(self) -> tuple[int, int]:

@@ -1,7 +1,6 @@
 """Cameras of different image sizes: the model reads each at its own, and pruning, prompt and plan follow."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -19,17 +18,10 @@ from fastdrive_node.pruning.registry import make_pruner, with_options
 from fastdrive_node.pruning.score_pruner import ScoreOptions, ScorePruner
 from fastdrive_node.types import CameraFrame, Command, EgoHistory, EgoState, FrameSet
 from tests.families.checks import answer, by_masking, some_kept
-from tests.families.tiny_vlas import build_family_vla
+from tests.families.tiny_vlas import build_family_vla, with_sizes
 from tests.generation import answer_with
 
 MIXED = ("qwen2_5_vl", "qwen3_vl")  # the others read one size
-
-
-def with_sizes(path, sizes, **more):
-    spec = json.loads((path / "vla.json").read_text())
-    content = {name: {"width": width, "height": height} for name, (width, height) in sizes.items()}
-    (path / "vla.json").write_text(json.dumps({**spec, "image_sizes": content, **more}))
-    return path
 
 
 @pytest.fixture(scope="module", params=MIXED)

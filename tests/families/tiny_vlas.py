@@ -54,6 +54,14 @@ def build_family_vla(
     return path
 
 
+def with_sizes(path: Path, sizes: dict[str, tuple[int, int]]) -> Path:
+    """The VLA directory with image sizes (width, height) of some cameras."""
+    spec = json.loads((path / SPEC_FILE).read_text())
+    content = {name: {"width": width, "height": height} for name, (width, height) in sizes.items()}
+    (path / SPEC_FILE).write_text(json.dumps({**spec, "image_sizes": content}))
+    return path
+
+
 def llama_tokenizer() -> Tokenizer:
     """A tokenizer of characters and bytes as Llama's is built: it writes a space behind each added token."""
     words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *map(chr, range(33, 127)), SPACE]

@@ -16,7 +16,7 @@ from fastdrive_training.pruner.config import ReconRecipe, Schedule
 from fastdrive_training.pruner.decoder import ReconDecoder
 from fastdrive_training.pruner.trainer import ReconTrainer
 from tests.generation import QWEN
-from tests.training.pruner.recon_fixtures import CELL, GRID, PaintedBatches, text_config
+from tests.training.pruner.recon_fixtures import CELL, PaintedBatches, text_config
 
 
 def poisoned(folder: Path) -> str:
@@ -29,7 +29,6 @@ def poisoned(folder: Path) -> str:
         ReconPruner(QWEN, text_config()),
         ReconDecoder(QWEN, text_config(), 1, CELL),
         PaintedBatches(poison=3, parts=processes.count, own=[processes.rank]),
-        GRID,
         processes,
     )
     try:

@@ -49,7 +49,7 @@ class PaintedBatches(StepBatches):
         pixels, foreground = _grow(color.float()).to(torch.uint8), _grow(fore.unsqueeze(-1).float()) > 0.5
         places = tuple(range(self.batch))[part :: self.parts]
         own = [part[list(places)] for part in (tokens, pixels, foreground)]
-        return ReconBatch(*own, torch.zeros_like(own[2]), places)
+        return ReconBatch(*own, torch.zeros_like(own[2]), places, GRID)
 
 
 def _grow(cells: torch.Tensor) -> torch.Tensor:

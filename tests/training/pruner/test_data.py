@@ -24,7 +24,9 @@ def source(tmp_path) -> ImageSource:
 def _batches(source, size=(112, 224), batch=4, seed=0, **options) -> ReconBatches:
     count = len(source)
     numbers = np.arange(count * 6, dtype=np.float16).reshape(count, 6, 1, 1)
-    return ReconBatches(source, np.broadcast_to(numbers, (count, 6, 32, 2)), size, batch, seed, **options)
+    return ReconBatches(
+        source, np.broadcast_to(numbers, (count, 6, 32, 2)), [size] * 6, [(4, 8)] * 6, batch, seed, **options
+    )
 
 
 def test_an_epoch_has_every_image_once_in_an_order_of_the_seed(source):

@@ -38,7 +38,7 @@ def _trainer(
     )
     pruner, decoder = ReconPruner(QWEN, text_config()), ReconDecoder(QWEN, text_config(), 1, CELL, loss.channels)
     batches = batches or PaintedBatches(parts=schedule.accumulate)
-    return ReconTrainer(recipe, pruner, decoder, batches, GRID, Processes("cpu"), **options)
+    return ReconTrainer(recipe, pruner, decoder, batches, Processes("cpu"), **options)
 
 
 def _losses(out) -> list[tuple[int, float]]:

@@ -137,7 +137,7 @@ def test_scores_are_those_of_the_pruner_for_each_camera(tmp_path, vla_dir):
     pruner = load_pruner(vla_dir / "reconpruner.safetensors", vla)
     sets = BagSets.open(write_bag(tmp_path / "drive", sets=18), None, CAMERAS)  # more than a chunk
     scores = score_sets(sets, range(18), vla, pruner)
-    assert scores.shape == (18, 6, *vla.grid) and np.isfinite(scores).all()
+    assert scores.shape == (18, vla.tokens) and np.isfinite(scores).all()
     np.testing.assert_allclose(scores[[3, 17]], score_sets(sets, [3, 17], vla, pruner), atol=1e-5)
     assert not np.allclose(scores[3], scores[17])
 

@@ -43,11 +43,13 @@ def run(args: argparse.Namespace) -> None:
     sets, vla = open_sets(args)
     if not isinstance(sets, SourceSets) or not sets.source.has_masks:
         raise InputError(f"{args.dataset}: no masks; scores are calibrated against foreground masks")
+    vla.require_one_size("calibration")
     split = args.split or _only_split(sets)
     file, pruner = pruner_file(args), load_pruner(pruner_file(args), vla)
     positions = evenly_spaced(len(sets), args.limit)
-    scores = score_sets(sets, positions, vla, pruner).reshape(len(positions), len(sets.cameras), -1)
-    coverage = sets.coverage(positions, vla.grid)
+    by_camera = (len(positions), len(sets.cameras), -1)
+    scores = score_sets(sets, positions, vla, pruner).reshape(by_camera)
+    coverage = sets.coverage(positions, vla.grids_of(sets.cameras)).reshape(by_camera)
     scales = fit_cameras(scores, coverage, sets.cameras)
     figures = calibration_figures(scores, coverage, sets.cameras, scales)
     name = Path(args.dataset).resolve().name[:200]

@@ -26,7 +26,7 @@ from fastdrive_training.data.image_sets import BagSets, ImageSets, SourceSets, i
 from fastdrive_training.data.sampling import evenly_spaced
 from fastdrive_training.scoring.calibration import calibrated_figures
 from fastdrive_training.scoring.pictures import write_score_maps
-from fastdrive_training.scoring.score import score_figures, score_sets
+from fastdrive_training.scoring.score import score_figures, score_maps, score_sets
 from fastdrive_training.scoring.temporal import temporal_figures
 
 EXAMPLE = """examples:
@@ -88,16 +88,20 @@ def run(args: argparse.Namespace) -> None:
             f"{args.dataset}: no masks folder; scores are compared with foreground masks: give those of fastdrive "
             "annotate with --masks, or --pictures to see the scores alone"
         )
+    if args.calibrated or args.temporal:
+        vla.require_one_size("--calibrated" if args.calibrated else "--temporal")
     pruner = load_pruner(pruner_file(args), vla)
     positions = evenly_spaced(len(sets), args.limit)
     scores = score_sets(sets, positions, vla, pruner)
-    coverage = None if masked is None else masked.coverage(positions, vla.grid)
+    grids = vla.grids_of(sets.cameras)
+    coverage = None if masked is None else masked.coverage(positions, grids)
     figures = unmasked_figures(scores) if coverage is None else _figures(args, scores, coverage)
     figures |= extra_figures(args, sets, vla, pruner, scores, coverage)
     Console(file=sys.stderr).print(summary(figures))
     if args.pictures:
         chosen = evenly_spaced(len(positions), args.picture_count)
-        files = write_score_maps(args.pictures, sets, positions[chosen], scores[chosen])
+        maps = [score_maps(one, grids) for one in scores[chosen]]
+        files = write_score_maps(args.pictures, sets, positions[chosen], maps)
         figures["pictures"] = [str(file) for file in files]
         print(f"{len(files)} images in {args.pictures}", file=sys.stderr)
     write_json(figures, args.json)
@@ -134,8 +138,8 @@ def extra_figures(
     """``calibration`` and ``temporal`` of the figures, where they were asked for.
 
     Args:
-        scores: [sets, cameras, rows, cols].
-        coverage: [sets, cameras, N]; None where there are no masks.
+        scores: [sets, tokens].
+        coverage: the same shape; None where there are no masks.
 
     Raises:
         InputError: an option does not fit the data.
@@ -147,7 +151,10 @@ def extra_figures(
         check_options(ScoreOptions(calibrated=True), calibration, sets.cameras)
     figures = {}
     if calibration is not None and coverage is not None:
-        figures["calibration"] = calibrated_figures(scores, coverage, sets.cameras, calibration)
+        by_camera = (len(scores), len(sets.cameras), -1)
+        figures["calibration"] = calibrated_figures(
+            scores.reshape(by_camera), coverage.reshape(by_camera), sets.cameras, calibration
+        )
     if args.temporal:
         figures["temporal"] = _temporal(args, sets, vla, pruner, calibration)
     return figures
@@ -188,7 +195,7 @@ def summary(figures: dict[str, Any]) -> str:
 
 
 def _figures(args: argparse.Namespace, scores: np.ndarray, coverage: np.ndarray) -> dict[str, Any]:
-    figures = score_figures(scores.reshape(len(scores), -1), coverage)
+    figures = score_figures(scores, coverage)
     if figures["auroc"] is None:
         kind = "all" if figures["foreground_share"] else "none"
         raise InputError(f"{args.dataset}: {kind} of the tokens are foreground; a ranking needs both kinds")

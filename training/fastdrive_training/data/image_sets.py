@@ -48,17 +48,19 @@ class SourceSets:
             self._sizes[int(index)] = {camera: size_of(image) for camera, image in images.items()}
             yield f"{item.scene} {item.name}", list(images.values())
 
-    def coverage(self, positions: Iterable[int], grid: tuple[int, int]) -> np.ndarray:
-        """float32 [positions, cameras, rows * cols]: fraction of foreground in each token's cell, NaN where unknown.
+    def coverage(self, positions: Iterable[int], grids: Sequence[tuple[int, int]]) -> np.ndarray:
+        """float32 [positions, tokens]: fraction of foreground in each token's cell, NaN where unknown.
 
+        ``grids`` holds the token rows and columns of each camera's image.
         Raises InputError: no masks, or one that is missing, damaged or of another size than its image.
         """
-        return np.stack([self._coverage(int(index), grid) for index in tqdm(positions, desc="masks", unit="set")])
+        return np.stack([self._coverage(int(index), grids) for index in tqdm(positions, desc="masks", unit="set")])
 
-    def _coverage(self, index: int, grid: tuple[int, int]) -> np.ndarray:
+    def _coverage(self, index: int, grids: Sequence[tuple[int, int]]) -> np.ndarray:
         item = self.source[index]
         sizes = self._sizes.get(index) or {camera: size_of(item.load_image(camera)) for camera in self.cameras}
-        return replace(item, image_sizes=sizes).coverage(self.cameras, grid)
+        item, cells = replace(item, image_sizes=sizes), zip(self.cameras, grids, strict=True)
+        return np.concatenate([item.coverage([camera], grid)[0] for camera, grid in cells])
 
 
 def is_bag(path: str | Path) -> bool:

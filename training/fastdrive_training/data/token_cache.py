@@ -51,12 +51,13 @@ def build_token_cache(
         cluster: whose workers encode, each with the VLA of its own that ``load_encoder`` gives; None: this process,
             with ``vla``.
 
-    Returns float16 [items, cameras, rows * cols, D], memory-mapped and read-only.
+    Returns float16 [items, cameras, rows * cols, D], memory-mapped and read-only; where image sizes differ,
+    [items, 1, N, D] with the tokens of camera after camera.
     Raises InputError: an image is missing or unreadable, the encoder's tokens do not fit float16.
     """
     folder = Path(folder) / cache_key(source, vla, source.cameras)
     folder.mkdir(parents=True, exist_ok=True)
-    shape = (len(source), len(source.cameras), vla.grid[0] * vla.grid[1], vla.width)
+    shape = (len(source), *token_shape(vla.grids_of(source.cameras)), vla.width)
     done = _done(folder, shape)
     if done < len(source):
         tokens = np.memmap(folder / TOKENS, np.float16, "r+" if done else "w+", shape=shape)
@@ -69,7 +70,7 @@ def cache_key(source: ImageSource, vla: Vla, cameras: Sequence[str]) -> str:
     """Digest of all that tokens depend on: encoder, its precision, image size, cameras, items and their files."""
     parts = [vla.encoder_fingerprint, str(vla.dtype), vla.spec.image_size, list(cameras), dataset_identity(source)]
     if vla.spec.image_sizes:
-        parts.append(vla.spec.sizes)
+        parts.append(vla.spec.sizes_of(cameras))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -86,6 +87,33 @@ def require_cameras(source: ImageSource, vla: Vla) -> None:
 def load_images(item: Item, cameras: Sequence[str]) -> list[np.ndarray]:
     """uint8 RGB [H, W, 3] of each camera. Raises InputError: one is missing or unreadable."""
     return [item.load_image(camera) for camera in cameras]
+
+
+def token_shape(grids: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Rows of a set's token array and tokens in each: one for each image, or a single one where sizes differ."""
+    counts = [rows * columns for rows, columns in grids]
+    return (1, sum(counts)) if len(set(grids)) > 1 else (len(grids), counts[0])
+
+
+class ImageEncoder:
+    """A VLA's vision tower over images of any cameras, each at its own size, those of one size together."""
+
+    def __init__(self, vla: Vla, cameras: Sequence[str]):
+        sizes = vla.spec.sizes_of(cameras)
+        self._groups = [
+            ([place for place, other in enumerate(sizes) if other == size], vla.of_size(size).torch_vision())
+            for size in dict.fromkeys(sizes)
+        ]
+
+    def encode(self, images: list[list[np.ndarray]]) -> torch.Tensor:
+        """Tokens float [keyframes, *token_shape, D] of the images of several keyframes, without gradient."""
+        tokens: dict[int, torch.Tensor] = {}
+        for places, vision in self._groups:
+            part = encode_keyframes(vision, [[keyframe[place] for place in places] for keyframe in images])
+            if len(self._groups) == 1:
+                return part
+            tokens |= {place: part[:, row] for row, place in enumerate(places)}
+        return torch.cat([tokens[place] for place in sorted(tokens)], 1).unsqueeze(1)
 
 
 def encode_keyframes(vision: Any, images: list[list[np.ndarray]]) -> torch.Tensor:
@@ -107,10 +135,13 @@ def encode_items(items: Sequence[Item] | ImageSource, vla: Vla, task: str) -> It
 
 
 def pixel_encoder(vla: Vla) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A function: uint8 pixels [B, 3, H, W] at the tower's image size -> tokens float32 [B, N, D] without gradient."""
-    vision = vla.torch_vision()
+    """A function: uint8 pixels [B, 3, H, W] at an image size of the VLA -> tokens float32 [B, N, D], no gradient."""
+    sizes = {vla.spec.image_size, *vla.spec.sizes}
+    by_size = {size: vla.of_size(size).torch_vision() for size in sizes}
 
     def encode(pixels: torch.Tensor) -> torch.Tensor:
+        height, width = pixels.shape[-2:]
+        vision = by_size[height, width]
         with torch.no_grad():
             return vision.encode_patches(vision.patches(pixels.to(vision.device))).float()
 
@@ -142,7 +173,7 @@ class _Chunk:
 
 @dataclass(frozen=True)
 class EncodedChunk:
-    """float16 tokens [items, cameras, N, D] of the items from ``start`` on."""
+    """float16 tokens [items, *token_shape, D] of the items from ``start`` on."""
 
     start: int
     tokens: np.ndarray
@@ -153,12 +184,12 @@ class EncodingWorker:
 
     def __init__(self, source: ImageSource, load_encoder: Callable[[], Vla]):
         self._source, self._vla = source, load_encoder()
-        self._vision = self._vla.torch_vision()
+        self._encoder = ImageEncoder(self._vla, source.cameras)
 
     def __call__(self, chunks: Iterable[_Chunk]) -> Iterator[EncodedChunk]:
         """Raises InputError: an image is missing or unreadable, tokens do not fit float16."""
         for chunk, images in read_ahead((chunk, self._read(chunk)) for chunk in chunks):
-            encoded = encode_keyframes(self._vision, images).float().cpu().numpy()
+            encoded = self._encoder.encode(images).float().cpu().numpy()
             if not np.abs(encoded).max() <= _LARGEST:
                 raise InputError(f"{self._vla.path}: the encoder's tokens of {chunk.first} do not fit float16")
             yield EncodedChunk(chunk.start, encoded.astype(np.float16))
@@ -246,8 +277,7 @@ class FeatureStore:
             tensors = load_file(self._path(index), device=str(self._vla.device))
         except (SafetensorError, OSError):
             return None  # damaged: it is written again
-        images = 1 if self._vla.spec.image_sizes else len(self._vla.spec.cameras)
-        expected = (images, self._vla.set_tokens // images, self._vla.width)
+        expected = (*token_shape(self._vla.grids), self._vla.width)
         tokens, attention = tensors.get("tokens"), tensors.get("tower_attention")
         if tokens is None or tuple(tokens.shape) != expected or (self._attention and attention is None):
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ class ReconBatch:
     foreground: torch.Tensor  # bool [B, 1, H, W]
     ignore: torch.Tensor  # bool [B, 1, H, W], True where the label is in doubt
     places: tuple[int, ...]  # place of each image in the step's whole batch
+    grid: tuple[int, int]  # token rows and columns of each image
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,15 @@ def require_masks(source: ImageSource) -> None:
 class ReconBatches(StepBatches):
     """Shuffled camera images of a dataset with their masks, and their tokens where they are cached.
 
+    All images of a step have one size. Where cameras have several, the steps of an epoch are those of each size,
+    shuffled.
+
     Args:
         source: with masks; its cameras are those of the tokens.
-        tokens: of the same dataset, [items, cameras, N, D]; None where the encoder runs in each step.
-        image_size: (height, width) that the tower reads.
-        batch: camera images per step; at most as many as there are.
+        tokens: of the same dataset, as ``build_token_cache`` gives them; None where the encoder runs in each step.
+        sizes: (height, width) that the tower reads of each camera's images.
+        grids: token rows and columns of each camera's image.
+        batch: camera images per step; at most as many as there are of each size.
         items: use the items at these positions only; None uses all.
         parts, own: see StepBatches.
 
@@ -84,7 +90,8 @@ class ReconBatches(StepBatches):
         self,
         source: ImageSource,
         tokens: np.ndarray | None,
-        image_size: tuple[int, int],
+        sizes: Sequence[tuple[int, int]],
+        grids: Sequence[tuple[int, int]],
         batch: int,
         seed: int,
         items: np.ndarray | None = None,
@@ -92,9 +99,26 @@ class ReconBatches(StepBatches):
         own: Sequence[int] = (0,),
     ):
         require_masks(source)
-        self._source, self._tokens, self._size = source, tokens, image_size
+        self._source, self._tokens, self._sizes, self._grids = source, tokens, tuple(sizes), tuple(grids)
+        ends = [0, *itertools.accumulate(rows * columns for rows, columns in grids)]
+        self._spans = [slice(start, end) for start, end in itertools.pairwise(ends)]  # of a keyframe's tokens
         self._items = np.arange(len(source)) if items is None else items
-        super().__init__(len(self._items) * len(source.cameras), batch, seed, str(source.root), parts, own)
+        places = np.arange(len(self._items) * len(source.cameras)).reshape(len(self._items), -1)
+        of_camera = [self._sizes.index(size) for size in self._sizes]
+        self._groups = [places[:, np.equal(of_camera, size)].ravel() for size in sorted(set(of_camera))]
+        fewest = min(map(len, self._groups))
+        super().__init__(fewest, batch, seed, str(source.root), parts, own)
+
+    def indices(self, step: int) -> np.ndarray:
+        if len(self._groups) == 1:
+            return super().indices(step)
+        steps = [len(group) // self.batch for group in self._groups]  # of an epoch
+        epoch, place = divmod(step, sum(steps))
+        generator = np.random.default_rng((self.seed, epoch))
+        order = generator.permutation(np.repeat(np.arange(len(steps)), steps))
+        shuffled = [generator.permutation(group) for group in self._groups]
+        start = self.batch * int((order[:place] == order[place]).sum())
+        return shuffled[order[place]][start : start + self.batch]
 
     def names(self, step: int) -> list[str]:
         return [self._name(pair) for pair in self._pairs(step)]
@@ -113,11 +137,11 @@ class ReconBatches(StepBatches):
     def _part(self, pairs: list[tuple[int, int]], part: int) -> ReconBatch:
         places = tuple(range(part, self.batch, self.parts))
         pairs = [pairs[place] for place in places]
-        cameras = self._source.cameras
-        images = [read_masked_image(self._source[row], cameras[camera], self._size) for row, camera in pairs]
+        cameras, size = self._source.cameras, self._sizes[pairs[0][1]]
+        images = [read_masked_image(self._source[row], cameras[camera], size) for row, camera in pairs]
         tokens = None
         if self._tokens is not None:
-            tokens = torch.from_numpy(np.stack([self._tokens[pair] for pair in pairs]).astype(np.float32))
+            tokens = torch.from_numpy(np.stack([self._cached(*pair) for pair in pairs]).astype(np.float32))
         foreground = np.stack([image.regions.foreground for image in images])
         ignore = np.zeros_like(foreground)
         for row, image in enumerate(images):
@@ -129,7 +153,14 @@ class ReconBatches(StepBatches):
             torch.from_numpy(foreground).unsqueeze(1),
             torch.from_numpy(ignore).unsqueeze(1),
             places,
+            self._grids[pairs[0][1]],
         )
+
+    def _cached(self, item: int, camera: int) -> np.ndarray:
+        """float16 [N, D]."""
+        assert self._tokens is not None
+        tokens = self._tokens[item]
+        return tokens.reshape(-1, tokens.shape[-1])[self._spans[camera]]
 
 
 def random_masks(count: int, grid: tuple[int, int], generator: torch.Generator) -> torch.Tensor:

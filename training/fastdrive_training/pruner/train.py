@@ -114,13 +114,11 @@ def prepare(settings: ReconRecipe) -> ReconRun:
         settings,
         *build_modules(settings, vla),
         _batches(settings, vla, source, processes),
-        vla.grid,
         processes,
         precision,
         {"encoder": vla.encoder_fingerprint},
         evaluate,
         pixel_encoder(vla) if settings.features == "live" else None,
-        vla.covered_size,
     )
     return ReconRun(settings, vla, trainer, processes)
 
@@ -150,7 +148,6 @@ def _load_encoder(path: str, device: torch.device, precision: str, trained_on: s
     on_gpu = (trained_on or device.type) == "cuda"
     dtype = torch.bfloat16 if precision == "bfloat16" and on_gpu else torch.float32
     vla = load_vla(path, "cpu", dtype, frozenset({VISION}))
-    vla.require_one_size("training of a pruner, which then serves VLAs of any image sizes,")
     del vla.model.model.language_model  # its embeddings
     vla.torch_vision().to(device)  # it holds the VLA's own modules
     return vla
@@ -170,7 +167,8 @@ def _batches(settings: ReconRecipe, vla: Vla, source: ImageSource, processes: Pr
     return ReconBatches(
         source,
         tokens,
-        vla.spec.image_size,
+        vla.spec.sizes_of(source.cameras),
+        vla.grids_of(source.cameras),
         settings.schedule.batch,
         settings.seed,
         evenly_spaced(len(source), settings.keyframes),

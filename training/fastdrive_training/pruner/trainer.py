@@ -21,6 +21,7 @@ from fastdrive_training.engine.loop import LoopOptions, Losses, StepBatches, Tra
 from fastdrive_training.pruner.collapse import HealthCheck, TrainingHealth
 from fastdrive_training.pruner.config import ReconRecipe
 from fastdrive_training.pruner.data import ReconBatch, cells_to_pixels, matched_random_masks, oracle_masks, random_masks
+from fastdrive_training.pruner.decoder import ReconDecoder
 from fastdrive_training.pruner.losses import split_losses, straight_through
 
 Evaluate = Callable[[nn.Module, nn.Module, int], dict[str, Any]]  # (pruner, decoder, step) -> figures
@@ -40,6 +41,7 @@ class ReconInputs:
     rehearsed: torch.Tensor  # bool [B, 1]
     places: tuple[int, ...]  # in the step's whole batch
     labelled: torch.Tensor  # float64 scalar, fraction of foreground by the labels
+    grid: tuple[int, int]  # token rows and columns of each image
 
 
 class ReconTrainer(Trainer):
@@ -48,13 +50,13 @@ class ReconTrainer(Trainer):
     Args:
         recipe: schedule, losses, seed, limits of the health check, folder.
         pruner: tokens [B, N, D], grid -> scores [B, N].
-        decoder: tokens [B, N, D], grid -> images [B, loss.channels, H, W] in (0, 1).
+        decoder: tokens [B, N, D], grid -> images [B, loss.channels, H, W] in (0, 1); ``pixels`` is the side of a cell
+            in px. What of an image has no cell is not rebuilt.
         batches: of ReconBatch, split into as many parts as there are processes times ``schedule.accumulate``.
         precision: ``bfloat16`` runs pruner and decoder under autocast.
         identity: what a checkpoint must match to be resumed, besides the recipe.
         evaluate: figures of held-out data, called every ``evaluate_every`` joint steps in the first process.
         encode: for batches without tokens.
-        covered: (height, width) in px of the part of an image that has tokens and is rebuilt; None: all of it.
 
     ``run`` raises CollapseError, besides the errors of every training, when the health check fails and its
     ``on_collapse`` is ``stop``.
@@ -64,15 +66,13 @@ class ReconTrainer(Trainer):
         self,
         recipe: ReconRecipe,
         pruner: nn.Module,
-        decoder: nn.Module,
+        decoder: ReconDecoder,
         batches: StepBatches,
-        grid: tuple[int, int],
         processes: Processes,
         precision: str = "float32",
         identity: dict[str, Any] | None = None,
         evaluate: Evaluate | None = None,
         encode: Encode | None = None,
-        covered: tuple[int, int] | None = None,
     ):
         keys = recipe.schedule
         groups = [
@@ -94,9 +94,8 @@ class ReconTrainer(Trainer):
         modules = {"decoder": decoder, "pruner": pruner}
         super().__init__(Path(recipe.out), batches, modules, optimizer, schedule, options, processes)
         self.pruner, self.decoder, self.health = pruner, decoder, HealthCheck(recipe.health)
-        self._recipe, self._keys, self._loss, self._grid = recipe, keys, recipe.loss, grid
+        self._recipe, self._keys, self._loss = recipe, keys, recipe.loss
         self._evaluate, self._encode = evaluate, encode
-        self._region = (..., *map(slice, covered)) if covered else ...
         bfloat16 = precision == "bfloat16"
         self._autocast = torch.autocast(processes.device.type, torch.bfloat16) if bfloat16 else nullcontext()
         self._covered = 0.5  # fraction of foreground in the whole batch, which balances the regions
@@ -117,7 +116,7 @@ class ReconTrainer(Trainer):
     def prepare(self, parts: list[ReconBatch]) -> list[ReconInputs]:
         rehearsed = self._keys.rehearsed(self.step, self.batches.batch)
         masks = random_masks(
-            rehearsed, self._grid, torch.Generator().manual_seed((self._recipe.seed << 32) + self.step)
+            rehearsed, parts[0].grid, torch.Generator().manual_seed((self._recipe.seed << 32) + self.step)
         )
         inputs = [self._inputs(part, masks) for part in parts]
         self._covered = float(self.mean(torch.stack([part.foreground.double().mean() for part in inputs])))
@@ -132,8 +131,8 @@ class ReconTrainer(Trainer):
             tokens = self._encode(pixels)
         else:
             tokens = batch.tokens.to(device)
-        pixels = pixels[self._region]
-        labels, in_doubt = batch.foreground[self._region], batch.ignore[self._region]
+        covered = (..., *(slice(cells * self.decoder.pixels) for cells in batch.grid))
+        pixels, labels, in_doubt = pixels[covered], batch.foreground[covered], batch.ignore[covered]
         foreground = labels.to(device, torch.float32, copy=True)
         mask = torch.zeros(len(pixels), tokens.shape[1])
         here = [row for row, place in enumerate(batch.places) if place < len(masks)]
@@ -142,11 +141,19 @@ class ReconTrainer(Trainer):
         chosen[here] = True
         mask, chosen = mask.to(device), chosen.to(device)
         height, width = pixels.shape[-2:]
-        foreground[here] = cells_to_pixels(mask[here], self._grid, (height, width))
+        foreground[here] = cells_to_pixels(mask[here], batch.grid, (height, width))
         ignore = in_doubt.to(device) & ~chosen[:, :, None, None] if bool(in_doubt.any()) else None
         labelled = labels.double().mean()
         return ReconInputs(
-            tokens, pixels.float() / 255, foreground, ignore, mask, chosen, batch.places, labelled.to(device)
+            tokens,
+            pixels.float() / 255,
+            foreground,
+            ignore,
+            mask,
+            chosen,
+            batch.places,
+            labelled.to(device),
+            batch.grid,
         )
 
     def losses(self, part: ReconInputs) -> Losses:
@@ -155,18 +162,18 @@ class ReconTrainer(Trainer):
         if self.joint_step >= 0:
             scores, free = self._free_mask(part)
             mask = torch.where(part.rehearsed, mask, free)
-        images = (part.pixels, part.foreground, self._grid, self._loss, self._covered, part.ignore)
+        images = (part.pixels, part.foreground, part.grid, self._loss, self._covered, part.ignore)
         losses = {**split_losses(self._decode, part.tokens, mask, *images), "labelled": part.labelled[None]}
         return losses if scores is None else {**losses, "scores": scores}
 
     def _free_mask(self, part: ReconInputs) -> tuple[torch.Tensor | None, torch.Tensor]:
         if self._recipe.mask == "oracle":
-            return None, oracle_masks(part.foreground, self._grid)
+            return None, oracle_masks(part.foreground, part.grid)
         if self._recipe.mask == "random":
             seeds = [(self._recipe.seed, self.step, place) for place in part.places]
             return None, matched_random_masks(part.foreground, part.mask.shape[1], seeds)
         with self._autocast:
-            scores = self.wrapped["pruner"](part.tokens, self._grid)
+            scores = self.wrapped["pruner"](part.tokens, part.grid)
         scores = scores.float()
         return scores, straight_through(scores, self._loss.surrogate)
 

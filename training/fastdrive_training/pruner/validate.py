@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +27,7 @@ CURVE_POINTS = 200
 
 @dataclass(frozen=True)
 class HeldOut:
-    """K keyframes with C cameras of N = rows * cols tokens, at the tower's image size."""
+    """K keyframes with C cameras of one image size, N = rows * cols tokens each, at the tower's image size."""
 
     names: tuple[str, ...]  # sample tokens
     cameras: tuple[str, ...]
@@ -38,18 +38,26 @@ class HeldOut:
     foreground: np.ndarray  # bool [P, C, H, W]
 
 
-def read_held_out(source: ImageSource, vla: Vla, keyframes: np.ndarray, images: int = SAMPLES) -> HeldOut:
+def read_held_out(source: ImageSource, vla: Vla, keyframes: np.ndarray, images: int = SAMPLES) -> list[HeldOut]:
     """Read and encode the items at these positions, and keep the images of the first ``images`` of them.
 
+    Returns a part for each image size among the source's cameras, that of the first camera first.
     Raises InputError: no masks, an image or mask is unusable.
     """
     require_masks(source)
+    sizes = vla.spec.sizes_of(source.cameras)
+    by_size = {size: [name for name, own in zip(source.cameras, sizes, strict=True) if own == size] for size in sizes}
+    return [_read_size(source, cameras, vla.of_size(size), keyframes, images) for size, cameras in by_size.items()]
+
+
+def _read_size(source: ImageSource, cameras: Sequence[str], vla: Vla, keyframes: np.ndarray, images: int) -> HeldOut:
+    """``read_held_out`` of cameras that have the one image size of the VLA."""
     encode, size = pixel_encoder(vla), vla.spec.image_size
     height, width = vla.covered_size
     tokens, coverage, kept = [], [], []
     for index in keyframes:
         item = source[int(index)]
-        read = [read_masked_image(item, camera, size, vla.grid) for camera in source.cameras]
+        read = [read_masked_image(item, camera, size, vla.grid) for camera in cameras]
         pixels = torch.stack([image.pixels for image in read])
         tokens.append(encode(pixels).cpu().numpy())
         coverage.append(np.stack([cast(np.ndarray, image.coverage) for image in read]))  # there, with a grid
@@ -58,17 +66,27 @@ def read_held_out(source: ImageSource, vla: Vla, keyframes: np.ndarray, images: 
             kept.append((pixels[..., :height, :width].permute(0, 2, 3, 1).numpy(), foreground[:, :height, :width]))
     names = tuple(source.names[int(index)] for index in keyframes)
     shown, masks = (np.stack(part) for part in zip(*kept, strict=True))
-    return HeldOut(names, source.cameras, vla.grid, np.stack(tokens), np.stack(coverage), shown, masks)
+    return HeldOut(names, tuple(cameras), vla.grid, np.stack(tokens), np.stack(coverage), shown, masks)
 
 
-def evaluator(held_out: HeldOut, folder: Path) -> Callable[..., dict[str, Any]]:
-    """A function (pruner, decoder, step) that writes SAMPLES_FILE and CURVE_FILE and returns ``score_figures``."""
+def score_held_out(pruner: nn.Module, held_out: Sequence[HeldOut]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Scores float32 [K, C * N] of each part, and the scores and the coverage of all of them, [K, tokens]."""
+    parts = [score_tokens(pruner, part.tokens, part.grid) for part in held_out]
+    coverage = [part.coverage.reshape(len(part.coverage), -1) for part in held_out]
+    return parts, np.concatenate(parts, 1), np.concatenate(coverage, 1)
+
+
+def evaluator(held_out: Sequence[HeldOut], folder: Path) -> Callable[..., dict[str, Any]]:
+    """A function (pruner, decoder, step) that writes SAMPLES_FILE and CURVE_FILE and returns ``score_figures``.
+
+    The samples are of the cameras with the image size of the first one.
+    """
 
     def evaluate(pruner: nn.Module, decoder: nn.Module, step: int) -> dict[str, Any]:
-        scores = score_tokens(pruner, held_out.tokens, held_out.grid)
-        figures = score_figures(scores, held_out.coverage)
-        write_curve(folder, step, scores, held_out.coverage, figures)
-        write_samples(folder, step, scores, held_out, decoder)
+        parts, scores, coverage = score_held_out(pruner, held_out)
+        figures = score_figures(scores, coverage)
+        write_curve(folder, step, scores, coverage, figures)
+        write_samples(folder, step, parts[0], held_out[0], decoder)
         return figures
 
     return evaluate
@@ -77,7 +95,7 @@ def evaluator(held_out: HeldOut, folder: Path) -> Callable[..., dict[str, Any]]:
 def write_curve(folder: Path, step: int, scores: np.ndarray, coverage: np.ndarray, figures: dict[str, Any]) -> None:
     """Precision and recall of the tokens at up to CURVE_POINTS thresholds, evenly spaced over the recall.
 
-    Both lists are empty where only one class is there. ``scores`` [K, C * N], ``coverage`` [K, C, N].
+    Both lists are empty where only one class is there. ``scores`` and ``coverage`` [K, tokens].
     """
     ranked, positive = known_tokens(scores, coverage)
     precision, recall = np.zeros(0), np.zeros(0)

@@ -158,14 +158,13 @@ def calibrated_figures(
     """Calibration errors, ranking and recall of calibrated scores, and what thresholds keep.
 
     Args:
-        scores: [sets, cameras, rows, cols].
-        coverage: [sets, cameras, N].
+        scores: [sets, cameras, N].
+        coverage: the same shape.
     """
-    flat = scores.reshape(len(scores), len(cameras), -1)
     return {
-        **calibration_figures(flat, coverage, cameras, calibration.cameras),
-        "ranking": score_figures(_logits(flat, cameras, calibration).reshape(len(flat), -1), coverage),
-        "thresholds": threshold_figures(flat, coverage, cameras, calibration),
+        **calibration_figures(scores, coverage, cameras, calibration.cameras),
+        "ranking": score_figures(_logits(scores, cameras, calibration).reshape(len(scores), -1), coverage),
+        "thresholds": threshold_figures(scores, coverage, cameras, calibration),
     }
 
 

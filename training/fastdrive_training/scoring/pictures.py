@@ -43,9 +43,10 @@ class Scale:
     @classmethod
     def of(cls, scores: np.ndarray) -> Scale:
         """The 1st and 99th percentile of all scores, any shape. Raises InputError where some are no finite numbers."""
+        scores = np.asarray(scores)
         if not np.size(scores) or not np.isfinite(scores).all():
             raise InputError("scores: some are no finite numbers; the pruner file is damaged or its training failed")
-        low, high = (float(value) for value in np.percentile(np.asarray(scores, np.float64), (1, 99)))
+        low, high = (float(value) for value in np.percentile(scores.astype(np.float64), (1, 99)))
         margin = 1e-6 * max(abs(low), abs(high), 1e-6)
         return cls(low, high) if high - low > margin else cls(low - margin, high + margin)
 
@@ -80,7 +81,7 @@ def heat_overlay(image: np.ndarray, scores: np.ndarray, scale: Scale) -> np.ndar
 
 def draw_score_maps(
     images: Sequence[np.ndarray],
-    scores: np.ndarray,
+    scores: Sequence[np.ndarray],
     cameras: Sequence[str],
     title: str = "",
     scale: Scale | None = None,
@@ -89,7 +90,7 @@ def draw_score_maps(
 
     Args:
         images: uint8 RGB [H, W, 3], one for each of ``cameras``; sizes may differ.
-        scores: float [cameras, rows, cols].
+        scores: float [rows, cols] of each camera.
         title: the keyframe's name.
         scale: None for the scores' own; give one to compare images.
 
@@ -101,28 +102,34 @@ def draw_score_maps(
     """
     if not len(images) == len(scores) == len(cameras):
         raise InputError(f"{len(images)} images and {len(scores)} score maps for {len(cameras)} cameras: must be equal")
-    scale = scale or Scale.of(scores)
+    together = np.concatenate([np.ravel(each) for each in scores])
+    scale = scale or Scale.of(together)
     height = tile_height(images[0])
     tiles = [_tile(*each, height, scale) for each in zip(images, scores, cameras, strict=True)]
     canvas, bottom = arrange(cameras, tiles, TITLE_HEIGHT, FOOT_HEIGHT)
-    _title(canvas, title, scores)
+    _title(canvas, title, together)
     _foot(canvas, bottom, scale)
     return np.asarray(canvas)
 
 
 def write_score_maps(
-    folder: str | Path, sets: ImageSets, positions: Collection[int], scores: np.ndarray, scale: Scale | None = None
+    folder: str | Path,
+    sets: ImageSets,
+    positions: Collection[int],
+    scores: Sequence[Sequence[np.ndarray]],
+    scale: Scale | None = None,
 ) -> list[Path]:
     """Draw the score maps of some sets into ``folder``, a PNG each; returns the files.
 
     Args:
-        scores: float [positions, cameras, rows, cols].
+        scores: float [rows, cols] of each position's cameras.
         scale: None for one scale of all these scores, so that the images can be compared.
 
     Raises:
         InputError: an image or score cannot be used, or a file cannot be written.
     """
-    scale, files = scale or Scale.of(scores), []
+    together = np.concatenate([np.ravel(each) for maps in scores for each in maps])
+    scale, files = scale or Scale.of(together), []
     read = zip(sets.read(positions), positions, scores, strict=True)
     for (name, images), position, maps in tqdm(read, total=len(positions), desc="drawing", unit="image"):
         file = Path(folder) / f"{int(position):06d}_{file_name(name)}.png"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import islice
 
 import numpy as np
@@ -12,23 +12,40 @@ from tqdm import tqdm
 
 from fastdrive_node.families import Vla
 from fastdrive_training.data.image_sets import ImageSets
-from fastdrive_training.data.token_cache import CHUNK, encode_keyframes
+from fastdrive_training.data.token_cache import CHUNK, ImageEncoder
 from fastdrive_training.scoring.token_metrics import POSITIVE_COVERAGE, ranking, recall_at_keep
 
 _IMAGES_AT_ONCE = 256
 
 
 def score_sets(sets: ImageSets, positions: Collection[int], vla: Vla, pruner) -> np.ndarray:
-    """Scores float32 [positions, cameras, rows, cols], encoded chunk by chunk, with progress. Raises InputError."""
-    vla.require_one_size("scoring of images")
-    vision = vla.torch_vision()
+    """Scores float32 [positions, tokens] camera after camera, encoded in chunks, with progress. Raises InputError."""
+    encoder, grids = ImageEncoder(vla, sets.cameras), vla.grids_of(sets.cameras)
     read, scores = sets.read(positions), []
     with tqdm(total=len(positions), desc="scoring", unit="set") as bar:
         while images := [images for _, images in islice(read, CHUNK)]:
-            tokens = encode_keyframes(vision, images).float().cpu().numpy()
-            scores.append(score_tokens(pruner, tokens, vla.grid))
+            tokens = encoder.encode(images).float().cpu().numpy()
+            scores.append(score_images(pruner, tokens, grids))
             bar.update(len(images))
-    return np.concatenate(scores).reshape(len(positions), len(sets.cameras), *vla.grid)
+    return np.concatenate(scores)
+
+
+def score_images(pruner: nn.Module, tokens: np.ndarray, grids: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Scores float32 [keyframes, tokens] of tokens as ``ImageEncoder`` gives them; ``grids`` of the cameras."""
+    if len(set(grids)) == 1:
+        return score_tokens(pruner, tokens, grids[0])
+    parts = zip(np.split(tokens, _starts(grids), axis=2), grids, strict=True)
+    return np.concatenate([score_tokens(pruner, part, grid) for part, grid in parts], 1)
+
+
+def score_maps(scores: np.ndarray, grids: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """A set's scores [tokens] as one map [rows, cols] for each camera."""
+    return [part.reshape(grid) for part, grid in zip(np.split(scores, _starts(grids)), grids, strict=True)]
+
+
+def _starts(grids: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Index of the first token of each camera but the first."""
+    return np.cumsum([rows * columns for rows, columns in grids])[:-1]
 
 
 def score_tokens(pruner: nn.Module, tokens: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -48,8 +65,8 @@ def score_figures(scores: np.ndarray, coverage: np.ndarray) -> dict:
     """The figures of ``fastdrive score``.
 
     Args:
-        scores: [keyframes, cameras * N].
-        coverage: fraction of foreground in each token's cell, [keyframes, cameras, N]; from 0.5 on it is positive.
+        scores: [keyframes, tokens].
+        coverage: fraction of foreground in each token's cell, as many for each keyframe; from 0.5 on it is positive.
             NaN where the label is in doubt: such a token is neither, but it counts among the kept ones.
 
     Returns:
