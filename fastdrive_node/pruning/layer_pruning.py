@@ -103,7 +103,9 @@ class LayerPruner(Pruner):
 
     @abstractmethod
     def steps(self, layers: int, total: int, keep: int) -> tuple[LayerStep, ...]:
-        """The schedule for a model of ``layers`` layers, ascending; the last step leaves ``keep`` of ``total`` tokens.
+        """The schedule for a model of ``layers`` layers, ascending, that keeps ``keep`` of ``total`` tokens.
+
+        A pruner says what that means: what the last step leaves, or the mean over the layers.
 
         Raises:
             ModelError: the model has too few layers.

@@ -27,7 +27,7 @@ _BY_NAME: dict[str, Callable[[], Pruner]] = {
     "uniform": UniformPruner,
     "fastv": FastV,
     "sparsevlm": SparseVlm,
-    "sparsevlm-v2": lambda: SparseVlm(merge=False, name="sparsevlm-v2"),
+    "sparsevlm-unmerged": lambda: SparseVlm(merge=False, name="sparsevlm-unmerged"),
     "vispruner": VisPruner,
     "divprune": DivPrune,
     "cdpruner": CdPruner,

@@ -116,7 +116,8 @@ def test_a_pruner_plans_or_says_what_the_family_lacks(vla, name, ego_history, mo
             Pipeline(vla, pruner, drop=0.5).plan(frames, ego_history)
         return
     kept = Pipeline(vla, pruner, drop=0.5).plan(frames, ego_history).kept
-    assert kept is not None and kept.kept == vla.tokens // 2
+    mean_of_layers = name.startswith("sparsevlm")  # the last layer sees fewer
+    assert kept is not None and (0 < kept.kept < vla.tokens // 2 if mean_of_layers else kept.kept == vla.tokens // 2)
 
 
 def test_a_directory_with_its_pruner_plans(vla, pruner_file, tmp_path, ego_history, monkeypatch):

@@ -68,3 +68,39 @@ def cdpruner(tokens: np.ndarray, text: np.ndarray, keep: int) -> list[int]:
         sizes = [np.linalg.det(kernel[np.ix_([*taken, i], [*taken, i])]) for i in others]
         taken.append(others[int(np.argmax(sizes))])
     return sorted(taken)
+
+
+def sparsevlm_raters(visual: np.ndarray, text: np.ndarray) -> list[int]:
+    """Words whose mean softmax(V T^T) is above the average word's."""
+    products = np.exp(visual @ text.T)
+    relevance = (products / products.sum(axis=1, keepdims=True)).mean(axis=0)
+    return [word for word in range(len(text)) if relevance[word] > relevance.mean()]
+
+
+def sparsevlm_step(attention: np.ndarray, hidden: np.ndarray, best: int) -> dict[int, np.ndarray]:
+    """The states by place behind a step that leaves the ``best`` tokens and the clusters of the recycled ones."""
+    falling = highest(attention, len(attention))
+    dropped = falling[best:]
+    recycled = sorted(dropped[: int(0.3 * len(dropped))])
+    left = {place: hidden[place] for place in falling[:best]}
+    return left | (clusters(recycled, hidden, len(recycled) // 10 + 1) if recycled else {})
+
+
+def unmerged_step(attention: np.ndarray, hidden: np.ndarray, keep: int) -> dict[int, np.ndarray]:
+    return {place: hidden[place] for place in highest(attention, keep)}
+
+
+def clusters(places: list[int], hidden: np.ndarray, count: int) -> dict[int, np.ndarray]:
+    """Density peaks: the mean of each cluster by the place of its center."""
+    distance = {(i, j): np.sqrt(((hidden[i] - hidden[j]) ** 2).mean()) for i in places for j in places}
+    density = {i: np.exp(-np.mean(sorted(distance[i, j] ** 2 for j in places)[:count])) for i in places}
+    peak = {}
+    for number, i in enumerate(places):
+        denser = [j for j in places if density[j] > density[i] or (density[j] == density[i] and j in places[:number])]
+        peak[i] = min(distance[i, j] for j in denser) if denser else max(distance[i, j] for j in places)
+    centers = sorted(places, key=lambda i: -density[i] * peak[i])[:count]
+    members: dict[int, list[int]] = {center: [center] for center in centers}
+    for i in places:
+        if i not in centers:
+            members[min(centers, key=lambda center: distance[i, center])].append(i)
+    return {center: np.mean([hidden[i] for i in those], axis=0) for center, those in members.items()}

@@ -16,7 +16,7 @@ from fastdrive_node.pruning.baselines.sparsevlm import (
     merge_by_density,
     recycled_count,
 )
-from fastdrive_node.pruning.layer_pruning import LayerStep, Reached
+from fastdrive_node.pruning.layer_pruning import LayerStep, Reached, tokens_by_layer
 from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.pruning.registry import make_pruner
 from tests.generation import prefill_chosen
@@ -26,7 +26,7 @@ def reached(attention, hidden):
     return Reached(hidden, torch.zeros(len(hidden), dtype=torch.int64), lambda: attention)
 
 
-V2 = SparseVlm(merge=False, name="sparsevlm-v2")
+UNMERGED = SparseVlm(merge=False, name="sparsevlm-unmerged")
 
 
 def test_fastv_drops_once_in_front_of_layer_two():
@@ -66,35 +66,51 @@ def test_fastv_in_the_model_keeps_what_the_last_token_attends_to_in_layer_one(ti
     assert torch.equal(done.kept[0], best) and done.tokens_by_layer == (192, 192, 48, 48)
 
 
-def test_sparsevlm_drops_where_the_published_layers_stand():
-    layers = {depth: [step.layer for step in V2.steps(depth, 1000, 100)] for depth in (32, 36, 28, 4, 2)}
-    assert layers == {32: [2, 6, 15], 36: [2, 7, 17], 28: [2, 5, 13], 4: [1, 2], 2: [1]}
+def test_sparsevlm_drops_behind_the_layers_that_stand_where_the_published_ones_do():
+    layers = {depth: [step.layer for step in UNMERGED.steps(depth, 1000, 400)] for depth in (32, 36, 28, 4, 2)}
+    assert layers == {32: [3, 7, 16], 36: [3, 8, 18], 28: [3, 6, 14], 4: [1, 2, 3], 2: [1]}
 
 
-def test_sparsevlm_drops_in_equal_ratios_down_to_the_budget():
-    assert [step.keep for step in V2.steps(32, 1000, 1)] == [100, 10, 1]
-    assert [step.keep for step in V2.steps(32, 64, 64)] == [64, 64, 64]
-    assert [step.keep for step in V2.steps(4, 100, 25)] == [50, 25]
+def mean_over_layers(layers, total, keep):
+    return sum(tokens_by_layer(layers, total, UNMERGED.steps(layers, total, keep))) / layers
+
+
+@pytest.mark.parametrize("layers,total,keep", [(32, 576, 192), (32, 576, 128), (28, 3249, 812), (4, 192, 144)])
+def test_sparsevlms_budget_is_the_mean_over_the_layers(layers, total, keep):
+    assert mean_over_layers(layers, total, keep) == pytest.approx(keep, abs=0.6)
+    counts = tokens_by_layer(layers, total, UNMERGED.steps(layers, total, keep))
+    first, second, third = sorted(set(counts), reverse=True)[1:]
+    assert first / total == pytest.approx(second / first, abs=0.01) == third / second
+    assert third < keep < first
+
+
+def test_sparsevlm_leaves_a_quarter_of_the_budget_where_the_first_layer_alone_uses_it_up():
+    assert [step.keep for step in UNMERGED.steps(4, 192, 48)] == [12, 12, 12]
+    assert mean_over_layers(4, 192, 48) == 57
+
+
+def test_sparsevlm_keeps_everything_where_everything_is_asked_for():
+    assert [step.keep for step in UNMERGED.steps(32, 64, 64)] == [64, 64, 64]
 
 
 def test_sparsevlm_refuses_a_model_of_one_layer():
-    with pytest.raises(ModelError, match="sparsevlm-v2: a language model of 1 layers"):
-        V2.steps(1, 100, 50)
+    with pytest.raises(ModelError, match="sparsevlm-unmerged: a language model of 1 layers"):
+        UNMERGED.steps(1, 100, 50)
 
 
 def test_raters_are_the_words_above_the_average_of_softmax():
     visual = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     text = torch.tensor([[math.log(2.0), 0.0], [0.0, math.log(3.0)], [0.0, 0.0]])
     # softmax over the words: rows (2, 1, 1) / 4 twice, (1, 3, 1) / 5; means 0.4, 0.3667, 0.2333 against 1 / 3
-    assert V2.raters(visual, text).tolist() == [0, 1]
+    assert UNMERGED.raters(visual, text).tolist() == [0, 1]
 
 
 def test_of_equally_relevant_words_all_rate():
-    assert V2.raters(torch.ones(3, 2), torch.ones(5, 2)).tolist() == [0, 1, 2, 3, 4]
+    assert UNMERGED.raters(torch.ones(3, 2), torch.ones(5, 2)).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_version_two_keeps_the_best_without_merging():
-    choice = V2.choose_in_layer(reached(torch.tensor([0.5, 0.1, 0.3, 0.2]), torch.zeros(4, 2)), 2)
+def test_unmerged_keeps_the_best_without_merging():
+    choice = UNMERGED.choose_in_layer(reached(torch.tensor([0.5, 0.1, 0.3, 0.2]), torch.zeros(4, 2)), 2)
     assert choice.indices.tolist() == [0, 2] and choice.hidden is None
 
 
@@ -114,14 +130,14 @@ def test_kept_and_merged_tokens_make_up_the_budget():
     assert best_count(100, 100) == 100
 
 
-def test_version_one_puts_the_mean_of_each_cluster_at_the_place_of_its_centre():
+def test_merging_puts_the_mean_of_each_cluster_at_the_place_of_its_centre():
     # keep 3 of 12: 2 best, of 10 dropped the best 3 recycled, 1 cluster
     attention = torch.tensor([9.0, 0.1, 0.7, 0.2, 0.3, 5.0, 0.4, 6.0, 0.5, 7.0, 0.6, 8.0])
     hidden = torch.arange(12.0)[:, None].expand(12, 4).clone()
     hidden[[5, 7, 9]] = torch.tensor([[1.0], [2.0], [6.0]]).expand(3, 4)
     choice = SparseVlm().choose_in_layer(reached(attention, hidden), 3)
-    # mean squared distances: token 5: (1 + 25) / 2, token 7: (1 + 16) / 2, token 9: (25 + 16) / 2: 7 is the densest
-    assert choice.indices.tolist() == [0, 7, 11]
+    # one cluster, so one neighbor: a token itself; all are equally dense, so the earliest is the only peak
+    assert choice.indices.tolist() == [0, 5, 11]
     assert choice.hidden[:, 0].tolist() == [0.0, 3.0, 11.0]
 
 

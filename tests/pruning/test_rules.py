@@ -10,6 +10,7 @@ from fastdrive_node.pruning.baselines.cdpruner import CdPruner
 from fastdrive_node.pruning.baselines.diversity import DivPrune
 from fastdrive_node.pruning.baselines.fastv import FastV
 from fastdrive_node.pruning.baselines.prune2drive import Prune2Drive, Prune2DriveInput, split_budget
+from fastdrive_node.pruning.baselines.sparsevlm import SparseVlm, best_count
 from fastdrive_node.pruning.baselines.vispruner import VisPruner
 from fastdrive_node.pruning.layer_pruning import Reached
 from fastdrive_node.pruning.pruner import PruningContext
@@ -87,3 +88,27 @@ def test_prune2drive(cases):
     early = [choose(Prune2DriveInput(each.weights), each.context(), each.keep).tolist() for each in cases]
     inside = [Prune2Drive(each.weights).choose_in_layer(each.reached(), each.keep).indices.tolist() for each in cases]
     assert differing(early, expected) == [] and differing(inside, expected) == []
+
+
+def test_sparsevlm_raters(cases):
+    raters = [
+        SparseVlm().raters(torch.from_numpy(each.tokens).flatten(0, 1), torch.from_numpy(each.text)).tolist()
+        for each in cases
+    ]
+    assert differing(raters, [rules.sparsevlm_raters(each.flat, each.text) for each in cases]) == []
+
+
+def test_sparsevlm_steps(cases):
+    kept, expected = [], []
+    for each in cases:
+        choice = SparseVlm().choose_in_layer(each.reached(), each.keep)
+        merged = choice.hidden if choice.hidden is not None else each.reached().hidden[choice.indices]
+        best = best_count(72, each.keep)
+        rule = rules.sparsevlm_step if best < each.keep else rules.unmerged_step  # too few for a token and a cluster
+        left = rule(each.attention.flatten(), each.flat, best)
+        kept.append(choice.indices.tolist())
+        expected.append(sorted(left))
+        if kept[-1] == expected[-1]:
+            np.testing.assert_allclose(merged, [left[place] for place in expected[-1]], atol=1e-5)
+    assert differing(kept, expected) == []
+    assert sum(len(each) != 72 for each in kept) > 100
