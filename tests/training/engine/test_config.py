@@ -9,6 +9,7 @@ import pytest
 
 from fastdrive_node.cli import main
 from fastdrive_node.families import load_vla
+from fastdrive_training.distil.config import DistilRecipe
 from fastdrive_training.engine.config import (
     Count,
     RecipeError,
@@ -115,9 +116,11 @@ def test_set_overrides_nested_keys():
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        *((name, ReconRecipe) for name in ("recon_tiny", "recon_3b", "recon_7b")),
+        *((f"recon_{size}{form}", ReconRecipe) for size in ("tiny", "3b", "7b") for form in ("", "_paper")),
+        *((f"distil_{size}", DistilRecipe) for size in ("tiny", "3b", "7b")),
         ("tiny_tower", TowerRecipe),
         ("tiny_language", LanguageRecipe),
+        ("tiny_language_sizes", LanguageRecipe),
     ],
 )
 def test_shipped_recipes_load_by_name_and_parse(name, kind):
@@ -131,6 +134,18 @@ def test_full_size_recipes_have_the_papers_numbers(name):
     recipe = parse_recipe(ReconRecipe, load_recipe(name)[1])
     assert (recipe.decoder_layers, recipe.loss.alpha, recipe.loss.ssim_weight) == (6, 0.5, 0.2)
     assert recipe.schedule.lr == 2e-5
+
+
+@pytest.mark.parametrize("size", ["tiny", "3b", "7b"])
+def test_recipes_of_the_paper_have_nothing_that_it_does_not_state(size):
+    recipe = parse_recipe(ReconRecipe, load_recipe(f"recon_{size}_paper")[1])
+    assert not (recipe.normalise or recipe.decoder_offset or recipe.loss.balance_regions)
+    assert recipe.loss.surrogate == "raw" and (recipe.loss.alpha, recipe.loss.ssim_weight) == (0.5, 0.2)
+    schedule = recipe.schedule
+    assert (schedule.decoder_pretrain_steps, schedule.rehearsal, schedule.warmup_steps) == (0, 0, 0)
+    assert (schedule.lr, schedule.pruner_rate, schedule.ema_decay) == (2e-5, 1, 0)
+    images = {"tiny": 3000 * 6}.get(size, 28130 * 6)
+    assert schedule.steps * schedule.batch == pytest.approx(10 * images, rel=1e-3)
 
 
 @pytest.mark.parametrize(

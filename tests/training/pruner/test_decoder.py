@@ -222,3 +222,14 @@ def test_pruner_and_decoder_can_start_from_the_language_models_layers(tiny_vla):
         start_from_layers(pruner, decoder, read, 4, 4, None)
     with pytest.raises(ValueError, match="decoder_init: 6 layers are wanted, but the VLA has 4; lower decoder_layers"):
         start_from_layers(pruner, ReconDecoder(QWEN, config, 6, 28), read, 4, None, 0)
+
+
+def test_the_papers_decoder_adds_nothing_to_the_tokens():
+    torch.manual_seed(0)
+    ours, paper = (ReconDecoder(QWEN, text_config(), 1, CELL, offset=offset) for offset in (True, False))
+    paper.load_state_dict({name: value for name, value in ours.state_dict().items() if name != "offset"})
+    tokens = torch.randn(1, 8, 32)
+    with torch.no_grad():
+        assert not torch.allclose(ours(tokens, GRID), paper(tokens, GRID), atol=1e-3)
+        ours.offset.zero_()
+        assert torch.equal(ours(tokens, GRID), paper(tokens, GRID))

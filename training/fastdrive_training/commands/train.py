@@ -18,6 +18,7 @@ from fastdrive_training.engine.config import RecipeError, load_recipe, recipe_sc
 # kind -> module, recipe class, function (recipe: dict, resume: bool) -> figures
 KINDS = {
     "recon_pruner": ("fastdrive_training.pruner.train", "ReconRecipe", "train"),
+    "distil": ("fastdrive_training.distil.train", "DistilRecipe", "train"),
     "vla_tower": ("fastdrive_training.vla.train_tower", "TowerRecipe", "train"),
     "vla_language": ("fastdrive_training.vla.train_planner", "LanguageRecipe", "train"),
     "tiny_vla": ("fastdrive_training.vla.tiny_model", "TinyRecipe", "build"),

@@ -72,6 +72,7 @@ class ReconRecipe:
     keyframes: Count | None = None  # of the train split, evenly spaced; None uses all
     val_keyframes: Count = 100
     decoder_layers: Count = 6
+    decoder_offset: bool = True  # a learned vector is added to every token that enters the decoder; not in the paper
     normalise: bool = True  # RMSNorm before the Hadamard product
     pruner_init: int | None = None  # layer of the VLA's language model that PrunerLayer starts as; None: random
     decoder_init: int | None = None  # first of its layers that the decoder starts as; None: random

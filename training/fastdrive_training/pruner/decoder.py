@@ -29,13 +29,16 @@ class ReconDecoder(nn.Module):
         layers: 6 in the paper.
         pixels: width of a token's cell in px.
         channels: of the images that it paints, 3 in the paper.
+        offset: whether there is that vector; without it this is the paper's decoder.
     """
 
-    def __init__(self, family: VlaFamily, text_config: Any, layers: int, pixels: int, channels: int = 3):
+    def __init__(
+        self, family: VlaFamily, text_config: Any, layers: int, pixels: int, channels: int = 3, offset: bool = True
+    ):
         super().__init__()
         width = text_config.hidden_size
         self.pixels, self.channels = pixels, channels
-        self.offset = nn.Parameter(torch.randn(1, width))
+        self.offset = nn.Parameter(torch.randn(1, width)) if offset else None
         self.layers = nn.ModuleList(family.pruner_layer(text_config) for _ in range(layers))
         norm = self.layers[0].get_submodule("input_layernorm")  # the family's norm, new: its weight is 1
         self.norm = copy.deepcopy(norm)
@@ -44,7 +47,7 @@ class ReconDecoder(nn.Module):
 
     def forward(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Tokens [B, rows * cols, D] (dropped ones zero) -> images in (0, 1), [B, channels, rows * px, cols * px]."""
-        hidden = tokens + self.offset
+        hidden = tokens if self.offset is None else tokens + self.offset
         for layer in self.layers:
             hidden = layer(hidden, grid, query=False)
         return fold_cells(self.head(self.norm(hidden)).sigmoid(), grid, self.pixels)

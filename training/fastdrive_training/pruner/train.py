@@ -129,7 +129,12 @@ def build_modules(settings: ReconRecipe, vla: Vla) -> tuple[ReconPruner, ReconDe
     text_config = vla.config.text_config
     pruner = ReconPruner(vla.family, text_config, settings.normalise)
     decoder = ReconDecoder(
-        vla.family, text_config, settings.decoder_layers, vla.pixels_per_token, settings.loss.channels
+        vla.family,
+        text_config,
+        settings.decoder_layers,
+        vla.pixels_per_token,
+        settings.loss.channels,
+        settings.decoder_offset,
     )
     there = vla.family.language_sizes(vla.config)["layers"]
     read_layer = partial(read_language_layer, vla)

@@ -1,0 +1,133 @@
+"""Distillation at toy size: it learns what it is shown, its file serves, it resumes, and other encoders are refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastdrive_node.cli import main
+from fastdrive_node.errors import ModelError
+from fastdrive_node.pruning.checkpoint import load_pruner, save_pruner
+from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_training.distil import train as distil
+from fastdrive_training.distil.config import DistilRecipe
+from fastdrive_training.distil.sensitivity import Teacher
+from fastdrive_training.distil.train import DistilBatches, DistilTrainer, Keyframes, distance, overlap, start_pruner
+from fastdrive_training.engine.config import RecipeError
+from fastdrive_training.engine.distributed import Processes
+from fastdrive_training.vla.tiny_model import build_tiny_vla
+from tests.generation import QWEN
+from tests.training.pruner.recon_fixtures import GRID, text_config
+from tests.training.tiny_nuscenes import write_dataset
+
+SMALL = {"batch": 4, "workers": 0, "tensorboard": False, "device": "cpu", "draws": 1, "steps": 4, "checkpoint_every": 2}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "d", scenes=2, keyframes=12)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def recipe(tmp_path, root, cache, tiny_dir) -> dict:
+    paths = {"vla": tiny_dir, "dataset": root, "out": tmp_path / "run", "cache": cache}
+    return {**SMALL, **{key: str(path) for key, path in paths.items()}, "evaluate_every": 2}
+
+
+def _keyframes(count: int = 64) -> Keyframes:
+    """Two cameras; the plan depends on the second camera three times as much, and there on tokens that are bright."""
+    rng = np.random.default_rng(0)
+    bright = rng.random((count, 2, 8)) < 0.3
+    tokens = rng.normal(size=(count, 2, 8, 32)).astype(np.float16)
+    tokens[..., 0] = 3 * bright
+    sensitive = ((0.1 + bright) * np.array([1.0, 3.0])[:, None]).reshape(count, 16).astype(np.float32)
+    return Keyframes(tuple(map(str, range(count))), tokens, [sensitive], None, 1.0, 0.0)
+
+
+def test_scores_learn_the_tokens_and_the_cameras_that_the_plan_depends_on(tmp_path) -> None:
+    torch.manual_seed(0)
+    recipe = DistilRecipe("vla", "data", str(tmp_path), steps=60, batch=16, rate=1e-2, workers=0, tensorboard=False)
+    pruner, processes = ReconPruner(QWEN, text_config(), cameras=("front", "back")), Processes("cpu")
+    trainer = DistilTrainer(
+        recipe, pruner, DistilBatches(_keyframes(), recipe, processes), GRID, processes, {}, _keyframes()
+    )
+    before = trainer.judge(_keyframes())
+    figures = trainer.run()
+    assert figures["held_out"] < 0.3 * before["held_out"]
+    assert figures["overlap"]["0.75"] > max(0.8, before["overlap"]["0.75"])
+    assert float(pruner.camera_bias.detach().diff()) > 0.3
+
+
+def test_a_score_s_distance_is_zero_at_the_target_only() -> None:
+    wanted = torch.tensor([[0.5, 0.25, 0.25, 0.0]])
+    assert distance(wanted.clamp(min=1e-9).log() + 3, wanted).item() == pytest.approx(0, abs=1e-5)
+    assert distance(torch.zeros(1, 4), wanted).item() == pytest.approx(0.5 * np.log(2), abs=1e-5)
+
+
+def test_overlap_counts_the_first_tokens_of_the_target() -> None:
+    wanted = torch.arange(8.0)[None]
+    assert overlap(wanted, wanted) == {"0.25": 1.0, "0.5": 1.0, "0.75": 1.0}
+    assert overlap(-wanted, wanted)["0.5"] == 0.0
+
+
+class _Cut(Exception):
+    pass
+
+
+def test_a_run_writes_a_pruner_that_serves(recipe, tmp_path, tiny_vla) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({"kind": "distil", **recipe, "foreground_weight": 0.2}))
+    assert main(["train", str(path)]) == 0
+    figures = json.loads((tmp_path / "run" / "figures.json").read_text())
+    assert {"total", "held_out", "overlap", "images_per_s", "encoder"} <= set(figures)
+    pruner = load_pruner(figures["pruner"], tiny_vla)
+    assert pruner.cameras == tiny_vla.spec.cameras and pruner.camera_bias.abs().sum() > 0
+
+
+def test_a_resumed_run_ends_like_an_unbroken_one_and_asks_no_teacher_again(recipe, tmp_path, monkeypatch) -> None:
+    whole = distil.train({**recipe, "out": str(tmp_path / "whole")})
+    monkeypatch.setattr(Teacher, "sensitivity", None)
+    losses, calls = DistilTrainer.losses, []
+
+    def cut(trainer, part):
+        calls.append(part)
+        if len(calls) == 4:  # as a power cut, in the step after the one that follows the checkpoint
+            raise _Cut
+        return losses(trainer, part)
+
+    monkeypatch.setattr(DistilTrainer, "losses", cut)
+    with pytest.raises(_Cut):
+        distil.train(recipe)
+    resumed = distil.train(recipe, True)
+    assert len(calls) == 6  # the third step is done again
+    assert {**resumed, "images_per_s": 0, "pruner": 0} == {**whole, "images_per_s": 0, "pruner": 0}
+    files = [load_file(figures["pruner"]) for figures in (resumed, whole)]
+    assert all(torch.equal(files[0][name], files[1][name]) for name in files[1])
+
+
+def test_teachers_count_alike_and_must_share_the_encoder(recipe, tmp_path) -> None:
+    other = build_tiny_vla(tmp_path / "other", seed=3)
+    with pytest.raises(ModelError, match="teachers: has another encoder or other cameras than"):
+        distil.train({**recipe, "teachers": [str(other)]})
+
+
+def test_it_starts_from_a_pruner_file(recipe, tmp_path, tiny_vla) -> None:
+    torch.manual_seed(1)
+    file = tmp_path / "start.safetensors"
+    save_pruner(file, ReconPruner(tiny_vla.family, tiny_vla.config.text_config, False), tiny_vla.encoder_fingerprint)
+    settings = DistilRecipe(**{**recipe, "start": str(file)})
+    pruner = start_pruner(settings, tiny_vla)
+    assert torch.equal(pruner.query, load_pruner(file, tiny_vla).query) and not pruner.normalise
+    assert pruner.camera_bias.tolist() == [0.0] * 6 and pruner.query.requires_grad
+    save_pruner(file, pruner, tiny_vla.encoder_fingerprint)
+    with pytest.raises(RecipeError, match="has a bias for each camera; set camera_bias to true"):
+        start_pruner(DistilRecipe(**{**recipe, "start": str(file), "camera_bias": False}), tiny_vla)

@@ -1,0 +1,61 @@
+"""The recipe of kind ``distil``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Literal
+
+from fastdrive_training.engine.config import Count, Fraction, NotNegative, Positive, Seed, Steps, recipe_class
+
+KIND = "distil"
+# Keys that change where and how fast a run goes, not what it computes; a run may be resumed with others.
+FREE_KEYS = (
+    *("vla", "teachers", "start", "dataset", "masks", "val_dataset", "val_masks", "out", "cache"),
+    *("device", "workers", "tensorboard", "teacher_batch", "log_every", "checkpoint_every"),
+)
+
+
+@recipe_class
+class DistilRecipe:
+    """Keys of the recipe. Paths are relative to the working directory."""
+
+    vla: str  # gives the encoder, and is the first teacher
+    dataset: str  # with ego motion
+    out: str  # folder of the run, as that of a recon_pruner recipe
+    teachers: tuple[str, ...] = ()  # more VLAs with the same encoder; the pruner then belongs to none of them
+    start: str | None = None  # the pruner file that it starts as; None: random weights
+    camera_bias: bool = True  # a number for each camera that is added to its scores
+    normalise: bool = True  # RMSNorm before the Hadamard product; of a pruner without ``start``
+    foreground_weight: Fraction = 0.0  # of the target is foreground by the masks, the rest the plan's sensitivity
+    power: Positive = 0.5  # of the sensitivity in the target; 0.5 keeps a few large ones from being all of it
+    draws: Count = 2  # sampled answers for each keyframe
+    dataset_kind: str = "auto"
+    train_split: str = "train"
+    masks: str | None = None  # folder of `fastdrive annotate`, for foreground_weight; None: the dataset's own
+    val_dataset: str | None = None  # None: the same dataset
+    val_split: str = "val"
+    val_masks: str | None = None
+    keyframes: Count | None = None  # of those with a future, evenly spaced; None uses all
+    val_keyframes: Count = 100
+    cache: str = "runs/distil_cache"  # the encoder's tokens, and what the teachers gave
+    teacher_batch: Count = 8  # keyframes of a pass through a teacher, where their prompts have one length
+    seed: Seed = 0
+    steps: Count = 1500
+    batch: Count = 64  # keyframes per step, over all processes
+    rate: Positive = 1e-3  # linear warm-up, cosine decay
+    warmup_steps: Steps = 50
+    final_rate: NotNegative = 0.02  # fraction of rate that the cosine ends at
+    weight_decay: NotNegative = 0.01
+    clip: Positive = 1.0
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    workers: Steps = 2
+    tensorboard: bool = True
+    log_every: Count = 50
+    evaluate_every: Count = 500
+    checkpoint_every: Count = 250
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The keys that say what the run computes; a checkpoint serves the recipe that it was made by."""
+        return {key: value for key, value in asdict(self).items() if key not in FREE_KEYS}
