@@ -1,15 +1,18 @@
-"""Qwen2.5-VL at full and toy size with random weights, made on the device, and scenes for it.
+"""Qwen2.5-VL at full and toy size with random weights, made on the device or as a checkpoint, and scenes for it.
 
 Times do not depend on the weights' values, so no checkpoint is needed.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import save_file
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from fastdrive_node.benchmark.workload import Workload
@@ -168,3 +171,82 @@ def _prompt(vla: Vla, generator: torch.Generator) -> Prompt:
     ids = torch.cat([random_ids(TEXT_BEFORE), *[image] * len(vla.spec.cameras), random_ids(TEXT_BEHIND)])
     positions, next_position = full_positions(vla, ids)
     return Prompt("", ids, positions, (ids == config.image_token_id).nonzero().flatten(), next_position)
+
+
+SHARD_BYTES = 2_500_000_000
+TOKEN_IDS = {  # of the released tokenizer
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "vision_token_id": 151654,
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+}
+
+
+def flat_config(size: ModelSize) -> dict[str, Any]:
+    """``config.json`` in the flat form of early 2025, with the released vocabulary."""
+    text = {**size.text, "vocab_size": SIZES["3b"].text["vocab_size"]}
+    rope = text.pop("rope_parameters")
+    return {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        "torch_dtype": "bfloat16",
+        "tie_word_embeddings": True,
+        **TOKEN_IDS,
+        **text,
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
+        "vision_config": size.vision,
+    }
+
+
+def write_checkpoint(folder: Path, size: ModelSize, tokenizer: Path, seed: int) -> Path:
+    """Write a checkpoint as it is on the Hub: flat configuration, old key names, shards, random bfloat16 weights.
+
+    Args:
+        tokenizer: the released ``tokenizer.json``; it is copied.
+    """
+    folder.mkdir(parents=True)
+    content = flat_config(size)
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(dict(content)))
+    shapes = {name: value.shape for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    shards: list[list[str]] = [[]]
+    taken = 0
+    for name, shape in shapes.items():
+        taken += 2 * shape.numel()
+        if taken > SHARD_BYTES and shards[-1]:
+            shards.append([])
+            taken = 2 * shape.numel()
+        shards[-1].append(name)
+    generator = torch.Generator().manual_seed(seed)
+    deviation = size.text.get("initializer_range", 0.02)
+    index = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {_hub_name(name): _random(name, shapes[name], deviation, generator) for name in names}
+        save_file(tensors, folder / file, {"format": "pt"})
+        index |= dict.fromkeys(tensors, file)
+    ends = {"eos_token_id": [TOKEN_IDS["eos_token_id"], TOKEN_IDS["bos_token_id"]]}
+    files = {
+        "config.json": content,
+        "generation_config.json": ends,
+        "model.safetensors.index.json": {"metadata": {}, "weight_map": index},
+    }
+    for name, value in files.items():
+        (folder / name).write_text(json.dumps(value, indent=1))
+    shutil.copy(tokenizer, folder / "tokenizer.json")
+    return folder
+
+
+def _hub_name(name: str) -> str:
+    return name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
+
+
+def _random(name: str, shape: torch.Size, deviation: float, generator: torch.Generator) -> torch.Tensor:
+    """A norm's weight is one, a bias zero."""
+    if len(shape) == 1:
+        return torch.full(shape, 0.0 if name.endswith("bias") else 1.0, dtype=torch.bfloat16)
+    return torch.empty(shape, dtype=torch.bfloat16).normal_(0, deviation, generator=generator)

@@ -72,13 +72,13 @@ def ablation(results: Path = RESULTS) -> str:
     return (results / "pruner_ablation.md").read_text(encoding="utf-8").strip()
 
 
-def filled(card: str, part: str, text: str) -> str:
+def filled(card: str, part: str, text: str, writer: str = "benchmarks/studies/tiny_card.py") -> str:
     """The card with ``text`` between the two marks of ``part``.
 
     Raises:
         ValueError: a mark is missing.
     """
-    begin, end = f"<!-- {part}: written by benchmarks/studies/tiny_card.py -->", f"<!-- end of {part} -->"
+    begin, end = f"<!-- {part}: written by {writer} -->", f"<!-- end of {part} -->"
     before, after = card.index(begin) + len(begin), card.index(end)
     return f"{card[:before]}\n{text}\n{card[after:]}"
 

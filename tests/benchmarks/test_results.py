@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks import RESULTS, ROOT
-from benchmarks.studies import other_vlas, summary, tiny_card
+from benchmarks.studies import other_vlas, summary, three_b, tiny_card
 
 
 def test_the_card_of_models_tiny_holds_the_committed_figures():
@@ -18,6 +18,11 @@ def test_the_card_of_models_tiny_holds_the_committed_figures():
 def test_a_card_without_its_marks_is_not_written():
     with pytest.raises(ValueError, match="not found"):
         tiny_card.filled("# models/tiny", "figures", "text")
+
+
+def test_the_page_of_vla_directories_holds_the_committed_figures_of_a_3b():
+    page = three_b.PAGE.read_text(encoding="utf-8")
+    assert three_b.complete(page) == page
 
 
 def test_decision_0007_shows_the_table_of_the_committed_figures():
