@@ -45,7 +45,7 @@ def test_time_and_memory_are_those_of_the_commands_process(tmp_path):
     assert cost["s"] > 0 and 0.01 < cost["peak_memory_gb"] < 2
     with pytest.raises(RuntimeError, match="fastdrive --help ended with 0"):
         three_b.run_command(["--help"], tmp_path, tmp_path / "figures.json")
-    with pytest.raises(RuntimeError, match="(?s)fastdrive plans ended with 2: .*invalid choice"):
+    with pytest.raises(RuntimeError, match=r"(?s)fastdrive plans ended with 2: .*invalid choice"):
         three_b.run_command(["plans"], tmp_path)
 
 
