@@ -36,7 +36,7 @@ def test_it_is_the_derivative_of_the_answer_with_each_token(tiny_vla, items, tok
     """Against differences of the node's own language model when a token grows or shrinks by a hundredth."""
     teacher = Teacher(tiny_vla, draws=1, seed=5)
     found = teacher.sensitivity(tokens[:1], items[:1], NUMBERS[:1])[0]
-    question, language = teacher.question(items[0]), tiny_vla.torch_language()
+    question, language = teacher.prompt(items[0]), tiny_vla.torch_language()
     length = len(question.ids) - question.answer + 1
 
     @torch.inference_mode()

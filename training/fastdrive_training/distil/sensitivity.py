@@ -23,7 +23,7 @@ from fastdrive_training.data.adapters.base import Item
 
 
 @dataclass(frozen=True)
-class Question:
+class TeacherPrompt:
     """A keyframe's prompt with its true answer but for the last token."""
 
     ids: Tensor  # int64 [L]
@@ -57,14 +57,14 @@ class Teacher:
         self._answer = text_answer(vla.spec, vla.path)
         vla.model.requires_grad_(False)
 
-    def question(self, item: Item) -> Question:
+    def prompt(self, item: Item) -> TeacherPrompt:
         """Of an item with a history and a future. Raises InputError, EgoStateError."""
         vla, answer = self.vla, self._answer
         future = item.known_future(answer.points, answer.interval_s)
         text = format_answer(future, answer, vla.spec.frame, vla.spec.origin_m)
         tokens = vla.encode_text(text)
         prompt = build_prompt(vla, item.known_history, item.command, suffix=tokens[:-1])
-        return Question(prompt.input_ids, prompt.position_ids, prompt.visual, len(tokens))
+        return TeacherPrompt(prompt.input_ids, prompt.position_ids, prompt.visual, len(tokens))
 
     def sensitivity(self, tokens: Tensor, items: Sequence[Item], numbers: Sequence[int]) -> Tensor:
         """Of each visual token, float32 [B, N] on the CPU, of tokens [B, N, D]; root mean square over the draws.
@@ -72,7 +72,7 @@ class Teacher:
         Args:
             numbers: of the items, for their own random draws: a value does not depend on what runs together.
         """
-        questions = [self.question(item) for item in items]
+        questions = [self.prompt(item) for item in items]
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for row, question in enumerate(questions):
             groups[question.form].append(row)
@@ -82,7 +82,7 @@ class Teacher:
             found[rows] = self._run(tokens[rows], asked, [numbers[row] for row in rows])
         return found
 
-    def _run(self, tokens: Tensor, questions: Sequence[Question], numbers: Sequence[int]) -> Tensor:
+    def _run(self, tokens: Tensor, questions: Sequence[TeacherPrompt], numbers: Sequence[int]) -> Tensor:
         model, device = self.vla.model, self.vla.device
         leaf = tokens.to(device, self.vla.dtype).requires_grad_(True)
         ids = torch.stack([question.ids for question in questions]).to(device)
