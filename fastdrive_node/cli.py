@@ -95,8 +95,8 @@ def main(argv: list[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
         args._run(args)
         return 0
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # its text, where a command gave one, says what is kept
+        print(": ".join([f"{name}: interrupted", *map(str, stop.args)]), file=sys.stderr)
         return 1
     except Exception as error:
         if debug:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -153,3 +157,21 @@ def test_evaluation_writes_the_files_of_one_process(root, vla_dir, cluster, tmp_
     part.unlink()
     call("two", "--ray", "local:2")
     assert _files(tmp_path / "two") == _files(tmp_path / "one")
+
+
+def test_ctrl_c_ends_a_run_within_seconds_and_it_goes_on(root, vla_dir, tmp_path):
+    arguments = ["evaluate", str(root), "--vla", str(vla_dir), "--pruners", "none,random", "--seeds", "8"]
+    arguments += ["--drop", "0.1,0.2,0.3,0.4,0.5,0.6", "--no-timing", "--device", "cpu", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "fastdrive_node.cli", *arguments, "--ray", "local:2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("run/parts/*/*.parquet")):
+            assert run.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to every process of the command
+        _, text = run.communicate(timeout=20)
+    assert run.returncode == 1
+    assert text.splitlines()[-1] == (
+        "fastdrive evaluate: interrupted: finished segments are kept; give the same command again, and it goes on"
+    )
+    assert list(tmp_path.glob("run/parts/*/*.parquet"))

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from fastdrive_node.cli import main
 from fastdrive_node.errors import InputError
 from fastdrive_node.families import load_vla
 from fastdrive_node.planning.generator import Generator
@@ -17,6 +18,7 @@ from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 from fastdrive_training.data.token_cache import FeatureStore
 from fastdrive_training.evaluation import OpenLoopSettings, evaluate, segments
 from fastdrive_training.evaluation import run as evaluation
+from fastdrive_training.evaluation.records import RecordStore
 from fastdrive_training.vla.tiny_model import build_tiny_vla
 from tests.generation import generate_as
 from tests.training.tiny_nuscenes import write_dataset
@@ -136,3 +138,26 @@ def test_features_of_another_encoder_are_not_read(tmp_path, dataset, tiny_vla):
     cache = tmp_path / "cache"
     first, second = (FeatureStore(dataset, vla, cache, attention=False).load([0])[0] for vla in (tiny_vla, other))
     assert not torch.equal(first.tokens, second.tokens)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path, dataset, asked, monkeypatch, capsys, kept):
+    arguments = ["evaluate", str(dataset.root), "--pruners", "none", "--no-timing", "--device", "cpu"]
+    arguments += ["--vla", str(build_tiny_vla(tmp_path / "vla", seed=0))]
+    arguments += ["--out", str(tmp_path / "run")] if kept else []
+    put, done = RecordStore.put, []
+
+    def interrupted(store, *written):
+        if len(done) == 3:  # the baseline and the row of the first segment, the baseline of the second
+            raise KeyboardInterrupt
+        done.append(written)
+        put(store, *written)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordStore, "put", interrupted)
+        assert main(arguments) == 1
+    hint = "finished segments are kept; give the same command again, and it goes on" if kept else "nothing is kept"
+    assert f"fastdrive evaluate: interrupted: {hint}" in capsys.readouterr().err.splitlines()[-1]
+    if kept:
+        before = len(asked)
+        assert main(arguments) == 0 and len(asked) < 6 + before

@@ -16,7 +16,15 @@ from fastdrive_training.annotate.models import GroundedSam
 from fastdrive_training.annotate.run import Annotation, raise_failures
 from fastdrive_training.annotate.settings import AnnotateSettings, load_settings
 from fastdrive_training.cluster import open_cluster
-from fastdrive_training.commands.options import add_ray_argument, figures_table, names, require_positive, shard_of
+from fastdrive_training.commands.options import (
+    KEPT,
+    add_ray_argument,
+    figures_table,
+    interrupted_with,
+    names,
+    require_positive,
+    shard_of,
+)
 from fastdrive_training.data.adapters import KINDS, open_source
 from fastdrive_training.data.sampling import Shard
 
@@ -63,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     models = [f"models.{role}={name}" for role, name in named.items() if name]
     settings = load_settings(args.config, [*args.set, *models])
     source = open_source(args.source, args.split, args.kind, cameras=args.cameras, own_masks=False)
-    with open_cluster(args.ray, args.device) as cluster:
+    with interrupted_with(KEPT.format("images")), open_cluster(args.ray, args.device) as cluster:
         load = partial(load_models, settings, cluster.device if cluster else args.device)
         options = (args.shard, load, args.recompose, args.limit, args.batch_size, cluster)
         annotation = Annotation(source, Path(args.out), settings, *options)

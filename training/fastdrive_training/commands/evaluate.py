@@ -17,9 +17,11 @@ from fastdrive_node.pruning.checkpoint import load_calibration
 from fastdrive_node.pruning.registry import PRUNERS, VARIANTS
 from fastdrive_training.cluster import open_cluster
 from fastdrive_training.commands.options import (
+    KEPT,
     add_dataset_arguments,
     add_ray_argument,
     figures_table,
+    interrupted_with,
     names,
     open_dataset,
     pruner_file,
@@ -69,7 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises InputError for the data or an argument, ModelError for the VLA or pruner."""
-    with open_cluster(args.ray, args.device) as cluster:
+    hint = KEPT.format("segments") if args.out else "nothing is kept without --out"
+    with interrupted_with(hint), open_cluster(args.ray, args.device) as cluster:
         source, vla = open_dataset(args, cluster)
         pruners = args.pruners or all_pruners(source, vla, pruner_file(args))
         settings = OpenLoopSettings(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,6 +20,8 @@ from fastdrive_node.planning.loading import SHIPPED_PRUNER, default_vla_dir
 from fastdrive_training.cluster import Cluster
 from fastdrive_training.data.adapters import ImageSource, open_source
 from fastdrive_training.data.sampling import Shard
+
+KEPT = "finished {} are kept; give the same command again, and it goes on"  # for ``interrupted_with``
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +63,15 @@ def add_ray_argument(parser: argparse.ArgumentParser) -> None:
         help="work on a Ray cluster: auto (that of this machine), local:2 (two workers here), HOST:6379 or "
         "ray://HOST:10001; needs the extra [cluster]",
     )
+
+
+@contextmanager
+def interrupted_with(hint: str) -> Iterator[None]:
+    """Ctrl-C in the block says what is kept, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(hint) from stop
 
 
 def figures_table(title: str, first: str, *columns: str) -> Table:

@@ -12,7 +12,7 @@ from types import ModuleType
 from fastdrive_node.cli import write_json
 from fastdrive_node.errors import UsageError
 from fastdrive_training.cluster import open_cluster
-from fastdrive_training.commands.options import add_ray_argument
+from fastdrive_training.commands.options import KEPT, add_ray_argument, interrupted_with
 from fastdrive_training.engine.config import RecipeError, load_recipe, recipe_schema, set_keys
 
 # kind -> module, recipe class, function (recipe: dict, resume: bool) -> figures
@@ -62,9 +62,11 @@ def run(args: argparse.Namespace) -> None:
         return
     try:
         if args.cache_only:
-            write_json(_cache(module, recipe, kind, args.ray), args.json)
+            with interrupted_with(KEPT.format("items")):
+                write_json(_cache(module, recipe, kind, args.ray), args.json)
             return
-        figures = getattr(module, function)(recipe, args.resume)
+        with interrupted_with("--resume goes on from the last checkpoint, where there is one"):
+            figures = getattr(module, function)(recipe, args.resume)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
     if os.environ.get("RANK", "0") == "0":  # one of several processes that a launcher started
