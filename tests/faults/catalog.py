@@ -29,6 +29,7 @@ from tests.faults.inject import (
     break_update,
     clean_up,
     deactivate,
+    exchange,
     flood,
     freeze,
     hang,
@@ -210,6 +211,10 @@ PROCESS = [
         code="planner_down",
         scene="supervised",
         undo=restart,
+    ),
+    Fault("an exchange has no weights", "planner's process", exchange("unusable"), mode="nominal", scene="supervised"),
+    Fault(
+        "it ends while an exchange loads", "planner's process", exchange("dies"), mode="nominal", scene="supervised"
     ),
 ]
 LIFECYCLE = [
