@@ -213,9 +213,7 @@ PROCESS = [
         undo=restart,
     ),
     Fault("an exchange has no weights", "planner's process", exchange("unusable"), mode="nominal", scene="supervised"),
-    Fault(
-        "it ends while an exchange loads", "planner's process", exchange("dies"), mode="nominal", scene="supervised"
-    ),
+    Fault("it ends while an exchange loads", "planner's process", exchange("dies"), mode="nominal", scene="supervised"),
 ]
 LIFECYCLE = [
     Fault("deactivated", "lifecycle", deactivate, mode="inactive", code="inactive", undo=activate, quick=True),
