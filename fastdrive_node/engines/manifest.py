@@ -167,7 +167,7 @@ def _seal(content: dict) -> str:
 
 def _is_sealed(content: dict, seal: object, text: str) -> bool:
     try:
-        return text == _canonical({**content, "seal": seal}) and seal == _seal(content)
+        return seal == _seal(content) and text == _canonical({**content, "seal": seal})
     except (ValueError, RecursionError):  # infinite numbers, or nested too deep to be written
         return False
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
@@ -23,11 +24,12 @@ from std_msgs.msg import String
 
 from fastdrive_node.errors import FastDriveError
 from fastdrive_node.record import MODE, PlanRecord
-from fastdrive_node.replay.bag import BagMessage, Recording
+from fastdrive_node.replay.bag import BagMessage
 from fastdrive_node.ros.diagnostics import ACTIVE, LIFECYCLE_KEY, MODEL_STATUS, PLANNER_STATUS
 from fastdrive_node.ros.distribution import publisher_count
 from fastdrive_node.ros.messages import time_message
 from fastdrive_node.ros.qos import RECORDS
+from fastdrive_node.ros.topics import TopicMap
 
 CLOCK_STEP_S = 0.02  # wall time between two messages on /clock
 SILENCE_S = 120.0  # of wall time, until the replay gives a node up
@@ -41,17 +43,28 @@ class Arrival:
     at_s: float
 
 
+class PublishedTopics(Protocol):
+    """What is published: a ``Recording``, or the simulator."""
+
+    @property
+    def topics(self) -> TopicMap: ...
+
+    @property
+    def compressed(self) -> bool: ...
+
+
 class NodeConnection:
-    """One participant with the bag's publishers; a context manager.
+    """One participant with the publishers of the node's inputs; a context manager.
 
     Args:
+        inputs: their topics.
         node: fully qualified name, without the leading slash.
         domain: ROS domain id; None for that of the environment.
         check: raises where the node's process has ended.
     """
 
-    def __init__(self, recording: Recording, node: str, domain: int | None, check: Callable[[], None]):
-        self._recording = recording
+    def __init__(self, inputs: PublishedTopics, node: str, domain: int | None, check: Callable[[], None]):
+        self._inputs = inputs
         self._name = node
         self._domain = domain
         self._check_process = check
@@ -69,7 +82,7 @@ class NodeConnection:
         )
         self._node = rclpy.create_node(f"fastdrive_replay_{os.getpid()}", context=self._context)
         self._clock = self._node.create_publisher(Clock, "/clock", 10)
-        self._publishers = {topic: self._advertise(topic) for topic in self._recording.topics.topics()}
+        self._publishers = {topic: self._advertise(topic) for topic in self._inputs.topics.topics()}
         self._records = self._node.create_subscription(
             String, f"/{self._name}/output/plan_json", self._on_record, RECORDS
         )
@@ -149,12 +162,12 @@ class NodeConnection:
             self.wait()
 
     def _advertise(self, topic: str):
-        inputs = self._recording.topics
+        inputs = self._inputs.topics
         if topic == inputs.odometry:
             return self._node.create_publisher(Odometry, topic, 50)
         if topic == inputs.command:
             return self._node.create_publisher(String, topic, 10)
-        kind = CompressedImage if self._recording.compressed else Image
+        kind = CompressedImage if self._inputs.compressed else Image
         return self._node.create_publisher(kind, topic, QoSProfile(depth=5))
 
     def _inactive(self) -> list[str]:

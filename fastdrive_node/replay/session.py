@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastdrive_node.replay.bag import Recording
-from fastdrive_node.replay.connection import NodeConnection
+from fastdrive_node.replay.connection import NodeConnection, PublishedTopics
 from fastdrive_node.replay.frame_sets import LoopResult, SetCounter
 from fastdrive_node.replay.node_process import NODE_COMMAND, NodeProcess
 from fastdrive_node.replay.player import Player
@@ -62,11 +62,45 @@ def play_bag(recording: Recording, node: NodeOptions, rate: float | None, loops:
         InputError: the parameter file, profile or bag cannot be used.
         FastDriveError: the node ended, or was not ready in time.
     """
-    parameters = {**REPLAY_PARAMETERS, **node.parameters, **recording.parameters()}
-    if rate is None:
-        topics = (*recording.topics.cameras.values(), recording.topics.odometry)
-        parameters |= {f"qos_overrides.{topic}.subscription.reliability": "reliable" for topic in topics}
-    settings = _settings(parameters, node.parameter_file)
+    more = recording.parameters()
+    with open_session(recording, node, more, lockstep=rate is None) as session:
+        player = Player(recording, session.connection, rate)
+        passes = []
+        for index in range(loops):
+            if index:
+                player.rewind()
+            counter = SetCounter(recording.topics, recording.compressed, session.settings.frame_limits())
+            passes.append(player.play(counter))
+        return Replay(passes, session.connection.identity, session.settings)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A node that is active, with all topics matched."""
+
+    connection: NodeConnection
+    settings: Settings  # of the node
+
+
+@contextmanager
+def open_session(
+    inputs: PublishedTopics, node: NodeOptions, parameters: Mapping[str, object], lockstep: bool
+) -> Iterator[Session]:
+    """Start a node in a domain of its own, or find one that runs, and wait until it is active.
+
+    Args:
+        parameters: that follow from the inputs; they win over those of ``node``.
+        lockstep: images and odometry are reliable.
+
+    Raises:
+        InputError: the parameter file or profile cannot be used.
+        FastDriveError: the node ended, or was not ready in time.
+    """
+    values = {**REPLAY_PARAMETERS, **node.parameters, **parameters}
+    if lockstep:
+        topics = (*inputs.topics.cameras.values(), inputs.topics.odometry)
+        values |= {f"qos_overrides.{topic}.subscription.reliability": "reliable" for topic in topics}
+    settings = _settings(values, node.parameter_file)
     environment = profile_environment(node.fastdds_profile)
     with ExitStack() as stack:
         domain = None if node.external else stack.enter_context(own_domain())
@@ -75,22 +109,15 @@ def play_bag(recording: Recording, node: NodeOptions, rate: float | None, loops:
         stack.enter_context(_environment(environment))
         process = None
         if not node.external:
-            process = NodeProcess(recording.topics, parameters, environment, node.parameter_file, command=node.command)
+            process = NodeProcess(inputs.topics, values, environment, node.parameter_file, command=node.command)
         name = node.name.strip("/") if node.external else "fastdrive"
         check = process.check if process is not None else lambda: None
-        connection = stack.enter_context(NodeConnection(recording, name, domain, check))
+        connection = stack.enter_context(NodeConnection(inputs, name, domain, check))
         if process is not None:
             process.on_exit = connection.wake
             stack.enter_context(process)
         connection.wait_until_ready(EXTERNAL_S if node.external else STARTUP_S, CONNECT_S)
-        player = Player(recording, connection, rate)
-        passes = []
-        for index in range(loops):
-            if index:
-                player.rewind()
-            counter = SetCounter(recording.topics, recording.compressed, settings.frame_limits())
-            passes.append(player.play(counter))
-        return Replay(passes, connection.identity, settings)
+        yield Session(connection, settings)
 
 
 def _settings(parameters: Mapping[str, object], parameter_file: Path | None) -> Settings:

@@ -155,13 +155,13 @@ class _Recorder:
         yield "/driving_command", _TYPE["std_msgs/msg/String"](data=snapshot.command)
         encode = jpeg_message if self._spec.transport == "compressed" else image_message
         for camera, rgb in zip(self._rig, views.rgb, strict=True):
-            header = _header(stamp_ns, camera.name)
+            header = header_message(stamp_ns, camera.name)
             topic = image_topic(camera.name, self._spec.transport)
             yield topic, encode(header, rgb, self._spec.jpeg_quality)
             yield f"/{camera.name}/camera_info", camera_info_message(header, camera, rgb.shape[1], rgb.shape[0])
 
 
-def _header(stamp_ns: int, frame: str) -> Any:
+def header_message(stamp_ns: int, frame: str) -> Any:
     time = _TYPE["builtin_interfaces/msg/Time"](sec=stamp_ns // 1_000_000_000, nanosec=stamp_ns % 1_000_000_000)
     return _TYPE["std_msgs/msg/Header"](stamp=time, frame_id=frame)
 
@@ -224,7 +224,7 @@ def odometry_message(ego: EgoPose, start: EgoPose, stamp_ns: int) -> Any:
     )
     twist = _TYPE["geometry_msgs/msg/Twist"](linear=_vector(ego.speed, 0, 0), angular=_vector(0, 0, ego.yaw_rate))
     return _TYPE["nav_msgs/msg/Odometry"](
-        header=_header(stamp_ns, "odom"),
+        header=header_message(stamp_ns, "odom"),
         child_frame_id="base_link",
         pose=_TYPE["geometry_msgs/msg/PoseWithCovariance"](pose=pose, covariance=np.zeros(36)),
         twist=_TYPE["geometry_msgs/msg/TwistWithCovariance"](twist=twist, covariance=np.zeros(36)),
@@ -235,7 +235,7 @@ def rig_message(rig: Sequence[Camera], stamp_ns: int) -> Any:
     """tf2_msgs/TFMessage: base_link to each camera's optical frame."""
     transforms = [
         _TYPE["geometry_msgs/msg/TransformStamped"](
-            header=_header(stamp_ns, "base_link"),
+            header=header_message(stamp_ns, "base_link"),
             child_frame_id=camera.name,
             transform=_TYPE["geometry_msgs/msg/Transform"](
                 translation=_vector(*camera.translation), rotation=_quaternion(quaternion_of_matrix(camera.rotation))

@@ -27,6 +27,7 @@ CATEGORIES = {
     "truck": "vehicle.truck",
     "bus": "vehicle.bus.rigid",
     "pedestrian": "human.pedestrian.adult",
+    "cyclist": "vehicle.bicycle",
 }
 ATTRIBUTES = {
     "vehicle.moving": "Drives.",
@@ -34,6 +35,7 @@ ATTRIBUTES = {
     "vehicle.parked": "Stands at the kerb for the whole scene.",
     "pedestrian.moving": "Walks.",
     "pedestrian.standing": "Stands.",
+    "cycle.with_rider": "Somebody rides it.",
 }
 ANNOTATION_RANGE_M = 60.0
 _MOVING_MPS = 0.2
@@ -250,6 +252,8 @@ def _attribute(thing: Thing, parked: bool) -> str:
     moving = abs(thing.speed) > _MOVING_MPS
     if thing.kind == "pedestrian":
         return "pedestrian.moving" if moving else "pedestrian.standing"
+    if thing.kind == "cyclist":
+        return "cycle.with_rider"
     if parked:
         return "vehicle.parked"
     return "vehicle.moving" if moving else "vehicle.stopped"

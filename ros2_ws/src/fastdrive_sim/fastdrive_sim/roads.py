@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,8 +59,10 @@ class Route:
         """Position and heading (x, y, yaw) at arc length ``s`` m, ``offset`` m to the left."""
         index = min(max(s / STEP_M, 0.0), len(self.yaw) - 1.001)
         i, f = int(index), index - int(index)
-        x, y = self.xy[i] * (1 - f) + self.xy[i + 1] * f
-        yaw = self.yaw[i] * (1 - f) + self.yaw[i + 1] * f
+        (x0, y0), (x1, y1) = self.xy[i : i + 2].tolist()
+        yaw0, yaw1 = self.yaw[i : i + 2].tolist()
+        x, y = x0 * (1 - f) + x1 * f, y0 * (1 - f) + y1 * f
+        yaw = yaw0 * (1 - f) + yaw1 * f
         return x - math.sin(yaw) * offset, y + math.cos(yaw) * offset, yaw
 
     def curvature_at(self, s: float) -> float:
@@ -129,16 +132,57 @@ class _Builder:
         away = self.rng.random() < 0.5 - 0.25 * self.yaw[-1]  # drawn back to the first heading
         return self.extend([(length, (1 if away else -1) / radius)])
 
-    def junction(self) -> bool:
-        turn = str(self.rng.choice(["left", "straight", "right"]))
+    def junction(self, turn: str | None = None, has_light: bool | None = None) -> bool:
+        """A crossing; what is not given is drawn."""
+        turn = turn or str(self.rng.choice(["left", "straight", "right"]))
         reach = {"left": BOX_M + CENTRE_M, "right": BOX_M - CENTRE_M, "straight": BOX_M * 4 / math.pi}[turn]
         bow = {"left": 1 / reach, "right": -1 / reach, "straight": 0.0}[turn]
         first = len(self.yaw) + int(12 / STEP_M)
         if not self.extend([(12.0, 0.0), (reach * math.pi / 2, bow), (12.0, 0.0)]):
             return False
         last = first + round(reach * math.pi / 2 / STEP_M)
-        self.boxes.append((first, last, turn, bool(self.rng.random() < 0.7)))
+        lit = bool(self.rng.random() < 0.7) if has_light is None else has_light
+        self.boxes.append((first, last, turn, lit))
         return True
+
+
+@dataclass(frozen=True)
+class Straight:
+    """A straight part of a route."""
+
+    length_m: float
+
+
+@dataclass(frozen=True)
+class Bend:
+    """A part of a route with one radius; ``angle_rad`` is positive to the left."""
+
+    radius_m: float
+    angle_rad: float
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A junction of a route, with 12 m of straight road before and after its box."""
+
+    turn: str  # "left" | "straight" | "right"
+    has_light: bool = False
+
+
+def route_of(parts: Sequence[Straight | Bend | Crossing]) -> Route:
+    """The route of these parts, one after another. Raises ValueError where the road would meet itself or turn back."""
+    builder = _Builder(np.random.default_rng(0))
+    for part in parts:
+        if isinstance(part, Straight):
+            done = builder.extend([(part.length_m, 0.0)])
+        elif isinstance(part, Bend):
+            length = part.radius_m * abs(part.angle_rad)
+            done = builder.extend([(length, math.copysign(1 / part.radius_m, part.angle_rad))])
+        else:
+            done = builder.junction(part.turn, part.has_light)
+        if not done:
+            raise ValueError(f"{part}: the road would meet itself or turn back")
+    return _finish(builder)
 
 
 def build_route(rng: np.random.Generator, length_m: float) -> Route:

@@ -28,6 +28,7 @@ _REFERENCE = {
     "truck": (8.0, 2.5, 3.3),
     "bus": (12.0, 2.55, 3.2),
     "pedestrian": (0.5, 0.6, 1.75),
+    "cyclist": (1.8, 0.6, 1.75),
     "barrier": (2.0, 0.6, 0.9),
     "traffic_cone": (0.4, 0.4, 0.7),
 }
@@ -233,4 +234,19 @@ def _traffic_cone(build: MeshBuilder, variant: int) -> None:
         build.cone(0, 0, (z0, z1), radius, 6, color=color)
 
 
-_STANDING = {"tree": _tree, "bush": _bush, "barrier": _barrier, "traffic_cone": _traffic_cone}
+def _cyclist(build: MeshBuilder, variant: int) -> None:
+    """A bicycle and its rider, leaning forward; the torso has the thing's color."""
+    skin, helmet, legs = (t[variant // k % len(t)] for t, k in ((_SKIN, 1), (_HAIR, 3), (_LEGS, 2)))
+    for x in (-0.55, 0.55):
+        build.box((x - 0.34, -0.03, 0.0), (x + 0.34, 0.03, 0.68), color=(0.07, 0.07, 0.08))
+    build.box((-0.5, -0.025, 0.55), (0.5, 0.025, 0.62), color=_STEEL)
+    build.box((0.4, -0.28, 0.95), (0.48, 0.28, 1.02), color=_STEEL)
+    for y in (-0.13, 0.13):
+        build.frustum((-0.1, y - 0.07, 0.25), (0.1, y + 0.07, 0.95), (-0.3, y - 0.08), (-0.08, y + 0.08), color=legs)
+        build.frustum((0.3, y - 0.05, 0.95), (0.45, y + 0.05, 1.3), (-0.05, y - 0.05), (0.1, y + 0.05), shade=0.85)
+    build.frustum((-0.32, -0.18, 0.88), (-0.06, 0.18, 1.42), (-0.05, -0.21), (0.2, 0.21))
+    build.cone(0.12, 0, (1.4, 1.62), (0.08, 0.11), 6, color=skin)
+    build.cone(0.1, 0, (1.6, 1.75), (0.14, 0.06), 6, color=helmet)
+
+
+_STANDING = {"cyclist": _cyclist, "tree": _tree, "bush": _bush, "barrier": _barrier, "traffic_cone": _traffic_cone}

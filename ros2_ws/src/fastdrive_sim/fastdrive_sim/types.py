@@ -46,6 +46,7 @@ KINDS = {
     "truck": Label.VEHICLE,
     "bus": Label.VEHICLE,
     "pedestrian": Label.PEDESTRIAN,
+    "cyclist": Label.PEDESTRIAN,
     "traffic_light": Label.TRAFFIC_LIGHT,
     "traffic_sign": Label.TRAFFIC_SIGN,
     "barrier": Label.BARRIER,

@@ -7,15 +7,15 @@ from fastdrive_node.errors import InputError
 from fastdrive_sim.drive.storage import hash_runs, lines, load_run, save_run
 from fastdrive_sim.drive.types import (
     Collision,
+    DriveRow,
     EgoStep,
     Lane,
     Light,
     Other,
     PlanStep,
-    Row,
     RunRecord,
+    RunStep,
     StaticMap,
-    Step,
     corners,
 )
 
@@ -27,11 +27,11 @@ def make_run(seed: int = 3) -> RunRecord:
     square = corners(0, 0, 0, 10, 8)
     light = Light(4, "red", ((1.0, 2.0), (3.0, 4.0)), ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0)))
     map_ = StaticMap(square, 0.5, 20.0, (square,), (Lane(square, square[:2], True),), (square,), (CAR,), 12.0)
-    steps = (Step(0.0, EGO, (CAR,), (light,), "left", 0.0, -1, 0.0), Step(0.1, EGO, (), (), "left", 0.5, 0, 0.1))
+    steps = (RunStep(0.0, EGO, (CAR,), (light,), "left", 0.0, -1, 0.0), RunStep(0.1, EGO, (), (), "left", 0.5, 0, 0.1))
     plan = PlanStep(0.0, "planned", "", 0.0, np.array([[1.0, 0.1], [2.0, 0.2]]), np.array([0.5, 1.0]), EGO, "", 5, 10)
     hit = Collision(0.1, CAR, False, 5.0, 2.5, "front", EGO)
     return RunRecord(
-        "lead", seed, Row("none"), map_, steps, (plan, PlanStep(0.5, "refused", "no")), (hit,), "collision",
+        "lead", seed, DriveRow("none"), map_, steps, (plan, PlanStep(0.5, "refused", "no")), (hit,), "collision",
         expert_progress_m=np.array([0.0, 1 / 3]),
     )  # fmt: skip
 

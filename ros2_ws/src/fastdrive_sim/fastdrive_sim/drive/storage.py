@@ -20,15 +20,15 @@ from fastdrive_node.files import write_atomically
 from fastdrive_node.types import Vehicle
 from fastdrive_sim.drive.types import (
     Collision,
+    DriveRow,
     EgoStep,
     Lane,
     Light,
     Other,
     PlanStep,
-    Row,
     RunRecord,
+    RunStep,
     StaticMap,
-    Step,
 )
 
 FORMAT = 1
@@ -107,11 +107,11 @@ def _others(values: Any) -> tuple[Other, ...]:
     return tuple(_build(Other, each) for each in values)
 
 
-def _step(values: Mapping) -> Step:
+def _step(values: Mapping) -> RunStep:
     lights = tuple(
         _build(Light, each, stop_line=_pairs(each["stop_line"]), area=_pairs(each["area"])) for each in values["lights"]
     )
-    return _build(Step, values, ego=_build(EgoStep, values["ego"]), others=_others(values["others"]), lights=lights)
+    return _build(RunStep, values, ego=_build(EgoStep, values["ego"]), others=_others(values["others"]), lights=lights)
 
 
 def _plan(values: Mapping) -> PlanStep:
@@ -134,7 +134,7 @@ def _map(values: Mapping) -> StaticMap:
     )
 
 
-def _run(head: Mapping, steps: tuple[Step, ...], plans: tuple[PlanStep, ...]) -> RunRecord:
+def _run(head: Mapping, steps: tuple[RunStep, ...], plans: tuple[PlanStep, ...]) -> RunRecord:
     collisions = tuple(
         _build(Collision, each, other=_build(Other, each["other"]), ego=_build(EgoStep, each["ego"]))
         for each in head["collisions"]
@@ -142,7 +142,7 @@ def _run(head: Mapping, steps: tuple[Step, ...], plans: tuple[PlanStep, ...]) ->
     return _build(
         RunRecord,
         head,
-        row=_build(Row, head["row"]),
+        row=_build(DriveRow, head["row"]),
         map=_map(head["map"]),
         steps=steps,
         plans=plans,

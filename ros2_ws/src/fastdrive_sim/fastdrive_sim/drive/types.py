@@ -24,13 +24,13 @@ Where = Literal["front", "side", "rear"]
 
 
 @dataclass(frozen=True)
-class Row:
+class DriveRow:
     """What drove, and under which fault. A row of the table; runs of two rows are paired by family and seed."""
 
     pruner: str  # a pruner's name, ``expert`` or ``constant-velocity``
     drop: float = 0.0  # the pruning ratio p
     fault: str = ""  # name of the fault, "" for none
-    severity: float = 0.0  # of the fault, in [0, 1]
+    severity: float = 0.0  # of the fault, in its unit (``faults``)
     latency_s: float = 0.0  # simulated, from the exposure to the use of a plan
 
     @property
@@ -83,7 +83,7 @@ class Light:
 
 
 @dataclass(frozen=True)
-class Step:
+class RunStep:
     """The world at one instant, every ``RECORD_S``."""
 
     time_s: float
@@ -154,11 +154,11 @@ class RunRecord:
 
     family: str
     seed: int
-    row: Row
+    row: DriveRow
     map: StaticMap
-    steps: tuple[Step, ...]
+    steps: tuple[RunStep, ...]
     plans: tuple[PlanStep, ...]
-    collisions: tuple[Collision, ...]  # the run ends with the first one with a road user
+    collisions: tuple[Collision, ...]  # the run ends with the first one with anything but a traffic cone
     ending: str  # one of ENDINGS
     reason: str = ""  # of FAILED
     # Arc length from the start, of the expert in the same scenario, every RECORD_S from 0; EP divides by it.
@@ -189,3 +189,6 @@ def ego_corners(ego: EgoStep, vehicle: Vehicle) -> np.ndarray:
 def other_corners(other: Other) -> np.ndarray:
     """Corners [4, 2] of a road user or an obstacle, in the order of ``corners``."""
     return corners(other.x, other.y, other.yaw, other.length, other.width)
+
+
+Step, Row = RunStep, DriveRow  # names that other branches still use

@@ -1,0 +1,128 @@
+"""A drive from its options to ``summary.json``."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fastdrive_node.errors import InputError, UsageError
+from fastdrive_node.families.spec import VlaSpec, load_spec
+from fastdrive_node.files import package_share_file, write_atomically
+from fastdrive_sim.drive.faults import parse_fault
+from fastdrive_sim.drive.loop import LoopSettings
+from fastdrive_sim.drive.runner import DriveSettings, drive_all, load_all
+from fastdrive_sim.drive.storage import hash_runs
+from fastdrive_sim.drive.suite import rows, scenarios
+from fastdrive_sim.drive.summary import summarize
+from fastdrive_sim.drive.types import RECORD_S
+
+MAX_LATENCY_S = 10.0
+
+
+@dataclass(frozen=True)
+class DriveOptions:
+    """What the command line gives. Raises UsageError for a value that is out of range."""
+
+    out: Path
+    suite: str = "standard"
+    families: tuple[str, ...] = ()
+    runs: int | None = None
+    seed: int = 0
+    vla: Path | None = None
+    pruners: tuple[str, ...] = ("none", "reconpruner")
+    drops: tuple[float, ...] = (0.5,)
+    faults: tuple[str, ...] = ()
+    realtime: bool = False
+    latency_s: float = 0.0
+    plan_hz: float = 2.0
+    size: tuple[int, int] | None = None
+    workers: int = 1
+    node_command: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.latency_s <= MAX_LATENCY_S:
+            raise UsageError(f"--latency-ms {self.latency_s * 1e3:g}: give 0 to {MAX_LATENCY_S * 1e3:g}")
+        if self.realtime and self.latency_s:
+            raise UsageError("--latency-ms: with --realtime the latency is the machine's; leave one of them out")
+        steps = 1 / (self.plan_hz * RECORD_S) if self.plan_hz > 0 else 0.0
+        if abs(steps - round(steps)) > 1e-6 or not 1 <= steps <= 20:
+            raise UsageError(f"--plan-hz {self.plan_hz:g}: give a divisor of 10 from 0.5 to 10, such as 2 or 5")
+
+
+def drive_suite(options: DriveOptions) -> dict:
+    """Drive, and return the figures; they are in ``summary.json`` too.
+
+    Raises:
+        UsageError: an unknown suite, family or fault, before anything starts.
+        InputError, ModelError: the VLA directory cannot be used, or ``out`` holds another drive.
+        FastDriveError: no node can be started.
+    """
+    chosen = scenarios(options.suite, options.families, options.runs, options.seed)
+    faults = [parse_fault(text) for text in options.faults]
+    all_rows = rows(options.pruners, options.drops, faults, options.latency_s)
+    settings = _settings(options)
+    _claim(options, settings)
+    started = time.monotonic()
+    drive_all(settings, all_rows, chosen, options.workers)
+    records = load_all(settings, all_rows, chosen)
+    figures = {
+        **summarize(records),
+        "deterministic_hash": hash_runs(records),
+        "settings": _identity(options, settings),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    _write(options.out / "summary.json", figures)
+    return figures
+
+
+def _settings(options: DriveOptions) -> DriveSettings:
+    vla = options.vla or package_share_file("models/tiny/vla.json").parent
+    spec = load_spec(vla)
+    return DriveSettings(
+        options.out,
+        str(vla.resolve()),
+        tuple(spec.cameras),
+        options.size or _image_size(spec),
+        options.realtime,
+        LoopSettings(1 / options.plan_hz),
+        options.node_command,
+    )
+
+
+def _image_size(spec: VlaSpec) -> tuple[int, int]:
+    """Width and height of the largest image that the VLA reads."""
+    height, width = max(spec.sizes, key=lambda size: size[0] * size[1])
+    return width, height
+
+
+def _identity(options: DriveOptions, settings: DriveSettings) -> dict:
+    """What all runs of a folder must have in common."""
+    return {
+        "vla": Path(settings.vla).name,
+        "size": list(settings.size),
+        "realtime": options.realtime,
+        "latency_ms": options.latency_s * 1e3,
+        "plan_hz": options.plan_hz,
+        "actuators": asdict(settings.loop.actuators),
+    }
+
+
+def _claim(options: DriveOptions, settings: DriveSettings) -> None:
+    """Make the folder, or see that it is of the same drive."""
+    path, identity = options.out / "settings.json", _identity(options, settings)
+    if path.is_file():
+        if json.loads(path.read_text()) != identity:
+            raise InputError(f"{options.out}: holds runs with other settings ({path.name}); give a new --out")
+        return
+    _write(path, identity)
+
+
+def _write(path: Path, values: dict) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(path) as partial:
+            partial.write_text(json.dumps(values, indent=1) + "\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error

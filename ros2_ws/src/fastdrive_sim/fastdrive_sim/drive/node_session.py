@@ -1,0 +1,61 @@
+"""A node with renderer and connection, ready to drive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fastdrive_node.errors import SimError
+from fastdrive_node.replay.node_process import NODE_COMMAND
+from fastdrive_node.replay.session import NodeOptions, open_session
+from fastdrive_node.ros.topics import TopicMap, simulator_topics
+from fastdrive_sim.bag import image_topic
+from fastdrive_sim.drive.faults import make_fault
+from fastdrive_sim.drive.node_planner import CameraRig, NodePlanner
+from fastdrive_sim.drive.runner import DriveSettings
+from fastdrive_sim.drive.suite import FULL
+from fastdrive_sim.drive.types import DriveRow
+from fastdrive_sim.render import Renderer
+from fastdrive_sim.rig import RIGS
+from fastdrive_sim.types import Camera
+
+MISSING_S = 0.05  # a set without all of its cameras is given up; in lockstep nothing else arrives meanwhile
+
+
+@contextmanager
+def open_planner(settings: DriveSettings, row: DriveRow) -> Iterator[NodePlanner]:
+    """The node of a row, active, and what publishes to it.
+
+    Raises:
+        SimError: no rig has the VLA's cameras, or the machine cannot render.
+        FastDriveError: the node ended, or was not ready in time.
+    """
+    cameras = rig_of(settings.cameras)
+    topics = TopicMap(
+        {camera.name: image_topic(camera.name, "raw") for camera in cameras},
+        simulator_topics().odometry,
+        simulator_topics().command,
+        "the simulator's topics",
+    )
+    parameters: dict[str, object] = {"vla": settings.vla, "pruner": row.pruner}
+    if row.pruner != FULL:
+        parameters["drop"] = row.drop
+    options = NodeOptions(parameters=parameters, command=settings.node_command or NODE_COMMAND)
+    renderer = Renderer(*settings.size, cameras)
+    try:
+        rig = CameraRig(renderer, topics)
+        with open_session(rig, options, {"missing_timeout_s": MISSING_S}, lockstep=not settings.realtime) as session:
+            fault = make_fault(row.fault, row.severity)
+            yield NodePlanner(rig, session.connection, fault, lambda: row.latency_s, MISSING_S, settings.loop.plan_s)
+    finally:
+        renderer.close()
+
+
+def rig_of(cameras: tuple[str, ...]) -> tuple[Camera, ...]:
+    """The simulator's cameras of these names, in their order. Raises SimError where no rig has them all."""
+    for rig in RIGS.values():
+        known = {camera.name: camera for camera in rig}
+        if all(name in known for name in cameras):
+            return tuple(known[name] for name in cameras)
+    names = sorted({camera.name for rig in RIGS.values() for camera in rig})
+    raise SimError(f"cameras {', '.join(cameras)}: no rig of the simulator has them; it has {', '.join(names)}")

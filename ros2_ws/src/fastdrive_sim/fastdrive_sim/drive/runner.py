@@ -1,0 +1,156 @@
+"""Drives the scenarios of a suite in one or more processes, one node each, and writes a file a run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+
+from fastdrive_node.errors import FastDriveError
+from fastdrive_sim.drive.families import FAMILIES
+from fastdrive_sim.drive.loop import LoopSettings, drive, with_expert
+from fastdrive_sim.drive.planners import DrivePlanner, constant_velocity_planner, expert_planner
+from fastdrive_sim.drive.storage import load_run, save_run
+from fastdrive_sim.drive.suite import ScenarioKey
+from fastdrive_sim.drive.types import CONSTANT_VELOCITY, EXPERT, FAILED, DriveRow, RunRecord
+
+DEATHS = 3  # runs in a row that a node's end made fail, after which a row's other runs are not tried
+
+
+@dataclass(frozen=True)
+class DriveSettings:
+    """What all runs share."""
+
+    out: Path
+    vla: str  # absolute path of the VLA directory
+    cameras: tuple[str, ...]
+    size: tuple[int, int]  # of the images, width and height
+    realtime: bool = False
+    loop: LoopSettings = field(default_factory=LoopSettings)
+    node_command: tuple[str, ...] | None = None  # None: the installed node
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Runs of one row that one process does, one after another."""
+
+    row: DriveRow
+    scenarios: tuple[ScenarioKey, ...]
+
+
+def run_path(out: Path, row: DriveRow, scenario: ScenarioKey) -> Path:
+    return out / "runs" / row.name / f"{scenario.family}-{scenario.seed}.jsonl"
+
+
+def drive_all(
+    settings: DriveSettings, rows: Sequence[DriveRow], scenarios: Sequence[ScenarioKey], workers: int
+) -> None:
+    """All runs that have no file yet. The expert goes first: the others' progress is compared with its.
+
+    Raises:
+        FastDriveError: a node could not be started at all.
+    """
+    for part in ([row for row in rows if row.pruner == EXPERT], [row for row in rows if row.pruner != EXPERT]):
+        chunks = list(_chunks(settings, part, scenarios, workers))
+        if workers == 1:
+            for chunk in chunks:
+                drive_chunk(settings, chunk)
+            continue
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            for done in as_completed([pool.submit(drive_chunk, settings, chunk) for chunk in chunks]):
+                done.result()
+
+
+def load_all(settings: DriveSettings, rows: Sequence[DriveRow], scenarios: Sequence[ScenarioKey]) -> list[RunRecord]:
+    """The runs from their files, in the order of rows and scenarios."""
+    return [load_run(run_path(settings.out, row, scenario)) for row in rows for scenario in scenarios]
+
+
+def _chunks(
+    settings: DriveSettings, rows: Sequence[DriveRow], scenarios: Sequence[ScenarioKey], workers: int
+) -> Iterator[Chunk]:
+    for row in rows:
+        todo = [each for each in scenarios if not run_path(settings.out, row, each).is_file()]
+        for index in range(min(workers, len(todo))):
+            yield Chunk(row, tuple(todo[index::workers]))
+
+
+def drive_chunk(settings: DriveSettings, chunk: Chunk) -> None:
+    """The runs of a chunk. Where the node ends, its run has failed, and the next one gets a new node."""
+    row, deaths = chunk.row, 0
+    with Driving(settings, row) as driving:
+        for scenario in chunk.scenarios:
+            if deaths == DEATHS:
+                run = _failed(scenario, row, f"not tried: the node ended in {DEATHS} runs before it")
+            else:
+                run = driving.run(scenario)
+                deaths = deaths + 1 if driving.broken else 0
+            if row.pruner != EXPERT:
+                run = with_expert(run, load_run(run_path(settings.out, replace(row, **_EXPERT_ROW), scenario)))
+            save_run(_made(run_path(settings.out, row, scenario)), run)
+            _tell(run)
+
+
+_EXPERT_ROW = {"pruner": EXPERT, "drop": 0.0, "fault": "", "severity": 0.0}
+
+
+class Driving:
+    """A context manager: what drives the runs of one row, with its node where it needs one."""
+
+    def __init__(self, settings: DriveSettings, row: DriveRow):
+        self._settings, self._row = settings, row
+        self._stack = ExitStack()
+        self._planner: DrivePlanner | None = None
+        self.broken = False  # the node ended in the last run
+
+    def __enter__(self) -> Driving:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def run(self, scenario: ScenarioKey) -> RunRecord:
+        """One run. Raises FastDriveError where no node can be started."""
+        if self._planner is None:
+            self._planner = self._make()
+        run = drive(FAMILIES[scenario.family].scene(scenario.seed), self._planner, self._row, self._settings.loop)
+        self.broken = run.ending == FAILED and not self._alive()
+        if self.broken:
+            self._stack.close()
+            self._stack, self._planner = ExitStack(), None
+        return run
+
+    def _alive(self) -> bool:
+        alive = getattr(self._planner, "alive", None)
+        return alive is None or bool(alive())
+
+    def _make(self) -> DrivePlanner:
+        row, settings = self._row, self._settings
+        if row.pruner in (EXPERT, CONSTANT_VELOCITY):
+            make = expert_planner if row.pruner == EXPERT else constant_velocity_planner
+            return make(row.latency_s)
+        from fastdrive_sim.drive.node_session import open_planner  # ROS and OpenGL, where a node drives
+
+        return self._stack.enter_context(open_planner(settings, row))
+
+
+def _failed(scenario: ScenarioKey, row: DriveRow, reason: str) -> RunRecord:
+    scene = FAMILIES[scenario.family].scene(scenario.seed)
+    return RunRecord(scene.family, scene.seed, row, scene.map(), (), (), (), FAILED, reason)
+
+
+def _made(path: Path) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FastDriveError(f"{path.parent}: cannot be made ({error.strerror}); choose another --out") from error
+    return path
+
+
+def _tell(run: RunRecord) -> None:
+    reason = f": {run.reason}" if run.reason else ""
+    print(f"{run.row.name}  {run.family} {run.seed}  {run.ending}{reason}", file=sys.stderr, flush=True)

@@ -1,0 +1,56 @@
+"""Which runs a drive consists of: suites of scenarios, and the rows that drive each of them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastdrive_node.errors import UsageError
+from fastdrive_sim.drive.families import FAMILIES
+from fastdrive_sim.drive.types import CONSTANT_VELOCITY, EXPERT, DriveRow
+
+SUITES = {"standard": 16, "smoke": 1}  # seeds of each family
+FULL = "none"  # the pruner that keeps everything
+
+
+@dataclass(frozen=True)
+class ScenarioKey:
+    """One scenario of a suite."""
+
+    family: str
+    seed: int
+
+
+def scenarios(suite: str, families: Sequence[str], runs: int | None, seed: int) -> list[ScenarioKey]:
+    """
+    Args:
+        suite: a key of ``SUITES``.
+        families: all of them where empty.
+        runs: scenarios of each family; None for the suite's number.
+        seed: of the first scenario of each family; the next ones follow.
+
+    Raises:
+        UsageError: an unknown suite or family.
+    """
+    if suite not in SUITES:
+        raise UsageError(f"--suite {suite}: give one of {', '.join(SUITES)}")
+    for name in families:
+        if name not in FAMILIES:
+            near = difflib.get_close_matches(name, FAMILIES, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UsageError(f"--family {name}: unknown; {hint}give one of {', '.join(FAMILIES)}")
+    number = SUITES[suite] if runs is None else runs
+    return [ScenarioKey(name, seed + index) for name in families or FAMILIES for index in range(number)]
+
+
+def rows(
+    pruners: Sequence[str], drops: Sequence[float], faults: Sequence[tuple[str, float]], latency_s: float
+) -> list[DriveRow]:
+    """The expert, constant velocity, and each pruner at each ratio without and with each fault."""
+    chosen = [DriveRow(EXPERT, latency_s=latency_s), DriveRow(CONSTANT_VELOCITY, latency_s=latency_s)]
+    for fault, severity in (("", 0.0), *faults):
+        for pruner in pruners:
+            ratios = (0.0,) if pruner == FULL else drops
+            chosen += [DriveRow(pruner, float(drop), fault, severity, latency_s) for drop in ratios]
+    return list(dict.fromkeys(chosen))
