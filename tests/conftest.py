@@ -25,6 +25,29 @@ settings.load_profile("suite")
 gc.disable()  # while modules are imported
 
 
+# Files that take longest, the longest first: begun last, one of them would run alone at the end.
+LONG = (
+    "packaging/test_wheel",
+    "training/test_two_processes",
+    "benchmarks/test_bench_command",
+    "benchmarks/test_three_b",
+    "replay/test_replay_command",
+    "replay/test_replay",
+    "benchmarks/test_gpu_engines",
+    "benchmarks/test_gpu_suite",
+    "ros/test_real_planner",
+    "engines/test_engine_fuzz",
+    "training/vla/test_train",
+    "training/evaluation/test_shards",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; the order within a file stays."""
+    places = {f"tests/{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(LONG)))
+
+
 def pytest_collection_finish() -> None:
     """What was imported stays: the garbage collector looks at it no more, which makes each full collection short."""
     gc.freeze()
@@ -35,8 +58,9 @@ def pytest_collection_finish() -> None:
 def tiny_dir(tmp_path_factory):
     """An untrained tiny VLA directory; tests must not change it."""
     from fastdrive_training.vla.tiny_model import build_tiny_vla
+    from tests.generation import write_geometry
 
-    return build_tiny_vla(tmp_path_factory.mktemp("vla") / "tiny", seed=0)
+    return write_geometry(build_tiny_vla(tmp_path_factory.mktemp("vla") / "tiny", seed=0))
 
 
 @pytest.fixture(scope="session")

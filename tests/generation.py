@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from fastdrive_node.families import PrunedPrompt, VisualTokens, Vla, family_of, 
 from fastdrive_node.planning.answer_format import TextAnswer
 from fastdrive_node.planning.generator import Answer, Generated, Generator
 from fastdrive_node.planning.loading import SHIPPED_PRUNER
+from fastdrive_node.pruning.baselines.ring_view import GEOMETRY_FILE, ViewGeometry, save_geometry
 from fastdrive_node.pruning.baselines.simple import NoPruner
 from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.pruner import Prefilled, Pruner, PruningContext, Selection, batch_inputs
 from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_node.types import CAMERAS
 from fastdrive_training.vla.tiny_model import build_tiny_vla
 
 QWEN = family_of("qwen2_5_vl")
@@ -27,7 +30,23 @@ def untrained_vla(folder: Path) -> Path:
     vla = load_vla(build_tiny_vla(folder, seed=0))
     pruner = ReconPruner(vla.family, vla.config.text_config)
     save_pruner(folder / SHIPPED_PRUNER, pruner, vla.encoder_fingerprint)
+    return write_geometry(folder)
+
+
+def write_geometry(folder: Path, cameras: Sequence[str] = CAMERAS) -> Path:
+    """Beside a VLA: level cameras of 70 degrees, turned by 60 degrees against each other. Returns the folder."""
+    views = {camera: level_camera(60.0 * index, 70.0) for index, camera in enumerate(cameras)}
+    save_geometry(folder / GEOMETRY_FILE, views)
     return folder
+
+
+def level_camera(yaw_deg: float, width_deg: float, size: tuple[float, float] = (1600.0, 800.0)) -> ViewGeometry:
+    """A pinhole camera of a horizontal field of view, turned to the left by ``yaw_deg``."""
+    yaw, focal = math.radians(yaw_deg), size[0] / 2 / math.tan(math.radians(width_deg / 2))
+    intrinsic = ((focal, 0.0, size[0] / 2), (0.0, focal, size[1] / 2), (0.0, 0.0, 1.0))
+    sine, cosine = math.sin(yaw), math.cos(yaw)
+    rotation = ((sine, 0.0, cosine), (-cosine, 0.0, sine), (0.0, -1.0, 0.0))
+    return ViewGeometry(size=size, intrinsic=intrinsic, rotation=rotation)
 
 
 def vary_answers(vla: Vla, seed: int) -> None:

@@ -167,7 +167,7 @@ def _seal(content: dict) -> str:
 
 def _is_sealed(content: dict, seal: object, text: str) -> bool:
     try:
-        return seal == _seal(content) and text == _canonical({**content, "seal": seal})
+        return text == _canonical({**content, "seal": seal}) and seal == _seal(content)
     except (ValueError, RecursionError):  # infinite numbers, or nested too deep to be written
         return False
 

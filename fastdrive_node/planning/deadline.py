@@ -1,9 +1,10 @@
 """How many visual tokens fit into a deadline. No torch, no ROS.
 
 What follows the encoder (score, select, prefill, decode, parse) takes ``fixed + each * K`` ms for K kept tokens; both
-are measured when the planner starts. While it runs, the largest of the last ten ratios of measured to predicted time
-says how much slower the machine is now, and an encoder that is slower than of late says it for the present set. The
-time of the stages up to the encoder is not predicted: it has passed when K is chosen.
+are measured when the planner starts. While it runs, the encoder's time of this very set, and of the last few, says how
+much slower the machine is now than it was then. How the time behind the encoder compares with that is remembered of the
+last plans: nearly the worst of them counts. The time of the stages up to the encoder is not predicted: it has passed
+when K is chosen. A set that is dropped tells the encoder's time too, so planning goes on as soon as the machine allows.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from statistics import median
 from fastdrive_node.errors import PlannerError
 from fastdrive_node.types import DeadlineChoice
 
-RATIOS = 10  # plans whose time says what the next one takes
-_ENCODES = 50  # sets whose encoding is "of late"
-_NOTICED = 1.5  # ratio of an encoder's time to that of late from which on the machine is taken to be slower
+RATIOS = 20  # plans whose time says what the next one takes
+_WORST = 0.9  # the quantile of them that counts: one odd plan shall not decide
+_ENCODES = 5  # sets whose encoding says what the machine does now
 _LEAST, _MOST = 0.5, 20.0  # bounds of a ratio: one odd measurement shall not decide for long
 RESERVE = 0.15  # of the deadline, for what varies from plan to plan
 
@@ -61,8 +62,8 @@ class Deadline:
         self.deadline_ms, self.k_min = deadline_ms, k_min
         self.model: LatencyModel | None = None  # None until ``learn``
         self._encode_ms = 0.0  # at the start
-        self._encodes: deque[float] = deque(maxlen=_ENCODES)
-        self._ratios: deque[float] = deque(maxlen=RATIOS)
+        self._encodes: deque[float] = deque(maxlen=_ENCODES)  # ratios to it
+        self._relative: deque[float] = deque(maxlen=RATIOS)  # slowdown behind the encoder over that of the encoder
 
     def learn(self, times_ms: Mapping[int, float], encode_ms: float) -> None:
         """Take what was measured at the start.
@@ -86,14 +87,13 @@ class Deadline:
             PlannerError: code ``deadline``: not even ``k_min`` tokens fit.
         """
         assert self.model is not None
-        load = max(max(self._ratios, default=1.0), self._slower_now(encode_ms))
+        load = self._encoder_load(encode_ms) * self._worst_relative()
         left, least = self.deadline_ms * (1 - RESERVE) - elapsed_ms, min(self.k_min, wanted)
         fixed, each = load * self.model.fixed_ms, load * self.model.each_ms
         keep = wanted
         if fixed + each * wanted > left:
             keep = int((left - fixed) / each) if each and left > fixed else 0
         if keep < least:
-            self._drop(encode_ms)
             more = fixed + each * least
             raise PlannerError(
                 f"deadline: {elapsed_ms:.0f} ms have passed and {least} tokens take {more:.0f} ms more, "
@@ -106,18 +106,18 @@ class Deadline:
         """Take the time of a plan and the number of tokens that it kept; False where it was late."""
         assert self.model is not None
         ratio = (total_ms - choice.elapsed_ms) / max(self.model.predict(kept), 1e-3)
-        self._ratios.append(min(max(ratio, _LEAST), _MOST))
+        self._relative.append(_bounded(ratio) / max(self._encodes[-1], median(self._encodes)))
         return total_ms <= self.deadline_ms
 
-    def _slower_now(self, encode_ms: float) -> float:
-        """How many times longer the encoder took than of late; 1 where that may be chance."""
-        ratio = encode_ms / median(self._encodes) if self._encodes else 1.0
-        self._encodes.append(encode_ms)
-        return min(ratio, _MOST) if ratio > _NOTICED else 1.0
+    def _encoder_load(self, encode_ms: float) -> float:
+        """How much slower than at the start the encoder is, by this set and the last ones."""
+        self._encodes.append(_bounded(encode_ms / max(self._encode_ms, 1e-3)))
+        return max(self._encodes[-1], median(self._encodes))
 
-    def _drop(self, encode_ms: float) -> None:
-        """A set that is dropped tells no time of a plan. Its encoder's time tells when the machine is faster again."""
-        now = encode_ms / max(self._encode_ms, 1e-3)
-        if self._ratios and now < max(self._ratios):
-            self._ratios.remove(max(self._ratios))
-            self._ratios.append(max(now, _LEAST))
+    def _worst_relative(self) -> float:
+        ordered = sorted(self._relative)
+        return ordered[int(_WORST * (len(ordered) - 1))] if ordered else 1.0
+
+
+def _bounded(ratio: float) -> float:
+    return min(max(ratio, _LEAST), _MOST)

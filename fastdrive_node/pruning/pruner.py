@@ -147,6 +147,15 @@ class Pruner(ABC):
         with timer("select"):
             return Selection(self.select(context, scores, keep), scores)
 
+    def tokens(self, visual: VisualTokens, chosen: torch.Tensor) -> VisualTokens:
+        """What enters the language model at the places of the chosen tokens; a pruner that merges changes it.
+
+        Args:
+            visual: the tokens before pruning.
+            chosen: int64 [K], ascending raster indices.
+        """
+        return visual.keep(chosen)
+
     def prefill(
         self,
         language: LanguageModel,
@@ -169,7 +178,7 @@ class Pruner(ABC):
             ValueError: prompts of different lengths, or ``keep`` is out of range.
         """
         pruned = [prune_prompt(prompt, indices) for prompt, indices in zip(prompts, chosen, strict=True)]
-        tokens = [each.keep(indices) for each, indices in zip(visual, chosen, strict=True)]
+        tokens = [self.tokens(each, indices) for each, indices in zip(visual, chosen, strict=True)]
         logits, cache = language.prefill(*batch_inputs(language, pruned, tokens), max_new_tokens)
         return Prefilled(pruned, logits, cache, list(chosen), (len(chosen[0]),) * language.layers)
 

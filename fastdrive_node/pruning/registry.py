@@ -9,9 +9,13 @@ from pathlib import Path
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import Vla
 from fastdrive_node.pruning.baselines.cdpruner import CdPruner
+from fastdrive_node.pruning.baselines.coverage import CoveragePruner
+from fastdrive_node.pruning.baselines.dart import Dart
 from fastdrive_node.pruning.baselines.diversity import DivPrune
 from fastdrive_node.pruning.baselines.fastv import FastV
+from fastdrive_node.pruning.baselines.merging import Matryoshka, PruMerge
 from fastdrive_node.pruning.baselines.prune2drive import Prune2Drive, Prune2DriveInput, load_weights
+from fastdrive_node.pruning.baselines.ring_view import RingView, load_geometry
 from fastdrive_node.pruning.baselines.simple import NoPruner, OraclePruner, RandomPruner, UniformPruner
 from fastdrive_node.pruning.baselines.sparsevlm import SparseVlm
 from fastdrive_node.pruning.baselines.vispruner import VisPruner
@@ -25,6 +29,8 @@ _BY_NAME: dict[str, Callable[[], Pruner]] = {
     "none": NoPruner,
     "random": RandomPruner,
     "uniform": UniformPruner,
+    "coverage": CoveragePruner,
+    "ring-view": RingView,
     "fastv": FastV,
     "sparsevlm": SparseVlm,
     "sparsevlm-unmerged": lambda: SparseVlm(merge=False, name="sparsevlm-unmerged"),
@@ -33,6 +39,9 @@ _BY_NAME: dict[str, Callable[[], Pruner]] = {
     "cdpruner": CdPruner,
     "prune2drive": Prune2Drive,
     "prune2drive-input": Prune2DriveInput,
+    "dart": Dart,
+    "prumerge": PruMerge,
+    "matryoshka": Matryoshka,
     "reconpruner": lambda: ScorePruner(None),
     "oracle": OraclePruner,
 }
@@ -52,7 +61,7 @@ def make_pruner(
     Args:
         name: one of ``PRUNERS`` or ``VARIANTS``.
         vla: for ``reconpruner`` and its variants; for ``prune2drive`` and ``prune2drive-input`` the one whose directory
-            may hold the views' weights.
+            may hold the views' weights, for ``ring-view`` that which holds the cameras' geometry.
         path: for ``reconpruner`` and its variants, the pruner file.
         seed: for ``random``.
         options: for ``reconpruner``: what is done with its scores.
@@ -65,6 +74,8 @@ def make_pruner(
         return RandomPruner(seed)
     if name in _BY_VIEW:
         return _BY_VIEW[name](load_weights(vla) if vla is not None else None)
+    if name == "ring-view" and vla is not None:
+        return load_geometry(vla)
     if name == "reconpruner" or name in VARIANTS:
         if vla is None or path is None:
             raise ModelError(f"{name}: a VLA and a pruner file are needed")

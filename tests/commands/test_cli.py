@@ -33,6 +33,7 @@ ABSENT = {
     "evaluate": "absent",
     "evaluate-report": "absent",
     "view-weights": "absent",
+    "camera-geometry": "absent",
     "metrics": "absent.json",
     "export build": "--vla absent --out OUT",
     "export inspect": "absent.onnx",

@@ -16,13 +16,14 @@ from fastdrive_node.pruning.checkpoint import load_pruner, save_pruner
 from fastdrive_node.pruning.pruner import ContextField
 from fastdrive_node.pruning.registry import PRUNERS, make_pruner
 from tests.families.checks import build_sibling, frame_set_of, images_of, scene_of
-from tests.families.tiny_vlas import build_family_vla
-from tests.generation import read_answers_as, untrained_pruner
+from tests.families.tiny_vlas import CAMERAS, build_family_vla
+from tests.generation import read_answers_as, untrained_pruner, write_geometry
 
 
 @pytest.fixture(scope="module", params=MODEL_TYPES)
 def vla(request, tmp_path_factory) -> Vla:
-    return load_vla(build_family_vla(tmp_path_factory.mktemp("vla"), request.param))
+    path = build_family_vla(tmp_path_factory.mktemp("vla"), request.param)
+    return load_vla(write_geometry(path, CAMERAS))
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +117,8 @@ def test_a_pruner_plans_or_says_what_the_family_lacks(vla, name, ego_history, mo
             Pipeline(vla, pruner, drop=0.5).plan(frames, ego_history)
         return
     kept = Pipeline(vla, pruner, drop=0.5).plan(frames, ego_history).kept
-    mean_of_layers = name.startswith("sparsevlm")  # the last layer sees fewer
-    assert kept is not None and (0 < kept.kept < vla.tokens // 2 if mean_of_layers else kept.kept == vla.tokens // 2)
+    fewer = name == "matryoshka" or name.startswith("sparsevlm")  # pooled grids; the mean over the layers
+    assert kept is not None and (0 < kept.kept < vla.tokens // 2 if fewer else kept.kept == vla.tokens // 2)
 
 
 def test_a_directory_with_its_pruner_plans(vla, pruner_file, tmp_path, ego_history, monkeypatch):

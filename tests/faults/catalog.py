@@ -29,6 +29,7 @@ from tests.faults.inject import (
     break_update,
     clean_up,
     deactivate,
+    exchange,
     flood,
     freeze,
     hang,
@@ -211,6 +212,8 @@ PROCESS = [
         scene="supervised",
         undo=restart,
     ),
+    Fault("an exchange has no weights", "planner's process", exchange("unusable"), mode="nominal", scene="supervised"),
+    Fault("it ends while an exchange loads", "planner's process", exchange("dies"), mode="nominal", scene="supervised"),
 ]
 LIFECYCLE = [
     Fault("deactivated", "lifecycle", deactivate, mode="inactive", code="inactive", undo=activate, quick=True),

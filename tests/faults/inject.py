@@ -140,6 +140,16 @@ def break_model(scene: Scene) -> None:
     scene.call(scene.rig.node.start)
 
 
+def exchange(pruner: str) -> Callable[[Scene], None]:
+    """Another pruner while the node runs, which cannot be loaded."""
+
+    def inject(scene: Scene) -> None:
+        assert scene.set_parameter("pruner", pruner).successful
+        scene.rig.wait(lambda: scene.rig.node._exchange.text.startswith("failed"), "the end of the exchange")
+
+    return inject
+
+
 def break_update(scene: Scene) -> None:
     """A change that is accepted and cannot be applied."""
     worker = scene.rig.node._worker

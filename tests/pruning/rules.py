@@ -104,3 +104,62 @@ def clusters(places: list[int], hidden: np.ndarray, count: int) -> dict[int, np.
         if i not in centers:
             members[min(centers, key=lambda center: distance[i, center])].append(i)
     return {center: np.mean([hidden[i] for i in those], axis=0) for center, those in members.items()}
+
+
+def dart(tokens: np.ndarray, text: np.ndarray, budget: int) -> list[int]:
+    """Of one image: four pivots by L1, and for each of them and of four words in turn what resembles it least."""
+
+    def cosine(a: np.ndarray, b: np.ndarray) -> float:
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+    pivots = highest(np.abs(tokens).sum(axis=1), min(4, budget))
+    words = highest(np.abs(text).sum(axis=1), 4)
+    vectors = [tokens[i] for i in pivots] + [text[i] for i in words]
+    kept = list(pivots)
+    for number, vector in enumerate(vectors):
+        quota = int(np.ceil((budget - len(kept)) / (len(vectors) - number)))
+        others = [i for i in range(len(tokens)) if i not in kept]
+        kept += sorted(others, key=lambda i: cosine(tokens[i], vector))[:quota]
+    return sorted(kept)
+
+
+def coverage(rows: int, columns: int, budget: int) -> list[int]:
+    """The cells with the smallest fractional parts of x / g + y / g^2, where g^3 = g + 1."""
+    g = max(root.real for root in np.roots([1, 0, -1, -1]) if abs(root.imag) < 1e-9)
+    parts = [(x / g + y / g**2) % 1.0 for y in range(rows) for x in range(columns)]
+    return sorted(sorted(range(rows * columns), key=lambda cell: parts[cell])[:budget])
+
+
+def prumerge(tokens: np.ndarray, attention: np.ndarray, keep: int, neighbors: int) -> dict[int, np.ndarray]:
+    """The kept tokens by place: each the mean, by attention, of itself and its nearest ones."""
+    similar = cosines(tokens)
+    merged = {}
+    for i in highest(attention, keep):
+        others = [j for j in highest(similar[i], len(tokens)) if j != i][:neighbors]
+        merged[i] = np.average(tokens[[i, *others]], axis=0, weights=attention[[i, *others]])
+    return merged
+
+
+def seen_twice(cameras: list, grid: tuple[int, int]) -> list[bool]:
+    """Of each token of level cameras (focal length, width, height, yaw): does another have its ray nearer to its axis?
+
+    In angles: azimuth to the left of the vehicle's front, and the height of the ray over its horizontal part.
+    """
+    found = []
+    for focal, width, height, yaw in cameras:
+        for row in range(grid[0]):
+            for column in range(grid[1]):
+                x = (column + 0.5) / grid[1] * width - width / 2
+                y = (row + 0.5) / grid[0] * height - height / 2
+                azimuth, rise = yaw - np.arctan2(x, focal), -y / np.hypot(x, focal)
+                off_axis = abs(azimuth - yaw)
+                seen = False
+                for other_focal, other_width, other_height, other_yaw in cameras:
+                    apart = (azimuth - other_yaw + np.pi) % (2 * np.pi) - np.pi
+                    if abs(apart) >= np.pi / 2 or other_yaw == yaw:
+                        continue
+                    inside_x = abs(other_focal * np.tan(apart)) < other_width / 2
+                    inside_y = abs(other_focal * rise / np.cos(apart)) < other_height / 2
+                    seen |= bool(inside_x and inside_y and abs(apart) < off_axis)
+                found.append(seen)
+    return found

@@ -19,14 +19,14 @@ from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.pruning.registry import PRUNERS, make_pruner
 from fastdrive_node.types import CameraFrame, Command, EgoHistory, FrameSet
 from fastdrive_training.vla.tiny_model import build_tiny_vla
-from tests.generation import choose, generate, prefill_chosen, read_answers_as, vary_answers
+from tests.generation import choose, generate, prefill_chosen, read_answers_as, vary_answers, write_geometry
 
 KEEP = 48
 
 
 @pytest.fixture(scope="module")
 def vla(tmp_path_factory):
-    vla = load_vla(build_tiny_vla(tmp_path_factory.mktemp("vla"), 7))
+    vla = load_vla(write_geometry(build_tiny_vla(tmp_path_factory.mktemp("vla"), 7)))
     vary_answers(vla, 7)
     return vla
 

@@ -6,15 +6,20 @@ import numpy as np
 import pytest
 import torch
 
+from fastdrive_node.families import VisualTokens
 from fastdrive_node.pruning.baselines.cdpruner import CdPruner
+from fastdrive_node.pruning.baselines.coverage import CoveragePruner
+from fastdrive_node.pruning.baselines.dart import Dart
 from fastdrive_node.pruning.baselines.diversity import DivPrune
 from fastdrive_node.pruning.baselines.fastv import FastV
+from fastdrive_node.pruning.baselines.merging import PruMerge
 from fastdrive_node.pruning.baselines.prune2drive import Prune2Drive, Prune2DriveInput, split_budget
+from fastdrive_node.pruning.baselines.ring_view import duplicates
 from fastdrive_node.pruning.baselines.sparsevlm import SparseVlm, best_count
 from fastdrive_node.pruning.baselines.vispruner import VisPruner
 from fastdrive_node.pruning.layer_pruning import Reached
 from fastdrive_node.pruning.pruner import PruningContext
-from tests.generation import choose
+from tests.generation import choose, level_camera
 from tests.pruning import rules
 
 CASES = range(120)
@@ -88,6 +93,51 @@ def test_prune2drive(cases):
     early = [choose(Prune2DriveInput(each.weights), each.context(), each.keep).tolist() for each in cases]
     inside = [Prune2Drive(each.weights).choose_in_layer(each.reached(), each.keep).indices.tolist() for each in cases]
     assert differing(early, expected) == [] and differing(inside, expected) == []
+
+
+def test_dart(cases):
+    kept = [choose(Dart(), each.context(text=torch.from_numpy(each.text)), each.keep).tolist() for each in cases]
+    expected = []
+    for each in cases:
+        budgets = split_budget(each.keep, (24.0,) * 3, 24)
+        images = [rules.dart(tokens, each.text, budget) for tokens, budget in zip(each.tokens, budgets, strict=True)]
+        expected.append([24 * number + place for number, image in enumerate(images) for place in image])
+    assert differing(kept, expected) == []
+
+
+def test_coverage():
+    grids = [(rows, columns) for rows in range(1, 13) for columns in range(1, 13)]
+    keeps = [1 + 7 * number % (rows * columns) for number, (rows, columns) in enumerate(grids)]
+    contexts = [PruningContext.of(torch.zeros(1, rows * columns, 2), (rows, columns)) for rows, columns in grids]
+    kept = [choose(CoveragePruner(), one, keep).tolist() for one, keep in zip(contexts, keeps, strict=True)]
+    assert differing(kept, [rules.coverage(*grid, keep) for grid, keep in zip(grids, keeps, strict=True)]) == []
+
+
+def test_prumerge(cases):
+    for each in cases:
+        context = each.context(tower_attention=torch.from_numpy(each.attention))
+        visual = VisualTokens.from_raster(context.tokens, GRID, torch.from_numpy(each.attention))
+        kept = choose(PruMerge(), context, each.keep)
+        merged = rules.prumerge(each.flat, each.attention.flatten().astype(float), each.keep, 32)
+        assert kept.tolist() == sorted(merged)
+        if each.keep < 72:
+            rows = PruMerge().tokens(visual, kept).rows
+            np.testing.assert_allclose(rows, [merged[place] for place in kept.tolist()], atol=1e-5)
+
+
+def test_ring_view_duplicates():
+    draw = np.random.default_rng(0)
+    for _ in CASES:
+        angles = np.sort(draw.uniform(-180, 180, 5))
+        widths = draw.uniform(50, 110, 5)
+        sizes = [(1600.0, float(height)) for height in draw.uniform(400, 900, 5)]
+        views = [level_camera(*each) for each in zip(angles, widths, sizes, strict=True)]
+        cameras = [
+            (800 / np.tan(np.radians(width) / 2), *size, np.radians(angle))
+            for angle, width, size in zip(angles, widths, sizes, strict=True)
+        ]
+        found = duplicates(views, [(3, 7)] * 5).tolist()
+        assert found == rules.seen_twice(cameras, (3, 7))
 
 
 def test_sparsevlm_raters(cases):

@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from fastdrive_node.errors import AnswerError, InputError
+from fastdrive_node.errors import AnswerError, InputError, ModelError
 from fastdrive_node.types import CAMERAS, Command, EgoHistory, FrameSet, KeptTokens, Plan
 
 GRID = (6, 4, 8)
@@ -69,7 +69,11 @@ def factory_of(planner: FakePlanner):
 
 
 def make_loaded(settings):
-    """For a planner's process."""
+    """For a planner's process. Pruners "unusable" and "dies" cannot be loaded."""
+    if settings.pruner == "unusable":
+        raise ModelError("pruner unusable: weights missing")
+    if settings.pruner == "dies":
+        os._exit(9)
     return factory_of(FakePlanner())(settings)
 
 

@@ -18,9 +18,9 @@ from fastdrive_training.data.adapters import open_source
 from fastdrive_training.engine.config import RecipeError
 from fastdrive_training.engine.distributed import Processes
 from fastdrive_training.vla import train_planner, train_tower
-from fastdrive_training.vla.data import prepare
+from fastdrive_training.vla.data import image_groups, prepare
 from fastdrive_training.vla.targets import AnswerText
-from fastdrive_training.vla.train_planner import keep_some
+from fastdrive_training.vla.train_planner import foreground_share, keep_some
 from fastdrive_training.vla.train_tower import TowerBatches, TowerPlanner, TowerRecipe
 from tests.training.tiny_nuscenes import write_dataset
 
@@ -44,22 +44,22 @@ def test_dense_labels_meet_the_token_of_their_place(planner, tiny_vla) -> None:
     tokens[0, token, 0] = 1.0
     labels = torch.zeros(1, 6, 16, 32, dtype=torch.uint8)
     labels[0, 0, 4 * 1 + 2, 4 * 3 + 1] = 9
-    right = planner.dense_loss(tokens, labels, [0])
+    right = planner.dense_loss(tokens, [labels], [0])
     labels[0, 0] = labels[0, 0].roll(1, 0)
-    assert right < 0.01 < planner.dense_loss(tokens, labels, [0])
+    assert right < 0.01 < planner.dense_loss(tokens, [labels], [0])
 
 
 @pytest.mark.parametrize("learning", [(0, 1, 5, 3), (4,), (0, 1, 2, 3, 4, 5)])
 def test_encoding_keeps_the_order_of_the_cameras(planner, learning) -> None:
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 6, 3, 112, 224), dtype=np.uint8))
     whole = planner.vision.encode_patches(planner.vision.patches(pixels.flatten(0, 1))).reshape(1, 192, -1)
-    assert torch.allclose(planner.encode(pixels, learning), whole, atol=1e-5)
+    assert torch.allclose(planner.encode([pixels], learning), whole, atol=1e-5)
 
 
 def test_front_cameras_always_carry_gradient_and_one_other_by_turns(long_dataset, tmp_path, tiny_vla) -> None:
     recipe = TowerRecipe(str(long_dataset), "out", batch=1, gradient_cameras=("CAM_BACK", "CAM_FRONT"))
     data = prepare(tiny_vla, open_source(long_dataset, "train"), tmp_path)
-    batches = TowerBatches(data, AnswerText.of(tiny_vla), recipe, Processes("cpu"))
+    batches = TowerBatches(data, image_groups(tiny_vla), AnswerText.of(tiny_vla), recipe, Processes("cpu"))
     learning = [batches[step][0].learning for step in range(12)]
     assert {cameras[:2] for cameras in learning} == {(3, 0)}  # front is 0, back is 3
     assert {cameras[2] for cameras in learning} == {1, 2, 4, 5}
@@ -72,12 +72,12 @@ def long_dataset(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data") / "long", scenes=2, keyframes=12)
 
 
-def test_random_pruning_does_not_look_at_the_foreground() -> None:
+def test_random_pruning_does_not_look_at_the_foreground(tiny_vla) -> None:
     labels = np.zeros((400, 6, 16, 32), np.uint8)
     labels[:, 0] = 2  # the first camera is all road
-    more = {}
+    share, more = foreground_share([labels], image_groups(tiny_vla)), {}
     for name in ("foreground", "random", "mixed"):
-        kept = keep_some(labels, (4, 8), np.random.default_rng(0), name).numpy().reshape(400, 6, 32)
+        kept = keep_some(share, np.random.default_rng(0), name).numpy().reshape(400, 6, 32)
         assert 0.3 < kept.all(axis=(1, 2)).mean() < 0.4
         more[name] = kept[:, 0].mean() - kept[:, 1:].mean()
     assert abs(more["random"]) < 0.03 < more["mixed"] < more["foreground"] - 0.05

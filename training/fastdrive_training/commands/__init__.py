@@ -9,6 +9,7 @@ COMMANDS = {
     "evaluate": ("open-loop planning", "fastdrive_training.commands.evaluate"),
     "evaluate-report": ("one page of a finished open-loop evaluation", "fastdrive_training.commands.evaluate_report"),
     "view-weights": ("how Prune2Drive divides its tokens over the cameras", "fastdrive_training.commands.view_weights"),
+    "camera-geometry": ("what each camera sees, for ring-view", "fastdrive_training.commands.camera_geometry"),
     "metrics": (
         "the figures of every planning convention for plans in a file",
         "fastdrive_training.commands.planning_metrics",

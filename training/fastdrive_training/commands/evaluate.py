@@ -13,6 +13,7 @@ from rich.table import Table
 from fastdrive_node.cli import write_json
 from fastdrive_node.families import Vla
 from fastdrive_node.families.spec import SHIPPED_VLA
+from fastdrive_node.pruning.baselines.ring_view import GEOMETRY_FILE
 from fastdrive_node.pruning.checkpoint import load_calibration
 from fastdrive_node.pruning.registry import PRUNERS, VARIANTS
 from fastdrive_training.cluster import open_cluster
@@ -103,13 +104,14 @@ def run(args: argparse.Namespace) -> None:
 def all_pruners(source: ImageSource, vla: Vla, file: Path) -> tuple[str, ...]:
     """What the data and the pruner file allow.
 
-    Left out are the oracle without masks or for a VLA of past images or several image sizes, the variants that are
-    calibrated without a calibration for all cameras, and the one with a memory, which at the usual two keyframes a
-    second is as without.
+    Left out are the oracle without masks or for a VLA of past images or several image sizes, ring-view without the
+    cameras' geometry beside the VLA, the variants that are calibrated without a calibration for all cameras, and the
+    one with a memory, which at the usual two keyframes a second is as without.
     """
     calibration = load_calibration(file)
     one_grid = not vla.spec.frames and not vla.spec.image_sizes
-    names = [name for name in PRUNERS if name != "oracle" or (source.has_masks and one_grid)]
+    allowed = {"oracle": source.has_masks and one_grid, "ring-view": (vla.path / GEOMETRY_FILE).exists()}
+    names = [name for name in PRUNERS if allowed.get(name, True)]
     if calibration is not None and not vla.spec.image_sizes and set(vla.spec.cameras) <= set(calibration.cameras):
         names += [name for name, options in VARIANTS.items() if options.needs_calibration]
     return tuple(names)

@@ -119,4 +119,6 @@ def _keys(kind: Any, groups: tuple[str | int, ...]) -> list[str]:
     """The keys of a group of a recipe."""
     for group in groups:
         kind = typing.get_args(kind)[0] if isinstance(group, int) else typing.get_type_hints(kind)[group]
+        if type(None) in typing.get_args(kind):
+            kind = typing.get_args(kind)[0]  # of an optional group
     return [field.name for field in dataclasses.fields(kind)]

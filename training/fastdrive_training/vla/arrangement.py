@@ -43,11 +43,15 @@ class SetForms:
 
     def check(self, vla: Vla) -> None:
         """Raises ModelError where a size does not divide the VLA's token grid, or the prompt names single images."""
+        if not self.active:
+            return
+        vla.require_one_size("sets")
+        vla.require_one_frame("sets")
         rows, columns = vla.grid
         for size in self.sizes:
             if rows % size[0] or columns % size[1]:
                 raise ModelError(f"sets.sizes: {list(size)} does not divide the token grid of {rows} x {columns}")
-        if self.active and "{images}" not in vla.template:
+        if "{images}" not in vla.template:
             raise ModelError(f"{vla.path / vla.spec.prompt}: sets: needs a prompt with all images at {{images}}")
 
     def draw(self, cameras: int, rng: np.random.Generator) -> Arrangement | None:

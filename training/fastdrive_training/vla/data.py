@@ -1,4 +1,4 @@
-"""What training a VLA reads: pixels, dense labels and text of every keyframe, decoded once and kept on disk.
+"""What training a VLA reads: pixels, dense labels and text of keyframes, decoded once and kept on disk.
 
 Decoding 84,000 JPEG images takes minutes; an epoch over the arrays takes none of that.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.lib.format import open_memmap
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from fastdrive_node.errors import InputError
 from fastdrive_node.families import Vla
 from fastdrive_node.families.images import resize
 from fastdrive_node.families.prompt import build_prompt
@@ -36,11 +37,44 @@ IGNORE = -100
 
 
 @dataclass(frozen=True)
-class Arrays:
-    """Every keyframe with a future, as arrays; K keyframes, C cameras, tokens in R rows and S columns an image."""
+class ImageGroup:
+    """The images of a prompt that have one size, n of them."""
 
-    pixels: np.memmap  # uint8 [K, C, 3, H, W] at the VLA's image size
-    labels: np.ndarray  # uint8 [K, C, 4 R, 4 S], the class of each cell; all zero where the dataset has no masks
+    size: tuple[int, int]  # height, width in px
+    grid: tuple[int, int]  # token rows and columns of each
+    cameras: tuple[int, ...]  # of the VLA that have this size; the columns of an array
+    places: tuple[int, ...]  # of each image in ``Vla.images``
+    columns: tuple[int, ...]  # of each image in ``cameras``
+    steps: tuple[int, ...]  # of ``frames`` before t0, of each image
+
+    def gather(self, array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """[B, n, ...] of an array [I, cameras, ...]; ``rows`` as in ``Arrays``, of B keyframes."""
+        return array[rows[:, self.steps], self.columns]
+
+
+def image_groups(vla: Vla) -> tuple[ImageGroup, ...]:
+    """The images of the VLA's prompt by size, that of the first camera first."""
+    sizes, groups = vla.spec.sizes, []
+    for size in dict.fromkeys(sizes):
+        cameras = tuple(camera for camera, own in enumerate(sizes) if own == size)
+        images = [(place, *image) for place, image in enumerate(vla.images) if image[0] in cameras]
+        places, of_camera, steps = zip(*images, strict=True)
+        columns = tuple(cameras.index(camera) for camera in of_camera)
+        groups.append(ImageGroup(size, vla.grids[cameras[0]], cameras, places, columns, steps))
+    return tuple(groups)
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Keyframes with a future, and with the past images that the VLA reads, as arrays.
+
+    K keyframes, I of which images are read, T images of each camera in a prompt. Pixels and labels are there for each
+    image size: C cameras, tokens in R rows and S columns an image.
+    """
+
+    pixels: tuple[np.memmap, ...]  # uint8 [I, C, 3, H, W] at the VLA's image size
+    labels: tuple[np.ndarray, ...]  # uint8 [I, C, 4 R, 4 S], class of each cell; zero where the dataset has no masks
+    rows: np.ndarray  # int64 [K, T], in pixels and labels: at t0, and at each step before it
     prompts: np.ndarray  # int16 [K, V, L] prompt tokens: the whole history first, then with only 1, 2, 3 states known
     answers: np.ndarray  # int16 [K, A] answer tokens, end of turn included
     futures: np.ndarray  # float32 [K, points, 2] m
@@ -54,8 +88,14 @@ class Arrays:
     @staticmethod
     def load(*folders: Path) -> Arrays:
         """Open arrays that ``prepare`` wrote."""
-        files = {path.stem: path for folder in folders for path in folder.glob("*.npy")}
-        return Arrays(**{name: np.load(files[name], mmap_mode="r") for name in Arrays.__annotations__})
+        files = {path.stem: path for folder in folders for path in sorted(folder.glob("*.npy"))}
+        arrays = {name: np.load(file, mmap_mode="r") for name, file in files.items() if "-" not in name}
+        by_size = {
+            kind: tuple(np.load(file, mmap_mode="r") for name, file in files.items() if name.startswith(f"{kind}-"))
+            for kind in ("pixels", "labels")
+        }
+        names = Arrays.__annotations__.keys() - by_size.keys()
+        return Arrays(**by_size, **{name: arrays[name] for name in names})
 
 
 def prepare(vla: Vla, dataset: ImageSource, cache: Path) -> Arrays:
@@ -65,9 +105,11 @@ def prepare(vla: Vla, dataset: ImageSource, cache: Path) -> Arrays:
         cache: a folder for the arrays; those of one VLA form and dataset are kept under their own name.
 
     Raises:
-        InputError: no keyframe has a future, or one of its files is missing or unreadable.
+        InputError: no keyframe has a future and the past images, or one of its files is missing or unreadable.
     """
-    images = [dataset_identity(dataset, masks=True), vla.spec.image_size, vla.grid, vla.spec.cameras]
+    spec = vla.spec
+    read = [spec.frames and asdict(spec.frames), spec.answer.points, spec.answer.interval_s]
+    images = [dataset_identity(dataset, masks=True), spec.sizes, vla.grids, spec.cameras, *read]
     texts = [*images, vla.template, spec_json(vla.spec), vla.tokenizer.get_vocab()]
     return Arrays.load(
         _once(cache, "images", images, lambda folder: _write_images(vla, dataset, folder)),
@@ -87,23 +129,33 @@ def _once(cache: Path, kind: str, key: list, write: Callable[[Path], None]) -> P
 
 
 class _Decoder(Dataset):
-    """One keyframe to pixels and labels, in a worker process."""
+    """One keyframe to pixels and labels of each image size, in a worker process."""
 
     def __init__(self, vla: Vla, dataset: ImageSource, indices: list[int]):
         self.dataset, self.indices = dataset, indices
-        self.image_size, self.cameras = vla.spec.image_size, vla.spec.cameras
-        self.rows, self.columns = (LABELS_PER_TOKEN * tokens for tokens in vla.grid)
+        self.groups = [
+            ([vla.spec.cameras[camera] for camera in group.cameras], group.size, label_shape(group))
+            for group in image_groups(vla)
+        ]
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
-        keyframe = self.dataset[self.indices[place]]
-        pixels = resize([keyframe.load_image(camera) for camera in self.cameras], self.image_size)
-        if keyframe.load_labels is None:
-            return pixels, torch.zeros(len(self.cameras), self.rows, self.columns, dtype=torch.uint8)
-        labels = (keyframe.load_labels(camera) for camera in self.cameras)
-        return pixels, torch.from_numpy(np.stack([cell_labels(each, self.rows, self.columns) for each in labels]))
+    def __getitem__(self, place: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        keyframe, found = self.dataset[self.indices[place]], []
+        for cameras, size, shape in self.groups:
+            pixels = resize([keyframe.load_image(camera) for camera in cameras], size)
+            labels = torch.zeros(len(cameras), *shape, dtype=torch.uint8)
+            if keyframe.load_labels is not None:
+                masks = (keyframe.load_labels(camera) for camera in cameras)
+                labels = torch.from_numpy(np.stack([cell_labels(mask, *shape) for mask in masks]))
+            found.append((pixels, labels))
+        return found
+
+
+def label_shape(group: ImageGroup) -> tuple[int, int]:
+    """Rows and columns of the dense labels of an image."""
+    return LABELS_PER_TOKEN * group.grid[0], LABELS_PER_TOKEN * group.grid[1]
 
 
 def cell_labels(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
@@ -126,21 +178,55 @@ def cell_labels(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return ids[weight.argmax(0)]
 
 
-def _with_future(vla: Vla, dataset: ImageSource) -> list[int]:
-    return with_future(dataset, None, vla.spec.answer.points, vla.spec.answer.interval_s)[0]
+def samples_with_images(vla: Vla, dataset: ImageSource) -> np.ndarray:
+    """int64 [K, T]: positions of the items to train on, and before each, step by step, those of its past images.
+
+    Items whose past images are not all there are left out, whatever the VLA does without one.
+    Raises InputError: no item has a future and the past images, or no stamp.
+    """
+    spec = vla.spec
+    indices, _ = with_future(dataset, None, spec.answer.points, spec.answer.interval_s)
+    if spec.frames is None:
+        return np.array(indices)[:, None]
+    stamps = [dataset[index].stamp_ns for index in range(len(dataset))]
+    if None in stamps:
+        raise InputError(f"{dataset.root}: an item has no stamp, and a VLA with frames reads images of earlier times")
+    times, scenes = np.array(stamps, np.int64), np.array(dataset.scenes)
+    found = []
+    for index in indices:
+        before = np.flatnonzero(scenes[:index] == scenes[index])
+        wanted = [times[index] - round(step * spec.frames.interval_s * 1e9) for step in range(1, spec.frames.count)]
+        late = [np.abs(times[before] - time_ns) for time_ns in wanted]
+        if len(before) and all(each.min() <= spec.frames.tolerance_s * 1e9 for each in late):
+            found.append([index, *(before[each.argmin()] for each in late)])
+    if not found:
+        reach = (spec.frames.count - 1) * spec.frames.interval_s
+        raise InputError(f"{dataset.root}: no item with a future has all images of the {reach:g} s before it")
+    return np.array(found)
 
 
 def _write_images(vla: Vla, dataset: ImageSource, folder: Path) -> None:
-    indices = _with_future(vla, dataset)
-    decoder = _Decoder(vla, dataset, indices)
-    shape = (len(indices), len(vla.spec.cameras))
-    pixels = open_memmap(folder / "pixels.npy", "w+", np.uint8, (*shape, 3, *vla.spec.image_size))
-    labels = open_memmap(folder / "labels.npy", "w+", np.uint8, (*shape, decoder.rows, decoder.columns))
-    loader = DataLoader(decoder, batch_size=None, num_workers=2)
-    for place, (image, cells) in enumerate(tqdm(loader, desc="decode", unit="keyframe")):
-        pixels[place], labels[place] = image.numpy(), cells.numpy()
-    pixels.flush()
-    labels.flush()
+    samples = samples_with_images(vla, dataset)
+    used = np.unique(samples)
+    np.save(folder / "rows.npy", np.searchsorted(used, samples))
+    groups, count = image_groups(vla), len(used)
+    arrays = []
+    for number, group in enumerate(groups):
+        shape = (count, len(group.cameras))
+        pixels = open_memmap(folder / f"pixels-{number:02}.npy", "w+", np.uint8, (*shape, 3, *group.size))
+        labels = open_memmap(folder / f"labels-{number:02}.npy", "w+", np.uint8, (*shape, *label_shape(group)))
+        arrays.append((pixels, labels))
+    loader = DataLoader(_Decoder(vla, dataset, used.tolist()), batch_size=None, num_workers=2, collate_fn=_unchanged)
+    for row, found in enumerate(tqdm(loader, desc="decode", unit="keyframe", total=count)):
+        for (pixels, labels), (image, cells) in zip(arrays, found, strict=True):
+            pixels[row], labels[row] = image.numpy(), cells.numpy()
+    for pixels, labels in arrays:
+        pixels.flush()
+        labels.flush()
+
+
+def _unchanged(found: list) -> list:
+    return found
 
 
 def histories(whole: EgoHistory) -> list[EgoHistory]:
@@ -151,9 +237,8 @@ def histories(whole: EgoHistory) -> list[EgoHistory]:
 
 
 def _write_texts(vla: Vla, dataset: ImageSource, folder: Path) -> None:
-    vla.require_one_frame("training")
-    vla.require_one_size("training")
-    keyframes, answer = [dataset[index] for index in _with_future(vla, dataset)], text_answer(vla.spec, vla.path)
+    keyframes = [dataset[int(index)] for index in samples_with_images(vla, dataset)[:, 0]]
+    answer = text_answer(vla.spec, vla.path)
     futures = [keyframe.known_future(answer.points, answer.interval_s) for keyframe in keyframes]
     (stop,) = vla.eos_ids
     prompts = [

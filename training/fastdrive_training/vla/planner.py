@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
@@ -19,7 +20,16 @@ from fastdrive_training.engine.config import Count, Positive, Seed, Steps, recip
 from fastdrive_training.engine.distributed import Processes
 from fastdrive_training.engine.loop import LoopOptions, Losses, StepBatches, Trainer, learning_rate
 from fastdrive_training.vla.arrangement import Arrangement, PromptForm, arrange_tokens, arranged
-from fastdrive_training.vla.data import GAPS, IGNORE, LABELS_PER_TOKEN, LIGHTS, NO_GAP_M, Arrays
+from fastdrive_training.vla.data import (
+    GAPS,
+    IGNORE,
+    LABELS_PER_TOKEN,
+    LIGHTS,
+    NO_GAP_M,
+    Arrays,
+    ImageGroup,
+    image_groups,
+)
 from fastdrive_training.vla.targets import AnswerText
 
 CLASSES = 16  # at least the simulator's labels
@@ -64,23 +74,28 @@ class VlaRecipe:
 
 @dataclass(frozen=True)
 class VlaBatch:
-    """B keyframes, everything random drawn; C cameras of n tokens, N = C * n."""
+    """B keyframes, everything random drawn; N visual tokens in a prompt, n images of each size in it."""
 
-    visual: Tensor  # first stage: uint8 pixels [B, C, 3, H, W]; second: tokens float32 [B, N, D]
+    visual: Tensor | tuple[Tensor, ...]  # pixels uint8 [B, n, 3, H, W] of each size; second stage: tokens [B, N, D]
     text: Tensor  # int64 [B, L + A - 1], the prompts, and the answers as they are shown
     answers: Tensor  # int64 [B, A], the true tokens
     futures: Tensor  # float32 [B, points, 2] m
     lights: Tensor  # int64 [B] index in LIGHTS, IGNORE where unknown
     gaps: Tensor  # float32 [B, 3] m
-    labels: Tensor  # uint8 [B, C, rows, columns], the class of each fine cell
+    labels: tuple[Tensor, ...]  # uint8 [B, n, rows, columns] of each size, the class of each fine cell
     kept: Tensor | None = None  # bool [B, N], the tokens that the language model sees; None: all
-    learning: tuple[int, ...] = ()  # indices of the cameras whose tokens carry gradient
+    learning: tuple[int, ...] = ()  # places in the prompt of the images whose tokens carry gradient
     arrangement: Arrangement | None = None  # the form in which the language model sees the set; None: the VLA's own
 
     def change(self, function) -> VlaBatch:
         """The batch with ``function`` applied to each tensor."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: function(value) for name, value in tensors.items()})
+        changed: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                changed[name] = function(value)
+            elif isinstance(value, tuple) and any(isinstance(each, Tensor) for each in value):
+                changed[name] = tuple(function(each) for each in value)
+        return replace(self, **changed)
 
 
 class VlaBatches(StepBatches):
@@ -88,12 +103,25 @@ class VlaBatches(StepBatches):
 
     Args:
         data: of the dataset.
+        groups: of the VLA's images.
         answer: how the VLA writes answers, on the CPU.
     """
 
-    def __init__(self, data: Arrays, answer: AnswerText, recipe: VlaRecipe, processes: Processes):
+    def __init__(
+        self,
+        data: Arrays,
+        groups: Sequence[ImageGroup],
+        answer: AnswerText,
+        recipe: VlaRecipe,
+        processes: Processes,
+    ):
         super().__init__(len(data), recipe.batch, recipe.seed, recipe.dataset, processes.count, [processes.rank])
-        self.data, self.answer = data, answer
+        self.data, self.groups, self.answer = data, tuple(groups), answer
+
+    def gather(self, arrays: Sequence[np.ndarray], indices: np.ndarray) -> list[np.ndarray]:
+        """``pixels`` or ``labels`` of the data, [B, n, ...] of each image size, for keyframes."""
+        rows = self.data.rows[indices]
+        return [group.gather(array, rows) for group, array in zip(self.groups, arrays, strict=True)]
 
     def visual(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
         """``visual`` of VlaBatch, and the fields with a default that the stage sets, of keyframes."""
@@ -111,8 +139,9 @@ class VlaBatches(StepBatches):
         prompts = torch.from_numpy(data.prompts[indices, known].astype(np.int64))
         answers = torch.from_numpy(data.answers[indices].astype(np.int64))
         shown = self.answer.shown(answers, data.futures[indices], rng)
-        rest = (data.futures, data.lights, data.gaps, data.labels)
-        futures, lights, gaps, labels = (torch.from_numpy(np.array(array[indices])) for array in rest)
+        rest = (data.futures, data.lights, data.gaps)
+        futures, lights, gaps = (torch.from_numpy(np.array(array[indices])) for array in rest)
+        labels = tuple(map(torch.from_numpy, self.gather(data.labels, indices)))
         whole = VlaBatch(
             visual.pop("visual"),
             torch.cat([prompts, shown[:, :-1]], 1),
@@ -133,13 +162,20 @@ class TrainablePlanner(nn.Module):
         super().__init__()
         self.core = vla.model
         self._vla, self.form = vla, PromptForm.of(vla)
-        self.vision = vla.torch_vision()
-        self.grid = vla.grid
+        self.groups = image_groups(vla)
+        self.vision, *others = (vla.of_size(group.size).torch_vision() for group in self.groups)
+        self.others = nn.ModuleList(others)  # for the other image sizes
+        self.grid = self.groups[0].grid
         self.classes = nn.Linear(vla.width, LABELS_PER_TOKEN**2 * CLASSES)
         self.waypoints = nn.Linear(vla.width, vla.spec.answer.points * 2)
         self.ahead = nn.Linear(vla.width, len(LIGHTS) + len(GAPS))
         self.answer = AnswerText.of(vla).to(vla.device)
         self._bfloat16 = precision == "bfloat16"
+
+    @property
+    def visions(self) -> list[Any]:
+        """A vision backend for each of ``groups``."""
+        return [self.vision, *self.others]
 
     def autocast(self) -> AbstractContextManager:
         """The precision of the recipe."""
@@ -215,7 +251,7 @@ class VlaTrainer(Trainer):
             recipe.steps,
             log_every=recipe.log_every,
             checkpoint_every=recipe.checkpoint_every,
-            images_per_step=batches.batch * batches.data.pixels.shape[1],
+            images_per_step=batches.batch * sum(len(group.places) for group in batches.groups),
             workers=recipe.workers,
             identity={**recipe.identity, **identity},
             tensorboard=recipe.tensorboard,

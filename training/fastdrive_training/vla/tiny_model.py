@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, field
 from pathlib import Path
 
@@ -17,7 +18,16 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import GenerationConfig
 
 from fastdrive_node.families.numbers import NumberFormat
-from fastdrive_node.families.spec import FRAME, SPEC_FILE, AnswerSpec, HistorySpec, NumberSpec, VlaSpec, spec_json
+from fastdrive_node.families.spec import (
+    FRAME,
+    SPEC_FILE,
+    AnswerSpec,
+    FramesSpec,
+    HistorySpec,
+    NumberSpec,
+    VlaSpec,
+    spec_json,
+)
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.engine.config import RecipeError, Seed, parse_recipe, recipe_class
 from fastdrive_training.families import SPECIAL, build_model
@@ -90,12 +100,19 @@ def build(recipe: dict, resume: bool = False) -> dict:
     return {"vla": str(path), "seed": settings.seed, "size": asdict(settings.size)}
 
 
-def tiny_spec(size: TinySize | None = None, cameras: tuple[str, ...] = CAMERAS) -> VlaSpec:
-    """A compact history, and answers of constant length."""
+def tiny_spec(
+    size: TinySize | None = None,
+    cameras: tuple[str, ...] = CAMERAS,
+    image_sizes: Mapping[str, tuple[int, int]] | None = None,
+    frames: FramesSpec | None = None,
+) -> VlaSpec:
+    """A compact history, and answers of constant length; ``image_sizes`` in px, height and width."""
     size = size or TinySize()
     return VlaSpec(
         cameras=cameras,
         image_size=(size.image_height, size.image_width),
+        image_sizes=dict(image_sizes or {}),
+        frames=frames,
         format=1,
         frame=FRAME,
         prompt="prompt.txt",
@@ -134,7 +151,12 @@ def _escape(word: str) -> str:
 
 
 def build_tiny_vla(
-    path: str | Path, seed: int, size: TinySize | None = None, cameras: tuple[str, ...] = CAMERAS
+    path: str | Path,
+    seed: int,
+    size: TinySize | None = None,
+    cameras: tuple[str, ...] = CAMERAS,
+    image_sizes: Mapping[str, tuple[int, int]] | None = None,
+    frames: FramesSpec | None = None,
 ) -> Path:
     """Write an untrained tiny VLA directory with weights drawn from ``seed``.
 
@@ -142,6 +164,8 @@ def build_tiny_vla(
         path: the directory; made where absent.
         size: model and image sizes; None for those of models/tiny.
         cameras: names, in the order of the prompt.
+        image_sizes: (height, width) in px of cameras that have another one than ``size`` says.
+        frames: past images that the model reads.
     """
     size = size or TinySize()
     path = Path(path)
@@ -156,7 +180,7 @@ def build_tiny_vla(
     model.generation_config = GenerationConfig(eos_token_id=stop, pad_token_id=pad, do_sample=False)
     model.save_pretrained(path)
     tokenizer.save(str(path / "tokenizer.json"))
-    spec = tiny_spec(size, cameras)
+    spec = tiny_spec(size, cameras, image_sizes, frames)
     (path / spec.prompt).write_text(TEMPLATE, encoding="utf-8")
     (path / SPEC_FILE).write_text(json.dumps(spec_json(spec), indent=2) + "\n", encoding="utf-8")
     return path

@@ -6,9 +6,10 @@ pruned sets, or, with ``sets``, from sets of other sizes and cameras of which no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from fastdrive_training.engine.checkpoint import require_checkpoint, start_folde
 from fastdrive_training.engine.config import parse_recipe, recipe_class
 from fastdrive_training.engine.distributed import Processes, choose_precision
 from fastdrive_training.vla.arrangement import SetForms
-from fastdrive_training.vla.data import LABELS_PER_TOKEN, Arrays, prepare
+from fastdrive_training.vla.data import LABELS_PER_TOKEN, Arrays, ImageGroup, prepare
 from fastdrive_training.vla.planner import (
     HEADS_FILE,
     TrainablePlanner,
@@ -61,21 +62,25 @@ class LanguageBatches(VlaBatches):
     def __init__(
         self,
         data: Arrays,
+        groups: Sequence[ImageGroup],
         answer: AnswerText,
         recipe: LanguageRecipe,
         processes: Processes,
         tokens: np.ndarray,
-        grid: tuple[int, int],
     ):
-        super().__init__(data, answer, recipe, processes)
-        self._tokens, self._grid, self._pruned_by, self._sets = tokens, grid, recipe.pruned_by, recipe.sets
+        super().__init__(data, groups, answer, recipe, processes)
+        self._tokens, self._pruned_by, self._sets = tokens, recipe.pruned_by, recipe.sets
+        self._steps, self._places = token_places(groups)
+        self._cameras = sum(len(group.cameras) for group in groups)
 
     def visual(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
         kept = None
         if self._pruned_by != "none":
-            kept = keep_some(self.data.labels[indices], self._grid, rng, self._pruned_by)
-        arrangement = self._sets.draw(self.data.pixels.shape[1], rng)
-        visual = torch.from_numpy(self._tokens[indices]).float()
+            share = foreground_share(self.gather(self.data.labels, indices), self.groups)
+            kept = keep_some(share, rng, self._pruned_by)
+        arrangement = self._sets.draw(self._cameras, rng)
+        sets = self._tokens[self.data.rows[indices]]  # [B, T, tokens of a set, D]
+        visual = torch.from_numpy(sets[:, self._steps, self._places]).float()
         return {"visual": visual, "kept": kept, "arrangement": arrangement}
 
 
@@ -84,7 +89,7 @@ class LanguagePlanner(TrainablePlanner):
 
     def forward(self, batch: VlaBatch) -> dict[str, Tensor]:
         with self.autocast():
-            return self.plan_losses(batch.visual, batch)
+            return self.plan_losses(cast(Tensor, batch.visual), batch)
 
 
 def train(recipe: dict, resume: bool) -> dict[str, Any]:
@@ -116,7 +121,7 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
         getattr(planner, name).load_state_dict(state)
     vla.model.model.language_model.requires_grad_(True)
     planner.classes.requires_grad_(False)  # of the first stage
-    batches = LanguageBatches(data, AnswerText.of(vla), settings, processes, tokens, vla.grid)
+    batches = LanguageBatches(data, planner.groups, AnswerText.of(vla), settings, processes, tokens)
     trainer = VlaTrainer(planner, batches, settings, {"encoder": vla.encoder_fingerprint}, processes)
     if processes.first and not resume:
         start_folder(folder, KIND, settings)
@@ -126,24 +131,50 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
     return figures
 
 
-def keep_some(
-    labels: np.ndarray, grid: tuple[int, int], rng: np.random.Generator, pruned_by: str = "foreground"
-) -> Tensor:
+def token_places(groups: Sequence[ImageGroup]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each visual token of the prompt: its step before t0, and its index among its set's tokens."""
+    counts = {camera: group.grid[0] * group.grid[1] for group in groups for camera in group.cameras}
+    starts = dict(zip(sorted(counts), np.cumsum([0, *(counts[camera] for camera in sorted(counts))]), strict=False))
+    images = {
+        place: (group.cameras[column], step)
+        for group in groups
+        for place, column, step in zip(group.places, group.columns, group.steps, strict=True)
+    }
+    ordered = [images[place] for place in sorted(images)]
+    steps = [np.full(counts[camera], step) for camera, step in ordered]
+    places = [np.arange(starts[camera], starts[camera] + counts[camera]) for camera, _ in ordered]
+    return np.concatenate(steps), np.concatenate(places)
+
+
+def foreground_share(labels: Sequence[np.ndarray], groups: Sequence[ImageGroup]) -> np.ndarray:
+    """Share of foreground in the cell of each visual token of the prompt, float [B, N].
+
+    Args:
+        labels: uint8 [B, n, rows, columns] of each image size, class of each fine cell.
+    """
+    found: dict[int, np.ndarray] = {}
+    for group, each in zip(groups, labels, strict=True):
+        (rows, columns), fine = group.grid, LABELS_PER_TOKEN
+        cells = np.isin(each, FOREGROUND_LABELS).reshape(*each.shape[:2], rows, fine, columns, fine)
+        share = cells.mean((3, 5)).reshape(*each.shape[:2], -1)
+        found |= {place: share[:, index] for index, place in enumerate(group.places)}
+    return np.concatenate([found[place] for place in sorted(found)], 1)
+
+
+def keep_some(share: np.ndarray, rng: np.random.Generator, pruned_by: str = "foreground") -> Tensor:
     """Which visual tokens a sample's language model sees: all in about a third of the samples, else 20 to 90 %.
 
     Args:
-        labels: uint8 [B, C, rows, columns], class of each fine cell.
+        share: of foreground in each token's cell, float [B, N].
         pruned_by: "foreground" keeps those of most foreground, with some noise; "random" any; "mixed" draws one of the
             two for each sample.
 
     Returns:
-        bool [B, C * n].
+        bool [B, N].
     """
-    batch, cameras = labels.shape[:2]
-    cells = (batch, cameras, grid[0], LABELS_PER_TOKEN, grid[1], LABELS_PER_TOKEN)
-    score = np.isin(labels, FOREGROUND_LABELS).reshape(cells).mean((3, 5)).reshape(batch, -1)
+    batch = len(share)
     by_foreground = {"foreground": 1.0, "random": 0.0, "mixed": 0.5}[pruned_by]
-    score = score + rng.uniform(0.05, 1.5, (batch, 1)) * rng.random(score.shape)
+    score = share + rng.uniform(0.05, 1.5, (batch, 1)) * rng.random(share.shape)
     if by_foreground < 1:  # the draws above stay those of a run by foreground alone
         score = np.where(rng.random((batch, 1)) < by_foreground, score, rng.random(score.shape))
     drop = np.where(rng.random(batch) < UNPRUNED, 0.0, rng.uniform(0.1, 0.8, batch))
@@ -153,16 +184,25 @@ def keep_some(
 
 @torch.inference_mode()
 def cached_tokens(planner: TrainablePlanner, data: Arrays, fingerprint: str) -> np.ndarray:
-    """The frozen tower's tokens of every keyframe, float16 [K, C * n, D], computed once and kept beside the pixels."""
-    path = Path(str(data.pixels.filename)).with_name(f"tokens-{fingerprint[:16]}.npy")
+    """The frozen tower's tokens of every set of images, camera after camera, float16 [I, tokens of a set, D].
+
+    They are computed once and kept beside the pixels.
+    """
+    path = Path(str(data.pixels[0].filename)).with_name(f"tokens-{fingerprint[:16]}.npy")
     if not path.exists():
         device = planner.form.visual.device
-        shape = (len(data), len(planner.form.visual), planner.classes.in_features)
+        counts = {camera: group.grid[0] * group.grid[1] for group in planner.groups for camera in group.cameras}
+        shape = (len(data.pixels[0]), sum(counts.values()), planner.classes.in_features)
         with write_atomically(path) as partial:
             tokens = open_memmap(partial, "w+", np.float16, shape)
-            for start in tqdm(range(0, len(data), CHUNK), desc="encode", unit="batch"):
-                pixels = torch.from_numpy(np.array(data.pixels[start : start + CHUNK])).to(device)
-                encoded = planner.vision.encode_patches(planner.vision.patches(pixels.flatten(0, 1)))
-                tokens[start : start + CHUNK] = encoded.reshape(len(pixels), *shape[1:]).cpu().numpy()
+            for start in tqdm(range(0, shape[0], CHUNK), desc="encode", unit="batch"):
+                found: dict[int, Tensor] = {}
+                for group, vision, array in zip(planner.groups, planner.visions, data.pixels, strict=True):
+                    pixels = torch.from_numpy(np.array(array[start : start + CHUNK])).to(device)
+                    encoded = vision.encode_patches(vision.patches(pixels.flatten(0, 1)))
+                    encoded = encoded.unflatten(0, (len(pixels), -1))
+                    found |= {camera: encoded[:, column] for column, camera in enumerate(group.cameras)}
+                ordered = torch.cat([found[camera] for camera in sorted(found)], 1)
+                tokens[start : start + CHUNK] = ordered.cpu().numpy()
             tokens.flush()
     return np.load(path, mmap_mode="r")

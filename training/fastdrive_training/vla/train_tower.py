@@ -7,9 +7,10 @@ of the language model must give the waypoints, the light ahead, the gaps, and th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,12 +18,13 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, cross_entropy
 
 from fastdrive_node.families import load_vla
+from fastdrive_node.families.spec import FramesSpec
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.data.adapters import open_source
 from fastdrive_training.engine.checkpoint import require_checkpoint, start_folder
-from fastdrive_training.engine.config import parse_recipe, recipe_class
+from fastdrive_training.engine.config import Count, parse_recipe, recipe_class
 from fastdrive_training.engine.distributed import Processes, choose_precision
-from fastdrive_training.vla.data import LABELS_PER_TOKEN, Arrays, prepare
+from fastdrive_training.vla.data import LABELS_PER_TOKEN, Arrays, ImageGroup, prepare
 from fastdrive_training.vla.planner import (
     CLASSES,
     WEIGHTS,
@@ -46,8 +48,15 @@ class TowerRecipe(VlaRecipe):
     cameras: tuple[str, ...] = CAMERAS  # of the VLA, by the dataset's names
     # Tokens of these cameras carry gradient in every step, and those of one other, drawn anew; all would cost more.
     gradient_cameras: tuple[str, ...] = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT")
+    image_sizes: dict[str, tuple[Count, Count]] = field(default_factory=dict)  # height, width in px where not 112, 224
+    frames: FramesSpec | None = None  # past images that the VLA reads, as in vla.json; their tokens carry no gradient
 
     def __post_init__(self) -> None:
+        for camera in self.image_sizes:
+            if camera not in self.cameras:
+                raise ValueError(f"image_sizes: {camera!r} is no camera of the VLA; use {', '.join(self.cameras)}")
+        if self.image_sizes and len({self.image_sizes.get(camera) for camera in self.cameras}) == 1:
+            raise ValueError("image_sizes: all cameras have one size; leave a camera out")
         for camera in self.gradient_cameras:
             if camera not in self.cameras:
                 raise ValueError(f"gradient_cameras: {camera!r} is no camera of the VLA; use {', '.join(self.cameras)}")
@@ -56,15 +65,28 @@ class TowerRecipe(VlaRecipe):
 class TowerBatches(VlaBatches):
     """Batches of pixels, their light and sharpness varied."""
 
-    def __init__(self, data: Arrays, answer: AnswerText, recipe: TowerRecipe, processes: Processes):
-        super().__init__(data, answer, recipe, processes)
+    def __init__(
+        self,
+        data: Arrays,
+        groups: Sequence[ImageGroup],
+        answer: AnswerText,
+        recipe: TowerRecipe,
+        processes: Processes,
+    ):
+        super().__init__(data, groups, answer, recipe, processes)
+        self._present = {  # camera: place of its image of t0 in the prompt
+            group.cameras[column]: place
+            for group in groups
+            for place, column, step in zip(group.places, group.columns, group.steps, strict=True)
+            if step == 0
+        }
         self._always = [recipe.cameras.index(camera) for camera in recipe.gradient_cameras]
 
     def visual(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-        pixels = _jitter(torch.from_numpy(self.data.pixels[indices]), rng)
-        others = [camera for camera in range(pixels.shape[1]) if camera not in self._always]
+        pixels = tuple(_jitter(torch.from_numpy(each), rng) for each in self.gather(self.data.pixels, indices))
+        others = [camera for camera in sorted(self._present) if camera not in self._always]
         drawn = [int(rng.choice(others))] if others else []
-        return {"visual": pixels, "learning": (*self._always, *drawn)}
+        return {"visual": pixels, "learning": tuple(self._present[camera] for camera in (*self._always, *drawn))}
 
 
 class TowerPlanner(TrainablePlanner):
@@ -72,35 +94,57 @@ class TowerPlanner(TrainablePlanner):
 
     def forward(self, batch: VlaBatch) -> dict[str, Tensor]:
         with self.autocast():
-            tokens = self.encode(batch.visual, batch.learning)
+            tokens = self.encode(cast(tuple[Tensor, ...], batch.visual), batch.learning)
             plan = self.plan_losses(tokens, batch)
         return {"dense": WEIGHTS["dense"] * self.dense_loss(tokens, batch.labels, batch.learning), **plan}
 
-    def encode(self, pixels: Tensor, learning: Sequence[int]) -> Tensor:
-        """Tokens [B, C * n, D] of pixels [B, C, 3, H, W]; those of the cameras ``learning`` carry gradient."""
-        batch, cameras = pixels.shape[:2]
-        resting = [camera for camera in range(cameras) if camera not in learning]
+    def encode(self, pixels: Sequence[Tensor], learning: Sequence[int]) -> Tensor:
+        """Tokens [B, N, D] in the prompt's order; those of the images ``learning`` carry gradient.
 
-        def run(chosen: list[int]) -> Tensor:
-            patches = self.vision.patches(pixels[:, chosen].flatten(0, 1))
-            return self.vision.encode_patches(patches).unflatten(0, (batch, len(chosen)))
+        Args:
+            pixels: [B, n, 3, H, W] of each image size.
+        """
+        found: dict[int, Tensor] = {}
+        for group, vision, images in zip(self.groups, self.visions, pixels, strict=True):
+            chosen = [place for place in learning if place in group.places]
+            resting = [place for place in group.places if place not in learning]
+            if chosen:
+                found |= self._encode_images(group, vision, images, chosen)
+            if resting:
+                with torch.no_grad():
+                    found |= self._encode_images(group, vision, images, resting)
+        dtype = found[learning[0]].dtype
+        return torch.cat([found[place].to(dtype) for place in sorted(found)], 1)
 
-        tokens = run(list(learning))
-        if resting:
-            with torch.no_grad():
-                still = run(resting)
-            tokens = torch.cat([tokens, still.to(tokens.dtype)], 1)
-        order = torch.tensor([*learning, *resting]).argsort()
-        return tokens[:, order.to(tokens.device)].flatten(1, 2)
+    def _encode_images(
+        self, group: ImageGroup, vision: Any, images: Tensor, places: Sequence[int]
+    ) -> dict[int, Tensor]:
+        """Tokens [B, rows * columns, D] by place, of images [B, n, 3, H, W] of a group."""
+        columns = [group.places.index(place) for place in places]
+        patches = vision.patches(images[:, columns].flatten(0, 1))
+        tokens = vision.encode_patches(patches).unflatten(0, (len(images), len(columns)))
+        return {place: tokens[:, index] for index, place in enumerate(places)}
 
-    def dense_loss(self, tokens: Tensor, labels: Tensor, cameras: Sequence[int]) -> Tensor:
-        """Cross entropy of the class of each fine cell; tokens [B, C * n, D], labels [B, C, rows, columns]."""
-        batch, total = labels.shape[:2]
-        (rows, columns), fine, chosen = self.grid, LABELS_PER_TOKEN, list(cameras)
-        picked = tokens.unflatten(1, (total, rows * columns))[:, chosen].float()
-        scores = self.classes(picked).reshape(batch, len(chosen), rows, columns, fine, fine, CLASSES)
-        cells = labels[:, chosen].reshape(batch, len(chosen), rows, fine, columns, fine).transpose(3, 4)
-        return cross_entropy(scores.flatten(0, 5), cells.flatten().long())
+    def dense_loss(self, tokens: Tensor, labels: Sequence[Tensor], learning: Sequence[int]) -> Tensor:
+        """Cross entropy of the class of each fine cell of the images ``learning``.
+
+        Args:
+            tokens: [B, N, D].
+            labels: [B, n, rows, columns] of each image size.
+        """
+        fine, scores, cells = LABELS_PER_TOKEN, [], []
+        counts = {place: group.grid[0] * group.grid[1] for group in self.groups for place in group.places}
+        by_place = tokens.split([counts[place] for place in sorted(counts)], 1)
+        for group, of_group in zip(self.groups, labels, strict=True):
+            chosen = [place for place in learning if place in group.places]
+            if not chosen:
+                continue
+            (rows, columns), shape = group.grid, (len(tokens), len(chosen))
+            picked = torch.stack([by_place[place] for place in chosen], 1).float()
+            scores.append(self.classes(picked).reshape(*shape, rows, columns, fine, fine, CLASSES).flatten(0, 5))
+            own = of_group[:, [group.places.index(place) for place in chosen]]
+            cells.append(own.reshape(*shape, rows, fine, columns, fine).transpose(3, 4).flatten())
+        return cross_entropy(torch.cat(scores), torch.cat(cells).long())
 
 
 def train(recipe: dict, resume: bool) -> dict[str, Any]:
@@ -118,7 +162,7 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
     if resume:
         require_checkpoint(folder)
     with TemporaryDirectory() as untrained:
-        build_tiny_vla(untrained, settings.seed, cameras=settings.cameras)
+        build_tiny_vla(untrained, settings.seed, None, settings.cameras, settings.image_sizes, settings.frames)
         processes = Processes(settings.device)  # only now: in a group, transformers saves in the first process alone
         precision = choose_precision(settings.precision, processes.device)
         vla = load_vla(untrained, processes.device)
@@ -128,7 +172,7 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
         vla.model.requires_grad_(True)
         torch.manual_seed(settings.seed)
         planner = TowerPlanner(vla, precision)
-        batches = TowerBatches(data, AnswerText.of(vla), settings, processes)
+        batches = TowerBatches(data, planner.groups, AnswerText.of(vla), settings, processes)
         trainer = VlaTrainer(planner, batches, settings, {}, processes)
         if processes.first and not resume:
             start_folder(folder, KIND, settings)

@@ -1,0 +1,100 @@
+"""Pruners that change the tokens which they keep: pooled cells (Matryoshka) and weighted neighbors (PruMerge)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from fastdrive_node.families.tokens import VisualTokens
+from fastdrive_node.pruning.baselines.diversity import directions
+from fastdrive_node.pruning.pruner import ContextField, Pruner, PruningContext
+from fastdrive_node.pruning.select import select_top
+
+NEIGHBORS = 32  # that are merged into a kept token
+
+
+@dataclass
+class Matryoshka(Pruner):
+    """Average pooling of 1, 2x2, 4x4, ... tokens (M3: Cai et al., ICLR 2025, arXiv 2405.17430).
+
+    The largest grid of at most K tokens; 2x2 is a quarter of them. A pooled token has the position of its cell's first
+    token. For a language model that was trained with such grids; for another one it is a control only.
+    """
+
+    name: str = "matryoshka"
+
+    def select(self, context: PruningContext, scores: None, keep: int) -> torch.Tensor:
+        visual = context.visual
+        cells = cells_of(visual.image_grids, pooling_side(visual.image_grids, keep))
+        return torch.unique(cells)
+
+    def tokens(self, visual: VisualTokens, chosen: torch.Tensor) -> VisualTokens:
+        cells = cells_of(visual.image_grids, pooling_side(visual.image_grids, len(chosen)))
+        number = torch.searchsorted(chosen, cells).to(visual.rows.device)
+        sizes = torch.bincount(number, minlength=len(chosen))[:, None]
+
+        def pooled(values: torch.Tensor) -> torch.Tensor:
+            sums = torch.zeros(len(chosen), values.shape[1], dtype=torch.float32, device=values.device)
+            return (sums.index_add_(0, number, values.float()) / sizes).to(values.dtype)
+
+        rows = pooled(visual.take(torch.arange(visual.total)))
+        features = tuple(pooled(feature) for feature in visual.keep(torch.arange(visual.total)).layer_features)
+        return replace(visual, rows=rows, indices=chosen.cpu(), layer_features=features)
+
+
+def pooling_side(grids: Sequence[tuple[int, int]], keep: int) -> int:
+    """Rows and columns of the smallest cells, a power of two, that leave at most ``keep`` tokens.
+
+    Raises:
+        ValueError: one token of each image is more.
+    """
+    side = 1
+    while sum(-(-rows // side) * -(-columns // side) for rows, columns in grids) > keep:
+        if side >= max(max(grid) for grid in grids):
+            raise ValueError(f"keep: {keep} tokens are fewer than the {len(grids)} images")
+        side *= 2
+    return side
+
+
+def cells_of(grids: Sequence[tuple[int, int]], side: int) -> torch.Tensor:
+    """int64 [N]: the raster index of the first token of each token's cell; cells at the edges may be smaller."""
+    found, start = [], 0
+    for rows, columns in grids:
+        row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        found.append(start + ((row // side * side) * columns + column // side * side).flatten())
+        start += rows * columns
+    return torch.cat(found)
+
+
+@dataclass
+class PruMerge(Pruner):
+    """The K most attended tokens, each merged with its like (PruMerge: Shang et al., ICCV 2025, arXiv 2403.15388).
+
+    A kept token becomes the mean of itself and the 32 tokens most similar to it, weighted by their attention. The
+    original's K is the number of outliers of the class token's attention; here it is given. Qwen2.5-VL has no class
+    token: attention is that of ``vispruner``, and similarity the cosine of tokens instead of keys.
+    """
+
+    name: str = "prumerge"
+    needs: frozenset[ContextField] = frozenset({ContextField.TOWER_ATTENTION})
+
+    def score(self, context: PruningContext) -> torch.Tensor:
+        return context.require(ContextField.TOWER_ATTENTION)
+
+    def select(self, context: PruningContext, scores: torch.Tensor, keep: int) -> torch.Tensor:
+        return select_top(scores, keep)
+
+    def tokens(self, visual: VisualTokens, chosen: torch.Tensor) -> VisualTokens:
+        kept = visual.keep(chosen)
+        if len(chosen) == visual.total or visual.attention is None:
+            return kept
+        rows = visual.raster().flatten(0, 1).float()
+        vectors = directions(rows)
+        nearest = (
+            (vectors[chosen.to(rows.device)] @ vectors.T).topk(min(NEIGHBORS + 1, visual.total)).indices
+        )  # and itself
+        weights = visual.attention.flatten().to(rows.device)[nearest]
+        merged = (rows[nearest] * weights[..., None]).sum(dim=1) / weights.sum(dim=1, keepdim=True).clamp(min=1e-12)
+        return replace(kept, rows=merged.to(visual.rows.dtype))

@@ -1,0 +1,130 @@
+"""What is judged on the plans: HD-Score's terms, how much plans change, how old they are when they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from fastdrive_node.geometry import step_headings
+from fastdrive_sim.drive.scoring.comfort import plan_is_comfortable
+from fastdrive_sim.drive.scoring.polygons import inside_any, overlap
+from fastdrive_sim.drive.scoring.track import Others, Track, ego_rectangles
+from fastdrive_sim.drive.types import LATE, PLANNED, REFUSED, PlanStep
+
+AHEAD_S = (0.5, 1.0)  # TTC of HD-Score
+SHORT_STEP_M = 0.5  # a plan's segment that is shorter has the heading of the one before
+DECAY = 0.5  # k of the weights exp(-k i) of plan deviation
+LEAST_POINTS = 2  # of both plans, for plan deviation
+
+
+@dataclass(frozen=True)
+class PlanScore:
+    """The terms of HD-Score for one plan, each 0 or 1."""
+
+    collision: float
+    drivable: float
+    closeness: float
+    comfort: float
+
+    @property
+    def score(self) -> float:
+        """NC * DAC * (5 TTC + 2 C) / 7."""
+        return self.collision * self.drivable * (5 * self.closeness + 2 * self.comfort) / 7
+
+
+def plan_score(plan: PlanStep, track: Track) -> PlanScore | None:
+    """A plan against where the others were at its times, and what stands; None where it has no waypoints."""
+    if plan.ego is None or not len(plan.xy):
+        return None
+    ego = plan.ego
+    points = np.concatenate([[[ego.x, ego.y]], plan.xy])
+    times = np.concatenate([[plan.time_s], plan.times_s])
+    steps = np.diff(points, axis=0)
+    cos, sin = np.cos(ego.yaw), np.sin(ego.yaw)
+    turned = step_headings(steps @ np.array([[cos, -sin], [sin, cos]]), SHORT_STEP_M) + ego.yaw
+    yaw = np.concatenate([[ego.yaw], turned])
+    velocity = steps / np.diff(times)[:, None]
+    velocity = np.concatenate([velocity[:1], velocity])
+    free = not _meets(points, yaw, times, track)
+    corners = ego_rectangles(points[:, 0], points[:, 1], yaw, track.run.vehicle)
+    drivable = bool(inside_any(corners, track.run.map.drivable).all())
+    close = any(_meets(points + ahead * velocity, yaw, times + ahead, track) for ahead in AHEAD_S)
+    return PlanScore(float(free), float(drivable), float(not close), float(plan_is_comfortable(plan)))
+
+
+def _meets(points: np.ndarray, yaw: np.ndarray, times: np.ndarray, track: Track) -> bool:
+    """Whether the vehicle at one of the poses touches somebody at its time, or something that stands."""
+    ego = ego_rectangles(points[:, 0], points[:, 1], yaw, track.run.vehicle)
+    return any(
+        _touches(corners, track.others_at(float(time_s))) or _touches(corners, track.obstacles)
+        for corners, time_s in zip(ego, times, strict=True)
+    )
+
+
+def _touches(corners: np.ndarray, things: Others) -> bool:
+    middle = corners.mean(axis=0)
+    reach = np.linalg.norm(corners[0] - middle)
+    near = np.hypot(things.x - middle[0], things.y - middle[1]) <= reach + things.radius
+    return bool(near.any() and overlap(corners, things.take(near).corners).any())
+
+
+def mean_plan_score(track: Track) -> float:
+    """Mean over the plans of a run; 0 without a plan."""
+    scores = [plan_score(plan, track) for plan in track.run.plans if plan.outcome == PLANNED]
+    known = [each.score for each in scores if each is not None]
+    return float(np.mean(known)) if known else 0.0
+
+
+def plan_deviation(plans: Sequence[PlanStep]) -> float | None:
+    """How far consecutive plans are apart at the times of both, m: mean over pairs, weights exp(-k i); None: no pair.
+
+    The newer plan's waypoint i is compared with the older plan, interpolated at its time.
+    """
+    planned = sorted((plan for plan in plans if plan.outcome == PLANNED), key=lambda plan: plan.time_s)
+    found = [_deviation(*pair) for pair in pairwise(planned)]
+    known = [each for each in found if each is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _deviation(older: PlanStep, newer: PlanStep) -> float | None:
+    if not len(older.xy):
+        return None
+    both = (newer.times_s <= older.times_s[-1] + 1e-6) & (newer.times_s >= older.time_s)
+    if both.sum() < LEAST_POINTS:
+        return None
+    begin = older.xy[:1] if older.ego is None else np.array([[older.ego.x, older.ego.y]])
+    times, points = np.concatenate([[older.time_s], older.times_s]), np.concatenate([begin, older.xy])
+    at = np.stack([np.interp(newer.times_s[both], times, axis) for axis in points.T], axis=1)
+    weights = np.exp(-DECAY * np.arange(both.sum()))
+    return float((weights * np.linalg.norm(newer.xy[both] - at, axis=1)).sum() / weights.sum())
+
+
+@dataclass(frozen=True)
+class Ticks:
+    """What became of the planning ticks of a run."""
+
+    ticks: int
+    refused: float  # fractions of the ticks
+    late: float
+    mean_age_s: float | None  # of the plan in use, over the steps that had one
+    max_age_s: float | None
+    kept: float | None  # kept tokens over all tokens
+
+    @classmethod
+    def of(cls, track: Track) -> Ticks:
+        run = track.run
+        outcomes = [plan.outcome for plan in run.plans]
+        count = max(len(outcomes), 1)
+        ages = [step.plan_age_s for step in run.steps if step.plan >= 0]
+        tokens = sum(plan.total_tokens for plan in run.plans)
+        return cls(
+            len(outcomes),
+            outcomes.count(REFUSED) / count,
+            outcomes.count(LATE) / count,
+            float(np.mean(ages)) if ages else None,
+            max(ages) if ages else None,
+            sum(plan.kept_tokens for plan in run.plans) / tokens if tokens else None,
+        )
