@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from fastdrive_node.cli import main
-from fastdrive_node.errors import InputError, TrainingError
+from fastdrive_node.errors import InputError, ModelError, TrainingError
 from fastdrive_node.families import load_vla
 from fastdrive_training.data.adapters import open_source
 from fastdrive_training.engine.config import RecipeError
@@ -99,6 +99,20 @@ def test_a_vla_with_other_cameras_trains_too(long_dataset, tmp_path) -> None:
     train_tower.train({**SMALL, **paths, **cameras, "steps": 1}, False)
     vla = load_vla(tmp_path / "two" / "vla")
     assert vla.spec.cameras == ("CAM_BACK", "CAM_FRONT") and vla.tokens == 2 * 32
+
+
+def test_a_tower_goes_on_from_another_vlas_at_another_image_size(long_dataset, tmp_path, tiny_dir, tiny_vla) -> None:
+    paths = {"dataset": str(long_dataset), "out": str(tmp_path / "wide"), "cache": str(tmp_path / "cache")}
+    size = {"image_height": 56, "image_width": 168}
+    recipe = {**SMALL, **paths, "start": str(tiny_dir), "size": size, "steps": 1, "rate": 1e-9, "seed": 5}
+    train_tower.train(recipe, False)
+    vla = load_vla(tmp_path / "wide" / "vla")
+    assert vla.grid == (2, 6)
+    ours, theirs = (each.model.model.visual.state_dict() for each in (vla, tiny_vla))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
+    assert not torch.allclose(vla.model.lm_head.weight, tiny_vla.model.lm_head.weight, atol=1e-3)
+    with pytest.raises(ModelError, match="start: its tower has other sizes than the recipe's"):
+        train_tower.train({**recipe, "size": {"tower_depth": 2, "full_attention_blocks": [1]}}, False)
 
 
 def test_a_folder_with_ego_motion_trains_too(tmp_path) -> None:

@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, cross_entropy
 
-from fastdrive_node.families import load_vla
+from fastdrive_node.errors import ModelError
+from fastdrive_node.families import Vla, load_vla
+from fastdrive_node.families.base import VISION
 from fastdrive_node.families.spec import FramesSpec
+from fastdrive_node.families.vla import first_line
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.data.adapters import open_source
 from fastdrive_training.engine.checkpoint import require_checkpoint, start_folder
@@ -36,7 +39,7 @@ from fastdrive_training.vla.planner import (
     save_vla,
 )
 from fastdrive_training.vla.targets import AnswerText
-from fastdrive_training.vla.tiny_model import build_tiny_vla
+from fastdrive_training.vla.tiny_model import TinySize, build_tiny_vla
 
 KIND = "vla_tower"
 
@@ -45,6 +48,8 @@ KIND = "vla_tower"
 class TowerRecipe(VlaRecipe):
     """Keys of a ``vla_tower`` recipe."""
 
+    size: TinySize = field(default_factory=TinySize)  # of the model and its images
+    start: str | None = None  # a VLA directory whose tower is trained on; images may have another size than its own
     cameras: tuple[str, ...] = CAMERAS  # of the VLA, by the dataset's names
     # Tokens of these cameras carry gradient in every step, and those of one other, drawn anew; all would cost more.
     gradient_cameras: tuple[str, ...] = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT")
@@ -162,10 +167,12 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
     if resume:
         require_checkpoint(folder)
     with TemporaryDirectory() as untrained:
-        build_tiny_vla(untrained, settings.seed, None, settings.cameras, settings.image_sizes, settings.frames)
+        build_tiny_vla(untrained, settings.seed, settings.size, settings.cameras, settings.image_sizes, settings.frames)
         processes = Processes(settings.device)  # only now: in a group, transformers saves in the first process alone
         precision = choose_precision(settings.precision, processes.device)
         vla = load_vla(untrained, processes.device)
+        if settings.start is not None:
+            take_tower(vla, settings.start)
         with processes.first_goes_ahead():
             source = open_source(settings.dataset, settings.split, settings.dataset_kind, cameras=vla.spec.cameras)
             data = prepare(vla, source, Path(settings.cache))
@@ -181,6 +188,18 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
             save_vla(vla, Path(untrained), folder / "vla")
             planner.save_heads(folder)
     return figures
+
+
+def take_tower(vla: Vla, start: str | Path) -> None:
+    """Give the VLA the tower of another one; its positions are those of the patches, so images of any size fit.
+
+    Raises ModelError: the towers have different sizes, or ``start`` cannot be loaded.
+    """
+    other = load_vla(start, "cpu", parts=frozenset({VISION}))
+    try:
+        vla.model.model.visual.load_state_dict(other.model.model.visual.state_dict())
+    except RuntimeError as error:
+        raise ModelError(f"{start}: start: its tower has other sizes than the recipe's ({first_line(error)})") from None
 
 
 def _jitter(pixels: Tensor, rng: np.random.Generator) -> Tensor:
