@@ -60,7 +60,7 @@ def publish(topics: Sequence[str], hz: float, seconds: float, size: tuple[int, i
     time.sleep(0.5)
     print(sent - round(SETTLE_S * hz), flush=True)
     node.destroy_node()
-    rclpy.try_shutdown()
+    rclpy.shutdown()
 
 
 def measure(hz: float, seconds: float, size: tuple[int, int]) -> dict:

@@ -64,6 +64,8 @@ class Bag:
         """
         with _reading(self.path) as reader:
             wanted = [connection for connection in reader.connections if connection.topic in topics]
+            if not wanted:  # no connections mean all of them to the reader
+                return
             for connection, stamp_ns, raw in reader.messages(connections=wanted):
                 yield BagMessage(connection.topic, stamp_ns, bytes(raw))
 

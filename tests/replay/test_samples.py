@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,9 @@ def test_every_set_has_the_states_that_the_vla_reads(recording):
 def test_fewer_sets_are_spread_over_the_bag(recording):
     every = [sample.frames.t0_ns for sample in planning_samples(recording, 0, 0.5, limit=20)]
     assert [sample.frames.t0_ns for sample in planning_samples(recording, 0, 0.5, limit=5)] == every[::4]
+
+
+def test_without_a_command_topic_no_command_is_known(recording):
+    without = replace(recording, topics=replace(recording.topics, command=None))
+    assert {sample.command for sample in planning_samples(without, 0, 0.5, limit=20)} == {Command.NONE}
+    assert list(recording.bag.messages([])) == []
