@@ -104,6 +104,15 @@ def test_every_declared_dependency_has_a_tested_version():
     assert pinned == declared
 
 
+def test_transformers_is_tested_at_both_ends_of_its_range():
+    """Its internal modules are imported. CPython 3.10 has the lower end."""
+    (declared,) = (each for each in PROJECT["dependencies"] if _name(each) == "transformers")
+    least, below = map(int, re.fullmatch(r"transformers>=5\.(\d+),<5\.(\d+)", declared).groups())
+    form = re.compile(r'^transformers==5\.(\d+)\.\d+; python_version (<|>=) "3\.11"$', re.MULTILINE)
+    pins = form.findall(CONSTRAINTS.read_text())
+    assert sorted((sign, int(minor)) for minor, sign in pins) == [("<", least), (">=", below - 1)]
+
+
 def test_package_xml_names_the_ros_packages_that_the_node_imports():
     named = {element.text for element in ElementTree.parse(ROOT / "package.xml").iter("exec_depend")}
     roots = {found.module.split(".")[0] for found in imports("fastdrive_node")}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from fastdrive_node.cli import main
-from fastdrive_node.errors import UsageError
+from fastdrive_node.errors import ClusterError, UsageError
 from fastdrive_training.cluster import map_items, open_cluster
 
 
@@ -46,6 +47,18 @@ def test_missing_ray_is_said_with_the_extra(monkeypatch, tmp_path, capsys):
     assert (
         text == "fastdrive evaluate: the Python package 'ray' is missing; install it with: pip install -e .[cluster]\n"
     )
+
+
+@pytest.mark.parametrize(("address", "more"), [("ray://host:10001", "asks for a token"), ("host:6379", "")])
+def test_a_cluster_that_does_not_answer_is_told_with_what_to_do(monkeypatch, address, more):
+    def refuse(**_):
+        raise ConnectionError("ray client connection timeout")
+
+    stand_in = SimpleNamespace(init=refuse, is_initialized=lambda: False)
+    monkeypatch.setitem(sys.modules, "ray", stand_in)
+    with pytest.raises(ClusterError, match=r"no Ray cluster answers \(ray client .*\); start one") as told:
+        open_cluster(address).__enter__()
+    assert more in str(told.value) and ("token" in str(told.value)) == bool(more)
 
 
 @pytest.mark.parametrize(

@@ -86,9 +86,10 @@ def _join(address: str, cpus: int | None, local: bool) -> None:
             ray.init(address=address, **quiet)
     except Exception as error:  # ConnectionError, RuntimeError, ValueError, gRPC's own
         reason = " ".join(str(error).split())[:200]
-        raise ClusterError(
-            f"--ray {address}: no Ray cluster answers ({reason}); start one with `ray start --head`, or use local"
-        ) from error
+        hint = "start one with `ray start --head`, or use local"
+        if address.startswith("ray://"):
+            hint += "; one with other versions of Python or Ray, or that asks for a token, refuses too"
+        raise ClusterError(f"--ray {address}: no Ray cluster answers ({reason}); {hint}") from error
 
 
 def _workers(address: str, device: str, wanted: int | None) -> Cluster:
