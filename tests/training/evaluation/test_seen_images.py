@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -124,6 +125,16 @@ def test_a_dataset_without_stamps_cannot_serve_past_images(dataset, vla, monkeyp
     )
     with pytest.raises(InputError, match="has no stamp, and a VLA with frames"):
         evaluate(dataset, vla(frames=FRAMES), OpenLoopSettings(pruners=("none",)), progress=False)
+
+
+def test_the_oracle_knows_the_foreground_of_cameras_of_several_sizes(dataset, vla, tmp_path):
+    reader, out = vla(image_sizes={"CAM_BACK": {"width": 168, "height": 56}}), tmp_path / "run"
+    evaluate(dataset, reader, OpenLoopSettings(pruners=("oracle",), drops=(0.75,), out=out), progress=False)
+    rows = pq.read_table(out / "samples.parquet").to_pylist()
+    kept = next(row["kept"] for row in rows if row["pruner"] == "oracle")
+    columns = [column / columns for rows, columns in reader.grids for _ in range(rows) for column in range(columns)]
+    foreground = np.flatnonzero(np.array(columns) >= 2 / 3)  # the right third of every image
+    assert len(foreground) == 5 * 8 + 4 and len(kept) == 43 and set(kept) < set(foreground)
 
 
 def test_cameras_of_several_sizes_are_evaluated(dataset, vla, tmp_path):

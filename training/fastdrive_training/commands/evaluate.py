@@ -104,13 +104,12 @@ def run(args: argparse.Namespace) -> None:
 def all_pruners(source: ImageSource, vla: Vla, file: Path) -> tuple[str, ...]:
     """What the data and the pruner file allow.
 
-    Left out are the oracle without masks or for a VLA of past images or several image sizes, ring-view without the
-    cameras' geometry beside the VLA, the variants that are calibrated without a calibration for all cameras, and the
-    one with a memory, which at the usual two keyframes a second is as without.
+    Left out are the oracle without masks or for a VLA of past images, ring-view without the cameras' geometry beside
+    the VLA, the variants that are calibrated without a calibration for all cameras, and the one with a memory, which at
+    the usual two keyframes a second is as without.
     """
     calibration = load_calibration(file)
-    one_grid = not vla.spec.frames and not vla.spec.image_sizes
-    allowed = {"oracle": source.has_masks and one_grid, "ring-view": (vla.path / GEOMETRY_FILE).exists()}
+    allowed = {"oracle": source.has_masks and not vla.spec.frames, "ring-view": (vla.path / GEOMETRY_FILE).exists()}
     names = [name for name in PRUNERS if allowed.get(name, True)]
     if calibration is not None and not vla.spec.image_sizes and set(vla.spec.cameras) <= set(calibration.cameras):
         names += [name for name, options in VARIANTS.items() if options.needs_calibration]

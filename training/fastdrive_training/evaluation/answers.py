@@ -19,7 +19,7 @@ from fastdrive_node.pruning.score_pruner import RefinedPruner
 from fastdrive_node.pruning.select import keep_count
 from fastdrive_node.pruning.temporal import FrameContext, TemporalState
 from fastdrive_training.data.adapters.base import ImageSource, Item
-from fastdrive_training.data.token_cache import FeatureStore
+from fastdrive_training.data.token_cache import FeatureStore, token_shape
 from fastdrive_training.evaluation.metrics.horizons import at_metric_steps
 from fastdrive_training.evaluation.metrics.judge import Judgement, Surroundings, judge_plan
 from fastdrive_training.evaluation.seen_images import SeenImages
@@ -125,7 +125,9 @@ class Answerer:
         """
         cells = None
         if coverage:
-            known = np.nan_to_num(images.coverage(self.vla.spec.cameras, self.vla.grid), nan=0.0)
+            cameras = zip(self.vla.spec.cameras, self.vla.grids, strict=True)
+            known = np.concatenate([images.coverage([camera], grid)[0] for camera, grid in cameras])
+            known = np.nan_to_num(known, nan=0.0).reshape(token_shape(self.vla.grids))
             cells = torch.from_numpy(known).to(self.vla.device)
         prompt = self.generator.prompt(item.known_history, item.command, seen.present)
         if frame is not None:

@@ -81,7 +81,6 @@ class SegmentWorker:
         self._answerer = Answerer(vla)
         if self._coverage:
             vla.require_one_frame("the pruner oracle")
-            vla.require_one_size("the pruner oracle")
         if self._remembering is not None:
             vla.require_one_frame(f"the pruner {self._remembering.name} with a memory")
         features = FeatureStore(source, vla, settings.features, ContextField.TOWER_ATTENTION in needs)
