@@ -16,6 +16,8 @@ from fastdrive_node.errors import InputError
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.annotate.run import Annotation, raise_failures
 from fastdrive_training.annotate.settings import Group
+from fastdrive_training.annotate.store import MaskStore
+from fastdrive_training.commands import annotate as command
 from fastdrive_training.data.adapters import open_source
 from fastdrive_training.data.sampling import Shard
 from tests.training.annotate.annotate_fixtures import GROUPS, BrightModels, settings, write_models
@@ -291,6 +293,28 @@ def test_command_annotates_with_real_model_classes_and_writes_counts_by_class(wr
     assert page.count("<img") == 6 and "http" not in page and "CAM_" in page
     assert all(source.startswith("data:image/jpeg;base64,") for source in re.findall(r'src="([^"]*)"', page))
     assert "annotating" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(written, tmp_path, monkeypatch, capsys):
+    arguments = ["annotate", str(written), str(tmp_path / "m"), "--split", "val", "--samples", "0", "--device", "cpu"]
+    monkeypatch.setattr(command, "load_models", lambda *_: BrightModels())
+    write, done = MaskStore.write, []
+
+    def interrupted(store, image):
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        done.append(image)
+        write(store, image)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MaskStore, "write", interrupted)
+        assert main(arguments) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "fastdrive annotate: interrupted: finished images are kept; give the same command again, and it goes on"
+    )
+    assert main([*arguments, "--json", str(tmp_path / "f.json")]) == 0
+    figures = json.loads((tmp_path / "f.json").read_text())
+    assert (figures["skipped"], figures["annotated"], figures["complete"]) == (5, 7, True)
 
 
 def test_command_needs_a_split_where_there_are_several(written, tmp_path, capsys):
