@@ -47,7 +47,8 @@ def test_the_expert_completes_what_constant_velocity_does_not(family):
 def test_a_run_is_the_same_again_and_a_latency_changes_it():
     runs = [drive(FAMILIES["bend"].scene(2), expert_planner(latency), ROW) for latency in (0.0, 0.0, 0.3)]
     assert list(lines(runs[0])) == list(lines(runs[1])) != list(lines(runs[2]))
-    assert {round(plan.used_from_s - plan.time_s, 6) for plan in runs[2].plans} == {0.3}
+    used = [(plan.used_from_s, plan.time_s) for plan in runs[2].plans]
+    assert {round(use - exposed, 6) for use, exposed in used if use is not None} == {0.3} and len(used) > 10
 
 
 def test_others_react_to_the_ego_vehicle():

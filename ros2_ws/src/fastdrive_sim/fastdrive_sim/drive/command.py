@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def drive_suite(options: DriveOptions) -> dict:
     """
     chosen = scenarios(options.suite, options.families, options.runs, options.seed)
     faults = [parse_fault(text) for text in options.faults]
+    _check_pruners(options.pruners)
     all_rows = rows(options.pruners, options.drops, faults, options.latency_s)
     settings = _settings(options)
     _claim(options, settings)
@@ -75,6 +77,15 @@ def drive_suite(options: DriveOptions) -> dict:
     }
     _write(options.out / "summary.json", figures)
     return figures
+
+
+def _check_pruners(names: Sequence[str]) -> None:
+    from fastdrive_node.pruning.registry import PRUNERS, VARIANTS  # imports torch
+
+    known = (*PRUNERS, *VARIANTS)
+    for name in names:
+        if name not in known and not Path(name).is_file():
+            raise UsageError(f"--pruners {name}: unknown; give a pruner's file, or one of {', '.join(known)}")
 
 
 def _settings(options: DriveOptions) -> DriveSettings:

@@ -95,7 +95,10 @@ class NodePlanner:
         self._queue.offer(ego, time_s)
 
     def collect(self, time_s: float) -> list[TickAnswer]:
-        answers = self._queue.collect(time_s)
+        return self._hold(self._queue.collect(time_s), time_s)
+
+    def _hold(self, answers: list[TickAnswer], time_s: float) -> list[TickAnswer]:
+        """Answers that a fault does not hold back any more."""
         hold_s = self._fault.held_ticks * self._plan_s
         if not hold_s:
             return answers

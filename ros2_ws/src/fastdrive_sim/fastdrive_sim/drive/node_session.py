@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from fastdrive_node.errors import SimError
@@ -12,11 +12,12 @@ from fastdrive_node.ros.topics import TopicMap, simulator_topics
 from fastdrive_sim.bag import image_topic
 from fastdrive_sim.drive.faults import make_fault
 from fastdrive_sim.drive.node_planner import CameraRig, NodePlanner
+from fastdrive_sim.drive.realtime import RealTimeNodePlanner
 from fastdrive_sim.drive.runner import DriveSettings
 from fastdrive_sim.drive.suite import FULL
 from fastdrive_sim.drive.types import DriveRow
-from fastdrive_sim.render import Renderer
 from fastdrive_sim.rig import RIGS
+from fastdrive_sim.sources import RendererLike
 from fastdrive_sim.types import Camera
 
 MISSING_S = 0.05  # a set without all of its cameras is given up; in lockstep nothing else arrives meanwhile
@@ -40,15 +41,23 @@ def open_planner(settings: DriveSettings, row: DriveRow) -> Iterator[NodePlanner
     parameters: dict[str, object] = {"vla": settings.vla, "pruner": row.pruner}
     if row.pruner != FULL:
         parameters["drop"] = row.drop
+    values = {} if settings.realtime else {"missing_timeout_s": MISSING_S}
     options = NodeOptions(parameters=parameters, command=settings.node_command or NODE_COMMAND)
-    renderer = Renderer(*settings.size, cameras)
+    renderer = (settings.renderer or _renderer)(*settings.size, cameras)
     try:
         rig = CameraRig(renderer, topics)
-        with open_session(rig, options, {"missing_timeout_s": MISSING_S}, lockstep=not settings.realtime) as session:
+        with open_session(rig, options, values, lockstep=not settings.realtime) as session:
             fault = make_fault(row.fault, row.severity)
-            yield NodePlanner(rig, session.connection, fault, lambda: row.latency_s, MISSING_S, settings.loop.plan_s)
+            make = RealTimeNodePlanner if settings.realtime else NodePlanner
+            yield make(rig, session.connection, fault, lambda: row.latency_s, MISSING_S, settings.loop.plan_s)
     finally:
         renderer.close()
+
+
+def _renderer(width: int, height: int, rig: Sequence[Camera]) -> RendererLike:
+    from fastdrive_sim.render import Renderer  # loads OpenGL
+
+    return Renderer(width, height, rig)
 
 
 def rig_of(cameras: tuple[str, ...]) -> tuple[Camera, ...]:

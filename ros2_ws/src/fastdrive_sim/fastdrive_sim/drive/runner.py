@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -17,6 +17,8 @@ from fastdrive_sim.drive.planners import DrivePlanner, constant_velocity_planner
 from fastdrive_sim.drive.storage import load_run, save_run
 from fastdrive_sim.drive.suite import ScenarioKey
 from fastdrive_sim.drive.types import CONSTANT_VELOCITY, EXPERT, FAILED, DriveRow, RunRecord
+from fastdrive_sim.sources import RendererLike
+from fastdrive_sim.types import Camera
 
 DEATHS = 3  # runs in a row that a node's end made fail, after which a row's other runs are not tried
 
@@ -32,6 +34,7 @@ class DriveSettings:
     realtime: bool = False
     loop: LoopSettings = field(default_factory=LoopSettings)
     node_command: tuple[str, ...] | None = None  # None: the installed node
+    renderer: Callable[[int, int, Sequence[Camera]], RendererLike] | None = None  # None: the simulator's
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,66 @@
+"""The node as the planner in real time: the wall clock drives the simulation, and late plans are late."""
+
+from __future__ import annotations
+
+import time
+
+from fastdrive_node.errors import FastDriveError
+from fastdrive_node.replay.connection import CLOCK_STEP_S
+from fastdrive_sim.drive.node_planner import NodePlanner, answer_of
+from fastdrive_sim.drive.planners import Tick, TickAnswer
+from fastdrive_sim.drive.scene import DriveScene
+from fastdrive_sim.drive.types import EgoStep
+
+MAX_LAG_S = 1.0  # that the simulation may be behind the wall clock; the node would seem faster than it is
+
+
+class RealTimeNodePlanner(NodePlanner):
+    """Time on /clock is that of the simulation, which waits for the wall clock. Images are sent when they are rendered,
+    stamped with the time at which rendering began: that is the latency of the cameras."""
+
+    def begin(self, scene: DriveScene) -> None:
+        super().begin(scene)
+        self._ticks: dict[int, Tick] = {}  # by t0 in ns
+        self._start_s = time.monotonic()
+
+    def watch(self, ego: EgoStep, time_s: float) -> None:
+        self._pace(time_s)
+        self._node.publish(self._odometry_at(ego, time_s))
+
+    def offer(self, ego: EgoStep, time_s: float) -> None:
+        self._pace(time_s)
+        command, *images = self._sense(ego, time_s)
+        self._ticks[self.out.stamp_ns(time_s)] = Tick(time_s, ego)
+        self._node.publish(command)
+        for image in images:
+            self._node.publish(image)
+
+    def collect(self, time_s: float) -> list[TickAnswer]:
+        self._pace(time_s)
+        return self._hold(self._arrived(), time_s)
+
+    def _arrived(self) -> list[TickAnswer]:
+        arrivals, found = self._node.arrivals, []
+        while self._seen < len(arrivals):
+            record = arrivals[self._seen].record
+            self._seen += 1
+            tick = self._ticks.pop(record.t0_ns, None)
+            if tick is not None:
+                found.append(answer_of(tick, record))
+        return found
+
+    def _pace(self, time_s: float) -> None:
+        """Wait until the wall clock says so. Raises FastDriveError where the node has ended or the machine is slow."""
+        try:
+            while (early_s := self._start_s + time_s - time.monotonic()) > 0:
+                self._node.wait(min(early_s, CLOCK_STEP_S))
+            self._node.wait(0.0)
+        except FastDriveError:
+            self._gone = True
+            raise
+        self._node.tell_time(self.out.stamp_ns(time_s))
+        if -early_s > MAX_LAG_S:
+            raise FastDriveError(
+                f"--realtime: the simulation is {-early_s:.1f} s behind the clock; give fewer --workers or a smaller "
+                "--size, or drive in lockstep"
+            )

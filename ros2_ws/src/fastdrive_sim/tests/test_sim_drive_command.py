@@ -1,0 +1,90 @@
+"""``fastdrive sim drive`` from its arguments to its files; expert and constant velocity alone, without a node."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastdrive_node.cli import main
+from fastdrive_node.errors import InputError, UsageError
+from fastdrive_sim.drive.command import DriveOptions, drive_suite
+from fastdrive_sim.drive.storage import hash_runs, load_run
+
+
+@pytest.fixture(scope="module")
+def drive(tmp_path_factory) -> tuple[DriveOptions, dict]:
+    options = DriveOptions(tmp_path_factory.mktemp("drive") / "out", families=("bend",), runs=2, pruners=())
+    return options, drive_suite(options)
+
+
+def test_a_drive_writes_its_figures_and_a_file_for_each_run(drive):
+    options, figures = drive
+    assert json.loads((options.out / "summary.json").read_text()) == figures
+    assert [row["pruner"] for row in figures["rows"]] == ["expert", "constant-velocity"]
+    assert figures["rows"][0]["collision_rate"] == 0.0
+    assert [(run["family"], run["seed"]) for run in figures["runs"]] == [("bend", 0), ("bend", 1)] * 2
+    files = sorted(str(path.relative_to(options.out)) for path in options.out.rglob("*.jsonl"))
+    assert files == [f"runs/{row}/bend-{seed}.jsonl" for row in ("constant-velocity", "expert") for seed in (0, 1)]
+
+
+def test_the_runs_of_other_rows_have_the_experts_progress(drive):
+    options, _ = drive
+    expert, other = (load_run(options.out / "runs" / row / "bend-0.jsonl") for row in ("expert", "constant-velocity"))
+    assert other.expert_progress_m.tolist() == [step.progress_m for step in expert.steps]
+
+
+def test_the_same_seeds_have_the_same_hash_with_more_workers_too(drive, tmp_path):
+    options, figures = drive
+    again = drive_suite(replace(options, out=tmp_path / "again", workers=2))
+    assert again["deterministic_hash"] == figures["deterministic_hash"]
+    paths = sorted((options.out / "runs").rglob("*.jsonl"))
+    assert hash_runs(map(load_run, paths)) == figures["deterministic_hash"]
+
+
+def test_a_run_that_has_a_file_is_not_driven_again(drive):
+    options, figures = drive
+    path = options.out / "runs" / "expert" / "bend-0.jsonl"
+    before = path.stat().st_mtime_ns
+    assert drive_suite(options)["rows"] == figures["rows"]
+    assert path.stat().st_mtime_ns == before
+
+
+def test_a_folder_of_a_drive_with_other_settings_is_refused(drive):
+    with pytest.raises(InputError, match=r"settings\.json.*new --out"):
+        drive_suite(replace(drive[0], plan_hz=5.0))
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"latency_s": -0.1}, "--latency-ms -100"),
+        ({"plan_hz": 3.0}, "--plan-hz 3"),
+        ({"plan_hz": 0.0}, "--plan-hz 0"),
+        ({"realtime": True, "latency_s": 0.1}, "--realtime"),
+    ],
+)
+def test_values_out_of_range_are_refused(values, text):
+    with pytest.raises(UsageError, match=text):
+        DriveOptions(Path("out"), **values)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--family", "bends"],
+        ["--suite", "all"],
+        ["--fault", "frozen"],
+        ["--drop", "2"],
+        ["--seed", "-1"],
+        ["--pruners", "nonsense"],
+    ],
+)
+def test_wrong_arguments_are_told_before_anything_starts(tmp_path, capsys, arguments):
+    with pytest.raises(SystemExit) as ended:
+        raise SystemExit(main(["sim", "drive", "--out", str(tmp_path / "out"), *arguments]))
+    assert ended.value.code == 2
+    assert arguments[1] in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

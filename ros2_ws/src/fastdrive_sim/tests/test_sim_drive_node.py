@@ -1,0 +1,80 @@
+"""The node in a process of its own as the planner of a closed loop."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import sim_fakes
+
+pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
+
+from fastdrive_node.types import CAMERAS
+from fastdrive_sim.drive.runner import DriveSettings, Driving
+from fastdrive_sim.drive.storage import lines
+from fastdrive_sim.drive.suite import ScenarioKey
+from fastdrive_sim.drive.types import COLLIDED, FAILED, OFF_ROAD, DriveRow, RunRecord
+
+ROW = DriveRow("fake", 0.5)
+BEND = ScenarioKey("bend", 1)
+OFF_THE_ROAD = (OFF_ROAD, COLLIDED)  # the planner of the test goes straight on, into a tree or a house
+
+
+def settings(out: Path, **more) -> DriveSettings:
+    command = (sys.executable, str(Path(__file__).with_name("sim_drive_node.py")))
+    return DriveSettings(out, "", CAMERAS, (32, 24), node_command=command, renderer=sim_fakes.FakeRenderer, **more)
+
+
+def text(run: RunRecord) -> list[str]:
+    return list(lines(run))
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory) -> list[RunRecord]:
+    """The same scenario twice on one node, which was another way between."""
+    with Driving(settings(tmp_path_factory.mktemp("drive")), ROW) as driving:
+        return [driving.run(key) for key in (BEND, ScenarioKey("bend", 2), BEND)]
+
+
+def test_the_vehicle_follows_the_nodes_plans(two_runs):
+    run = two_runs[0]
+    assert run.ending in OFF_THE_ROAD
+    assert [(plan.outcome, plan.used_from_s) for plan in run.plans] == [("planned", plan.time_s) for plan in run.plans]
+    assert [plan.time_s for plan in run.plans] == [0.5 * index for index in range(len(run.plans))]
+    assert run.plans[0].total_tokens == 192 and run.plans[0].kept_tokens == 96
+    first = run.plans[0]
+    assert first.ego is not None and first.times_s.tolist() == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+    at = next(step for step in run.steps if step.time_s == 0.5).ego
+    assert (at.x, at.y) == pytest.approx(tuple(first.xy[0]), abs=0.3)
+
+
+def test_a_run_on_a_node_that_has_driven_before_is_the_same_bit_for_bit(two_runs):
+    assert text(two_runs[0]) == text(two_runs[2]) != text(two_runs[1])
+
+
+def test_a_node_that_refuses_every_set_ends_the_run_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setenv("SIM_DRIVE_NODE", "refuse")
+    with Driving(settings(tmp_path), ROW) as driving:
+        run = driving.run(BEND)
+        assert not driving.broken
+    assert run.ending == FAILED and "no <PLANNING> tag" in run.reason
+    assert {plan.outcome for plan in run.plans} == {"refused"}
+
+
+def test_a_node_that_ends_makes_its_run_fail_and_the_next_run_gets_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("SIM_DRIVE_NODE", "die")
+    with Driving(settings(tmp_path), ROW) as driving:
+        run = driving.run(BEND)
+        assert driving.broken
+        monkeypatch.setenv("SIM_DRIVE_NODE", "plan")
+        assert driving.run(BEND).ending in OFF_THE_ROAD
+    assert run.ending == FAILED and "the node ended with exit code 3" in run.reason
+    assert [plan.time_s for plan in run.plans] == [0.0, 0.5, 1.0]
+
+
+def test_in_real_time_plans_come_into_use_after_their_exposure(tmp_path):
+    with Driving(settings(tmp_path, realtime=True), ROW) as driving:
+        run = driving.run(BEND)
+    delays = [plan.used_from_s - plan.time_s for plan in run.plans if plan.used_from_s is not None]
+    assert len(delays) >= 3 and min(delays) > 0
