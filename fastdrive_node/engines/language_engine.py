@@ -6,8 +6,9 @@ answer is written. See ``fastdrive_export.networks.language`` for the graph.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,13 +33,14 @@ from fastdrive_node.engines.graph_info import (
     WANTED,
     cache_names,
 )
+from fastdrive_node.engines.language_cache import HIDDEN, CacheMemory, EngineCache, append
 from fastdrive_node.engines.manifest import LanguageManifest, build_hint, check_files, read_manifest, short
 from fastdrive_node.engines.vision_engine import check_parity, check_part, refuse_others
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import VisualTokens, Vla
 from fastdrive_node.families.base import PositionInputs
 
-HIDDEN = -1e9  # added to the attention's logits of what is not seen; finite, so that no row turns into NaN
+_EXTENSIONS = 128  # numbers of tokens and of positions whose inputs and outputs are kept
 
 
 class LanguageRunner(Protocol):
@@ -59,28 +61,6 @@ class LanguageChoice:
     provider: str = "auto"  # one of types.ONNX_PROVIDERS
 
 
-@dataclass
-class EngineCache:
-    """Keys and values of one prompt and its answer. What is not filled is zero, for it is multiplied by zero."""
-
-    keys: torch.Tensor  # [layers, key/value heads, head dim, C]
-    values: torch.Tensor  # [layers, key/value heads, C, head dim]
-    mask: torch.Tensor  # float32 [1, C + 1], of a step: the cache, then the new token
-    used: int = 0
-    pointers: dict[str, int] = field(init=False)  # of each layer's part, by the graph's names
-
-    def __post_init__(self) -> None:
-        self.pointers = {}
-        for layer, pair in enumerate(zip(self.keys, self.values, strict=True)):
-            names = cache_names(layer)
-            self.pointers |= {name: part.data_ptr() for name, part in zip(names, pair, strict=True)}
-
-    @property
-    def length(self) -> int:
-        """C, positions that may be run."""
-        return self.values.shape[2]
-
-
 class EngineLanguage:
     """A ``LanguageModel``, one prompt at a time.
 
@@ -96,6 +76,8 @@ class EngineLanguage:
         self.layers = self.info.layers
         self._stored = getattr(torch, STORED_TYPES[self.info.precision])
         self._step = self._buffers(1)  # of every step; the mask is the cache's
+        self._extensions: OrderedDict[tuple[int, int], dict[str, torch.Tensor]] = OrderedDict()  # the last used is last
+        self._memory = CacheMemory(self.info, self._stored, runner.device)
         groups, size = self.info.kv_heads, self.info.head_dim
         self._before = torch.zeros(groups * size, dtype=self._stored, device=runner.device)  # P = 1, of a prefill
 
@@ -137,8 +119,8 @@ class EngineLanguage:
                 "language engine: logits that are not finite; run `fastdrive export verify`, or build it with "
                 "--precision bf16 or fp32"
             )
-        cache = self._cache(length + max_new_tokens)
-        _append(cache, tensors, length)
+        cache = self._memory.cache(length + max_new_tokens)
+        append(cache, tensors, length)
         return tensors[LOGITS].to(ids.device), cache
 
     def decode_step(self, ids: torch.Tensor, positions: PositionInputs, cache: EngineCache) -> torch.Tensor:
@@ -158,7 +140,7 @@ class EngineLanguage:
         tensors[SIN].copy_(sin[0])
         cache.mask[:, cache.used : -1] = HIDDEN  # ``used`` may have been set back
         self._run(tensors, cache.pointers, 1, cache.length)
-        _append(cache, tensors, 1)
+        append(cache, tensors, 1)
         return tensors[LOGITS].to(ids.device, copy=True)
 
     def extend(self, ids: torch.Tensor, positions: PositionInputs, cache: EngineCache) -> torch.Tensor:
@@ -174,18 +156,15 @@ class EngineLanguage:
                 f"{cache.length} positions; give it more positions"
             )
         cos, sin = positions
-        tensors = self._buffers(count, asked=count)
+        tensors = self._extension(count, cache.length)
         tensors[IDS].copy_(ids[0])
         tensors[COS].copy_(cos[0])
         tensors[SIN].copy_(sin[0])
-        for name in (SOURCE, WANTED):
-            tensors[name].copy_(torch.arange(count))
-        tensors[MASK] = torch.full((count, cache.length + count), HIDDEN, device=self.runner.device)
         tensors[MASK][:, : cache.used] = 0
-        tensors[MASK][:, cache.length :].triu_(1)
+        tensors[MASK][:, cache.used : cache.length] = HIDDEN
         self._run(tensors, cache.pointers, count, cache.length)
-        _append(cache, tensors, count)
-        return tensors[LOGITS][None].to(ids.device)
+        append(cache, tensors, count)
+        return tensors[LOGITS][None].to(ids.device, copy=True)
 
     def identity(self) -> dict[str, str]:
         """What runs, for the diagnostics."""
@@ -218,31 +197,26 @@ class EngineLanguage:
             for name in names
         }
 
+    def _extension(self, count: int, earlier: int) -> dict[str, torch.Tensor]:
+        """Inputs and outputs of ``count`` tokens behind a cache of ``earlier`` positions, the same at each call."""
+        key = (count, earlier)
+        tensors = self._extensions.get(key)
+        if tensors is None:
+            tensors = self._extensions[key] = self._buffers(count, asked=count)
+            for name in (SOURCE, WANTED):
+                tensors[name].copy_(torch.arange(count))
+            tensors[MASK] = torch.full((count, earlier + count), HIDDEN, device=self.runner.device)
+            tensors[MASK][:, earlier:].triu_(1)
+            if len(self._extensions) > _EXTENSIONS:
+                self._extensions.popitem(last=False)
+        self._extensions.move_to_end(key)
+        return tensors
+
     def _causal(self, length: int) -> torch.Tensor:
         """The mask of a prefill: the one earlier position is hidden from all."""
         mask = torch.full((length, length + 1), HIDDEN, device=self.runner.device).triu(2)
         mask[:, 0] = HIDDEN
         return mask
-
-    def _cache(self, length: int) -> EngineCache:
-        info, device = self.info, self.runner.device
-        shape = (info.layers, info.kv_heads)
-        mask = torch.full((1, length + 1), HIDDEN, device=device)
-        mask[:, -1] = 0
-        return EngineCache(
-            torch.zeros(*shape, info.head_dim, length, dtype=self._stored, device=device),
-            torch.zeros(*shape, length, info.head_dim, dtype=self._stored, device=device),
-            mask,
-        )
-
-
-def _append(cache: EngineCache, tensors: Mapping[str, torch.Tensor], count: int) -> None:
-    """Put what a run gave behind what the cache holds."""
-    stop = cache.used + count
-    cache.keys[..., cache.used : stop] = tensors[NEW_KEYS]
-    cache.values[:, :, cache.used : stop] = tensors[NEW_VALUES]
-    cache.mask[:, cache.used : stop] = 0
-    cache.used = stop
 
 
 def open_language_engine(choice: LanguageChoice, vla: Vla) -> EngineLanguage:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -27,6 +29,7 @@ _TYPES = {
     "tensor(float16)": "float16",
     "tensor(bfloat16)": "bfloat16",
 }
+_BINDINGS = 128  # of addresses and lengths that come again: a binding takes as long as a small part of a run
 _BFLOAT16 = 16  # TensorProto.DataType; numpy has no such type
 _log = logging.getLogger(__name__)
 
@@ -53,22 +56,25 @@ class OnnxRunner:
         self._tensors = manifest.graph.inputs() | manifest.graph.outputs()
         self._inputs = set(manifest.graph.inputs())
         _check_session(file, manifest, self._session)
-        self._bound: tuple[dict[str, int], dict[str, int]] | None = None
-        self._binding: onnxruntime.IOBinding | None = None
+        self._bindings: OrderedDict[Any, onnxruntime.IOBinding] = OrderedDict()  # the last used is the last
 
     def execute(self, pointers: Mapping[str, int], lengths: Mapping[str, int] | None = None) -> None:
         """Run once and wait; see ``engine.Runner``. ``lengths``: of the names in the tensors' shapes."""
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()  # the session runs on a stream of its own
-        wanted = (dict(pointers), dict(lengths or {}))
-        if self._bound != wanted:
-            self._binding, self._bound = self._bind(*wanted), wanted
+        wanted = (tuple(pointers.items()), tuple((lengths or {}).items()))
+        binding = self._bindings.get(wanted)
+        if binding is None:
+            binding = self._bindings[wanted] = self._bind(pointers, lengths or {})
+            if len(self._bindings) > _BINDINGS:
+                self._bindings.popitem(last=False)
+        self._bindings.move_to_end(wanted)
         try:
-            self._session.run_with_iobinding(self._binding)
+            self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime raises many kinds
             raise ModelError(f"onnxruntime: the engine failed ({_first_line(error)})") from error
 
-    def _bind(self, pointers: dict[str, int], lengths: dict[str, int]) -> onnxruntime.IOBinding:
+    def _bind(self, pointers: Mapping[str, int], lengths: Mapping[str, int]) -> onnxruntime.IOBinding:
         binding = self._session.io_binding()
         for name, info in self._tensors.items():
             bind = binding.bind_input if name in self._inputs else binding.bind_output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,6 +148,30 @@ def test_plans_equal_those_of_torch(toy, engine_file, language_file, ego_history
     assert len(texts) > 4
 
 
+@torch.inference_mode()
+def test_keys_values_and_steps_take_no_new_memory_after_the_first_plan(toy, engine, ego_history, monkeypatch):
+    ids = torch.tensor([[30, 77, 29]])
+
+    def begin(seed):
+        indices = kept(toy, 60, seed)
+        prompt = prune_prompt(build_prompt(toy.vla, ego_history, Command.LEFT), indices)
+        _, cache = prefill(engine, [prompt], [toy.tokens.flatten(0, 1)[indices]], 3)
+        positions = engine.position_inputs((prompt.next_position + torch.arange(3)).expand(3, 1, -1))
+        return engine.extend(ids, positions, cache), cache
+
+    logits, first = begin(0)
+    given, address = logits.clone(), first.keys.data_ptr()
+    _, second = begin(1)
+    assert second.keys.data_ptr() != address, "the first cache is still held"
+    assert torch.equal(logits, given), "logits that were given are not written over"
+    del first, second
+    allocated, bound = [], set(engine.runner._bindings)
+    monkeypatch.setattr(engine._memory, "_allocate", allocated.append)
+    again, _ = begin(0)
+    assert torch.equal(again, given) and not allocated
+    assert len(set(engine.runner._bindings) - bound) <= 1, "only a prefill is bound anew"
+
+
 @pytest.fixture
 def two_threads():
     before = torch.get_num_threads()
@@ -161,7 +186,8 @@ def test_engines_of_both_parts_do_not_share_the_cores_with_idle_threads(toy, eng
     for _ in range(2):  # the second as after an exchange
         pipeline = open_pipeline(toy.vla.path, toy.pruner_file, **both)
         assert (torch.get_num_threads(), pipeline.threads) == (1, 1)
-        for part in (pipeline.vision, pipeline.generator.language):
+        parts: list[Any] = [pipeline.vision, pipeline.generator.language]
+        for part in parts:
             options = part.runner._session.get_session_options()
             assert options.intra_op_num_threads == 2
             assert options.get_session_config_entry("session.force_spinning_stop") == "1"
