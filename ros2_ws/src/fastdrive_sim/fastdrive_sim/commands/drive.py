@@ -14,6 +14,7 @@ from fastdrive_sim.commands.options import size
 EXAMPLE = """examples:
   fastdrive sim drive --suite smoke --pruners none,reconpruner --out drives/smoke --json -
   fastdrive sim drive --pruners none,reconpruner,random --drop 0.25,0.5,0.75 --workers 2 --out drives/standard
+  fastdrive sim drive --show drives/smoke/runs/none/red-light-0.jsonl --out videos
   fastdrive sim drive --family hidden-pedestrian --runs 20 --fault frozen:0.5 --fault latency:2 --out drives/faults
 
 A drive that was stopped goes on with the same --out and options; runs that have a file are not driven again.
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--size", type=size, metavar="WxH", help="of the images (default: what the VLA reads)")
     add("--workers", type=at_least_one, default=1, metavar="N", help="processes, each with its node (%(default)s)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the runs, summary.json and report.html")
+    add("--show", type=Path, metavar="RUN", help="drive nothing; make a video and a sheet of this run's file in --out")
     add_json_argument(parser)
 
 
@@ -60,8 +62,11 @@ def _ratios(text: str) -> list[PruningRatio]:
 
 def run(args: argparse.Namespace) -> None:
     """Raises UsageError for a wrong argument, FastDriveError where no node can be started."""
-    from fastdrive_sim.drive.command import DriveOptions, drive_suite
+    from fastdrive_sim.drive.command import DriveOptions, drive_suite, show_run
 
+    if args.show is not None:
+        write_json(show_run(args.show, args.out), args.json)
+        return
     names = [name.strip() for name in args.pruners.split(",") if name.strip()]
     if args.seed < 0:
         raise UsageError(f"--seed {args.seed}: give 0 or more")

@@ -13,8 +13,8 @@ from fastdrive_node.families.spec import VlaSpec, load_spec
 from fastdrive_node.files import package_share_file, write_atomically
 from fastdrive_sim.drive.faults import parse_fault
 from fastdrive_sim.drive.loop import LoopSettings
-from fastdrive_sim.drive.runner import DriveSettings, drive_all, load_all
-from fastdrive_sim.drive.storage import hash_runs
+from fastdrive_sim.drive.runner import DriveSettings, drive_all, load_all, make_folder
+from fastdrive_sim.drive.storage import hash_runs, load_run
 from fastdrive_sim.drive.suite import rows, scenarios
 from fastdrive_sim.drive.summary import summarize
 from fastdrive_sim.drive.types import RECORD_S
@@ -77,6 +77,24 @@ def drive_suite(options: DriveOptions) -> dict:
     }
     _write(options.out / "summary.json", figures)
     return figures
+
+
+def show_run(run: Path, out: Path) -> dict:
+    """A video and a contact sheet of a run; returns ``video``, ``sheet`` and ``seconds``.
+
+    Raises:
+        InputError: the run cannot be read.
+        SimError: the machine cannot render, or ``out`` cannot be written.
+    """
+    record = load_run(run)
+    from fastdrive_sim.drive.film import write_sheet, write_video  # loads OpenGL
+
+    make_folder(out)
+    name = f"{record.row.name}-{record.family}-{record.seed}"
+    video, sheet = out / f"{name}.mp4", out / f"{name}.jpg"
+    pictures = write_video(record, video)
+    write_sheet(record, sheet)
+    return {"video": str(video), "sheet": str(sheet), "seconds": round(pictures * RECORD_S, 1)}
 
 
 def _check_pruners(names: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-from fastdrive_node.errors import FastDriveError
+from fastdrive_node.errors import InputError
 from fastdrive_sim.drive.families import FAMILIES
 from fastdrive_sim.drive.loop import LoopSettings, drive, with_expert
 from fastdrive_sim.drive.planners import DrivePlanner, constant_velocity_planner, expert_planner
@@ -94,7 +94,9 @@ def drive_chunk(settings: DriveSettings, chunk: Chunk) -> None:
                 deaths = deaths + 1 if driving.broken else 0
             if row.pruner != EXPERT:
                 run = with_expert(run, load_run(run_path(settings.out, replace(row, **_EXPERT_ROW), scenario)))
-            save_run(_made(run_path(settings.out, row, scenario)), run)
+            path = run_path(settings.out, row, scenario)
+            make_folder(path.parent)
+            save_run(path, run)
             _tell(run)
 
 
@@ -146,12 +148,12 @@ def _failed(scenario: ScenarioKey, row: DriveRow, reason: str) -> RunRecord:
     return RunRecord(scene.family, scene.seed, row, scene.map(), (), (), (), FAILED, reason)
 
 
-def _made(path: Path) -> Path:
+def make_folder(path: Path) -> None:
+    """Raises InputError where it cannot be made."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FastDriveError(f"{path.parent}: cannot be made ({error.strerror}); choose another --out") from error
-    return path
+        raise InputError(f"{path}: cannot be made ({error.strerror}); choose another --out") from error
 
 
 def _tell(run: RunRecord) -> None:

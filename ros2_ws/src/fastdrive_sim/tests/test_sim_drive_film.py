@@ -1,0 +1,56 @@
+"""Pictures of a recorded run. Needs OpenGL on EGL."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from fastdrive_node.cli import main
+from fastdrive_node.errors import SimError
+from fastdrive_sim.drive.families import FAMILIES
+from fastdrive_sim.drive.film import Film
+from fastdrive_sim.drive.loop import drive
+from fastdrive_sim.drive.planners import constant_velocity_planner
+from fastdrive_sim.drive.storage import save_run
+from fastdrive_sim.drive.types import DriveRow, RunRecord
+
+
+@pytest.fixture(scope="module")
+def run() -> RunRecord:
+    from fastdrive_sim.render import Renderer
+
+    try:
+        Renderer(16, 16).close()
+    except SimError as error:
+        pytest.skip(str(error))
+    return drive(FAMILIES["stopped-lead"].scene(1), constant_velocity_planner(), DriveRow("constant-velocity"))
+
+
+def test_what_the_camera_saw_in_the_run_is_seen_again(run):
+    last = run.steps[-1]
+    (hit,) = run.collisions
+    with Film(run) as film:
+        things = {thing.instance: thing for thing in film.snapshot(last).things}
+        near, empty = film.frame(last), film.frame(replace(last, others=()))
+    assert (things[hit.other.instance].x, things[hit.other.instance].y) == (hit.other.x, hit.other.y)
+    assert near.shape == (384, 1024, 3)
+    assert np.abs(near[150:300, 200:440].astype(int) - empty[150:300, 200:440]).mean() > 10  # a vehicle fills the view
+
+
+def test_show_writes_a_video_and_a_sheet(run, tmp_path: Path, capsys):
+    save_run(tmp_path / "run.jsonl", replace(run, steps=run.steps[-4:]))
+    main(["sim", "drive", "--show", str(tmp_path / "run.jsonl"), "--out", str(tmp_path / "videos"), "--json", "-"])
+    figures = json.loads(capsys.readouterr().out)
+    video = cv2.VideoCapture(figures["video"])
+    assert int(video.get(cv2.CAP_PROP_FRAME_COUNT)) == 4
+    assert cv2.imread(figures["sheet"]).shape == (192, 1024, 3)
+
+
+def test_a_family_that_is_not_known_any_more_is_told(run):
+    with pytest.raises(SimError, match="old-family"):
+        Film(replace(run, family="old-family"))
