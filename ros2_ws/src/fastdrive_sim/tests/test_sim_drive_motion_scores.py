@@ -18,7 +18,7 @@ from fastdrive_sim.drive.scoring.comfort import (
     plans_agree,
     uncomfortable_steps,
 )
-from fastdrive_sim.drive.scoring.plans import PlanScore, mean_plan_score, plan_deviation, plan_score
+from fastdrive_sim.drive.scoring.plans import PlanScore, mean_plan_score, plan_deviation, plan_scores
 from fastdrive_sim.drive.scoring.polygons import inside, overlap, rectangles
 from fastdrive_sim.drive.scoring.scores import score_run
 from fastdrive_sim.drive.scoring.track import Track
@@ -32,8 +32,7 @@ def motion(plan: PlanStep) -> PlanMotion:
 
 
 def judged(plan: PlanStep, track: Track) -> PlanScore:
-    found = plan_score(plan, track)
-    assert found is not None
+    (found,) = plan_scores([plan], track)
     return found
 
 

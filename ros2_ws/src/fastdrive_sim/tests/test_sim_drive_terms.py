@@ -9,7 +9,7 @@ import pytest
 from sim_runs import GOAL_M, box, braking, ego, hit, make_map, make_run, parked, steady
 
 from fastdrive_sim.drive.scoring.scores import epdms_style, neuroncap, score_run
-from fastdrive_sim.drive.scoring.terms import at_fault, lane_offsets, oncoming_m, window_mean
+from fastdrive_sim.drive.scoring.terms import at_fault, lane_offsets, window_mean, wrong_way_m
 from fastdrive_sim.drive.scoring.track import Track
 from fastdrive_sim.drive.types import Light, Other
 
@@ -138,8 +138,14 @@ def test_the_way_in_the_oncoming_lane_within_a_second(seconds, speed, expected):
 @pytest.mark.parametrize("speed, expected", [(1.99, 1.0), (2.0, 0.5), (5.99, 0.5), (6.0, 0.0)])
 def test_ddc_changes_at_2_and_6_metres_a_second(speed, expected):
     run = make_run(steady(5.0, speed, y=3.5))
-    assert oncoming_m(Track(run)) == pytest.approx(speed)
+    assert wrong_way_m(Track(run)) == pytest.approx(speed)
     assert score_run(run).ddc == expected
+
+
+def test_leaving_the_route_is_the_wrong_way():
+    wide = replace(make_map(), drivable=(box(-50, 300, -50, 50),))
+    for y, expected in ((-3.9, 1.0), (-4.1, 0.0)):
+        assert score_run(make_run(steady(5.0, 8.0, y=y), map_=wide)).ddc == expected
 
 
 def test_a_junction_is_not_the_oncoming_lane():

@@ -1,67 +1,223 @@
-"""Figures of a drive: a row for each planner, an entry for each run."""
+"""Figures of a drive: a row for each planner, an entry for each run, and how rows compare."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from fastdrive_sim.drive.types import COLLIDED, LATE, OFF_ROAD, PLANNED, REFUSED, DriveRow, RunRecord
+from fastdrive_sim.drive.scoring.scores import RunScores, score_run
+from fastdrive_sim.drive.scoring.statistics import interval, known_mean, paired_difference, worst
+from fastdrive_sim.drive.types import CONSTANT_VELOCITY, EXPERT, Row, RunRecord
+
+# Figures of a row, and the score of a run that they are the mean of.
+FIGURES = {
+    "collision_rate": "collided",
+    "at_fault_rate": "at_fault",
+    "neuroncap": "neuroncap",
+    "epdms_style": "epdms_style",
+    "hd_score": "hd_score",
+    "route_completion": "route_completion",
+    "off_road_rate": "off_road",
+    "red_light_rate": "red_light",
+    "comfort": "hc",
+    "refused": "refused",
+    "late": "late",
+    "failed_rate": "failed",
+    "plan_deviation_m": "plan_deviation_m",
+    "plan_age_s": "plan_age_s",
+    **{term: term for term in ("nc", "dac", "ddc", "tlc", "ep", "ttc", "lk", "hc", "ec")},
+}
+MAIN = ("collision_rate", "neuroncap", "epdms_style", "hd_score", "route_completion")  # given for each family
+LOWER_IS_BETTER = (
+    "collision_rate", "at_fault_rate", "off_road_rate", "red_light_rate", "refused", "late", "failed_rate",
+    "plan_deviation_m", "plan_age_s",
+)  # fmt: skip
+FULL, RANDOM = "none", "random"
+DIGITS = 5
 
 
-def summarize(runs: Sequence[RunRecord]) -> dict:
-    """``rows`` and ``runs`` of ``summary.json``."""
-    by_row: dict[DriveRow, list[RunRecord]] = {}
-    for run in runs:
-        by_row.setdefault(run.row, []).append(run)
-    return {"rows": [_row(row, each) for row, each in by_row.items()], "runs": [_run(run) for run in runs]}
+@dataclass(frozen=True)
+class ScoredRun:
+    """What the summary needs of a run; small, so that the record itself may be freed."""
 
+    row: Row
+    family: str
+    seed: int
+    ending: str
+    reason: str
+    seconds: float
+    scores: RunScores
 
-def _row(row: DriveRow, runs: Sequence[RunRecord]) -> dict:
-    outcomes = [plan.outcome for run in runs for plan in run.plans]
-    return {
-        "pruner": row.pruner,
-        "drop": row.drop,
-        "fault": f"{row.fault}:{row.severity:g}" if row.fault else None,
-        "runs": len(runs),
-        "collision_rate": _mean([run.ending == COLLIDED for run in runs]),
-        "off_road_rate": _mean([run.ending == OFF_ROAD for run in runs]),
-        "route_completion": _mean([route_completion(run) for run in runs]),
-        "planned": outcomes.count(PLANNED),
-        "refused": outcomes.count(REFUSED),
-        "late": outcomes.count(LATE),
-    }
+    @classmethod
+    def of(cls, run: RunRecord) -> ScoredRun:
+        seconds = run.steps[-1].time_s if run.steps else 0.0
+        return cls(run.row, run.family, run.seed, run.ending, run.reason, seconds, score_run(run))
 
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.family, self.seed
 
-def route_completion(run: RunRecord) -> float:
-    """The fraction of the way to the goal that was driven, 0 to 1."""
-    if not run.steps:
-        return 0.0
-    return float(np.clip(max(step.progress_m for step in run.steps) / run.map.goal_m, 0.0, 1.0))
-
-
-def _run(run: RunRecord) -> dict:
-    events = [
-        {
-            "time_s": round(each.time_s, 2),
-            "event": "contact" if each.is_static else "collision",
-            "with": each.other.kind,
-            "where": each.where,
-            "impact_mps": round(each.impact_speed, 2),
+    def entry(self) -> dict[str, Any]:
+        """As in ``runs`` of ``summary.json``."""
+        return {
+            "family": self.family,
+            "seed": self.seed,
+            "row": self.row.name,
+            "ending": self.ending,
+            "reason": self.reason,
+            "seconds": round(self.seconds, 2),
+            **{name: _rounded(value) for name, value in self.scores.figures().items()},
+            "events": [asdict(event) for event in self.scores.events],
         }
-        for each in run.collisions
-    ]
+
+
+def summarize(runs: Sequence[RunRecord | ScoredRun]) -> dict[str, Any]:
+    """``rows``, ``families``, ``comparisons``, ``worst`` and ``runs`` of ``summary.json``."""
+    scored = [run if isinstance(run, ScoredRun) else ScoredRun.of(run) for run in runs]
+    groups: dict[Row, list[ScoredRun]] = {}
+    for run in scored:
+        groups.setdefault(run.row, []).append(run)
+    tables = {row: _Table(each) for row, each in groups.items()}
     return {
-        "family": run.family,
-        "seed": run.seed,
-        "row": run.row.name,
-        "ending": run.ending,
-        "reason": run.reason,
-        "seconds": run.steps[-1].time_s if run.steps else 0.0,
-        "route_completion": round(route_completion(run), 4),
-        "events": events,
+        "rows": [_row(row, table) for row, table in tables.items()],
+        "families": [entry for row, table in tables.items() for entry in _families(row, table)],
+        "comparisons": [
+            _compare(row, against, tables) for row in tables for against in _references(row) if against in tables
+        ],
+        "worst": [entry for table in tables.values() for entry in _worst(table, tables)],
+        "runs": [run.entry() for run in scored],
     }
 
 
-def _mean(values: Sequence[float]) -> float:
-    return round(float(np.mean(values)), 4) if values else 0.0
+class _Table:
+    """The runs of a row."""
+
+    def __init__(self, runs: Sequence[ScoredRun]):
+        self.runs = sorted(runs, key=lambda run: run.key)
+        self.families = [run.family for run in self.runs]
+
+    def values(self, figure: str) -> np.ndarray:
+        """float64 [runs], NaN where it is not known."""
+        found = [getattr(run.scores, FIGURES[figure]) for run in self.runs]
+        return np.array([np.nan if value is None else float(value) for value in found])
+
+    def only(self, keys: set[tuple[str, int]]) -> _Table:
+        return _Table([run for run in self.runs if run.key in keys])
+
+
+def _row(row: Row, table: _Table) -> dict[str, Any]:
+    values = {figure: table.values(figure) for figure in FIGURES}
+    scores = values["epdms_style"]
+    return {
+        **_names(row),
+        "runs": len(table.runs),
+        "ticks": sum(run.scores.ticks for run in table.runs),
+        **{figure: _rounded(known_mean(each)) for figure, each in values.items()},
+        "worst5_epdms_style": _rounded(float(scores[worst(scores)].mean())),
+        "kept": _rounded(known_mean(np.array([np.nan if (k := run.scores.kept) is None else k for run in table.runs]))),
+        "ci95": {figure: _pair(interval(each, table.families)) for figure, each in values.items()},
+    }
+
+
+def _names(row: Row) -> dict[str, Any]:
+    fault = f"{row.fault}:{row.severity:g}" if row.fault else None
+    return {"row": row.name, "pruner": row.pruner, "drop": row.drop, "fault": fault, "latency_ms": row.latency_s * 1e3}
+
+
+def _families(row: Row, table: _Table) -> list[dict[str, Any]]:
+    found = []
+    for family in dict.fromkeys(table.families):
+        own = table.only({run.key for run in table.runs if run.family == family})
+        values = {figure: own.values(figure) for figure in MAIN}
+        found.append(
+            {
+                "family": family,
+                "row": row.name,
+                "runs": len(own.runs),
+                **{figure: _rounded(known_mean(each)) for figure, each in values.items()},
+                "ci95": {figure: _pair(interval(each, own.families)) for figure, each in values.items()},
+            }
+        )
+    return found
+
+
+def _references(row: Row) -> list[Row]:
+    """The rows that a row is compared with: unpruned, random at the same ratio, and itself without the fault."""
+    if row.pruner in (EXPERT, CONSTANT_VELOCITY):
+        return []
+    found = [replace(row, pruner=FULL, drop=0.0), replace(row, pruner=RANDOM), replace(row, fault="", severity=0.0)]
+    return [each for each in dict.fromkeys(found) if each != row]
+
+
+def _compare(row: Row, against: Row, tables: dict[Row, _Table]) -> dict[str, Any]:
+    shared = {run.key for run in tables[row].runs} & {run.key for run in tables[against].runs}
+    own, other = tables[row].only(shared), tables[against].only(shared)
+    families = {}
+    for family in dict.fromkeys(own.families):
+        keys = {key for key in shared if key[0] == family}
+        families[family] = _differences(own.only(keys), other.only(keys), MAIN)
+    return {
+        "row": row.name,
+        "against": against.name,
+        "runs": len(shared),
+        "differences": _differences(own, other, tuple(FIGURES)),
+        "families": families,
+        "loss": _loss(own, other),
+    }
+
+
+def _differences(own: _Table, other: _Table, figures: Sequence[str]) -> dict[str, Any]:
+    found = {figure: paired_difference(own.values(figure), other.values(figure), own.families) for figure in figures}
+    return {
+        figure: None if each is None else {"difference": _rounded(each.difference), "ci95": _pair(each.ci95)}
+        for figure, each in found.items()
+    }
+
+
+def _loss(own: _Table, other: _Table) -> dict[str, Any]:
+    """Where the loss of the EPDMS-style score is: how much of it in the worst 5 % of the scenarios, and how many of
+    them lose nothing. Gains elsewhere are not subtracted."""
+    loss = np.clip(other.values("epdms_style") - own.values("epdms_style"), 0.0, None)
+    if not len(loss):
+        return {"share_of_worst5": None, "unharmed": None}
+    total = float(loss.sum())
+    share = float(loss[worst(-loss)].sum()) / total if total > 0 else None
+    return {"share_of_worst5": _rounded(share), "unharmed": _rounded(float((loss <= 1e-9).mean()))}
+
+
+def _worst(table: _Table, tables: dict[Row, _Table]) -> list[dict[str, Any]]:
+    """The worst 5 % of a row's runs: by the EPDMS-style score, then by NeuroNCAP's and by the way."""
+    order = sorted(
+        table.runs, key=lambda run: (run.scores.epdms_style, run.scores.neuroncap, run.scores.route_completion)
+    )
+    row = order[0].row
+    full = tables.get(replace(row, pruner=FULL, drop=0.0))
+    unpruned = {run.key: run.scores.epdms_style for run in full.runs} if full is not None else {}
+    return [
+        {
+            "row": row.name,
+            "family": run.family,
+            "seed": run.seed,
+            "ending": run.ending,
+            "epdms_style": _rounded(run.scores.epdms_style),
+            "unpruned_epdms_style": _rounded(unpruned.get(run.key)),
+            "neuroncap": _rounded(run.scores.neuroncap),
+            "route_completion": _rounded(run.scores.route_completion),
+        }
+        for run in order[: len(worst(table.values("epdms_style")))]
+    ]
+
+
+def _merit(scores: RunScores) -> tuple[float, float, float]:
+    return scores.epdms_style, scores.neuroncap, scores.route_completion
+
+
+def _rounded(value: Any) -> Any:
+    return round(float(value), DIGITS) if isinstance(value, (float, np.floating)) else value
+
+
+def _pair(found: tuple[float, float] | None) -> list[float] | None:
+    return None if found is None else [_rounded(found[0]), _rounded(found[1])]

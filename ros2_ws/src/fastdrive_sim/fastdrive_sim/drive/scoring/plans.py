@@ -10,9 +10,10 @@ import numpy as np
 
 from fastdrive_node.geometry import step_headings
 from fastdrive_sim.drive.scoring.comfort import plan_is_comfortable
-from fastdrive_sim.drive.scoring.polygons import inside_any, overlap
-from fastdrive_sim.drive.scoring.track import Others, Track, ego_rectangles
-from fastdrive_sim.drive.types import LATE, PLANNED, REFUSED, PlanStep
+from fastdrive_sim.drive.scoring.meetings import meet_moving, meet_standing
+from fastdrive_sim.drive.scoring.polygons import inside_any
+from fastdrive_sim.drive.scoring.track import Track, ego_rectangles
+from fastdrive_sim.drive.types import LATE, PLANNED, RECORD_S, REFUSED, PlanStep
 
 AHEAD_S = (0.5, 1.0)  # TTC of HD-Score
 SHORT_STEP_M = 0.5  # a plan's segment that is shorter has the heading of the one before
@@ -35,47 +36,62 @@ class PlanScore:
         return self.collision * self.drivable * (5 * self.closeness + 2 * self.comfort) / 7
 
 
-def plan_score(plan: PlanStep, track: Track) -> PlanScore | None:
-    """A plan against where the others were at its times, and what stands; None where it has no waypoints."""
-    if plan.ego is None or not len(plan.xy):
-        return None
+def plan_scores(plans: Sequence[PlanStep], track: Track) -> list[PlanScore]:
+    """Plans against where the others were at their times, and what stands; those without waypoints are left out."""
+    plans = [plan for plan in plans if plan.ego is not None and len(plan.xy)]
+    if not plans:
+        return []
+    paths = [_poses(plan) for plan in plans]
+    owner = np.concatenate([np.full(len(path.yaw), index) for index, path in enumerate(paths)])
+    points, velocity = (np.concatenate([getattr(path, name) for path in paths]) for name in ("points", "velocity"))
+    yaw, times = (np.concatenate([getattr(path, name) for path in paths]) for name in ("yaw", "times_s"))
+    beyond_s = max(float(times.max()) + max(AHEAD_S) - (len(track) - 1) * RECORD_S, 0.0)
+    others = track.others_until(beyond_s)
+
+    def meets(ahead_s: float) -> np.ndarray:
+        """bool [plans]: a pose, moved on at its velocity, touches something."""
+        x, y = (points + ahead_s * velocity).T
+        corners = ego_rectangles(x, y, yaw, track.run.vehicle)
+        steps = np.rint((times + ahead_s) / RECORD_S).astype(int)
+        touched = [meet_moving(corners, steps, others)[0], meet_standing(corners, track.obstacles)[0]]
+        return np.isin(np.arange(len(plans)), owner[np.concatenate(touched)])
+
+    collides, close = meets(0.0), np.any([meets(ahead) for ahead in AHEAD_S], axis=0)
+    corners = ego_rectangles(points[:, 0], points[:, 1], yaw, track.run.vehicle)
+    off_road = ~inside_any(corners, track.run.map.drivable).all(axis=1)
+    drivable = ~np.isin(np.arange(len(plans)), owner[off_road])
+    return [
+        PlanScore(float(not collides[i]), float(drivable[i]), float(not close[i]), float(plan_is_comfortable(plan)))
+        for i, plan in enumerate(plans)
+    ]
+
+
+@dataclass(frozen=True)
+class _Path:
+    """Where a plan begins and its waypoints, as poses."""
+
+    points: np.ndarray  # [P + 1, 2]
+    yaw: np.ndarray
+    velocity: np.ndarray  # [P + 1, 2], of the segment that ends there; of the first one at the beginning
+    times_s: np.ndarray
+
+
+def _poses(plan: PlanStep) -> _Path:
     ego = plan.ego
+    assert ego is not None
     points = np.concatenate([[[ego.x, ego.y]], plan.xy])
     times = np.concatenate([[plan.time_s], plan.times_s])
     steps = np.diff(points, axis=0)
     cos, sin = np.cos(ego.yaw), np.sin(ego.yaw)
     turned = step_headings(steps @ np.array([[cos, -sin], [sin, cos]]), SHORT_STEP_M) + ego.yaw
-    yaw = np.concatenate([[ego.yaw], turned])
     velocity = steps / np.diff(times)[:, None]
-    velocity = np.concatenate([velocity[:1], velocity])
-    free = not _meets(points, yaw, times, track)
-    corners = ego_rectangles(points[:, 0], points[:, 1], yaw, track.run.vehicle)
-    drivable = bool(inside_any(corners, track.run.map.drivable).all())
-    close = any(_meets(points + ahead * velocity, yaw, times + ahead, track) for ahead in AHEAD_S)
-    return PlanScore(float(free), float(drivable), float(not close), float(plan_is_comfortable(plan)))
-
-
-def _meets(points: np.ndarray, yaw: np.ndarray, times: np.ndarray, track: Track) -> bool:
-    """Whether the vehicle at one of the poses touches somebody at its time, or something that stands."""
-    ego = ego_rectangles(points[:, 0], points[:, 1], yaw, track.run.vehicle)
-    return any(
-        _touches(corners, track.others_at(float(time_s))) or _touches(corners, track.obstacles)
-        for corners, time_s in zip(ego, times, strict=True)
-    )
-
-
-def _touches(corners: np.ndarray, things: Others) -> bool:
-    middle = corners.mean(axis=0)
-    reach = np.linalg.norm(corners[0] - middle)
-    near = np.hypot(things.x - middle[0], things.y - middle[1]) <= reach + things.radius
-    return bool(near.any() and overlap(corners, things.take(near).corners).any())
+    return _Path(points, np.concatenate([[ego.yaw], turned]), np.concatenate([velocity[:1], velocity]), times)
 
 
 def mean_plan_score(track: Track) -> float:
     """Mean over the plans of a run; 0 without a plan."""
-    scores = [plan_score(plan, track) for plan in track.run.plans if plan.outcome == PLANNED]
-    known = [each.score for each in scores if each is not None]
-    return float(np.mean(known)) if known else 0.0
+    scores = plan_scores([plan for plan in track.run.plans if plan.outcome == PLANNED], track)
+    return float(np.mean([each.score for each in scores])) if scores else 0.0
 
 
 def plan_deviation(plans: Sequence[PlanStep]) -> float | None:

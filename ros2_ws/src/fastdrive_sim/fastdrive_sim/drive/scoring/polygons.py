@@ -35,12 +35,21 @@ def _inside(points: np.ndarray, polygon: np.ndarray) -> np.ndarray:
     x, y = points[:, :1], points[:, 1:]
     dx, dy = (end - start).T
     spans = (start[:, 1] > y) != (end[:, 1] > y)
-    at = start[:, 0] + (y - start[:, 1]) * dx / np.where(dy == 0, 1.0, dy)
-    odd = (spans & (x < at)).sum(axis=1) % 2 == 1
-    length2 = np.maximum(dx**2 + dy**2, 1e-300)
-    part = np.clip(((x - start[:, 0]) * dx + (y - start[:, 1]) * dy) / length2, 0.0, 1.0)
-    away = np.hypot(start[:, 0] + part * dx - x, start[:, 1] + part * dy - y)
-    return odd | (away <= EDGE_M).any(axis=1)
+    at = start[:, 0] + (y - start[:, 1]) * (dx / np.where(dy == 0, 1.0, dy))
+    found = (spans & (x < at)).sum(axis=1) % 2 == 1
+    rest = ~found
+    if rest.any():
+        found[rest] = distances(points[rest], np.concatenate([start, start[:1]])) <= EDGE_M
+    return found
+
+
+def distances(points: np.ndarray, line: np.ndarray) -> np.ndarray:
+    """Distance [N] of points [N, 2] from a polyline [V, 2]."""
+    start, along = line[:-1], np.diff(line, axis=0)
+    length2 = np.maximum((along**2).sum(axis=1), 1e-12)
+    away = points[:, None] - start
+    part = np.clip((away * along).sum(axis=2) / length2, 0.0, 1.0)
+    return np.linalg.norm(away - part[..., None] * along, axis=2).min(axis=1)
 
 
 def rectangles(x, y, yaw, length, width) -> np.ndarray:

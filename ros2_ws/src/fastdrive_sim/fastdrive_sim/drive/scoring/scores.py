@@ -168,7 +168,7 @@ def _events(
         fault = "at fault" if at_fault(each, run) else "not at fault"
         found.append(Event(each.time_s, kind, f"{each.other.kind}, {each.where}, {each.impact_speed:.1f} m/s, {fault}"))
     found += first_events(times, track.areas.off_road, "off_road")
-    found += first_events(times, track.areas.oncoming, "oncoming_lane")
+    found += first_events(times, track.areas.wrong_way, "wrong_way")
     found += first_events(times, close, "close")
     found += first_events(times, off_lane, "off_lane")
     for name, marked in breaches.items():

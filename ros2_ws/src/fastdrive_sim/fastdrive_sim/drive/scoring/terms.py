@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastdrive_sim.drive.scoring.polygons import overlap
+from fastdrive_sim.drive.scoring.polygons import distances, overlap
 from fastdrive_sim.drive.scoring.track import FURNITURE, Areas, Track, bearing_deg, ego_rectangles
 from fastdrive_sim.drive.types import EXPERT, RECORD_S, Collision, RunRecord, other_corners
 
@@ -57,18 +57,18 @@ def drivable_area(track: Track) -> float:
     return 0.0 if track.areas.off_road.any() else 1.0
 
 
-def oncoming_m(track: Track) -> float:
-    """The longest way in oncoming lanes within ``DIRECTION_S``, m."""
+def wrong_way_m(track: Track) -> float:
+    """The longest way in oncoming lanes, or off the route, within ``DIRECTION_S``, m."""
     steps = np.zeros(len(track))
     steps[1:] = np.linalg.norm(np.diff(track.centers, axis=0), axis=1)
-    steps[~track.areas.oncoming] = 0.0
+    steps[~track.areas.wrong_way] = 0.0
     window = round(DIRECTION_S / RECORD_S)
     return max(float(steps[max(end - window, 0) : end].sum()) for end in range(1, len(steps) + 1))
 
 
 def driving_direction(track: Track) -> float:
-    """DDC: 1, 1/2 or 0 by the way in oncoming lanes within a second."""
-    way = oncoming_m(track) + 1e-9  # sums of steps: a limit that is reached counts as reached
+    """DDC: 1, 1/2 or 0 by ``wrong_way_m``."""
+    way = wrong_way_m(track) + 1e-9  # sums of steps: a limit that is reached counts as reached
     return 1.0 if way < DIRECTION_M[0] else 0.5 if way < DIRECTION_M[1] else 0.0
 
 
@@ -103,12 +103,7 @@ def progress(run: RunRecord) -> float:
 
 def lane_offsets(track: Track) -> np.ndarray:
     """Distance [T] of the vehicle's middle from the middle of the ego's lane, m."""
-    line = track.run.map.route
-    start, along = line[:-1], np.diff(line, axis=0)
-    length2 = np.maximum((along**2).sum(axis=1), 1e-12)
-    away = track.centers[:, None] - start
-    part = np.clip((away * along).sum(axis=2) / length2, 0.0, 1.0)
-    return np.linalg.norm(away - part[..., None] * along, axis=2).min(axis=1)
+    return distances(track.centers, track.run.map.route)
 
 
 def off_lane_steps(track: Track) -> np.ndarray:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from fastdrive_node.types import Vehicle
-from fastdrive_sim.drive.scoring.polygons import inside, inside_any, rectangles
+from fastdrive_sim.drive.scoring.polygons import distances, inside, inside_any, rectangles
 from fastdrive_sim.drive.types import RECORD_S, Lane, Other, RunRecord, StaticMap
 
 # Things that are no road users: a collision with one halves NC. Parked vehicles are road users, as in NAVSIM.
 FURNITURE = ("barrier", "traffic_cone", "lamp_post", "traffic_sign", "tree", "building")
 # Only these of them are annotated in nuPlan, so that TTC sees them; the others stand beside the road.
 ON_THE_ROAD = ("barrier", "traffic_cone")
+OFF_ROUTE_M = 4.0  # from the middle of the ego's lane, which is 3.75 m wide
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Areas:
 
     several_lanes: np.ndarray  # bool [T]: corners in more than one lane, and no lane has all four
     off_road: np.ndarray  # bool [T]: a corner is on no drivable polygon
-    oncoming: np.ndarray  # bool [T]: the centre is in an oncoming lane, and not in the ego's own or a junction
+    wrong_way: np.ndarray  # bool [T]: the centre is in an oncoming lane or off the route, and in no junction
     junction: np.ndarray  # bool [T]: the centre is in a junction
 
     @classmethod
@@ -35,8 +36,9 @@ class Areas:
         several = ((in_lane.any(axis=-1)).sum(axis=0) > 1) & ~in_lane.all(axis=-1).any(axis=0)
         own = inside_any(centers, [lane.polygon for lane in map_.lanes if not lane.is_oncoming])
         against = inside_any(centers, [lane.polygon for lane in map_.lanes if lane.is_oncoming])
+        off_route = distances(centers, map_.route) > OFF_ROUTE_M  # also where a wrong turn has no lanes
         off_road = np.asarray(~inside_any(corners, map_.drivable).all(axis=1))
-        return cls(several, off_road, against & ~own & ~junction, junction)
+        return cls(several, off_road, (against | off_route) & ~own & ~junction, junction)
 
 
 def _in_lanes(corners: np.ndarray, lanes: tuple[Lane, ...]) -> np.ndarray:
@@ -47,7 +49,7 @@ def _in_lanes(corners: np.ndarray, lanes: tuple[Lane, ...]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Others:
-    """Road users at many instants, one row for each of them and step; arrays [N]."""
+    """Road users at many instants, one row for each of them and step, in the order of the steps; arrays [N]."""
 
     step: np.ndarray  # int
     instance: np.ndarray  # int
@@ -64,10 +66,6 @@ class Others:
         columns = [np.array([getattr(other, name) for _, other in steps]) for name in names]
         return cls(np.array([step for step, _ in steps], int), *columns)
 
-    def at(self, step: int) -> Others:
-        """The rows of one step."""
-        return self.take(self.step == step)
-
     def take(self, chosen: np.ndarray) -> Others:
         return Others(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
@@ -75,7 +73,7 @@ class Others:
         """All of them so much later, at constant velocity."""
         x = self.x + seconds * self.speed * np.cos(self.yaw)
         y = self.y + seconds * self.speed * np.sin(self.yaw)
-        return Others(self.step, self.instance, x, y, self.yaw, self.length, self.width, self.speed)
+        return replace(self, x=x, y=y)
 
     @property
     def corners(self) -> np.ndarray:
@@ -124,13 +122,15 @@ class Track:
         """All that stands; ``step`` is -1."""
         return Others.of([(-1, other) for other in self.run.map.obstacles])
 
-    def others_at(self, time_s: float) -> Others:
-        """Others when they were nearest to a time; after the last step they go on at constant velocity."""
-        index = round(time_s / RECORD_S)
+    def others_until(self, beyond_s: float) -> Others:
+        """The others at all steps, and for some time after the last one, in which they go on at constant velocity."""
         last = len(self) - 1
-        if index <= last:
-            return self.others.at(index)
-        return self.others.at(last).after(time_s - last * RECORD_S)
+        parts, end = [self.others], self.others.take(self.others.step == last)
+        for beyond in range(1, round(beyond_s / RECORD_S) + 1):
+            parts.append(replace(end.after(beyond * RECORD_S), step=end.step + beyond))
+        return Others(
+            *(np.concatenate([getattr(part, name) for part in parts]) for name in Others.__dataclass_fields__)
+        )
 
 
 def ego_rectangles(x: np.ndarray, y: np.ndarray, yaw: np.ndarray, vehicle: Vehicle) -> np.ndarray:
