@@ -15,15 +15,15 @@ from fastdrive_node.types import Vehicle
 from fastdrive_sim.drive.types import (
     RECORD_S,
     Collision,
+    DriveRow,
     EgoStep,
     Lane,
     Light,
     Other,
     PlanStep,
-    Row,
     RunRecord,
+    RunStep,
     StaticMap,
-    Step,
 )
 
 VEHICLE = Vehicle(length_m=4.0, width_m=2.0, rear_overhang_m=1.0)
@@ -70,11 +70,11 @@ def make_run(
 ) -> RunRecord:
     """A run through these states; others and lights by time. The expert went as far unless ``more`` says otherwise."""
     steps = tuple(
-        Step(round(RECORD_S * i, 6), each, others(RECORD_S * i), lights(RECORD_S * i), "straight", each.x, -1, 0.0)
+        RunStep(round(RECORD_S * i, 6), each, others(RECORD_S * i), lights(RECORD_S * i), "straight", each.x, -1, 0.0)
         for i, each in enumerate(egos)
     )
     run = RunRecord(
-        "made", 0, Row("none"), map_ or make_map(), steps, plans, (), "completed",
+        "made", 0, DriveRow("none"), map_ or make_map(), steps, plans, (), "completed",
         expert_progress_m=np.array([each.x for each in egos]), vehicle=VEHICLE,
     )  # fmt: skip
     return replace(run, **more)

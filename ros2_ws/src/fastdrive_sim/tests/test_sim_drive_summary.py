@@ -12,7 +12,7 @@ from sim_runs import ego, hit, make_run, parked, steady
 from fastdrive_sim.drive.scoring.scores import score_run
 from fastdrive_sim.drive.scoring.statistics import interval, paired_difference, worst
 from fastdrive_sim.drive.summary import ScoredRun, summarize
-from fastdrive_sim.drive.types import Row
+from fastdrive_sim.drive.types import DriveRow
 
 CALM = score_run(make_run(steady(20.0)))
 CRASHED = score_run(make_run(steady(2.0), collisions=(hit(parked(7.0), ego(4.0)),)))
@@ -22,7 +22,7 @@ FIGURES = [
 ]  # fmt: skip
 
 
-def runs(row: Row, values: list[float], families: tuple[str, ...] = ("a", "b")) -> list[ScoredRun]:
+def runs(row: DriveRow, values: list[float], families: tuple[str, ...] = ("a", "b")) -> list[ScoredRun]:
     """A run for each value of the EPDMS-style score, families in turn; 0 is a collision."""
     return [
         ScoredRun(
@@ -92,7 +92,7 @@ def test_the_worst_5_percent_are_at_least_one_and_rounded_up():
 
 
 def test_a_row_has_the_figures_of_the_contract_each_with_its_interval():
-    found = summarize(runs(Row("reconpruner", 0.5), [1.0, 0.0, 0.5, 0.9]))
+    found = summarize(runs(DriveRow("reconpruner", 0.5), [1.0, 0.0, 0.5, 0.9]))
     (row,) = found["rows"]
     assert (row["pruner"], row["drop"], row["fault"], row["runs"]) == ("reconpruner", 0.5, None, 4)
     assert row["collision_rate"] == 0.25
@@ -105,7 +105,7 @@ def test_a_row_has_the_figures_of_the_contract_each_with_its_interval():
 
 
 def test_a_fault_is_named_with_its_severity():
-    (row,) = summarize(runs(Row("none", fault="frozen", severity=0.5), [1.0]))["rows"]
+    (row,) = summarize(runs(DriveRow("none", fault="frozen", severity=0.5), [1.0]))["rows"]
     assert (row["fault"], row["row"]) == ("frozen:0.5", "none+frozen:0.5")
 
 
@@ -119,8 +119,15 @@ def test_a_run_has_its_scores_and_events():
 
 
 def test_rows_are_compared_with_unpruned_with_random_and_with_themselves_without_the_fault():
-    pruned, faulted = Row("reconpruner", 0.5), Row("reconpruner", 0.5, "frozen", 0.5)
-    rows = [Row("expert"), Row("none"), Row("random", 0.5), pruned, faulted, Row("none", fault="frozen", severity=0.5)]
+    pruned, faulted = DriveRow("reconpruner", 0.5), DriveRow("reconpruner", 0.5, "frozen", 0.5)
+    rows = [
+        DriveRow("expert"),
+        DriveRow("none"),
+        DriveRow("random", 0.5),
+        pruned,
+        faulted,
+        DriveRow("none", fault="frozen", severity=0.5),
+    ]
     found = summarize([run for row in rows for run in runs(row, [1.0] * 4)])["comparisons"]
     pairs = {(each["row"], each["against"]) for each in found}
     assert pairs == {
@@ -131,7 +138,10 @@ def test_rows_are_compared_with_unpruned_with_random_and_with_themselves_without
 
 
 def test_a_comparison_pairs_the_scenarios_of_both_rows():
-    full, pruned = runs(Row("none"), [1.0, 0.9, 0.8, 0.7]), runs(Row("p", 0.5), [0.9, 0.8, 0.7, 0.6, 0.1, 0.1])
+    full, pruned = (
+        runs(DriveRow("none"), [1.0, 0.9, 0.8, 0.7]),
+        runs(DriveRow("p", 0.5), [0.9, 0.8, 0.7, 0.6, 0.1, 0.1]),
+    )
     (found,) = summarize([*full, *pruned])["comparisons"]
     assert found["runs"] == 4
     assert found["differences"]["epdms_style"] == {"difference": -0.1, "ci95": [-0.1, -0.1]}
@@ -140,15 +150,15 @@ def test_a_comparison_pairs_the_scenarios_of_both_rows():
 
 
 def test_the_loss_is_told_by_where_it_is():
-    full = runs(Row("none"), [1.0] * 40)
-    pruned = runs(Row("p", 0.5), [1.0] * 36 + [0.7, 0.4, 0.9, 1.0])
+    full = runs(DriveRow("none"), [1.0] * 40)
+    pruned = runs(DriveRow("p", 0.5), [1.0] * 36 + [0.7, 0.4, 0.9, 1.0])
     (found,) = summarize([*full, *pruned])["comparisons"]
     assert found["loss"] == {"share_of_worst5": 0.9, "unharmed": 37 / 40}
 
 
 def test_the_worst_runs_are_listed_with_what_unpruned_had():
-    full = runs(Row("none"), [1.0] * 40)
-    pruned = runs(Row("p", 0.5), [1.0] * 37 + [0.4, 0.0, 0.5])
+    full = runs(DriveRow("none"), [1.0] * 40)
+    pruned = runs(DriveRow("p", 0.5), [1.0] * 37 + [0.4, 0.0, 0.5])
     found = [each for each in summarize([*full, *pruned])["worst"] if each["row"] == "p@0.5"]
     assert [(each["family"], each["seed"], each["epdms_style"]) for each in found] == [("a", 19, 0.0), ("b", 18, 0.4)]
     assert [each["unpruned_epdms_style"] for each in found] == [1.0, 1.0]
@@ -157,7 +167,7 @@ def test_the_worst_runs_are_listed_with_what_unpruned_had():
 
 
 def test_the_order_of_the_runs_does_not_matter():
-    every = [*runs(Row("none"), [1.0, 0.9, 0.2, 0.7]), *runs(Row("p", 0.5), [0.5, 0.8, 0.7, 0.6])]
+    every = [*runs(DriveRow("none"), [1.0, 0.9, 0.2, 0.7]), *runs(DriveRow("p", 0.5), [0.5, 0.8, 0.7, 0.6])]
     found = [summarize(order) for order in (every, every[:4][::-1] + every[4:][::-1])]
     assert found[0]["rows"] == found[1]["rows"]
     assert found[0]["comparisons"] == found[1]["comparisons"]

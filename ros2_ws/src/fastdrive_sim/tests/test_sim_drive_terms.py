@@ -148,6 +148,11 @@ def test_leaving_the_route_is_the_wrong_way():
         assert score_run(make_run(steady(5.0, 8.0, y=y), map_=wide)).ddc == expected
 
 
+def test_a_run_that_ended_off_its_route_has_no_ddc():
+    scores = score_run(make_run(steady(5.0), ending="off_road"))
+    assert (scores.ddc, scores.dac, scores.off_road) == (0.0, 1.0, True)
+
+
 def test_a_junction_is_not_the_oncoming_lane():
     run = make_run(steady(5.0, 8.0, y=3.5), map_=make_map(junctions=(box(-50, 300, -10, 10),)))
     assert score_run(run).ddc == 1.0

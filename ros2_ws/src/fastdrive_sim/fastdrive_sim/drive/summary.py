@@ -10,7 +10,7 @@ import numpy as np
 
 from fastdrive_sim.drive.scoring.scores import RunScores, score_run
 from fastdrive_sim.drive.scoring.statistics import interval, known_mean, paired_difference, worst
-from fastdrive_sim.drive.types import CONSTANT_VELOCITY, EXPERT, Row, RunRecord
+from fastdrive_sim.drive.types import CONSTANT_VELOCITY, EXPERT, DriveRow, RunRecord
 
 # Figures of a row, and the score of a run that they are the mean of.
 FIGURES = {
@@ -43,7 +43,7 @@ DIGITS = 5
 class ScoredRun:
     """What the summary needs of a run; small, so that the record itself may be freed."""
 
-    row: Row
+    row: DriveRow
     family: str
     seed: int
     ending: str
@@ -77,10 +77,10 @@ class ScoredRun:
 def summarize(runs: Sequence[RunRecord | ScoredRun]) -> dict[str, Any]:
     """``rows``, ``families``, ``comparisons``, ``worst`` and ``runs`` of ``summary.json``."""
     scored = [run if isinstance(run, ScoredRun) else ScoredRun.of(run) for run in runs]
-    groups: dict[Row, list[ScoredRun]] = {}
+    groups: dict[DriveRow, list[ScoredRun]] = {}
     for run in scored:
         groups.setdefault(run.row, []).append(run)
-    tables = {row: _Table(each) for row, each in groups.items()}
+    tables = {row: _RowRuns(each) for row, each in groups.items()}
     return {
         "rows": [_row(row, table) for row, table in tables.items()],
         "families": [entry for row, table in tables.items() for entry in _families(row, table)],
@@ -92,7 +92,7 @@ def summarize(runs: Sequence[RunRecord | ScoredRun]) -> dict[str, Any]:
     }
 
 
-class _Table:
+class _RowRuns:
     """The runs of a row."""
 
     def __init__(self, runs: Sequence[ScoredRun]):
@@ -104,11 +104,11 @@ class _Table:
         found = [getattr(run.scores, FIGURES[figure]) for run in self.runs]
         return np.array([np.nan if value is None else float(value) for value in found])
 
-    def only(self, keys: set[tuple[str, int]]) -> _Table:
-        return _Table([run for run in self.runs if run.key in keys])
+    def only(self, keys: set[tuple[str, int]]) -> _RowRuns:
+        return _RowRuns([run for run in self.runs if run.key in keys])
 
 
-def _row(row: Row, table: _Table) -> dict[str, Any]:
+def _row(row: DriveRow, table: _RowRuns) -> dict[str, Any]:
     values = {figure: table.values(figure) for figure in FIGURES}
     scores = values["epdms_style"]
     return {
@@ -122,12 +122,12 @@ def _row(row: Row, table: _Table) -> dict[str, Any]:
     }
 
 
-def _names(row: Row) -> dict[str, Any]:
+def _names(row: DriveRow) -> dict[str, Any]:
     fault = f"{row.fault}:{row.severity:g}" if row.fault else None
     return {"row": row.name, "pruner": row.pruner, "drop": row.drop, "fault": fault, "latency_ms": row.latency_s * 1e3}
 
 
-def _families(row: Row, table: _Table) -> list[dict[str, Any]]:
+def _families(row: DriveRow, table: _RowRuns) -> list[dict[str, Any]]:
     found = []
     for family in dict.fromkeys(table.families):
         own = table.only({run.key for run in table.runs if run.family == family})
@@ -144,7 +144,7 @@ def _families(row: Row, table: _Table) -> list[dict[str, Any]]:
     return found
 
 
-def _references(row: Row) -> list[Row]:
+def _references(row: DriveRow) -> list[DriveRow]:
     """The rows that a row is compared with: unpruned, random at the same ratio, and itself without the fault."""
     if row.pruner in (EXPERT, CONSTANT_VELOCITY):
         return []
@@ -152,7 +152,7 @@ def _references(row: Row) -> list[Row]:
     return [each for each in dict.fromkeys(found) if each != row]
 
 
-def _compare(row: Row, against: Row, tables: dict[Row, _Table]) -> dict[str, Any]:
+def _compare(row: DriveRow, against: DriveRow, tables: dict[DriveRow, _RowRuns]) -> dict[str, Any]:
     shared = {run.key for run in tables[row].runs} & {run.key for run in tables[against].runs}
     own, other = tables[row].only(shared), tables[against].only(shared)
     families = {}
@@ -169,7 +169,7 @@ def _compare(row: Row, against: Row, tables: dict[Row, _Table]) -> dict[str, Any
     }
 
 
-def _differences(own: _Table, other: _Table, figures: Sequence[str]) -> dict[str, Any]:
+def _differences(own: _RowRuns, other: _RowRuns, figures: Sequence[str]) -> dict[str, Any]:
     found = {figure: paired_difference(own.values(figure), other.values(figure), own.families) for figure in figures}
     return {
         figure: None if each is None else {"difference": _rounded(each.difference), "ci95": _pair(each.ci95)}
@@ -177,7 +177,7 @@ def _differences(own: _Table, other: _Table, figures: Sequence[str]) -> dict[str
     }
 
 
-def _loss(own: _Table, other: _Table) -> dict[str, Any]:
+def _loss(own: _RowRuns, other: _RowRuns) -> dict[str, Any]:
     """Where the loss of the EPDMS-style score is: how much of it in the worst 5 % of the scenarios, and how many of
     them lose nothing. Gains elsewhere are not subtracted."""
     loss = np.clip(other.values("epdms_style") - own.values("epdms_style"), 0.0, None)
@@ -188,7 +188,7 @@ def _loss(own: _Table, other: _Table) -> dict[str, Any]:
     return {"share_of_worst5": _rounded(share), "unharmed": _rounded(float((loss <= 1e-9).mean()))}
 
 
-def _worst(table: _Table, tables: dict[Row, _Table]) -> list[dict[str, Any]]:
+def _worst(table: _RowRuns, tables: dict[DriveRow, _RowRuns]) -> list[dict[str, Any]]:
     """The worst 5 % of a row's runs: by the EPDMS-style score, then by NeuroNCAP's and by the way."""
     order = sorted(
         table.runs, key=lambda run: (run.scores.epdms_style, run.scores.neuroncap, run.scores.route_completion)

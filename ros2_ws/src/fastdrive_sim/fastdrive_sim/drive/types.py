@@ -189,6 +189,3 @@ def ego_corners(ego: EgoStep, vehicle: Vehicle) -> np.ndarray:
 def other_corners(other: Other) -> np.ndarray:
     """Corners [4, 2] of a road user or an obstacle, in the order of ``corners``."""
     return corners(other.x, other.y, other.yaw, other.length, other.width)
-
-
-Step, Row = RunStep, DriveRow  # names that other branches still use

@@ -20,7 +20,7 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """How much larger a figure of one row is than of another, over the scenarios of both."""
 
     difference: float
@@ -45,7 +45,7 @@ def interval(values: np.ndarray, families: Sequence[str], seed: int = 0) -> Inte
 
 def paired_difference(
     first: np.ndarray, second: np.ndarray, families: Sequence[str], seed: int = 0
-) -> Difference | None:
+) -> PairedDifference | None:
     """The mean of ``first`` - ``second`` over the scenarios that both know; None where they share none."""
     difference = first - second
     known = ~np.isnan(difference)
@@ -53,7 +53,7 @@ def paired_difference(
         return None
     found = difference[known]
     means = _resampled_means(found, np.asarray(families)[known], seed) if len(found) > 1 else None
-    return Difference(float(found.mean()), None if means is None else _percentiles(means), len(found))
+    return PairedDifference(float(found.mean()), None if means is None else _percentiles(means), len(found))
 
 
 def known_mean(values: np.ndarray) -> float | None:

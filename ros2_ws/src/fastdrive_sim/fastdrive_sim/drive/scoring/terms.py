@@ -9,7 +9,7 @@ import numpy as np
 
 from fastdrive_sim.drive.scoring.polygons import distances, overlap
 from fastdrive_sim.drive.scoring.track import FURNITURE, Areas, Track, bearing_deg, ego_rectangles
-from fastdrive_sim.drive.types import EXPERT, RECORD_S, Collision, RunRecord, other_corners
+from fastdrive_sim.drive.types import EXPERT, OFF_ROAD, RECORD_S, Collision, RunRecord, other_corners
 
 STOPPED_MPS = 0.05  # slower than this, a vehicle is stopped
 BEHIND_DEG = 150.0  # further from straight ahead than this, something is behind
@@ -67,7 +67,9 @@ def wrong_way_m(track: Track) -> float:
 
 
 def driving_direction(track: Track) -> float:
-    """DDC: 1, 1/2 or 0 by ``wrong_way_m``."""
+    """DDC: 1, 1/2 or 0 by ``wrong_way_m``; 0 where the run ended because the vehicle had left its route."""
+    if track.run.ending == OFF_ROAD:
+        return 0.0
     way = wrong_way_m(track) + 1e-9  # sums of steps: a limit that is reached counts as reached
     return 1.0 if way < DIRECTION_M[0] else 0.5 if way < DIRECTION_M[1] else 0.0
 
