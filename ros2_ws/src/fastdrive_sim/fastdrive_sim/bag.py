@@ -104,6 +104,22 @@ def image_topic(camera: str, transport: str) -> str:
     return f"/{camera}/image_raw" + ("/compressed" if transport == "compressed" else "")
 
 
+def connect(writer: Writer, topic: str, kind: str, durability: QosDurability = QosDurability.VOLATILE) -> Connection:
+    """A topic of a bag, of a message type such as ``nav_msgs/msg/Odometry``; reliable."""
+    qos = Qos(
+        QosHistory.KEEP_LAST,
+        10,
+        QosReliability.RELIABLE,
+        durability,
+        _FOREVER,
+        _FOREVER,
+        QosLiveliness.AUTOMATIC,
+        _FOREVER,
+        False,
+    )
+    return writer.add_connection(topic, kind, typestore=_STORE, offered_qos_profiles=[qos])
+
+
 class _Recorder:
     """Writes one step after another. Within a step messages are 1 ns apart, so that every reader keeps their order."""
 
@@ -122,20 +138,7 @@ class _Recorder:
             self._connect(f"/{camera.name}/camera_info", "sensor_msgs/msg/CameraInfo")
 
     def _connect(self, topic: str, kind: str, durability: QosDurability = QosDurability.VOLATILE) -> None:
-        qos = Qos(
-            QosHistory.KEEP_LAST,
-            10,
-            QosReliability.RELIABLE,
-            durability,
-            _FOREVER,
-            _FOREVER,
-            QosLiveliness.AUTOMATIC,
-            _FOREVER,
-            False,
-        )
-        self._connections[topic] = self._writer.add_connection(
-            topic, kind, typestore=_STORE, offered_qos_profiles=[qos]
-        )
+        self._connections[topic] = connect(self._writer, topic, kind, durability)
 
     def add(self, step: int, snapshot: Snapshot, views: Views | None) -> None:
         """Write what is published at one step; ``views`` at the steps of an image set."""

@@ -49,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--size", type=size, metavar="WxH", help="of the images (default: what the VLA reads)")
     add("--workers", type=at_least_one, default=1, metavar="N", help="processes, each with its node (%(default)s)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the runs, summary.json and report.html")
+    add(
+        "--bags",
+        choices=("state", "cameras"),
+        help="a rosbag2 of each run in --out/bags: plans, odometry and others; cameras: with the images too",
+    )
     add("--show", type=Path, metavar="RUN", help="drive nothing; make a video and a sheet of this run's file in --out")
     add_json_argument(parser)
 
@@ -85,5 +90,6 @@ def run(args: argparse.Namespace) -> None:
         size=args.size,
         workers=args.workers,
         out=args.out,
+        bags=args.bags,
     )
     write_json(drive_suite(options), args.json)

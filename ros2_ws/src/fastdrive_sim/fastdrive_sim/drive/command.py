@@ -17,7 +17,7 @@ from fastdrive_sim.drive.runner import DriveSettings, drive_all, load_all, make_
 from fastdrive_sim.drive.storage import hash_runs, load_run
 from fastdrive_sim.drive.suite import rows, scenarios
 from fastdrive_sim.drive.summary import summarize
-from fastdrive_sim.drive.types import RECORD_S
+from fastdrive_sim.drive.types import RECORD_S, RunRecord
 
 MAX_LATENCY_S = 10.0
 
@@ -41,6 +41,7 @@ class DriveOptions:
     size: tuple[int, int] | None = None
     workers: int = 1
     node_command: tuple[str, ...] | None = None
+    bags: str | None = None  # "state" or "cameras"
 
     def __post_init__(self) -> None:
         if not 0 <= self.latency_s <= MAX_LATENCY_S:
@@ -69,6 +70,8 @@ def drive_suite(options: DriveOptions) -> dict:
     started = time.monotonic()
     drive_all(settings, all_rows, chosen, options.workers)
     records = load_all(settings, all_rows, chosen)
+    if options.bags:
+        _write_bags(options, settings, records)
     figures = {
         **summarize(records),
         "deterministic_hash": hash_runs(records),
@@ -77,6 +80,17 @@ def drive_suite(options: DriveOptions) -> dict:
     }
     _write(options.out / "summary.json", figures)
     return figures
+
+
+def _write_bags(options: DriveOptions, settings: DriveSettings, records: Sequence[RunRecord]) -> None:
+    from fastdrive_sim.drive.node_session import rig_of
+    from fastdrive_sim.drive.run_bag import write_run_bag
+
+    cameras = rig_of(settings.cameras) if options.bags == "cameras" else ()
+    for run in records:
+        path = options.out / "bags" / run.row.name / f"{run.family}-{run.seed}"
+        if not path.exists():
+            write_run_bag(run, path, cameras, settings.size)
 
 
 def show_run(run: Path, out: Path) -> dict:

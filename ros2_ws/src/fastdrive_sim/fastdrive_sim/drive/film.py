@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from fastdrive_sim.drive.types import RECORD_S, EgoStep, Light, RunRecord, RunSt
 from fastdrive_sim.geometry import to_ego
 from fastdrive_sim.render import Renderer
 from fastdrive_sim.rig import DEFAULT_RIG, RIGS
-from fastdrive_sim.types import EgoPose, Snapshot, Thing
+from fastdrive_sim.types import Camera, EgoPose, Snapshot, Thing
 
 CAMERA_PX = (640, 384)  # width, height
 MAP_PX, MAP_M = 384, 56.0  # side of the bird's-eye view; the vehicle is in its lower third
@@ -26,22 +26,27 @@ _RGB = {
     "plan": (230, 60, 40), "route": (120, 170, 120), "other": (60, 60, 70), "person": (200, 60, 160),
     "obstacle": (150, 130, 110),
 }  # fmt: skip
+_FRONT = tuple(camera for camera in RIGS[DEFAULT_RIG] if camera.name == "CAM_FRONT")
 _LIGHTS = {"red": (220, 30, 30), "red_yellow": (240, 130, 20), "yellow": (240, 190, 20), "green": (30, 170, 60)}
 
 
 class Film:
-    """Draws the steps of a run; a context manager that holds the renderer."""
+    """Draws the steps of a run; a context manager that holds the renderer.
 
-    def __init__(self, run: RunRecord):
+    Args:
+        cameras: that are rendered; the first one is that of ``frame``.
+        size: of their images, width and height.
+    """
+
+    def __init__(self, run: RunRecord, cameras: Sequence[Camera] = _FRONT, size: tuple[int, int] = CAMERA_PX):
         if run.family not in FAMILIES:
             raise SimError(f"run of the family {run.family}: this version does not have it; it cannot be shown")
-        self.run = run
+        self.run, self._cameras, self._size = run, cameras, size
         self._scene: DriveScene = FAMILIES[run.family].scene(run.seed)
         self._looks = {user.instance: user.thing() for user in self._scene.users()}
 
     def __enter__(self) -> Film:
-        front = tuple(camera for camera in RIGS[DEFAULT_RIG] if camera.name == "CAM_FRONT")
-        self._renderer = Renderer(*CAMERA_PX, front)
+        self._renderer = Renderer(*self._size, self._cameras)
         self._renderer.load(self._scene.world)
         return self
 
@@ -50,7 +55,7 @@ class Film:
 
     def frame(self, step: RunStep) -> np.ndarray:
         """uint8 [384, 1024, 3] RGB: camera, bird's-eye view, and a line of text."""
-        camera = np.ascontiguousarray(self._renderer.render(self.snapshot(step)).rgb[0])
+        camera = np.ascontiguousarray(self.render(step)[0])
         picture = np.concatenate([camera, self.birds_eye(step)], axis=1)
         ego = step.ego
         age = f"plan {step.plan_age_s:.1f} s old" if step.plan >= 0 else "no plan"
@@ -58,6 +63,10 @@ class Film:
         _write(picture, f"{self.run.row.name}  {self.run.family} {self.run.seed}", 22)
         _write(picture, text, 44)
         return picture
+
+    def render(self, step: RunStep) -> np.ndarray:
+        """uint8 [C, H, W, 3] RGB, what each camera sees at a step."""
+        return self._renderer.render(self.snapshot(step)).rgb
 
     def snapshot(self, step: RunStep) -> Snapshot:
         """What the cameras see at a step."""
@@ -74,7 +83,7 @@ class Film:
 
     def birds_eye(self, step: RunStep) -> np.ndarray:
         """uint8 [384, 384, 3]; the vehicle drives upwards."""
-        view = _View(step.ego)
+        view = _GroundView(step.ego)
         for polygon in self.run.map.drivable:
             view.fill(polygon, _RGB["road"])
         for polygon in self.run.map.junctions:
@@ -97,11 +106,11 @@ class Film:
         return view.pixels
 
     @staticmethod
-    def _draw_light(view: _View, light: Light) -> None:
+    def _draw_light(view: _GroundView, light: Light) -> None:
         view.line(np.array(light.stop_line), _LIGHTS[light.state], 3)
 
 
-class _View:
+class _GroundView:
     """An image of the ground around the vehicle."""
 
     def __init__(self, ego: EgoStep):
