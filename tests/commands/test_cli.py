@@ -32,6 +32,7 @@ ABSENT = {
     "score": "absent",
     "evaluate": "absent",
     "evaluate-report": "absent",
+    "evaluate-answers": "absent.jsonl --dataset absent",
     "view-weights": "absent",
     "camera-geometry": "absent",
     "metrics": "absent.json",

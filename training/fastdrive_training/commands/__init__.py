@@ -8,6 +8,10 @@ COMMANDS = {
     "score": ("token scores against mask coverage", "fastdrive_training.commands.score"),
     "evaluate": ("open-loop planning", "fastdrive_training.commands.evaluate"),
     "evaluate-report": ("one page of a finished open-loop evaluation", "fastdrive_training.commands.evaluate_report"),
+    "evaluate-answers": (
+        "open-loop figures of answers that another program wrote",
+        "fastdrive_training.commands.evaluate_answers",
+    ),
     "view-weights": ("how Prune2Drive divides its tokens over the cameras", "fastdrive_training.commands.view_weights"),
     "camera-geometry": ("what each camera sees, for ring-view", "fastdrive_training.commands.camera_geometry"),
     "metrics": (

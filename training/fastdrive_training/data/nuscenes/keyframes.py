@@ -118,6 +118,12 @@ class KeyframeDataset(ReopenedSource, Sequence[Item]):
         )
 
     @property
+    def keyframe_of_image(self) -> dict[str, str]:
+        """The keyframe of each of its images' file names."""
+        records = self.tables.devkit.sample_data
+        return {Path(each["filename"]).name: each["sample_token"] for each in records if each["is_key_frame"]}
+
+    @property
     def has_masks(self) -> bool:
         return (self._mask_root / "masks").is_dir()
 
