@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from benchmarks.perf import curves
+from benchmarks.studies import curves
 from fastdrive_node.families.spec import default_vla_dir
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.perf.images import SAMPLE, enlarged, recorded, run
+from benchmarks.studies.images import SAMPLE, enlarged, recorded, run
 from fastdrive_node.families import load_vla
 from fastdrive_node.families.spec import default_vla_dir
 

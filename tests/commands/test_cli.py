@@ -41,6 +41,7 @@ ABSENT = {
     "export verify": "absent.onnx",
     "sim dataset": "FILE --keyframes 1 --seed 1",
     "sim bag": "FILE --seconds 1 --hz 2 --seed 1",
+    "sim drive": "--vla absent --out OUT",
 }
 OUT_OF_RANGE = [
     ("replay absent --rate 0", "--rate"),

@@ -52,7 +52,7 @@ class RecordedAnswer:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ReadAnswer:
     """What became of one answer."""
 
     plan_m: np.ndarray | None  # float64 [6, 2] of the rear axle in the ego frame; None: unreadable
@@ -151,17 +151,17 @@ def match(
     return list(places)
 
 
-def outcome(answer: RecordedAnswer, spec: VlaSpec) -> Outcome:
+def outcome(answer: RecordedAnswer, spec: VlaSpec) -> ReadAnswer:
     """Read one answer by the grammar of a VLA; a path of numbers is taken as the rear axle's, 0.5 s apart."""
     try:
         if answer.waypoints is not None:
-            return Outcome(_path(answer.waypoints), None)
+            return ReadAnswer(_path(answer.waypoints), None)
         if answer.text is None:
-            return Outcome(None, "no text and no waypoints")
+            return ReadAnswer(None, "no text and no waypoints")
         trajectory = parse_trajectory(answer.text, spec)
-        return Outcome(at_metric_steps(trajectory.waypoints_m, trajectory.dt_s), None)
+        return ReadAnswer(at_metric_steps(trajectory.waypoints_m, trajectory.dt_s), None)
     except (AnswerError, ValueError) as error:
-        return Outcome(None, str(error))
+        return ReadAnswer(None, str(error))
 
 
 def _path(value: Any) -> np.ndarray:

@@ -1,6 +1,6 @@
 """What a plan costs by visual tokens kept, cameras, image size and length of the answer.
 
-    python -m benchmarks.perf.curves --json benchmarks/results/curves_tiny.json --picture docs/images/curves.png
+    python -m benchmarks.studies.curves --json benchmarks/results/curves_tiny.json --picture docs/images/curves.png
 
 The shipped VLA on noise images, in torch on this machine, without drafts: its own form, and forms that differ in one
 thing each. The cases of a curve take turns. Times are medians in ms: ``encode`` is images to scored tokens, ``prefill``

@@ -1,6 +1,6 @@
 """Six JPEGs of 1600x900 to what the vision encoder reads: whole and one by one, or scaled while decoded, on threads.
 
-    python -m benchmarks.perf.images --bag BAG --topics config/topics_nuscenes.yaml --json images.json
+    python -m benchmarks.studies.images --bag BAG --topics config/topics_nuscenes.yaml --json images.json
 
 The first complete frame set of a bag with JPEGs; without one the images of the sample bag are enlarged to 1600x900 and
 compressed, which have less detail than a camera's. Whole and scaled take turns. ``difference``
