@@ -10,7 +10,11 @@ import sim_fakes
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
 
+from fastdrive_node.errors import SimError
 from fastdrive_node.types import CAMERAS
+from fastdrive_sim.drive.families import FAMILIES
+from fastdrive_sim.drive.loop import drive
+from fastdrive_sim.drive.node_session import open_planner
 from fastdrive_sim.drive.runner import DriveSettings, Driving
 from fastdrive_sim.drive.storage import lines
 from fastdrive_sim.drive.suite import ScenarioKey
@@ -78,3 +82,22 @@ def test_in_real_time_plans_come_into_use_after_their_exposure(tmp_path):
         run = driving.run(BEND)
     delays = [plan.used_from_s - plan.time_s for plan in run.plans if plan.used_from_s is not None]
     assert len(delays) >= 3 and min(delays) > 0
+
+
+def test_the_shipped_vla_drives(tmp_path):
+    from fastdrive_sim.render import Renderer
+
+    try:
+        Renderer(16, 16).close()
+    except SimError as error:
+        pytest.skip(str(error))
+    vla = Path(__file__).parents[4] / "models" / "tiny"
+    scene = FAMILIES["stopped-lead"].scene(0)
+    scene.timeout_s = 1.5
+    row = DriveRow("reconpruner", 0.5)
+    with open_planner(DriveSettings(tmp_path, str(vla), CAMERAS, (224, 112)), row) as planner:
+        run = drive(scene, planner, row)
+    assert [plan.outcome for plan in run.plans] == ["planned"] * 4
+    assert [(plan.kept_tokens, plan.total_tokens) for plan in run.plans] == [(96, 192)] * 4
+    assert run.steps[-1].progress_m > 8.0  # it starts at 10 m/s, 70 m behind a vehicle that stands
+    assert max(abs(step.ego.steer) for step in run.steps) < 0.2

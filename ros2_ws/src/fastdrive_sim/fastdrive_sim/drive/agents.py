@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -20,6 +21,7 @@ SIZES = {
     "cyclist": (1.8, 0.6, 1.75),
     "pedestrian": (0.4, 0.6, 1.75),
 }
+DECISION_S = 0.1  # between two decisions of a driver
 SIGHT_M = 60.0
 SIDE_GAP_M = 0.35  # beside a path, nearer things are in the way
 
@@ -50,6 +52,12 @@ class Stop:
     closed: bool
 
 
+class LaneChanges(Protocol):
+    """Decides on lane changes."""
+
+    def decide(self, vehicle: RoadVehicle, time_s: float, others: Sequence[Other]) -> None: ...
+
+
 @dataclass
 class RoadVehicle:
     """A vehicle, or a cyclist, on a path."""
@@ -65,6 +73,7 @@ class RoadVehicle:
     paces: Sequence[Pace] = ()
     shifts: Sequence[Shift] = ()
     reacts: bool = True  # to what is ahead of it
+    overtaking: LaneChanges | None = None
     variant: int = 0
     accel: float = 0.0
     lateral: float = 0.0  # m/s, to the left
@@ -76,6 +85,8 @@ class RoadVehicle:
 
     def decide(self, time_s: float, others: Sequence[Other], stops: Sequence[Stop]) -> None:
         """Choose an acceleration; ``others`` is everybody, the ego vehicle and this one among them."""
+        if self.overtaking is not None:
+            self.overtaking.decide(self, time_s, others)
         self.accel = self._decide(time_s, others, stops)
 
     def step(self, time_s: float, dt: float) -> None:
@@ -112,7 +123,9 @@ class RoadVehicle:
         if self.reacts:
             ahead += self.ahead_of(others)
         accel = follow(self.speed, max(wanted, 0.1), ahead)
-        if wanted < self.speed - 0.3:
+        if wanted < 0.1:
+            accel = max(-brake, -self.speed / DECISION_S)  # to a stand
+        elif wanted < self.speed - 0.3:
             accel = min(accel, max(-brake, (wanted - self.speed) / 0.3))
         return accel if self.speed > 0 or accel > 0.05 else 0.0
 

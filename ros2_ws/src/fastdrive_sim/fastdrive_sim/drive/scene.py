@@ -9,16 +9,17 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fastdrive_node.types import Vehicle
-from fastdrive_sim.drive.agents import RoadUser, RoadVehicle, Stop, Walker
+from fastdrive_sim.drive.agents import DECISION_S, RoadUser, RoadVehicle, Stop, Walker
 from fastdrive_sim.drive.static_map import red_area, static_map, stop_line
 from fastdrive_sim.drive.types import EgoStep, Light, Other, StaticMap
+from fastdrive_sim.drive.vehicle import SUBSTEP_S
 from fastdrive_sim.roads import Route
 from fastdrive_sim.sim import COMMAND_REACH_M, ROUTE_AHEAD_M
 from fastdrive_sim.traffic import TrafficLight
 from fastdrive_sim.types import EgoPose, Snapshot, World
 
 SIGHT_M = 100.0  # others within this distance are recorded and drawn
-DECISION_STEPS = 10  # sub-steps between two decisions of other drivers
+DECISION_STEPS = round(DECISION_S / SUBSTEP_S)
 EGO = 0  # instance of the ego vehicle, which no thing has
 
 

@@ -10,6 +10,7 @@ from fastdrive_sim.drive.families.hard_braking_lead import HardBrakingLead
 from fastdrive_sim.drive.families.hidden_pedestrian import HiddenPedestrian
 from fastdrive_sim.drive.families.junction import CommandedJunction
 from fastdrive_sim.drive.families.merge import Merge
+from fastdrive_sim.drive.families.overtaken import Overtaken
 from fastdrive_sim.drive.families.red_light import RedLight
 from fastdrive_sim.drive.families.road_works import RoadWorks
 from fastdrive_sim.drive.families.stopped_lead import StoppedLead
@@ -29,6 +30,7 @@ _ALL: tuple[Family, ...] = (
     Merge(),
     DenseTraffic(),
     RoadWorks(),
+    Overtaken(),
 )
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 

@@ -92,7 +92,7 @@ class SceneDraft:
     def junction(self, index: int = 0) -> Junction:
         return self.route.junctions[index]
 
-    def driver(self, kind: str, path: Route, s: float, speed: float, **more: Any) -> RoadVehicle:
+    def vehicle(self, kind: str, path: Route, s: float, speed: float, **more: Any) -> RoadVehicle:
         """Adds a vehicle; ``s`` is the arc length of its middle on the path."""
         look = {"color": random_color(self.rng), "variant": int(self.rng.integers(99))}
         limit = more.pop("limit", max(speed, 1.0))
@@ -133,7 +133,7 @@ class SceneDraft:
             for index in range(int(self.rng.integers(0, oncoming + 1))):
                 kind = str(self.rng.choice(["car", "car", "truck"]))
                 speed = float(self.limit * self.rng.uniform(0.6, 0.9))
-                self.driver(kind, path, 5.0 + 25.0 * index + float(self.rng.uniform(0, 12)), speed)
+                self.vehicle(kind, path, 5.0 + 25.0 * index + float(self.rng.uniform(0, 12)), speed)
         for _ in range(int(self.rng.integers(0, 4))):
             s = self.s(float(self.rng.uniform(5, self.goal_m)))
             offset = LEFT_PAVEMENT_M if self.rng.random() < 0.5 else RIGHT_PAVEMENT_M - 0.4

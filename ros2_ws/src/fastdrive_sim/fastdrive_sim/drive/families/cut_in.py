@@ -23,7 +23,7 @@ class CutIn(Family):
         ahead_m = 3.43 + gap_m + 2.25 - (speed - ego_speed) * begins_s
         shift = Shift(begins_s, 0.0, draft.draw("lasting_s", 1.6, 2.6))
         paces = (Pace(0.0, speed), Pace(begins_s + 1.2, slower * limit, 3.5), Pace(begins_s + 7.0, 0.9 * limit))
-        draft.driver(
+        draft.vehicle(
             "car",
             draft.route,
             draft.s(ahead_m),

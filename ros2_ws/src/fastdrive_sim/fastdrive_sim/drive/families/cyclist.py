@@ -21,6 +21,6 @@ class Cyclist(Family):
         if draft.choose("swerves", (True, False)):
             shifts = (Shift(draft.draw("swerves_s", 1.5, 4.0), 0.2, 2.0),)
         way = {"offset": offset, "paces": (Pace(0.0, speed),), "shifts": shifts}
-        draft.driver("cyclist", draft.route, draft.s(away), speed, limit=limit, **way)
+        draft.vehicle("cyclist", draft.route, draft.s(away), speed, limit=limit, **way)
         draft.timeout_s = 45.0
         draft.bystanders()

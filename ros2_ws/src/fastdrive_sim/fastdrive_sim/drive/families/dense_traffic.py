@@ -28,11 +28,11 @@ class DenseTraffic(Family):
         for index in range(number):
             kind = draft.choose(f"kind_{index}", ("car", "car", "truck"))
             last = index == number - 1
-            draft.driver(kind, draft.route, s, speed, limit=limit, paces=lead if last else (Pace(0.0, 0.9 * limit),))
+            draft.vehicle(kind, draft.route, s, speed, limit=limit, paces=lead if last else (Pace(0.0, 0.9 * limit),))
             s += 14.0 + draft.draw(f"gap_{index}_m", 0.0, 4.0)
-        draft.driver("car", draft.route, draft.s(-14.0), speed, limit=limit)
+        draft.vehicle("car", draft.route, draft.s(-14.0), speed, limit=limit)
         path = oncoming_path(draft.route, draft.s(190.0), 5.0)
         for index in range(4):
-            draft.driver("car", path, 5.0 + 32.0 * index, 0.8 * limit)
+            draft.vehicle("car", path, 5.0 + 32.0 * index, 0.8 * limit)
         draft.timeout_s = 50.0
         draft.bystanders(oncoming=0)

@@ -22,5 +22,5 @@ class HardBrakingLead(Family):
         again_s = brakes_s + speed / brake + stands_s
         paces = (Pace(0.0, speed), Pace(brakes_s, 0.0, brake), Pace(again_s, speed))
         kind = draft.choose("kind", ("car", "car", "truck"))
-        draft.driver(kind, draft.route, draft.s(gap_m + 6.0), speed, limit=limit, paces=paces)
+        draft.vehicle(kind, draft.route, draft.s(gap_m + 6.0), speed, limit=limit, paces=paces)
         draft.bystanders()

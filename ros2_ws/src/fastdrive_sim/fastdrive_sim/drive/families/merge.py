@@ -24,5 +24,5 @@ class Merge(Family):
         s = 48.0 - speed * max(reaches_s - before_s, 0.0)
         paces = (Pace(0.0, speed), Pace(reaches_s + 0.5, slow * limit))
         kind = draft.choose("kind", ("car", "car", "truck"))
-        draft.driver(kind, path, s, speed, limit=limit, paces=paces)
+        draft.vehicle(kind, path, s, speed, limit=limit, paces=paces)
         draft.bystanders(oncoming=0)

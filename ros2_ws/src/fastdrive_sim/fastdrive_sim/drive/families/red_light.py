@@ -24,5 +24,5 @@ class RedLight(Family):
             path = crossing_path(draft.junction(), from_left=draft.choose("from_left", (True, False)))
             arrives_s = max((first - 38.0) / limit, 0.0) + 2.0
             speed = 8.0
-            draft.driver("car", path, 45.0 - speed * arrives_s, speed, paces=(Pace(0.0, speed),))
+            draft.vehicle("car", path, 45.0 - speed * arrives_s, speed, paces=(Pace(0.0, speed),))
         draft.bystanders()

@@ -18,5 +18,5 @@ class StoppedLead(Family):
         stands_s = draft.draw("stands_s", 10.0, 14.0)
         kind = draft.choose("kind", ("car", "car", "truck", "bus"))
         paces = (Pace(0.0, 0.0), Pace(stands_s, 0.8 * limit))
-        draft.driver(kind, draft.route, draft.s(away), 0.0, limit=0.8 * limit, paces=paces)
+        draft.vehicle(kind, draft.route, draft.s(away), 0.0, limit=0.8 * limit, paces=paces)
         draft.bystanders()

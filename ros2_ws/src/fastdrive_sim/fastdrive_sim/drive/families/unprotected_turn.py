@@ -24,6 +24,6 @@ class UnprotectedTurn(Family):
         lead_s = draft.draw("lead_s", -0.5, 1.5)
         for index in range(number):
             s = 45.0 - speed * (arrives_s - lead_s + index * gap_s)
-            draft.driver("car", path, s, speed)
+            draft.vehicle("car", path, s, speed)
         draft.timeout_s = 40.0
         draft.bystanders(oncoming=0)
