@@ -43,6 +43,14 @@ def test_a_follower_keeps_its_distance_to_a_leader_that_stops():
     assert 1.5 < leader.s - follower.s - 4.5 < 5.0
 
 
+def test_a_pace_says_how_hard_its_driver_brakes():
+    vehicle = car(20.0, 10.0, paces=(Pace(0.0, 10.0), Pace(1.0, 0.0, 4.0)))
+    run([vehicle], 1.0)
+    before = vehicle.s
+    run([vehicle], 8.0)  # time begins anew: one second at its speed, then 10^2 / (2 * 4) m of braking
+    assert vehicle.s - before == pytest.approx(10.0 + 12.5, abs=1.0)
+
+
 def test_a_vehicle_stops_at_a_closed_line_and_passes_an_open_one():
     waiting, passing = car(20.0, 10.0), car(20.0, 10.0, 2)
     run([waiting], 12.0, [Stop(80.0, closed=True)])

@@ -116,18 +116,21 @@ class RoadVehicle:
         return Thing(self.instance, self.kind, x, y, yaw, self.size, self.color, **look)
 
     def _decide(self, time_s: float, others: Sequence[Other], stops: Sequence[Stop]) -> float:
-        now = next((pace for pace in reversed(self.paces) if time_s >= pace.from_s), Pace(0.0, self.limit))
-        wanted, brake = min(bend_speed(self.path, self.s, self.speed, self.limit), now.speed), now.brake
         nose = self.s + self.size[0] / 2
         ahead = [(stop.s - nose + 2.5, 0.0) for stop in stops if stop.closed and stop.s > nose - 1.5]
         if self.reacts:
             ahead += self.ahead_of(others)
-        accel = follow(self.speed, max(wanted, 0.1), ahead)
-        if wanted < 0.1:
-            accel = max(-brake, -self.speed / DECISION_S)  # to a stand
-        elif wanted < self.speed - 0.3:
-            accel = min(accel, max(-brake, (wanted - self.speed) / 0.3))
+        accel = follow(self.speed, bend_speed(self.path, self.s, self.speed, self.limit), ahead)
+        accel = min(accel, self._towards(next((p for p in reversed(self.paces) if time_s >= p.from_s), None)))
         return accel if self.speed > 0 or accel > 0.05 else 0.0
+
+    def _towards(self, pace: Pace | None) -> float:
+        """Acceleration to a pace, braking no harder than it says."""
+        if pace is None:
+            return math.inf
+        if pace.speed < 0.1:  # IDM needs a speed
+            return max(-pace.brake, -self.speed / DECISION_S)
+        return max(-pace.brake, follow(self.speed, pace.speed, []))
 
     def ahead_of(self, others: Sequence[Other]) -> list[tuple[float, float]]:
         """(gap m, speed m/s along the path) of what is in this vehicle's way."""
