@@ -15,7 +15,7 @@ from fastdrive_node.pruning.baselines.diversity import DivPrune
 from fastdrive_node.pruning.baselines.fastv import FastV
 from fastdrive_node.pruning.baselines.merging import Matryoshka, PruMerge
 from fastdrive_node.pruning.baselines.prune2drive import Prune2Drive, Prune2DriveInput, load_weights
-from fastdrive_node.pruning.baselines.ring_view import RingView, load_geometry
+from fastdrive_node.pruning.baselines.ring_view import RingView, load_ring_view
 from fastdrive_node.pruning.baselines.simple import NoPruner, OraclePruner, RandomPruner, UniformPruner
 from fastdrive_node.pruning.baselines.sparsevlm import SparseVlm
 from fastdrive_node.pruning.baselines.vispruner import VisPruner
@@ -75,7 +75,7 @@ def make_pruner(
     if name in _BY_VIEW:
         return _BY_VIEW[name](load_weights(vla) if vla is not None else None)
     if name == "ring-view" and vla is not None:
-        return load_geometry(vla)
+        return load_ring_view(vla)
     if name == "reconpruner" or name in VARIANTS:
         if vla is None or path is None:
             raise ModelError(f"{name}: a VLA and a pruner file are needed")

@@ -30,6 +30,10 @@ def test_decision_0007_shows_the_table_of_the_committed_figures():
     assert other_vlas.table() in page
 
 
+def test_the_page_of_pruners_shows_the_table_of_the_committed_figures():
+    assert other_vlas.pruner_table() in (ROOT / "docs" / "pruners.md").read_text()
+
+
 def test_the_latency_page_shows_the_committed_figures():
     page = (ROOT / "docs" / "latency.md").read_text()
     scenes = json.loads((RESULTS / "gpu_models_3b.json").read_text())["sizes"]["3b"]["scenes"]

@@ -39,8 +39,9 @@ class Matryoshka(Pruner):
             sums = torch.zeros(len(chosen), values.shape[1], dtype=torch.float32, device=values.device)
             return (sums.index_add_(0, number, values.float()) / sizes).to(values.dtype)
 
-        rows = pooled(visual.take(torch.arange(visual.total)))
-        features = tuple(pooled(feature) for feature in visual.keep(torch.arange(visual.total)).layer_features)
+        order = visual.positions_of(torch.arange(visual.total)).to(visual.rows.device)
+        rows = pooled(visual.rows[order])
+        features = tuple(pooled(feature[order]) for feature in visual.layer_features)
         return replace(visual, rows=rows, indices=chosen.cpu(), layer_features=features)
 
 

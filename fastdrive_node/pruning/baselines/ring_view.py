@@ -114,7 +114,7 @@ class RingView(Pruner):
         return self._ranks[grids][:keep].sort().values
 
 
-def load_geometry(vla: Vla) -> RingView:
+def load_ring_view(vla: Vla) -> RingView:
     """The pruner for a VLA, with the geometry beside it.
 
     Raises:
