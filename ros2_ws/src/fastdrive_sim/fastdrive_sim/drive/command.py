@@ -13,11 +13,12 @@ from fastdrive_node.families.spec import VlaSpec, load_spec
 from fastdrive_node.files import package_share_file, write_atomically
 from fastdrive_sim.drive.faults import parse_fault
 from fastdrive_sim.drive.loop import LoopSettings
-from fastdrive_sim.drive.runner import DriveSettings, drive_all, load_all, make_folder
-from fastdrive_sim.drive.storage import hash_runs, load_run
+from fastdrive_sim.drive.report import write_report
+from fastdrive_sim.drive.runner import DriveSettings, drive_all, make_folder, run_path, score_all
+from fastdrive_sim.drive.storage import load_run
 from fastdrive_sim.drive.suite import rows, scenarios
 from fastdrive_sim.drive.summary import summarize
-from fastdrive_sim.drive.types import RECORD_S, RunRecord
+from fastdrive_sim.drive.types import RECORD_S
 
 MAX_LATENCY_S = 10.0
 
@@ -54,7 +55,7 @@ class DriveOptions:
 
 
 def drive_suite(options: DriveOptions) -> dict:
-    """Drive, and return the figures; they are in ``summary.json`` too.
+    """Drive, and return the figures; they are in ``summary.json`` and on the page ``report.html`` too.
 
     Raises:
         UsageError: an unknown suite, family or fault, before anything starts.
@@ -69,28 +70,29 @@ def drive_suite(options: DriveOptions) -> dict:
     _claim(options, settings)
     started = time.monotonic()
     drive_all(settings, all_rows, chosen, options.workers)
-    records = load_all(settings, all_rows, chosen)
     if options.bags:
-        _write_bags(options, settings, records)
+        _write_bags(options, settings, [run_path(options.out, row, each) for row in all_rows for each in chosen])
+    scored, digest = score_all(settings, all_rows, chosen, options.workers)
     figures = {
-        **summarize(records),
-        "deterministic_hash": hash_runs(records),
+        **summarize(scored),
+        "deterministic_hash": digest,
         "settings": _identity(options, settings),
         "seconds": round(time.monotonic() - started, 1),
     }
     _write(options.out / "summary.json", figures)
+    write_report(options.out / "report.html", figures, options.out)
     return figures
 
 
-def _write_bags(options: DriveOptions, settings: DriveSettings, records: Sequence[RunRecord]) -> None:
+def _write_bags(options: DriveOptions, settings: DriveSettings, files: Sequence[Path]) -> None:
     from fastdrive_sim.drive.node_session import rig_of
     from fastdrive_sim.drive.run_bag import write_run_bag
 
     cameras = rig_of(settings.cameras) if options.bags == "cameras" else ()
-    for run in records:
-        path = options.out / "bags" / run.row.name / f"{run.family}-{run.seed}"
+    for file in files:
+        path = options.out / "bags" / file.parent.name / file.stem
         if not path.exists():
-            write_run_bag(run, path, cameras, settings.size)
+            write_run_bag(load_run(file), path, cameras, settings.size)
 
 
 def show_run(run: Path, out: Path) -> dict:

@@ -14,8 +14,9 @@ from fastdrive_node.errors import InputError
 from fastdrive_sim.drive.families import FAMILIES
 from fastdrive_sim.drive.loop import LoopSettings, drive, with_expert
 from fastdrive_sim.drive.planners import DrivePlanner, constant_velocity_planner, expert_planner
-from fastdrive_sim.drive.storage import load_run, save_run
+from fastdrive_sim.drive.storage import join_hashes, load_run, save_run
 from fastdrive_sim.drive.suite import ScenarioKey
+from fastdrive_sim.drive.summary import ScoredRun, score_file
 from fastdrive_sim.drive.types import CONSTANT_VELOCITY, EXPERT, FAILED, DriveRow, RunRecord
 from fastdrive_sim.sources import RendererLike
 from fastdrive_sim.types import Camera
@@ -68,9 +69,17 @@ def drive_all(
                 done.result()
 
 
-def load_all(settings: DriveSettings, rows: Sequence[DriveRow], scenarios: Sequence[ScenarioKey]) -> list[RunRecord]:
-    """The runs from their files, in the order of rows and scenarios."""
-    return [load_run(run_path(settings.out, row, scenario)) for row in rows for scenario in scenarios]
+def score_all(
+    settings: DriveSettings, rows: Sequence[DriveRow], scenarios: Sequence[ScenarioKey], workers: int
+) -> tuple[list[ScoredRun], str]:
+    """Scores of all runs from their files, in the order of rows and scenarios, and one hash of all of them."""
+    paths = [run_path(settings.out, row, scenario) for row in rows for scenario in scenarios]
+    if workers == 1:
+        found = list(map(score_file, paths))
+    else:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            found = list(pool.map(score_file, paths, chunksize=8))
+    return [scored for scored, _ in found], join_hashes(digest for _, digest in found)
 
 
 def _chunks(

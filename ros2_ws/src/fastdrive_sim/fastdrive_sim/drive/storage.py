@@ -69,10 +69,19 @@ def load_run(path: Path) -> RunRecord:
         raise InputError(f"{path}: not a run of `fastdrive sim drive` ({type(error).__name__}: {error})") from error
 
 
+def hash_run(run: RunRecord) -> str:
+    """sha256 over the lines of a run."""
+    return hashlib.sha256("\n".join(lines(run)).encode()).hexdigest()
+
+
+def join_hashes(hashes: Iterable[str]) -> str:
+    """One hash of the hashes of runs, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
+
+
 def hash_runs(runs: Iterable[RunRecord]) -> str:
     """sha256 over the lines of the runs, whatever their order."""
-    digests = sorted(hashlib.sha256("\n".join(lines(run)).encode()).hexdigest() for run in runs)
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    return join_hashes(map(hash_run, runs))
 
 
 def _line(kind: str, values: Any) -> str:

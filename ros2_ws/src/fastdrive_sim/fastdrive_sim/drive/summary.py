@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastdrive_sim.drive.scoring.scores import RunScores, score_run
 from fastdrive_sim.drive.scoring.statistics import interval, known_mean, paired_difference, worst
+from fastdrive_sim.drive.storage import hash_run, load_run
 from fastdrive_sim.drive.types import CONSTANT_VELOCITY, EXPERT, DriveRow, RunRecord
 
 # Figures of a row, and the score of a run that they are the mean of.
@@ -90,6 +92,12 @@ def summarize(runs: Sequence[RunRecord | ScoredRun]) -> dict[str, Any]:
         "worst": [entry for table in tables.values() for entry in _worst(table, tables)],
         "runs": [run.entry() for run in scored],
     }
+
+
+def score_file(path: Path) -> tuple[ScoredRun, str]:
+    """Scores and hash of a run's file. Raises InputError where it cannot be read."""
+    run = load_run(path)
+    return ScoredRun.of(run), hash_run(run)
 
 
 class _RowRuns:

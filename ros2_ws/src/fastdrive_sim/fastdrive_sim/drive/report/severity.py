@@ -1,0 +1,92 @@
+"""Charts of a score against the severity of a fault, one for each fault, as SVG that follows the page's colors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+WIDTH, HEIGHT = 440.0, 260.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 12.0, 40.0
+COLORS = 6  # of the style sheet's series
+DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 4", "1 3")
+
+
+@dataclass(frozen=True)
+class FaultPoint:
+    """A row's score under a fault."""
+
+    severity: float
+    value: float
+    interval: tuple[float, float] | None
+
+
+def fault_lines(figures: dict[str, Any], figure: str = "epdms_style") -> dict[str, dict[str, list[FaultPoint]]]:
+    """For each fault, the points of each pruner by severity; the row without the fault is severity 0."""
+    found: dict[str, dict[str, list[FaultPoint]]] = {}
+    rows = [row for row in figures["rows"] if row[figure] is not None]
+    for fault in dict.fromkeys(row["fault"].split(":")[0] for row in rows if row["fault"]):
+        lines: dict[str, list[FaultPoint]] = {}
+        for row in rows:
+            name, _, severity = (row["fault"] or f"{fault}:0").partition(":")
+            if name == fault and row["pruner"] not in ("expert", "constant-velocity"):
+                label = f"{row['pruner']}@{row['drop']:g}" if row["drop"] else row["pruner"]
+                interval = row["ci95"][figure]
+                point = FaultPoint(float(severity), row[figure], tuple(interval) if interval else None)
+                lines.setdefault(label, []).append(point)
+        found[fault] = {name: sorted(each, key=lambda point: point.severity) for name, each in lines.items()}
+    return found
+
+
+def severity_charts(figures: dict[str, Any]) -> str:
+    """Figures of the page; a sentence where no row has a fault."""
+    faults = fault_lines(figures)
+    if not faults:
+        return '<p class="faint">No row has a fault (<code>--fault NAME:SEVERITY</code>).</p>'
+    names = list(dict.fromkeys(name for lines in faults.values() for name in lines))
+    key = "".join(f"<li><i style='background:{_color(i)}'></i>{escape(name)}</li>" for i, name in enumerate(names))
+    drawn = "".join(
+        f'<figure class="card"><h3>{escape(fault)}</h3>{_chart(fault, lines, names)}</figure>'
+        for fault, lines in faults.items()
+    )
+    return f'<ul class="key">{key}</ul><div class="charts">{drawn}</div>'
+
+
+def _color(index: int) -> str:
+    return f"var(--series-{index % COLORS + 1})"
+
+
+def _chart(fault: str, lines: dict[str, list[FaultPoint]], names: list[str]) -> str:
+    severities = sorted({point.severity for points in lines.values() for point in points})
+    most = severities[-1] or 1.0
+    x = lambda severity: LEFT + (WIDTH - LEFT - RIGHT) * severity / most  # noqa: E731
+    y = lambda value: TOP + (HEIGHT - TOP - BOTTOM) * (1 - value)  # noqa: E731
+    parts = []
+    for level in (0.0, 0.25, 0.5, 0.75, 1.0):
+        parts.append(_segment(LEFT, y(level), WIDTH - RIGHT, y(level), "var(--grid)"))
+        parts.append(_text(LEFT - 6, y(level) + 4, f"{level:g}", "end"))
+    parts += [_text(x(severity), HEIGHT - 22, f"{severity:g}") for severity in severities]
+    parts.append(_text((LEFT + WIDTH) / 2, HEIGHT - 5, "severity"))
+    for name, points in lines.items():
+        index = names.index(name)
+        color, dash = _color(index), DASHES[index % len(DASHES)]
+        way = " ".join(f"{x(p.severity):.1f},{y(p.value):.1f}" for p in points)
+        style = f'fill="none" stroke="{color}" stroke-width="2" stroke-dasharray="{dash}"'
+        parts.append(f'<polyline points="{way}" {style}/>')
+        for p in points:
+            across = x(p.severity)
+            if p.interval:
+                parts.append(_segment(across, y(p.interval[0]), across, y(p.interval[1]), color))
+            title = escape(f"{name}, severity {p.severity:g}: {p.value:.3f}")
+            place = f'cx="{across:.1f}" cy="{y(p.value):.1f}" r="3.5" fill="{color}"'
+            parts.append(f"<circle {place}><title>{title}</title></circle>")
+    label = f"EPDMS-style score against the severity of {fault}"
+    return f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+
+
+def _segment(x1: float, y1: float, x2: float, y2: float, color: str) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{color}"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'

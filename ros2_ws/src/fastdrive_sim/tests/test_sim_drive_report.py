@@ -1,0 +1,184 @@
+"""The page of a drive, and a drive from its options to its files, with the rows that need no node."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from sim_runs import ego, hit, make_map, make_run, parked, steady, straight_plan
+
+from fastdrive_sim.drive.command import DriveOptions, drive_suite
+from fastdrive_sim.drive.report import page, write_report
+from fastdrive_sim.drive.report.player import MAX_RUNS, chosen_runs, run_payload
+from fastdrive_sim.drive.report.severity import fault_lines
+from fastdrive_sim.drive.report.tables import difference_table, heat_maps, score_table
+from fastdrive_sim.drive.storage import load_run, save_run
+from fastdrive_sim.drive.summary import ScoredRun, summarize
+from fastdrive_sim.drive.types import DriveRow, RunRecord
+
+NONE, PRUNED, FAULTED = DriveRow("none"), DriveRow("reconpruner", 0.5), DriveRow("reconpruner", 0.5, "frozen", 0.5)
+
+
+@cache
+def records() -> list[RunRecord]:
+    """Unpruned drives well, pruned has one collision in four, and two under a fault."""
+    crash = (hit(parked(7.0), ego(4.0)),)
+    plan = replace(straight_plan(ego(0.0), 0.0, 5.0), kept_tokens=20, total_tokens=40)
+    calm = make_run(steady(20.0), plans=(plan,), map_=make_map(obstacles=(parked(150.0),)))
+    bad = replace(make_run(steady(2.0), plans=(plan,)), collisions=crash, ending="collision")
+    scenarios = [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    rows = {NONE: 4, PRUNED: 3, FAULTED: 2}  # calm runs
+    return [
+        replace(calm if index < good else bad, row=row, family=family, seed=seed)
+        for row, good in rows.items()
+        for index, (family, seed) in enumerate(scenarios)
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A drive's folder with its page."""
+    out = tmp_path_factory.mktemp("drive")
+    for run in records():
+        path = out / "runs" / run.row.name / f"{run.family}-{run.seed}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_run(path, run)
+    figures = {**summarize(records()), "settings": {"vla": "<tiny>"}, "deterministic_hash": "f" * 64}
+    (out / "summary.json").write_text(json.dumps(figures))
+    write_report(out / "report.html", figures, out)
+    return out
+
+
+def test_the_page_needs_no_network_and_is_well_formed(folder):
+    text = (folder / "report.html").read_text()
+    assert not re.search(r"https?://|@import|url\(|<link|<script src|<img", text)
+    assert "<dd>&lt;tiny&gt;</dd>" in text
+
+    class Balance(HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.opened: list[str] = []
+
+        def handle_starttag(self, tag, attrs):
+            if tag not in ("meta", "input", "line", "circle", "polyline"):
+                self.opened.append(tag)
+
+        def handle_endtag(self, tag):
+            if tag not in ("line", "circle", "polyline") or tag in self.opened[-1:]:
+                assert self.opened.pop() == tag
+
+    parser = Balance()
+    parser.feed(text)
+    assert parser.opened == []
+
+
+def embedded(text: str) -> list[dict]:
+    found = re.search(r'<script type="application/json" id="runs">(.*?)</script>', text, re.S)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def test_the_page_plays_the_worst_runs_with_the_way_of_the_unpruned_row(folder):
+    runs = embedded((folder / "report.html").read_text())
+    assert (runs[0]["row"], runs[0]["family"], runs[0]["ending"]) == ("reconpruner@0.5", "b", "collision")
+    assert runs[0]["scores"]["EPDMS-style"] == 0.0
+    assert [event[1] for event in runs[0]["events"]] == ["collision"]
+    assert len(runs[0]["ghost"]) == 201
+    assert runs[0]["plans"][0][3:5] == [20, 40]
+    assert next(run for run in runs if run["row"] == "none")["ghost"] == []
+
+
+def test_text_in_a_run_cannot_end_the_script():
+    run = replace(records()[0], ending="failed", reason="</script><b>")
+    figures = summarize([run])
+    text = page(figures, [{"row": "none", "family": "a", "seed": 0, **run_payload(run, figures["runs"][0])}])
+    assert "</script><b>" not in text
+    assert embedded(text)[0]["reason"] == "</script><b>"
+
+
+def test_a_page_has_a_limited_number_of_runs():
+    one = ScoredRun.of(records()[0])
+    many = [replace(one, family=f"f{i}") for i in range(MAX_RUNS + 9)]
+    assert len(chosen_runs(summarize(many))) == MAX_RUNS
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict:
+    return summarize(records())
+
+
+def test_tables_show_figures_with_their_intervals_and_mark_what_is_surely_worse(figures):
+    assert "<td>25.0 %<small>0.0 % to " in score_table(figures)
+    worse = [{**each, "differences": {"collision_rate": {"difference": 0.5, "ci95": [0.25, 0.75]}}}
+             for each in figures["comparisons"]]  # fmt: skip
+    assert '<td class="bad">+50.0 %<small>+25.0 % to +75.0 %</small></td>' in difference_table({"comparisons": worse})
+    better = json.loads(json.dumps(worse).replace("[0.25, 0.75]", "[-0.75, -0.25]"))
+    assert '<td class="good">' in difference_table({"comparisons": better})
+    assert "class=" not in difference_table({"comparisons": json.loads(json.dumps(worse).replace("0.25", "-0.25"))})
+
+
+def test_the_heat_map_is_darkest_where_the_score_is_worst(figures):
+    found = re.findall(r"series-2\) (\d+)%[^>]*>([\d.]+)<", heat_maps(figures).split("heat-collision")[0])
+    shades = {float(value): int(shade) for shade, value in found}
+    assert shades[1.0] == 0
+    assert shades[0.5] == round(75 * 0.5)
+
+
+def test_a_faults_line_begins_with_the_row_without_it(figures):
+    lines = fault_lines(figures)["frozen"]["reconpruner@0.5"]
+    assert [(point.severity, point.value) for point in lines] == [(0.0, 0.75), (0.5, 0.5)]
+    assert fault_lines({"rows": [row for row in figures["rows"] if row["fault"] is None]}) == {}
+
+
+STUB = """
+const fs = require("fs"), html = fs.readFileSync(process.argv[1], "utf8");
+const data = html.match(/<script type="application\\/json" id="runs">([\\s\\S]*?)<\\/script>/)[1];
+const script = html.match(/<script>([\\s\\S]*)<\\/script><\\/body>/)[1];
+let calls = 0;
+const context = new Proxy({}, {
+  get: (t, k) => k in t ? t[k] : (...a) => {
+    calls++; if (a.some((v) => typeof v === "number" && !Number.isFinite(v))) throw Error(String(k));
+  },
+  set: (t, k, v) => { t[k] = v; return true; } });
+const element = (id) => ({ textContent: id === "runs" ? data : "", value: "0", clientWidth: 900, clientHeight: 400,
+  handlers: {}, addEventListener(name, f) { this.handlers[name] = f; }, getContext: () => context,
+  replaceChildren() {}, append() {} });
+const made = {};
+global.document = { getElementById: (id) => made[id] ??= element(id), querySelectorAll: () => [],
+  documentElement: {}, createElement: () => element("x") };
+global.window = { devicePixelRatio: 1, addEventListener() {} };
+global.getComputedStyle = () => ({ getPropertyValue: () => " #fff" });
+eval(script.replace('"use strict";', ""));
+const count = JSON.parse(data).length;
+for (let i = 0; i < count; i++) {
+  made.run.value = String(i); made.run.handlers.change(); made.time.value = "7"; made.time.handlers.input();
+}
+console.log(calls > 100 * count, made.told.textContent);
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")
+def test_the_script_draws_every_run(folder):
+    done = subprocess.run(["node", "-e", STUB, folder / "report.html"], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("true 0.7 s, 5.0 m/s, straight"), done.stderr
+
+
+def test_a_drive_writes_summary_and_page_and_is_the_same_again(tmp_path):
+    found = []
+    for name in ("first", "again"):
+        options = DriveOptions(tmp_path / name, families=("red-light",), runs=1, seed=1, pruners=(), drops=())
+        found.append(drive_suite(options))
+        assert json.loads((tmp_path / name / "summary.json").read_text()) == json.loads(json.dumps(found[-1]))
+        assert "constant-velocity" in (tmp_path / name / "report.html").read_text()
+    assert found[0]["deterministic_hash"] == found[1]["deterministic_hash"]
+    assert [row["pruner"] for row in found[0]["rows"]] == ["expert", "constant-velocity"]
+    assert len(found[0]["runs"]) == 2
+    run = load_run(tmp_path / "first" / "runs" / "constant-velocity" / "red-light-1.jsonl")
+    assert len(run.expert_progress_m) > 10
