@@ -1,7 +1,7 @@
-"""NC, DAC, TLC, NeuroNCAP and route completion, computed again from a run's file by other means.
+"""NC, DAC, TLC, NeuroNCAP and route completion, computed again from a run's file and bag by other means.
 
-This reads the lines of the file as plain JSON and uses OpenCV's geometry, and nothing of ``drive.scoring``: contacts
-are found in the steps, not taken from the record's list.
+This reads the lines of the file, or of the run's bag, as plain JSON, and uses OpenCV's geometry and nothing of
+``drive.scoring``: contacts are found in the steps, not taken from the record's list.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import pytest
 from fastdrive_sim.drive.families import FAMILIES
 from fastdrive_sim.drive.loop import drive
 from fastdrive_sim.drive.planners import constant_velocity_planner, expert_planner
-from fastdrive_sim.drive.scoring.scores import score_run
+from fastdrive_sim.drive.run_bag import read_run_lines, write_run_bag
+from fastdrive_sim.drive.scoring.scores import RunScores, score_run
 from fastdrive_sim.drive.storage import load_run, save_run
 from fastdrive_sim.drive.types import DriveRow
 
@@ -52,10 +53,10 @@ def files(tmp_path_factory):
 
 
 class ReadAgain:
-    """A run as the dictionaries of its file."""
+    """A run as the dictionaries of its lines."""
 
-    def __init__(self, path):
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+    def __init__(self, texts: list[str]):
+        lines = [json.loads(text) for text in texts]
         self.head = lines[0]
         self.steps = [line for line in lines if line["type"] == "step"]
         self.map = self.head["map"]
@@ -159,7 +160,16 @@ class ReadAgain:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_scores_from_the_file_are_those_reported(files, case):
     path = files(*case)
-    scores, again = score_run(load_run(path)), ReadAgain(path)
+    check(score_run(load_run(path)), ReadAgain(path.read_text().splitlines()))
+
+
+def test_scores_from_the_bag_are_those_reported(files, tmp_path):
+    path = files(*CASES[1])
+    write_run_bag(load_run(path), tmp_path / "bag")
+    check(score_run(load_run(path)), ReadAgain(read_run_lines(tmp_path / "bag")))
+
+
+def check(scores: RunScores, again: ReadAgain) -> None:
     assert scores.dac == again.drivable_area()
     assert scores.nc == again.no_collision()
     assert scores.tlc == again.red_light()
