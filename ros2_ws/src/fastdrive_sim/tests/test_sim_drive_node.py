@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ro
 from fastdrive_node.errors import SimError
 from fastdrive_node.types import CAMERAS
 from fastdrive_sim.drive.families import FAMILIES
-from fastdrive_sim.drive.loop import drive
+from fastdrive_sim.drive.loop import LoopSettings, drive
 from fastdrive_sim.drive.node_session import open_planner
 from fastdrive_sim.drive.runner import DriveSettings, Driving
 from fastdrive_sim.drive.storage import lines
@@ -82,6 +83,18 @@ def test_in_real_time_plans_come_into_use_after_their_exposure(tmp_path):
         run = driving.run(BEND)
     delays = [plan.used_from_s - plan.time_s for plan in run.plans if plan.used_from_s is not None]
     assert len(delays) >= 3 and min(delays) > 0
+
+
+def test_a_latency_is_charged_and_a_plan_that_is_too_old_is_refused(tmp_path):
+    used = []
+    for latency_s in (0.3, 1.1):
+        row = DriveRow("fake", 0.5, latency_s=latency_s)
+        with open_planner(replace(settings(tmp_path), loop=LoopSettings(0.5)), row) as planner:
+            planner.max_plan_age_s = 1.0
+            run = drive(FAMILIES["bend"].scene(1), planner, row)
+        used.append([(plan.outcome, plan.used_from_s) for plan in run.plans if plan.outcome != "superseded"])
+    assert used[0][:2] == [("planned", 0.3), ("planned", 0.8)]
+    assert {outcome for outcome, _ in used[1]} == {"refused"}
 
 
 def test_the_shipped_vla_drives(tmp_path):

@@ -79,7 +79,7 @@ class _Run:
         self.planner.begin(self.scene)
         count = round(self.scene.timeout_s / RECORD_S)
         for index in range(count + 1):
-            time_s = index * RECORD_S
+            time_s = round(index * RECORD_S, 6)
             self.planner.watch(self.model.state, time_s)
             if index % self.settings.plan_steps == 0:
                 self.planner.offer(self.model.state, time_s)
@@ -96,7 +96,7 @@ class _Run:
     def _advance(self, time_s: float) -> None:
         """Physics up to the next step of the record, or to a collision."""
         for substep in range(SUBSTEPS):
-            now_s = time_s + substep * SUBSTEP_S
+            now_s = round(time_s + substep * SUBSTEP_S, 6)
             if substep:
                 self._take(now_s)
             if substep == SUBSTEPS // 2:

@@ -6,6 +6,7 @@ the node remembers (odometry, temporal scores, plan checks), so a run does not d
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -53,6 +54,7 @@ class NodePlanner:
         latency_s: of the next plan, in simulated time.
         missing_timeout_s: the node's parameter; a set without all of its cameras ends then.
         plan_s: the planning period, for a fault that holds plans back.
+        max_plan_age_s: the node's parameter; it refuses a plan that is older when it is made.
     """
 
     def __init__(
@@ -63,9 +65,11 @@ class NodePlanner:
         latency_s: Callable[[], float],
         missing_timeout_s: float,
         plan_s: float,
+        max_plan_age_s: float = math.inf,
     ):
         self._rig, self._node, self._fault = rig, connection, fault
         self._latency_s, self._missing_s, self._plan_s = latency_s, missing_timeout_s, plan_s
+        self.max_plan_age_s = max_plan_age_s
         self._held: deque[TickAnswer] = deque()
         self._seen = 0  # arrivals of earlier ticks
         self._gone = False
@@ -95,7 +99,16 @@ class NodePlanner:
         self._queue.offer(ego, time_s)
 
     def collect(self, time_s: float) -> list[TickAnswer]:
-        return self._hold(self._queue.collect(time_s), time_s)
+        return self._hold([self._aged(answer, time_s) for answer in self._queue.collect(time_s)], time_s)
+
+    def _aged(self, answer: TickAnswer, time_s: float) -> TickAnswer:
+        """Refused where the simulated latency makes a plan older than the node would publish."""
+        age_s = time_s - answer.tick.time_s
+        if answer.outcome != PLANNED or age_s <= self.max_plan_age_s:
+            return answer
+        return TickAnswer(
+            answer.tick, REFUSED, f"age: the plan is {age_s:.2f} s old, the limit is {self.max_plan_age_s:g} s"
+        )
 
     def _hold(self, answers: list[TickAnswer], time_s: float) -> list[TickAnswer]:
         """Answers that a fault does not hold back any more."""

@@ -48,8 +48,9 @@ def open_planner(settings: DriveSettings, row: DriveRow) -> Iterator[NodePlanner
         rig = CameraRig(renderer, topics)
         with open_session(rig, options, values, lockstep=not settings.realtime) as session:
             fault = make_fault(row.fault, row.severity)
+            age_s = session.settings.max_plan_age_s
             make = RealTimeNodePlanner if settings.realtime else NodePlanner
-            yield make(rig, session.connection, fault, lambda: row.latency_s, MISSING_S, settings.loop.plan_s)
+            yield make(rig, session.connection, fault, lambda: row.latency_s, MISSING_S, settings.loop.plan_s, age_s)
     finally:
         renderer.close()
 
