@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sim_fakes
 
@@ -95,6 +96,31 @@ def test_a_latency_is_charged_and_a_plan_that_is_too_old_is_refused(tmp_path):
         used.append([(plan.outcome, plan.used_from_s) for plan in run.plans if plan.outcome != "superseded"])
     assert used[0][:2] == [("planned", 0.3), ("planned", 0.8)]
     assert {outcome for outcome, _ in used[1]} == {"refused"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "severity", "expected"),
+    [
+        ("dropped", 1.0, {("refused", None)}),
+        ("latency", 1.0, {("planned", 0.5), ("late", None)}),
+        ("speed-scale", 2.0, {("planned", 0.0)}),
+    ],
+)
+def test_a_fault_reaches_the_node(tmp_path, fault, severity, expected):
+    row = DriveRow("fake", 0.5, fault, severity)
+    with open_planner(settings(tmp_path), row) as planner:
+        run = drive(FAMILIES["bend"].scene(1), planner, row)
+    delays = {
+        (plan.outcome, None if plan.used_from_s is None else round(plan.used_from_s - plan.time_s, 3))
+        for plan in run.plans
+    }
+    assert delays <= expected and len(run.plans) > 3
+    if fault == "dropped":
+        assert "missing" in run.reason
+    if fault == "speed-scale":  # the planner of the test goes straight on at the speed that it is told
+        first = run.plans[0]
+        assert first.ego is not None
+        assert np.hypot(*(first.xy[0] - (first.ego.x, first.ego.y))) == pytest.approx(first.ego.speed, rel=1e-3)
 
 
 def test_the_shipped_vla_drives(tmp_path):
