@@ -69,6 +69,10 @@ class ReplayOptions:
                 "a node that replay starts"
             )
         check_engine_arguments(self.backend, self.engine)
+        if self.backend not in (None, "torch") and self.engine is None and self.params is None and self.node == "own":
+            raise UsageError(
+                f"--backend {self.backend}: give the engine file with --engine; make it by fastdrive export build"
+            )
         if self.engine is not None and not self.engine.is_file():
             raise InputError(f"{self.engine}: no such engine file; correct --engine")
         if self.language_engine is not None and not self.language_engine.is_file():

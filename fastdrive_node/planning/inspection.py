@@ -262,8 +262,10 @@ def read_answers(path: Path) -> list[str]:
     answers = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as UTF-8 text ({error})") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a file of recorded answers") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error}); give recorded answers as JSON lines") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

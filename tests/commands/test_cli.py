@@ -48,6 +48,7 @@ OUT_OF_RANGE = [
     ("replay absent --loop 0", "--loop"),
     ("replay absent --drop 1", "--drop"),
     ("replay absent --engine absent.onnx", "--engine"),
+    ("replay absent --backend onnxruntime", "--engine"),
     ("plan absent.png --drop 1.5", "--drop"),
     ("plan absent.png --engine absent.onnx", "--engine"),
     ("plan absent.png --backend onnxruntime", "--engine"),

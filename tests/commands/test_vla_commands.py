@@ -280,6 +280,12 @@ def test_a_line_that_is_no_answer_is_named(one_view, tmp_path, capsys, content, 
     assert reason in capsys.readouterr().err
 
 
+def test_absent_answers_are_not_called_unreadable_text(one_view, tmp_path, capsys):
+    assert main(["vla", "parse", str(one_view), str(tmp_path / "absent.jsonl")]) == 1
+    error = capsys.readouterr().err
+    assert "absent.jsonl: cannot be read (No such file or directory)" in error and "UTF-8" not in error
+
+
 def test_a_refused_answer_is_written_whole(one_view, front, states, tmp_path, capsys):
     out = tmp_path / "plan.json"
     arguments = [str(front), "--vla", str(one_view), "--history", str(states), "--json", str(out)]
