@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from fastdrive_node.cli import main
 from fastdrive_node.errors import InputError, UsageError
-from fastdrive_sim.drive.command import DriveOptions, drive_suite
+from fastdrive_sim.drive.command import DriveOptions, drive_suite, print_table
 from fastdrive_sim.drive.storage import hash_runs, load_run
 
 
@@ -55,6 +57,16 @@ def test_a_run_that_has_a_file_is_not_driven_again(drive):
 def test_a_folder_of_a_drive_with_other_settings_is_refused(drive):
     with pytest.raises(InputError, match=r"settings\.json.*new --out"):
         drive_suite(replace(drive[0], plan_hz=5.0))
+
+
+def test_the_table_has_a_line_for_each_row_and_the_reasons_of_failures(drive):
+    figures = drive[1]
+    failed = {**figures["runs"][0], "reason": "the node ended with exit code 3"}
+    console = Console(record=True, width=200)
+    print_table({**figures, "runs": [failed, failed]}, console)
+    text = console.export_text()
+    assert re.search(r"expert .* 2 .* 0\.000", text) and "constant-velocity" in text
+    assert "failed 2x: the node ended with exit code 3" in text
 
 
 @pytest.mark.parametrize(

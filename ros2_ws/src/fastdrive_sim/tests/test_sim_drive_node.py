@@ -12,7 +12,7 @@ import sim_fakes
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
 
-from fastdrive_node.errors import SimError
+from fastdrive_node.errors import FastDriveError, SimError
 from fastdrive_node.types import CAMERAS
 from fastdrive_sim.drive.families import FAMILIES
 from fastdrive_sim.drive.loop import LoopSettings, drive
@@ -77,6 +77,12 @@ def test_a_node_that_ends_makes_its_run_fail_and_the_next_run_gets_another(tmp_p
         assert driving.run(BEND).ending in OFF_THE_ROAD
     assert run.ending == FAILED and "the node ended with exit code 3" in run.reason
     assert [plan.time_s for plan in run.plans] == [0.0, 0.5, 1.0]
+
+
+def test_a_node_that_cannot_be_started_is_told(tmp_path):
+    broken = replace(settings(tmp_path), node_command=(sys.executable, "-c", "raise SystemExit('no model here')"))
+    with pytest.raises(FastDriveError, match="no model here"), Driving(broken, ROW) as driving:
+        driving.run(BEND)
 
 
 def test_in_real_time_plans_come_into_use_after_their_exposure(tmp_path):

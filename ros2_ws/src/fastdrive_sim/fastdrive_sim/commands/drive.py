@@ -67,7 +67,9 @@ def _ratios(text: str) -> list[PruningRatio]:
 
 def run(args: argparse.Namespace) -> None:
     """Raises UsageError for a wrong argument, FastDriveError where no node can be started."""
-    from fastdrive_sim.drive.command import DriveOptions, drive_suite, show_run
+    from rich.console import Console
+
+    from fastdrive_sim.drive.command import DriveOptions, drive_suite, print_table, show_run
 
     if args.show is not None:
         write_json(show_run(args.show, args.out), args.json)
@@ -92,4 +94,6 @@ def run(args: argparse.Namespace) -> None:
         out=args.out,
         bags=args.bags,
     )
-    write_json(drive_suite(options), args.json)
+    figures = drive_suite(options)
+    print_table(figures, Console(stderr=args.json == "-"))
+    write_json(figures, args.json)

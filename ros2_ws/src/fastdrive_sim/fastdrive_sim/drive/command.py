@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+
 from fastdrive_node.errors import InputError, UsageError
 from fastdrive_node.families.spec import VlaSpec, load_spec
 from fastdrive_node.files import package_share_file, write_atomically
@@ -93,6 +96,26 @@ def _write_bags(options: DriveOptions, settings: DriveSettings, files: Sequence[
         path = options.out / "bags" / file.parent.name / file.stem
         if not path.exists():
             write_run_bag(load_run(file), path, cameras, settings.size)
+
+
+TABLE = ("runs", "collision_rate", "neuroncap", "epdms_style", "hd_score", "route_completion", "refused", "late")
+
+
+def print_table(figures: dict, console: Console) -> None:
+    """The rows for people."""
+    table = Table(title="Closed loop", title_justify="left")
+    for name in ("row", *TABLE):
+        table.add_column(name, justify="left" if name == "row" else "right")
+    for row in figures["rows"]:
+        values = [row[name] for name in TABLE]
+        table.add_row(row["row"], *("-" if v is None else str(v) if isinstance(v, int) else f"{v:.3f}" for v in values))
+    console.print(table)
+    failed: dict[str, int] = {}
+    for run in figures["runs"]:
+        if run["reason"]:
+            failed[run["reason"]] = failed.get(run["reason"], 0) + 1
+    for reason, count in sorted(failed.items(), key=lambda each: -each[1])[:5]:
+        console.print(f"failed {count}x: {reason}", markup=False, soft_wrap=True)
 
 
 def show_run(run: Path, out: Path) -> dict:
