@@ -2,7 +2,7 @@ r"""Rows of one evaluation against those of another with the same samples: two p
 
 fastdrive evaluate data/sim_val --split val --pruner A --out runs/a
 fastdrive evaluate data/sim_val --split val --pruner B --pruners none,reconpruner --out runs/b
-python -m benchmarks.studies.paired_runs runs/b runs/a
+python -m benchmarks.studies.paired_runs runs/b runs/a --json paired.json
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
         what = f"{row['figure']} at {row['drop']:g} less {row['other']}"
         print(f"{what}: {row['difference']:+.4f} [{low:+.4f}, {high:+.4f}]{clear}")
     if args.json:
-        args.json.write_text(json.dumps(differences, indent=1) + "\n")
+        args.json.write_text(json.dumps({"pruner": "reconpruner", "comparisons": differences}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,26 @@ def test_the_page_of_pruners_shows_the_table_of_the_committed_figures():
     assert other_vlas.pruner_table() in (ROOT / "docs" / "pruners.md").read_text()
 
 
+def test_decision_0010_shows_the_committed_figures():
+    page = (ROOT / "docs" / "decisions" / "0010-a-vla-that-never-met-a-pruner.md").read_text()
+    files = [RESULTS / f"{name}_vla_sizes_val.json" for name in ("open_loop", "distil")]
+    for row in (row for file in files for row in json.loads(file.read_text())["rows"] if row["tokens"]):
+        cell = f"{row['l2_avg_to_t']['avg']:.3f} / {100 * row['collision_polygon']['avg']:.2f} / {row['refused']}"
+        assert cell in page, row["pruner"]
+    pairs = json.loads((RESULTS / "distil_vla_sizes_val_paired.json").read_text())["comparisons"]
+    l2, hits = ([row for row in pairs if row["figure"] == figure] for figure in ("l2_avg_to_t", "collision_polygon"))
+    for metres, points in zip(l2, hits, strict=True):
+        assert (metres["other"], metres["drop"]) == (points["other"], points["drop"])
+        assert f"{_starred(metres, 1, 3)} / {_starred(points, 100, 2)}" in page, metres
+
+
+def _starred(row: dict, scale: float, digits: int) -> str:
+    """A difference with its sign, and a star where its interval is clear of zero."""
+    low, high = row["interval_95"]
+    rounded = round(scale * row["difference"], digits)
+    return (f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}") + ("" if low <= 0 <= high else "*")
+
+
 def test_the_latency_page_shows_the_committed_figures():
     page = (ROOT / "docs" / "latency.md").read_text()
     scenes = json.loads((RESULTS / "gpu_models_3b.json").read_text())["sizes"]["3b"]["scenes"]
