@@ -34,13 +34,14 @@ def test_the_page_of_pruners_shows_the_table_of_the_committed_figures():
     assert other_vlas.pruner_table() in (ROOT / "docs" / "pruners.md").read_text()
 
 
-def test_decision_0010_shows_the_committed_figures():
+@pytest.mark.parametrize("vla", ["vla_sizes", "tiny"])
+def test_decision_0010_shows_the_committed_figures(vla):
     page = (ROOT / "docs" / "decisions" / "0010-a-vla-that-never-met-a-pruner.md").read_text()
-    files = [RESULTS / f"{name}_vla_sizes_val.json" for name in ("open_loop", "distil")]
+    files = [RESULTS / f"{name}_{vla}_val.json" for name in ("open_loop", "distil")]
     for row in (row for file in files for row in json.loads(file.read_text())["rows"] if row["tokens"]):
         cell = f"{row['l2_avg_to_t']['avg']:.3f} / {100 * row['collision_polygon']['avg']:.2f} / {row['refused']}"
         assert cell in page, row["pruner"]
-    pairs = json.loads((RESULTS / "distil_vla_sizes_val_paired.json").read_text())["comparisons"]
+    pairs = json.loads((RESULTS / f"distil_{vla}_val_paired.json").read_text())["comparisons"]
     l2, hits = ([row for row in pairs if row["figure"] == figure] for figure in ("l2_avg_to_t", "collision_polygon"))
     for metres, points in zip(l2, hits, strict=True):
         assert (metres["other"], metres["drop"]) == (points["other"], points["drop"])
