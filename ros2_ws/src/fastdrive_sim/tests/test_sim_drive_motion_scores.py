@@ -86,6 +86,11 @@ def test_ttc_asks_where_the_others_will_be():
     assert score_run(make_run([ego(0.0, speed=5.0)] * 31, others=stops)).ttc == 0.0
 
 
+def test_the_event_says_who_was_close():
+    run = make_run([ego(0.0, speed=5.0)] * 3, map_=make_map(obstacles=(parked(8.0, kind="barrier"),)))
+    assert [(each.kind, each.detail) for each in score_run(run).events] == [("close", "barrier")]
+
+
 def test_after_the_end_of_the_run_the_others_go_on_at_their_velocity():
     towards = lambda t: (Other(4, "car", 12.0, 0.0, np.pi, 4.0, 2.0, 5.0),)  # noqa: E731
     assert close_steps(Track(make_run([ego(0.0, speed=5.0)], others=towards))).tolist() == [True]

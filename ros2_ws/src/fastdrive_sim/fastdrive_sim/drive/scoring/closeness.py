@@ -14,8 +14,8 @@ LEAST_MPS = 5e-3  # a slower vehicle is not judged
 AHEAD_DEG = 30.0  # nearer to straight ahead than this, something is ahead
 
 
-def close_steps(track: Track) -> np.ndarray:
-    """bool [T]: at this step the vehicle would meet something within 0.9 s at its present velocity.
+def close_to(track: Track) -> np.ndarray:
+    """int [T]: whom the vehicle would meet within 0.9 s at its present velocity, by instance; -1 for nobody.
 
     The others are where they were at that time; after the end of the run they go on at constant velocity. Only what is
     ahead counts, or what is not behind while the vehicle is in several lanes, in a junction or off the road. What is
@@ -23,15 +23,20 @@ def close_steps(track: Track) -> np.ndarray:
     """
     hits = sorted(_hits(track))
     ignored = {instance for step, order, instance, _ in hits if step == 0 and order == 0}
-    found = np.zeros(len(track), bool)
+    found = np.full(len(track), -1)
     for step, _, instance, counts in hits:
         if instance in ignored:
             continue
-        if counts:
-            found[step] = True
-        else:
+        if not counts:
             ignored.add(instance)
+        elif found[step] < 0:
+            found[step] = instance
     return found
+
+
+def close_steps(track: Track) -> np.ndarray:
+    """bool [T]: at this step the vehicle would meet somebody."""
+    return close_to(track) >= 0
 
 
 def _hits(track: Track) -> list[tuple[int, int, int, bool]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from fastdrive_sim.drive.scoring.closeness import close_steps
+from fastdrive_sim.drive.scoring.closeness import close_to
 from fastdrive_sim.drive.scoring.comfort import plan_comfort, uncomfortable_steps
 from fastdrive_sim.drive.scoring.plans import Ticks, mean_plan_score, plan_deviation
 from fastdrive_sim.drive.scoring.terms import (
@@ -76,7 +76,7 @@ def score_run(run: RunRecord) -> RunScores:
     if not run.steps:
         return _not_driven(run)
     track = Track(run)
-    close, off_lane, breaches = close_steps(track), off_lane_steps(track), uncomfortable_steps(track)
+    threats, off_lane, breaches = close_to(track), off_lane_steps(track), uncomfortable_steps(track)
     uncomfortable = np.any(list(breaches.values()), axis=0)
     reds = red_lights(track)
     terms = {
@@ -85,7 +85,7 @@ def score_run(run: RunRecord) -> RunScores:
         "ddc": driving_direction(track),
         "tlc": 0.0 if reds else 1.0,
         "ep": progress(run),
-        "ttc": window_mean(close, WINDOW_S, STRIDE_S),
+        "ttc": window_mean(threats >= 0, WINDOW_S, STRIDE_S),
         "lk": window_mean(off_lane, WINDOW_S, STRIDE_S),
         "hc": window_mean(uncomfortable, WINDOW_S, STRIDE_S),
         "ec": plan_comfort(run.plans),
@@ -113,7 +113,7 @@ def score_run(run: RunRecord) -> RunScores:
         refused=ticks.refused,
         late=ticks.late,
         kept=ticks.kept,
-        events=_events(track, reds, close, off_lane, breaches),
+        events=_events(track, reds, threats, off_lane, breaches),
     )
 
 
@@ -158,7 +158,7 @@ def _not_driven(run: RunRecord) -> RunScores:
 
 
 def _events(
-    track: Track, reds: list[Event], close: np.ndarray, off_lane: np.ndarray, breaches: dict[str, np.ndarray]
+    track: Track, reds: list[Event], threats: np.ndarray, off_lane: np.ndarray, breaches: dict[str, np.ndarray]
 ) -> tuple[Event, ...]:
     """What happened, in the order of time."""
     run, times = track.run, track.time_s
@@ -169,7 +169,10 @@ def _events(
         found.append(Event(each.time_s, kind, f"{each.other.kind}, {each.where}, {each.impact_speed:.1f} m/s, {fault}"))
     found += first_events(times, track.areas.off_road, "off_road")
     found += first_events(times, track.areas.wrong_way, "wrong_way")
-    found += first_events(times, close, "close")
+    kinds = {other.instance: other.kind for other in run.map.obstacles}
+    kinds |= {other.instance: other.kind for step in run.steps for other in step.others}
+    for instance in np.unique(threats[threats >= 0]).tolist():
+        found += first_events(times, threats == instance, "close", kinds[instance])
     found += first_events(times, off_lane, "off_lane")
     for name, marked in breaches.items():
         found += first_events(times, marked, "uncomfortable", name)
