@@ -102,6 +102,9 @@ def test_unknown_names_are_refused_with_the_known_ones():
 
 def test_rows_are_pruners_by_ratios_by_faults_and_the_references():
     names = [row.name for row in rows(["none", "reconpruner"], [0.25, 0.5], [("frozen", 0.5)], 0.0)]
+    assert DriveRow("/data/mine.safetensors", 0.5).name == "mine@0.5"
+    with pytest.raises(UsageError, match=r"two rows are called mine@0\.5"):
+        rows(["/a/mine.safetensors", "/b/mine.safetensors"], [0.5], [], 0.0)
     assert names == [
         "expert",
         "constant-velocity",

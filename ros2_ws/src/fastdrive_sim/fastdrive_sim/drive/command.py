@@ -67,8 +67,7 @@ def drive_suite(options: DriveOptions) -> dict:
     """
     chosen = scenarios(options.suite, options.families, options.runs, options.seed)
     faults = [parse_fault(text) for text in options.faults]
-    _check_pruners(options.pruners)
-    all_rows = rows(options.pruners, options.drops, faults, options.latency_s)
+    all_rows = rows(_known_pruners(options.pruners), options.drops, faults, options.latency_s)
     settings = _settings(options)
     _claim(options, settings)
     started = time.monotonic()
@@ -136,13 +135,15 @@ def show_run(run: Path, out: Path) -> dict:
     return {"video": str(video), "sheet": str(sheet), "seconds": round(pictures * RECORD_S, 1)}
 
 
-def _check_pruners(names: Sequence[str]) -> None:
+def _known_pruners(names: Sequence[str]) -> list[str]:
+    """Names as they are, files as absolute paths. Raises UsageError for what is neither."""
     from fastdrive_node.pruning.registry import PRUNERS, VARIANTS  # imports torch
 
     known = (*PRUNERS, *VARIANTS)
     for name in names:
         if name not in known and not Path(name).is_file():
             raise UsageError(f"--pruners {name}: unknown; give a pruner's file, or one of {', '.join(known)}")
+    return [name if name in known else str(Path(name).resolve()) for name in names]
 
 
 def _settings(options: DriveOptions) -> DriveSettings:
@@ -168,7 +169,7 @@ def _image_size(spec: VlaSpec) -> tuple[int, int]:
 def _identity(options: DriveOptions, settings: DriveSettings) -> dict:
     """What all runs of a folder must have in common."""
     return {
-        "vla": Path(settings.vla).name,
+        "vla": settings.vla,
         "size": list(settings.size),
         "realtime": options.realtime,
         "latency_ms": options.latency_s * 1e3,

@@ -47,10 +47,18 @@ def scenarios(suite: str, families: Sequence[str], runs: int | None, seed: int) 
 def rows(
     pruners: Sequence[str], drops: Sequence[float], faults: Sequence[tuple[str, float]], latency_s: float
 ) -> list[DriveRow]:
-    """The expert, constant velocity, and each pruner at each ratio without and with each fault."""
+    """The expert, constant velocity, and each pruner at each ratio without and with each fault.
+
+    Raises UsageError for two rows that have one name.
+    """
     chosen = [DriveRow(EXPERT, latency_s=latency_s), DriveRow(CONSTANT_VELOCITY, latency_s=latency_s)]
     for fault, severity in (("", 0.0), *faults):
         for pruner in pruners:
             ratios = (0.0,) if pruner == FULL else drops
             chosen += [DriveRow(pruner, float(drop), fault, severity, latency_s) for drop in ratios]
-    return list(dict.fromkeys(chosen))
+    chosen = list(dict.fromkeys(chosen))
+    names = [row.name for row in chosen]
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double is not None:
+        raise UsageError(f"--pruners: two rows are called {double}; give the pruner's file another name")
+    return chosen

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -27,7 +28,7 @@ Where = Literal["front", "side", "rear"]
 class DriveRow:
     """What drove, and under which fault. A row of the table; runs of two rows are paired by family and seed."""
 
-    pruner: str  # a pruner's name, ``expert`` or ``constant-velocity``
+    pruner: str  # a pruner's name or file, ``expert`` or ``constant-velocity``
     drop: float = 0.0  # the pruning ratio p
     fault: str = ""  # name of the fault, "" for none
     severity: float = 0.0  # of the fault, in its unit (``faults``)
@@ -35,10 +36,11 @@ class DriveRow:
 
     @property
     def name(self) -> str:
-        """As in file names and tables: ``reconpruner@0.5+frozen:0.3``."""
+        """As in file names and tables: ``reconpruner@0.5+frozen:0.3``; of a pruner's file its name."""
+        pruner = Path(self.pruner).stem
         drop = f"@{self.drop:g}" if self.drop else ""
         fault = f"+{self.fault}:{self.severity:g}" if self.fault else ""
-        return f"{self.pruner}{drop}{fault}"
+        return f"{pruner}{drop}{fault}"
 
 
 @dataclass(frozen=True)
