@@ -15,19 +15,22 @@ import traceback
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from fastdrive_node import __version__
 from fastdrive_node.errors import FastDriveError, InputError, UsageError
 
 GROUP = "fastdrive.commands"
 # Of this repository: they are found in a checkout too, where nothing is installed.
 PACKAGES = ("fastdrive_node", "fastdrive_training", "fastdrive_export", "fastdrive_sim")
 INSTALL_HINTS = {
-    "fastdrive_sim": "pip install -e ros2_ws/src/fastdrive_sim",
-    "fastdrive_training": "pip install -e .[train]",
-    "onnx": "pip install -e .[export]",
-    "onnxruntime": "pip install -e .[export]",
-    "ray": "pip install -e .[cluster]",
-    "rclpy": "pip install -e .[ros], or source a ROS 2 installation",
+    "fastdrive_sim": "make install-test, or pip install -c constraints.txt -e '.[sim]' -e ros2_ws/src/fastdrive_sim",
+    "fastdrive_training": "pip install -c constraints.txt -e '.[train]'",
+    "onnx": "pip install -c constraints.txt -e '.[export]'",
+    "onnxruntime": "pip install -c constraints.txt -e '.[export]'",
+    "ray": "pip install -c constraints.txt -e '.[cluster]'",
+    "rclpy": "pip install -c constraints.txt -e '.[ros]', or source a ROS 2 installation",
 }
+EVERYTHING = "make install-test, or pip install -c constraints.txt -e '.[ros,train,export,sim]'"
+ELSEWHERE = {"sim": "fastdrive_sim"}  # commands of distributions that may be absent
 
 
 def find_commands() -> dict[str, tuple[str, str | dict]]:
@@ -68,6 +71,7 @@ def build_parser() -> CommandParser:
         description="Camera images to a trajectory, on the visual tokens that matter for driving.",
         epilog="`fastdrive COMMAND --help` shows an example of each.",
     )
+    parser.add_argument("--version", action="version", version=f"fastdrive {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error; of every command")
     _add_commands(parser, find_commands())
     return parser
@@ -92,6 +96,11 @@ def main(argv: list[str] | None = None) -> int:
     argv = [argument for argument in argv if argument != "--debug"]
     name = f"fastdrive {argv[0]}" if argv else "fastdrive"
     try:
+        if not argv:
+            build_parser().print_help(sys.stderr)
+            return 2
+        if argv[0] in ELSEWHERE.keys() - find_commands().keys():
+            raise ModuleNotFoundError(name=ELSEWHERE[argv[0]])
         args = build_parser().parse_args(argv)
         args._run(args)
         return 0
@@ -109,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
 def one_line(error: Exception) -> str:
     """The error in one line; for a missing package, how to install it."""
     if isinstance(error, ModuleNotFoundError):
-        hint = INSTALL_HINTS.get((error.name or "").split(".")[0], "pip install -e .[ros,train,export,sim]")
+        hint = INSTALL_HINTS.get((error.name or "").split(".")[0], EVERYTHING)
         return f"the Python package {error.name!r} is missing; install it with: {hint}"
     text = " ".join(str(error).split())
     if isinstance(error, FastDriveError):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fastdrive_node.cli import write_json
 from fastdrive_node.commands.options import add_engine_arguments, add_model_arguments, check_engine_arguments
-from fastdrive_node.errors import InputError, UsageError
+from fastdrive_node.errors import FastDriveError, InputError, UsageError
 from fastdrive_node.types import CAMERAS
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def replay(
 
     from rich.console import Console
 
-    from fastdrive_node.replay.report import draw_plans, print_table, summary, tally, write_lines
+    from fastdrive_node.replay.report import draw_plans, never_ready, print_table, summary, tally, write_lines
     from fastdrive_node.replay.session import play_bag
 
     rate = None if options.lockstep else options.rate
@@ -149,6 +149,11 @@ def replay(
         figures["pictures"] = draw_plans(options.out, plans, recording, played.settings)
     print_table(figures, Console(stderr=options.json == "-"))
     write_json(figures, options.json)
+    if never_ready(result):  # a replay begins when its node is ready
+        raise FastDriveError(
+            "no set was planned: the planner was loading all the time; another node of this name may have answered "
+            "(`ros2 node list` in the same ROS_DOMAIN_ID)"
+        )
     return figures
 
 

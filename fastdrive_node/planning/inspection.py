@@ -23,7 +23,9 @@ from fastdrive_node.families.loading import preprocessor_problems, read_config
 from fastdrive_node.families.spec import AnswerSpec, CodebookSpec, VlaSpec
 from fastdrive_node.families.weights import stored_parameters, weight_problems
 from fastdrive_node.planning.answer_format import answer_format, answer_text, constant_prefix
+from fastdrive_node.planning.loading import SHIPPED_PRUNER
 from fastdrive_node.planning.pairs import pairs_of
+from fastdrive_node.pruning.checkpoint import load_pruner
 from fastdrive_node.types import Command, EgoHistory, EgoState
 
 _SPEED_MPS, _YAW_RATE_RADPS = 4.6, 0.02  # of the example answer and prompt: slow city driving, slightly to the left
@@ -94,6 +96,7 @@ def check_vla(path: Path, images: Sequence[Path] = (), device: torch.device | No
         answer_format(vla)
     except FastDriveError as error:
         problems.append(str(error))
+    problems += _pruner_problems(vla)
     state = EgoState(0, 0.0, 0.0, 0.0, _SPEED_MPS, 0.1, _YAW_RATE_RADPS)
     times = [step * spec.history.interval_s for step in range(1, max(spec.history.steps, default=0) + 1)]
     places = [_path(_SPEED_MPS, -_YAW_RATE_RADPS, -time) for time in times]
@@ -201,6 +204,18 @@ def _seconds(work: Callable[[], object], device: torch.device, runs: int = 3) ->
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return min(times[1:])
+
+
+def _pruner_problems(vla: Vla) -> list[str]:
+    """Of the pruner that the node would take."""
+    file = vla.path / SHIPPED_PRUNER
+    if not file.is_file():
+        return []
+    try:
+        load_pruner(file, vla)
+    except ModelError as error:
+        return [str(error)]
+    return []
 
 
 def _image_problems(vla: Vla, images: Sequence[Path]) -> list[str]:

@@ -18,7 +18,7 @@ from fastdrive_node.record import PlanRecord
 from fastdrive_node.replay.bag import Recording
 from fastdrive_node.replay.frame_sets import LoopResult, Received, SetCounter
 from fastdrive_node.ros.parameters import Settings
-from fastdrive_node.types import SUPERSEDED, FrameSet
+from fastdrive_node.types import SUPERSEDED, FrameSet, Refusal
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,12 @@ def tally(loops: Sequence[LoopResult]) -> Tally:
         lines += [each.record.line() for each in loop.received if each.record.kind != "plan"]
         unplanned += sorted(lines, key=lambda line: line["t0_ns"])
     return Tally(sets, plans, refused, incomplete, superseded, lost, unplanned)
+
+
+def never_ready(result: Tally) -> bool:
+    """Whether there were sets, and the planner was loading at each of them."""
+    codes = {each.record.result.code for each in result.refused if isinstance(each.record.result, Refusal)}
+    return not result.plans and codes == {"planner_starting"}
 
 
 def latencies(result: Tally) -> dict[str, dict[str, float]]:

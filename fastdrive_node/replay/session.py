@@ -120,9 +120,10 @@ def open_session(
         yield Session(connection, settings)
 
 
-def _settings(parameters: Mapping[str, object], parameter_file: Path | None) -> Settings:
+def _settings(parameters: Mapping[str, object], node: NodeOptions) -> Settings:
     """The settings that the node will have, so that sets are counted by its limits."""
-    values = {} if parameter_file is None else check_parameter_file(parameter_file)
+    name = node.name.strip("/").rpartition("/")[2] if node.external else "fastdrive"
+    values = {} if node.parameter_file is None else check_parameter_file(node.parameter_file, name)
     values |= parameters
     return make_settings({name: value for name, value in values.items() if name in PARAMETERS})
 

@@ -45,14 +45,17 @@ class ParameterFile(RootModel):
     root: Annotated[dict[Annotated[str, StringConstraints(pattern=_NODE_NAME)], _FileSection], Field(min_length=1)]
 
 
-def check_parameter_file(path: str | Path) -> dict[str, object]:
+def check_parameter_file(path: str | Path, node: str = "fastdrive") -> dict[str, object]:
     """Read a ROS 2 parameter file and check it.
+
+    Args:
+        node: its name, without a namespace; sections of other nodes count nothing.
 
     Returns:
         The values of this node's parameters, those of later sections over those of earlier ones.
 
     Raises:
-        InputError: it cannot be read, or a name or value is wrong; the text names it.
+        InputError: it cannot be read, has no section of the node, or a name or value is wrong; the text names it.
     """
     path = Path(path)
     try:
@@ -60,12 +63,15 @@ def check_parameter_file(path: str | Path) -> dict[str, object]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:160]})") from error
     try:
-        sections = [section.ros__parameters for section in ParameterFile.model_validate(content).root.values()]
+        every = ParameterFile.model_validate(content).root
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         given = "" if isinstance(first["input"], dict) else f" {first['input']!r:.80}:"
         raise InputError(f"{path}: {where}:{given} {reason_of(error)}; {SCHEMA_FILE} has the parameters") from error
+    sections = [each.ros__parameters for name, each in every.items() if name.rpartition("/")[2] in (node, "*", "**")]
+    if not sections:
+        raise InputError(f"{path}: {', '.join(every)}: no section of the node {node}; name it /**, or /{node}")
     given = {name: getattr(values, name) for values in sections for name in values.model_fields_set}
     return {name: value for name, value in given.items() if name in PARAMETERS}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fastdrive_node import cli
+from fastdrive_node import __version__, cli
 from fastdrive_node.cli import CommandParser, build_parser, find_commands, main
 from fastdrive_node.ros.parameters import PARAMETERS
 from fastdrive_node.types import PruningRatio
@@ -192,6 +192,21 @@ def test_another_distribution_adds_commands_by_its_entry_point(tmp_path):
 def test_a_package_that_is_not_there_adds_nothing(tmp_path):
     shown = python("-S", "-m", "fastdrive_node.cli", "--help", path=[ROOT])
     assert "replay" in shown and "sim " not in shown
+
+
+def test_a_command_of_a_distribution_that_is_not_there_says_how_to_get_it(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "find_commands", lambda: {"lidar": ("points to images", "lidar_tools")})
+    assert main(["sim", "drive", "--help"]) == 1
+    text = capsys.readouterr().err
+    assert "'fastdrive_sim' is missing; install it with: make install-test" in text and text.count("\n") == 1
+
+
+def test_without_a_command_the_help_is_shown(capsys):
+    assert main([]) == 2
+    assert "replay" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"fastdrive {__version__}\n"
 
 
 def test_a_command_whose_dependency_is_missing_names_the_package(monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from fastdrive_node.cli import main
 from fastdrive_node.families import load_vla, loading
 from fastdrive_node.families.prompt import build_prompt
+from fastdrive_node.families.spec import default_vla_dir
 from fastdrive_node.planning.generator import Generator
 from fastdrive_node.types import EgoHistory, EgoState
 from tests.families.hub_checkpoint import write_checkpoint
@@ -145,6 +147,18 @@ def test_the_waymo_form_writes_its_last_state_as_its_trainer_does(hub, tmp_path)
     assert f"[x, y]:\n(t-1.5s) [-9.00, 0.00], {motion}, (t-1.0s) [-6.00, 0.00], {motion}, " in text
     assert text.endswith(f"(t-0.0s) [0.0, 0.0], {motion}\n<|im_end|>\n<|im_start|>assistant\n")
     assert "over the last 1.5 seconds" in text and vla.spec.image_size == (420, 616)
+
+
+def test_check_names_a_pruner_that_the_node_would_refuse(tmp_path):
+    folder = shutil.copytree(default_vla_dir(), tmp_path / "vla")
+    pruner = folder / "reconpruner.safetensors"
+    out = tmp_path / "check.json"
+    assert main(["vla", "check", str(folder), "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["problems"] == []
+    pruner.write_bytes(pruner.read_bytes()[:1000])
+    main(["vla", "check", str(folder), "--json", str(out)])
+    (problem,) = json.loads(out.read_text())["problems"]
+    assert "reconpruner.safetensors: not a readable safetensors file" in problem
 
 
 def test_check_counts_tokens_and_names_no_problem(one_view, front, tmp_path, capsys):

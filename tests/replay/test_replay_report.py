@@ -14,7 +14,7 @@ from fastdrive_node.commands.replay import ReplayOptions, open_recording
 from fastdrive_node.errors import InputError
 from fastdrive_node.record import PlanRecord
 from fastdrive_node.replay.frame_sets import LoopResult, Received, SetCounter
-from fastdrive_node.replay.report import draw_plans, latencies, print_table, summary, tally, write_lines
+from fastdrive_node.replay.report import draw_plans, latencies, never_ready, print_table, summary, tally, write_lines
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.topics import simulator_topics
 from fastdrive_node.types import CAMERAS, SUPERSEDED, Command, KeptTokens, Plan, Refusal
@@ -37,6 +37,18 @@ def loop(complete: list[int], received: list[Received]) -> LoopResult:
     counter = SetCounter(simulator_topics(), compressed=False)
     counter.complete = complete
     return LoopResult(counter, received)
+
+
+def loading(t0_ns: int) -> Received:
+    refusal = Refusal(t0_ns, "the planner is loading", "planner", "planner_starting")
+    return Received(PlanRecord(refusal, waited_ms=1.0, planning_ms=0.0), 9.0)
+
+
+def test_a_node_that_never_became_ready_is_told_from_one_that_refuses():
+    assert never_ready(tally([loop([1, 2], [loading(1), loading(2)])]))
+    assert not never_ready(tally([loop([1, 2], [loading(1), plan_record(2)])]))
+    assert not never_ready(tally([loop([1, 2], [loading(1), refused(2)])]))
+    assert not never_ready(tally([loop([], [])]))
 
 
 def test_sets_are_plans_refusals_or_superseded_and_lost_ones_are_superseded():

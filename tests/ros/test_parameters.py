@@ -100,6 +100,22 @@ def test_an_integer_is_taken_for_a_double(tmp_path):
     assert validate("max_set_age_s", 1) is None
 
 
+@pytest.mark.parametrize("name", ["/**", "fastdrive", "/fastdrive", "/left/fastdrive", "/*/fastdrive"])
+def test_sections_of_the_node_count(tmp_path, name):
+    path = tmp_path / "named.yaml"
+    sections = {name: {"ros__parameters": {"drop": 0.75}}, "/other": {"ros__parameters": {"drop": 0.25}}}
+    path.write_text(yaml.safe_dump(sections))
+    assert check_parameter_file(path) == {"drop": 0.75}
+    assert check_parameter_file(path, "other") == {"drop": 0.25}
+
+
+def test_a_file_for_another_node_is_refused(tmp_path):
+    path = tmp_path / "other.yaml"
+    path.write_text(yaml.safe_dump({"/fastdriv": {"ros__parameters": {"drop": 0.75}}}))
+    with pytest.raises(InputError, match=r"/fastdriv: no section of the node fastdrive; name it /\*\*, or /fastdrive"):
+        check_parameter_file(path)
+
+
 def test_what_is_no_parameter_file_is_refused(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1")
     (tmp_path / "broken.yaml").write_text("a: [")

@@ -44,8 +44,9 @@ def test_missing_ray_is_said_with_the_extra(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["evaluate", str(tmp_path), "--ray", "local:2"]) == 1
     text = capsys.readouterr().err
-    assert (
-        text == "fastdrive evaluate: the Python package 'ray' is missing; install it with: pip install -e .[cluster]\n"
+    assert text == (
+        "fastdrive evaluate: the Python package 'ray' is missing; install it with: "
+        "pip install -c constraints.txt -e '.[cluster]'\n"
     )
 
 
