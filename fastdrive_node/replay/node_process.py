@@ -59,7 +59,7 @@ class NodeProcess:
         arguments += [argument for name, topic in self._topics.remappings() for argument in ("-r", f"{name}:={topic}")]
         self._process = subprocess.Popen(
             [*self._command, "--ros-args", *arguments],
-            env={**os.environ, "ROS_LOG_DIR": self._folder.name, **self._environment, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, **self._environment, **self._own_environment()},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -80,6 +80,10 @@ class NodeProcess:
             self._process.wait()
         self._reader.join()
         self._folder.cleanup()
+
+    def _own_environment(self) -> dict[str, str]:
+        """The node ends with this process, also where that is killed."""
+        return {"ROS_LOG_DIR": self._folder.name, "PYTHONUNBUFFERED": "1", "FASTDRIVE_LAUNCHER": str(os.getpid())}
 
     def check(self) -> None:
         """Raises FastDriveError where the process has ended, with what it said last."""

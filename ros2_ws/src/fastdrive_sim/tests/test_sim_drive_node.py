@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,3 +148,22 @@ def test_the_shipped_vla_drives(tmp_path):
     assert [(plan.kept_tokens, plan.total_tokens) for plan in run.plans] == [(96, 192)] * 4
     assert run.steps[-1].progress_m > 8.0  # it starts at 10 m/s, 70 m behind a vehicle that stands
     assert max(abs(step.ego.steer) for step in run.steps) < 0.2
+
+
+def test_a_drive_that_is_killed_leaves_no_node_behind(tmp_path):
+    code = (
+        "import sys, test_sim_drive_node as t; from pathlib import Path\n"
+        "with t.open_planner(t.settings(Path(sys.argv[1])), t.ROW): print('ready', flush=True); sys.stdin.read()"
+    )
+    here = Path(__file__).parent
+    drive = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=here, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert drive.stdout is not None and drive.stdout.readline() == "ready\n"
+    nodes = Path(f"/proc/{drive.pid}/task/{drive.pid}/children").read_text().split()
+    drive.kill()
+    drive.communicate()
+    deadline = time.monotonic() + 20
+    while (left := [node for node in nodes if Path(f"/proc/{node}").exists()]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert nodes and left == []
