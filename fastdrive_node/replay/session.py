@@ -100,7 +100,7 @@ def open_session(
     if lockstep:
         topics = (*inputs.topics.cameras.values(), inputs.topics.odometry)
         values |= {f"qos_overrides.{topic}.subscription.reliability": "reliable" for topic in topics}
-    settings = _settings(values, node.parameter_file)
+    settings = _settings(values, node)
     environment = profile_environment(node.fastdds_profile)
     with ExitStack() as stack:
         domain = None if node.external else stack.enter_context(own_domain())
