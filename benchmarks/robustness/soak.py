@@ -156,8 +156,13 @@ def latencies_ms(played: LoopResult) -> list[float]:
     return [each.end_to_end_ms for each in played.received if each.record.kind == "plan"]
 
 
-def soak(minutes: float, hz: float, bag: Path, period_s: float) -> tuple[list[Look], list[LoopResult]]:
+def soak(
+    minutes: float, hz: float, bag: Path, period_s: float, engines: Path | None = None
+) -> tuple[list[Look], list[LoopResult]]:
     """Replay the bag so often that it takes ``minutes``, with ``hz`` frame sets a second.
+
+    Args:
+        engines: folder of vision.onnx and language.onnx; None for torch.
 
     Returns:
         What was seen while it played, without the loading of the model, and the passes.
@@ -167,7 +172,11 @@ def soak(minutes: float, hz: float, bag: Path, period_s: float) -> tuple[list[Lo
     times = sorted({message.stamp_ns for message in recording.image_messages()})
     rate = hz / _sets_per_s(times)
     loops = max(1, math.ceil(minutes * 60 * rate / duration_s))
-    options = NodeOptions(parameters={"vla": TINY, "planning_deadline_s": 10.0})
+    parameters: dict[str, object] = {"vla": TINY, "planning_deadline_s": 10.0}
+    if engines is not None:
+        vision, language = (str((engines / f"{part}.onnx").resolve()) for part in ("vision", "language"))
+        parameters |= {"vision_backend": "onnxruntime", "engine": vision, "language_engine": language}
+    options = NodeOptions(parameters=parameters)
     with watching(period_s) as watch:
         passes = play_bag(recording, options, rate, loops).passes
     loaded_s = max((each.at_s for each in watch.looks), default=0.0) - loops * duration_s / rate
@@ -213,11 +222,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--hz", type=float, default=10.0, help="frame sets a second (default: %(default)s)")
     parser.add_argument("--bag", type=Path, default=package_share_file("samples/city/metadata.yaml").parent)
+    parser.add_argument("--engines", type=Path, help="folder of vision.onnx and language.onnx (default: torch)")
     parser.add_argument("--period", type=float, default=PERIOD_S, help="seconds between two looks")
     parser.add_argument("--json", type=Path, help="write the curve and the figures here")
     parser.add_argument("--picture", type=Path, help="draw the curve here (PNG)")
     options = parser.parse_args(arguments)
-    looks, results = soak(options.minutes, options.hz, options.bag, options.period)
+    looks, results = soak(options.minutes, options.hz, options.bag, options.period, options.engines)
     passes = [latencies_ms(each) for each in results]
     figures = judge(looks, [each for each in passes if each])
     counts = {

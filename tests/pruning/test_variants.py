@@ -24,6 +24,8 @@ FIT = FitRecord("toy", "val", 10, 0.1, 0.01)
 class Fixed:
     """A module whose scores are the first number of each token."""
 
+    camera_bias = None
+
     def __call__(self, tokens, grid):
         return tokens[..., 0]
 
