@@ -35,8 +35,3 @@ def test_a_session_is_told_what_its_row_says_and_nothing_else():
     plain = onnxruntime.SessionOptions()
     plain.add_session_config_entry(engine_threads.STOP, "1")
     assert plain.get_session_config_entry(engine_threads.STOP) == "1"
-
-
-def test_the_last_row_is_what_the_engines_do():
-    entries, threads = list(engine_threads.CHOICES.values())[-1]
-    assert (entries, threads) == ({engine_threads.STOP: "1"}, 1)

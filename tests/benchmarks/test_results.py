@@ -96,6 +96,55 @@ def test_the_latency_page_shows_the_figures_of_the_bench_and_of_the_deadlines():
         assert f"| {factor} | {row['deadline_ms']:.0f} | {row['before']['planned']} | {shown} |" in page
 
 
+def test_the_latency_page_shows_the_figures_with_engines():
+    page = " ".join((ROOT / "docs" / "latency.md").read_text().split())
+    figures = json.loads((RESULTS / "bench_tiny_engines.json").read_text())
+    names = {"encode": "encode and score", "prefill": "prefill", "decode": "decode", "camera_to_plan": "camera to plan"}
+    rows = {label: figures["stages"][stage] for stage, label in names.items()}
+    for label, times in (rows | {"camera to plan, paced at 2 Hz": figures["paced"]}).items():
+        assert f"| {label} | {times['ours_ms']:.1f} | {times['transformers_ms']:.1f} |" in page
+    paced = figures["paced"]["transformers_ms"] / figures["paced"]["ours_ms"]
+    equal, of = figures["equal_answers"]
+    ratios = f"{figures['speedup_end_to_end']:.1f} times faster from camera to plan ({paced:.1f} paced)"
+    assert f"{ratios}, {figures['speedup_decode']:.1f} in decoding, {equal} of {of} answers equal" in page
+    assert f"the {figures['forwards_per_answer']:.1f} forwards" in page
+    for name, row in json.loads((RESULTS / "engine_threads.json").read_text())["rows"].items():
+        shown = f"| {name.removesuffix(' (as built)')} | {row['median_ms']:.1f} |"
+        assert shown in page.replace("**", "")
+    node = json.loads((RESULTS / "node_and_bench.json").read_text())
+    first, second = (each["ratio"] for each in node["rounds"])
+    assert f"took {node['median_ratio']:.2f} times as long" in page and f"{first:.2f} and {second:.2f};" in page
+
+
+def test_the_latency_page_shows_what_a_plan_costs_and_what_comes_before_it():
+    page = " ".join((ROOT / "docs" / "latency.md").read_text().split())
+    labels = {
+        "kept_tokens": "kept visual token",
+        "cameras": "camera of 32 tokens, none dropped",
+        "visual_tokens": "visual token of six cameras, half of them kept",
+        "answer_tokens": "token of the answer",
+    }
+    for name, curve in json.loads((RESULTS / "curves_tiny.json").read_text())["curves"].items():
+        cells = page.split(f"| {labels[name]} | ")[1].split(" |")[:3]
+        for cell, stage in zip(cells, ("encode", "prefill", "decode"), strict=True):
+            digits = len(cell.partition(".")[2])
+            assert float(cell) == pytest.approx(curve["ms_for_one_more"][stage], abs=0.5 * 10**-digits + 1e-9)
+    for label, row in json.loads((RESULTS / "images.json").read_text())["rows"].items():
+        median, part = f"{row['median_ms']:.1f}", f"{row['preprocess_median_ms']:.1f}"
+        assert f"| {label.replace('scaled, on', 'scaled while decoded, on two')} | {median} | {part} |" in page
+    sets = json.loads((RESULTS / "reception.json").read_text())
+    times = sets["complete_ms"]
+    assert f"{sets['planned_sets']} of {sets['sent_sets']} sets arrived" in page
+    assert f"{times['p50']:.1f} ms (p50), {times['p99']:.1f} (p99). {sets['first_to_last_image_ms_p50']:.1f} ms" in page
+
+
+def test_the_decision_on_the_planners_process_shows_its_figures():
+    page = (ROOT / "docs" / "decisions" / "0009-the-planners-process.md").read_text()
+    stages = ("load", "preprocess", "encode", "prefill", "decode", "total", "planning", "latency")
+    for name, row in json.loads((RESULTS / "planner_process.json").read_text())["median_ratio"].items():
+        assert f"| {name} | {' | '.join(f'{row[stage]:.2f}' for stage in stages)} |" in page
+
+
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.name)
 def test_a_committed_result_is_a_summary(file):
     text = file.read_text()

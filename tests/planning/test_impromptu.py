@@ -8,6 +8,7 @@ import pytest
 from fastdrive_node.errors import AnswerError
 from fastdrive_node.families.templates import TEMPLATES
 from fastdrive_node.planning.answer_format import answer_text, parse_answer, parse_trajectory
+from tests.real_tokenizer import qwen_tokenizer
 
 INTRO = (
     "<PLANNING>Predicted future movement details for the next 3 seconds (sampled at 0.5-second intervals), including "
@@ -29,6 +30,13 @@ def recorded_answers(count=200):
         points = [[float(a), float(b)] for a, b in zip(x, np.round(bend * times**2, 2), strict=True)]
         points = [[a + 0.0, b + 0.0] for a, b in points]  # no negative zero
         yield np.array(points), f"{INTRO}{', '.join(str(point) for point in points)}</PLANNING>"
+
+
+@pytest.mark.parametrize(("template", "tokens"), [("impromptu-1v", 34), ("impromptu-6v", 50)])
+def test_few_tokens_stand_before_the_first_image(template, tokens):
+    """docs/latency.md says so: a prefilled head would save next to nothing."""
+    head = TEMPLATES[template]().prompt.partition("{image")[0]
+    assert len(qwen_tokenizer().encode(head).ids) == tokens
 
 
 def test_the_published_answer_is_read():

@@ -147,7 +147,9 @@ def test_as_many_questions_as_answers_are_needed(tmp_path, source):
         match(answers, source, answers * 2)
 
 
-@pytest.mark.parametrize("waypoints", ["far", [[0, 0]] * 5, [[0, 0, 0]] * 6, [[0, float("nan")]] * 6, [[[0]]]])
+@pytest.mark.parametrize(
+    "waypoints", ["far", [[0, 0]] * 5, [[0, 0, 0]] * 6, [[0, float("nan")]] * 6, [[1e300, 0]] * 6, [[[0]]]]
+)
 def test_paths_that_are_none_are_unreadable(tmp_path, waypoints):
     (answer,) = read_recorded(file_of(tmp_path, [{"waypoints": waypoints, "id": "s0k0"}]))
     assert outcome(answer, IMPROMPTU).plan_m is None

@@ -32,6 +32,7 @@ from fastdrive_training.evaluation.metrics.horizons import (
 )
 from fastdrive_training.evaluation.metrics.judge import Surroundings, judge_plan
 from fastdrive_training.evaluation.metrics.rasters import RASTERS, raster_collision_steps
+from fastdrive_training.evaluation.metrics.vectors import LARGEST_M
 from fastdrive_training.evaluation.samples import constant_velocity, surroundings
 
 TEXTS = ("text", "predict", "answer", "response")
@@ -159,7 +160,7 @@ def outcome(answer: RecordedAnswer, spec: VlaSpec) -> ReadAnswer:
         if answer.text is None:
             return ReadAnswer(None, "no text and no waypoints")
         trajectory = parse_trajectory(answer.text, spec)
-        return ReadAnswer(at_metric_steps(trajectory.waypoints_m, trajectory.dt_s), None)
+        return ReadAnswer(_plausible(at_metric_steps(trajectory.waypoints_m, trajectory.dt_s)), None)
     except (AnswerError, ValueError) as error:
         return ReadAnswer(None, str(error))
 
@@ -171,9 +172,14 @@ def _path(value: Any) -> np.ndarray:
         raise ValueError("waypoints: not a list of [x, y]") from None
     if path.ndim != 2 or path.shape[1] != 2 or len(path) < FUTURE_POINTS:
         raise ValueError(f"waypoints: {FUTURE_POINTS} or more [x, y] are needed, 0.5 s apart")
-    if not np.isfinite(path).all():
-        raise ValueError("waypoints: not finite")
-    return at_metric_steps(path, FUTURE_INTERVAL_S)
+    return _plausible(at_metric_steps(path, FUTURE_INTERVAL_S))
+
+
+def _plausible(path: np.ndarray) -> np.ndarray:
+    """A path whose coordinates are numbers that can be judged."""
+    if not (np.abs(path) <= LARGEST_M).all():
+        raise ValueError(f"waypoints: not finite, or beyond {LARGEST_M:g} m")
+    return path
 
 
 def judge_answers(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,9 @@ from rich.console import Console
 
 from fastdrive_node.cli import main
 from fastdrive_node.errors import InputError, UsageError
-from fastdrive_sim.drive.command import DriveOptions, drive_suite, print_table
+from fastdrive_node.families.spec import default_vla_dir
+from fastdrive_sim.drive.command import DriveOptions, _claim, _settings, drive_suite, print_table
+from fastdrive_sim.drive.runner import _is_done
 from fastdrive_sim.drive.storage import hash_runs, load_run
 
 
@@ -57,6 +61,31 @@ def test_a_run_that_has_a_file_is_not_driven_again(drive):
 def test_a_folder_of_a_drive_with_other_settings_is_refused(drive):
     with pytest.raises(InputError, match=r"settings\.json.*new --out"):
         drive_suite(replace(drive[0], plan_hz=5.0))
+
+
+def test_another_model_in_the_same_folder_is_another_drive(tmp_path):
+    vla = shutil.copytree(default_vla_dir(), tmp_path / "vla")
+    options = DriveOptions(tmp_path / "out", families=("bend",), runs=1, pruners=(), vla=vla)
+    settings = _settings(options)
+    _claim(options, settings)
+    _claim(options, settings)
+    (vla / "model.safetensors").write_bytes(b"trained again")
+    with pytest.raises(InputError, match="other settings"):
+        _claim(options, settings)
+    (options.out / "settings.json").write_text("{")
+    with pytest.raises(InputError, match=r"settings\.json: not readable as JSON"):
+        _claim(options, settings)
+
+
+def test_a_run_is_driven_again_where_its_pruner_is_newer(tmp_path):
+    run, pruner = tmp_path / "bend-0.jsonl", tmp_path / "pruner.safetensors"
+    assert not _is_done(run, Path("random"))
+    run.touch()
+    pruner.touch()
+    os.utime(run, ns=(10, 10))
+    assert _is_done(run, Path("random")) and not _is_done(run, pruner)
+    os.utime(pruner, ns=(9, 9))
+    assert _is_done(run, pruner)
 
 
 def test_the_table_has_a_line_for_each_row_and_the_reasons_of_failures(drive):

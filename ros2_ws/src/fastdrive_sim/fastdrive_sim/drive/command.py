@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -168,8 +169,11 @@ def _image_size(spec: VlaSpec) -> tuple[int, int]:
 
 def _identity(options: DriveOptions, settings: DriveSettings) -> dict:
     """What all runs of a folder must have in common."""
+    files = sorted(each for each in Path(settings.vla).iterdir() if each.is_file())
+    stats = [(each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in files]
     return {
         "vla": settings.vla,
+        "vla_files": hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16],  # another model has others
         "size": list(settings.size),
         "realtime": options.realtime,
         "latency_ms": options.latency_s * 1e3,
@@ -182,7 +186,11 @@ def _claim(options: DriveOptions, settings: DriveSettings) -> None:
     """Make the folder, or see that it is of the same drive."""
     path, identity = options.out / "settings.json", _identity(options, settings)
     if path.is_file():
-        if json.loads(path.read_text()) != identity:
+        try:
+            found = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: not readable as JSON ({error}); give a new --out") from error
+        if found != identity:
             raise InputError(f"{options.out}: holds runs with other settings ({path.name}); give a new --out")
         return
     _write(path, identity)

@@ -86,9 +86,14 @@ def _chunks(
     settings: DriveSettings, rows: Sequence[DriveRow], scenarios: Sequence[ScenarioKey], workers: int
 ) -> Iterator[Chunk]:
     for row in rows:
-        todo = [each for each in scenarios if not run_path(settings.out, row, each).is_file()]
+        todo = [each for each in scenarios if not _is_done(run_path(settings.out, row, each), Path(row.pruner))]
         for index in range(min(workers, len(todo))):
             yield Chunk(row, tuple(todo[index::workers]))
+
+
+def _is_done(run: Path, pruner: Path) -> bool:
+    """Whether a run has a file that is newer than its pruner's, where that is a file."""
+    return run.is_file() and not (pruner.is_file() and pruner.stat().st_mtime_ns > run.stat().st_mtime_ns)
 
 
 def drive_chunk(settings: DriveSettings, chunk: Chunk) -> None:

@@ -65,7 +65,7 @@ def load_run(path: Path) -> RunRecord:
         return _run(head, steps, plans)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a file of runs/ of a drive") from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise InputError(f"{path}: not a run of `fastdrive sim drive` ({type(error).__name__}: {error})") from error
 
 
