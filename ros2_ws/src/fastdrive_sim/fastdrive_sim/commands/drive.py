@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from fastdrive_node.cli import write_json
@@ -95,5 +96,6 @@ def run(args: argparse.Namespace) -> None:
         bags=args.bags,
     )
     figures = drive_suite(options)
-    print_table(figures, Console(stderr=args.json == "-"))
+    stream = sys.stderr if args.json == "-" else sys.stdout
+    print_table(figures, Console(file=stream, width=None if stream.isatty() else 120))
     write_json(figures, args.json)
