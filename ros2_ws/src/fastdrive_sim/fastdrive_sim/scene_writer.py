@@ -20,8 +20,8 @@ from fastdrive_sim.geometry import to_ego
 from fastdrive_sim.nuscenes_schema import SceneTables, annotated_things
 from fastdrive_sim.rig import RIGS
 from fastdrive_sim.scenarios import SCENARIOS
-from fastdrive_sim.sources import ImageSpec, RendererLike, SimulationLike, record
-from fastdrive_sim.types import Camera, EgoPose, Snapshot, World
+from fastdrive_sim.sources import ChoosesKeyframes, ImageSpec, RendererLike, SimulationLike, record
+from fastdrive_sim.types import Camera, EgoPose, Keyframe, Recording, Snapshot, World
 
 SIM_HZ = 20
 POINTS = 6  # of the history and of the future
@@ -57,15 +57,17 @@ def write_scene(
     ``scene`` (its entry of ``sim.json``) and ``counts`` (figures of the scenario).
     Raises SimError where a file cannot be written or the world ends early.
     """
-    snapshots = record(simulation, scene_steps(plan.keyframes, hz), SIM_HZ)
-    mask = draw_mask(simulation.world.drivable, [snapshot.ego for snapshot in snapshots])
+    recording = _record(simulation, plan.keyframes, hz)
+    world, snapshots = recording.world, recording.snapshots
+    mask = draw_mask(world.drivable, [snapshot.ego for snapshot in snapshots])
     _write_image(out / "maps" / f"{plan.name}.png", mask.pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     rig = RIGS[spec.rig]
-    tables = SceneTables(plan.name, simulation.world, mask.origin, (spec.width, spec.height), rig)
-    renderer.load(simulation.world)
+    tables = SceneTables(plan.name, world, mask.origin, (spec.width, spec.height), rig)
+    renderer.load(world)
     extras, log = {}, SCENARIOS[spec.scenario].open_log(rig)
-    for number in range(plan.keyframes):
-        step = _MARGIN_STEPS + number * (SIM_HZ // hz)
+    end = recording.keyframes[-1].step
+    for keyframe in recording.keyframes:
+        step = keyframe.step
         timestamp_us = plan.start_us + step * _STEP_US
         views = renderer.render(snapshots[step])
         sample = tables.add_keyframe(timestamp_us, snapshots[step], views)
@@ -73,9 +75,9 @@ def write_scene(
             image = out / tables.image_name(camera.name, timestamp_us)
             _write_image(image, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, spec.jpeg_quality])
             _write_png(out, "masks", camera, sample, labels)
-        extras[sample] = keyframe_extras(snapshots, step)
-        if (plan.keyframes - 1 - number) * (SIM_HZ // hz) < _MARGIN_STEPS:  # the annotations end sooner
-            extras[sample]["future_boxes"] = future_boxes(simulation.world, snapshots, step)
+        extras[sample] = {**keyframe_extras(snapshots, step, keyframe.future), **keyframe.entries}
+        if end - step < _MARGIN_STEPS < len(snapshots) - step:  # the annotations end sooner, the recording does not
+            extras[sample]["future_boxes"] = future_boxes(world, snapshots, step)
         entries, images = log.add(snapshots[step], views)
         extras[sample] |= entries
         for folder, pixels in images.items():
@@ -87,29 +89,39 @@ def write_scene(
         "tables": tables.rows(),
         "extras": extras,
         "classes": tables.class_counts(),
-        "scene": {**scene, **log.counts()},
-        "counts": log.counts(),
+        "scene": {**scene, **recording.about, **log.counts()},
+        "counts": {**recording.counts, **log.counts()},
     }
 
 
-def keyframe_extras(snapshots: Sequence[Snapshot], step: int) -> dict:
+def _record(simulation: SimulationLike, keyframes: int, hz: int) -> Recording:
+    if isinstance(simulation, ChoosesKeyframes):
+        return simulation.choose(keyframes, hz)
+    snapshots = record(simulation, scene_steps(keyframes, hz), SIM_HZ)
+    steps = [_MARGIN_STEPS + number * (SIM_HZ // hz) for number in range(keyframes)]
+    return Recording(simulation.world, snapshots, [Keyframe(step) for step in steps])
+
+
+def keyframe_extras(snapshots: Sequence[Snapshot], step: int, future: np.ndarray | None = None) -> dict:
     """The entry of ``extras.json`` for the keyframe at ``step`` of a recording at 20 Hz.
 
     ``future_xy``: six [x, y] at 0.5 s .. 3.0 s; ``history``: six [t, x, y, yaw, speed, accel] at -0.5 s .. -3.0 s; both
-    in the ego frame of the keyframe, metres, radians, seconds. ``ahead``: ``Snapshot.ahead``, labels for training.
+    in the ego frame of the keyframe, metres, radians, seconds. The future is ``future`` (world [6, 2]) where that is
+    given. ``ahead``: ``Snapshot.ahead``, labels for training.
     A scene adds ``future_boxes`` to the keyframes of its last 3 s, and the scenario what its ``SceneLog`` gives.
     """
     ego = snapshots[step].ego
     offsets = [_INTERVAL_STEPS * (point + 1) for point in range(POINTS)]
-    ahead = [snapshots[step + offset].ego for offset in offsets]
-    future = to_ego(ego, np.array([(pose.x, pose.y) for pose in ahead]))
+    if future is None:
+        ahead = [snapshots[step + offset].ego for offset in offsets]
+        future = np.array([(pose.x, pose.y) for pose in ahead])
     return {
         "command": snapshots[step].command,
         "speed_mps": round(ego.speed, _DIGITS),
         "accel_mps2": round(ego.accel, _DIGITS),
         "yaw_rate_radps": round(ego.yaw_rate, _DIGITS),
         "ahead": snapshots[step].ahead,
-        "future_xy": [[round(float(x), _DIGITS), round(float(y), _DIGITS)] for x, y in future],
+        "future_xy": [[round(float(x), _DIGITS), round(float(y), _DIGITS)] for x, y in to_ego(ego, future)],
         "history": [_past(ego, snapshots[step - offset].ego, -offset / SIM_HZ) for offset in offsets],
     }
 

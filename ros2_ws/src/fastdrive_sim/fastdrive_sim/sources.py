@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from fastdrive_node.errors import SimError, UsageError
 from fastdrive_sim.rig import DEFAULT_RIG, RIGS
-from fastdrive_sim.scenarios import DEFAULT, SCENARIOS
-from fastdrive_sim.types import Camera, Snapshot, Views, World
+from fastdrive_sim.scenarios import CLOSED_LOOP, DEFAULT, SCENARIOS
+from fastdrive_sim.types import Camera, Recording, Snapshot, Views, World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,13 @@ class SimulationLike(Protocol):
     def run(self, seconds: float, hz: float) -> Iterator[Snapshot]: ...
 
 
+@runtime_checkable
+class ChoosesKeyframes(Protocol):
+    """A simulation that says itself which of its moments are keyframes, and what the expert would do at them."""
+
+    def choose(self, keyframes: int, hz: int) -> Recording: ...
+
+
 class RendererLike(Protocol):
     """The cameras of a rig in one world at a time. Its ``Views`` hold depth: the annotations' visibility needs it."""
 
@@ -69,10 +76,14 @@ SourcesFactory = Callable[[], Sources]  # a module-level function: worker proces
 
 def simulator_sources() -> Sources:
     """The real simulation and renderer. Imported here, so that a worker can set its environment before OpenGL loads."""
+    from fastdrive_sim.drive.simulation import DriveSimulation
     from fastdrive_sim.render import Renderer
     from fastdrive_sim.sim import Simulation
 
-    return Sources(Simulation, Renderer)
+    def simulation(seed: int, seconds: float, scenario: str) -> SimulationLike:
+        return DriveSimulation(seed) if scenario == CLOSED_LOOP else Simulation(seed, seconds, scenario)
+
+    return Sources(simulation, Renderer)
 
 
 def record(simulation: SimulationLike, steps: int, hz: float) -> list[Snapshot]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -119,6 +120,26 @@ class Snapshot:
     # what the expert reacts to: light, light_gap_m, vehicle_gap_m, pedestrian_gap_m
     ahead: dict = field(default_factory=dict)
     observed: tuple = ()  # by the scenario, for its log
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """A moment of a recording that is written to a dataset."""
+
+    step: int  # index of its snapshot
+    future: np.ndarray | None = None  # float64 [6, 2] what the expert would do, world xy; None: what follows
+    entries: dict = field(default_factory=dict)  # more of it for extras.json
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What happened in a world, and the moments of it that a dataset holds."""
+
+    world: World
+    snapshots: Sequence[Snapshot]  # at 20 Hz; 3 s or more before the first keyframe
+    keyframes: Sequence[Keyframe]  # in time
+    about: dict = field(default_factory=dict)  # its entries in sim.json
+    counts: dict[str, int] = field(default_factory=dict)  # figures that are summed over a dataset
 
 
 @dataclass(frozen=True)

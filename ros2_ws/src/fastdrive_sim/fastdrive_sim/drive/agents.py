@@ -23,6 +23,9 @@ SIZES = {
 }
 DECISION_S = 0.1  # between two decisions of a driver
 SIGHT_M = 60.0
+ATTENTION_M = 50.0  # ahead of the front bumper, of what is written as ahead
+LANE_HALF_M = 1.2  # beside the lane's middle, the ego vehicle's way
+ROADSIDE_M = (1.5, 4.2, 5.5)  # in the lane; from its middle to where somebody waits on the right, on the left
 SIDE_GAP_M = 0.35  # beside a path, nearer things are in the way
 
 
@@ -232,3 +235,36 @@ def project(
     along = delta[:, 0] * np.cos(yaw) + delta[:, 1] * np.sin(yaw)
     left = -delta[:, 0] * np.sin(yaw) + delta[:, 1] * np.cos(yaw)
     return index * STEP_M + along, left, yaw
+
+
+def gaps_in_lane(route: Route, front_s: float, others: Sequence[Other]) -> dict[str, float | str]:
+    """``vehicle_gap_m`` and ``pedestrian_gap_m`` of the nearest within 50 m of a front bumper, where there are any.
+
+    Vehicles count where they reach into the lane, people where they are on the road and not yet past the lane.
+    """
+    near = [other for other in others if other.kind in SIZES]
+    if not near:
+        return {}
+    xy = np.array([(other.x, other.y) for other in near])
+    along, left, yaw = project(route, front_s, ATTENTION_M + 10.0, xy)
+    found: dict[str, float | str] = {}
+    for other, s, offset, heading in zip(near, along, left, yaw, strict=True):
+        reach, side = extents(other.length, other.width, other.yaw - heading)
+        gap = float(s - front_s - (0.0 if other.kind == "pedestrian" else reach))
+        if not (s > front_s and gap < ATTENTION_M):
+            continue
+        if other.kind == "pedestrian":
+            name, counts = "pedestrian_gap_m", _is_crossing(float(offset), other.speed * math.sin(other.yaw - heading))
+        else:
+            name, counts = "vehicle_gap_m", abs(offset) - side < LANE_HALF_M
+        if counts:
+            found[name] = round(min(gap, float(found.get(name, gap))), 2)
+    return found
+
+
+def _is_crossing(left: float, to_left: float) -> bool:
+    """Whether a driver in the lane waits for somebody on foot at an offset, who walks to the left so fast, m/s."""
+    if abs(to_left) < 0.3:  # stands, or walks along the road
+        return abs(left) < ROADSIDE_M[0]
+    is_past = left > 2.2 if to_left > 0 else left < -2.4
+    return -ROADSIDE_M[1] < left < ROADSIDE_M[2] and not is_past

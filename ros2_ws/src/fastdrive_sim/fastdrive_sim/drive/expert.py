@@ -6,6 +6,7 @@ keep their speed and way, and takes the best one. The same controller and vehicl
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,8 @@ MAX_BRAKE = 6.0
 AHEAD_M = 0.8  # kept before and behind others
 NOBODY_M = 1e6
 DETOUR_M = 6.0  # along the road, in which most of a change of the offset is made
+TURN_M, TURN_S = 4.0, 0.75  # of a label, in which the vehicle's heading turns to the plan's; the larger one counts
+MAX_TURN_RAD = 0.8
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,35 @@ class Expert:
 
     def plan(self, ego: EgoStep) -> tuple[np.ndarray, np.ndarray]:
         """Waypoints in the world [6, 2] for the present state, and their times from now [6]."""
+        along, left = self._choose(ego, *self._scene.route.project(ego.x, ego.y, self._scene.ego_s))
+        return self._in_world(along, left), WAYPOINT_S * np.arange(1, WAYPOINTS + 1)
+
+    def label(self, ego: EgoStep) -> np.ndarray:
+        """The plan as a label, world [6, 2]: it begins along the vehicle's heading.
+
+        ``plan`` leaves the heading to the controller. A planner that learned this would bend its plans more sharply
+        next to the vehicle than the node's plan checks accept.
+        """
+        s, left = self._scene.route.project(ego.x, ego.y, self._scene.ego_s)
+        along, offset = self._choose(ego, s, left)
+        _, heading = self._scene.lane_error(ego)
+        turn = math.tan(min(max(heading, -MAX_TURN_RAD), MAX_TURN_RAD)) - (self._wanted(s, ego.speed) - left) / DETOUR_M
+        gone = np.maximum(along - s, 0.0)
+        return self._in_world(along, offset + turn * gone * np.exp(-gone / max(TURN_M, TURN_S * ego.speed)))
+
+    def _in_world(self, along: np.ndarray, left: np.ndarray) -> np.ndarray:
         route = self._scene.route
-        s, left = route.project(ego.x, ego.y, self._scene.ego_s)
+        return np.array([route.at(float(a), float(b))[:2] for a, b in zip(along, left, strict=True)])
+
+    def _choose(self, ego: EgoStep, s: float, left: float) -> tuple[np.ndarray, np.ndarray]:
+        """Arc length and offset of the best proposal at the waypoints' times, [6] each."""
         grid = STEP_S * np.arange(STEPS + 1)
         others = predict(self._scene, s, grid, self._obstacles)
         speeds, stops = self._proposals(s)
         rollouts = self._roll_out((s, left), ego, speeds, stops, others)
         best = int(np.argmax(self._scores(rollouts, others)))
         times = WAYPOINT_S * np.arange(1, WAYPOINTS + 1)
-        along, offset = np.interp(times, grid, rollouts.s[best]), np.interp(times, grid, rollouts.left[best])
-        return np.array([route.at(float(a), float(b))[:2] for a, b in zip(along, offset, strict=True)]), times
+        return np.interp(times, grid, rollouts.s[best]), np.interp(times, grid, rollouts.left[best])
 
     def _proposals(self, ego_s: float) -> tuple[np.ndarray, np.ndarray]:
         """Factors of the speed [P], and where the front bumper stops [P]; inf: nowhere."""
@@ -91,12 +113,14 @@ class Expert:
             accel = np.clip(wish, accel - 14 * STEP_S, accel + 6 * STEP_S)  # jerk
             after = np.maximum(speed + accel * STEP_S, 0.0)
             gone = 0.5 * (speed + after) * STEP_S
-            wanted = np.array([self._offset(float(a + 3.0 + 0.8 * v)) for a, v in zip(s, speed, strict=True)])
+            wanted = np.array([self._wanted(float(a), float(v)) for a, v in zip(s, speed, strict=True)])
             left = left + (wanted - left) * np.clip(gone / DETOUR_M, 0, 1)
             s, speed = s + gone, after
         return Rollouts(*(np.stack(part, axis=1) for part in zip(*states, strict=True)))
 
-    def _offset(self, s: float) -> float:
+    def _wanted(self, s: float, speed: float) -> float:
+        """The offset that a vehicle at an arc length turns to."""
+        s += 3.0 + 0.8 * speed
         return next((each.offset for each in self._scene.detours if each.from_s <= s <= each.to_s), 0.0)
 
     def _gap(

@@ -24,6 +24,7 @@ from fastdrive_sim.drive.types import (
     TIMEOUT,
     Collision,
     DriveRow,
+    EgoStep,
     PlanStep,
     RunRecord,
     RunStep,
@@ -52,10 +53,17 @@ class LoopSettings:
 class _Run:
     """The state of one run."""
 
-    def __init__(self, scene: DriveScene, planner: DrivePlanner, settings: LoopSettings):
+    def __init__(
+        self,
+        scene: DriveScene,
+        planner: DrivePlanner,
+        settings: LoopSettings,
+        start: EgoStep | None = None,
+        tracker: Tracker | None = None,
+    ):
         self.scene, self.planner, self.settings = scene, planner, settings
-        self.model = VehicleModel(scene.start(), scene.vehicle, settings.actuators)
-        self.tracker = Tracker(scene.vehicle, settings.actuators)
+        self.model = VehicleModel(start or scene.start(), scene.vehicle, settings.actuators)
+        self.tracker = tracker or Tracker(scene.vehicle, settings.actuators)
         self.map: StaticMap = scene.map()
         self.contacts = ContactFinder(self.map.obstacles, scene.vehicle)
         self.steps: list[RunStep] = []
@@ -159,9 +167,16 @@ class _Run:
         return bool(self.ending)
 
 
-def drive(scene: DriveScene, planner: DrivePlanner, row: DriveRow, settings: LoopSettings | None = None) -> RunRecord:
-    """Run a fresh scene to its end."""
-    run = _Run(scene, planner, settings or LoopSettings())
+def drive(
+    scene: DriveScene,
+    planner: DrivePlanner,
+    row: DriveRow,
+    settings: LoopSettings | None = None,
+    start: EgoStep | None = None,
+    tracker: Tracker | None = None,
+) -> RunRecord:
+    """Run a fresh scene to its end; from another start, or with another controller, where they are given."""
+    run = _Run(scene, planner, settings or LoopSettings(), start, tracker)
     run.go()
     return RunRecord(
         scene.family,

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from fastdrive_node.types import Vehicle
-from fastdrive_sim.drive.agents import DECISION_S, RoadUser, RoadVehicle, Stop, Walker
+from fastdrive_sim.drive.agents import ATTENTION_M, DECISION_S, RoadUser, RoadVehicle, Stop, Walker, gaps_in_lane
 from fastdrive_sim.drive.static_map import red_area, static_map, stop_line
 from fastdrive_sim.drive.types import EgoStep, Light, Other, StaticMap
 from fastdrive_sim.drive.vehicle import SUBSTEP_S
 from fastdrive_sim.roads import Route
 from fastdrive_sim.sim import COMMAND_REACH_M, ROUTE_AHEAD_M
-from fastdrive_sim.traffic import TrafficLight
+from fastdrive_sim.traffic import VEHICLES, TrafficLight
 from fastdrive_sim.types import EgoPose, Snapshot, World
 
 SIGHT_M = 100.0  # others within this distance are recorded and drawn
@@ -58,6 +59,14 @@ class DriveScene:
 
     def __post_init__(self) -> None:
         self.ego_s = self.start_s
+
+    @cached_property
+    def _parked(self) -> list[Other]:
+        return [
+            Other(each.instance, each.kind, each.x, each.y, each.yaw, *each.size[:2])
+            for each in self.world.things
+            if each.kind in VEHICLES
+        ]
 
     @property
     def front_m(self) -> float:
@@ -121,6 +130,22 @@ class DriveScene:
     def _areas(self, light: TrafficLight) -> tuple[tuple[float, float], ...]:
         return red_area(self.route, light.junction)
 
+    def lane_error(self, ego: EgoStep) -> tuple[float, float]:
+        """The vehicle's offset from the middle of its lane, m to the left, and its heading from the lane's, rad."""
+        s, left = self.route.project(ego.x, ego.y, self.ego_s)
+        return left, math.remainder(ego.yaw - self.route.at(s)[2], 2 * math.pi)
+
+    def ahead(self, ego: EgoStep) -> dict[str, float | str]:
+        """What an attentive driver sees ahead in its lane, as ``traffic.Traffic.ahead``; a cyclist is a vehicle."""
+        front = self.route.project(ego.x, ego.y, self.ego_s)[0] + self.front_m
+        found: dict[str, float | str] = {"light": "none"}
+        for light in self.lights:
+            gap = light.junction.s_stop - front
+            if -1.5 < gap < ATTENTION_M:
+                found |= {"light": light.state, "light_gap_m": round(gap, 2)}
+                break
+        return found | gaps_in_lane(self.route, front, [*self.others(), *self._parked])
+
     @property
     def command(self) -> str:
         """The way at the next junction within reach, as in the datasets."""
@@ -134,5 +159,9 @@ class DriveScene:
             thing for light in self.lights for thing in light.things()
         ]
         way = np.array([self.route.at(self.ego_s + step)[:2] for step in np.arange(0, ROUTE_AHEAD_M, 1.0)])
-        pose = EgoPose(ego.x, ego.y, ego.yaw, ego.speed, ego.accel, ego.yaw_rate)
-        return Snapshot(time_s, pose, tuple(things), self.command, way)
+        return Snapshot(time_s, pose_of(ego), tuple(things), self.command, way)
+
+
+def pose_of(ego: EgoStep) -> EgoPose:
+    """The state as the renderer and the datasets have it."""
+    return EgoPose(ego.x, ego.y, ego.yaw, ego.speed, ego.accel, ego.yaw_rate)

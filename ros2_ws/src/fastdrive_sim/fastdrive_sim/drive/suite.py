@@ -11,6 +11,7 @@ from fastdrive_sim.drive.families import FAMILIES
 from fastdrive_sim.drive.types import CONSTANT_VELOCITY, EXPERT, DriveRow
 
 SUITES = {"standard": 16, "smoke": 1}  # seeds of each family
+TRAINING_SEEDS = 10**9  # scenarios of datasets have seeds from here on, and no drive has them
 FULL = "none"  # the pruner that keeps everything
 
 
@@ -31,7 +32,7 @@ def scenarios(suite: str, families: Sequence[str], runs: int | None, seed: int) 
         seed: of the first scenario of each family; the next ones follow.
 
     Raises:
-        UsageError: an unknown suite or family.
+        UsageError: an unknown suite or family, or a seed that is for training.
     """
     if suite not in SUITES:
         raise UsageError(f"--suite {suite}: give one of {', '.join(SUITES)}")
@@ -41,6 +42,10 @@ def scenarios(suite: str, families: Sequence[str], runs: int | None, seed: int) 
             hint = f"did you mean {near[0]}? " if near else ""
             raise UsageError(f"--family {name}: unknown; {hint}give one of {', '.join(FAMILIES)}")
     number = SUITES[suite] if runs is None else runs
+    if seed + number > TRAINING_SEEDS:
+        raise UsageError(
+            f"--seed {seed}: seeds from {TRAINING_SEEDS} on are those of training data; give a smaller one"
+        )
     return [ScenarioKey(name, seed + index) for name in families or FAMILIES for index in range(number)]
 
 

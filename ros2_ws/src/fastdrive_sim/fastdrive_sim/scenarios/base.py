@@ -35,6 +35,7 @@ class Scenario:
     """
 
     summary = "the world as the seed gives it"
+    scene_keyframes = 40  # of a scene, unless the user says
 
     def prepare(
         self, world: World, traffic: Traffic, seed: int, limit: float, seconds: float, ids: count
@@ -55,3 +56,15 @@ class Scenario:
     def open_log(self, rig: Sequence[Camera]) -> SceneLog:
         """The log of a new scene."""
         return SceneLog()
+
+
+class ClosedLoopScenario(Scenario):
+    """The scenarios of ``fastdrive sim drive``. They have roads and traffic of their own (``drive.simulation``)."""
+
+    summary = "the closed loop's scenarios, driven by the expert under disturbances"
+    scene_keyframes = 20
+
+    def prepare(
+        self, world: World, traffic: Traffic, seed: int, limit: float, seconds: float, ids: count
+    ) -> tuple[World, Traffic]:
+        raise ValueError("the closed loop's scenarios are no change of a world; use DriveSimulation")

@@ -1,0 +1,105 @@
+"""What a drive passes through, labelled by the expert: the keyframes that a dataset takes from a run."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+
+from fastdrive_node.errors import AnswerError
+from fastdrive_node.planning.checks import check_plan
+from fastdrive_sim.drive.expert import WAYPOINT_S, Expert
+from fastdrive_sim.drive.planners import DrivePlanner, TickAnswer
+from fastdrive_sim.drive.scene import DriveScene, pose_of
+from fastdrive_sim.drive.types import EgoStep
+from fastdrive_sim.geometry import to_ego
+from fastdrive_sim.types import EgoPose, Keyframe, Recording, Snapshot
+
+SIM_HZ = 20  # of the snapshots: ``DrivePlanner.watch`` is called so often
+LEAD_IN = 3 * SIM_HZ  # snapshots before the start, at its speed: the history of the first keyframe
+STANDING_MPS = 0.1
+STANDING_S = 2.0  # after so much of standing few keyframes are taken
+STANDING_STRIDE_S = 3.0  # between these
+
+
+class StateRecorder:
+    """Hands on a planner's plans, and takes down every state with what the expert would do there.
+
+    Args:
+        planner: that drives.
+        hz: keyframes a second, a divisor of 20.
+    """
+
+    def __init__(self, planner: DrivePlanner, hz: int):
+        self._planner, self._stride = planner, SIM_HZ // hz
+        self.keyframes: list[Keyframe] = []
+        self.driven: list[Snapshot] = []  # from the start on
+
+    def begin(self, scene: DriveScene) -> None:
+        self._scene, self._expert = scene, Expert(scene)
+        self._stands_since: float | None = None
+        self._last_s = -math.inf  # of a keyframe
+        self._planner.begin(scene)
+
+    def watch(self, ego: EgoStep, time_s: float) -> None:
+        step = round(time_s * SIM_HZ)
+        self.driven.append(replace(self._scene.snapshot(ego, time_s), ahead=self._scene.ahead(ego)))
+        if ego.speed > STANDING_MPS:
+            self._stands_since = None
+        elif self._stands_since is None:
+            self._stands_since = time_s
+        if step % self._stride == 0 and self._is_of_use(time_s):
+            label = self._expert.label(ego)
+            if is_drivable(label, ego):
+                self._last_s = time_s
+                self.keyframes.append(Keyframe(LEAD_IN + step, label, self._errors(ego)))
+        self._planner.watch(ego, time_s)
+
+    def offer(self, ego: EgoStep, time_s: float) -> None:
+        self._planner.offer(ego, time_s)
+
+    def collect(self, time_s: float) -> list[TickAnswer]:
+        return self._planner.collect(time_s)
+
+    def _is_of_use(self, time_s: float) -> bool:
+        stood_s = 0.0 if self._stands_since is None else time_s - self._stands_since
+        return stood_s <= STANDING_S or time_s - self._last_s >= STANDING_STRIDE_S - 1e-6
+
+    def _errors(self, ego: EgoStep) -> dict[str, float]:
+        offset, heading = self._scene.lane_error(ego)
+        return {"lane_offset_m": round(offset, 3), "heading_error_rad": round(heading, 4)}
+
+    def leave_out_after(self, time_s: float) -> None:
+        """Keep no keyframe of a later time."""
+        self.keyframes = [each for each in self.keyframes if each.step - LEAD_IN <= time_s * SIM_HZ]
+
+    def recording(self, part: slice) -> Recording:
+        """The world with a part of the keyframes."""
+        scene, keyframes = self._scene, self.keyframes[part]
+        snapshots = [*self._lead_in(), *self.driven]
+        stand = sum(snapshots[each.step].ego.speed <= STANDING_MPS for each in keyframes)
+        about = {"family": scene.family, "scenario_seed": scene.seed}
+        counts = Counter({f"{scene.family}_scenes": 1, "standing_keyframes": stand})
+        return Recording(scene.world, snapshots, keyframes, about, dict(counts))
+
+    def _lead_in(self) -> list[Snapshot]:
+        """Straight on at the start's speed, up to the start."""
+        first = self.driven[0]
+        return [_before(first, (LEAD_IN - step) / SIM_HZ) for step in range(LEAD_IN)]
+
+
+def is_drivable(label: np.ndarray, ego: EgoStep) -> bool:
+    """Whether the node would publish the label, world [6, 2], as a plan; a planner must not learn others."""
+    try:
+        check_plan(to_ego(pose_of(ego), label), WAYPOINT_S, ego.speed)
+    except AnswerError:
+        return False
+    return True
+
+
+def _before(first: Snapshot, before_s: float) -> Snapshot:
+    ego, way = first.ego, first.ego.speed * before_s
+    x, y = ego.x - way * math.cos(ego.yaw), ego.y - way * math.sin(ego.yaw)
+    return replace(first, time_s=-before_s, ego=EgoPose(x, y, ego.yaw, ego.speed))
