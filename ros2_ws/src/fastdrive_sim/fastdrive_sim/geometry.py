@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from fastdrive_sim.types import EgoPose, Thing
 
@@ -17,6 +16,8 @@ def quaternion_of_yaw(yaw: float) -> tuple[float, float, float, float]:
 
 def quaternion_of_matrix(rotation: np.ndarray) -> tuple[float, float, float, float]:
     """(w, x, y, z) with w >= 0 of a rotation matrix [3, 3]."""
+    from scipy.spatial.transform import Rotation  # half a second, which a process that only drives need not wait
+
     x, y, z, w = (float(part) for part in Rotation.from_matrix(rotation).as_quat(canonical=True))
     return w, x, y, z
 

@@ -1,4 +1,6 @@
-"""A node with a planner for tests, as a script. SIM_DRIVE_NODE says what it does: plan, refuse, or die at plan 3."""
+"""A node with a planner for tests, as a script. The file SIM_DRIVE_NODE says what it does from now on.
+
+It plans, refuses, or dies at the fourth plan from then on: "plan", "refuse" or "die"."""
 
 from __future__ import annotations
 
@@ -14,13 +16,20 @@ from tests.ros.fake_planner import FakePlanner, factory_of
 
 
 class OddPlanner(FakePlanner):
-    """Goes straight on; in the way that the environment says it does not."""
+    """Goes straight on; in the way that the file says it does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.way, self.plans = "plan", 0
 
     def plan(self, frame_set: FrameSet, history: EgoHistory, command: Command) -> Plan:
-        way = os.environ.get("SIM_DRIVE_NODE", "plan")
+        way = Path(os.environ["SIM_DRIVE_NODE"]).read_text()
+        if way != self.way:
+            self.way, self.plans = way, 0
+        self.plans += 1
         if way == "refuse":
             raise AnswerError("answer: no <PLANNING> tag")
-        if way == "die" and len(self.seen) == 3:
+        if way == "die" and self.plans == 4:
             os._exit(3)
         return super().plan(frame_set, history, command)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +16,12 @@ import sim_fakes
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
 
 from fastdrive_node.errors import FastDriveError, SimError
+from fastdrive_node.replay.session import Session
 from fastdrive_node.types import CAMERAS
 from fastdrive_sim.drive.families import FAMILIES
-from fastdrive_sim.drive.loop import LoopSettings, drive
-from fastdrive_sim.drive.node_session import open_planner
+from fastdrive_sim.drive.loop import drive
+from fastdrive_sim.drive.node_planner import CameraRig, NodePlanner
+from fastdrive_sim.drive.node_session import make_planner, open_node, open_planner
 from fastdrive_sim.drive.runner import DriveSettings, Driving
 from fastdrive_sim.drive.storage import lines
 from fastdrive_sim.drive.suite import ScenarioKey
@@ -38,11 +41,97 @@ def text(run: RunRecord) -> list[str]:
     return list(lines(run))
 
 
+def short_drive(planner: NodePlanner, row: DriveRow, seconds: float = 2.5, family: str = "bend") -> RunRecord:
+    scene = FAMILIES[family].scene(1)
+    scene.timeout_s = seconds
+    return drive(scene, planner, row)
+
+
 @pytest.fixture(scope="module")
-def two_runs(tmp_path_factory) -> list[RunRecord]:
-    """The same scenario twice on one node, which was another way between."""
+def way(tmp_path_factory) -> Iterator[Path]:
+    """The file that says what the node's planner does; a test that changes it sets it back."""
+    path = tmp_path_factory.mktemp("way") / "way"
+    path.write_text("plan")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIM_DRIVE_NODE", str(path))
+        yield path
+
+
+@pytest.fixture
+def back_to_plan(way) -> Iterator[Path]:
+    yield way
+    way.write_text("plan")
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory, way) -> Iterator[tuple[CameraRig, Session]]:
+    """One node for all tests that drive in lockstep and leave it alive."""
+    with open_node(settings(tmp_path_factory.mktemp("node")), ROW) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def driving(tmp_path_factory, way) -> Iterator[Driving]:
     with Driving(settings(tmp_path_factory.mktemp("drive")), ROW) as driving:
-        return [driving.run(key) for key in (BEND, ScenarioKey("bend", 2), BEND)]
+        yield driving
+
+
+@pytest.fixture(scope="module")
+def two_runs(driving) -> list[RunRecord]:
+    """The same scenario twice on one node, which was another way between."""
+    return [driving.run(key) for key in (BEND, ScenarioKey("bend", 2), BEND)]
+
+
+# Tests with nodes of their own come first: a node that waits for the others costs time of its own.
+
+
+def test_a_node_that_cannot_be_started_is_told(tmp_path):
+    broken = replace(settings(tmp_path), node_command=(sys.executable, "-c", "raise SystemExit('no model here')"))
+    with pytest.raises(FastDriveError, match="no model here"), Driving(broken, ROW) as driving:
+        driving.run(BEND)
+
+
+def test_in_real_time_plans_come_into_use_after_their_exposure(tmp_path, way):
+    with open_planner(settings(tmp_path, realtime=True), ROW) as planner:
+        run = short_drive(planner, ROW)
+    delays = [plan.used_from_s - plan.time_s for plan in run.plans if plan.used_from_s is not None]
+    assert len(delays) >= 3 and min(delays) > 0
+
+
+def test_the_shipped_vla_drives(tmp_path):
+    from fastdrive_sim.render import Renderer
+
+    try:
+        Renderer(16, 16).close()
+    except SimError as error:
+        pytest.skip(str(error))
+    vla = Path(__file__).parents[4] / "models" / "tiny"
+    row = DriveRow("reconpruner", 0.5)
+    with open_planner(DriveSettings(tmp_path, str(vla), CAMERAS, (224, 112)), row) as planner:
+        run = short_drive(planner, row, 1.5, "stopped-lead")
+    assert [plan.outcome for plan in run.plans] == ["planned"] * 4
+    assert [(plan.kept_tokens, plan.total_tokens) for plan in run.plans] == [(96, 192)] * 4
+    assert run.steps[-1].progress_m > 8.0  # it starts at 10 m/s, 70 m behind a vehicle that stands
+    assert max(abs(step.ego.steer) for step in run.steps) < 0.2
+
+
+def test_a_drive_that_is_killed_leaves_no_node_behind(tmp_path, way):
+    code = (
+        "import sys, test_sim_drive_node as t; from pathlib import Path\n"
+        "with t.open_planner(t.settings(Path(sys.argv[1])), t.ROW): print('ready', flush=True); sys.stdin.read()"
+    )
+    here = Path(__file__).parent
+    drive = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=here, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert drive.stdout is not None and drive.stdout.readline() == "ready\n"
+    nodes = Path(f"/proc/{drive.pid}/task/{drive.pid}/children").read_text().split()
+    drive.kill()
+    drive.communicate()
+    deadline = time.monotonic() + 20
+    while (left := [node for node in nodes if Path(f"/proc/{node}").exists()]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert nodes and left == []
 
 
 def test_the_vehicle_follows_the_nodes_plans(two_runs):
@@ -61,46 +150,31 @@ def test_a_run_on_a_node_that_has_driven_before_is_the_same_bit_for_bit(two_runs
     assert text(two_runs[0]) == text(two_runs[2]) != text(two_runs[1])
 
 
-def test_a_node_that_refuses_every_set_ends_the_run_with_the_reason(tmp_path, monkeypatch):
-    monkeypatch.setenv("SIM_DRIVE_NODE", "refuse")
-    with Driving(settings(tmp_path), ROW) as driving:
-        run = driving.run(BEND)
-        assert not driving.broken
+def test_a_node_that_refuses_every_set_ends_the_run_with_the_reason(driving, back_to_plan):
+    back_to_plan.write_text("refuse")
+    run = driving.run(BEND)
+    assert not driving.broken
     assert run.ending == FAILED and "no <PLANNING> tag" in run.reason
     assert {plan.outcome for plan in run.plans} == {"refused"}
 
 
-def test_a_node_that_ends_makes_its_run_fail_and_the_next_run_gets_another(tmp_path, monkeypatch):
-    monkeypatch.setenv("SIM_DRIVE_NODE", "die")
-    with Driving(settings(tmp_path), ROW) as driving:
-        run = driving.run(BEND)
-        assert driving.broken
-        monkeypatch.setenv("SIM_DRIVE_NODE", "plan")
-        assert driving.run(BEND).ending in OFF_THE_ROAD
+def test_a_node_that_ends_makes_its_run_fail_and_the_next_run_gets_another(driving, back_to_plan):
+    back_to_plan.write_text("die")
+    run = driving.run(BEND)
+    assert driving.broken
+    back_to_plan.write_text("plan")
+    assert driving.run(BEND).ending in OFF_THE_ROAD
     assert run.ending == FAILED and "the node ended with exit code 3" in run.reason
     assert [plan.time_s for plan in run.plans] == [0.0, 0.5, 1.0]
 
 
-def test_a_node_that_cannot_be_started_is_told(tmp_path):
-    broken = replace(settings(tmp_path), node_command=(sys.executable, "-c", "raise SystemExit('no model here')"))
-    with pytest.raises(FastDriveError, match="no model here"), Driving(broken, ROW) as driving:
-        driving.run(BEND)
-
-
-def test_in_real_time_plans_come_into_use_after_their_exposure(tmp_path):
-    with Driving(settings(tmp_path, realtime=True), ROW) as driving:
-        run = driving.run(BEND)
-    delays = [plan.used_from_s - plan.time_s for plan in run.plans if plan.used_from_s is not None]
-    assert len(delays) >= 3 and min(delays) > 0
-
-
-def test_a_latency_is_charged_and_a_plan_that_is_too_old_is_refused(tmp_path):
+def test_a_latency_is_charged_and_a_plan_that_is_too_old_is_refused(node, tmp_path):
     used = []
     for latency_s in (0.3, 1.1):
         row = DriveRow("fake", 0.5, latency_s=latency_s)
-        with open_planner(replace(settings(tmp_path), loop=LoopSettings(0.5)), row) as planner:
-            planner.max_plan_age_s = 1.0
-            run = drive(FAMILIES["bend"].scene(1), planner, row)
+        planner = make_planner(settings(tmp_path), row, *node)
+        planner.max_plan_age_s = 1.0
+        run = short_drive(planner, row)
         used.append([(plan.outcome, plan.used_from_s) for plan in run.plans if plan.outcome != "superseded"])
     assert used[0][:2] == [("planned", 0.3), ("planned", 0.8)]
     assert {outcome for outcome, _ in used[1]} == {"refused"}
@@ -114,56 +188,17 @@ def test_a_latency_is_charged_and_a_plan_that_is_too_old_is_refused(tmp_path):
         ("speed-scale", 2.0, {("planned", 0.0)}),
     ],
 )
-def test_a_fault_reaches_the_node(tmp_path, fault, severity, expected):
+def test_a_fault_reaches_the_node(node, tmp_path, fault, severity, expected):
     row = DriveRow("fake", 0.5, fault, severity)
-    with open_planner(settings(tmp_path), row) as planner:
-        run = drive(FAMILIES["bend"].scene(1), planner, row)
+    run = short_drive(make_planner(settings(tmp_path), row, *node), row)
     delays = {
         (plan.outcome, None if plan.used_from_s is None else round(plan.used_from_s - plan.time_s, 3))
         for plan in run.plans
     }
     assert delays <= expected and len(run.plans) > 3
     if fault == "dropped":
-        assert "missing" in run.reason
+        assert all("missing" in plan.reason for plan in run.plans)
     if fault == "speed-scale":  # the planner of the test goes straight on at the speed that it is told
         first = run.plans[0]
         assert first.ego is not None
         assert np.hypot(*(first.xy[0] - (first.ego.x, first.ego.y))) == pytest.approx(first.ego.speed, rel=1e-3)
-
-
-def test_the_shipped_vla_drives(tmp_path):
-    from fastdrive_sim.render import Renderer
-
-    try:
-        Renderer(16, 16).close()
-    except SimError as error:
-        pytest.skip(str(error))
-    vla = Path(__file__).parents[4] / "models" / "tiny"
-    scene = FAMILIES["stopped-lead"].scene(0)
-    scene.timeout_s = 1.5
-    row = DriveRow("reconpruner", 0.5)
-    with open_planner(DriveSettings(tmp_path, str(vla), CAMERAS, (224, 112)), row) as planner:
-        run = drive(scene, planner, row)
-    assert [plan.outcome for plan in run.plans] == ["planned"] * 4
-    assert [(plan.kept_tokens, plan.total_tokens) for plan in run.plans] == [(96, 192)] * 4
-    assert run.steps[-1].progress_m > 8.0  # it starts at 10 m/s, 70 m behind a vehicle that stands
-    assert max(abs(step.ego.steer) for step in run.steps) < 0.2
-
-
-def test_a_drive_that_is_killed_leaves_no_node_behind(tmp_path):
-    code = (
-        "import sys, test_sim_drive_node as t; from pathlib import Path\n"
-        "with t.open_planner(t.settings(Path(sys.argv[1])), t.ROW): print('ready', flush=True); sys.stdin.read()"
-    )
-    here = Path(__file__).parent
-    drive = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=here, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert drive.stdout is not None and drive.stdout.readline() == "ready\n"
-    nodes = Path(f"/proc/{drive.pid}/task/{drive.pid}/children").read_text().split()
-    drive.kill()
-    drive.communicate()
-    deadline = time.monotonic() + 20
-    while (left := [node for node in nodes if Path(f"/proc/{node}").exists()]) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert nodes and left == []

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sim_runs import GOAL_M, box, braking, ego, hit, make_map, make_run, parked, steady
 
+from fastdrive_sim.drive.scoring.comfort import filtered
 from fastdrive_sim.drive.scoring.scores import epdms_style, neuroncap, score_run
 from fastdrive_sim.drive.scoring.terms import at_fault, lane_offsets, window_mean, wrong_way_m
 from fastdrive_sim.drive.scoring.track import Track
@@ -247,6 +248,27 @@ def test_a_junction_interrupts_the_time_beside_the_middle():
 def test_the_offset_is_that_of_the_vehicles_middle():
     run = make_run([ego(5.0, 0.0, yaw=0.3)] * 5)
     assert lane_offsets(Track(run)) == pytest.approx(np.sin(0.3) * 1.0)
+
+
+# HC
+
+
+@pytest.mark.parametrize("derivative", [0, 1, 2])
+@pytest.mark.parametrize("steps", [4, 5, 15, 40])
+def test_a_filter_of_order_3_keeps_a_cubic_and_gives_its_derivatives_up_to_the_ends(steps, derivative):
+    cubic = np.polynomial.Polynomial([1.0, -2.0, 3.0, 0.5])
+    times = 0.1 * np.arange(steps)
+    found = filtered(cubic(times), 15, 3, derivative)
+    if steps == 4:  # the largest odd window has 3 steps, which no cubic is fitted to
+        assert np.array_equal(found, np.zeros(4) if derivative else cubic(times))
+    else:
+        assert np.allclose(found, cubic.deriv(derivative)(times), atol=1e-6)
+
+
+def test_a_filter_of_order_2_weighs_an_impulse_as_savitzky_and_golay_do():
+    impulse = np.zeros(9)
+    impulse[4] = 35.0
+    assert np.allclose(filtered(impulse, 5), [3.0, -5.0, -3.0, 12.0, 17.0, 12.0, -3.0, -5.0, 3.0])
 
 
 # windows

@@ -18,7 +18,7 @@ from fastdrive_node.files import package_share_file, write_atomically
 from fastdrive_sim.drive.faults import parse_fault
 from fastdrive_sim.drive.loop import LoopSettings
 from fastdrive_sim.drive.report import write_report
-from fastdrive_sim.drive.runner import DriveSettings, drive_all, make_folder, run_path, score_all
+from fastdrive_sim.drive.runner import DriveSettings, drive_all, make_folder, run_path, score_all, worker_pool
 from fastdrive_sim.drive.storage import load_run
 from fastdrive_sim.drive.suite import rows, scenarios
 from fastdrive_sim.drive.summary import summarize
@@ -72,10 +72,11 @@ def drive_suite(options: DriveOptions) -> dict:
     settings = _settings(options)
     _claim(options, settings)
     started = time.monotonic()
-    drive_all(settings, all_rows, chosen, options.workers)
-    if options.bags:
-        _write_bags(options, settings, [run_path(options.out, row, each) for row in all_rows for each in chosen])
-    scored, digest = score_all(settings, all_rows, chosen, options.workers)
+    with worker_pool(options.workers) as pool:
+        drive_all(settings, all_rows, chosen, options.workers, pool)
+        if options.bags:
+            _write_bags(options, settings, [run_path(options.out, row, each) for row in all_rows for each in chosen])
+        scored, digest = score_all(settings, all_rows, chosen, pool)
     figures = {
         **summarize(scored),
         "deterministic_hash": digest,
@@ -138,6 +139,8 @@ def show_run(run: Path, out: Path) -> dict:
 
 def _known_pruners(names: Sequence[str]) -> list[str]:
     """Names as they are, files as absolute paths. Raises UsageError for what is neither."""
+    if not names:
+        return []
     from fastdrive_node.pruning.registry import PRUNERS, VARIANTS  # imports torch
 
     known = (*PRUNERS, *VARIANTS)

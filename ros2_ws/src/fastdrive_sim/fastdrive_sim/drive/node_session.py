@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from fastdrive_node.errors import SimError
 from fastdrive_node.replay.node_process import NODE_COMMAND
-from fastdrive_node.replay.session import NodeOptions, open_session
+from fastdrive_node.replay.session import NodeOptions, Session, open_session
 from fastdrive_node.ros.topics import TopicMap, simulator_topics
 from fastdrive_sim.bag import image_topic
 from fastdrive_sim.drive.faults import make_fault
@@ -25,7 +25,21 @@ MISSING_S = 0.05  # a set without all of its cameras is given up; in lockstep no
 
 @contextmanager
 def open_planner(settings: DriveSettings, row: DriveRow) -> Iterator[NodePlanner]:
-    """The node of a row, active, and what publishes to it.
+    """The node of a row, active, and what publishes to it. Raises as ``open_node`` does."""
+    with open_node(settings, row) as (rig, session):
+        yield make_planner(settings, row, rig, session)
+
+
+def make_planner(settings: DriveSettings, row: DriveRow, rig: CameraRig, session: Session) -> NodePlanner:
+    """A node that is active as the planner of a row: with its fault and its latency."""
+    make = RealTimeNodePlanner if settings.realtime else NodePlanner
+    fault, age_s = make_fault(row.fault, row.severity), session.settings.max_plan_age_s
+    return make(rig, session.connection, fault, lambda: row.latency_s, MISSING_S, settings.loop.plan_s, age_s)
+
+
+@contextmanager
+def open_node(settings: DriveSettings, row: DriveRow) -> Iterator[tuple[CameraRig, Session]]:
+    """A node with the pruner of a row, active, and the renderer with the topics that it reads.
 
     Raises:
         SimError: no rig has the VLA's cameras, or the machine cannot render.
@@ -47,10 +61,7 @@ def open_planner(settings: DriveSettings, row: DriveRow) -> Iterator[NodePlanner
     try:
         rig = CameraRig(renderer, topics)
         with open_session(rig, options, values, lockstep=not settings.realtime) as session:
-            fault = make_fault(row.fault, row.severity)
-            age_s = session.settings.max_plan_age_s
-            make = RealTimeNodePlanner if settings.realtime else NodePlanner
-            yield make(rig, session.connection, fault, lambda: row.latency_s, MISSING_S, settings.loop.plan_s, age_s)
+            yield rig, session
     finally:
         renderer.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -50,35 +50,51 @@ def run_path(out: Path, row: DriveRow, scenario: ScenarioKey) -> Path:
     return out / "runs" / row.name / f"{scenario.family}-{scenario.seed}.jsonl"
 
 
+@contextmanager
+def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes for ``drive_all`` and ``score_all``; none for one worker."""
+    if workers == 1:
+        yield None
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
 def drive_all(
-    settings: DriveSettings, rows: Sequence[DriveRow], scenarios: Sequence[ScenarioKey], workers: int
+    settings: DriveSettings,
+    rows: Sequence[DriveRow],
+    scenarios: Sequence[ScenarioKey],
+    workers: int,
+    pool: ProcessPoolExecutor | None,
 ) -> None:
     """All runs that have no file yet. The expert goes first: the others' progress is compared with its.
+
+    Args:
+        workers: into how many parts the runs of a row are divided.
+        pool: None: this process drives.
 
     Raises:
         FastDriveError: a node could not be started at all.
     """
     for part in ([row for row in rows if row.pruner == EXPERT], [row for row in rows if row.pruner != EXPERT]):
         chunks = list(_chunks(settings, part, scenarios, workers))
-        if workers == 1:
+        if pool is None:
             for chunk in chunks:
                 drive_chunk(settings, chunk)
             continue
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            for done in as_completed([pool.submit(drive_chunk, settings, chunk) for chunk in chunks]):
-                done.result()
+        for done in as_completed([pool.submit(drive_chunk, settings, chunk) for chunk in chunks]):
+            done.result()
 
 
 def score_all(
-    settings: DriveSettings, rows: Sequence[DriveRow], scenarios: Sequence[ScenarioKey], workers: int
+    settings: DriveSettings,
+    rows: Sequence[DriveRow],
+    scenarios: Sequence[ScenarioKey],
+    pool: ProcessPoolExecutor | None,
 ) -> tuple[list[ScoredRun], str]:
     """Scores of all runs from their files, in the order of rows and scenarios, and one hash of all of them."""
     paths = [run_path(settings.out, row, scenario) for row in rows for scenario in scenarios]
-    if workers == 1:
-        found = list(map(score_file, paths))
-    else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            found = list(pool.map(score_file, paths, chunksize=8))
+    found = list(map(score_file, paths) if pool is None else pool.map(score_file, paths, chunksize=8))
     return [scored for scored, _ in found], join_hashes(digest for _, digest in found)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.signal import savgol_filter
 
 from fastdrive_sim.drive.scoring.track import Track
 from fastdrive_sim.drive.types import PLANNED, RECORD_S, PlanStep
@@ -24,12 +24,25 @@ PAIR_LIMITS = {"accel": 0.7, "jerk": 0.5, "yaw_rate": 0.1, "yaw_accel": 0.1}  # 
 CRAWL_MPS = 0.5  # the points of a slower plan have no direction
 
 
-def _filtered(values: np.ndarray, window: int, order: int = 2, derivative: int = 0) -> np.ndarray:
-    """Savitzky-Golay filter over steps ``RECORD_S`` apart, with the largest odd window that the values allow."""
+def filtered(values: np.ndarray, window: int, order: int = 2, derivative: int = 0) -> np.ndarray:
+    """Savitzky-Golay filter over steps ``RECORD_S`` apart, with the largest odd window that the values allow.
+
+    Written out, for to import scipy.signal takes longer than to score a run.
+    """
     window = min(window, len(values) - (len(values) + 1) % 2)
     if window <= order:
         return np.zeros(len(values)) if derivative else np.asarray(values, np.float64)
-    return np.asarray(savgol_filter(values, window, order, deriv=derivative, delta=RECORD_S))
+    half = window // 2
+    offsets = RECORD_S * np.arange(-half, half + 1)
+    powers = np.arange(order + 1 - derivative)
+    factors = np.array([math.perm(int(power) + derivative, derivative) for power in powers])
+    fits = (
+        np.lib.stride_tricks.sliding_window_view(values, window)
+        @ np.linalg.pinv(np.vander(offsets, order + 1, increasing=True)).T
+    )
+    fits = fits[:, derivative:] * factors  # [T - window + 1, powers], polynomials around the middles of the windows
+    ends = (offsets[:half, None] ** powers @ fits[0], offsets[half + 1 :, None] ** powers @ fits[-1])
+    return np.concatenate([ends[0], fits[:, 0], ends[1]])
 
 
 def breaches(
@@ -54,17 +67,17 @@ def breaches(
 
 def uncomfortable_steps(track: Track) -> dict[str, np.ndarray]:
     """bool [T] for each limit of HC: where the drive exceeds it."""
-    accel = _filtered(track.accel, SHORT)
-    lateral = _filtered(track.speed * track.yaw_rate, SHORT)
-    whole = _filtered(np.hypot(track.accel, track.speed * track.yaw_rate), SHORT)
+    accel = filtered(track.accel, SHORT)
+    lateral = filtered(track.speed * track.yaw_rate, SHORT)
+    whole = filtered(np.hypot(track.accel, track.speed * track.yaw_rate), SHORT)
     yaw = np.unwrap(track.yaw)
     return breaches(
         accel,
         lateral,
-        _filtered(whole, LONG, derivative=1),
-        _filtered(accel, LONG, derivative=1),
-        _filtered(yaw, LONG, derivative=1),
-        _filtered(yaw, LONG, order=3, derivative=2),
+        filtered(whole, LONG, derivative=1),
+        filtered(accel, LONG, derivative=1),
+        filtered(yaw, LONG, derivative=1),
+        filtered(yaw, LONG, order=3, derivative=2),
     )
 
 
