@@ -153,6 +153,16 @@ def test_both_stages_run_and_write_a_vla_that_loads(tower_run, language, tmp_pat
     assert stored["kind"] == "vla_language" and stored["pruned_by"] == "none" and stored["warmup_steps"] == 200
 
 
+def test_several_datasets_are_read_as_one(long_dataset, tower_run, language, tmp_path, monkeypatch) -> None:
+    read = []
+    monkeypatch.setattr(train_planner, "prepare", lambda *args: read.append(args[1]) or prepare(*args))
+    other = write_dataset(tmp_path / "other", scenes=1, keyframes=12, masks=False)
+    for table in [*(other / "v1.0-tiny").iterdir(), other / "splits.json"]:  # names of its own
+        table.write_text(table.read_text().replace('"s0k', '"r0k').replace("scene-0", "road-0"))
+    train_planner.train({**language, "steps": 1, "more_datasets": [str(other)]}, False)
+    assert len(read[0]) == len(open_source(long_dataset, "train")) + len(open_source(other, "train"))
+
+
 class _Cut(Exception):
     pass
 

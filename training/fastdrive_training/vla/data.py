@@ -98,11 +98,12 @@ class Arrays:
         return Arrays(**by_size, **{name: arrays[name] for name in names})
 
 
-def prepare(vla: Vla, dataset: ImageSource, cache: Path) -> Arrays:
+def prepare(vla: Vla, dataset: ImageSource, cache: Path, workers: int = 2) -> Arrays:
     """Decode a dataset for a VLA, or reuse what an earlier run decoded.
 
     Args:
         cache: a folder for the arrays; those of one VLA form and dataset are kept under their own name.
+        workers: processes that decode images.
 
     Raises:
         InputError: no keyframe has a future and the past images, or one of its files is missing or unreadable.
@@ -112,7 +113,7 @@ def prepare(vla: Vla, dataset: ImageSource, cache: Path) -> Arrays:
     images = [dataset_identity(dataset, masks=True), spec.sizes, vla.grids, spec.cameras, *read]
     texts = [*images, vla.template, spec_json(vla.spec), vla.tokenizer.get_vocab()]
     return Arrays.load(
-        _once(cache, "images", images, lambda folder: _write_images(vla, dataset, folder)),
+        _once(cache, "images", images, lambda folder: _write_images(vla, dataset, folder, workers)),
         _once(cache, "texts", texts, lambda folder: _write_texts(vla, dataset, folder)),
     )
 
@@ -205,7 +206,7 @@ def samples_with_images(vla: Vla, dataset: ImageSource) -> np.ndarray:
     return np.array(found)
 
 
-def _write_images(vla: Vla, dataset: ImageSource, folder: Path) -> None:
+def _write_images(vla: Vla, dataset: ImageSource, folder: Path, workers: int) -> None:
     samples = samples_with_images(vla, dataset)
     used = np.unique(samples)
     np.save(folder / "rows.npy", np.searchsorted(used, samples))
@@ -216,7 +217,8 @@ def _write_images(vla: Vla, dataset: ImageSource, folder: Path) -> None:
         pixels = open_memmap(folder / f"pixels-{number:02}.npy", "w+", np.uint8, (*shape, 3, *group.size))
         labels = open_memmap(folder / f"labels-{number:02}.npy", "w+", np.uint8, (*shape, *label_shape(group)))
         arrays.append((pixels, labels))
-    loader = DataLoader(_Decoder(vla, dataset, used.tolist()), batch_size=None, num_workers=2, collate_fn=_unchanged)
+    decoder = _Decoder(vla, dataset, used.tolist())
+    loader = DataLoader(decoder, batch_size=None, num_workers=workers, collate_fn=_unchanged)
     for row, found in enumerate(tqdm(loader, desc="decode", unit="keyframe", total=count)):
         for (pixels, labels), (image, cells) in zip(arrays, found, strict=True):
             pixels[row], labels[row] = image.numpy(), cells.numpy()

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 
 from fastdrive_node.families import Vla
+from fastdrive_training.data.adapters import ImageSource, open_source
+from fastdrive_training.data.adapters.joined import JoinedSource
 from fastdrive_training.engine.config import Count, Positive, Seed, Steps, recipe_class
 from fastdrive_training.engine.distributed import Processes
 from fastdrive_training.engine.loop import LoopOptions, Losses, StepBatches, Trainer, learning_rate
@@ -40,7 +42,7 @@ HEADS = ("waypoints", "ahead")  # of the planner, which the second stage takes o
 HEADS_FILE = "heads.pt"
 # Keys that change where and how fast a run goes, not what it computes; a run may be resumed with others.
 FREE_KEYS = (
-    *("dataset", "dataset_kind", "out", "cache", "tower_run"),
+    *("dataset", "more_datasets", "dataset_kind", "out", "cache", "tower_run"),
     *("device", "workers", "tensorboard", "log_every", "checkpoint_every"),
 )
 
@@ -51,6 +53,7 @@ class VlaRecipe:
 
     dataset: str
     out: str  # folder of the run: recipe.yaml, checkpoint.pt, log.jsonl, vla/
+    more_datasets: tuple[str, ...] = ()  # of the same cameras, which are read as one with ``dataset``
     dataset_kind: str = "auto"  # its layout: nuscenes, folder, kitti, waymo; it must have ego motion
     split: str = "train"
     cache: str = "runs/vla_cache"
@@ -65,6 +68,12 @@ class VlaRecipe:
     tensorboard: bool = True  # events beside log.jsonl, where the package is installed
     log_every: Count = 50
     checkpoint_every: Count = 250
+
+    def open_data(self, cameras: tuple[str, ...]) -> ImageSource:
+        """The items to train on. Raises InputError as ``open_source`` does, or where datasets do not go together."""
+        roots = (self.dataset, *self.more_datasets)
+        sources = [open_source(root, self.split, self.dataset_kind, cameras=cameras) for root in roots]
+        return JoinedSource(sources) if len(sources) > 1 else sources[0]
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from tqdm import tqdm
 from fastdrive_node.errors import InputError
 from fastdrive_node.families import load_vla
 from fastdrive_node.files import write_atomically
-from fastdrive_training.data.adapters import open_source
 from fastdrive_training.engine.checkpoint import require_checkpoint, start_folder
 from fastdrive_training.engine.config import parse_recipe, recipe_class
 from fastdrive_training.engine.distributed import Processes, choose_precision
@@ -114,8 +113,8 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
     torch.manual_seed(settings.seed)
     planner = LanguagePlanner(vla, precision)
     with processes.first_goes_ahead():
-        source = open_source(settings.dataset, settings.split, settings.dataset_kind, cameras=vla.spec.cameras)
-        data = prepare(vla, source, Path(settings.cache))
+        source = settings.open_data(vla.spec.cameras)
+        data = prepare(vla, source, Path(settings.cache), settings.workers)
         tokens = cached_tokens(planner, data, vla.encoder_fingerprint)
     for name, state in torch.load(tower / HEADS_FILE, map_location="cpu", weights_only=True).items():
         getattr(planner, name).load_state_dict(state)

@@ -23,7 +23,6 @@ from fastdrive_node.families.base import VISION
 from fastdrive_node.families.spec import FramesSpec
 from fastdrive_node.families.vla import first_line
 from fastdrive_node.types import CAMERAS
-from fastdrive_training.data.adapters import open_source
 from fastdrive_training.engine.checkpoint import require_checkpoint, start_folder
 from fastdrive_training.engine.config import Count, parse_recipe, recipe_class
 from fastdrive_training.engine.distributed import Processes, choose_precision
@@ -174,8 +173,8 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
         if settings.start is not None:
             take_tower(vla, settings.start)
         with processes.first_goes_ahead():
-            source = open_source(settings.dataset, settings.split, settings.dataset_kind, cameras=vla.spec.cameras)
-            data = prepare(vla, source, Path(settings.cache))
+            source = settings.open_data(vla.spec.cameras)
+            data = prepare(vla, source, Path(settings.cache), settings.workers)
         vla.model.requires_grad_(True)
         torch.manual_seed(settings.seed)
         planner = TowerPlanner(vla, precision)
