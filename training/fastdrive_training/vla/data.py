@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ def prepare(vla: Vla, dataset: ImageSource, cache: Path, workers: int = 2) -> Ar
 
     Args:
         cache: a folder for the arrays; those of one VLA form and dataset are kept under their own name.
-        workers: processes that decode images.
+        workers: processes that decode images and write prompts.
 
     Raises:
         InputError: no keyframe has a future and the past images, or one of its files is missing or unreadable.
@@ -114,7 +115,7 @@ def prepare(vla: Vla, dataset: ImageSource, cache: Path, workers: int = 2) -> Ar
     texts = [*images, vla.template, spec_json(vla.spec), vla.tokenizer.get_vocab()]
     return Arrays.load(
         _once(cache, "images", images, lambda folder: _write_images(vla, dataset, folder, workers)),
-        _once(cache, "texts", texts, lambda folder: _write_texts(vla, dataset, folder)),
+        _once(cache, "texts", texts, lambda folder: _write_texts(vla, dataset, folder, workers)),
     )
 
 
@@ -227,7 +228,7 @@ def _write_images(vla: Vla, dataset: ImageSource, folder: Path, workers: int) ->
         labels.flush()
 
 
-def _unchanged(found: list) -> list:
+def _unchanged(found: Any) -> Any:
     return found
 
 
@@ -238,22 +239,36 @@ def histories(whole: EgoHistory) -> list[EgoHistory]:
     return [whole, *short]
 
 
-def _write_texts(vla: Vla, dataset: ImageSource, folder: Path) -> None:
-    keyframes = [dataset[int(index)] for index in samples_with_images(vla, dataset)[:, 0]]
-    answer = text_answer(vla.spec, vla.path)
-    futures = [keyframe.known_future(answer.points, answer.interval_s) for keyframe in keyframes]
-    (stop,) = vla.eos_ids
-    prompts = [
-        [build_prompt(vla, each, keyframe.command).input_ids.numpy() for each in histories(keyframe.known_history)]
-        for keyframe in tqdm(keyframes, desc="prompts", unit="keyframe")
-    ]
-    texts = [format_answer(future, answer, vla.spec.frame, vla.spec.origin_m) for future in futures]
-    answers = [[*vla.tokenizer.encode(text, add_special_tokens=False), stop] for text in texts]
-    ahead = [keyframe.extras.get("ahead", {}) for keyframe in keyframes]
-    gaps = [[min(max(a.get(name, NO_GAP_M), 0.0), NO_GAP_M) for name in GAPS] for a in ahead]
-    np.save(folder / "prompts.npy", np.array(prompts, np.int16))
-    np.save(folder / "answers.npy", np.array(answers, np.int16))
-    np.save(folder / "futures.npy", np.array(futures, np.float32))
-    np.save(folder / "lights.npy", np.array([LIGHTS.index(a["light"]) if "light" in a else IGNORE for a in ahead]))
-    np.save(folder / "gaps.npy", np.array(gaps, np.float32))
-    np.save(folder / "names.npy", np.array([f"{keyframe.scene} {keyframe.name}" for keyframe in keyframes]))
+class _Texts(Dataset):
+    """Prompts, answer and labels of one keyframe, in a worker process."""
+
+    def __init__(self, vla: Vla, dataset: ImageSource, indices: list[int]):
+        self.vla, self.dataset, self.indices = vla, dataset, indices
+        self.answer = text_answer(vla.spec, vla.path)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        vla, answer, keyframe = self.vla, self.answer, self.dataset[self.indices[place]]
+        future = keyframe.known_future(answer.points, answer.interval_s)
+        text = format_answer(future, answer, vla.spec.frame, vla.spec.origin_m)
+        (stop,) = vla.eos_ids
+        prompts = [build_prompt(vla, each, keyframe.command) for each in histories(keyframe.known_history)]
+        ahead = keyframe.extras.get("ahead", {})
+        return {
+            "prompts": np.array([prompt.input_ids.numpy() for prompt in prompts], np.int16),
+            "answers": np.array([*vla.tokenizer.encode(text, add_special_tokens=False), stop], np.int16),
+            "futures": future.astype(np.float32),
+            "lights": LIGHTS.index(ahead["light"]) if "light" in ahead else IGNORE,
+            "gaps": np.array([min(max(ahead.get(name, NO_GAP_M), 0.0), NO_GAP_M) for name in GAPS], np.float32),
+            "names": f"{keyframe.scene} {keyframe.name}",
+        }
+
+
+def _write_texts(vla: Vla, dataset: ImageSource, folder: Path, workers: int) -> None:
+    texts = _Texts(vla, dataset, samples_with_images(vla, dataset)[:, 0].tolist())
+    loader = DataLoader(texts, batch_size=None, num_workers=workers, collate_fn=_unchanged)
+    rows = list(tqdm(loader, desc="prompts", unit="keyframe", total=len(texts)))
+    for name in rows[0]:
+        np.save(folder / f"{name}.npy", np.array([row[name] for row in rows]))

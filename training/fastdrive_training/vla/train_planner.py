@@ -46,7 +46,7 @@ CHUNK = 16  # keyframes encoded at a time
 class LanguageRecipe(VlaRecipe):
     """Keys of a ``vla_language`` recipe."""
 
-    tower_run: str = "runs/tiny_tower"  # ``out`` of the tower's recipe
+    tower_run: str = "runs/tiny_tower"  # ``out`` of the tower's recipe, or of one of this kind to go on from
     pruned_by: Literal["foreground", "random", "mixed", "none"] = "foreground"  # which tokens pruned samples show
     sets: SetForms = field(default_factory=SetForms)
 
@@ -127,6 +127,7 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
     figures = trainer.run(resume)
     if processes.first:
         save_vla(vla, tower / "vla", folder / "vla")
+        planner.save_heads(folder)  # another run of this stage may go on from here
     return figures
 
 
