@@ -29,8 +29,10 @@ class JoinedSource(ReopenedSource, Sequence[Item]):
         self.scenes = [scene for source in sources for scene in source.scenes]
         self.has_masks = all(source.has_masks for source in sources)
         self.missing_maps = [file for source in sources for file in source.missing_maps]
-        self.parts = digest(source.parts for source in sources)
         self._check()
+        self.parts = digest(source.parts for source in sources)
+        self.identity = digest(dataset_identity(source) for source in sources)
+        self.masks_identity = digest(source.masks_identity for source in sources)
 
     def _check(self) -> None:
         seen: dict[tuple[str, str], Path] = {}
@@ -51,11 +53,3 @@ class JoinedSource(ReopenedSource, Sequence[Item]):
             raise IndexError(index)
         place = bisect_right(self._ends, index)
         return self._sources[place][index - (self._ends[place - 1] if place else 0)]
-
-    @property
-    def identity(self) -> str:
-        return digest(dataset_identity(source) for source in self._sources)
-
-    @property
-    def masks_identity(self) -> str:
-        return digest(source.masks_identity for source in self._sources)
