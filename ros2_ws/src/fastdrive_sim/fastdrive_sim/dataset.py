@@ -43,13 +43,21 @@ from fastdrive_sim.nuscenes_schema import SCENE_TABLES, VERSION, shared_tables
 from fastdrive_sim.rig import DEFAULT_RIG, RIGS
 from fastdrive_sim.scenarios import DEFAULT
 from fastdrive_sim.scene_writer import SIM_HZ, ScenePlan, scene_steps, write_scene
-from fastdrive_sim.sources import ImageSpec, RendererLike, SourcesFactory, simulator_sources
+from fastdrive_sim.sources import (
+    ChoosesKeyframes,
+    ImageSpec,
+    RendererLike,
+    SimulationLike,
+    Sources,
+    SourcesFactory,
+    simulator_sources,
+)
 from fastdrive_sim.types import FOREGROUND_GROUPS, Label
 
 SPLITS = ("train", "val", "test")
 _HELD_OUT_FRACTION = 0.15  # of the scenes, for val and test each
 _FORMAT = 2
-_EPOCH_US = 1_700_000_000_000_000
+EPOCH_US = 1_700_000_000_000_000
 _WORK = ".work"
 
 
@@ -78,6 +86,14 @@ class DatasetSpec(ImageSpec):
         given = {key: value for key, value in asdict(self).items() if key not in defaults or value != defaults[key]}
         return {"format": _FORMAT, "generator": f"fastdrive_sim {__version__}", **given}
 
+    def scenes(self) -> list[ScenePlan]:
+        """The scenes to write."""
+        return plan_scenes(self)
+
+    def simulation(self, sources: Sources, plan: ScenePlan) -> SimulationLike | ChoosesKeyframes:
+        """What happens in one of them."""
+        return sources.simulation(plan.world_seed, scene_steps(plan.keyframes, self.hz) / SIM_HZ, self.scenario)
+
     @property
     def label(self) -> str:
         """The start of scene names and the seed of the worlds; each scenario has its own."""
@@ -97,7 +113,7 @@ def plan_scenes(spec: DatasetSpec) -> list[ScenePlan]:
             split=split,
             world_seed=_world_seed(spec.label, split, index),
             keyframes=size,
-            start_us=_EPOCH_US + index * scene_us,
+            start_us=EPOCH_US + index * scene_us,
         )
         for index, (size, split) in enumerate(zip(sizes, splits, strict=True))
     ]
@@ -126,7 +142,7 @@ def write_dataset(
     out = Path(out)
     if finished := _open_folder(out, spec):
         return {**finished, "keyframes_per_s": None}
-    plans = plan_scenes(spec)
+    plans = spec.scenes()
     _warn_of_empty_splits(spec, plans)
     todo = [plan for plan in plans if not _shard(out, plan).exists()]
     started = time.perf_counter()
@@ -135,11 +151,13 @@ def write_dataset(
         total=spec.keyframes, initial=done, unit="keyframe", mininterval=1, file=sys.stderr, disable=not progress
     )
     with bar:
-        for plan in _run_scenes(out, spec, todo, workers, factory):
-            bar.update(plan.keyframes)
+        written = 0
+        for keyframes in _run_scenes(out, spec, todo, workers, factory):
+            written += keyframes
+            bar.update(keyframes)
     elapsed = time.perf_counter() - started
     counts = _merge(out, spec, plans)
-    rate = round((spec.keyframes - done) / elapsed, 2) if todo else None
+    rate = round(written / elapsed, 2) if todo else None
     return {**counts, "keyframes_per_s": rate}
 
 
@@ -189,15 +207,14 @@ def _shard(out: Path, plan: ScenePlan) -> Path:
 
 def _run_scenes(
     out: Path, spec: DatasetSpec, plans: Sequence[ScenePlan], workers: int, factory: SourcesFactory
-) -> Iterator[ScenePlan]:
-    """Write scenes; yields each when it is on disk."""
+) -> Iterator[int]:
+    """Write scenes; yields the keyframes of each when it is on disk."""
     if not plans:
         return
     if workers == 0:
         with closing(_SceneWriter(out, spec, factory)) as writer:
             for plan in plans:
-                writer.write(plan)
-                yield plan
+                yield writer.write(plan)
         return
     pool = ProcessPoolExecutor(
         min(workers, len(plans)),
@@ -206,10 +223,8 @@ def _run_scenes(
         initargs=(out, spec, factory),
     )
     try:
-        futures = {pool.submit(_write_in_worker, plan): plan for plan in plans}
-        for future in as_completed(futures):
-            future.result()
-            yield futures[future]
+        for future in as_completed([pool.submit(_write_in_worker, plan) for plan in plans]):
+            yield future.result()
     except BrokenProcessPool as error:
         raise SimError(f"{out}: a worker process died; repeat the command to continue, with fewer --workers") from error
     finally:
@@ -224,11 +239,11 @@ class _SceneWriter:
         self._sources = factory()
         self._renderer: RendererLike = self._sources.renderer(spec.width, spec.height, RIGS[spec.rig])
 
-    def write(self, plan: ScenePlan) -> None:
-        steps = scene_steps(plan.keyframes, self._spec.hz)
-        simulation = self._sources.simulation(plan.world_seed, steps / SIM_HZ, self._spec.scenario)
+    def write(self, plan: ScenePlan) -> int:
+        simulation = self._spec.simulation(self._sources, plan)
         rows = write_scene(self._out, plan, self._spec, self._spec.hz, simulation, self._renderer)
         _write_whole(_shard(self._out, plan), json.dumps(rows, separators=(",", ":")))
+        return len(rows["extras"])
 
     def close(self) -> None:
         self._renderer.close()
@@ -246,8 +261,8 @@ def _start_worker(out: Path, spec: DatasetSpec, factory: SourcesFactory) -> None
     _worker = cache(lambda: _SceneWriter(out, spec, factory))
 
 
-def _write_in_worker(plan: ScenePlan) -> None:
-    _worker().write(plan)
+def _write_in_worker(plan: ScenePlan) -> int:
+    return _worker().write(plan)
 
 
 def _merge(out: Path, spec: DatasetSpec, plans: Sequence[ScenePlan]) -> dict:
@@ -268,11 +283,12 @@ def _merge(out: Path, spec: DatasetSpec, plans: Sequence[ScenePlan]) -> dict:
                 file.add(map(_dump, shard["tables"][name]))
             extras.add(f"{json.dumps(key)}:{_dump(value)}" for key, value in shard["extras"].items())
             scenes[plan.name] = shard["scene"]
+            totals.update(keyframes=len(shard["extras"]))
             totals.update(images=len(shard["tables"]["sample_data"]))
             totals.update(annotations=len(shard["tables"]["sample_annotation"]))
             classes.update(shard["classes"])
             of_scenario.update(shard["counts"])
-    counts = {"scenes": len(plans), "keyframes": spec.keyframes, **totals, "classes": dict(sorted(classes.items()))}
+    counts = {"scenes": len(plans), **totals, "classes": dict(sorted(classes.items()))}
     counts |= of_scenario
     shutil.rmtree(out / VERSION, ignore_errors=True)
     tables.rename(out / VERSION)

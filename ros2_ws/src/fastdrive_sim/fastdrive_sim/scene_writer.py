@@ -34,13 +34,15 @@ _DIGITS = 4
 
 @dataclass(frozen=True)
 class ScenePlan:
-    """A scene to write. ``start_us`` is the time of the simulation's first step."""
+    """A scene to write. ``start_us`` is the time of the simulation's first step; of a recorded run ``keyframes`` is the
+    most that it can have, and ``run`` its file."""
 
     name: str
     split: str
     world_seed: int
     keyframes: int
     start_us: int
+    run: str = ""
 
 
 def scene_steps(keyframes: int, hz: int) -> int:
@@ -49,7 +51,12 @@ def scene_steps(keyframes: int, hz: int) -> int:
 
 
 def write_scene(
-    out: Path, plan: ScenePlan, spec: ImageSpec, hz: int, simulation: SimulationLike, renderer: RendererLike
+    out: Path,
+    plan: ScenePlan,
+    spec: ImageSpec,
+    hz: int,
+    simulation: SimulationLike | ChoosesKeyframes,
+    renderer: RendererLike,
 ) -> dict:
     """Write a scene's images, masks and map under ``out``.
 
@@ -94,7 +101,7 @@ def write_scene(
     }
 
 
-def _record(simulation: SimulationLike, keyframes: int, hz: int) -> Recording:
+def _record(simulation: SimulationLike | ChoosesKeyframes, keyframes: int, hz: int) -> Recording:
     if isinstance(simulation, ChoosesKeyframes):
         return simulation.choose(keyframes, hz)
     snapshots = record(simulation, scene_steps(keyframes, hz), SIM_HZ)

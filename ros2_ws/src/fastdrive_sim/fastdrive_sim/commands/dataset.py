@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from fastdrive_node.cli import write_json
 from fastdrive_node.commands.options import at_least_one
+from fastdrive_node.errors import UsageError
 from fastdrive_sim.commands.options import add_image_arguments, read_spec
 from fastdrive_sim.dataset import SPLITS, DatasetSpec, write_dataset
-from fastdrive_sim.scenarios import SCENARIOS
+from fastdrive_sim.scenarios import DEFAULT, SCENARIOS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,19 +19,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "each pixel and the future of each keyframe. A run that was stopped continues with the same arguments.\n"
         "With --scenario step-out, extras.json says for each keyframe which pedestrians came into sight and when, and\n"
         "step_out/ holds their pixels. With --scenario drive, each scene is one of the closed loop's, in which the\n"
-        "expert is disturbed, and future_xy is what it would do from there."
+        "expert is disturbed, and future_xy is what it would do from there.\n"
+        "With --from-drive the states are those that a planner has reached in `fastdrive sim drive`, labelled in the\n"
+        "same way (DAgger)."
     )
-    parser.epilog = "example: fastdrive sim dataset data/sim --keyframes 400 --seed 1 --json -"
-    add_image_arguments(parser)
-    parser.add_argument("--keyframes", type=int, required=True, help="of all scenes together; one image of each camera")
-    parser.add_argument("--split", choices=SPLITS, help="put all scenes into one split (default: 70/15/15)")
+    parser.epilog = (
+        "example: fastdrive sim dataset data/sim --keyframes 400 --seed 1 --json -\n"
+        "         fastdrive sim dataset data/dagger --from-drive drives/first --row none"
+    )
+    add_image_arguments(parser, needs_seed=False)
+    parser.add_argument("--keyframes", type=int, help="of all scenes together; one image of each camera")
+    parser.add_argument("--split", choices=SPLITS, help="of all scenes (default: 70/15/15; train with --from-drive)")
     parser.add_argument("--hz", type=int, default=2, help="keyframes a second, a divisor of 20 (2)")
     parser.add_argument("--scene-keyframes", type=int, help="keyframes of a scene (40; drive: 20)")
+    parser.add_argument("--from-drive", type=Path, metavar="DIR", help="--out of a drive: its runs are the scenes")
+    parser.add_argument(
+        "--row", action="append", default=[], metavar="NAME", help="of that drive (all with a node); may be repeated"
+    )
     parser.add_argument("--workers", type=at_least_one, default=2, help="processes, one per core (2)")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Raises UsageError for an argument out of range, SimError for the folder or the machine."""
+    """Raises UsageError for a wrong argument, InputError for the drive, SimError for the folder or the machine."""
+    write_json(write_dataset(args.out, _spec(args), workers=args.workers), args.json)
+
+
+def _spec(args: argparse.Namespace) -> DatasetSpec:
+    own = {"--keyframes": args.keyframes, "--seed": args.seed, "--scene-keyframes": args.scene_keyframes}
+    if args.from_drive is not None:
+        own["--scenario"] = None if args.scenario == DEFAULT else args.scenario
+        given = next((option for option, value in own.items() if value is not None), None)
+        if given is not None:
+            raise UsageError(f"{given}: the runs decide this; leave it out with --from-drive")
+        from fastdrive_sim.drive.run_dataset import run_dataset_spec  # the closed loop, where it is asked for
+
+        return run_dataset_spec(
+            args.from_drive, args.row, width=args.size[0], height=args.size[1],
+            jpeg_quality=args.jpeg_quality, rig=args.rig, hz=args.hz, split=args.split,
+        )  # fmt: skip
+    if args.row:
+        raise UsageError("--row: rows are those of a drive; give it with --from-drive")
+    for option in ("--keyframes", "--seed"):
+        if own[option] is None:
+            raise UsageError(f"{option}: is needed; give a number")
     if args.scene_keyframes is None:
         args.scene_keyframes = SCENARIOS[args.scenario].scene_keyframes
-    write_json(write_dataset(args.out, read_spec(args, DatasetSpec), workers=args.workers), args.json)
+    return read_spec(args, DatasetSpec)

@@ -24,10 +24,10 @@ def size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+def add_image_arguments(parser: argparse.ArgumentParser, needs_seed: bool = True) -> None:
     """What is written where, from which world, and as which images."""
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
-    parser.add_argument("--seed", type=int, required=True, help="decides the worlds; same seed, same bytes")
+    parser.add_argument("--seed", type=int, required=needs_seed, help="decides the worlds; same seed, same bytes")
     parser.add_argument("--size", type=size, default=(280, 168), metavar="WxH", help="of each image (280x168)")
     parser.add_argument("--jpeg-quality", type=int, default=92, help="1 to 100 (92)")
     scenarios = "; ".join(f"{name}: {scenario.summary}" for name, scenario in SCENARIOS.items())

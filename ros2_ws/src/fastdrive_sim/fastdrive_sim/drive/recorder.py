@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -74,6 +75,10 @@ class StateRecorder:
     def leave_out_after(self, time_s: float) -> None:
         """Keep no keyframe of a later time."""
         self.keyframes = [each for each in self.keyframes if each.step - LEAD_IN <= time_s * SIM_HZ]
+
+    def leave_out(self, is_useless: Callable[[EgoPose], bool]) -> None:
+        """Keep no keyframe at which the vehicle is at such a pose."""
+        self.keyframes = [each for each in self.keyframes if not is_useless(self.driven[each.step - LEAD_IN].ego)]
 
     def recording(self, part: slice) -> Recording:
         """The world with a part of the keyframes."""
