@@ -28,7 +28,7 @@ class JoinedSource(ReopenedSource, Sequence[Item]):
         self.names = [name for source in sources for name in source.names]
         self.scenes = [scene for source in sources for scene in source.scenes]
         self.has_masks = all(source.has_masks for source in sources)
-        self.missing_maps = [file for source in sources for file in source.missing_maps]
+        self.missing_maps: Sequence[str] = [file for source in sources for file in source.missing_maps]
         self._check()
         self.parts = digest(source.parts for source in sources)
         self.identity = digest(dataset_identity(source) for source in sources)
