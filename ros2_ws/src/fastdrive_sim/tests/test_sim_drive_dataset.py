@@ -22,7 +22,7 @@ from fastdrive_sim.drive.recorder import LEAD_IN, StateRecorder, is_drivable
 from fastdrive_sim.drive.simulation import DriveSimulation
 from fastdrive_sim.drive.suite import SUITES, TRAINING_SEEDS, scenarios
 from fastdrive_sim.drive.tracking import Reference, Tracker
-from fastdrive_sim.drive.types import DriveRow, Other
+from fastdrive_sim.drive.types import DriveRow, EgoStep, Other
 from fastdrive_sim.drive.vehicle import VehicleModel
 from fastdrive_sim.geometry import to_ego
 from fastdrive_sim.roads import Straight, route_of
@@ -100,13 +100,23 @@ def test_the_vehicle_can_follow_a_label(off_lane):
     assert np.linalg.norm(driven - label, axis=1).max() < 0.3
 
 
-def test_a_vehicle_that_stands_gives_few_keyframes():
+STANDS, STUCK = (0.0, 0.5, 1.0, 1.5, 2.0, 5.0, 8.0), (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
+
+
+@pytest.mark.parametrize("accel, times", [(0.0, STANDS), (1.5, STUCK)])
+def test_a_vehicle_that_stands_gives_few_keyframes(monkeypatch, accel, times):
+    way = accel * (0.5 * np.arange(1, 7)[:, None]) ** 2 / 2
+
+    def label(_: Expert, ego: EgoStep) -> np.ndarray:
+        return np.array([ego.x, ego.y]) + way * (math.cos(ego.yaw), math.sin(ego.yaw))
+
+    monkeypatch.setattr(Expert, "label", label)
     recorder, scene = StateRecorder(expert_planner(), 2), FAMILIES["bend"].scene(TRAINING_SEEDS)
     recorder.begin(scene)
-    for step in range(20 * 12 + 1):
+    for step in range(20 * 8 + 1):
         recorder.watch(replace(scene.start(), speed=0.0), step / 20)
-    assert [(each.step - LEAD_IN) / 20 for each in recorder.keyframes] == [0.0, 0.5, 1.0, 1.5, 2.0, 5.0, 8.0, 11.0]
-    recorder.leave_out_after(4.9)
+    assert tuple((each.step - LEAD_IN) / 20 for each in recorder.keyframes) == times
+    recorder.leave_out_after(2.9)
     assert len(recorder.keyframes) == 5 and recorder.recording(slice(None)).counts["standing_keyframes"] == 5
 
 

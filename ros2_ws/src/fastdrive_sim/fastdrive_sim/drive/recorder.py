@@ -22,7 +22,8 @@ SIM_HZ = 20  # of the snapshots: ``DrivePlanner.watch`` is called so often
 LEAD_IN = 3 * SIM_HZ  # snapshots before the start, at its speed: the history of the first keyframe
 STANDING_MPS = 0.1
 STANDING_S = 2.0  # after so much of standing few keyframes are taken
-STANDING_STRIDE_S = 3.0  # between these
+STANDING_STRIDE_S, STUCK_STRIDE_S = 3.0, 1.0  # between these, where the expert stands too, and where it would drive
+DRIVES_M = 3.0  # a label that goes so far drives
 
 
 class StateRecorder:
@@ -51,9 +52,9 @@ class StateRecorder:
             self._stands_since = None
         elif self._stands_since is None:
             self._stands_since = time_s
-        if step % self._stride == 0 and self._is_of_use(time_s):
+        if step % self._stride == 0:
             label = self._expert.label(ego)
-            if is_drivable(label, ego):
+            if self._is_of_use(label, ego, time_s) and is_drivable(label, ego):
                 self._last_s = time_s
                 self.keyframes.append(Keyframe(LEAD_IN + step, label, self._errors(ego)))
         self._planner.watch(ego, time_s)
@@ -64,9 +65,12 @@ class StateRecorder:
     def collect(self, time_s: float) -> list[TickAnswer]:
         return self._planner.collect(time_s)
 
-    def _is_of_use(self, time_s: float) -> bool:
+    def _is_of_use(self, label: np.ndarray, ego: EgoStep, time_s: float) -> bool:
+        """Whether it is not one of many that show a standing vehicle."""
         stood_s = 0.0 if self._stands_since is None else time_s - self._stands_since
-        return stood_s <= STANDING_S or time_s - self._last_s >= STANDING_STRIDE_S - 1e-6
+        drives = math.hypot(label[-1, 0] - ego.x, label[-1, 1] - ego.y) > DRIVES_M
+        stride_s = STUCK_STRIDE_S if drives else STANDING_STRIDE_S
+        return stood_s <= STANDING_S or time_s - self._last_s >= stride_s - 1e-6
 
     def _errors(self, ego: EgoStep) -> dict[str, float]:
         offset, heading = self._scene.lane_error(ego)
