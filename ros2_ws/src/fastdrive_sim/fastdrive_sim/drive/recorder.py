@@ -22,7 +22,7 @@ SIM_HZ = 20  # of the snapshots: ``DrivePlanner.watch`` is called so often
 LEAD_IN = 3 * SIM_HZ  # snapshots before the start, at its speed: the history of the first keyframe
 STANDING_MPS = 0.1
 STANDING_S = 2.0  # after so much of standing few keyframes are taken
-STANDING_STRIDE_S, STUCK_STRIDE_S = 3.0, 1.0  # between these, where the expert stands too, and where it would drive
+STANDING_STRIDE_S, STUCK_STRIDE_S = 3.0, 2.0  # between these, where the expert stands too, and where it would drive
 DRIVES_M = 3.0  # a label that goes so far drives
 
 
