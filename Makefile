@@ -10,6 +10,8 @@ SOURCED_ROS := $(if $(ROS_DISTRO),$(shell $(PYTHON) -c 'import rclpy; print("yes
 ENGINES := $(VENV)/engines
 BINDINGS := $(VENV)/tensorrt-bindings
 BINDINGS_VERSIONS := 10.16.1.11 11.4.0.106
+# The tests start a hundred Python processes, each of which would compile the sources again.
+export PYTHONDONTWRITEBYTECODE :=
 # Test processes; each needs about 2 GB. One more than two cores have: they wait for ROS a third of their time.
 TEST_WORKERS ?= 3
 comma := ,

@@ -57,7 +57,7 @@ def _fixed(pipeline: Pipeline, pruner: str) -> dict[str, str]:
         "pruner": name if pruner in ("", name) else f"{name} {pruner}",
         "device": vla.device.type,
         "dtype": str(vla.dtype).removeprefix("torch."),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # itself it is a class of torch, which the node would import to read it
     }
     file = Path(pruner) if pruner not in ("", name) else vla.path / SHIPPED_PRUNER
     if (name == "reconpruner" or name in VARIANTS) and file.is_file():
