@@ -20,14 +20,14 @@ from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.pruner import Prefilled, Pruner, PruningContext, Selection, batch_inputs
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.types import CAMERAS
-from fastdrive_training.vla.tiny_model import build_tiny_vla
+from fastdrive_training.vla.tiny_model import TinySize, build_tiny_vla
 
 QWEN = family_of("qwen2_5_vl")
 
 
-def untrained_vla(folder: Path) -> Path:
+def untrained_vla(folder: Path, size: TinySize | None = None) -> Path:
     """An untrained tiny VLA with an untrained pruner beside it."""
-    vla = load_vla(build_tiny_vla(folder, seed=0))
+    vla = load_vla(build_tiny_vla(folder, seed=0, size=size))
     pruner = ReconPruner(vla.family, vla.config.text_config)
     save_pruner(folder / SHIPPED_PRUNER, pruner, vla.encoder_fingerprint)
     return write_geometry(folder)

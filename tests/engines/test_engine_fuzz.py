@@ -31,7 +31,7 @@ from fastdrive_node.families.prompt import build_prompt
 from fastdrive_training.vla.tiny_model import TinySize
 from tests.generation import generate
 
-CASES = 10_000
+CASES = 3_000
 RUNTIME_CASES = 150
 JUNK = (None, True, False, 0, -1, 1, 2**63, 10**400, 1.5, -0.0, 1e308, "", "x", "0" * 64, "../../etc/passwd", "\0",
         "\ud800", [], [[]], [0] * 100, {}, {"a": {}}, "a" * 5000)  # fmt: skip

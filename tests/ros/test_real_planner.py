@@ -81,7 +81,8 @@ def test_the_shipped_model_plans_takes_another_drop_ratio_and_is_exchanged_where
     real, process, tmp_path
 ):
     factory = partial(supervise_planner, factory="tests.ros.network_watch:load_planner") if process else None
-    rig = connected(real(factory, max_set_age_s=60.0, planner_process=process, planning_deadline_s=60.0))
+    options = {"planner_process": process, "warm_up": not process}
+    rig = connected(real(factory, max_set_age_s=60.0, planning_deadline_s=60.0, **options))
     assert rig.node.get_parameter("drop").value == 0.5
     assert reaches_the_answer(rig, 1)
     assert set_drop(rig, 0.75).successful
@@ -103,6 +104,7 @@ def test_the_shipped_model_plans_takes_another_drop_ratio_and_is_exchanged_where
     if process:
         identity = rig.node._loaded.identity()
         assert (identity["network"], identity["hub_offline"]) == ("none", "1")
+        assert {type(value) for value in identity.values()} == {str}  # torch's own class would be imported here
 
 
 def test_a_model_without_pruner_takes_no_drop_ratio(real, tiny_dir):

@@ -248,7 +248,7 @@ def test_the_adversary_works_on_masks_too(tmp_path, targets):
 def test_without_the_adversary_every_token_is_kept_and_with_it_the_foreground(tmp_path):
     """The paper's ablation: all tokens together rebuild the foreground best, so a high score costs nothing."""
     fractions = {}
-    for adversary, warmup, steps, rehearsal in ((False, 0, 150, 0.0), (True, 60, 80, 0.25)):
+    for adversary, warmup, steps, rehearsal in ((False, 0, 100, 0.0), (True, 60, 80, 0.25)):
         schedule = Schedule(warmup, steps, rehearsal, 8, lr=3e-3, pruner_rate=1.0, log_every=50, checkpoint_every=1000)
         loss = LossWeights(ssim_weight=0.0, adversary=adversary)
         folder = tmp_path / str(adversary)
@@ -276,9 +276,9 @@ def test_learning_rate_warms_up_holds_and_decays_by_cosine():
 
 
 def test_adversary_finds_the_foreground_on_painted_cells(tmp_path):
-    """A few hundred steps on a toy world: the scores rank foreground cells above background ones."""
+    """A hundred and forty steps on a toy world: the scores rank foreground cells above background ones."""
     schedule = Schedule(
-        decoder_pretrain_steps=100, steps=150, lr=3e-3, pruner_rate=1.0, log_every=50, checkpoint_every=1000
+        decoder_pretrain_steps=60, steps=80, lr=3e-3, pruner_rate=1.0, log_every=50, checkpoint_every=1000
     )
     batches = PaintedBatches(batch=8)
     trainer = _trainer(tmp_path, schedule, batches, loss=LossWeights(ssim_weight=0.0))
