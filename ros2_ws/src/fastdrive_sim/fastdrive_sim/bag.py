@@ -25,6 +25,7 @@ from tqdm import tqdm
 from fastdrive_node.errors import SimError, UsageError
 from fastdrive_sim.geometry import quaternion_of_matrix, quaternion_of_yaw, to_ego
 from fastdrive_sim.rig import RIGS
+from fastdrive_sim.scenarios import CLOSED_LOOP
 from fastdrive_sim.sources import ImageSpec, SourcesFactory, record, simulator_sources
 from fastdrive_sim.types import Camera, EgoPose, Snapshot, Views
 
@@ -49,6 +50,8 @@ class BagSpec(ImageSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.scenario == CLOSED_LOOP:
+            raise UsageError(f"--scenario {self.scenario}: bags of these come from `fastdrive sim drive --bags`")
         if not 0 < self.seconds <= 3600:
             raise UsageError(f"--seconds {self.seconds:g}: give more than 0, at most 3600")
         if not 0 < self.hz <= ODOMETRY_HZ or abs(ODOMETRY_HZ / self.hz - self.stride) > 1e-6:

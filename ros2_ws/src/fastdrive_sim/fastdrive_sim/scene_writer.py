@@ -21,7 +21,7 @@ from fastdrive_sim.nuscenes_schema import SceneTables, annotated_things
 from fastdrive_sim.rig import RIGS
 from fastdrive_sim.scenarios import SCENARIOS
 from fastdrive_sim.sources import ChoosesKeyframes, ImageSpec, RendererLike, SimulationLike, record
-from fastdrive_sim.types import Camera, EgoPose, Keyframe, Recording, Snapshot, World
+from fastdrive_sim.types import Camera, EgoPose, Keyframe, SceneRecording, Snapshot, World
 
 SIM_HZ = 20
 POINTS = 6  # of the history and of the future
@@ -101,12 +101,12 @@ def write_scene(
     }
 
 
-def _record(simulation: SimulationLike | ChoosesKeyframes, keyframes: int, hz: int) -> Recording:
+def _record(simulation: SimulationLike | ChoosesKeyframes, keyframes: int, hz: int) -> SceneRecording:
     if isinstance(simulation, ChoosesKeyframes):
         return simulation.choose(keyframes, hz)
     snapshots = record(simulation, scene_steps(keyframes, hz), SIM_HZ)
     steps = [_MARGIN_STEPS + number * (SIM_HZ // hz) for number in range(keyframes)]
-    return Recording(simulation.world, snapshots, [Keyframe(step) for step in steps])
+    return SceneRecording(simulation.world, snapshots, [Keyframe(step) for step in steps])
 
 
 def keyframe_extras(snapshots: Sequence[Snapshot], step: int, future: np.ndarray | None = None) -> dict:

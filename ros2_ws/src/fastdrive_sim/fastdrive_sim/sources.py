@@ -8,8 +8,8 @@ from typing import Protocol, runtime_checkable
 
 from fastdrive_node.errors import SimError, UsageError
 from fastdrive_sim.rig import DEFAULT_RIG, RIGS
-from fastdrive_sim.scenarios import CLOSED_LOOP, DEFAULT, SCENARIOS
-from fastdrive_sim.types import Camera, Recording, Snapshot, Views, World
+from fastdrive_sim.scenarios import DEFAULT, SCENARIOS
+from fastdrive_sim.types import Camera, SceneRecording, Snapshot, Views, World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class SimulationLike(Protocol):
 class ChoosesKeyframes(Protocol):
     """A simulation that says itself which of its moments are keyframes, and what the expert would do at them."""
 
-    def choose(self, keyframes: int, hz: int) -> Recording: ...
+    def choose(self, keyframes: int, hz: int) -> SceneRecording: ...
 
 
 class RendererLike(Protocol):
@@ -76,14 +76,10 @@ SourcesFactory = Callable[[], Sources]  # a module-level function: worker proces
 
 def simulator_sources() -> Sources:
     """The real simulation and renderer. Imported here, so that a worker can set its environment before OpenGL loads."""
-    from fastdrive_sim.drive.simulation import DriveSimulation
     from fastdrive_sim.render import Renderer
     from fastdrive_sim.sim import Simulation
 
-    def simulation(seed: int, seconds: float, scenario: str) -> SimulationLike:
-        return DriveSimulation(seed) if scenario == CLOSED_LOOP else Simulation(seed, seconds, scenario)
-
-    return Sources(simulation, Renderer)
+    return Sources(Simulation, Renderer)
 
 
 def record(simulation: SimulationLike, steps: int, hz: float) -> list[Snapshot]:

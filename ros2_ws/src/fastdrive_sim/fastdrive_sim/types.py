@@ -132,7 +132,7 @@ class Keyframe:
 
 
 @dataclass(frozen=True)
-class Recording:
+class SceneRecording:
     """What happened in a world, and the moments of it that a dataset holds."""
 
     world: World

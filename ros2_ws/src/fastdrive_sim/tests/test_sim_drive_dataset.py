@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import sim_fakes
 
+from fastdrive_node.cli import main
 from fastdrive_node.errors import SimError, UsageError
-from fastdrive_sim.dataset import DatasetSpec, write_dataset
+from fastdrive_sim.dataset import write_dataset
 from fastdrive_sim.drive.agents import gaps_in_lane
 from fastdrive_sim.drive.disturbance import MAX_OFFSET_M, DisturbedTracker, random_start
 from fastdrive_sim.drive.expert import Expert
@@ -19,7 +20,7 @@ from fastdrive_sim.drive.families import FAMILIES
 from fastdrive_sim.drive.loop import drive
 from fastdrive_sim.drive.planners import expert_planner
 from fastdrive_sim.drive.recorder import LEAD_IN, StateRecorder, is_drivable
-from fastdrive_sim.drive.simulation import DriveSimulation
+from fastdrive_sim.drive.simulation import DriveDatasetSpec, DriveSimulation
 from fastdrive_sim.drive.suite import SUITES, TRAINING_SEEDS, scenarios
 from fastdrive_sim.drive.tracking import Reference, Tracker
 from fastdrive_sim.drive.types import DriveRow, EgoStep, Other
@@ -28,7 +29,7 @@ from fastdrive_sim.geometry import to_ego
 from fastdrive_sim.roads import Straight, route_of
 
 BEND = list(FAMILIES).index("bend")
-SPEC = DatasetSpec(12, "train", seed=3, width=64, height=36, scene_keyframes=12, scenario="drive")
+SPEC = DriveDatasetSpec(12, "train", seed=3, width=64, height=36, scene_keyframes=12)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +147,7 @@ def test_what_is_ahead_is_in_the_lane_or_about_to_be(kind, left, yaw, speed, cou
 
 
 def test_a_scene_of_a_dataset_is_labelled_by_the_expert(tmp_path):
-    write_dataset(tmp_path / "d", SPEC, 0, lambda: sim_fakes.Sources(real_simulation, sim_fakes.FakeRenderer), False)
+    write_dataset(tmp_path / "d", SPEC, 0, sim_fakes.fake_sources, False)
     extras = json.loads((tmp_path / "d" / "extras.json").read_text())
     ((name, scene),) = json.loads((tmp_path / "d" / "sim.json").read_text())["scenes"].items()
     recording = DriveSimulation(scene["world_seed"]).choose(12, 2)
@@ -160,16 +161,13 @@ def test_a_scene_of_a_dataset_is_labelled_by_the_expert(tmp_path):
         assert np.allclose(entry["history"][0][1:3], to_ego(ego, np.array([past.x, past.y])), atol=1e-3)
 
 
-def real_simulation(seed: int, seconds: float, scenario: str) -> DriveSimulation:
-    return DriveSimulation(seed)
-
-
 def test_too_many_keyframes_a_scene_are_refused(monkeypatch):
     monkeypatch.setattr("fastdrive_sim.drive.simulation.TRIES", 1)
     with pytest.raises(SimError, match=r"--scene-keyframes 300: a scenario of bend has \d+ at most"):
         DriveSimulation(BEND).choose(300, 2)
 
 
-def test_a_scenario_runs_as_a_bag_does():
-    snapshots = list(DriveSimulation(BEND).run(2.0, 10.0))
-    assert [round(each.time_s, 3) for each in snapshots] == [round(0.1 * step, 3) for step in range(21)]
+def test_a_bag_of_it_is_refused(tmp_path, capsys):
+    arguments = ["--scenario", "drive", "--seconds", "1", "--hz", "2", "--seed", "1"]
+    assert main(["sim", "bag", str(tmp_path / "bag"), *arguments]) == 2
+    assert "--scenario drive: bags of these come from `fastdrive sim drive --bags`" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from fastdrive_node.commands.options import at_least_one
 from fastdrive_node.errors import UsageError
 from fastdrive_sim.commands.options import add_image_arguments, read_spec
 from fastdrive_sim.dataset import SPLITS, DatasetSpec, write_dataset
-from fastdrive_sim.scenarios import DEFAULT, SCENARIOS
+from fastdrive_sim.scenarios import CLOSED_LOOP, DEFAULT, SCENARIOS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,4 +64,8 @@ def _spec(args: argparse.Namespace) -> DatasetSpec:
             raise UsageError(f"{option}: is needed; give a number")
     if args.scene_keyframes is None:
         args.scene_keyframes = SCENARIOS[args.scenario].scene_keyframes
+    if args.scenario == CLOSED_LOOP:
+        from fastdrive_sim.drive.simulation import DriveDatasetSpec
+
+        return read_spec(args, DriveDatasetSpec)
     return read_spec(args, DatasetSpec)

@@ -16,7 +16,7 @@ from fastdrive_sim.drive.planners import DrivePlanner, TickAnswer
 from fastdrive_sim.drive.scene import DriveScene, pose_of
 from fastdrive_sim.drive.types import EgoStep
 from fastdrive_sim.geometry import to_ego
-from fastdrive_sim.types import EgoPose, Keyframe, Recording, Snapshot
+from fastdrive_sim.types import EgoPose, Keyframe, SceneRecording, Snapshot
 
 SIM_HZ = 20  # of the snapshots: ``DrivePlanner.watch`` is called so often
 LEAD_IN = 3 * SIM_HZ  # snapshots before the start, at its speed: the history of the first keyframe
@@ -84,14 +84,14 @@ class StateRecorder:
         """Keep no keyframe at which the vehicle is at such a pose."""
         self.keyframes = [each for each in self.keyframes if not is_useless(self.driven[each.step - LEAD_IN].ego)]
 
-    def recording(self, part: slice) -> Recording:
+    def recording(self, part: slice) -> SceneRecording:
         """The world with a part of the keyframes."""
         scene, keyframes = self._scene, self.keyframes[part]
         snapshots = [*self._lead_in(), *self.driven]
         stand = sum(snapshots[each.step].ego.speed <= STANDING_MPS for each in keyframes)
         about = {"family": scene.family, "scenario_seed": scene.seed}
         counts = Counter({f"{scene.family}_scenes": 1, "standing_keyframes": stand})
-        return Recording(scene.world, snapshots, keyframes, about, dict(counts))
+        return SceneRecording(scene.world, snapshots, keyframes, about, dict(counts))
 
     def _lead_in(self) -> list[Snapshot]:
         """Straight on at the start's speed, up to the start."""

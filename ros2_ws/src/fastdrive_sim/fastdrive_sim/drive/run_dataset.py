@@ -18,7 +18,7 @@ from fastdrive_sim.drive.types import CONSTANT_VELOCITY, EXPERT, RECORD_S
 from fastdrive_sim.scenarios import CLOSED_LOOP
 from fastdrive_sim.scene_writer import ScenePlan
 from fastdrive_sim.sources import Sources
-from fastdrive_sim.types import Recording
+from fastdrive_sim.types import SceneRecording
 
 SCENE_US = 300 * 1_000_000  # between the starts of two scenes; no run is as long
 _STEP = b'{"type":"step"'
@@ -50,7 +50,7 @@ class RecordedRun:
     def __init__(self, path: Path):
         self._path = path
 
-    def choose(self, keyframes: int, hz: int) -> Recording:
+    def choose(self, keyframes: int, hz: int) -> SceneRecording:
         """All keyframes of the run, at most so many."""
         run = load_run(self._path)
         recording = redrive(run, self._path, hz).recording(slice(keyframes))

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from fastdrive_node.errors import SimError
+from fastdrive_sim.dataset import DatasetSpec
 from fastdrive_sim.drive.disturbance import DisturbedTracker, random_start
 from fastdrive_sim.drive.families import FAMILIES
 from fastdrive_sim.drive.loop import drive
 from fastdrive_sim.drive.planners import expert_planner
-from fastdrive_sim.drive.recorder import SIM_HZ, StateRecorder
+from fastdrive_sim.drive.recorder import StateRecorder
 from fastdrive_sim.drive.suite import TRAINING_SEEDS
 from fastdrive_sim.drive.types import EXPERT, DriveRow
-from fastdrive_sim.types import Recording, Snapshot, World
+from fastdrive_sim.scenarios import CLOSED_LOOP, SCENARIOS
+from fastdrive_sim.scene_writer import ScenePlan
+from fastdrive_sim.sources import ChoosesKeyframes, Sources
+from fastdrive_sim.types import SceneRecording
 
 BEFORE_COLLISION_S = 4.0  # of a drive that are left out
 TRIES = 12  # scenarios, until one is long enough
 FROM_START = 0.25  # of the scenes begin at the scenario's start
+
+
+@dataclass(frozen=True)
+class DriveDatasetSpec(DatasetSpec):
+    """A dataset of ``--scenario drive``."""
+
+    scenario: str = field(default=CLOSED_LOOP, kw_only=True)
+    scene_keyframes: int = SCENARIOS[CLOSED_LOOP].scene_keyframes
+
+    def simulation(self, sources: Sources, plan: ScenePlan) -> ChoosesKeyframes:
+        return DriveSimulation(plan.world_seed)
 
 
 class DriveSimulation:
@@ -28,14 +43,13 @@ class DriveSimulation:
     def __init__(self, seed: int):
         self.seed = seed
         self.family = list(FAMILIES)[seed % len(FAMILIES)]
-        self.world: World = FAMILIES[self.family].scene(self.scenario_seed(0)).world
 
     def scenario_seed(self, number: int) -> int:
         """Of the ``number``-th scenario."""
         digest = hashlib.sha256(f"fastdrive_sim drive/{self.seed}/{number}".encode()).digest()
         return TRAINING_SEEDS + int.from_bytes(digest[:5], "big")
 
-    def choose(self, keyframes: int, hz: int) -> Recording:
+    def choose(self, keyframes: int, hz: int) -> SceneRecording:
         """So many successive keyframes of the first scenario that has them.
 
         Raises SimError where scenarios of this family have fewer.
@@ -50,11 +64,6 @@ class DriveSimulation:
                 return recorder.recording(slice(first, first + keyframes))
             most = max(most, found)
         raise SimError(f"--scene-keyframes {keyframes}: a scenario of {self.family} has {most} at most; give fewer")
-
-    def run(self, seconds: float, hz: float = SIM_HZ) -> Iterator[Snapshot]:
-        """The first scenario from its start; it may end before ``seconds``."""
-        recorder = self._drive(0, SIM_HZ)
-        yield from recorder.driven[: round(seconds * SIM_HZ) + 1 : round(SIM_HZ / hz)]
 
     def _drive(self, number: int, hz: int) -> StateRecorder:
         scene = FAMILIES[self.family].scene(self.scenario_seed(number))

@@ -67,4 +67,4 @@ class ClosedLoopScenario(Scenario):
     def prepare(
         self, world: World, traffic: Traffic, seed: int, limit: float, seconds: float, ids: count
     ) -> tuple[World, Traffic]:
-        raise ValueError("the closed loop's scenarios are no change of a world; use DriveSimulation")
+        raise ValueError("the closed loop's scenarios are no change of a world; use DriveDatasetSpec")
