@@ -16,11 +16,11 @@ QUICK = ("--device", "cpu", "--sizes", "tiny", "--quick", "--steps", "models,com
 
 @pytest.fixture(scope="module", autouse=True)
 def smaller():
-    """The tiny size with fewer layers and smaller images."""
+    """The tiny size with one layer of text and smaller images."""
     size = gpu_suite.SIZES["tiny"]
     vision = {**size.vision, "depth": 2, "fullatt_block_indexes": [1]}
     scenes = (Scene("one_image_84x84", 1, 84, 84), Scene("six_cameras_112x56", 6, 56, 112))
-    smaller = replace(size, vision=vision, text={**size.text, "num_hidden_layers": 2}, scenes=scenes)
+    smaller = replace(size, vision=vision, text={**size.text, "num_hidden_layers": 1}, scenes=scenes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(gpu_suite.SIZES, "tiny", smaller)
         yield
@@ -107,6 +107,8 @@ def test_a_side_that_runs_out_of_memory_is_recorded_and_the_rest_goes_on(monkeyp
     def exhausted(self):
         raise torch.OutOfMemoryError("out of memory")
 
+    size = gpu_suite.SIZES["tiny"]
+    monkeypatch.setitem(gpu_suite.SIZES, "tiny", replace(size, scenes=size.scenes[-1:]))
     monkeypatch.setattr(gpu_suite.HfGenerate, "encode", exhausted)
     report = gpu_suite.main([*QUICK, "--out", str(tmp_path / "suite.json")])
     assert report["finished"]

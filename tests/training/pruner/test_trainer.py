@@ -245,16 +245,30 @@ def test_the_adversary_works_on_masks_too(tmp_path, targets):
     assert _auroc(trainer, batches) > 0.9
 
 
-def test_without_the_adversary_every_token_is_kept_and_with_it_the_foreground(tmp_path):
+ADVERSARY = Schedule(60, 80, 0.25, 8, lr=3e-3, pruner_rate=1.0, log_every=50, checkpoint_every=1000)
+
+
+@pytest.fixture(scope="module")
+def adversary(tmp_path_factory) -> tuple[ReconTrainer, PaintedBatches, dict]:
+    """A run with the adversary, its batches and its figures."""
+    batches = PaintedBatches(batch=8)
+    trainer = _trainer(tmp_path_factory.mktemp("adversary"), ADVERSARY, batches, loss=LossWeights(ssim_weight=0.0))
+    return trainer, batches, trainer.run()
+
+
+def test_adversary_finds_the_foreground_on_painted_cells(adversary):
+    """A hundred and forty steps on a toy world: the scores rank foreground cells above background ones."""
+    trainer, batches, _ = adversary
+    assert _auroc(trainer, batches) > 0.9
+
+
+def test_without_the_adversary_every_token_is_kept_and_with_it_the_foreground(tmp_path, adversary):
     """The paper's ablation: all tokens together rebuild the foreground best, so a high score costs nothing."""
-    fractions = {}
-    for adversary, warmup, steps, rehearsal in ((False, 0, 100, 0.0), (True, 60, 80, 0.25)):
-        schedule = Schedule(warmup, steps, rehearsal, 8, lr=3e-3, pruner_rate=1.0, log_every=50, checkpoint_every=1000)
-        loss = LossWeights(ssim_weight=0.0, adversary=adversary)
-        folder = tmp_path / str(adversary)
-        fractions[adversary] = _trainer(folder, schedule, PaintedBatches(batch=8), loss=loss).run()["positive_share"]
-    assert fractions[False] > 0.9
-    assert 0.2 < fractions[True] < 0.6  # 0.4 of the cells are foreground
+    schedule = replace(ADVERSARY, decoder_pretrain_steps=0, steps=100, rehearsal=0.0)
+    loss = LossWeights(ssim_weight=0.0, adversary=False)
+    without = _trainer(tmp_path, schedule, PaintedBatches(batch=8), loss=loss).run()
+    assert without["positive_share"] > 0.9
+    assert 0.2 < adversary[2]["positive_share"] < 0.6  # 0.4 of the cells are foreground
 
 
 def _auroc(trainer: ReconTrainer, batches: PaintedBatches) -> float:
@@ -273,14 +287,3 @@ def test_learning_rate_warms_up_holds_and_decays_by_cosine():
         optimizer.step()
         schedule.step()
     assert [rates[0], rates[4], rates[10], rates[60], rates[110]] == pytest.approx([0.2, 1.0, 1.0, 0.55, 0.1])
-
-
-def test_adversary_finds_the_foreground_on_painted_cells(tmp_path):
-    """A hundred and forty steps on a toy world: the scores rank foreground cells above background ones."""
-    schedule = Schedule(
-        decoder_pretrain_steps=60, steps=80, lr=3e-3, pruner_rate=1.0, log_every=50, checkpoint_every=1000
-    )
-    batches = PaintedBatches(batch=8)
-    trainer = _trainer(tmp_path, schedule, batches, loss=LossWeights(ssim_weight=0.0))
-    trainer.run()
-    assert _auroc(trainer, batches) > 0.9
