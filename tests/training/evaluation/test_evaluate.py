@@ -32,6 +32,7 @@ from fastdrive_training.evaluation import (
     segments,
 )
 from fastdrive_training.evaluation.metrics.horizons import at_metric_steps
+from fastdrive_training.vla.tiny_model import TinySize
 from tests.generation import generate_as, untrained_vla
 from tests.training.annotate.annotate_fixtures import BrightModels, settings
 from tests.training.evaluation.planning_scenes import add_object, draw_road
@@ -43,7 +44,7 @@ SAMPLES = [0, 1, 8, 9]  # keyframes with 3 s of future
 
 @pytest.fixture(scope="module")
 def vla_dir(tmp_path_factory):
-    return untrained_vla(tmp_path_factory.mktemp("vla") / "tiny")
+    return untrained_vla(tmp_path_factory.mktemp("vla") / "tiny", TinySize(layers=3))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_untrained_vla_is_refused_throughout_and_scored_nowhere(tmp_path, root, 
     assert rows[0]["pruner_ms"] is None and rows[4]["pruner_ms"] is None and rows[3]["pruner_ms"] > 0
     assert rows[1]["flops"] == rows[2]["flops"]  # the seeds of one row cost the same
     assert rows[2]["flops"] < rows[3]["flops"] < rows[4]["flops"] < rows[0]["flops"]
-    assert rows[4]["tokens_by_layer"] == [192, 192, 48, 48] and "tokens_by_layer" not in rows[3]
+    assert rows[4]["tokens_by_layer"] == [192, 192, 48] and "tokens_by_layer" not in rows[3]
     assert rows[-1]["tokens"] is None and rows[-1]["refused"] == 0
     assert rows[-1]["l2_avg_to_t"]["avg"] == pytest.approx(0.0, abs=1e-6)  # the scenes go straight at one speed
     assert figures["comparisons"] == []
