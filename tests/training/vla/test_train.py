@@ -21,7 +21,7 @@ from fastdrive_training.vla import train_planner, train_tower
 from fastdrive_training.vla.data import image_groups, prepare
 from fastdrive_training.vla.targets import AnswerText
 from fastdrive_training.vla.train_planner import foreground_share, keep_some
-from fastdrive_training.vla.train_tower import TowerBatches, TowerPlanner, TowerRecipe
+from fastdrive_training.vla.train_tower import TowerBatches, TowerPlanner, TowerRecipe, jittered
 from tests.training.tiny_nuscenes import write_dataset
 
 SMALL = {"batch": 2, "split": "train", "workers": 0, "tensorboard": False, "device": "cpu"}
@@ -225,3 +225,21 @@ def test_an_unknown_recipe_key_is_named(tmp_path, capsys) -> None:
     path.write_text("kind: vla_tower\ndataset: d\nout: o\nstepps: 3\n")
     assert main(["train", str(path)]) == 1
     assert "tower.yaml: unknown key stepps; did you mean steps? known are dataset" in capsys.readouterr().err
+
+
+def test_jitter_varies_each_keyframe_and_the_seed_decides_the_noise() -> None:
+    pixels = torch.full((2, 1, 3, 8, 8), 100, dtype=torch.uint8)
+    still = torch.tensor([[1.0, 1, 1, 1, 0, 0, 0]])
+    assert torch.equal(jittered(pixels, still.expand(2, -1), 3), pixels)
+    darker = torch.tensor([[1.0, 1, 1, 1, -20, 0, 0], [0.5, 1, 1, 1, 0, 0, 0]])
+    assert jittered(pixels, darker, 3).flatten(1).float().mean(1).tolist() == [80, 114]
+    red = torch.tensor([[1.0, 1.1, 1, 1, 0, 0, 0]])
+    assert jittered(pixels[:1], red, 3)[0, 0, :, 0, 0].tolist() == [97, 100, 100]
+    edge = torch.zeros(1, 1, 3, 8, 8, dtype=torch.uint8)
+    edge[..., 4:] = 200
+    assert 0 < int(jittered(edge, torch.tensor([[1.0, 1, 1, 1, 0, 1, 0]]), 3)[0, 0, 0, 0, 3]) < 200
+    grainy = still.expand(2, -1).clone()
+    grainy[:, -1] = 8
+    first, again, other = (jittered(pixels, grainy, seed) for seed in (3, 3, 4))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert 4 < float(first.float().std()) < 12

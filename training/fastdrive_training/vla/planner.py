@@ -94,6 +94,8 @@ class VlaBatch:
     labels: tuple[Tensor, ...]  # uint8 [B, n, rows, columns] of each size, the class of each fine cell
     kept: Tensor | None = None  # bool [B, N], the tokens that the language model sees; None: all
     learning: tuple[int, ...] = ()  # places in the prompt of the images whose tokens carry gradient
+    jitter: Tensor | None = None  # float32 [B, 7], how the pixels are varied; see ``train_tower.jittered``
+    grain_seed: int = 0  # of the sensor noise of the whole batch
     arrangement: Arrangement | None = None  # the form in which the language model sees the set; None: the VLA's own
 
     def change(self, function) -> VlaBatch:

@@ -41,6 +41,8 @@ from fastdrive_training.vla.targets import AnswerText
 from fastdrive_training.vla.tiny_model import TinySize, build_tiny_vla
 
 KIND = "vla_tower"
+# Ranges of how a keyframe's images vary: contrast, red, green, blue, light added, share of the blurred image, noise.
+JITTER = np.array([(0.7, 1.3), (0.9, 1.1), (0.9, 1.1), (0.9, 1.1), (-30.0, 30.0), (0.0, 1.0), (0.0, 8.0)])
 
 
 @recipe_class
@@ -87,18 +89,23 @@ class TowerBatches(VlaBatches):
         self._always = [recipe.cameras.index(camera) for camera in recipe.gradient_cameras]
 
     def visual(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-        pixels = tuple(_jitter(torch.from_numpy(each), rng) for each in self.gather(self.data.pixels, indices))
+        pixels = tuple(map(torch.from_numpy, self.gather(self.data.pixels, indices)))
+        jitter = torch.from_numpy(rng.uniform(JITTER[:, 0], JITTER[:, 1], (len(indices), len(JITTER)))).float()
         others = [camera for camera in sorted(self._present) if camera not in self._always]
         drawn = [int(rng.choice(others))] if others else []
-        return {"visual": pixels, "learning": tuple(self._present[camera] for camera in (*self._always, *drawn))}
+        learning = tuple(self._present[camera] for camera in (*self._always, *drawn))
+        return {"visual": pixels, "learning": learning, "jitter": jitter, "grain_seed": int(rng.integers(1 << 62))}
 
 
 class TowerPlanner(TrainablePlanner):
     """The losses of the first stage."""
 
     def forward(self, batch: VlaBatch) -> dict[str, Tensor]:
+        pixels = cast(tuple[Tensor, ...], batch.visual)
+        if batch.jitter is not None:
+            pixels = [jittered(each, batch.jitter, batch.grain_seed) for each in pixels]
         with self.autocast():
-            tokens = self.encode(cast(tuple[Tensor, ...], batch.visual), batch.learning)
+            tokens = self.encode(pixels, batch.learning)
             plan = self.plan_losses(tokens, batch)
         return {"dense": WEIGHTS["dense"] * self.dense_loss(tokens, batch.labels, batch.learning), **plan}
 
@@ -201,14 +208,23 @@ def take_tower(vla: Vla, start: str | Path) -> None:
         raise ModelError(f"{start}: start: its tower has other sizes than the recipe's ({first_line(error)})") from None
 
 
-def _jitter(pixels: Tensor, rng: np.random.Generator) -> Tensor:
-    """Vary light, exposure, color cast, sharpness and sensor noise by keyframe; pixels uint8 [B, C, 3, H, W]."""
+@torch.no_grad()
+def jittered(pixels: Tensor, jitter: Tensor, grain_seed: int) -> Tensor:
+    """Images whose light, exposure, color cast, sharpness and sensor noise vary by keyframe.
 
-    def draw(low: float, high: float, channels: int = 1) -> Tensor:
-        return torch.from_numpy(rng.uniform(low, high, (len(pixels), 1, channels, 1, 1))).float()
+    Args:
+        pixels: uint8 [B, n, 3, H, W].
+        jitter: float32 [B, 7], drawn from the ranges ``JITTER``.
+        grain_seed: of the noise, which all keyframes share: enough, and much cheaper.
 
-    values = (pixels.float() - 128) * draw(0.7, 1.3) * draw(0.9, 1.1, 3) + 128 + draw(-30, 30)
+    Returns:
+        uint8 [B, n, 3, H, W].
+    """
+    contrast, cast_r, cast_g, cast_b, light, softness, grain = jitter[..., None, None, None, None].unbind(1)
+    color = torch.cat([cast_r, cast_g, cast_b], 2)
+    values = (pixels.float() - 128) * contrast * color + 128 + light
     soft = avg_pool2d(values.flatten(0, 2), 3, stride=1, padding=1, count_include_pad=False).view_as(values)
-    values = torch.lerp(values, soft, draw(0, 1))
-    grain = torch.from_numpy(rng.standard_normal((1, *values.shape[1:]), dtype=np.float32))  # one for all: enough
-    return (values + grain * draw(0, 8)).clamp(0, 255).to(torch.uint8)
+    values = torch.lerp(values, soft, softness)
+    generator = torch.Generator(pixels.device).manual_seed(grain_seed)
+    noise = torch.randn(values.shape[1:], generator=generator, device=pixels.device)
+    return (values + noise * grain).clamp(0, 255).to(torch.uint8)
