@@ -4,6 +4,7 @@ refused."""
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -132,7 +133,7 @@ def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def first_fault(error: ValidationError) -> str:
-    """The first fault that pydantic found, in one line: ``graph.width: -1: Input should be greater than 0``.
+    """The first fault that pydantic found, in one line: ``graph.width: -1: must be greater than 0``.
 
     The text of a model validator starts with a field of that model, such as ``max_keep: 193 of 192 tokens``.
     """
@@ -144,8 +145,18 @@ def first_fault(error: ValidationError) -> str:
     if fault["type"] == "union_tag_invalid":  # its tags are in brackets, see above
         given, known = (str(fault.get("ctx", {}).get(key, "")) for key in ("tag", "expected_tags"))
         return f"{where}.kind: {given.strip('[]')!r}: use {known.translate(str.maketrans('', '', '[]'))}"
-    shown = "" if fault["type"] == "missing" else f"{' '.join(repr(value).split())[:80]}: "
-    return " ".join(f"{where[:100]}{': ' if where else ''}{shown}{reason}".split())
+    missing = fault["type"] in ("missing", "missing_argument")
+    shown = "" if missing else f"{' '.join(repr(value).split())[:80]}: "
+    return " ".join(f"{where[:100]}{': ' if where else ''}{shown}{plain_reason(fault['type'], reason)}".split())
+
+
+def plain_reason(kind: str, message: str) -> str:
+    """What is wrong, in the words of a reader who knows the file and not pydantic."""
+    if kind in ("missing", "missing_argument"):
+        return "is missing"
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        return "is no field here"
+    return re.sub("^(Input|List|Tuple|String|Dictionary) should", "must", message).replace("array", "list")
 
 
 def refuse_constant(name: str) -> float:

@@ -21,7 +21,9 @@ def own_domain() -> Iterator[int]:
     Raises:
         FastDriveError: all are claimed.
     """
-    folder = Path(tempfile.gettempdir())
+    folder = Path("/tmp")  # one for all: TMPDIR may differ between the shells of a machine
+    if not os.access(folder, os.W_OK):
+        folder = Path(tempfile.gettempdir())
     first = os.getpid() % len(DOMAINS)
     for domain in [*DOMAINS[first:], *DOMAINS[:first]]:
         with suppress(OSError):

@@ -269,7 +269,7 @@ def change(file, **values):
     [
         ({"graph__part": "speech"}, "graph"),
         ({"graph__part": "vision"}, "graph"),
-        ({"graph__layers": 0}, r"graph\.layers: 0: Input should be greater"),
+        ({"graph__layers": 0}, r"graph\.layers: 0: must be greater"),
         ({"graph__layers": 3}, "inputs: they are not those of the manifest's graph"),
         ({"graph__kv_heads": 3}, r"graph\.kv_heads: 3 do not divide [24] heads"),
         ({"graph__fp32_mlp": [9]}, "graph.fp32_mlp: layer 9 of 4"),

@@ -117,14 +117,14 @@ def changed(**values):
     [
         ("", "not readable as JSON"),
         ("[" * 10**5, "not readable as JSON"),
-        ("[]", "Input should be an object"),
+        ("[]", "must be an object"),
         (changed(cameras={}), "cameras"),
         (changed(cameras={"CAM_FRONT": {"scale": 0, "shift": 0}}), "scale"),
         (changed(cameras={"CAM_FRONT": {"scale": -1, "shift": 0}}), "scale"),
         (changed(cameras={"CAM_FRONT": {"scale": 1e9, "shift": 0}}), "scale"),
         (
             changed(cameras={"CAM_FRONT": {"scale": 1, "shift": float("nan")}}),
-            "shift: nan: Input should be a finite number",
+            "shift: nan: must be a finite number",
         ),
         (changed(cameras={"CAM_FRONT": {"scale": True, "shift": 0}}), "scale"),
         (changed(cameras={"CAM_FRONT": {"scale": 1, "shift": 0, "run": "x"}}), "run"),

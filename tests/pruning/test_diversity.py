@@ -202,11 +202,11 @@ def test_weights_beside_the_vla_are_read_in_its_camera_order(tiny_dir, tmp_path)
     "content,message",
     [
         ("{", "not readable"),
-        ('{"cameras": {"CAM_FRONT": NaN}}', "CAM_FRONT: nan: Input should be a finite number"),
+        ('{"cameras": {"CAM_FRONT": NaN}}', "CAM_FRONT: nan: must be a finite number"),
         ('{"cameras": {"CAM_FRONT": -1}}', "CAM_FRONT"),
         ('{"cameras": {"CAM_FRONT": 1}}', "CAM_FRONT_RIGHT is missing"),
         (json.dumps({"cameras": dict.fromkeys(CAMERAS, 0)}), "no weight is above zero"),
-        ("[]", "Input should be an object"),
+        ("[]", "must be an object"),
     ],
 )
 def test_a_weights_file_that_cannot_serve_is_refused_by_name(tiny_dir, tmp_path, content, message):

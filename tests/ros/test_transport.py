@@ -182,6 +182,14 @@ def test_fast_dds_takes_the_profile_without_an_error(bare):
     assert int(said["segment"]) >= 134_217_728
 
 
+def test_another_tmpdir_claims_no_domain_that_is_in_use(monkeypatch, tmp_path) -> None:
+    with own_domain() as domain:
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        monkeypatch.setattr("fastdrive_node.ros.domain.DOMAINS", range(domain, domain + 1))
+        with pytest.raises(FastDriveError, match="all ROS domains are claimed"), own_domain():
+            pass
+
+
 def test_two_replays_have_two_domains():
     with own_domain() as first, own_domain() as second:
         assert first != second and {first, second} <= set(DOMAINS)
