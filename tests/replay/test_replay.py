@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +21,61 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ro
 
 from fastdrive_node.commands.replay import ReplayOptions, replay
 from fastdrive_node.errors import FastDriveError, InputError
+from fastdrive_node.replay import session
 from fastdrive_node.types import CAMERAS
 
 HERE = Path(__file__).resolve().parent
 NODE = (sys.executable, str(HERE.parent / "ros" / "fake_planner.py"))
 DATA = HERE.parents[2] / "shared" / "data"
 STEP_NS = 500_000_000
+
+
+class SharedNode:
+    """Takes the place of ``open_session``: the node goes on to the next replay that asks for the same one."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._wanted: tuple = ()
+        self._session: session.Session | None = None
+        self._open = session.open_session
+
+    def close(self) -> None:
+        self._stack.close()
+        self._session = None
+
+    @contextmanager
+    def open(self, inputs, node, parameters, lockstep) -> Iterator[session.Session]:
+        wanted = (inputs.topics, inputs.compressed, node, parameters, lockstep)
+        if self._session is None or self._wanted != wanted:
+            self.close()
+            self._session = self._stack.enter_context(self._open(inputs, node, parameters, lockstep))
+            self._wanted = wanted
+        try:
+            yield self._session
+            newest = self._session.connection
+            newest.set_time(newest.time_ns + 2_000_000_000)  # the next bag begins with a jump back in time
+        except BaseException:
+            self.close()
+            raise
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[SharedNode]:
+    node = SharedNode()
+    yield node
+    node.close()
+
+
+@pytest.fixture
+def shared_node(shared, monkeypatch) -> None:
+    monkeypatch.setattr(session, "open_session", shared.open)
+
+
+@pytest.fixture(autouse=True)
+def own_node(request, shared) -> None:
+    """A test that shares no node finds none: its environment is as it was."""
+    if "shared_node" not in request.fixturenames:
+        shared.close()
 
 
 def run(bag: Path, folder: Path, lockstep: bool = True, **options) -> tuple[dict, list[dict]]:
@@ -40,8 +91,17 @@ def counts(figures: dict) -> tuple[int, ...]:
     return tuple(figures[name] for name in ("sets", "plans", "refused", "dropped"))
 
 
-@pytest.mark.parametrize(("transport", "storage"), [("raw", "mcap"), ("compressed", "sqlite3")])
-def test_every_set_of_a_bag_is_planned_and_stamped_with_its_time(tmp_path, transport, storage):
+def test_truncated_jpegs_are_refused_by_name_and_the_others_are_planned(shared_node, tmp_path):
+    def cut(index: int, camera: str, message):
+        return replace(message, data=message.data[:300]) if (index, camera) == (1, "CAM_FRONT") else message
+
+    figures, _ = run(write_bag(tmp_path / "bag", BagPlan(transport="compressed", change=cut)), tmp_path)
+    assert counts(figures) == (3, 2, 1, 0)
+    assert [key for key in figures["refusals"] if key.startswith("image: CAM_FRONT: data: 300 bytes")]
+
+
+@pytest.mark.parametrize(("transport", "storage"), [("compressed", "sqlite3"), ("raw", "mcap")])
+def test_every_set_of_a_bag_is_planned_and_stamped_with_its_time(shared_node, tmp_path, transport, storage):
     bag = write_bag(tmp_path / "bag", BagPlan(transport=transport, storage=storage, spread_ms=8.0))
     figures, plans = run(bag, tmp_path, out=tmp_path / "out")
     assert counts(figures) == (3, 3, 0, 0)
@@ -53,7 +113,7 @@ def test_every_set_of_a_bag_is_planned_and_stamped_with_its_time(tmp_path, trans
     assert Path(figures["plans_file"]) == tmp_path / "out" / "plans.jsonl"
 
 
-def test_a_loop_is_a_jump_back_in_time_and_gives_the_same_plans(tmp_path):
+def test_a_loop_is_a_jump_back_in_time_and_gives_the_same_plans(shared_node, tmp_path):
     figures, plans = run(write_bag(tmp_path / "bag"), tmp_path, loop=2)
     assert counts(figures) == (6, 6, 0, 0)
     assert plans[:3] == plans[3:]
@@ -66,7 +126,7 @@ def damaged(index: int, camera: str, message):
     return {1: replace(message, step=90), 2: None, 3: replace(message, height=1000)}[index]
 
 
-def test_damaged_sets_are_refused_by_name_and_the_others_are_planned(tmp_path):
+def test_damaged_sets_are_refused_by_name_and_the_others_are_planned(shared_node, tmp_path):
     figures, plans = run(write_bag(tmp_path / "bag", BagPlan(sets=5, change=damaged)), tmp_path)
     assert [plan["t0_ns"] for plan in plans] == [START_NS, START_NS + 4 * STEP_NS]
     assert (figures["sets"], figures["refused"], figures["incomplete"], figures["dropped"]) == (4, 3, 1, 0)
@@ -76,18 +136,15 @@ def test_damaged_sets_are_refused_by_name_and_the_others_are_planned(tmp_path):
     assert "image: CAM_BACK: data: 2304 bytes" in reasons
 
 
-def test_truncated_jpegs_are_refused_by_name_and_the_others_are_planned(tmp_path):
-    def cut(index: int, camera: str, message):
-        return replace(message, data=message.data[:300]) if (index, camera) == (1, "CAM_FRONT") else message
-
-    figures, _ = run(write_bag(tmp_path / "bag", BagPlan(transport="compressed", change=cut)), tmp_path)
-    assert counts(figures) == (3, 2, 1, 0)
-    assert [key for key in figures["refusals"] if key.startswith("image: CAM_FRONT: data: 300 bytes")]
-
-
-def test_a_last_set_without_a_camera_does_not_hold_the_replay(tmp_path):
+def test_a_last_set_without_a_camera_does_not_hold_the_replay(shared_node, tmp_path):
     figures, _ = run(write_bag(tmp_path / "bag", without_camera("CAM_BACK_LEFT", 2)), tmp_path)
     assert (figures["sets"], figures["plans"], figures["refused"], figures["incomplete"]) == (2, 2, 1, 1)
+
+
+def test_in_lockstep_late_odometry_does_not_change_the_plans(shared_node, tmp_path):
+    _, expected = run(write_bag(tmp_path / "on_time"), tmp_path)
+    figures, plans = run(write_bag(tmp_path / "late", BagPlan(odometry_delay_s=1.2)), tmp_path)
+    assert counts(figures) == (3, 3, 0, 0) and plans == expected
 
 
 def test_in_real_time_a_slow_planner_plans_the_newest_set_and_every_set_is_counted(tmp_path, monkeypatch):
@@ -107,12 +164,6 @@ def test_in_lockstep_nothing_is_superseded_by_a_slow_planner(tmp_path, monkeypat
     assert counts(figures) == (8, 8, 0, 0) and figures["lost"] == 0
     assert [plan["t0_ns"] for plan in plans] == [START_NS + k * 100_000_000 for k in range(8)]
     assert figures["rate"] is None and figures["lockstep"]
-
-
-def test_in_lockstep_late_odometry_does_not_change_the_plans(tmp_path):
-    _, expected = run(write_bag(tmp_path / "on_time"), tmp_path)
-    figures, plans = run(write_bag(tmp_path / "late", BagPlan(odometry_delay_s=1.2)), tmp_path)
-    assert counts(figures) == (3, 3, 0, 0) and plans == expected
 
 
 def test_in_lockstep_a_node_that_gives_no_outcome_is_given_up(tmp_path, monkeypatch):
@@ -178,7 +229,7 @@ def test_an_external_node_is_used_and_left_running(tmp_path, ros):
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real keyframes (shared/data beside the checkout) are not here")
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
-def test_real_keyframes_are_all_planned(tmp_path, storage):
+def test_real_keyframes_are_all_planned(shared_node, tmp_path, storage):
     topics = HERE.parents[1] / "config" / "topics_nuscenes.yaml"
     figures, plans = run(DATA / f"nuscenes_scene0103_{storage}", tmp_path, topics=topics)
     assert counts(figures) == (4, 4, 0, 0)
