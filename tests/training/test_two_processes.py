@@ -38,7 +38,7 @@ def folder(tmp_path_factory, tiny_dir) -> Path:
     train_tower.train({**tower, "out": str(folder / "tower_one")}, False)
     split = {"kind": "vla_tower", **tower, "out": str(folder / "tower_two")}
     (folder / "tower.yaml").write_text(yaml.safe_dump(split))
-    launch("tests.training.two_processes", [str(folder)], 2)
+    launch("tests.training.two_processes", folder, 2)
     return folder
 
 

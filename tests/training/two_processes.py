@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -44,7 +43,3 @@ def main(folder: Path) -> None:
     processes = Processes("cpu")
     report = {"poisoned": poisoned(folder), "processes": processes.count}
     (folder / f"rank{processes.rank}.json").write_text(json.dumps(report))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
