@@ -12,9 +12,16 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from rosbags.rosbag2 import StoragePlugin, Writer
 
-from fastdrive_node.commands.replay import ReplayOptions, replay
+from fastdrive_node.record import PlanRecord
+from fastdrive_node.replay.bag import COMMAND_TYPE, Bag, Recording
+from fastdrive_node.replay.samples import planning_samples
+from fastdrive_node.ros.parameters import Settings
+from fastdrive_node.ros.planner_factory import load_planner
+from fastdrive_node.types import Command
 from tests.packaging.source_imports import ROOT
+from tests.replay.bags import STORE
 
 BUILT_FROM = (
     *("fastdrive_node", "training/fastdrive_training", "export/fastdrive_export", "launch", "config", "resource"),
@@ -59,9 +66,10 @@ def environment(source, tmp_path_factory) -> Path:
 
 
 def test_packages_come_from_the_wheel(environment, tmp_path):
-    for package in ("fastdrive_node", "fastdrive_training", "fastdrive_export"):
-        file = _run([environment / "bin/python", "-c", f"import {package} as p; print(p.__file__)"], tmp_path).strip()
-        assert Path(file).is_relative_to(environment)
+    packages = ("fastdrive_node", "fastdrive_training", "fastdrive_export")
+    code = f"import {', '.join(packages)}; print(*(p.__file__ for p in ({', '.join(packages)})), sep=chr(10))"
+    files = _run([environment / "bin/python", "-c", code], tmp_path).splitlines()
+    assert len(files) == 3 and all(Path(file).is_relative_to(environment) for file in files)
 
 
 def test_the_wheel_carries_every_file_that_the_code_opens(environment):
@@ -77,20 +85,34 @@ def test_the_wheel_carries_every_file_that_the_code_opens(environment):
     assert data and not {file for file in data if not (installed / file).is_file()}
 
 
-def test_the_installed_wheel_replays_the_sample_bag_with_the_plans_of_the_checkout(environment, tmp_path):
-    """In lockstep, in which two nodes give the same plans on any machine."""
+@pytest.fixture
+def first_sets(tmp_path) -> Path:
+    """The first four frame sets of the sample bag, as a bag."""
+    shipped, path = Bag.open(ROOT / "samples/city"), tmp_path / "city"
+    with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        topics = {topic: writer.add_connection(topic, kind, typestore=STORE) for topic, kind in shipped.types.items()}
+        for message in shipped.messages(list(shipped.types)):
+            if message.stamp_ns < shipped.start_ns + 1_900_000_000:
+                writer.write(topics[message.topic], message.stamp_ns, message.raw)
+    return path
+
+
+def test_the_installed_wheel_replays_the_sample_bag_with_the_plans_of_the_checkout(environment, first_sets, tmp_path):
+    """In lockstep, in which the node gives the same plans on any machine. The checkout plans without a node."""
     pytest.importorskip("rclpy", reason="replay starts the ROS 2 node")
-    share, plans = environment / "share/fastdrive_node", []
-    (tmp_path / "wheel").mkdir()
-    command = [environment / "bin/fastdrive", "replay", share / "samples/city", "--lockstep", "--drop", "0.5"]
-    _run([*command, "--json", "summary.json"], tmp_path / "wheel")
-    replay(ReplayOptions(ROOT / "samples/city", json=str(tmp_path / "summary.json"), lockstep=True))
-    for folder in (tmp_path / "wheel", tmp_path):
-        summary = json.loads((folder / "summary.json").read_text())
-        assert tuple(summary[name] for name in ("sets", "plans", "refused", "dropped")) == (20, 20, 0, 0)
-        assert (summary["total_tokens"], summary["kept_tokens"]) == (192, 96)
-        plans.append((folder / summary["plans_file"]).read_bytes())
-    assert plans[0] == plans[1]
+    command = [environment / "bin/fastdrive", "replay", first_sets, "--lockstep", "--drop", "0.5"]
+    _run([*command, "--json", "summary.json"], tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert tuple(summary[name] for name in ("sets", "plans", "refused", "dropped")) == (4, 4, 0, 0)
+    assert (summary["total_tokens"], summary["kept_tokens"]) == (192, 96)
+    loaded = load_planner(Settings(vla=str(ROOT / "models/tiny"), drop=0.5, device="cpu", warm_up=False))
+    recording = Recording.open(first_sets, None, loaded.cameras)
+    samples = planning_samples(recording, loaded.history_steps, loaded.history_interval_s, limit=4)
+    said = recording.bag.messages(["/driving_command"])  # one a set, a nanosecond behind its stamp
+    commands = [Command(STORE.deserialize_cdr(each.raw, COMMAND_TYPE).data) for each in said]
+    made = [loaded.planner.plan(each.frames, each.history, word) for each, word in zip(samples, commands, strict=True)]
+    plans = [PlanRecord(plan).line() for plan in made]
+    assert [json.loads(line) for line in (tmp_path / summary["plans_file"]).read_text().splitlines()] == plans
 
 
 def test_colcon_can_read_the_setup(source):
