@@ -19,7 +19,7 @@ from fastdrive_node.families.base import PARTS, VlaFamily
 from fastdrive_node.families.common.cpu_linear import use_float32_products
 from fastdrive_node.families.config_checks import ConfigFault, check_content
 from fastdrive_node.families.prompt import check_prompt
-from fastdrive_node.families.spec import SPEC_FILE, VlaSpec, image_markers, load_spec
+from fastdrive_node.families.spec import SPEC_FILE, VlaSpec, image_markers, load_spec, required_file
 from fastdrive_node.families.vla import CONFIG, Vla, first_line
 from fastdrive_node.families.weights import stored_parameters, weight_files, weight_problems
 from fastdrive_node.validation import read_json
@@ -160,14 +160,8 @@ def preprocessor_problems(path: Path, family: VlaFamily, config: Any, spec: VlaS
         return [f"{file}: not readable ({first_line(error)})"]
 
 
-def _require(path: Path, purpose: str) -> Path:
-    if not path.is_file():
-        raise ModelError(f"{path}: missing; a VLA directory needs it ({purpose})")
-    return path
-
-
 def _read_template(path: Path, spec: VlaSpec) -> str:
-    file = _require(path / spec.prompt, f"the prompt template that {SPEC_FILE} names")
+    file = required_file(path, spec.prompt)
     if file.stat().st_size > _MAX_TEXT_BYTES:
         raise ModelError(f"{file}: larger than {_MAX_TEXT_BYTES} bytes; this is no prompt template")
     try:
@@ -183,7 +177,7 @@ def read_config(path: Path) -> tuple[VlaFamily, Any]:
     Raises:
         ModelError: ``config.json`` is missing or unreadable, or of no family that is known.
     """
-    file = _require(path / CONFIG, "the model's configuration")
+    file = required_file(path, CONFIG)
     try:
         content = read_json(file)
         family = family_of(content.get("model_type"), file)
@@ -200,7 +194,7 @@ def read_config(path: Path) -> tuple[VlaFamily, Any]:
 
 
 def _read_tokenizer(path: Path, family: VlaFamily, config: Any) -> PreTrainedTokenizerFast:
-    file = _require(path / TOKENIZER, "the tokenizer")
+    file = required_file(path, TOKENIZER)
     try:
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), clean_up_tokenization_spaces=False)
     except Exception as error:  # the tokenizers library raises bare Exception

@@ -16,6 +16,7 @@ from fastdrive_node.files import package_share_file
 from fastdrive_node.validation import STRICT, parse_json, read_bytes
 
 SPEC_FILE = "vla.json"
+REQUIRED = {"config.json": "the model's configuration", "tokenizer.json": "the tokenizer"}  # beside the prompt
 SHIPPED_VLA = "models/tiny"
 TINY = "tiny"  # its name as a parameter
 FRAME = "x_forward_y_left"
@@ -258,6 +259,14 @@ def load_spec(vla_dir: Path) -> VlaSpec:
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not readable ({error})") from error
     return parse_json(_SPEC, text, path, "correct this field")
+
+
+def required_file(vla_dir: Path, name: str) -> Path:
+    """A file of a VLA directory. Raises ModelError where it is missing; the text says what it is for."""
+    if not (vla_dir / name).is_file():
+        purpose = REQUIRED.get(name, f"the prompt template that {SPEC_FILE} names")
+        raise ModelError(f"{vla_dir / name}: missing; a VLA directory needs it ({purpose})")
+    return vla_dir / name
 
 
 def spec_json(spec: VlaSpec) -> dict:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastdrive_node.families.spec import chosen_vla_dir, load_spec
+from fastdrive_node.families.spec import REQUIRED, chosen_vla_dir, load_spec, required_file
 from fastdrive_node.planning.drop_limits import DropLimits
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.supervision.supervisor import SupervisedPlanner
@@ -56,9 +56,12 @@ def supervise_planner(settings: Settings, factory: str = f"{__name__}:load_plann
 
     Raises:
         InputError: no VLA directory is given.
-        ModelError: it cannot be read.
+        ModelError: it cannot be read, or lacks a file.
     """
-    spec = load_spec(chosen_vla_dir(settings.vla))
+    folder = chosen_vla_dir(settings.vla)
+    spec = load_spec(folder)
+    for name in (spec.prompt, *REQUIRED):
+        required_file(folder, name)  # told now, not when torch is imported
     planner = SupervisedPlanner(factory, (settings,), settings.supervision_limits())
     planner.start()
     history = spec.history

@@ -14,14 +14,16 @@ from fastdrive_node.planning.generator import Generator
 from fastdrive_node.planning.loading import SHIPPED_PRUNER
 from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_training.vla.tiny_model import TinySize, build_tiny_vla
 from tests.generation import vary_answers
 from tests.replay.bags import BagPlan, write_bag
 
 
 @pytest.fixture(scope="module")
-def vla_dir(tiny_dir, tmp_path_factory):
+def vla_dir(tmp_path_factory):
     """A tiny VLA with short, varied answers, and a pruner beside it."""
-    folder = shutil.copytree(tiny_dir, tmp_path_factory.mktemp("bench") / "vla")
+    size = TinySize(tower_depth=2, full_attention_blocks=(1,), layers=3)
+    folder = build_tiny_vla(tmp_path_factory.mktemp("bench") / "vla", seed=0, size=size)
     vla = load_vla(folder)
     vary_answers(vla, 0)
     vla.model.save_pretrained(folder)

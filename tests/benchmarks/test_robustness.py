@@ -14,7 +14,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ro
 from benchmarks.robustness import fuzz, random_calls, soak
 from benchmarks.robustness.live_node import DirectPlanner, live_node
 
-MESSAGES = 10_000  # of each type with sizes, times or numbers to check; of the others a quarter
+MESSAGES = 4_000  # of each type with sizes, times or numbers to check; of the others a quarter
 
 
 @pytest.mark.parametrize(

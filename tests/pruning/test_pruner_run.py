@@ -18,15 +18,16 @@ from fastdrive_node.pruning.pruner import ContextField
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.pruning.registry import PRUNERS, make_pruner
 from fastdrive_node.types import CameraFrame, Command, EgoHistory, FrameSet
-from fastdrive_training.vla.tiny_model import build_tiny_vla
+from fastdrive_training.vla.tiny_model import TinySize, build_tiny_vla
 from tests.generation import choose, generate, prefill_chosen, read_answers_as, vary_answers, write_geometry
 
 KEEP = 48
+SIZE = TinySize(tower_depth=2, full_attention_blocks=(1,), layers=3)  # some pruners act before the third layer
 
 
 @pytest.fixture(scope="module")
 def vla(tmp_path_factory):
-    vla = load_vla(write_geometry(build_tiny_vla(tmp_path_factory.mktemp("vla"), 7)))
+    vla = load_vla(write_geometry(build_tiny_vla(tmp_path_factory.mktemp("vla"), 7, SIZE)))
     vary_answers(vla, 7)
     return vla
 
