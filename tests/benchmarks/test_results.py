@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import RESULTS, ROOT
 from benchmarks.studies import other_vlas, summary, three_b, tiny_card
+from fastdrive_export.parity import REQUIRED
 
 
 def test_the_card_of_models_tiny_holds_the_committed_figures():
@@ -137,6 +138,23 @@ def test_the_latency_page_shows_what_a_plan_costs_and_what_comes_before_it():
     times = sets["complete_ms"]
     assert f"{sets['planned_sets']} of {sets['sent_sets']} sets arrived" in page
     assert f"{times['p50']:.1f} ms (p50), {times['p99']:.1f} (p99). {sets['first_to_last_image_ms_p50']:.1f} ms" in page
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_the_page_of_engines_shows_the_figures_of_the_wrong_plans(precision):
+    page = (ROOT / "docs" / "export.md").read_text()
+    figures = json.loads((RESULTS / f"tensorrt_tiny_h100_{precision}.json").read_text())
+    apart = figures["against_torch"]
+    times = (figures[name]["gpu"]["median_ms"] for name in ("latency", "latency_cuda_graph"))
+    cells = [
+        *(precision, f"{figures['build_s']:.1f}", *(f"{time:.2f}" for time in times)),
+        *(f"{apart['cosine']:.4f}", f"{apart['cosine_min']:.3f}", f"{apart['score_max_abs_error']:.2f}"),
+        " / ".join(f"{overlap:.3f}" for overlap in apart["kept_overlap"].values()),
+    ]
+    assert f"| {' | '.join(cells)} |" in page
+    assert f"standard deviation of the scores is {apart['score_std']:.2f}" in page
+    least_cosine, least_overlap = REQUIRED[precision]
+    assert apart["cosine"] < least_cosine and min(apart["kept_overlap"].values()) < least_overlap, "verify refuses it"
 
 
 def test_the_decision_on_the_planners_process_shows_its_figures():
