@@ -35,9 +35,16 @@ def test_the_page_of_pruners_shows_the_table_of_the_committed_figures():
     assert other_vlas.pruner_table() in (ROOT / "docs" / "pruners.md").read_text()
 
 
-@pytest.mark.parametrize("vla", ["vla_sizes", "tiny"])
-def test_decision_0010_shows_the_committed_figures(vla):
-    page = (ROOT / "docs" / "decisions" / "0010-a-vla-that-never-met-a-pruner.md").read_text()
+@pytest.mark.parametrize(
+    ("page", "vla"),
+    [
+        ("0010-a-vla-that-never-met-a-pruner", "vla_sizes"),
+        ("0010-a-vla-that-never-met-a-pruner", "tiny"),
+        ("0011-432-tokens-on-a-gpu", "vla_wide"),
+    ],
+)
+def test_decisions_on_distilled_scores_show_the_committed_figures(page, vla):
+    page = (ROOT / "docs" / "decisions" / f"{page}.md").read_text()
     files = [RESULTS / f"{name}_{vla}_val.json" for name in ("open_loop", "distil")]
     for row in (row for file in files for row in json.loads(file.read_text())["rows"] if row["tokens"]):
         cell = f"{row['l2_avg_to_t']['avg']:.3f} / {100 * row['collision_polygon']['avg']:.2f} / {row['refused']}"
