@@ -34,9 +34,10 @@ def planning_samples(recording: Recording, steps: int, interval_s: float, limit:
     Raises:
         InputError: the bag is damaged.
     """
-    sets: list[FrameSet] = []
-    counter = SetCounter(recording.topics, recording.compressed, on_set=sets.append)
+    sets: list[tuple[FrameSet, int]] = []  # with the time at which each was complete, as the node takes the command
+    counter = SetCounter(recording.topics, recording.compressed, on_set=lambda frames: sets.append((frames, now_ns)))
     for message in recording.image_messages():
+        now_ns = message.stamp_ns
         counter.add(message)
     store, topics = get_typestore(Stores.ROS2_JAZZY), recording.topics
     odometry = recording.bag.messages([topics.odometry])
@@ -44,7 +45,7 @@ def planning_samples(recording: Recording, steps: int, interval_s: float, limit:
     words = recording.bag.messages([] if topics.command is None else [topics.command])
     commands = [(each.stamp_ns, _command(store.deserialize_cdr(each.raw, COMMAND_TYPE))) for each in words]
     samples = []
-    for frames in sets:
+    for frames, complete_ns in sets:
         buffer = OdometryBuffer(steps, interval_s)
         for state in states:
             if state.stamp_ns <= frames.t0_ns + 1e9:
@@ -53,7 +54,7 @@ def planning_samples(recording: Recording, steps: int, interval_s: float, limit:
             history = buffer.history(frames.t0_ns)
         except EgoStateError:
             continue
-        command = next((word for at_ns, word in reversed(commands) if at_ns <= frames.t0_ns), Command.NONE)
+        command = next((word for at_ns, word in reversed(commands) if at_ns <= complete_ns), Command.NONE)
         samples.append(PlanningSample(frames, history, command))
     every = max(len(samples) / limit, 1.0)
     return [samples[round(k * every)] for k in range(min(limit, len(samples))) if round(k * every) < len(samples)]

@@ -15,11 +15,10 @@ import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from fastdrive_node.record import PlanRecord
-from fastdrive_node.replay.bag import COMMAND_TYPE, Bag, Recording
+from fastdrive_node.replay.bag import Bag, Recording
 from fastdrive_node.replay.samples import planning_samples
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.planner_factory import load_planner
-from fastdrive_node.types import Command
 from tests.packaging.source_imports import ROOT
 from tests.replay.bags import STORE
 
@@ -108,9 +107,7 @@ def test_the_installed_wheel_replays_the_sample_bag_with_the_plans_of_the_checko
     loaded = load_planner(Settings(vla=str(ROOT / "models/tiny"), drop=0.5, device="cpu", warm_up=False))
     recording = Recording.open(first_sets, None, loaded.cameras)
     samples = planning_samples(recording, loaded.history_steps, loaded.history_interval_s, limit=4)
-    said = recording.bag.messages(["/driving_command"])  # one a set, a nanosecond behind its stamp
-    commands = [Command(STORE.deserialize_cdr(each.raw, COMMAND_TYPE).data) for each in said]
-    made = [loaded.planner.plan(each.frames, each.history, word) for each, word in zip(samples, commands, strict=True)]
+    made = [loaded.planner.plan(each.frames, each.history, each.command) for each in samples]
     plans = [PlanRecord(plan).line() for plan in made]
     assert [json.loads(line) for line in (tmp_path / summary["plans_file"]).read_text().splitlines()] == plans
 
