@@ -107,7 +107,7 @@ def test_other_scenes_and_names_that_are_no_scenes_are_as_before(root):
     ("content", "problem"),
     [
         ("[{", "JSON"),
-        ("{}", "array"),
+        ("{}", "list"),
         (json.dumps([{"utime": 1}]), "accel"),
         (json.dumps([pose_message(0.0, vel=[1.0, 2.0])]), "vel"),
         (json.dumps([pose_message(0.0, utime=-1)]), "utime"),
