@@ -50,7 +50,7 @@ class _Push:
 class DisturbedTracker(Tracker):
     """A controller whose commands do not always arrive as it gives them.
 
-    A disturbance begins only where there is room for it, and ends when its time is over or the vehicle is as far off
+    A disturbance begins only where nothing is in the way, and ends when its time is over or the vehicle is as far off
     as it may be.
     """
 
@@ -109,8 +109,8 @@ class DisturbedTracker(Tracker):
         length, width = vehicle.length_m + near, vehicle.width_m + 2 * CLEAR_SIDE_M
         middle = vehicle.center_m + near / 2
         x, y = state.x + middle * math.cos(state.yaw), state.y + middle * math.sin(state.yaw)
-        room = corners(x, y, state.yaw, length, width)
-        return not any(overlap(room, other_corners(each)) for each in self._near(x, y, length))
+        footprint = corners(x, y, state.yaw, length, width)
+        return not any(overlap(footprint, other_corners(each)) for each in self._near(x, y, length))
 
     def _near(self, x: float, y: float, reach: float) -> list[Other]:
         return [
