@@ -205,6 +205,14 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
+class Draft:
+    """Tokens that an answer may have."""
+
+    ids: tuple[int, ...]  # the whole answer, those that are known first
+    spans: tuple[tuple[int, int, int], ...]  # of each number behind what is known: its index, first and last token + 1
+
+
+@dataclass(frozen=True)
 class ModelOutput:
     """What the model was asked and what it wrote, whether that is a plan or not."""
 

@@ -132,7 +132,8 @@ def generate_batch(language: Any, vla: Vla, tokens: Sequence, kept: Sequence, pr
 def prefill(language: Any, prompts: Sequence[PrunedPrompt], tokens: Sequence[torch.Tensor], max_new_tokens: int):
     """Logits and cache of pruned prompts with their kept tokens [K, D]."""
     inputs = batch_inputs(language, prompts, [visual_of(rows) for rows in tokens])
-    return language.prefill(*inputs, max_new_tokens)
+    logits, cache = language.prefill(*inputs, max_new_tokens)
+    return logits[:, 0], cache
 
 
 def decode(language: Any, vla: Vla, prompts: Sequence[PrunedPrompt], logits: torch.Tensor, cache: Any) -> list[Answer]:

@@ -51,7 +51,7 @@ from benchmarks.perf.random_models import (
     build_workload,
 )
 from fastdrive_node.benchmark.agreement import NOTE, agreement
-from fastdrive_node.benchmark.implementations import FastDrive, HfGenerate
+from fastdrive_node.benchmark.implementations import FastDrive, FixedLength, HfGenerate
 from fastdrive_node.benchmark.timing import Case, Timing, measure, ratio
 from fastdrive_node.benchmark.workload import Workload
 from fastdrive_node.devices import describe
@@ -298,34 +298,38 @@ class Faster:
             plain = make(drop)
             state = plain.prefill(*pruned(plain))
             answer = plain.decode(state)
-            wrong = np.linspace(1, len(answer) - 1, forwards)[: forwards - 1].round().astype(int).tolist()
+            wrong = np.linspace(1, len(answer) - 1, forwards + 1)[:forwards].round().astype(int).tolist()
             self._cases[ours_at(drop)] = (plain, state)
             for language, drafts, name in variants:
                 ours = make(drop)
                 ours.generator.language = language or ours.generator.language
-                state = ours.prefill(*pruned(ours))
-                found = self._decode(ours, state, answer, wrong if drafts else None)
+                state, found = self._decode(ours, answer, wrong if drafts else None)
                 same = sum(a == b for a, b in zip(found, answer, strict=False)) / len(answer)
                 self._cases[ours_at(drop) + name] = (ours, state)
                 self.figures[ours_at(drop) + name] = {"tokens_equal_to_plain": same, "forwards": ours.forwards}
 
     def _decode(
-        self, ours: FastDrive, state: Prefilled, answer: tuple[int, ...], wrong: list[int] | None
-    ) -> tuple[int, ...]:
-        """The first answer. With ``wrong``, drafts come from the answer that drafts give: rounding may change a token,
-        and all that come after it."""
+        self, ours: FastDrive, answer: tuple[int, ...], wrong: list[int] | None
+    ) -> tuple[Prefilled, tuple[int, ...]]:
+        """The prefilled prompt and the first answer.
+
+        With ``wrong``, drafts come from the answer that drafts give: rounding may change a token, and all behind it.
+        """
         if wrong is None:
-            return ours.decode(state)
-        first = None
+            state = ours.prefill(*pruned(ours))
+            return state, ours.decode(state)
+        first = state = None
         for _ in range(8):
-            ours.drafter = ReplayedDrafter(answer, wrong, ours.vla.config.text_config.vocab_size - 1)
+            drafter = ReplayedDrafter(answer, wrong, ours.vla.config.text_config.vocab_size - 1)
+            ours.generator.answer = FixedLength(len(answer), drafter=drafter)
+            state = ours.prefill(*pruned(ours))
             found = ours.decode(state)
             first = first or found
             if found == answer:
                 break
             answer = found
-        assert first is not None
-        return first
+        assert first is not None and state is not None
+        return state, first
 
     def decoding(self) -> dict[str, Case]:
         """Decoding alone."""

@@ -89,7 +89,7 @@ def run_model(args: argparse.Namespace) -> dict:
             keep = pipeline.check_drop(drop)
             kept = [pruner.choose(generator.context(pruner, visual, prompt), keep).indices]
             plain = generator.decode(generator.prefill(pruner, [prompt], [visual], kept, keep))[0]
-            drafted = generator.decode(generator.prefill(pruner, [prompt], [visual], kept, keep), draft)[0]
+            drafted = generator.decode(generator.prefill(pruner, [prompt], [visual], kept, keep, draft), draft)[0]
             forwards.append(drafted.forwards)
             lengths.append(len(plain.ids))
             equal.append(plain.ids == drafted.ids)

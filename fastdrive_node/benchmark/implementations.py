@@ -60,16 +60,20 @@ class FastDrive:
         drafter: Drafter | None = None,
     ):
         self.work, self.vla = work, work.vla
-        self.generator = Generator(work.vla, language, FixedLength(answer_tokens))
+        self.generator = Generator(work.vla, language, FixedLength(answer_tokens, drafter=drafter))
         self.pruner = pruner or NoPruner()
         self.keep = keep_count(self.vla.tokens, drop)
-        self.drafter = drafter
         self.forwards = answer_tokens - 1  # of the last answer, behind its prefill
 
     @property
     def threads(self) -> int | None:
         """Of torch, while it runs; None: as they are."""
         return self.work.threads
+
+    @property
+    def _numbers(self) -> Sequence[float] | None:
+        """What an answer may state; None: the answer is decoded token by token."""
+        return None if self.generator.answer.drafter is None else self.work.numbers
 
     def encode(self) -> VisualTokens:
         return self._encode(self.work.patches)
@@ -82,14 +86,12 @@ class FastDrive:
         return self.pruner.choose(PruningContext(visual), self.keep).indices
 
     def prefill(self, visual: VisualTokens, kept: torch.Tensor) -> Prefilled:
-        return self.generator.prefill(self.pruner, [self.work.prompt], [visual], [kept], self.keep)
+        """The pruned prompt, with the draft of its answer where there is a drafter."""
+        return self.generator.prefill(self.pruner, [self.work.prompt], [visual], [kept], self.keep, self._numbers)
 
     def decode(self, state: Prefilled) -> tuple[int, ...]:
-        """Greedy ids of the whole answer, by drafts where there is a ``drafter``; ``state`` may be used again."""
-        state.cache.used = len(state.prompts[0])
-        if self.drafter is None:
-            return self.generator.decode(state)[0].ids
-        answer = self.generator.decode_drafted(state, self.drafter, self.work.numbers)
+        """Greedy ids of the whole answer, by drafts where there is a drafter; ``state`` may be used again."""
+        answer = self.generator.decode(state, self._numbers)[0]
         self.forwards = answer.forwards
         return answer.ids
 

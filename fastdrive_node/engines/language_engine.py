@@ -92,6 +92,7 @@ class EngineLanguage:
         visual: Sequence[VisualTokens],
         positions: PositionInputs,
         max_new_tokens: int,
+        last: int = 1,
     ) -> tuple[torch.Tensor, EngineCache]:
         """See ``LanguageModel``.
 
@@ -104,13 +105,13 @@ class EngineLanguage:
         length = ids.shape[1]
         source = torch.arange(length, device=ids.device)
         source[visual_positions[0]] = length + torch.arange(len(rows), device=ids.device)
-        tensors = self._buffers(length, max(1, len(rows)))
+        tensors = self._buffers(length, max(1, len(rows)), last)
         tensors[IDS].copy_(ids[0])
         tensors[SOURCE].copy_(source)
         tensors[VISUAL][: len(rows)] = rows
         tensors[COS].copy_(cos[0])
         tensors[SIN].copy_(sin[0])
-        tensors[WANTED].fill_(length - 1)
+        tensors[WANTED].copy_(torch.arange(length - last, length))
         tensors[MASK] = self._causal(length)
         past = {name: self._before.data_ptr() for layer in range(self.info.layers) for name in cache_names(layer)}
         self._run(tensors, past, length, 1)
@@ -121,7 +122,7 @@ class EngineLanguage:
             )
         cache = self._memory.cache(length + max_new_tokens)
         append(cache, tensors, length)
-        return tensors[LOGITS].to(ids.device), cache
+        return tensors[LOGITS][None].to(ids.device), cache
 
     def decode_step(self, ids: torch.Tensor, positions: PositionInputs, cache: EngineCache) -> torch.Tensor:
         """See ``LanguageModel``.

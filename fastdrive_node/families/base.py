@@ -92,6 +92,7 @@ class LanguageModel(Protocol):
         visual: Sequence[VisualTokens],
         positions: PositionInputs,
         max_new_tokens: int,
+        last: int = 1,
     ) -> tuple[torch.Tensor, Cache]:
         """Run prompts.
 
@@ -101,9 +102,10 @@ class LanguageModel(Protocol):
             visual: of each prompt, its K visual tokens.
             positions: of the L ids.
             max_new_tokens: positions that the cache leaves for the answer.
+            last: positions whose logits are given.
 
         Returns:
-            Logits of the last position, [B, vocabulary], and the cache, filled.
+            Logits of the last positions, [B, last, vocabulary], and the cache, filled.
         """
         ...
 

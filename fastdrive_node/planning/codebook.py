@@ -17,8 +17,7 @@ from safetensors import SafetensorError, safe_open
 from fastdrive_node.errors import AnswerError, ModelError
 from fastdrive_node.families.spec import CodebookSpec
 from fastdrive_node.families.vla import Vla
-from fastdrive_node.planning.drafts import Draft
-from fastdrive_node.types import Trajectory
+from fastdrive_node.types import Draft, Trajectory
 
 TENSOR = "motions"
 _MAX_MOTION = 100.0  # m over one interval

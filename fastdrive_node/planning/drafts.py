@@ -1,9 +1,9 @@
 """Drafts of an answer that one forward verifies: what the format forces is known, and a trajectory is nearly known.
 
-All of a draft's tokens run in one forward behind the prompt. The longest beginning that greedy decoding would have
-written is kept, with the token that it writes next; what the model predicts for the numbers behind is the next draft
-(Jacobi iteration). What the format forces stays in the draft until the model writes something else, so the text is that
-of plain greedy decoding, whatever the draft was. No ROS.
+All of a draft's tokens run in one forward, those of the first draft in that of the prompt. The longest beginning that
+greedy decoding would have written is kept, with the token that it writes next; what the model predicts for the numbers
+behind is the next draft (Jacobi iteration). What the format forces stays in the draft until the model writes something
+else, so the text is that of plain greedy decoding, whatever the draft was. No ROS.
 """
 
 from __future__ import annotations
@@ -11,22 +11,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 
 from fastdrive_node.families.spec import AnswerSpec
-from fastdrive_node.types import EgoState
-
-
-@dataclass(frozen=True)
-class Draft:
-    """Tokens that an answer may have."""
-
-    ids: tuple[int, ...]  # the whole answer, those that are known first
-    spans: tuple[tuple[int, int, int], ...]  # of each number behind what is known: its index, first and last token + 1
+from fastdrive_node.types import Draft, EgoState
 
 
 class Drafter(Protocol):

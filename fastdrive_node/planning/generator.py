@@ -30,10 +30,11 @@ from fastdrive_node.pruning.pruner import (
     PruningContext,
     Selection,
     Timer,
+    answer_positions,
     no_timer,
 )
 from fastdrive_node.pruning.temporal import FrameContext, TemporalState
-from fastdrive_node.types import Command, EgoHistory
+from fastdrive_node.types import Command, Draft, EgoHistory
 
 Progress = Callable[[str], object]  # told what is being done
 _TELL_EVERY = 20  # answer tokens
@@ -140,9 +141,21 @@ class Generator:
         visual: Sequence[VisualTokens],
         chosen: Sequence[torch.Tensor],
         keep: int,
+        draft: Sequence[float] | None = None,
     ) -> Prefilled:
-        """Run prompts of equal pruned length. Arguments and errors as ``Pruner.prefill``."""
-        return pruner.prefill(self.language, prompts, visual, chosen, keep, self.answer.max_new_tokens)
+        """Run prompts of equal pruned length. Arguments and errors as ``Pruner.prefill``.
+
+        Args:
+            draft: see ``generate``; what is given to ``decode`` too.
+        """
+        drafter = self._drafter(len(prompts), draft)
+        first = drafter.write((), draft) if drafter is not None and draft is not None else None
+        return pruner.prefill(self.language, prompts, visual, chosen, keep, self.answer.max_new_tokens, first)
+
+    def _drafter(self, prompts: int, draft: Sequence[float] | None) -> Drafter | None:
+        """What drafts, where there is a draft and the language model can use it."""
+        able = isinstance(self.language, ExtendingLanguageModel) and prompts == 1 and draft is not None
+        return self.answer.drafter if able else None
 
     @torch.inference_mode()
     def decode(self, prefilled: Prefilled, draft: Sequence[float] | None = None) -> list[Answer]:
@@ -154,11 +167,11 @@ class Generator:
         Raises:
             ModelError: the logits are not finite.
         """
-        drafter = self.answer.drafter
-        able = isinstance(self.language, ExtendingLanguageModel) and len(prefilled.prompts) == 1
-        if able and draft is not None and drafter is not None:
+        drafter = self._drafter(len(prefilled.prompts), draft)
+        if drafter is not None and draft is not None:
             return [self.decode_drafted(prefilled, drafter, draft)]
         logits, limit = prefilled.logits, self.answer.max_new_tokens
+        prefilled.cache.used = len(prefilled.prompts[0])
         positions = self._answer_positions(prefilled)
         ids: list[list[int]] = [[] for _ in prefilled.prompts]
         unfinished = set(range(len(ids)))
@@ -190,25 +203,29 @@ class Generator:
         cache, limit, stops = prefilled.cache, self.answer.max_new_tokens, self.answer.stop_ids
         start = len(prefilled.prompts[0])
         positions = self._answer_positions(prefilled)
-        ids = self._likeliest(prefilled.logits, 0)
-        forwards = 0
-        while ids[-1] not in stops and len(ids) < limit:
+        ids: list[int] = []
+        draft, logits, forwards = prefilled.draft or Draft((), ()), prefilled.logits, 0
+        if prefilled.draft_logits is not None:
+            logits = torch.cat([logits, prefilled.draft_logits[0]])
+        while True:  # logits are of each token of the draft behind those that are known, and of one more
+            known, predicted = len(ids), self._likeliest(logits, len(ids))
+            drafted = draft.ids[known : known + len(predicted) - 1]
+            right = next((n for n, (a, b) in enumerate(zip(drafted, predicted, strict=False)) if a != b), len(drafted))
+            ids += predicted[: right + 1]
+            stop = next((place for place in range(known, len(ids)) if ids[place] in stops), limit - 1)
+            ids = ids[: stop + 1]
+            if ids[-1] in stops or len(ids) >= limit:
+                return Answer(self.answer.text(ids), tuple(ids), forwards)
             if self.progress is not None:
                 self.progress(f"decode: {len(ids)} tokens")
+            numbers = drafter.read(draft, [*draft.ids[:known], *predicted], numbers)
             draft = drafter.write(ids, numbers)
             first = len(ids) - 1
             run = draft.ids[first:limit]
             cache.used = start + first
             now = tuple(part[:, first : first + len(run)] for part in positions)
-            logits = self.language.extend(torch.tensor([run], device=prefilled.logits.device), now, cache)
-            predicted = self._likeliest(logits[0], first + 1)
+            logits = self.language.extend(torch.tensor([run], device=logits.device), now, cache)[0]
             forwards += 1
-            right = next((n for n, (a, b) in enumerate(zip(run[1:], predicted, strict=False)) if a != b), len(run) - 1)
-            ids += predicted[: right + 1]
-            stop = next((place for place in range(first + 1, len(ids)) if ids[place] in stops), limit - 1)
-            ids = ids[: stop + 1]
-            numbers = drafter.read(draft, [*draft.ids[: first + 1], *predicted], numbers)
-        return Answer(self.answer.text(ids), tuple(ids), forwards)
 
     def _likeliest(self, logits: torch.Tensor, place: int) -> list[int]:
         """The likeliest token of each row, the first being token ``place`` of an answer."""
@@ -224,10 +241,8 @@ class Generator:
 
     def _answer_positions(self, prefilled: Prefilled) -> PositionInputs:
         """Of all the tokens that an answer may have, each [B, max_new_tokens, ...]."""
-        starts = torch.tensor([prompt.next_position for prompt in prefilled.prompts])
-        kinds = len(prefilled.prompts[0].position_ids)
-        ids_of_positions = (starts[:, None] + torch.arange(self.answer.max_new_tokens)).expand(kinds, -1, -1)
-        return self.language.position_inputs(ids_of_positions.to(prefilled.logits.device))
+        positions = answer_positions(prefilled.prompts, self.answer.max_new_tokens)
+        return self.language.position_inputs(positions.to(prefilled.logits.device))
 
     @torch.inference_mode()
     def forced_logits(self, prefilled: Prefilled, ids: Sequence[int]) -> torch.Tensor:
@@ -238,8 +253,7 @@ class Generator:
         """
         prompt, logits = prefilled.prompts[0], prefilled.logits
         prefilled.cache.used = len(prompt)
-        ids_of_positions = (prompt.next_position + torch.arange(len(ids))).expand(len(prompt.position_ids), 1, -1)
-        positions = self.language.position_inputs(ids_of_positions.to(logits.device))
+        positions = self.language.position_inputs(answer_positions([prompt], len(ids)).to(logits.device))
         rows = [logits]
         for step, token in enumerate(ids[:-1]):
             now = tuple(part[:, step : step + 1] for part in positions)
@@ -282,7 +296,7 @@ class Generator:
                 visual = [contexts[row].visual for row in rows]
                 kept = [chosen[row] for row in rows]
                 with timer("prefill"):
-                    prefilled = self.prefill(pruner, [prompts[row] for row in rows], visual, kept, keep)
+                    prefilled = self.prefill(pruner, [prompts[row] for row in rows], visual, kept, keep, draft)
                 with timer("decode"):
                     answers = self.decode(prefilled, draft)
                 done.update(zip(rows, map(Generated, answers, prefilled.kept), strict=True))

@@ -25,6 +25,7 @@ from fastdrive_node.pruning.pruner import (
     batch_inputs,
     no_timer,
 )
+from fastdrive_node.types import Draft
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,9 @@ class LayerPruner(Pruner):
         chosen: Sequence[torch.Tensor],
         keep: int,
         max_new_tokens: int,
+        draft: Draft | None = None,
     ) -> Prefilled:
-        """See ``Pruner``. The prompts have equally many visual tokens."""
+        """See ``Pruner``; a draft is not run. The prompts have equally many visual tokens."""
         total = len(prompts[0].visual)
         if any(len(prompt.visual) != total for prompt in prompts):
             raise ValueError("prompts: differ in their number of visual tokens")

@@ -15,6 +15,7 @@ from fastdrive_node.errors import ModelError
 from fastdrive_node.families.base import Cache, LanguageModel, PositionInputs
 from fastdrive_node.families.tokens import Prompt, PrunedPrompt, VisualTokens, prune_prompt
 from fastdrive_node.pruning.temporal import FrameContext, TemporalState
+from fastdrive_node.types import Draft
 
 Timer = Callable[[str], AbstractContextManager[Any]]  # times a named stage
 
@@ -108,6 +109,9 @@ class Prefilled:
     cache: Cache
     kept: list[torch.Tensor]  # of each prompt, int64 [K]: raster indices of the visual tokens that the last layer sees
     tokens_by_layer: tuple[int, ...]
+    # Of the only prompt, where a draft of its answer was run with it:
+    draft: Draft | None = None
+    draft_logits: torch.Tensor | None = None  # [1, D, vocabulary], behind each of its first D tokens
 
 
 def no_timer(stage: str) -> AbstractContextManager[None]:
@@ -164,6 +168,7 @@ class Pruner(ABC):
         chosen: Sequence[torch.Tensor],
         keep: int,
         max_new_tokens: int,
+        draft: Draft | None = None,
     ) -> Prefilled:
         """Run prompts of equal pruned length through the language model.
 
@@ -172,6 +177,7 @@ class Pruner(ABC):
             chosen: of each prompt, int64 [K]: what ``choose`` selected.
             keep: K that was asked for; for pruners that act inside of the language model.
             max_new_tokens: positions that the cache leaves for the answer.
+            draft: of the only prompt's answer, to run behind it at once. The cache is then filled up to its end.
 
         Raises:
             ModelError: the language model cannot serve this pruner.
@@ -179,16 +185,39 @@ class Pruner(ABC):
         """
         pruned = [prune_prompt(prompt, indices) for prompt, indices in zip(prompts, chosen, strict=True)]
         tokens = [self.tokens(each, indices) for each, indices in zip(visual, chosen, strict=True)]
-        logits, cache = language.prefill(*batch_inputs(language, pruned, tokens), max_new_tokens)
-        return Prefilled(pruned, logits, cache, list(chosen), (len(chosen[0]),) * language.layers)
+        ahead = draft.ids[:max_new_tokens] if draft is not None else ()
+        inputs = batch_inputs(language, pruned, tokens, ahead)
+        logits, cache = language.prefill(*inputs, max_new_tokens - len(ahead), 1 + len(ahead))
+        layers = (len(chosen[0]),) * language.layers
+        if not ahead:
+            return Prefilled(pruned, logits[:, 0], cache, list(chosen), layers)
+        return Prefilled(pruned, logits[:, 0], cache, list(chosen), layers, draft, logits[:, 1:])
 
 
 def batch_inputs(
-    language: LanguageModel, prompts: Sequence[PrunedPrompt], visual: Sequence[VisualTokens]
+    language: LanguageModel,
+    prompts: Sequence[PrunedPrompt],
+    visual: Sequence[VisualTokens],
+    ahead: Sequence[int] = (),
 ) -> tuple[torch.Tensor, list[torch.Tensor], Sequence[VisualTokens], PositionInputs]:
-    """The first four arguments of ``LanguageModel.prefill`` for prompts of equal length, on the tokens' device."""
+    """The first four arguments of ``LanguageModel.prefill`` for prompts of equal length, on the tokens' device.
+
+    Args:
+        ahead: ids that stand behind each prompt.
+    """
     device = visual[0].rows.device
-    ids = torch.stack([prompt.input_ids for prompt in prompts]).to(device)
-    positions = torch.stack([prompt.position_ids for prompt in prompts], dim=1).to(device)
+    ids = torch.stack([prompt.input_ids for prompt in prompts])
+    positions = torch.stack([prompt.position_ids for prompt in prompts], dim=1)
+    if ahead:
+        behind = answer_positions(prompts, len(ahead))
+        ids = torch.cat([ids, torch.tensor([ahead]).expand(len(ids), -1)], dim=1)
+        positions = torch.cat([positions, behind], dim=2)
+    ids, positions = ids.to(device), positions.to(device)
     visual_positions = [prompt.visual.to(device) for prompt in prompts]
     return ids, visual_positions, visual, language.position_inputs(positions)
+
+
+def answer_positions(prompts: Sequence[PrunedPrompt], count: int) -> torch.Tensor:
+    """Position ids [P, B, count] of the tokens behind each prompt."""
+    starts = torch.tensor([prompt.next_position for prompt in prompts])
+    return (starts[:, None] + torch.arange(count)).expand(len(prompts[0].position_ids), -1, -1)

@@ -110,10 +110,15 @@ def test_drafts_change_no_token_in_any_family(model_type, tmp_path_factory, ego_
     plain = generator.decode(prefilled)[0]
     for wrong in ([], [1], [2, 5], list(range(1, 40))):
         drafter = ReplayedDrafter(plain.ids, wrong, 0)
-        prefilled = generator.prefill(NoPruner(), [prompt], [visual], [every], len(every))
-        drafted = generator.decode_drafted(prefilled, drafter, ())
-        assert drafted.ids == plain.ids
-        assert wrong[2:] or drafted.forwards <= len(wrong) + 1
+        apart = generator.prefill(NoPruner(), [prompt], [visual], [every], len(every))
+        draft = drafter.write((), ())
+        inputs = ([prompt], [visual], [every], len(every), len(plain.ids), draft)
+        together = NoPruner().prefill(generator.language, *inputs)
+        for prefilled, more in ((apart, 1), (together, 0)):
+            for _ in range(2):  # a prefilled prompt may be used again
+                drafted = generator.decode_drafted(prefilled, drafter, ())
+                assert drafted.ids == plain.ids
+                assert wrong[2:] or drafted.forwards <= len(wrong) + more
 
 
 @torch.inference_mode()
@@ -127,11 +132,12 @@ def test_the_shipped_model_writes_the_same_in_a_third_of_the_forwards(ego_histor
     spec, random = pipeline.vla.spec.answer, np.random.default_rng(0)
     likely = generator.answer.numbers(constant_turn(ego_history.now, spec.points, spec.interval_s))
     for draft in (likely, [0.0] * 12, random.normal(0, 50, 12).tolist(), [np.nan] * 12):
-        prefilled = generator.prefill(pipeline.pruner, [prompt], [visual], [kept], keep)
+        prefilled = generator.prefill(pipeline.pruner, [prompt], [visual], [kept], keep, draft)
         drafted = generator.decode(prefilled, draft)[0]
         assert drafted.ids == plain.ids
-    prefilled = generator.prefill(pipeline.pruner, [prompt], [visual], [kept], keep)
-    assert 0 < generator.decode(prefilled, likely)[0].forwards <= len(plain.ids) / 3
+        assert generator.decode(prefilled)[0].ids == plain.ids, "a draft in the prefill does not stay in the cache"
+    prefilled = generator.prefill(pipeline.pruner, [prompt], [visual], [kept], keep, likely)
+    assert 0 <= generator.decode(prefilled, likely)[0].forwards <= len(plain.ids) / 4
 
 
 def test_a_constant_turn_stops_where_it_brakes_to_a_halt():

@@ -64,6 +64,7 @@ class TransformersLanguage:
         visual: Sequence[VisualTokens],
         positions: PositionInputs,
         max_new_tokens: int,
+        last: int = 1,
     ) -> tuple[torch.Tensor, TransformersCache]:
         """See ``LanguageModel``; the cache grows by itself.
 
@@ -76,7 +77,7 @@ class TransformersLanguage:
             row[places] = tokens.rows.to(row.dtype)
             mask[places] = True
         cache = TransformersCache(self._text.config)
-        return self._run(embeddings, positions, cache, **self._features(visual_mask, visual))[:, 0], cache
+        return self._run(embeddings, positions, cache, last, **self._features(visual_mask, visual)), cache
 
     def decode_step(self, ids: torch.Tensor, positions: PositionInputs, cache: TransformersCache) -> torch.Tensor:
         """See ``LanguageModel``."""
@@ -84,7 +85,7 @@ class TransformersLanguage:
 
     def extend(self, ids: torch.Tensor, positions: PositionInputs, cache: TransformersCache) -> torch.Tensor:
         """See ``ExtendingLanguageModel``."""
-        return self._run(self._text.embed_tokens(ids), positions, cache, every=True)
+        return self._run(self._text.embed_tokens(ids), positions, cache, ids.shape[1])
 
     def _features(self, visual_mask: torch.Tensor, visual: Sequence[VisualTokens]) -> dict[str, Any]:
         """The arguments of a text model that adds visual features behind its first layers (DeepStack)."""
@@ -104,10 +105,10 @@ class TransformersLanguage:
         embeddings: torch.Tensor,
         positions: PositionInputs,
         cache: TransformersCache,
-        every: bool = False,
+        last: int = 1,
         **features: Any,
     ) -> torch.Tensor:
-        """Logits [B, 1, vocabulary] of the last of the new positions [B, L, D], or of every one; fills the cache."""
+        """Logits [B, last, vocabulary] of the last of the new positions [B, L, D]; fills the cache."""
         (ids,) = positions
         position_ids = ids[..., 0] if ids.shape[-1] == 1 else ids.permute(2, 0, 1)
         out = self._text(
@@ -117,7 +118,7 @@ class TransformersLanguage:
             use_cache=True,
             **features,
         )
-        return self._head(out.last_hidden_state if every else out.last_hidden_state[:, -1:])
+        return self._head(out.last_hidden_state[:, -last:])
 
 
 def check_text_config(config: Any, known: Sequence[str]) -> None:

@@ -96,10 +96,11 @@ class TorchLanguage:
         visual: Sequence[VisualTokens],
         positions: PositionInputs,
         max_new_tokens: int,
+        last: int = 1,
     ) -> tuple[torch.Tensor, KvCache]:
         """See ``LanguageModel``."""
         cache = self.cache(len(ids), ids.shape[1] + max_new_tokens)
-        return self.forward(self.embed_prompts(ids, visual_positions, visual), positions, cache)[:, 0], cache
+        return self.forward(self.embed_prompts(ids, visual_positions, visual), positions, cache, last), cache
 
     def decode_step(self, ids: torch.Tensor, positions: PositionInputs, cache: KvCache) -> torch.Tensor:
         """See ``LanguageModel``."""
@@ -107,10 +108,10 @@ class TorchLanguage:
 
     def extend(self, ids: torch.Tensor, positions: PositionInputs, cache: KvCache) -> torch.Tensor:
         """See ``ExtendingLanguageModel``."""
-        return self.forward(self.embed(ids), positions, cache, every=True)
+        return self.forward(self.embed(ids), positions, cache, ids.shape[1])
 
     def forward(
-        self, embeddings: torch.Tensor, positions: PositionInputs, cache: KvCache, every: bool = False
+        self, embeddings: torch.Tensor, positions: PositionInputs, cache: KvCache, last: int = 1
     ) -> torch.Tensor:
         """Run new positions after those in the cache.
 
@@ -118,14 +119,14 @@ class TorchLanguage:
             embeddings: [B, L, D].
             positions: of the new ones.
             cache: filled in place.
-            every: give the logits of every new position.
+            last: new positions whose logits are given.
 
         Returns:
-            Logits [B, L, vocabulary]; [B, 1, vocabulary] of the last position without ``every``.
+            Logits [B, last, vocabulary].
         """
         hidden = embeddings
         for index in range(self.layers):
-            hidden = self.layer(index, hidden, positions, cache, cache.used - cache.missing[index], every)
+            hidden = self.layer(index, hidden, positions, cache, cache.used - cache.missing[index], last)
         cache.used += embeddings.shape[1]
         return _linear(self._head, _norm(self._text.norm, hidden))
 
@@ -136,7 +137,7 @@ class TorchLanguage:
         positions: PositionInputs,
         cache: KvCache,
         start: int,
-        every: bool = False,
+        last: int = 1,
     ) -> torch.Tensor:
         """One layer on new positions; fills its part of the cache, and leaves ``cache.used`` to the caller.
 
@@ -144,10 +145,10 @@ class TorchLanguage:
             hidden: [B, L, D], the layer's input.
             positions: of the L positions.
             start: positions that the layer's cache holds already.
-            every: the last layer gives every position.
+            last: positions that the last layer gives.
 
         Returns:
-            [B, L, D]; of the last layer only the last position, [B, 1, D], without ``every``.
+            [B, L, D]; of the last layer [B, last, D].
         """
         layer = self._text.layers[index]
         hidden = hidden + self._attend(
@@ -159,8 +160,8 @@ class TorchLanguage:
             start,
             start + hidden.shape[1],
         )
-        if index == self.layers - 1 and not every:
-            hidden = hidden[:, -1:]  # the others only mattered as keys and values
+        if index == self.layers - 1:
+            hidden = hidden[:, -last:]  # the others only mattered as keys and values
         return hidden + _mlp(layer, hidden)
 
     def run_static(

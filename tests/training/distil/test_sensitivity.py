@@ -48,11 +48,7 @@ def test_it_is_the_derivative_of_the_answer_with_each_token(tiny_vla, items, tok
         ]
         ids = question.ids[None]
         first, cache = language.prefill(ids[:, :length], [question.visual], [visual], given[0], question.answer)
-        return (
-            torch.cat([first[:, None], language.extend(ids[:, length:], given[1], cache)], 1)[0]
-            .double()
-            .log_softmax(-1)
-        )
+        return torch.cat([first, language.extend(ids[:, length:], given[1], cache)], 1)[0].double().log_softmax(-1)
 
     labels = teacher._sample(logits(tokens[0]).float(), NUMBERS[0], 0)
     for token in (int(found.argmax()), int(found.argsort()[96]), 191):
