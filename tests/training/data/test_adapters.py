@@ -288,14 +288,14 @@ def test_folder_with_ego_motion_has_history_future_and_command(tmp_path):
     np.testing.assert_allclose(second.future(), [[2.0 * step, 0.0] for step in range(1, 7)], atol=1e-9)
     assert third.future() is None and third.history.now.speed_mps == pytest.approx(4.0)
     assert (first.command.value, second.command.value, third.command.value) == ("left", "straight", "none")
-    assert first.stamp_ns == 100 * 10**9 and first.find_boxes() is None and first.find_drivable() is None
+    assert first.stamp_ns == 100 * 10**9 and first.find_objects() is None and first.find_drivable() is None
     assert third.find_world_state().y_m == pytest.approx(4.0)
 
 
 def test_items_without_ego_motion_have_no_future(tmp_path):
     write_image(tmp_path / "a.jpg")
     item = open_source(tmp_path)[0]
-    assert item.future() is None and item.history is None and item.stamp_ns is None and item.find_boxes() is None
+    assert item.future() is None and item.history is None and item.stamp_ns is None and item.find_objects() is None
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ def _item(root, name: str) -> Item:
 
 
 def _boxes(root, name="s0k0"):
-    return _item(root, name).find_boxes()
+    objects = _item(root, name).find_objects()
+    return None if objects is None else objects.boxes
 
 
 def test_boxes_are_in_the_ego_frame_of_the_sample_at_each_step(root):
@@ -66,6 +67,38 @@ def test_boxes_behind_the_last_annotation_come_from_the_extras(root):
     assert [step.shape for step in steps] == [(1, 5)] * 5 + [(0, 5)]
     np.testing.assert_array_equal(steps[3], [[13, 1, 0.1, 4, 2]])
     np.testing.assert_allclose(_boxes(root, "s0k1")[0], [[8, 0, 0, 4, 2]], atol=1e-9)  # annotations first
+
+
+def test_vehicles_are_told_by_their_category(root):
+    add_object(root, "car", dict.fromkeys(KEYFRAMES, (110.0, 50.0, 0.0)))
+    add_object(root, "walker", dict.fromkeys(KEYFRAMES, (112.0, 55.0, 0.0)), size=(0.6, 0.5))
+    edit_table(root, "category", lambda rows: rows.append({"token": "adult", "name": "human.pedestrian.adult"}))
+    edit_table(root, "instance", lambda rows: rows[-1].update(category_token="adult"))
+    objects = _item(root, "s0k1").find_objects()
+    assert [step.tolist() for step in objects.vehicles] == [[True, False]] * 6
+    assert [len(step) for step in objects.vehicle_boxes] == [1] * 6 and objects.vehicle_boxes[0][0, 3] == 4.0
+
+
+def test_vehicles_behind_the_last_annotation_come_from_the_extras(root):
+    _with_boxes(root, [[[10.0, 1.0, 0.1, 4.0, 2.0], [12.0, 1.0, 0.1, 0.4, 0.6]]] * 6)
+    assert _item(root, "s0k2").find_objects().vehicle_boxes is None  # an older dataset does not tell
+    _edit_extras(root, future_vehicles=[[True, False]] * 6)
+    assert [len(step) for step in _item(root, "s0k2").find_objects().vehicle_boxes] == [1] * 6
+
+
+@pytest.mark.parametrize("flags", [[[True]] * 5, [[True, False]] * 6, [[1]] * 6, [True] * 6, "yes"])
+def test_flags_that_do_not_fit_the_boxes_are_refused(root, flags):
+    _with_boxes(root, [[[10.0, 1.0, 0.1, 4.0, 2.0]]] * 6)
+    _edit_extras(root, future_vehicles=flags)
+    with pytest.raises(InputError, match=r"extras.json: future_vehicles of sample s0k2.*true or false"):
+        _item(root, "s0k2").find_objects()
+
+
+def _edit_extras(root, **entries) -> None:
+    path = root / "extras.json"
+    content = json.loads(path.read_text())
+    content["s0k2"] |= entries
+    path.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(

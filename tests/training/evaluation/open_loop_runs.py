@@ -77,9 +77,8 @@ def _answer(row: MadeUp, place: int, keyframe: Item) -> JudgedAnswer:
     off = row.off_m + row.wobble_m * np.cos(place * 2.0 + len(row.pruner))
     plan = keyframe.future() + np.array([0.0, off])
     steps = len(plan)
-    judged = Judgement(
-        np.full(steps, abs(off)), np.full(steps, place < row.hits), np.zeros(steps, bool), np.zeros(steps, bool)
-    )
+    hits, nothing = np.full(steps, place < row.hits), np.zeros(steps, bool)
+    judged = Judgement(np.full(steps, abs(off)), hits, nothing, nothing, hits)
     return JudgedAnswer(keyframe.name, keyframe.scene, "text", plan, None, judged, tokens)
 
 

@@ -130,11 +130,13 @@ def test_answers_are_judged_and_refusals_left_out(tmp_path, vla_dir, monkeypatch
     row = evaluate(dataset, vla, OpenLoopSettings(pruners=("none",), out=out), progress=False)["rows"][0]
     assert (row["samples"], row["refused"]) == (4, 2)
     assert row["l2_at_t"] == pytest.approx({"1s": 0, "2s": 0, "3s": 1.25, "avg": 1.25 / 3}, abs=0.01)
-    assert row["judged"] == {"l2_avg_to_t": 2, "collision_polygon": 2, "off_drivable": 2, "intersection": 2}
+    assert set(row["judged"].values()) == {2} and "collision_any" in row["judged"]
+    assert row["collision_any"] == pytest.approx({"1s": 0, "2s": 0, "3s": 0.5, "avg": 1 / 6})
+    assert row["relative_performance"]["l2_avg_to_t"] == 1
     lines = pq.read_table(out / "samples.parquet").to_pylist()
     first, second, third, fourth = (line for line in lines if line["pruner"] == "none")
     assert first["collision"] == [False] * 4 + [True, True]
-    assert first["off_drivable"] == [False] * 4 + [True, True]
+    assert first["off_drivable"] == first["raster_collision"] == [False] * 4 + [True, True]
     assert row["collision_polygon"] == pytest.approx({"1s": 0, "2s": 0, "3s": 1 / 6, "avg": 1 / 18})
     assert row["off_drivable"] == pytest.approx({"1s": 0, "2s": 0, "3s": 0.5, "avg": 1 / 6})
     assert not any(fourth["collision"]) and not any(fourth["off_drivable"])

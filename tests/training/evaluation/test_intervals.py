@@ -10,6 +10,7 @@ from fastdrive_training.evaluation.intervals import (
     interval,
     known_mean,
     paired_difference,
+    relative_performance,
     sample_figures,
 )
 from fastdrive_training.evaluation.metrics.judge import Judgement
@@ -61,7 +62,7 @@ def test_seeds_are_averaged_over_those_that_answered():
 
 def _answers(error: float, collides: bool, refused: int = 0) -> list[JudgedAnswer]:
     steps = np.array([False] * 4 + [collides] * 2)
-    judged = Judgement(np.full(6, error), steps, steps, None)
+    judged = Judgement(np.full(6, error), steps, steps, None, None)
     return [
         JudgedAnswer(f"sample-{number}", f"scene-{number}", "", None, "reason", None, None)
         if number < refused
@@ -77,6 +78,17 @@ def test_a_samples_figure_is_the_mean_of_its_horizons():
     assert sample_figures(table, "off_drivable")[1:] == pytest.approx(1 / 3)
     assert np.isnan(sample_figures(table, "l2_avg_to_t")[0])
     assert np.isnan(sample_figures(table, "intersection")).all()
+
+
+def test_relative_performance_is_that_of_the_samples_that_both_answered():
+    whole = to_table(RowKey("none", 0.0), _answers(1.0, False, refused=2))
+    pruned = to_table(RowKey("random", 0.5), _answers(1.25, True, refused=1))
+    values = [sample_figures(table, "l2_avg_to_t") for table in (whole, pruned)]
+    assert relative_performance(*values) == pytest.approx(0.8)
+    values[1][5:] = 4.0
+    assert relative_performance(*values) == pytest.approx(10 / (3 * 1.25 + 7 * 4))
+    hits = [sample_figures(table, "collision_polygon") for table in (whole, pruned)]
+    assert relative_performance(*hits) == 0 and relative_performance(*reversed(hits)) is None
 
 
 def test_each_pruner_is_compared_with_reconpruner_at_its_ratio():

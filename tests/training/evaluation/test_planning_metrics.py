@@ -210,9 +210,21 @@ def test_a_plan_is_judged_by_what_is_known():
     np.testing.assert_allclose(known.errors_m, step_errors(drift, STRAIGHT - [8, 0]))
     assert (known.off_drivable == off_drivable_steps(drift, frame, area)).all() and known.off_drivable.any()
     assert known.intersection.any()
+    assert known.raster_collision is None  # the classes of the boxes are not known
     unknown = judge_plan(drift, Surroundings(STRAIGHT))
     assert (unknown.collision, unknown.off_drivable, unknown.intersection) == (None, None, None)
     assert not judge_plan(drift, Surroundings(STRAIGHT, NOWHERE)).collision.any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6))
+def test_raster_collision_of_a_judged_plan_is_bev_planners(seed):
+    random = np.random.default_rng(seed)
+    boxes = [np.column_stack([random.uniform(-6, 25, (4, 2)), random.uniform(-3, 3, 4), np.full((4, 2), 2.0)])] * 6
+    plan, truth = (STRAIGHT + random.normal(0, 2.0, STRAIGHT.shape) for _ in range(2))
+    found = judge_plan(plan, Surroundings(truth, [*boxes], vehicle_boxes=[step[:2] for step in boxes])).raster_collision
+    wanted = raster_collision_steps(RASTERS["BEV-Planner"], plan, truth, [step[:2] for step in boxes])
+    assert (found == wanted).all()
 
 
 @pytest.mark.skipif(not SCENE.exists(), reason="scene-0103 (../shared/data) is not on this machine")

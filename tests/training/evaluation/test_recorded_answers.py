@@ -15,6 +15,7 @@ from fastdrive_node.planning.answer_format import answer_text
 from fastdrive_node.planning.pairs import pairs_of
 from fastdrive_training.data.adapters import open_source
 from fastdrive_training.evaluation.recorded_answers import match, outcome, read_recorded
+from tests.training.evaluation.planning_scenes import add_object, edit_table
 from tests.training.tiny_nuscenes import write_dataset
 
 IMPROMPTU = TEMPLATES["impromptu-1v"]().spec
@@ -86,6 +87,18 @@ def test_answers_in_the_lidars_frame_are_judged_in_the_vehicles(tmp_path, root):
     assert by_name["answers"]["l2_avg_to_t"]["1s"] == pytest.approx((0.5 + 1.0) / 2 / 2, abs=0.01)
     assert by_name["constant-velocity"]["l2_avg_to_t"]["avg"] == pytest.approx(0, abs=1e-6)
     assert by_name["answers"]["scored"] == 2
+
+
+def test_any_collision_counts_vehicles_alone(tmp_path):
+    root = write_dataset(tmp_path / "d", scenes=1, keyframes=9, speed=SPEED)
+    add_object(root, "thing", {f"s0k{index}": (109.0, 52.8, 0.0) for index in range(9)})
+    plan = straight() + np.stack([np.zeros(6), [0, 0, 0, 0.6, 2.0, 2.5]], axis=1)
+    rows = [{"waypoints": plan.tolist(), "sample_token": "s0k0"}]
+    row = judged(tmp_path, root, rows)[1]["answers"]
+    assert row["collision_any"]["3s"] == row["collision_st_p3"]["3s"] * 6 / 2 == 1
+    edit_table(root, "category", lambda table: table[0].update(name="movable_object.barrier"))
+    row = judged(tmp_path, root, rows)[1]["answers"]
+    assert row["collision_any"]["3s"] == row["collision_uniad"]["3s"] == 0 and row["collision_st_p3"]["3s"] > 0
 
 
 def test_lists_of_numbers_are_paths_of_the_rear_axle(tmp_path, root):

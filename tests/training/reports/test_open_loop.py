@@ -79,7 +79,7 @@ def test_figures_are_those_of_the_evaluation(folder, figures):
     assert found["l2_avg_to_t"]["avg"] == row["l2_avg_to_t"]["avg"]
     assert found["l2_avg_to_t"]["interval_95"] == row["interval_95"]["l2_avg_to_t"]
     assert line(figures, "none", 0.0)["l2_avg_to_t"]["avg"] == pytest.approx(0.40)
-    assert found["l2_avg_to_t"]["relative_to_none"] == pytest.approx(found["l2_avg_to_t"]["avg"] / 0.40 - 1)
+    assert found["l2_avg_to_t"]["relative_performance"] == pytest.approx(0.40 / found["l2_avg_to_t"]["avg"])
     assert found["prefill_ms"] == 2.0
 
 
@@ -89,6 +89,15 @@ def test_seeds_are_averaged_and_refused_answers_counted(figures):
     low, high = random["l2_avg_to_t"]["interval_95"]
     assert low < random["l2_avg_to_t"]["avg"] < high < 1.05  # of the mean over seeds, not of one of them
     assert line(figures, "fastv")["refused"] == 1
+
+
+def test_any_collision_and_relative_performance_are_on_the_page(page, folder, figures):
+    random = line(figures, "random")
+    assert random["collision_any"]["avg"] == pytest.approx(8 / figures["samples"])
+    assert random["collision_any"]["relative_performance"] == 0 and "relative_performance" in figures["rows"][0]
+    text = (folder / "report.md").read_text()
+    relative = f"{100 * line(figures, 'reconpruner')['l2_avg_to_t']['relative_performance']:.1f} %"
+    assert "any collision [%]" in text and relative in text and relative in page.text
 
 
 def test_neither_ground_truth_nor_variants_are_best(figures):
@@ -118,7 +127,7 @@ NONE = MadeUp("none", 0.0, 0.4, kept=192)
 
 
 def test_a_first_place_is_said(figures):
-    l2, collision = figures["statements"]
+    l2, collision, _ = figures["statements"]
     assert l2["first"] == ["reconpruner"] and l2["reconpruner_first"] and l2["within_interval_of_first"] is None
     assert l2["against_random"] == "better" and l2["against_oracle"] == "worse"
     assert collision["first"] == ["reconpruner"] and collision["against_oracle"] == "level"
@@ -131,7 +140,7 @@ def test_a_place_within_the_interval_of_first_is_said(tmp_path, root, vla_dir):
     found, one = stated(tmp_path, root, vla_dir, *rows)
     assert one.first == ("fastv",) and not one.is_first and one.within
     assert "within the paired interval of first" in one.text and one.level is Level.GOOD
-    assert summary(found)[1] == "ReconPruner is first in 1 of 2 comparisons, level with first in 1 more"
+    assert summary(found)[1] == "ReconPruner is first in 2 of 3 comparisons, level with first in 1 more"
 
 
 def test_a_place_behind_first_is_said(tmp_path, root, vla_dir):
@@ -175,7 +184,7 @@ def test_the_page_has_every_part(page):
     ):
         assert phrase in page.text, phrase
     charts = [attributes for attributes in page.all("svg") if attributes.get("role") == "img"]
-    assert len([one for one in charts if (one["aria-labelledby"]).startswith(("curve", "paired"))]) == 4
+    assert len([one for one in charts if (one["aria-labelledby"]).startswith(("curve", "paired"))]) == 6
 
 
 def test_the_time_before_the_first_token_is_pruner_and_prefill(folder):

@@ -31,11 +31,21 @@ from fastdrive_training.commands.options import (
 from fastdrive_training.data.adapters import ImageSource
 from fastdrive_training.evaluation import OpenLoopSettings, evaluate
 
+RATES = {  # heads of columns
+    "coll. [%]": "collision_polygon",
+    "any coll. [%]": "collision_any",
+    "off [%]": "off_drivable",
+    "cross [%]": "intersection",
+}
+RELATIVE = {"L2": "l2_avg_to_t", "coll.": "collision_polygon", "any coll.": "collision_any"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Compare plans with the recorded future: L2 in metres (mean of all steps up to t, and at t), collision of\n"
-        "exact boxes, leaving the drivable area, intersection with its boundary, and what each pruner costs.\n"
+        "exact boxes (mean of the steps up to t) and with vehicles on BEV-Planner's raster (any step up to t),\n"
+        "leaving the drivable area, intersection with its boundary, and what each pruner costs. Relative performance\n"
+        "is the figure on all tokens over that on the kept ones, on the samples that both answered.\n"
         "Refused answers are counted and not scored; items without 3 s of future are skipped and counted. A dataset\n"
         "with ego motion alone gives L2; the other figures are then null.\n"
         "The row constant-velocity goes straight ahead at the current speed. Intervals are 95 % by the bootstrap;\n"
@@ -121,6 +131,8 @@ def unknown_figures(figures: dict, missing_maps: Sequence[str] = ()) -> list[str
     lines = []
     if not _most_judged(figures, "collision_polygon"):
         lines.append("collision_polygon is null: the dataset does not have objects for these samples")
+    elif not _most_judged(figures, "collision_any"):
+        lines.append("collision_any is null: the dataset does not say which objects are vehicles")
     roads = _most_judged(figures, "off_drivable")
     state = f"are of {roads} samples only" if roads else "are null"
     if missing_maps:
@@ -138,16 +150,17 @@ def _most_judged(figures: dict, name: str) -> int:
 
 
 def tables(figures: dict) -> list[Table]:
-    """Two tables of the rows, no wider than 100 columns: planning figures, with rates as the mean of 1, 2 and 3 s, and
-    costs."""
+    """Tables of the rows, no wider than 100 columns: planning figures, with rates as the mean of 1, 2 and 3 s, relative
+    performance, and costs."""
     title = f"{figures['samples']} samples, {figures['images']} images; {figures['without_future']} without future"
-    planned = ("seed", "refused", "L2 [m]", "95 % [m]", "L2 at 3 s [m]", "coll. [%]", "off [%]", "cross [%]")
+    planned = ("seed", "refused", "L2 [m]", "95 % [m]", "L2 at 3 s [m]", *RATES)
     measured = ("tokens", "GFLOPs", "pruner [ms]", "prefill [ms]", "token [ms]", "memory [MB]")
     planning = figures_table(title, "pruner", "drop", *planned)
+    relative = figures_table("relative performance in %, all tokens = 100", "pruner", "drop", "seed", *RELATIVE)
     costs = figures_table("medians of single samples", "pruner", "drop", *measured)
     for row in figures["rows"]:
         l2, ends = row["l2_avg_to_t"], row["interval_95"]["l2_avg_to_t"]
-        rates = [row[name] and 100 * row[name]["avg"] for name in ("collision_polygon", "off_drivable", "intersection")]
+        rates = [row[name] and 100 * row[name]["avg"] for name in RATES.values()]
         planning.add_row(
             row["pruner"],
             f"{row['drop']:g}",
@@ -158,6 +171,10 @@ def tables(figures: dict) -> list[Table]:
             _text(l2["3s"], ".3f"),
             *(_text(rate, ".2f") for rate in rates),
         )
+        if row["relative_performance"] is not None and row["drop"]:
+            found = [row["relative_performance"][name] for name in RELATIVE.values()]
+            texts = ("-" if one is None else f"{100 * one:.1f}" for one in found)
+            relative.add_row(row["pruner"], f"{row['drop']:g}", str(row["seed"]), *texts)
         if row["seed"] or row["flops"] is None:
             continue  # seeds cost the same, and a plan without a model nothing
         costs.add_row(
@@ -168,7 +185,7 @@ def tables(figures: dict) -> list[Table]:
             *(_text(row[name], ".2f") for name in ("pruner_ms", "prefill_ms", "decode_ms_per_token")),
             _text(row["peak_memory_mb"], ".4g"),
         )
-    return [planning, costs]
+    return [table for table in (planning, relative, costs) if table.row_count or table is not relative]
 
 
 def _text(value: float | None, form: str) -> str:

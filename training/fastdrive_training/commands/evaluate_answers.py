@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the road, and leaving it. ANSWERS is JSON lines or one JSON array: texts (`text`, `predict`, or the last\n"
         "turn of ShareGPT's `messages` or `conversations`) or paths (`waypoints`: [x, y] of the rear axle in the ego\n"
         "frame, 0.5 s apart). A keyframe is named by `sample_token`, `token`, `id`, or an image's file (`images`).\n"
-        "The rasters count objects of all classes here; UniAD and BEV-Planner count vehicles only."
+        "UniAD's and BEV-Planner's rasters count vehicles, the others objects of all classes."
     )
     parser.epilog = (
         "examples:\n  fastdrive evaluate-answers answers.jsonl --dataset data/nuscenes --split val --json -\n"

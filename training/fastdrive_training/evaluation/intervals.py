@@ -21,6 +21,7 @@ LEVEL = 0.95
 FIGURES = {
     "l2_avg_to_t": ("errors_m", running_mean),
     "collision_polygon": ("collision", running_mean),
+    "collision_any": ("raster_collision", running_any),
     "off_drivable": ("off_drivable", running_any),
     "intersection": ("intersection", running_any),
 }
@@ -82,6 +83,16 @@ def paired_difference(first: np.ndarray, second: np.ndarray, scenes: Sequence[st
         return None
     known = ~np.isnan(difference)
     return Difference(float(difference[known].mean()), _percentiles(means), int(known.sum()))
+
+
+def relative_performance(whole: np.ndarray, pruned: np.ndarray) -> float | None:
+    """The figure on all tokens over that on the kept ones: 1 is as on all, less is worse.
+
+    Means [samples] over those that both know. None where no sample is known to both, or where the pruned figure is 0.
+    """
+    known = ~np.isnan(whole) & ~np.isnan(pruned)
+    below = pruned[known].sum()
+    return float(whole[known].sum() / below) if below else None
 
 
 def _resampled_means(values: np.ndarray, scenes: Sequence[str], seed: int) -> np.ndarray | None:

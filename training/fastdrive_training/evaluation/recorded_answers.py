@@ -236,9 +236,10 @@ def row(
         "collision_polygon": (_steps([each.collision for each in results]), mean_to_t, running_mean),
         "off_drivable": (_steps([each.off_drivable for each in results]), any_to_t, running_any),
         "intersection": (_steps([each.intersection for each in results]), any_to_t, running_any),
+        "collision_any": (_steps([each.raster_collision for each in results]), any_to_t, running_any),
     }
     counting = {"ST-P3": ("st_p3", mean_to_t, running_mean), "VAD": ("vad", mean_to_t, running_mean)}
-    counting |= {"UniAD": ("uniad", at_t, np.asarray), "BEV-Planner": ("any", any_to_t, running_any)}
+    counting |= {"UniAD": ("uniad", at_t, np.asarray)}
     for raster, (label, count, running) in counting.items():
         columns[f"collision_{label}"] = (_steps([_raster(raster, *each[:2]) for each in judged]), count, running)
     for label, (steps, count, running) in columns.items():
@@ -247,9 +248,8 @@ def row(
 
 
 def _raster(raster: str, plan: np.ndarray, known: Surroundings) -> np.ndarray | None:
-    if known.boxes is None:
-        return None
-    return raster_collision_steps(RASTERS[raster], plan, known.future_m, known.boxes)
+    boxes = known.vehicle_boxes if raster == "UniAD" else known.boxes
+    return None if boxes is None else raster_collision_steps(RASTERS[raster], plan, known.future_m, boxes)
 
 
 def _steps(flags: Sequence[np.ndarray | None]) -> np.ndarray | None:

@@ -36,9 +36,10 @@ SCHEMA = pa.schema(
         ("text", pa.string()),
         ("plan_m", pa.list_(pa.list_(pa.float64()))),  # [x, y] of each point; null where refused
         ("errors_m", pa.list_(pa.float64())),  # of each step; null where refused
-        ("collision", _STEPS),  # of each step; null where refused or not known, as the next two
+        ("collision", _STEPS),  # of each step; null where refused or not known, as the next three
         ("off_drivable", _STEPS),
         ("intersection", _STEPS),
+        ("raster_collision", _STEPS),
         ("tokens", pa.int32()),  # how many visual tokens the last layer saw; null without a model
         ("kept", pa.list_(pa.int32())),  # which
     ]

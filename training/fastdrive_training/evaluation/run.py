@@ -23,6 +23,7 @@ from fastdrive_training.evaluation.intervals import (
     interval,
     known_mean,
     paired_difference,
+    relative_performance,
     sample_figures,
     steps_of,
 )
@@ -96,8 +97,12 @@ def table_figures(tables: dict[RowKey, pa.Table], efficiency: dict[str, dict], t
     """``rows`` and ``comparisons`` of the lines of each row; without ``timing`` the times are None."""
     if not timing:
         efficiency = {kind: {**costs, **dict.fromkeys(TIMES)} for kind, costs in efficiency.items()}
+    whole = next((table for key, table in tables.items() if key.pruner == "none"), None)
     return {
-        "rows": [row_figures(key, table, efficiency.get(key.kind, {})) for key, table in tables.items()],
+        "rows": [
+            {**row_figures(key, table, efficiency.get(key.kind, {})), "relative_performance": _relative(table, whole)}
+            for key, table in tables.items()
+        ],
         "comparisons": comparisons({key: table for key, table in tables.items() if key != BASELINE}),
     }
 
@@ -191,6 +196,13 @@ def row_figures(key: RowKey, table: pa.Table, efficiency: dict) -> dict:
         **{name: efficiency.get(name) for name in ("decode_flops_per_token", "peak_memory_mb")},
         **({"tokens_by_layer": efficiency["tokens_by_layer"]} if "tokens_by_layer" in efficiency else {}),
     }
+
+
+def _relative(table: pa.Table, whole: pa.Table | None) -> dict[str, float | None] | None:
+    """Of each figure; None without the row ``none``."""
+    if whole is None:
+        return None
+    return {name: relative_performance(sample_figures(whole, name), sample_figures(table, name)) for name in FIGURES}
 
 
 def _mean_tokens(table: pa.Table) -> int | float | None:

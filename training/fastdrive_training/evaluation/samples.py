@@ -57,4 +57,7 @@ def constant_velocity(history: EgoHistory) -> np.ndarray:
 def surroundings(item: Item) -> Surroundings:
     """What the dataset knows around an item with a future. Raises InputError for a broken annotation or map."""
     frame, area = item.find_drivable() or (None, None)
-    return Surroundings(item.known_future(), item.find_boxes(), frame, area)
+    objects = item.find_objects()
+    if objects is None:
+        return Surroundings(item.known_future(), frame=frame, area=area)
+    return Surroundings(item.known_future(), objects.boxes, frame, area, objects.vehicle_boxes)

@@ -5,7 +5,7 @@ Beside the tables of ``nuscenes_schema`` a dataset holds, in its root:
 - ``masks/<CAMERA>/<sample token>.png``: the class of each pixel, uint8 (``types.Label``);
 - ``splits.json``: scene names by split;
 - ``extras.json``: by sample token the ego state, command, future and history (``scene_writer.keyframe_extras``), and
-  near a scene's end the objects of that future (``scene_writer.future_boxes``);
+  near a scene's end the objects of that future (``scene_writer.future_objects``);
 - what the scenario adds to ``extras.json`` and as images (``scenarios.SceneLog``); of step-out that is
   ``step_out/<CAMERA>/<sample token>.png``: uint8, the number of the pedestrian that a pixel shows, where there is one;
 - ``sim.json``: the arguments, the label table, the foreground groups, and each scene's world seed and origin.

@@ -17,7 +17,7 @@ from fastdrive_node.errors import SimError
 from fastdrive_node.geometry import wrap_angle
 from fastdrive_sim.drivable import draw_mask
 from fastdrive_sim.geometry import to_ego
-from fastdrive_sim.nuscenes_schema import SceneTables, annotated_things
+from fastdrive_sim.nuscenes_schema import CATEGORIES, SceneTables, annotated_things
 from fastdrive_sim.rig import RIGS
 from fastdrive_sim.scenarios import SCENARIOS
 from fastdrive_sim.sources import ChoosesKeyframes, ImageSpec, RendererLike, SimulationLike, record
@@ -84,7 +84,7 @@ def write_scene(
             _write_png(out, "masks", camera, sample, labels)
         extras[sample] = {**keyframe_extras(snapshots, step, keyframe.future), **keyframe.entries}
         if end - step < _MARGIN_STEPS < len(snapshots) - step:  # the annotations end sooner, the recording does not
-            extras[sample]["future_boxes"] = future_boxes(world, snapshots, step)
+            extras[sample] |= future_objects(world, snapshots, step)
         entries, images = log.add(snapshots[step], views)
         extras[sample] |= entries
         for folder, pixels in images.items():
@@ -115,7 +115,8 @@ def keyframe_extras(snapshots: Sequence[Snapshot], step: int, future: np.ndarray
     ``future_xy``: six [x, y] at 0.5 s .. 3.0 s; ``history``: six [t, x, y, yaw, speed, accel] at -0.5 s .. -3.0 s; both
     in the ego frame of the keyframe, metres, radians, seconds. The future is ``future`` (world [6, 2]) where that is
     given. ``ahead``: ``Snapshot.ahead``, labels for training.
-    A scene adds ``future_boxes`` to the keyframes of its last 3 s, and the scenario what its ``SceneLog`` gives.
+    A scene adds what ``future_objects`` gives to the keyframes of its last 3 s, and the scenario what its ``SceneLog``
+    gives.
     """
     ego = snapshots[step].ego
     offsets = [_INTERVAL_STEPS * (point + 1) for point in range(POINTS)]
@@ -133,14 +134,16 @@ def keyframe_extras(snapshots: Sequence[Snapshot], step: int, future: np.ndarray
     }
 
 
-def future_boxes(world: World, snapshots: Sequence[Snapshot], step: int) -> list[list[list[float]]]:
+def future_objects(world: World, snapshots: Sequence[Snapshot], step: int) -> dict[str, list]:
     """The annotated things 0.5 s .. 3.0 s after the keyframe at ``step`` of a recording at 20 Hz.
 
-    Six lists of boxes [x, y, yaw, length, width], metres and radians, in the ego frame of the keyframe.
+    ``future_boxes``: six lists of boxes [x, y, yaw, length, width], metres and radians, in the ego frame of the
+    keyframe. ``future_vehicles``: six lists of bools, which of the boxes are vehicles.
     """
-    ego, steps = snapshots[step].ego, []
+    ego, steps, vehicles = snapshots[step].ego, [], []
     for point in range(1, POINTS + 1):
         things = annotated_things(world, snapshots[step + _INTERVAL_STEPS * point])
+        vehicles.append([CATEGORIES[thing.kind].startswith("vehicle.") for thing in things])
         positions = to_ego(ego, np.array([(thing.x, thing.y) for thing in things]).reshape(-1, 2))
         steps.append(
             [
@@ -148,7 +151,7 @@ def future_boxes(world: World, snapshots: Sequence[Snapshot], step: int) -> list
                 for (x, y), thing in zip(positions, things, strict=True)
             ]
         )
-    return steps
+    return {"future_boxes": steps, "future_vehicles": vehicles}
 
 
 def _past(now: EgoPose, then: EgoPose, time_s: float) -> list[float]:

@@ -21,11 +21,14 @@ def test_boxes_of_the_last_seconds_are_those_that_later_keyframes_would_annotate
     samples, compared = chain(long, long.scene[0]), 0
     for index, entry in enumerate(read(tmp_path / "4", "extras.json").values()):
         assert len(entry["future_boxes"]) == 6
-        for later, boxes in zip(samples[index + 1 :], entry["future_boxes"], strict=False):
+        steps = zip(samples[index + 1 :], entry["future_boxes"], entry["future_vehicles"], strict=False)
+        for later, boxes, flags in steps:
             rows = [long.get("sample_annotation", token) for token in later["anns"]]
             now, then = ego_pose(long, samples[index]), ego_pose(long, later)
             places = [(*in_frame(now, *row["translation"][:2]), row["size"][1], row["size"][0]) for row in rows]
             found = [(box[0], box[1], box[3], box[4]) for box in boxes]
+            cars = [row for row in rows if row["category_name"].startswith("vehicle.")]
+            assert len(flags) == len(boxes) and sum(flags) == len(cars)
             assert np.allclose(sorted(found), sorted(places), atol=2e-3)
             assert then[0] > now[0]
             compared += len(boxes)

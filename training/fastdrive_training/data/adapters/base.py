@@ -35,6 +35,21 @@ def _nothing(*_: Any) -> None:
 
 
 @dataclass(frozen=True)
+class FutureObjects:
+    """The objects around an item at each future step, 0.5 s ... 3 s after it."""
+
+    boxes: tuple[np.ndarray, ...]  # of each step float64 [n, 5] (x, y, yaw, length, width; ego frame, m and rad)
+    vehicles: tuple[np.ndarray, ...] | None  # of each step bool [n]: which are vehicles; None where it is not known
+
+    @property
+    def vehicle_boxes(self) -> tuple[np.ndarray, ...] | None:
+        """The boxes of vehicles alone."""
+        if self.vehicles is None:
+            return None
+        return tuple(boxes[chosen] for boxes, chosen in zip(self.boxes, self.vehicles, strict=True))
+
+
+@dataclass(frozen=True)
 class Item:
     """One instant: an image of each camera of the source, and what the dataset knows around it.
 
@@ -53,8 +68,7 @@ class Item:
     command: Command = Command.NONE
     find_future: Callable[[int, float], np.ndarray | None] = _nothing  # see future()
     find_world_state: Callable[[], EgoState | None] = _nothing  # in a frame that the items of a scene share
-    # objects 0.5 s ... 3 s after the item: of each step float64 [n, 5] (x, y, yaw, length, width; ego frame, m and rad)
-    find_boxes: Callable[[], tuple[np.ndarray, ...] | None] = _nothing
+    find_objects: Callable[[], FutureObjects | None] = _nothing
     find_drivable: Callable[[], tuple[EgoFrame, DrivableArea] | None] = _nothing
     find_camera: Callable[[str], CameraModel | None] = _nothing  # its calibration
     extras: Mapping[str, Any] = field(default_factory=dict)  # other entries of the dataset, by its own names

@@ -111,7 +111,7 @@ class KeyframeDataset(ReopenedSource, Sequence[Item]):
             command=self._command(extras, token, future),
             find_future=future,
             find_world_state=lambda: self.tables.track(scene).history(pose_ns).now,
-            find_boxes=lambda: self._objects.future_boxes(token),
+            find_objects=lambda: self._objects.around(token),
             find_drivable=lambda: self._maps.around(scene, token),
             find_camera=lambda camera: self.tables.camera_model(records[camera]),
             extras=extras,

@@ -5,18 +5,21 @@ The simulator writes what its annotations do not reach, the last 3 s of a scene,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from fastdrive_node.errors import InputError
-from fastdrive_training.data.adapters.base import FUTURE_INTERVAL_S, FUTURE_POINTS
+from fastdrive_training.data.adapters.base import FUTURE_INTERVAL_S, FUTURE_POINTS, FutureObjects
 from fastdrive_training.data.ego_track import rotation_matrix
 from fastdrive_training.data.nuscenes.tables import NuscenesTables
 
 HORIZON_S = FUTURE_POINTS * FUTURE_INTERVAL_S
 EXACT_S = 1e-3  # a keyframe this near to a step is the step's own
+VEHICLES = "vehicle."  # how the names of vehicles' categories start: cars to trailers, motorcycles and bicycles
 REACH_S = 0.1  # a step this far behind the last keyframe takes its boxes: real ones are not exactly 0.5 s apart
 
 
@@ -27,10 +30,11 @@ class _Object:
     centre_m: np.ndarray  # float64 [3]
     heading: np.ndarray  # float64 [3], unit vector along its length
     size_m: tuple[float, float]  # length, width
+    vehicle: bool
 
 
 class SceneObjects:
-    """Future boxes of a dataset's samples.
+    """What is around a dataset's samples.
 
     Where the dataset has a lidar, annotations without any lidar or radar point are left out, as public evaluators do.
     """
@@ -40,8 +44,8 @@ class SceneObjects:
         self._has_lidar = any(sensor["channel"] == "LIDAR_TOP" for sensor in self._devkit.sensor)
         self._objects = lru_cache(maxsize=256)(self._read)
 
-    def future_boxes(self, token: str) -> tuple[np.ndarray, ...] | None:
-        """Boxes 0.5 s ... 3 s after the sample, each float64 [n, 5] (x, y, yaw, length, width) in its ego frame.
+    def around(self, token: str) -> FutureObjects | None:
+        """The objects 0.5 s ... 3 s after the sample, in its ego frame.
 
         Between keyframes they are interpolated; an object that only one of the two has is there in the half of the
         interval that is nearer to it. None where the dataset has no annotations at all, or none up to 3 s after this
@@ -56,13 +60,22 @@ class SceneObjects:
         pose = self._tables.ego_pose(token)
         position = np.array(pose["translation"], np.float64)
         rotation = rotation_matrix(pose["rotation"])
-        return tuple(_boxes(self._at(tokens, stamps_s, at_s), position, rotation) for at_s in wanted_s)
+        steps = [self._at(tokens, stamps_s, at_s) for at_s in wanted_s]
+        return FutureObjects(
+            tuple(_boxes(objects, position, rotation) for objects in steps),
+            tuple(np.array([one.vehicle for one in objects], bool) for objects in steps),
+        )
 
-    def _written(self, token: str) -> tuple[np.ndarray, ...] | None:
-        """The boxes that the dataset's extras hold of a sample; None where there are none."""
-        entry = self._tables.extras(token).get("future_boxes")
-        if entry is None:
+    def _written(self, token: str) -> FutureObjects | None:
+        """What the dataset's extras hold of a sample; None where they have no boxes of it."""
+        extras = self._tables.extras(token)
+        if extras.get("future_boxes") is None:
             return None
+        boxes = self._written_boxes(token, extras["future_boxes"])
+        vehicles = extras.get("future_vehicles")
+        return FutureObjects(boxes, None if vehicles is None else self._written_vehicles(token, vehicles, boxes))
+
+    def _written_boxes(self, token: str, entry: Any) -> tuple[np.ndarray, ...]:
         try:
             steps = tuple(np.array(boxes, np.float64).reshape(-1, 5) for boxes in entry)
         except (TypeError, ValueError):
@@ -74,6 +87,16 @@ class SceneObjects:
         else:
             return steps
         raise self._tables.extras_error(token, "future_boxes", problem)
+
+    def _written_vehicles(self, token: str, entry: Any, boxes: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        steps = entry if isinstance(entry, list) else []
+        fits = len(steps) == len(boxes) and all(
+            isinstance(step, list) and len(step) == len(at) and all(isinstance(flag, bool) for flag in step)
+            for step, at in zip(steps, boxes, strict=True)
+        )
+        if not fits:
+            raise self._tables.extras_error(token, "future_vehicles", "needs true or false for each of future_boxes")
+        return tuple(np.array(step, bool) for step in steps)
 
     def _ahead(self, token: str) -> tuple[list[str], np.ndarray]:
         """The sample and those behind it up to the horizon, and their times from it in s."""
@@ -119,7 +142,11 @@ class SceneObjects:
             raise self._error(annotation, repr(error)) from None
         if not (np.isfinite(centre).all() and np.isfinite(heading).all() and width > 0 and length > 0):
             raise self._error(annotation, "a number is not finite, or a size not above 0")
-        return _Object(centre, heading, (length, width))
+        return _Object(centre, heading, (length, width), self._is_vehicle(annotation))
+
+    def _is_vehicle(self, annotation: dict) -> bool:
+        instance = self._devkit.get("instance", annotation["instance_token"])
+        return self._devkit.get("category", instance["category_token"])["name"].startswith(VEHICLES)
 
     def _error(self, annotation: dict, problem: str) -> InputError:
         path = self._tables.root / self._tables.version / "sample_annotation.json"
@@ -131,7 +158,7 @@ def _between(earlier: _Object, later: _Object, weight: float) -> _Object:
     heading = (1 - weight) * earlier.heading + weight * later.heading
     if np.linalg.norm(heading) < 1e-6:  # turned by 180 degrees: the mean has no direction
         heading = later.heading
-    return _Object(centre, heading, earlier.size_m)
+    return _Object(centre, heading, earlier.size_m, earlier.vehicle)
 
 
 def _boxes(objects: list[_Object], position: np.ndarray, rotation: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ class Surroundings:
     boxes: Sequence[np.ndarray] | None = None  # of each future step, [n, 5]
     frame: EgoFrame | None = None  # in the map; None where there is none
     area: DrivableArea | None = None
+    vehicle_boxes: Sequence[np.ndarray] | None = None  # of ``boxes`` those of vehicles; None: classes are not known
 
     @cached_property
     def obstacles(self) -> Obstacles | None:
@@ -33,16 +34,28 @@ class Surroundings:
         return None if self.obstacles is None else self.obstacles.hit_by(self.future_m)
 
     @cached_property
+    def vehicle_cells(self) -> np.ndarray | None:
+        """BEV-Planner's raster of each step, 1 where a vehicle is, as packed bits [points, rows, columns / 8]."""
+        if self.vehicle_boxes is None:
+            return None
+        return np.stack([_packed(BEV_PLANNER.draw(boxes)) for boxes in self.vehicle_boxes])
+
+    @cached_property
+    def truth_touches(self) -> np.ndarray | None:
+        """bool [points]: the ground truth's footprint touches a vehicle, on BEV-Planner's raster."""
+        return None if self.vehicle_cells is None else _touches(_cells(self.future_m), self.vehicle_cells)
+
+    @cached_property
     def boundary(self) -> np.ndarray | None:
         """BEV-Planner's raster, 1 where a road boundary runs, as packed bits [rows, columns / 8]."""
         if self.frame is None or self.area is None:
             return None
-        return np.packbits(BEV_PLANNER.draw_lines(boundary_lines(self.frame, self.area)), axis=1)
+        return _packed(BEV_PLANNER.draw_lines(boundary_lines(self.frame, self.area)))
 
     @cached_property
     def truth_crosses(self) -> np.ndarray | None:
         """bool [points]: the ground truth's footprint touches a boundary."""
-        return None if self.boundary is None else _crosses(self.future_m, self.boundary)
+        return None if self.boundary is None else _touches(_cells(self.future_m), self.boundary[None])
 
 
 @dataclass(frozen=True)
@@ -53,20 +66,35 @@ class Judgement:
     collision: np.ndarray | None  # bool [points], exact polygons
     off_drivable: np.ndarray | None  # bool [points]
     intersection: np.ndarray | None  # bool [points], of the road boundary
+    raster_collision: np.ndarray | None  # bool [points], with a vehicle, on BEV-Planner's raster
 
 
 def judge_plan(plan: np.ndarray, around: Surroundings) -> Judgement:
     """Judge a plan [points, 2] in the ego frame. What the ground truth does as well is not held against it."""
-    collision = intersection = off = None
+    collision = intersection = off = raster = None
+    cells = _cells(plan)
     if around.obstacles is not None and around.truth_hits is not None:
         collision = around.obstacles.hit_by(plan) & ~around.truth_hits
     if around.boundary is not None and around.truth_crosses is not None:
-        intersection = _crosses(plan, around.boundary) & ~around.truth_crosses
+        intersection = _touches(cells, around.boundary[None]) & ~around.truth_crosses
     if around.frame is not None and around.area is not None:
         off = off_drivable_steps(plan, around.frame, around.area)
-    return Judgement(step_errors(plan, around.future_m), collision, off, intersection)
+    if around.vehicle_cells is not None and around.truth_touches is not None:
+        raster = _touches(cells, around.vehicle_cells) & ~around.truth_touches
+    return Judgement(step_errors(plan, around.future_m), collision, off, intersection, raster)
 
 
-def _crosses(path: np.ndarray, boundary: np.ndarray) -> np.ndarray:
-    rows, columns = BEV_PLANNER.cells_of(path)
-    return (boundary[rows, columns >> 3] >> (7 - (columns & 7)) & 1).any(axis=1)
+def _packed(canvas: np.ndarray) -> np.ndarray:
+    """Bits instead of bytes: the canvases of a segment's samples are held together."""
+    return np.packbits(canvas, axis=1)
+
+
+def _cells(path: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return BEV_PLANNER.cells_of(path)
+
+
+def _touches(cells: tuple[np.ndarray, np.ndarray], canvases: np.ndarray) -> np.ndarray:
+    """bool [points]: a cell of the box is set in the packed canvas of its step, or in the one that serves all steps."""
+    rows, columns = cells
+    steps = np.arange(len(canvases))[:, None]  # broadcast where there is one
+    return (canvases[steps, rows, columns >> 3] >> (7 - (columns & 7)) & 1).any(axis=1)

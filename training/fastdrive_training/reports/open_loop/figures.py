@@ -8,7 +8,14 @@ from functools import cached_property
 
 import numpy as np
 
-from fastdrive_training.evaluation.intervals import FIGURES, Difference, interval, known_mean, sample_figures
+from fastdrive_training.evaluation.intervals import (
+    FIGURES,
+    Difference,
+    interval,
+    known_mean,
+    relative_performance,
+    sample_figures,
+)
 from fastdrive_training.evaluation.run import BASELINE, comparisons, row_figures
 from fastdrive_training.evaluation.settings import RowKey
 from fastdrive_training.reports.open_loop.run_folder import SUBJECT, OpenLoopRun
@@ -24,7 +31,7 @@ class Figure:
 
     value: float
     interval: tuple[float, float] | None  # 95 %
-    relative: float | None  # to ``none``, 0.02 for 2 % more; None where that is 0 or was not run
+    relative: float | None  # performance: that of ``none`` over this one; None where that is not known
     best: bool = False  # lowest at its ratio among the lines that are ranked
 
 
@@ -86,14 +93,14 @@ def make_tables(run: OpenLoopRun) -> Tables:
     found = {group: _line(run, keys) for group, keys in run.groups.items()}
     whole = next((line for line in found.values() if line.pruner == "none"), None)
     lines = {
-        drop: _ranked([_relative(line, whole) for (name, at), line in found.items() if at == drop and _pruned(name)])
+        drop: _ranked([line for (name, at), line in found.items() if at == drop and _pruned(name)])
         for drop in run.drops
     }
     paired = comparisons({key: table for key, table in run.tables.items() if key != BASELINE})
     straight_on = found.get((BASELINE.pruner, BASELINE.drop))
     return Tables(
         whole=whole,
-        straight_on=None if straight_on is None else _relative(straight_on, whole),
+        straight_on=straight_on,
         lines=lines,
         paired={
             (one["drop"], one["pruner"], one["figure"]): Difference(
@@ -113,14 +120,19 @@ def _line(run: OpenLoopRun, keys: Sequence[RowKey]) -> ResultRow:
     """The rows of one pruner and ratio. The interval of several seeds is that of each sample's mean over them."""
     efficiency = run.efficiency.get(keys[0].kind, {})
     rows = [row_figures(key, run.tables[key], efficiency) for key in keys]
+    whole = next((table for key, table in run.tables.items() if key.pruner == "none"), None)
     figures = {}
     for name in FIGURES:
         values = [row[name]["avg"] for row in rows if row[name] is not None and row[name]["avg"] is not None]
         if values:
             ends = rows[0]["interval_95"][name]
+            of_samples = known_mean([sample_figures(run.tables[key], name) for key in keys])
             if len(keys) > 1:
-                ends = interval(known_mean([sample_figures(run.tables[key], name) for key in keys]), run.scenes)
-            figures[name] = Figure(float(np.mean(values)), None if ends is None else (ends[0], ends[1]), None)
+                ends = interval(of_samples, run.scenes)
+            relative = None
+            if whole is not None and keys[0].pruner != "none":
+                relative = relative_performance(sample_figures(whole, name), of_samples)
+            figures[name] = Figure(float(np.mean(values)), None if ends is None else (ends[0], ends[1]), relative)
     tokens = [row["tokens"] for row in rows if row["tokens"] is not None]
     layers = efficiency.get("tokens_by_layer")
     return ResultRow(
@@ -134,17 +146,6 @@ def _line(run: OpenLoopRun, keys: Sequence[RowKey]) -> ResultRow:
         costs={name: float(rows[0][name]) for name in COSTS if isinstance(rows[0][name], int | float)},
         tokens_by_layer=tuple(layers) if isinstance(layers, list) else None,
     )
-
-
-def _relative(line: ResultRow, whole: ResultRow | None) -> ResultRow:
-    if whole is None:
-        return line
-    figures = dict(line.figures)
-    for name, figure in line.figures.items():
-        base = whole.figures.get(name)
-        if base is not None and base.value:
-            figures[name] = replace(figure, relative=figure.value / base.value - 1)
-    return replace(line, figures=figures)
 
 
 def _ranked(lines: Sequence[ResultRow]) -> tuple[ResultRow, ...]:

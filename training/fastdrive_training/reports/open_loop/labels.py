@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 TITLES = {
     "l2_avg_to_t": "L2",
     "collision_polygon": "collision",
+    "collision_any": "any collision",
     "intersection": "intersection",
     "off_drivable": "off-drivable",
 }
@@ -50,12 +51,8 @@ def interval_text(ends: tuple[float, float] | None, figure: str, sign: bool = Fa
 
 
 def relative_text(relative: float | None) -> str:
-    """``+2.1 %``, whole percent from 100 on; empty where there is nothing to compare with."""
-    if relative is None:
-        return ""
-    percent = round(100 * relative, 1)
-    text = f"{percent:+,.0f}" if abs(percent) >= 100 else f"{percent:+.1f}" if percent else "0.0"
-    return f"{text} %".replace("-", MINUS)
+    """``97.9 %``; empty where there is nothing to compare with."""
+    return "" if relative is None else f"{100 * relative:,.1f} %"
 
 
 def paired_text(paired: Difference, figure: str) -> str:

@@ -64,7 +64,8 @@ def _main_table(report: OpenLoopReport) -> list[str]:
     rows += [_main_row(line, names) for lines in tables.lines.values() for line in lines if not line.is_variant]
     return [
         "## Pruners at each ratio (after the paper's Table 1)",
-        "Bold: lowest of its ratio among those that do not see the ground truth. Last in a cell: relative to `none`.",
+        "Bold: lowest of its ratio among those that do not see the ground truth. Last in a cell: relative performance, "
+        "100 % as `none`.",
         _table(heads, rows),
     ]
 

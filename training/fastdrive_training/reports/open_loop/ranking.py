@@ -9,7 +9,7 @@ from fastdrive_training.reports.open_loop.figures import GROUND_TRUTH, SUBJECT, 
 from fastdrive_training.reports.open_loop.labels import name_of, names_of, paired_text, ratio_text, value_text
 from fastdrive_training.reports.pruner_run.findings import Level
 
-JUDGED = ("l2_avg_to_t", "collision_polygon")
+JUDGED = ("l2_avg_to_t", "collision_polygon", "collision_any")
 RANDOM, ORACLE = "random", "oracle"
 
 

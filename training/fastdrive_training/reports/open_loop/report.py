@@ -190,7 +190,7 @@ def _row_json(line: ResultRow) -> dict[str, Any]:
             name: {
                 "avg": figure.value,
                 "interval_95": None if figure.interval is None else list(figure.interval),
-                "relative_to_none": figure.relative,
+                "relative_performance": figure.relative,
                 "best": figure.best,
             }
             for name, figure in line.figures.items()

@@ -27,7 +27,7 @@ SAMPLES, EFFICIENCY, RUN, PARTS = "samples.parquet", "efficiency.json", "run.jso
 SUBJECT = "reconpruner"
 AGAIN = "call `fastdrive evaluate ... --out` with this folder again"
 _MAX_JSON_BYTES = 1 << 24
-_STEPS = ("errors_m", "collision", "off_drivable", "intersection")
+_STEPS = ("errors_m", "collision", "off_drivable", "intersection", "raster_collision")
 
 
 @dataclass(frozen=True)
