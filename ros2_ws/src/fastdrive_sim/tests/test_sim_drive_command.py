@@ -13,10 +13,13 @@ import pytest
 from rich.console import Console
 
 from fastdrive_node.cli import main
-from fastdrive_node.errors import InputError, UsageError
+from fastdrive_node.errors import FastDriveError, InputError, UsageError
 from fastdrive_node.families.spec import default_vla_dir
+from fastdrive_sim.drive import runner
 from fastdrive_sim.drive.command import DriveOptions, _claim, _settings, drive_suite, print_table
+from fastdrive_sim.drive.planners import InProcessPlanner, _straight_on
 from fastdrive_sim.drive.runner import _is_done
+from fastdrive_sim.drive.scene import DriveScene
 from fastdrive_sim.drive.storage import hash_runs, load_run
 
 
@@ -88,6 +91,52 @@ def test_a_run_is_driven_again_where_its_pruner_is_newer(tmp_path):
     assert _is_done(run, pruner)
 
 
+class FailingPlanner(InProcessPlanner):
+    """Constant velocity, but its first runs fail; ``begun`` counts the runs."""
+
+    def __init__(self, failures: int):
+        super().__init__(lambda scene: _straight_on)
+        self.failures, self.begun = failures, 0
+
+    def begin(self, scene: DriveScene) -> None:
+        self.begun += 1
+        if self.begun <= self.failures:
+            raise FastDriveError("the node ended with exit code 3")
+        super().begin(scene)
+
+
+@pytest.mark.parametrize(("failures", "tries"), [(0, 1), (1, 2), (5, 2)])
+def test_a_run_that_failed_is_tried_once_more_when_the_drive_goes_on(tmp_path, monkeypatch, failures, tries):
+    planner = FailingPlanner(failures)
+    monkeypatch.setattr(runner, "constant_velocity_planner", lambda *_: planner)
+    options = DriveOptions(tmp_path / "out", families=("bend",), runs=1, pruners=())
+    rates = [drive_suite(options)["rows"][1]["failed_rate"] for _ in range(3)]
+    assert planner.begun == tries
+    assert rates == [float(failures > 0), float(failures > 1), float(failures > 1)]
+
+
+def test_a_failure_on_an_older_pruner_does_not_use_up_the_second_try(tmp_path):
+    run, first, pruner = (tmp_path / name for name in ("bend-0.jsonl", "bend-0.jsonl.failed", "pruner.safetensors"))
+    for time_ns, file in enumerate((first, pruner, run), 10):
+        file.write_text('{"ending": "failed"}\n')
+        os.utime(file, ns=(time_ns, time_ns))
+    assert not _is_done(run, pruner)
+    os.utime(first, ns=(12, 12))
+    assert _is_done(run, pruner)
+
+
+def test_the_bag_of_a_run_that_was_driven_again_is_written_anew(drive, tmp_path):
+    options = replace(drive[0], out=shutil.copytree(drive[0].out, tmp_path / "out"), runs=1, bags="state")
+    drive_suite(options)
+    run, bag = options.out / "runs" / "expert" / "bend-0.jsonl", options.out / "bags" / "expert" / "bend-0"
+    first = bag.stat().st_ino, bag.stat().st_mtime_ns
+    drive_suite(options)
+    assert (bag.stat().st_ino, bag.stat().st_mtime_ns) == first
+    run.touch()
+    drive_suite(options)
+    assert bag.stat().st_mtime_ns >= run.stat().st_mtime_ns
+
+
 def test_the_table_has_a_line_for_each_row_and_the_reasons_of_failures(drive):
     figures = drive[1]
     failed = {**figures["runs"][0], "reason": "the node ended with exit code 3"}
@@ -101,10 +150,9 @@ def test_the_table_has_a_line_for_each_row_and_the_reasons_of_failures(drive):
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"latency_s": -0.1}, "--latency-ms -100"),
         ({"plan_hz": 3.0}, "--plan-hz 3"),
         ({"plan_hz": 0.0}, "--plan-hz 0"),
-        ({"realtime": True, "latency_s": 0.1}, "--realtime"),
+        ({"realtime": True, "latencies_s": (0.1,)}, "--realtime"),
     ],
 )
 def test_values_out_of_range_are_refused(values, text):

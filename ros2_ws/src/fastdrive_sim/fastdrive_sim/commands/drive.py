@@ -45,7 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="further rows with a fault, such as frozen:0.5; may be repeated",
     )
     add("--realtime", action="store_true", help="late plans are late (default: lockstep, the same on every machine)")
-    add("--latency-ms", type=float, default=0.0, metavar="L", help="simulated, of each plan, in lockstep (0)")
+    add(
+        "--latency-ms",
+        default="0",
+        metavar="L",
+        help="simulated, of each plan, in lockstep (0); or a JSON file with a list of recorded ones to draw from",
+    )
     add("--plan-hz", type=float, default=2.0, metavar="H", help="frame sets a second, a divisor of 10 (2)")
     add("--size", type=size, metavar="WxH", help="of the images (default: what the VLA reads)")
     add("--workers", type=at_least_one, default=1, metavar="N", help="processes, each with its node (%(default)s)")
@@ -71,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from fastdrive_sim.drive.command import DriveOptions, drive_suite, print_table, show_run
+    from fastdrive_sim.drive.latency import read_latencies
 
     if args.show is not None:
         write_json(show_run(args.show, args.out), args.json)
@@ -88,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
         drops=tuple(map(float, args.drop)),
         faults=tuple(args.fault),
         realtime=args.realtime,
-        latency_s=args.latency_ms * 1e-3,
+        latencies_s=read_latencies(args.latency_ms),
         plan_hz=args.plan_hz,
         size=args.size,
         workers=args.workers,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from fastdrive_node.errors import InputError, UsageError
 from fastdrive_node.families.spec import VlaSpec, load_spec
 from fastdrive_node.files import package_share_file, write_atomically
 from fastdrive_sim.drive.faults import parse_fault
+from fastdrive_sim.drive.latency import describe, mean_s
 from fastdrive_sim.drive.loop import LoopSettings
 from fastdrive_sim.drive.report import write_report
 from fastdrive_sim.drive.runner import DriveSettings, drive_all, make_folder, run_path, score_all, worker_pool
@@ -23,8 +25,6 @@ from fastdrive_sim.drive.storage import load_run
 from fastdrive_sim.drive.suite import rows, scenarios
 from fastdrive_sim.drive.summary import summarize
 from fastdrive_sim.drive.types import RECORD_S
-
-MAX_LATENCY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class DriveOptions:
     drops: tuple[float, ...] = (0.5,)
     faults: tuple[str, ...] = ()
     realtime: bool = False
-    latency_s: float = 0.0
+    latencies_s: tuple[float, ...] = (0.0,)  # simulated; of several each plan draws one
     plan_hz: float = 2.0
     size: tuple[int, int] | None = None
     workers: int = 1
@@ -49,9 +49,7 @@ class DriveOptions:
     bags: str | None = None  # "state" or "cameras"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.latency_s <= MAX_LATENCY_S:
-            raise UsageError(f"--latency-ms {self.latency_s * 1e3:g}: give 0 to {MAX_LATENCY_S * 1e3:g}")
-        if self.realtime and self.latency_s:
+        if self.realtime and any(self.latencies_s):
             raise UsageError("--latency-ms: with --realtime the latency is the machine's; leave one of them out")
         steps = 1 / (self.plan_hz * RECORD_S) if self.plan_hz > 0 else 0.0
         if abs(steps - round(steps)) > 1e-6 or not 1 <= steps <= 20:
@@ -68,7 +66,7 @@ def drive_suite(options: DriveOptions) -> dict:
     """
     chosen = scenarios(options.suite, options.families, options.runs, options.seed)
     faults = [parse_fault(text) for text in options.faults]
-    all_rows = rows(_known_pruners(options.pruners), options.drops, faults, options.latency_s)
+    all_rows = rows(_known_pruners(options.pruners), options.drops, faults, mean_s(options.latencies_s))
     settings = _settings(options)
     _claim(options, settings)
     started = time.monotonic()
@@ -95,6 +93,8 @@ def _write_bags(options: DriveOptions, settings: DriveSettings, files: Sequence[
     cameras = rig_of(settings.cameras) if options.bags == "cameras" else ()
     for file in files:
         path = options.out / "bags" / file.parent.name / file.stem
+        if path.exists() and path.stat().st_mtime_ns < file.stat().st_mtime_ns:
+            shutil.rmtree(path)  # of a run that has been driven again
         if not path.exists():
             write_run_bag(load_run(file), path, cameras, settings.size)
 
@@ -161,6 +161,7 @@ def _settings(options: DriveOptions) -> DriveSettings:
         options.realtime,
         LoopSettings(1 / options.plan_hz),
         options.node_command,
+        latencies_s=options.latencies_s if len(options.latencies_s) > 1 else (),
     )
 
 
@@ -179,7 +180,7 @@ def _identity(options: DriveOptions, settings: DriveSettings) -> dict:
         "vla_files": hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16],  # another model has others
         "size": list(settings.size),
         "realtime": options.realtime,
-        "latency_ms": options.latency_s * 1e3,
+        **describe(options.latencies_s),
         "plan_hz": options.plan_hz,
         "actuators": asdict(settings.loop.actuators),
     }

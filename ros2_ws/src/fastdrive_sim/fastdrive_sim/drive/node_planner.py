@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +22,7 @@ from fastdrive_node.ros.topics import TopicMap
 from fastdrive_node.types import SUPERSEDED as NODE_SUPERSEDED
 from fastdrive_sim.bag import EPOCH_NS
 from fastdrive_sim.drive.faults import Fault
+from fastdrive_sim.drive.latency import Latency
 from fastdrive_sim.drive.planners import SimulatedLatency, Tick, TickAnswer
 from fastdrive_sim.drive.scene import DriveScene
 from fastdrive_sim.drive.sensors import Publications
@@ -51,7 +51,7 @@ class NodePlanner:
     """In lockstep: simulated time stands still while the node plans; its latency is simulated.
 
     Args:
-        latency_s: of the next plan, in simulated time.
+        latency_s: of the plans, in simulated time.
         missing_timeout_s: the node's parameter; a set without all of its cameras ends then.
         plan_s: the planning period, for a fault that holds plans back.
         max_plan_age_s: the node's parameter; it refuses a plan that is older when it is made.
@@ -62,7 +62,7 @@ class NodePlanner:
         rig: CameraRig,
         connection: NodeConnection,
         fault: Fault,
-        latency_s: Callable[[], float],
+        latency_s: Latency,
         missing_timeout_s: float,
         plan_s: float,
         max_plan_age_s: float = math.inf,
@@ -77,6 +77,7 @@ class NodePlanner:
     def begin(self, scene: DriveScene) -> None:
         self._scene, self._gone = scene, True  # until the lead-in has been heard
         self._fault.begin(scene.seed)
+        self._latency_s.begin(scene.family, scene.seed)
         self._rig.renderer.load(scene.world)
         newest_s = max(self._node.time_ns, EPOCH_NS) // 10**9
         self.out = Publications(self._rig.topics, scene.start(), (newest_s + PAUSE_S) * 10**9)

@@ -11,6 +11,7 @@ from fastdrive_node.replay.session import NodeOptions, Session, open_session
 from fastdrive_node.ros.topics import TopicMap, simulator_topics
 from fastdrive_sim.bag import image_topic
 from fastdrive_sim.drive.faults import make_fault
+from fastdrive_sim.drive.latency import Latency
 from fastdrive_sim.drive.node_planner import CameraRig, NodePlanner
 from fastdrive_sim.drive.realtime import RealTimeNodePlanner
 from fastdrive_sim.drive.runner import DriveSettings
@@ -34,7 +35,9 @@ def make_planner(settings: DriveSettings, row: DriveRow, rig: CameraRig, session
     """A node that is active as the planner of a row: with its fault and its latency."""
     make = RealTimeNodePlanner if settings.realtime else NodePlanner
     fault, age_s = make_fault(row.fault, row.severity), session.settings.max_plan_age_s
-    return make(rig, session.connection, fault, lambda: row.latency_s, MISSING_S, settings.loop.plan_s, age_s)
+    return make(
+        rig, session.connection, fault, Latency(*settings.latencies_of(row)), MISSING_S, settings.loop.plan_s, age_s
+    )
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from fastdrive_sim.drive.expert import Expert
+from fastdrive_sim.drive.latency import Latency
 from fastdrive_sim.drive.scene import DriveScene
 from fastdrive_sim.drive.types import PLANNED, SUPERSEDED, EgoStep
 
@@ -106,12 +107,17 @@ class SimulatedLatency:
 
 
 class InProcessPlanner:
-    """A planner within this process, such as the expert: ``plan(ego)`` gives waypoints in the world and their times."""
+    """A planner within this process, such as the expert: ``plan(ego)`` gives waypoints in the world and their times.
+
+    Args:
+        make: the planner of a scene.
+        latencies_s: as those of ``Latency``.
+    """
 
     def __init__(
-        self, make: Callable[[DriveScene], Callable[[EgoStep], tuple[np.ndarray, np.ndarray]]], latency_s: float
+        self, make: Callable[[DriveScene], Callable[[EgoStep], tuple[np.ndarray, np.ndarray]]], *latencies_s: float
     ):
-        self._make, self._latency_s = make, latency_s
+        self._make, self._latency_s = make, Latency(*latencies_s)
 
     def begin(self, scene: DriveScene) -> None:
         plan = self._make(scene)
@@ -119,7 +125,8 @@ class InProcessPlanner:
         def sense(ego: EgoStep, time_s: float) -> object:
             return plan(ego)  # now: the scene goes on
 
-        self._queue = SimulatedLatency(sense, self._solve, lambda: self._latency_s)
+        self._latency_s.begin(scene.family, scene.seed)
+        self._queue = SimulatedLatency(sense, self._solve, self._latency_s)
 
     def watch(self, ego: EgoStep, time_s: float) -> None:
         pass
@@ -137,14 +144,14 @@ class InProcessPlanner:
         return TickAnswer(tick, xy=xy, times_s=tick.time_s + times)
 
 
-def expert_planner(latency_s: float = 0.0) -> InProcessPlanner:
+def expert_planner(*latencies_s: float) -> InProcessPlanner:
     """The row ``expert``."""
-    return InProcessPlanner(lambda scene: Expert(scene).plan, latency_s)
+    return InProcessPlanner(lambda scene: Expert(scene).plan, *latencies_s)
 
 
-def constant_velocity_planner(latency_s: float = 0.0) -> InProcessPlanner:
+def constant_velocity_planner(*latencies_s: float) -> InProcessPlanner:
     """The row ``constant-velocity``: straight on at the present speed."""
-    return InProcessPlanner(lambda scene: _straight_on, latency_s)
+    return InProcessPlanner(lambda scene: _straight_on, *latencies_s)
 
 
 def _straight_on(ego: EgoStep) -> tuple[np.ndarray, np.ndarray]:

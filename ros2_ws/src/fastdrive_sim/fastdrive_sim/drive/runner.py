@@ -14,7 +14,7 @@ from fastdrive_node.errors import InputError
 from fastdrive_sim.drive.families import FAMILIES
 from fastdrive_sim.drive.loop import LoopSettings, drive, with_expert
 from fastdrive_sim.drive.planners import DrivePlanner, constant_velocity_planner, expert_planner
-from fastdrive_sim.drive.storage import join_hashes, load_run, save_run
+from fastdrive_sim.drive.storage import join_hashes, load_run, read_ending, save_run
 from fastdrive_sim.drive.suite import ScenarioKey
 from fastdrive_sim.drive.summary import ScoredRun, score_file
 from fastdrive_sim.drive.types import CONSTANT_VELOCITY, EXPERT, FAILED, DriveRow, RunRecord
@@ -36,6 +36,10 @@ class DriveSettings:
     loop: LoopSettings = field(default_factory=LoopSettings)
     node_command: tuple[str, ...] | None = None  # None: the installed node
     renderer: Callable[[int, int, Sequence[Camera]], RendererLike] | None = None  # None: the simulator's
+    latencies_s: tuple[float, ...] = ()  # recorded ones, of which each plan draws; none: that of the row
+
+    def latencies_of(self, row: DriveRow) -> tuple[float, ...]:
+        return self.latencies_s or (row.latency_s,)
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ def drive_all(
     workers: int,
     pool: ProcessPoolExecutor | None,
 ) -> None:
-    """All runs that have no file yet. The expert goes first: the others' progress is compared with its.
+    """All runs that have no file yet, and once more those that failed. The expert goes first: the others' progress is
+    compared with its.
 
     Args:
         workers: into how many parts the runs of a row are divided.
@@ -108,8 +113,17 @@ def _chunks(
 
 
 def _is_done(run: Path, pruner: Path) -> bool:
-    """Whether a run has a file that is newer than its pruner's, where that is a file."""
-    return run.is_file() and not (pruner.is_file() and pruner.stat().st_mtime_ns > run.stat().st_mtime_ns)
+    """Whether a run has a file that is newer than its pruner's, where that is a file, and need not be tried again."""
+
+    def is_current(file: Path) -> bool:
+        return file.is_file() and not (pruner.is_file() and pruner.stat().st_mtime_ns > file.stat().st_mtime_ns)
+
+    return is_current(run) and (is_current(_first_failure(run)) or read_ending(run) != FAILED)
+
+
+def _first_failure(run: Path) -> Path:
+    """Where the file of a run that failed is kept when the run is tried again, which is done once."""
+    return run.with_name(f"{run.name}.failed")
 
 
 def drive_chunk(settings: DriveSettings, chunk: Chunk) -> None:
@@ -117,6 +131,9 @@ def drive_chunk(settings: DriveSettings, chunk: Chunk) -> None:
     row, deaths = chunk.row, 0
     with Driving(settings, row) as driving:
         for scenario in chunk.scenarios:
+            path = run_path(settings.out, row, scenario)
+            if path.is_file() and read_ending(path) == FAILED:
+                path.replace(_first_failure(path))
             if deaths == DEATHS:
                 run = _failed(scenario, row, f"not tried: the node ended in {DEATHS} runs before it")
             else:
@@ -124,7 +141,6 @@ def drive_chunk(settings: DriveSettings, chunk: Chunk) -> None:
                 deaths = deaths + 1 if driving.broken else 0
             if row.pruner != EXPERT:
                 run = with_expert(run, load_run(run_path(settings.out, replace(row, **_EXPERT_ROW), scenario)))
-            path = run_path(settings.out, row, scenario)
             make_folder(path.parent)
             save_run(path, run)
             _tell(run)
@@ -167,7 +183,7 @@ class Driving:
         row, settings = self._row, self._settings
         if row.pruner in (EXPERT, CONSTANT_VELOCITY):
             make = expert_planner if row.pruner == EXPERT else constant_velocity_planner
-            return make(row.latency_s)
+            return make(*settings.latencies_of(row))
         from fastdrive_sim.drive.node_session import open_planner  # ROS and OpenGL, where a node drives
 
         return self._stack.enter_context(open_planner(settings, row))

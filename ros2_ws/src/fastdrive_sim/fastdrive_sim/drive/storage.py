@@ -69,6 +69,15 @@ def load_run(path: Path) -> RunRecord:
         raise InputError(f"{path}: not a run of `fastdrive sim drive` ({type(error).__name__}: {error})") from error
 
 
+def read_ending(path: Path) -> str:
+    """How a run ended, from the first line of its file; "" where that cannot be read."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return str(json.loads(file.readline())["ending"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""  # ``load_run`` tells what is wrong with it
+
+
 def hash_run(run: RunRecord) -> str:
     """sha256 over the lines of a run."""
     return hashlib.sha256("\n".join(lines(run)).encode()).hexdigest()

@@ -32,7 +32,7 @@ class DriveRow:
     drop: float = 0.0  # the pruning ratio p
     fault: str = ""  # name of the fault, "" for none
     severity: float = 0.0  # of the fault, in its unit (``faults``)
-    latency_s: float = 0.0  # simulated, from the exposure to the use of a plan
+    latency_s: float = 0.0  # simulated, from the exposure to the use of a plan; of recorded ones the mean
 
     @property
     def name(self) -> str:

@@ -102,12 +102,17 @@ def _head(figures: dict[str, Any]) -> str:
         "families": len({run["family"] for run in figures["runs"]}),
         "VLA": settings.get("vla", ""),
         "clock": "real time" if settings.get("realtime") else "lockstep",
-        "latency": f"{settings.get('latency_ms', 0):g} ms",
+        "latency": _latency(settings),
         "highest EPDMS-style": f"{best['row']} {number(best['epdms_style'], 'epdms_style')}" if best else "",
         "hash": str(figures.get("deterministic_hash", ""))[:16],
     }
     parts = "".join(f"<div><dt>{name}</dt><dd>{escape(str(value))}</dd></div>" for name, value in stats.items())
     return f'<dl class="stats">{parts}</dl>'
+
+
+def _latency(settings: dict[str, Any]) -> str:
+    text, count = f"{settings.get('latency_ms', 0):g} ms", settings.get("latency_values")
+    return f"mean {text} of {count} recorded" if count else text
 
 
 def _player(runs: Sequence[dict[str, Any]]) -> str:
