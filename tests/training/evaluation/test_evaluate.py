@@ -132,7 +132,7 @@ def test_answers_are_judged_and_refusals_left_out(tmp_path, vla_dir, monkeypatch
     assert row["l2_at_t"] == pytest.approx({"1s": 0, "2s": 0, "3s": 1.25, "avg": 1.25 / 3}, abs=0.01)
     assert set(row["judged"].values()) == {2} and "collision_any" in row["judged"]
     assert row["collision_any"] == pytest.approx({"1s": 0, "2s": 0, "3s": 0.5, "avg": 1 / 6})
-    assert row["relative_performance"]["l2_avg_to_t"] == 1
+    assert row["relative_performance"] is row["tails"] is None  # it is what the others are compared with
     lines = pq.read_table(out / "samples.parquet").to_pylist()
     first, second, third, fourth = (line for line in lines if line["pruner"] == "none")
     assert first["collision"] == [False] * 4 + [True, True]

@@ -77,7 +77,7 @@ def test_the_worst_samples_come_first_with_all_cameras(folder, root, vla_dir):
     errors = np.array(run.tables[key].column("errors_m").to_pylist()).mean(axis=1)
     assert [one["sample"] for one in worst] == [run.samples[place] for place in np.argsort(-errors, kind="stable")[:3]]
     assert worst[0]["l2_m"] == pytest.approx(errors.max()) and worst[0]["none_l2_m"] == pytest.approx(0.4)
-    assert len(photos(page)) == 3 * len(CAMERAS)
+    assert len(photos(page)) == (3 + 1) * len(CAMERAS)  # and the one of twenty that loses most
     # 48 tokens, the first ones: the VLA's first camera keeps all of its 32, the second 16
     captions = [one["alt"] for one in photos(page)[:6]]
     rig = read_rig(vla_dir)
@@ -85,6 +85,23 @@ def test_the_worst_samples_come_first_with_all_cameras(folder, root, vla_dir):
     for name, count in kept.items():
         title = name.removeprefix("CAM_").replace("_", " ").lower()
         assert f"{title} camera, {count} of 32 tokens kept" in captions
+
+
+def test_the_tail_is_listed_with_images_of_its_first(tmp_path, root, vla_dir):
+    rows = (MadeUp("none", 0.0, 0.4, kept=192), MadeUp("reconpruner", 0.75, 0.5, wobble_m=0.2, hits=1))
+    run = write_run(tmp_path / "run", root, vla_dir, rows)
+    page = evaluate_report(run, vla_dir, "--worst", 1, "--json", run / "f.json")
+    figures = json.loads((run / "f.json").read_text())
+    losses, collisions = (figures["tails"][name] for name in ("worst_losses", "worst_collisions"))
+    assert losses[0]["sample"] == figures["worst"][0]["sample"]
+    assert losses[0]["none_l2_m"] == pytest.approx(0.4) and losses[0]["l2_m"] > 0.6
+    assert [one["sample"] for one in collisions] == [read_run(run).samples[0]]
+    assert (collisions[0]["collision_any"], collisions[0]["none_collision_any"]) == (1, 0)
+    row = next(one for one in figures["rows"] if one["pruner"] == "reconpruner")
+    assert row["tails"]["new_collisions"] == pytest.approx(1 / row["samples"])
+    assert len(photos(page)) == 3 * len(CAMERAS)  # the worst, the one that loses most, and the one that collides
+    assert "The 5 % of the samples that collide more, of ReconPruner" in page.text
+    assert "The 5 % that collide more" in (run / "report.md").read_text()
 
 
 def test_dropped_tokens_are_dim_and_kept_ones_are_as_they_were(folder, root, vla_dir):
@@ -172,7 +189,7 @@ def test_a_missing_picture_is_told_beside_its_sample(tmp_path, folder, root, vla
     run = shutil.copytree(folder, tmp_path / "run")
     page = evaluate_report(run, vla_dir, "--dataset", moved, "--worst", 16)
     assert "is missing: fetch or write the dataset again" in page.text
-    assert len(photos(page)) == 8 * len(CAMERAS)  # the other scene has its own
+    assert len(photos(page)) == (8 + 1) * len(CAMERAS)  # the other scene has its own; one of them loses most
 
 
 def test_shuffled_pictures_are_those_that_the_model_saw(tmp_path, root, vla_dir):

@@ -38,6 +38,12 @@ RATES = {  # heads of columns
     "cross [%]": "intersection",
 }
 RELATIVE = {"L2": "l2_avg_to_t", "coll.": "collision_polygon", "any coll.": "collision_any"}
+TAILS = {  # heads of columns: figure, what it is multiplied by, form
+    "90 % of loss in [%]": ("loss_90_samples", 100, ".1f"),
+    "worst 5 % lose [m]": ("worst5_loss", 1, ".3f"),
+    "new coll. [%]": ("new_collisions", 100, ".2f"),
+    "gone [%]": ("gone_collisions", 100, ".2f"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -156,7 +162,8 @@ def tables(figures: dict) -> list[Table]:
     planned = ("seed", "refused", "L2 [m]", "95 % [m]", "L2 at 3 s [m]", *RATES)
     measured = ("tokens", "GFLOPs", "pruner [ms]", "prefill [ms]", "token [ms]", "memory [MB]")
     planning = figures_table(title, "pruner", "drop", *planned)
-    relative = figures_table("relative performance in %, all tokens = 100", "pruner", "drop", "seed", *RELATIVE)
+    title = "relative performance in %, all tokens = 100; what is lost in L2 against all tokens, and collisions"
+    relative = figures_table(title, "pruner", "drop", "seed", *RELATIVE, *TAILS)
     costs = figures_table("medians of single samples", "pruner", "drop", *measured)
     for row in figures["rows"]:
         l2, ends = row["l2_avg_to_t"], row["interval_95"]["l2_avg_to_t"]
@@ -174,7 +181,7 @@ def tables(figures: dict) -> list[Table]:
         if row["relative_performance"] is not None and row["drop"]:
             found = [row["relative_performance"][name] for name in RELATIVE.values()]
             texts = ("-" if one is None else f"{100 * one:.1f}" for one in found)
-            relative.add_row(row["pruner"], f"{row['drop']:g}", str(row["seed"]), *texts)
+            relative.add_row(row["pruner"], f"{row['drop']:g}", str(row["seed"]), *texts, *_tail_texts(row["tails"]))
         if row["seed"] or row["flops"] is None:
             continue  # seeds cost the same, and a plan without a model nothing
         costs.add_row(
@@ -186,6 +193,11 @@ def tables(figures: dict) -> list[Table]:
             _text(row["peak_memory_mb"], ".4g"),
         )
     return [table for table in (planning, relative, costs) if table.row_count or table is not relative]
+
+
+def _tail_texts(tails: dict[str, float | None]) -> list[str]:
+    values = ((tails[name], scale, form) for name, scale, form in TAILS.values())
+    return [_text(None if value is None else scale * value, form) for value, scale, form in values]
 
 
 def _text(value: float | None, form: str) -> str:

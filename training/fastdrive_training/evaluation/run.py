@@ -32,6 +32,7 @@ from fastdrive_training.evaluation.records import RecordStore, identity_of
 from fastdrive_training.evaluation.samples import SampleChoice, choose_samples
 from fastdrive_training.evaluation.segments import BASELINE, RowCosts, SegmentTask, SegmentWorker, load_worker
 from fastdrive_training.evaluation.settings import OpenLoopSettings, RowKey
+from fastdrive_training.evaluation.tails import tail_figures, worst5_l2
 
 SEGMENT = 64  # samples that are held at a time, and that a row writes at once
 
@@ -100,7 +101,7 @@ def table_figures(tables: dict[RowKey, pa.Table], efficiency: dict[str, dict], t
     whole = next((table for key, table in tables.items() if key.pruner == "none"), None)
     return {
         "rows": [
-            {**row_figures(key, table, efficiency.get(key.kind, {})), "relative_performance": _relative(table, whole)}
+            {**row_figures(key, table, efficiency.get(key.kind, {})), **against_whole(key, table, whole)}
             for key, table in tables.items()
         ],
         "comparisons": comparisons({key: table for key, table in tables.items() if key != BASELINE}),
@@ -189,6 +190,7 @@ def row_figures(key: RowKey, table: pa.Table, efficiency: dict) -> dict:
         "l2_avg_to_t": by_figure.pop("l2_avg_to_t") or empty,
         "l2_at_t": empty if errors is None else at_t(errors),
         **by_figure,
+        "worst5_l2": worst5_l2(table),
         "judged": {name: 0 if values is None else len(values) for name, values in columns.items()},
         "interval_95": {name: None if ends is None else list(ends) for name, ends in intervals.items()},
         "tokens": _mean_tokens(table),
@@ -198,11 +200,13 @@ def row_figures(key: RowKey, table: pa.Table, efficiency: dict) -> dict:
     }
 
 
-def _relative(table: pa.Table, whole: pa.Table | None) -> dict[str, float | None] | None:
-    """Of each figure; None without the row ``none``."""
-    if whole is None:
-        return None
-    return {name: relative_performance(sample_figures(whole, name), sample_figures(table, name)) for name in FIGURES}
+def against_whole(key: RowKey, table: pa.Table, whole: pa.Table | None) -> dict[str, dict[str, float | None] | None]:
+    """``relative_performance`` of each figure and ``tails`` against the row ``none``; None without that row."""
+    if whole is None or key.pruner == "none":
+        return {"relative_performance": None, "tails": None}
+    values = {name: (sample_figures(whole, name), sample_figures(table, name)) for name in FIGURES}
+    relative = {name: relative_performance(*pair) for name, pair in values.items()}
+    return {"relative_performance": relative, "tails": tail_figures(whole, table)}
 
 
 def _mean_tokens(table: pa.Table) -> int | float | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+import pyarrow as pa
 
 from fastdrive_training.evaluation.intervals import (
     FIGURES,
@@ -18,6 +19,8 @@ from fastdrive_training.evaluation.intervals import (
 )
 from fastdrive_training.evaluation.run import BASELINE, comparisons, row_figures
 from fastdrive_training.evaluation.settings import RowKey
+from fastdrive_training.evaluation.tails import FIGURES as TAILS
+from fastdrive_training.evaluation.tails import tail_figures
 from fastdrive_training.reports.open_loop.run_folder import SUBJECT, OpenLoopRun
 
 GROUND_TRUTH = frozenset({"oracle"})  # pruners that see the ground truth: never best, never first
@@ -46,6 +49,7 @@ class ResultRow:
     refused: float  # samples, mean over seeds
     tokens: float | None  # that the last layer sees, mean over samples; None without a model
     figures: dict[str, Figure]  # those of FIGURES that the dataset tells
+    tail: dict[str, float]  # those of ``evaluation.tails.FIGURES`` that are known, means over seeds
     costs: dict[str, float] = field(default_factory=dict)  # those of COSTS that were measured
     tokens_by_layer: tuple[float, ...] | None = None
 
@@ -143,9 +147,18 @@ def _line(run: OpenLoopRun, keys: Sequence[RowKey]) -> ResultRow:
         refused=float(np.mean([row["refused"] for row in rows])),
         tokens=float(np.mean(tokens)) if tokens else None,
         figures=figures,
+        tail=_tail(run, keys, whole),
         costs={name: float(rows[0][name]) for name in COSTS if isinstance(rows[0][name], int | float)},
         tokens_by_layer=tuple(layers) if isinstance(layers, list) else None,
     )
+
+
+def _tail(run: OpenLoopRun, keys: Sequence[RowKey], whole: pa.Table | None) -> dict[str, float]:
+    if whole is None or keys[0].pruner == "none":
+        return {}
+    found = [tail_figures(whole, run.tables[key]) for key in keys]
+    known = {name: [value for one in found if (value := one[name]) is not None] for name in TAILS}
+    return {name: float(np.mean(values)) for name, values in known.items() if values}
 
 
 def _ranked(lines: Sequence[ResultRow]) -> tuple[ResultRow, ...]:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fastdrive_training.evaluation.intervals import Difference
     from fastdrive_training.reports.open_loop.figures import Figure, ResultRow
+
+
+@dataclass(frozen=True)
+class TailHead:
+    """A column of the tails."""
+
+    title: str
+    unit: str  # metres, or a fraction in percent
+    digits: int
+
 
 TITLES = {
     "l2_avg_to_t": "L2",
@@ -17,6 +28,12 @@ TITLES = {
     "off_drivable": "off-drivable",
 }
 ORDER = tuple(TITLES)
+TAILS = {
+    "loss_90_samples": TailHead("90 % of the loss in", "% of samples", 1),
+    "worst5_loss": TailHead("worst 5 %, loss", "m", 3),
+    "new_collisions": TailHead("new collisions", "%", 2),
+    "gone_collisions": TailHead("gone", "%", 2),
+}
 UNITS = {"l2_avg_to_t": "m"}  # the others are fractions, in percent
 NAMES = {"reconpruner": "ReconPruner"}
 NOTHING, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"
@@ -64,6 +81,11 @@ def paired_text(paired: Difference, figure: str) -> str:
 def tokens_text(tokens: float | None) -> str:
     """A mean of several samples has one decimal."""
     return NOTHING if tokens is None else f"{tokens:,.0f}" if float(tokens).is_integer() else f"{tokens:,.1f}"
+
+
+def tail_text(value: float | None, name: str) -> str:
+    head = TAILS[name]
+    return NOTHING if value is None else f"{value if head.unit == 'm' else 100 * value:.{head.digits}f}"
 
 
 def percent_text(fraction: float) -> str:

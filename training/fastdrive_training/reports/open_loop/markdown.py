@@ -13,6 +13,7 @@ from fastdrive_training.reports.open_loop.labels import (
     MINUS,
     NOTHING,
     ORDER,
+    TAILS,
     TITLES,
     figure_text,
     interval_text,
@@ -20,6 +21,7 @@ from fastdrive_training.reports.open_loop.labels import (
     paired_text,
     refused_text,
     relative_text,
+    tail_text,
     tokens_text,
     unit_of,
     value_text,
@@ -27,13 +29,14 @@ from fastdrive_training.reports.open_loop.labels import (
 from fastdrive_training.reports.open_loop.ranking import summary
 from fastdrive_training.reports.open_loop.report import OpenLoopReport, drop_text
 from fastdrive_training.reports.open_loop.tables import HEADS, NOTES, Matrix, cost_rows
+from fastdrive_training.reports.open_loop.tails import TailSample
 
 
 def render_markdown(report: OpenLoopReport) -> str:
     """The Markdown file."""
     parts = [f"# Open-loop evaluation: {plain(report.run.name)}", _about(report), *_statements(report)]
     parts += [*_main_table(report), *_truth_table(report), *_cost_table(report), *_refusals(report)]
-    parts += [*_worst(report), *_disagreement(report)]
+    parts += [*_worst(report), *_tails(report), *_disagreement(report)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -143,6 +146,47 @@ def _worst(report: OpenLoopReport) -> list[str]:
         return []
     title = f"## Worst samples of {plain(name_of(report.subject))} at {MINUS}{drop_text(report)}, by L2"
     return [title, _table(["sample", "scene", "L2 [m]", "L2 on all tokens [m]", "plan"], rows)]
+
+
+def _tails(report: OpenLoopReport) -> list[str]:
+    tables = report.tables
+    heads = ["ratio", "pruner", *(f"{head.title} [{head.unit}]" for head in TAILS.values())]
+    rows = [
+        [
+            f"{MINUS}{100 * drop:g} %",
+            plain(name_of(line.pruner)),
+            *(tail_text(line.tail.get(name), name) for name in TAILS),
+        ]
+        for drop, lines in tables.lines.items()
+        for line in lines
+    ]
+    if tables.whole is None or not rows:
+        return []
+    parts = ["## Tails: what is lost against all tokens", _table(heads, rows)]
+    if report.tails is not None:
+        of = f"{plain(name_of(report.subject))} at {MINUS}{drop_text(report)}"
+        parts += [f"The 5 % of the samples that lose most L2, {of}:", _tail_samples(report.tails.losses)]
+        parts += [f"The 5 % that collide more, {of}:", _tail_samples(report.tails.collisions)]
+    return parts
+
+
+def _tail_samples(samples: Sequence[TailSample]) -> str:
+    heads = ["sample", "scene", "L2 [m]", "on all tokens", f"{TITLES['collision_any']} [%]", "on all tokens"]
+    figures = ("l2_avg_to_t", "l2_avg_to_t", "collision_any", "collision_any")
+    rows = [
+        [
+            plain(one.sample),
+            plain(one.scene),
+            *(
+                NOTHING if value is None else value_text(value, name)
+                for value, name in zip(
+                    (one.l2_m, one.whole_l2_m, one.collision, one.whole_collision), figures, strict=True
+                )
+            ),
+        ]
+        for one in samples
+    ]
+    return _table(heads, rows) if rows else "None."
 
 
 def _disagreement(report: OpenLoopReport) -> list[str]:

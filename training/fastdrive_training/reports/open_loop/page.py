@@ -58,6 +58,7 @@ def render_html(report: OpenLoopReport) -> str:
         charts=_charts(report),
         costs=cost_rows(tables),
         cost_heads=list(zip(HEADS, NOTES, strict=True)),
+        tail_heads=labels.TAILS,
         drop=drop_text(report),
         fraction_of=fraction_of,
         subject=SUBJECT,

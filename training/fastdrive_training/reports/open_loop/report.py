@@ -19,6 +19,8 @@ from fastdrive_training.reports.open_loop.run_folder import RUN, OpenLoopRun, re
 from fastdrive_training.reports.open_loop.scenes import Disagreement, Scenes, WorstSample
 from fastdrive_training.reports.open_loop.source import DatasetSource, read_rig, shown_samples, vla_folder
 from fastdrive_training.reports.open_loop.tables import Matrix
+from fastdrive_training.reports.open_loop.tails import Tails, find_tails
+from fastdrive_training.reports.open_loop.tails import as_json as tails_json
 
 USUAL_DROP = 0.75
 MAX_REASONS, MAX_REASON_TEXT = 12, 160
@@ -60,6 +62,7 @@ class OpenLoopReport:
     drop: float | None  # of the samples; None where nothing was pruned
     subject: str  # whose worst samples they are
     worst: tuple[WorstSample, ...]
+    tails: Tails | None  # of the same pruner at the same ratio; None without ``none``
     disagreement: Disagreement | None
     no_images: str  # why there are none; empty where there are
     shuffled: bool  # each sample saw the images of another scene
@@ -93,10 +96,17 @@ def build_report(folder: str | Path, settings: ReportSettings) -> OpenLoopReport
         drop=drop,
         subject=SUBJECT if scenes is None else scenes.subject.pruner,
         worst=() if scenes is None else tuple(scenes.worst(settings.worst)),
+        tails=_tails(run, scenes, settings.worst),
         disagreement=None if scenes is None else scenes.disagreement(),
         no_images=no_images,
         shuffled=not own,
     )
+
+
+def _tails(run: OpenLoopRun, scenes: Scenes | None, count: int) -> Tails | None:
+    if scenes is None or scenes.whole is None:
+        return None
+    return find_tails(run, scenes.subject, scenes.whole, scenes, count)
 
 
 def _drop(run: OpenLoopRun, wanted: float | None) -> float | None:
@@ -136,7 +146,7 @@ def drop_text(report: OpenLoopReport) -> str:
 
 
 def as_json(report: OpenLoopReport) -> dict[str, Any]:
-    """``lines``, ``statements``, ``worst`` and ``disagreement``; m, fractions in 0..1, None where not known.
+    """``lines``, ``statements``, ``worst``, ``tails`` and ``disagreement``; m, fractions in 0..1, None where not known.
 
     ``rows`` and ``comparisons`` are those of ``fastdrive evaluate``.
     """
@@ -169,6 +179,7 @@ def as_json(report: OpenLoopReport) -> dict[str, Any]:
             {"sample": one.sample, "scene": one.scene, "l2_m": one.l2_m, "none_l2_m": one.whole_l2_m}
             for one in report.worst
         ],
+        "tails": None if report.tails is None else tails_json(report.tails),
         "disagreement": None
         if found is None
         else {
@@ -195,6 +206,7 @@ def _row_json(line: ResultRow) -> dict[str, Any]:
             }
             for name, figure in line.figures.items()
         },
+        "tails": line.tail,
         **line.costs,
     }
 

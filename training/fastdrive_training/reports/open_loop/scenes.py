@@ -99,10 +99,19 @@ class Scenes:
         self._l2 = {key: sample_figures(run.tables[key], L2) for key in self._keys}
         self._check_kept()
 
+    @property
+    def whole(self) -> RowKey | None:
+        """``none``; None where it was not run, or nothing was pruned."""
+        return self._whole
+
     def worst(self, count: int) -> list[WorstSample]:
         """Those of the subject with the largest L2, largest first; refused answers have none."""
-        order = _largest(self._l2[self.subject], count)
-        return [self._worst(int(sample), place, tile_width(len(order))) for place, sample in enumerate(order)]
+        return self.pictured(_largest(self._l2[self.subject], count), "worst")
+
+    def pictured(self, places: Sequence[int] | np.ndarray, name: str) -> list[WorstSample]:
+        """Samples of the subject with their images; ``name`` makes the ids on the page unique."""
+        width = tile_width(len(places))
+        return [self._worst(int(sample), f"{name}-{place}", width) for place, sample in enumerate(places)]
 
     def disagreement(self, count: int = DISAGREEMENTS) -> Disagreement | None:
         """Of all pruners of the ratio and ``none``; None where fewer than two were run."""
@@ -143,7 +152,7 @@ class Scenes:
         except FastDriveError as error:
             return None, "", str(error)
 
-    def _worst(self, sample: int, place: int, width: int) -> WorstSample:
+    def _worst(self, sample: int, image: str, width: int) -> WorstSample:
         plan = self._plans[self.subject][sample]
         whole = None if self._whole is None else self._plans[self._whole][sample]
         around, about, note = self._around(sample)
@@ -173,7 +182,7 @@ class Scenes:
             events=self._events(sample),
             about=about,
             tiles=tiles,
-            above=birds_eye(f"worst-{place}", f"Plan and ground truth of sample {name}", paths, around),
+            above=birds_eye(image, f"Plan and ground truth of sample {name}", paths, around),
             note=note,
         )
 
@@ -183,7 +192,8 @@ class Scenes:
         return np.zeros(0, bool) if steps is None else np.nan_to_num(steps[0]) > 0
 
     def _events(self, sample: int) -> tuple[str, ...]:
-        names = {"collision": "collides", "off_drivable": "leaves the road", "intersection": "crosses its boundary"}
+        names = {"collision": "collides", "raster_collision": "touches a vehicle on the raster"}
+        names |= {"off_drivable": "leaves the road", "intersection": "crosses its boundary"}
         found = []
         for column, text in names.items():
             steps = np.flatnonzero(self._steps(column, sample))
