@@ -106,7 +106,7 @@ def _name_and_file(vla_dir: Path, pruner: str | Path | None) -> tuple[str, Path 
 def _torch_pruner(name: str, file: Path | None, vla: Vla, scores: ScoreOptions | None) -> Pruner:
     if scores is not None and scores.active and name != "reconpruner":
         raise ModelError(
-            "calibrated_scores, keep_threshold, temporal_change, temporal_memory: are for ReconPruner, but the pruner "
-            f"is {name!r}; give a pruner file or turn them off"
+            "calibrated_scores, keep_threshold, temporal_change, temporal_memory, even_spacing: are for ReconPruner, "
+            f"but the pruner is {name!r}; give a pruner file or turn them off"
         )
     return make_pruner(name, vla, file, options=scores)

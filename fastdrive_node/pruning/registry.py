@@ -113,7 +113,8 @@ def with_options(
     calibration = None if path is None else _calibration(path, needed)
     if options is None or not options.active:
         return pruner
-    vla.require_one_size("calibrated_scores, keep_threshold, temporal_change, temporal_memory")
+    if options.changes_scores:
+        vla.require_one_size("calibrated_scores, keep_threshold, temporal_change, temporal_memory")
     try:
         return RefinedPruner(pruner, options, calibration, vla.spec.cameras, name)
     except ModelError as error:

@@ -1,7 +1,7 @@
 """ReconPruner as a pruner: the highest scores over all cameras, and what may be done with the scores before.
 
-Calibrated scores, a threshold in place of a fixed K and temporal terms are not of FastDriveVLA. They are off by
-default; node and evaluation run the same code for them.
+Calibrated scores, a threshold in place of a fixed K, temporal terms and even spacing are not of FastDriveVLA. They
+are off by default; node and evaluation run the same code for them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from fastdrive_node.errors import InputError, ModelError
+from fastdrive_node.families.tokens import VisualTokens
+from fastdrive_node.pruning.baselines.coverage import evenly_spaced
 from fastdrive_node.pruning.calibration import Calibration
 from fastdrive_node.pruning.pruner import ContextField, Pruner, PruningContext, Selection, Timer, no_timer
 from fastdrive_node.pruning.recon_pruner import ReconPruner
@@ -33,26 +35,36 @@ class ScoreOptions:
     keep_threshold: float = 0.0  # keep tokens of at least this probability; 0: as many as the pruning ratio leaves
     k_min: int = 16  # with a threshold, tokens that are kept at least; the pruning ratio says how many at most
     temporal: TemporalSettings | None = None
+    even_spacing: float = 0.0  # fraction of K that is spread evenly over each camera, whatever its scores; 0: none
 
     def __post_init__(self) -> None:
         if not 0 <= self.keep_threshold < 1:
             raise InputError(f"keep_threshold: {self.keep_threshold} is not in [0, 1)")
         if self.k_min < 1:
             raise InputError(f"k_min: {self.k_min}: must be at least 1")
+        if not 0 <= self.even_spacing <= 1:
+            raise InputError(f"even_spacing: {self.even_spacing} is not in [0, 1]")
 
     @property
     def needs_calibration(self) -> bool:
         return self.calibrated or self.keep_threshold > 0
 
     @property
-    def active(self) -> bool:
+    def changes_scores(self) -> bool:
         return self.needs_calibration or self.temporal is not None
+
+    @property
+    def active(self) -> bool:
+        return self.changes_scores or self.even_spacing > 0
 
 
 VARIANTS = {
     "reconpruner-calibrated": ScoreOptions(calibrated=True),
     "reconpruner-adaptive": ScoreOptions(keep_threshold=ADAPTIVE_THRESHOLD),
     "reconpruner-temporal": ScoreOptions(temporal=TemporalSettings()),
+    "reconpruner-even25": ScoreOptions(even_spacing=0.25),
+    "reconpruner-even50": ScoreOptions(even_spacing=0.5),
+    "reconpruner-even75": ScoreOptions(even_spacing=0.75),
 }
 
 
@@ -125,14 +137,16 @@ class RefinedPruner(Pruner):
     calibration: Calibration | None
     cameras: tuple[str, ...]  # of the VLA
     name: str = "reconpruner"
-    needs: frozenset[ContextField] = frozenset({ContextField.FRAME})
+    needs: frozenset[ContextField] = frozenset()
 
     def __post_init__(self) -> None:
+        if self.options.changes_scores:
+            self.needs = frozenset({ContextField.FRAME})
         check_options(self.options, self.calibration, self.cameras)
 
     @property
     def ranks_by_engine(self) -> bool:
-        return self.base.ranks_by_engine
+        return self.base.ranks_by_engine and not self.options.even_spacing  # any token may be an evenly spaced one
 
     @property
     def remembers(self) -> bool:
@@ -160,8 +174,24 @@ class RefinedPruner(Pruner):
 
     def _select(self, context: PruningContext, scores: torch.Tensor, keep: int) -> Selection:
         refined = refine(scores, context, keep, self.options, self.calibration)
-        indices = self.base.select(context, refined.scores, refined.keep)
+        chosen_by = with_floor(refined.scores, context.visual, int(self.options.even_spacing * refined.keep))
+        indices = self.base.select(context, chosen_by, refined.keep)
         return Selection(indices, refined.scores, refined.temporal, refined.state)
+
+
+def with_floor(scores: torch.Tensor, visual: VisualTokens, count: int) -> torch.Tensor:
+    """Scores [C, N] by which ``count`` tokens that are evenly spaced in each image come first, the others as they are.
+
+    Raises ModelError: an engine gave only its best tokens.
+    """
+    if not count:
+        return scores
+    if not visual.complete:
+        raise ModelError("even_spacing: reads all visual tokens, the engine gives fewer; build it without --max-keep")
+    floor = evenly_spaced(visual, count)
+    raised = scores.detach().float().cpu().clone()
+    raised.view(-1)[floor] = torch.finfo(torch.float32).max  # not infinite, which would be refused as a fault
+    return raised
 
 
 @dataclass(frozen=True)
@@ -192,7 +222,7 @@ def refine(
         ModelError: an option needs a calibration that is not there.
         ValueError: a score is not finite.
     """
-    if not options.active:
+    if not options.changes_scores:
         return Refined(scores, keep)
     frame, state = context.require(ContextField.FRAME), context.state
     check_options(options, calibration, frame.cameras)

@@ -83,6 +83,12 @@ class ModelSettings(BaseModel):
         0.0,
         0.999,
     )
+    even_spacing: float = fixed(
+        0.0,
+        "fraction of the kept tokens that is spread evenly over each camera, the rest by score; 0: off",
+        0.0,
+        1.0,
+    )
     k_min: int = fixed(16, "smallest number of tokens that keep_threshold and deadline_ms keep", 1, 100_000)
     temporal_change: float = fixed(
         0.0, "weight of what is new since the previous set; 0: off", *TEMPORAL_RANGES["change"]
@@ -109,4 +115,4 @@ class ModelSettings(BaseModel):
         temporal = None
         if self.temporal_change or self.temporal_memory:
             temporal = TemporalSettings(self.temporal_change, self.temporal_memory, max_gap_s=self.temporal_max_gap_s)
-        return ScoreOptions(self.calibrated_scores, self.keep_threshold, self.k_min, temporal)
+        return ScoreOptions(self.calibrated_scores, self.keep_threshold, self.k_min, temporal, self.even_spacing)

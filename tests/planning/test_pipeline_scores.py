@@ -140,6 +140,14 @@ def test_two_pipelines_share_nothing(tiny_vla, pruner):
     assert plan(second, 0.1).temporal == "new"
 
 
+def test_evenly_spaced_tokens_are_kept_whatever_their_scores(tiny_vla, pruner):
+    kept = plan(Pipeline(tiny_vla, refined(pruner, ScoreOptions(even_spacing=0.5)), 0.5), 0.0)
+    alone = plan(Pipeline(tiny_vla, pruner, 0.5), 0.0)
+    every = plan(Pipeline(tiny_vla, refined(pruner, ScoreOptions(even_spacing=1.0)), 0.75), 0.0)
+    assert set(every.indices) <= set(kept.indices) and kept.kept == 96 == 2 * every.kept
+    assert not set(every.indices) <= set(alone.indices)
+
+
 def test_a_threshold_chooses_how_many(tiny_vla, pruner):
     raw = plan(Pipeline(tiny_vla, pruner, 0.25), 0.0).scores
     middle = float(np.median(raw))

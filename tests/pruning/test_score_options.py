@@ -103,6 +103,8 @@ def test_temporal_terms_come_after_the_calibration():
 @pytest.mark.parametrize(
     "values,reason",
     [
+        ({"even_spacing": 1.1}, "even_spacing"),
+        ({"even_spacing": math.nan}, "even_spacing"),
         ({"keep_threshold": 1.0}, "keep_threshold"),
         ({"keep_threshold": -0.1}, "keep_threshold"),
         ({"keep_threshold": math.nan}, "keep_threshold"),

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from fastdrive_node.errors import ModelError
+from fastdrive_node.families import VisualTokens
+from fastdrive_node.pruning.baselines.coverage import CoveragePruner, evenly_spaced
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
 from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.pruner import PruningContext
@@ -78,6 +80,41 @@ def test_state_depends_on_every_set_before():
     first, second = (_context([row[::-1] for row in SCORES], 0), _context(SCORES, 10**8))
     expected = 0.5 * second.tokens[..., 0] + 0.5 * first.tokens[..., 0]
     np.testing.assert_allclose(pruner.state_after([first, second]).scores, expected)
+
+
+EVEN = [ScoreOptions(even_spacing=0.5), ScoreOptions(even_spacing=0.5, temporal=TemporalSettings())]
+
+
+@pytest.mark.parametrize("options", EVEN)
+def test_a_fraction_is_evenly_spaced_and_the_rest_goes_by_score(options):
+    kept = choose(_pruner(options), _context(SCORES), 6).tolist()
+    floor = evenly_spaced(_context(SCORES).visual, 3).tolist()
+    by_score = [place for place in (6, 0, 7, 1, 8, 2) if place not in floor][:3]
+    assert kept == sorted(floor + by_score) and kept != choose(_pruner(ScoreOptions()), _context(SCORES), 6).tolist()
+
+
+@pytest.mark.parametrize(("fraction", "keep"), [(0.0, 5), (0.1, 5), (1.0, 5), (1.0, 12), (0.99, 1)])
+def test_even_spacing_goes_from_scores_alone_to_coverage(fraction, keep):
+    context = _context(SCORES)
+    alone = ScorePruner(Fixed()) if int(fraction * keep) == 0 else CoveragePruner()
+    kept = choose(_pruner(ScoreOptions(even_spacing=fraction)), context, keep)
+    assert kept.tolist() == choose(alone, context, keep).tolist()
+
+
+def test_even_spacing_needs_no_frame_and_serves_images_of_several_sizes():
+    rows = torch.zeros(1, 20, 4)
+    rows[0, :, 0] = torch.arange(20.0)
+    visual = VisualTokens(rows[0], torch.arange(20), (1, 20, 1), grids=((2, 4), (3, 4)))
+    kept = choose(_pruner(ScoreOptions(even_spacing=0.5)), PruningContext(visual), 10).tolist()
+    assert set(evenly_spaced(visual, 5).tolist()) <= set(kept) and kept[-3:] == [17, 18, 19]
+
+
+def test_even_spacing_refuses_an_engine_that_gives_its_best_tokens_alone():
+    visual = VisualTokens(torch.zeros(4, 4), torch.tensor([0, 6, 7, 1]), (2, 2, 3), torch.tensor(SCORES))
+    pruner = RefinedPruner(ScorePruner(None), ScoreOptions(even_spacing=0.5), None, ("A", "B"))
+    assert not pruner.ranks_by_engine
+    with pytest.raises(ModelError, match=r"even_spacing.*--max-keep"):
+        choose(pruner, PruningContext(visual), 3)
 
 
 def test_frame_is_needed():

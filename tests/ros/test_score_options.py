@@ -31,7 +31,8 @@ def test_the_defaults_do_nothing_to_the_scores():
 
 def test_each_parameter_reaches_its_option():
     values = {"calibrated_scores": True, "keep_threshold": 0.3, "k_min": 8, "temporal_change": 0.4}
-    options = Settings(**values, temporal_memory=0.2, temporal_max_gap_s=0.6).score_options()
+    options = Settings(**values, temporal_memory=0.2, temporal_max_gap_s=0.6, even_spacing=0.2).score_options()
+    assert options.even_spacing == 0.2
     assert (options.calibrated, options.keep_threshold, options.k_min) == (True, 0.3, 8)
     assert (options.temporal.change, options.temporal.memory, options.temporal.max_gap_s) == (0.4, 0.2, 0.6)
 
@@ -50,13 +51,14 @@ def test_values_out_of_range_are_refused(name, value):
 
 
 def test_the_planner_has_the_options_and_the_diagnostics_say_so(settings):
-    on = settings.model_copy(update={"keep_threshold": 0.3, "temporal_memory": 0.5})
+    on = settings.model_copy(update={"keep_threshold": 0.3, "temporal_memory": 0.5, "even_spacing": 0.25})
     loaded = load_planner(on)
     pruner = loaded.planner.pruner
     assert pruner.options == on.score_options() and pruner.calibration is not None
     identity = loaded.identity()
     assert identity["calibration"] == "sim val, expected calibration error 0.012"
     assert identity["keep_threshold"] == "0.3, at least 16 tokens"
+    assert identity["even_spacing"] == "0.25"
     assert identity["temporal"] == "change 0, memory 0.5, up to 0.25 s"
 
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import torch
 
+from fastdrive_node.families.tokens import VisualTokens
 from fastdrive_node.pruning.baselines.prune2drive import split_budget
 from fastdrive_node.pruning.pruner import Pruner, PruningContext
 
@@ -35,11 +36,19 @@ class CoveragePruner(Pruner):
     name: str = "coverage"
 
     def select(self, context: PruningContext, scores: None, keep: int) -> torch.Tensor:
-        spans = context.visual.spans
-        counts = [span.stop - span.start for span in spans]
-        budgets = split_budget(keep, [float(count) for count in counts], counts)
-        kept = [
-            span.start + torch.sort(spread_order(*grid), stable=True).indices[:budget].sort().values
-            for span, grid, budget in zip(spans, context.visual.image_grids, budgets, strict=True)
-        ]
-        return torch.cat(kept)
+        return evenly_spaced(context.visual, keep)
+
+
+def evenly_spaced(visual: VisualTokens, keep: int) -> torch.Tensor:
+    """int64 [keep] on the CPU, ascending raster indices: evenly spaced tokens of each image.
+
+    Raises ValueError: ``keep`` is out of range.
+    """
+    spans = visual.spans
+    counts = [span.stop - span.start for span in spans]
+    budgets = split_budget(keep, [float(count) for count in counts], counts)
+    kept = [
+        span.start + torch.sort(spread_order(*grid), stable=True).indices[:budget].sort().values
+        for span, grid, budget in zip(spans, visual.image_grids, budgets, strict=True)
+    ]
+    return torch.cat(kept)
