@@ -12,6 +12,7 @@ import importlib
 import json
 import sys
 import traceback
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -33,6 +34,7 @@ EVERYTHING = "make install-test, or pip install -c constraints.txt -e '.[ros,tra
 ELSEWHERE = {"sim": "fastdrive_sim"}  # commands of distributions that may be absent
 
 
+@cache  # the metadata of every installed distribution is read
 def find_commands() -> dict[str, tuple[str, str | dict]]:
     """The commands of all packages that are there: name -> (summary, module or table of subcommands)."""
     modules = [f"{package}.commands" for package in PACKAGES]
@@ -64,8 +66,8 @@ class CommandParser(argparse.ArgumentParser):
         return namespace, unknown
 
 
-def build_parser() -> CommandParser:
-    """The parser of ``fastdrive`` with all its commands."""
+def build_parser(only: str | None = None) -> CommandParser:
+    """The parser of ``fastdrive`` with all its commands, or with one of them."""
     parser = CommandParser(
         prog="fastdrive",
         description="Camera images to a trajectory, on the visual tokens that matter for driving.",
@@ -73,7 +75,8 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--version", action="version", version=f"fastdrive {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error; of every command")
-    _add_commands(parser, find_commands())
+    commands = find_commands()
+    _add_commands(parser, commands if only is None else {only: commands[only]})
     return parser
 
 
@@ -99,9 +102,10 @@ def main(argv: list[str] | None = None) -> int:
         if not argv:
             build_parser().print_help(sys.stderr)
             return 2
-        if argv[0] in ELSEWHERE.keys() - find_commands().keys():
+        commands = find_commands()
+        if argv[0] in ELSEWHERE.keys() - commands.keys():
             raise ModuleNotFoundError(name=ELSEWHERE[argv[0]])
-        args = build_parser().parse_args(argv)
+        args = build_parser(argv[0] if argv[0] in commands else None).parse_args(argv)
         args._run(args)
         return 0
     except KeyboardInterrupt as stop:  # its text, where a command gave one, says what is kept

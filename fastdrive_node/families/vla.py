@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -190,6 +190,23 @@ def quiet_loading() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def without_meta_initialisation() -> Iterator[None]:
+    """Modules made on the meta device are not initialised, which takes torch long and writes nothing."""
+    functions = {name: getattr(torch.nn.init, name) for name in ("kaiming_uniform_", "normal_", "uniform_")}
+
+    def only_real(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        return lambda tensor, *args, **options: tensor if tensor.is_meta else function(tensor, *args, **options)
+
+    for name, function in functions.items():
+        setattr(torch.nn.init, name, only_real(function))
+    try:
+        yield
+    finally:
+        for name, function in functions.items():
+            setattr(torch.nn.init, name, function)
 
 
 def first_line(error: Exception) -> str:

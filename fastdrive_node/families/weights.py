@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families.base import LANGUAGE, VISION, VlaFamily
-from fastdrive_node.families.vla import CONFIG, first_line, quiet_loading
+from fastdrive_node.families.vla import CONFIG, first_line, quiet_loading, without_meta_initialisation
 from fastdrive_node.validation import read_json
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -135,7 +137,7 @@ def weight_problems(path: Path, family: VlaFamily, config: Any, parts: frozenset
         ModelError: a weight file is missing or unreadable, or no model can be built by the configuration.
     """
     stored = {_key(tensor.name, family): tensor for tensor in stored_tensors(path)}
-    wanted = _shapes(path, family, config)
+    wanted = _shapes(path, family)
     if any(getattr(each, "tie_word_embeddings", False) for each in (config, config.text_config)):
         wanted.pop((LANGUAGE, "lm_head.weight"), None)
     stored = {key: tensor for key, tensor in stored.items() if _needed(key, parts)}
@@ -171,13 +173,18 @@ def _needed(key: Key, parts: frozenset[str]) -> bool:
     return part in parts or (part == LANGUAGE and not name.startswith("layers."))
 
 
-def _shapes(path: Path, family: VlaFamily, config: Any) -> dict[Key, Shape]:
+def _shapes(path: Path, family: VlaFamily) -> dict[Key, Shape]:
     """The tensors of a model of this configuration; none is allocated."""
     try:
-        with quiet_loading(), torch.device("meta"):
-            model = family.model_class(config)
+        return dict(_shapes_of(family, json.dumps(read_json(path / CONFIG))))
     except Exception as error:  # transformers raises many kinds for a configuration that it cannot build
         raise ModelError(f"{path / CONFIG}: no model can be built of it ({first_line(error)})") from error
+
+
+@lru_cache(maxsize=16)  # a directory is checked again when it is loaded
+def _shapes_of(family: VlaFamily, content: str) -> dict[Key, Shape]:
+    with quiet_loading(), without_meta_initialisation(), torch.device("meta"):
+        model = family.model_class(family.read_config(json.loads(content)))
     return {_key(name, family): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

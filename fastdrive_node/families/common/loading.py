@@ -10,7 +10,7 @@ import torch
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families.base import LANGUAGE, VISION
-from fastdrive_node.families.vla import CONFIG, first_line, quiet_loading
+from fastdrive_node.families.vla import CONFIG, first_line, quiet_loading, without_meta_initialisation
 
 
 def load_parts(
@@ -32,7 +32,7 @@ def load_parts(
         ModelError: weights are missing or do not fit the configuration.
     """
     try:
-        with quiet_loading():
+        with quiet_loading(), without_meta_initialisation():
             model, info = model_class.from_pretrained(
                 path,
                 config=_config_of_parts(config, parts),
