@@ -42,6 +42,7 @@ class NodeStatus:
     publishers: Mapping[str, int] = field(default_factory=dict)  # matched, by input
     lost: Mapping[str, int] = field(default_factory=dict)  # messages, by input
     unusable: Mapping[str, int] = field(default_factory=dict)  # messages that were ignored, by input
+    failed: Mapping[str, int] = field(default_factory=dict)  # callbacks that raised, by topic or service
     loss_expected: str = ""  # why large messages will be lost
     records_readers: int = 0  # matched subscriptions of ~/output/plan_json
     identity: Mapping[str, str] = field(default_factory=dict)  # model, pruner, drop ratio, device
@@ -185,6 +186,7 @@ def _topics(status: NodeStatus) -> DiagnosticStatus:
         **status.publishers,
         "lost_messages": sum(status.lost.values()),
         **{f"unusable_{name.lower()}": count for name, count in status.unusable.items()},
+        **{f"failed_{name.lower()}": count for name, count in status.failed.items()},
     }
     if status.problems:
         return _status(status, "topics", ERROR, "; ".join(status.problems), values)

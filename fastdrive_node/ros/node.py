@@ -19,9 +19,10 @@ from fastdrive_node.ros.bond import end_bond, start_bond
 from fastdrive_node.ros.diagnostics import ACTIVE, NodeStatus, diagnostic_array
 from fastdrive_node.ros.distribution import ClockType
 from fastdrive_node.ros.exchange import Pending, PlannerExchange
+from fastdrive_node.ros.guarded_node import one_line
 from fastdrive_node.ros.inputs import Inputs
 from fastdrive_node.ros.outputs import Outputs
-from fastdrive_node.ros.parameter_node import ParameterNode, one_line
+from fastdrive_node.ros.parameter_node import ParameterNode
 from fastdrive_node.ros.planner_factory import LoadedPlanner, PlannerFactory, make_planner
 from fastdrive_node.ros.qos import OUTPUT, QosLog
 from fastdrive_node.ros.status import StatusReporter
@@ -128,6 +129,7 @@ class FastDriveNode(ParameterNode):
             publishers=inputs.publishers() if inputs else {},
             lost=inputs.lost() if inputs else {},
             unusable=dict(inputs.unusable) if inputs else {},
+            failed=dict(self.failed_callbacks),
             loss_expected=inputs.loss_expected() if inputs else "",
             records_readers=outputs.readers() if outputs else 0,
             identity=loaded.identity() if loaded else {},

@@ -7,15 +7,15 @@ from typing import Any
 
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.exceptions import ParameterException
-from rclpy.lifecycle import LifecycleNode
 from rclpy.parameter import Parameter as RosParameter
 
-from fastdrive_node.errors import FastDriveError, InputError
+from fastdrive_node.errors import InputError
 from fastdrive_node.ros.distribution import add_parameter_callbacks
+from fastdrive_node.ros.guarded_node import GuardedNode, one_line
 from fastdrive_node.ros.parameters import PARAMETERS, Settings, check_names, descriptor, make_settings, validate
 
 
-class ParameterNode(LifecycleNode):
+class ParameterNode(GuardedNode):
     """Takes changes as a whole or not at all. Deriving classes say what a change means.
 
     Raises:
@@ -91,8 +91,3 @@ class ParameterNode(LifecycleNode):
             self.update_problem = f"{names}: accepted but not applied: {one_line(error)}"
             self.get_logger().error(self.update_problem)
         self.change_ended()
-
-
-def one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, FastDriveError) else f"{type(error).__name__}: {text}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import sys
 
@@ -45,7 +46,12 @@ def main(arguments: list[str] | None = None, planner_factory: PlannerFactory = m
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_launcher()
     dead, freed = remove_dead_segments()
-    rclpy.init(args=arguments)
+    try:
+        rclpy.init(args=arguments)
+    except (RCLError, ValueError) as error:  # a parameter file, remapping or variable that rcl cannot read
+        text = re.sub(r", at /\S+:\d+", "", " ".join(str(error).split()))  # of rcl's sources
+        print(f"fastdrive_node: {text}", file=sys.stderr)
+        return 1
     node = executor = None
     try:
         node = FastDriveNode(planner_factory)
@@ -62,7 +68,7 @@ def main(arguments: list[str] | None = None, planner_factory: PlannerFactory = m
         if node.settings.autostart and node.failed.done():
             return 1
     except ParameterException as error:
-        print(f"fastdrive_node: {error}", file=sys.stderr)
+        print(f"fastdrive_node: {str(error).removesuffix(': []')}", file=sys.stderr)  # rclpy's list of names
         return 1
     except (KeyboardInterrupt, ExternalShutdownException):
         pass

@@ -60,8 +60,8 @@ class Rig:
         assert self.call(self.node.start)
 
     def is_spinning(self) -> bool:
-        """Whether no callback has ended the executor's thread by an exception."""
-        return self._thread.is_alive()
+        """Whether no callback has raised, and none has ended the executor's thread."""
+        return self._thread.is_alive() and not self.node.failed_callbacks
 
     def _spin(self) -> None:
         try:

@@ -45,6 +45,20 @@ def test_spinning_keeps_nothing_of_a_callback_and_ends_with_the_future(ros):
     assert len(calls) == 50 and ended.kept == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["-r", "~/input/odometry:=a b"], "failed to initialize rcl: Couldn't parse remap rule"),
+        (["-p", "drop:='0.5'"], "drop: '0.5': of type str, not float\n"),
+    ],
+)
+def test_arguments_that_cannot_be_read_end_the_program_with_1_and_the_reason_last(capfd, words, expected):
+    ended = subprocess.run([sys.executable, "-m", "fastdrive_node.ros", "--ros-args", *words], timeout=120)
+    said = capfd.readouterr().err
+    assert ended.returncode == 1 and "Traceback" not in said
+    assert f"fastdrive_node: {expected}" in said[said.index("fastdrive_node: ") :]
+
+
 NODE = """
 import time
 from fastdrive_node.ros.program import end_with_launcher
