@@ -58,9 +58,9 @@ def pytest_collection_finish() -> None:
 def tiny_dir(tmp_path_factory):
     """An untrained tiny VLA directory; tests must not change it."""
     from fastdrive_training.vla.tiny_model import build_tiny_vla
-    from tests.generation import write_geometry
+    from tests.generation import SHALLOW, write_geometry
 
-    return write_geometry(build_tiny_vla(tmp_path_factory.mktemp("vla") / "tiny", seed=0))
+    return write_geometry(build_tiny_vla(tmp_path_factory.mktemp("vla") / "tiny", seed=0, size=SHALLOW))
 
 
 @pytest.fixture(scope="session")

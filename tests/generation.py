@@ -23,6 +23,7 @@ from fastdrive_node.types import CAMERAS
 from fastdrive_training.vla.tiny_model import TinySize, build_tiny_vla
 
 QWEN = family_of("qwen2_5_vl")
+SHALLOW = TinySize(tower_depth=2, full_attention_blocks=(1,), layers=3)  # a layer is left behind one that prunes
 
 
 def untrained_vla(folder: Path, size: TinySize | None = None) -> Path:

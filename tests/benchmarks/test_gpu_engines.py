@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
+import multiprocessing
+import runpy
 import sys
+import sysconfig
+from dataclasses import replace
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
 
 import pytest
@@ -25,7 +28,19 @@ SCRIPT = ROOT / "benchmarks" / "perf" / "gpu_suite.py"
 STAND_INS = ROOT / "tests" / "stand_ins"
 SCENE = "six_cameras_224x112"
 QUICK = ("--device", "cpu", "--sizes", "tiny", "--quick", "--steps", "engines", "--compile-backend", "eager")
+PROJECT = ("fastdrive_node", "fastdrive_training", "fastdrive_export", "benchmarks")
 ABSENT = ("torch", "transformers", "tqdm", "jsonschema", "pydantic")  # from an interpreter that has TensorRT only
+
+
+@pytest.fixture(scope="module", autouse=True)
+def smaller():
+    """The tiny size with less to compile, and one scene."""
+    size = gpu_suite.SIZES["tiny"]
+    vision = {**size.vision, "depth": 2, "fullatt_block_indexes": [1]}
+    scenes = tuple(scene for scene in size.scenes if scene.name == SCENE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(gpu_suite.SIZES, "tiny", replace(size, vision=vision, scenes=scenes))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -146,14 +161,32 @@ def test_a_tensorrt_of_this_python_takes_turns_with_torch(monkeypatch, tmp_path)
     assert (work / f"tiny_{SCENE}" / "fp16" / "vision.plan").is_file()
 
 
-def test_a_checkout_that_is_not_installed_is_enough():
-    """Without ``site`` no editable installation is seen, only the packages."""
+def run_alone(answer) -> None:
+    """Sends the file of ``fastdrive_export.precision`` once the script has run where the project is not installed."""
+    for name in [name for name in sys.modules if name.split(".")[0] in PROJECT]:
+        del sys.modules[name]
+    library = sysconfig.get_path("stdlib")
     packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(packages)}
-    code = f"import runpy; runpy.run_path({str(SCRIPT)!r}); import fastdrive_export.precision as p; print(p.__file__)"
-    result = subprocess.run([sys.executable, "-S", "-c", code], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == str(ROOT / "export" / "fastdrive_export" / "precision.py")
+    sys.path[:] = [library, str(Path(library) / "lib-dynload"), *packages]
+    sys.meta_path[:] = [BuiltinImporter, FrozenImporter, PathFinder]  # without those of editable installations
+    try:
+        importlib.import_module("fastdrive_node")
+    except ModuleNotFoundError:
+        runpy.run_path(str(SCRIPT))
+        answer.send(importlib.import_module("fastdrive_export.precision").__file__)
+
+
+def test_a_checkout_that_is_not_installed_is_enough():
+    """A fork of this process has torch, and forgets the project and every way to it."""
+    context = multiprocessing.get_context("fork")
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=run_alone, args=(writer,))
+    process.start()
+    writer.close()
+    try:
+        assert reader.recv() == str(ROOT / "export" / "fastdrive_export" / "precision.py")
+    finally:
+        process.join()
 
 
 def test_the_wrong_order_or_numbers_are_no_result():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,13 @@ from fastdrive_node.families import Vla, load_vla
 from fastdrive_node.pruning.checkpoint import load_pruner, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.vla.tiny_model import TinySize, build_tiny_vla
-from tests.generation import encode
+from tests.generation import SHALLOW, encode
 
 # windows are 4 x 4 token cells: 5 x 6 cells have windows of four sizes, 4 x 8 cells two full ones
+NARROW = replace(SHALLOW, tower_width=64, tower_intermediate=96, width=64)
 SIZES = {
-    "ragged": TinySize(image_height=140, image_width=168, tower_width=64, tower_intermediate=96, width=64),
-    "full": TinySize(image_height=112, image_width=224, tower_width=64, tower_intermediate=96, width=64),
+    "ragged": replace(NARROW, image_height=140, image_width=168),
+    "full": replace(NARROW, image_height=112, image_width=224),
 }
 
 

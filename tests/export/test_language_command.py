@@ -44,7 +44,7 @@ def test_inspect_prints_the_manifest_and_the_parts(engine, capsys):
     assert export("inspect", engine) == 0
     text = capsys.readouterr().out
     assert "graph.kv_heads" in text and "never compared with torch" in text
-    assert "layers/layer_3" in text and "GMAC" in text
+    assert "layers/layer_2" in text and "GMAC" in text
 
 
 def test_verify_writes_what_it_finds_into_the_manifest(engine, toy, capsys):

@@ -98,6 +98,8 @@ def _code(name: str) -> str:
 
 
 def _names_a_family(name: str) -> bool:
+    if not any(family in modules()[name].read_text().lower() for family in FAMILY_NAMES):
+        return False
     code = _code(name)
     return any(family in code for family in FAMILY_NAMES)
 

@@ -10,10 +10,10 @@ from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage
 from fastdrive_node.planning.answer_format import TextAnswer
 from fastdrive_node.types import Command, EgoHistory
 from fastdrive_training.vla.tiny_model import TinySize, build_tiny_vla
-from tests.generation import generate, generate_batch, vary_answers
+from tests.generation import SHALLOW, generate, generate_batch, vary_answers
 
 SIZES = {
-    "tiny": TinySize(),
+    "tiny": SHALLOW,
     "ragged": TinySize(image_height=140, image_width=196, layers=2, width=64, heads=2, kv_heads=1, intermediate=96),
 }
 

@@ -103,14 +103,14 @@ class Rig:
         self.wait(lambda: publisher_count(self.peer, subscription) > 0, f"a publisher of {topic}")
         return self.messages[topic]
 
-    def wait(self, condition, what: str):
-        """Wait for a condition; looked at on every message and every 20 ms. Fails after ``PATIENCE_S``."""
+    def wait(self, condition, what: str, patience_s: float = PATIENCE_S):
+        """Wait for a condition; looked at on every message and every 20 ms. Fails after ``patience_s``."""
         with self._changed:
             waited = 0.0
             while not (result := condition()):
                 self._changed.wait(0.02)
                 waited += 0.02
-                assert waited < PATIENCE_S, f"no {what} after {PATIENCE_S} s"
+                assert waited < patience_s, f"no {what} after {patience_s} s"
             return result
 
     def connect_inputs(self, cameras: tuple[str, ...] = CAMERAS) -> None:

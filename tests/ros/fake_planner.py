@@ -1,7 +1,8 @@
 """A planner for tests: drives straight on at the present speed, and decodes every image as the real one does.
 
 Run as a script it is the node with this planner: ``python fake_planner.py --ros-args -p use_sim_time:=true``; it takes
-FAKE_PLANNER_DELAY_S seconds for a plan, and with FAKE_PLANNER_DIES the process ends at the first one.
+FAKE_PLANNER_DELAY_S seconds for a plan; with FAKE_PLANNER_REFUSES no answer is a plan, and with FAKE_PLANNER_DIES the
+process ends at the first one.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ if __name__ == "__main__":
 
     planner = FakePlanner()
     planner.delay_s = float(os.environ.get("FAKE_PLANNER_DELAY_S", 0))
+    planner.refuse = "FAKE_PLANNER_REFUSES" in os.environ
     if os.environ.get("FAKE_PLANNER_DIES"):
         planner.plan = lambda *_: (print("a fatal fault", file=sys.stderr, flush=True), os._exit(7))
     sys.exit(main(planner_factory=factory_of(planner)))

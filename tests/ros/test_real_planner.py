@@ -22,6 +22,8 @@ from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.planner_factory import load_planner, make_planner, supervise_planner
 from tests.ros.conftest import RECORDS, Rig, next_record
 
+START_S = 120.0  # a process imports torch, perhaps on a busy machine
+
 
 @pytest.fixture
 def real(ros):
@@ -31,7 +33,7 @@ def real(ros):
         defaults = {"vla": "tiny", "device": "cpu", "max_plan_age_s": 60.0, "planner_process": False}
         rig = Rig(ros, factory=factory or make_planner, **{**defaults, **parameters})
         made.append(rig)
-        until = time.monotonic() + 120.0  # a process imports torch, perhaps on a busy machine
+        until = time.monotonic() + START_S
         while rig.node._loaded.planner_state().phase != "ready":
             assert time.monotonic() < until, "no model"
             time.sleep(0.02)
@@ -72,7 +74,7 @@ def exchange(rig: Rig, **parameters) -> str:
     """As the service set_parameters_atomically. Returns how the exchange ended."""
     wanted = [Parameter(name, value=value) for name, value in parameters.items()]
     assert rig.call(lambda: rig.node.set_parameters_atomically(wanted)).successful
-    rig.wait(lambda: rig.node._exchange.text != "loading", "the other planner")
+    rig.wait(lambda: rig.node._exchange.text != "loading", "the other planner", START_S)
     return rig.node._exchange.text
 
 

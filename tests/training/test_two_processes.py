@@ -35,6 +35,7 @@ def folder(tmp_path_factory, tiny_dir) -> Path:
     long = str(write_dataset(folder / "long", scenes=2, keyframes=12))
     tower = {**shared, "dataset": long, "batch": 2, "split": "train", "workers": 0, "precision": "float32"}
     tower |= {"steps": 2, "log_every": 1, "warmup_steps": 1}
+    tower["size"] = {"tower_depth": 2, "full_attention_blocks": [1], "layers": 2}
     train_tower.train({**tower, "out": str(folder / "tower_one")}, False)
     split = {"kind": "vla_tower", **tower, "out": str(folder / "tower_two")}
     (folder / "tower.yaml").write_text(yaml.safe_dump(split))

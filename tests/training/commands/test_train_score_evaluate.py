@@ -10,7 +10,7 @@ from fastdrive_node.cli import main
 from fastdrive_node.families import load_vla
 from fastdrive_node.pruning.checkpoint import load_pruner
 from fastdrive_training.vla.tiny_model import build_tiny_vla
-from tests.generation import untrained_vla
+from tests.generation import SHALLOW, untrained_vla
 from tests.training.tiny_nuscenes import write_dataset
 
 SPEED = 4.0  # of scene 0; scene 1 drives 1 m/s faster
@@ -18,7 +18,7 @@ SPEED = 4.0  # of scene 0; scene 1 drives 1 m/s faster
 
 @pytest.fixture(scope="module")
 def vla_dir(tmp_path_factory):
-    return untrained_vla(tmp_path_factory.mktemp("vla") / "tiny")
+    return untrained_vla(tmp_path_factory.mktemp("vla") / "tiny", SHALLOW)
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +32,9 @@ def _run(tmp_path, *arguments) -> dict:
 
 
 def _recipe(tmp_path, root, vla_dir, text="") -> str:
-    path = tmp_path / "recipe.yaml"
+    path, cache = tmp_path / "recipe.yaml", root.parent / "cache"
     path.write_text(
-        f"kind: recon_pruner\nvla: {vla_dir}\ndataset: {root}\nout: {tmp_path / 'run'}\ncache: {tmp_path / 'cache'}\n"
+        f"kind: recon_pruner\nvla: {vla_dir}\ndataset: {root}\nout: {tmp_path / 'run'}\ncache: {cache}\n"
         f"val_keyframes: 4\ndecoder_layers: 1\n{text}\n"
         "schedule: {decoder_pretrain_steps: 1, steps: 2, batch: 4, lr: 1.0e-3, log_every: 1, checkpoint_every: 2}\n"
         "loss: {ssim_stride: 8}\n"
@@ -105,7 +105,7 @@ def test_score_needs_masks_and_the_right_pruner(tmp_path, vla_dir, capsys):
     bare = write_dataset(tmp_path / "bare", scenes=1, keyframes=2, masks=False)
     assert main(["score", str(bare), "--vla", str(vla_dir)]) == 1
     assert "no masks folder" in capsys.readouterr().err
-    other = build_tiny_vla(tmp_path / "other", seed=7)
+    other = build_tiny_vla(tmp_path / "other", seed=7, size=SHALLOW)
     root = write_dataset(tmp_path / "d", scenes=1, keyframes=2)
     pruner = vla_dir / "reconpruner.safetensors"
     assert main(["score", str(root), "--vla", str(other), "--pruner", str(pruner)]) == 1

@@ -17,12 +17,13 @@ from fastdrive_training.data.adapters import ImageSource, open_source
 from fastdrive_training.data.token_cache import FeatureStore, build_token_cache, pixel_encoder, require_cameras
 from fastdrive_training.vla.tiny_model import build_tiny_vla
 from tests.families import tiny_vlas as family_vlas
+from tests.generation import SHALLOW
 from tests.training.tiny_nuscenes import write_dataset
 
 
 @pytest.fixture(scope="module")
 def vla(tmp_path_factory):
-    return load_vla(build_tiny_vla(tmp_path_factory.mktemp("vla"), seed=0))
+    return load_vla(build_tiny_vla(tmp_path_factory.mktemp("vla"), seed=0, size=SHALLOW))
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_truncated_cache_file_is_built_again(tmp_path, vla, source):
 
 
 def test_another_encoder_or_dataset_has_another_key(tmp_path, vla, source):
-    other = load_vla(build_tiny_vla(tmp_path / "other", seed=1))
+    other = load_vla(build_tiny_vla(tmp_path / "other", seed=1, size=SHALLOW))
     half = load_vla(vla.path, dtype=torch.bfloat16)
     another = open_source(write_dataset(tmp_path / "e", scenes=1, keyframes=3), "train")
     front = open_source(source.root, "train", cameras=("CAM_FRONT",))

@@ -32,8 +32,7 @@ from fastdrive_training.evaluation import (
     segments,
 )
 from fastdrive_training.evaluation.metrics.horizons import at_metric_steps
-from fastdrive_training.vla.tiny_model import TinySize
-from tests.generation import generate_as, untrained_vla
+from tests.generation import SHALLOW, generate_as, untrained_vla
 from tests.training.annotate.annotate_fixtures import BrightModels, settings
 from tests.training.evaluation.planning_scenes import add_object, draw_road
 from tests.training.tiny_nuscenes import write_dataset
@@ -44,7 +43,7 @@ SAMPLES = [0, 1, 8, 9]  # keyframes with 3 s of future
 
 @pytest.fixture(scope="module")
 def vla_dir(tmp_path_factory):
-    return untrained_vla(tmp_path_factory.mktemp("vla") / "tiny", TinySize(layers=3))
+    return untrained_vla(tmp_path_factory.mktemp("vla") / "tiny", SHALLOW)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,7 @@ def _speak(monkeypatch, text_of_call) -> list[tuple[int, ...]]:
 def test_untrained_vla_is_refused_throughout_and_scored_nowhere(tmp_path, root, vla_dir, monkeypatch):
     monkeypatch.setattr(efficiency, "TIMED_SAMPLES", 1)
     monkeypatch.setattr(efficiency, "COUNTED_SAMPLES", 1)
-    arguments = ("--pruners", "none,random,reconpruner,fastv", "--drop", "0.75", "--seeds", 2)
+    arguments = ("--pruners", "none,random,reconpruner,fastv", "--drop", "0.75", "--seeds", 2, "--limit", 2)
     figures = _run(tmp_path, "evaluate", root, "--vla", vla_dir, *arguments)
     rows = figures["rows"]
     assert [(row["pruner"], row["drop"], row["seed"]) for row in rows] == [
@@ -89,9 +88,9 @@ def test_untrained_vla_is_refused_throughout_and_scored_nowhere(tmp_path, root, 
         ("fastv", 0.75, 0),
         ("constant-velocity", 0.0, 0),
     ]
-    assert (figures["samples"], figures["without_future"], figures["vla"]) == (4, 12, str(vla_dir))
+    assert (figures["samples"], figures["without_future"], figures["vla"]) == (2, 12, str(vla_dir))
     for row in rows[:-1]:
-        assert (row["samples"], row["refused"]) == (4, 4)
+        assert (row["samples"], row["refused"]) == (2, 2)
         assert row["l2_avg_to_t"] == {"1s": None, "2s": None, "3s": None, "avg": None}
         assert row["collision_polygon"] is row["off_drivable"] is row["intersection"] is None
         assert row["tokens"] == int(192 * (1 - row["drop"]))
@@ -106,7 +105,7 @@ def test_untrained_vla_is_refused_throughout_and_scored_nowhere(tmp_path, root, 
 
 
 def test_every_pruner_gives_a_row(root, vla_dir, silent):
-    settings = OpenLoopSettings(drops=(0.5,), limit=2, pruner_file=vla_dir / "reconpruner.safetensors")
+    settings = OpenLoopSettings(drops=(0.5,), limit=1, pruner_file=vla_dir / "reconpruner.safetensors")
     rows = evaluate(KeyframeDataset(root), load_vla(vla_dir), settings, progress=False)["rows"]
     assert [row["pruner"] for row in rows] == [*PRUNERS, "constant-velocity"]
 
@@ -212,7 +211,7 @@ def test_oracle_needs_masks(tmp_path, vla_dir, capsys, silent):
     bare = write_dataset(tmp_path / "bare", scenes=1, keyframes=7, masks=False)
     assert main(["evaluate", str(bare), "--vla", str(vla_dir), "--pruners", "oracle"]) == 1
     assert "has no masks" in capsys.readouterr().err
-    rows = _run(tmp_path, "evaluate", bare, "--vla", vla_dir, "--drop", "0.9")["rows"]
+    rows = _run(tmp_path, "evaluate", bare, "--vla", vla_dir, "--drop", "0.9", "--limit", 1)["rows"]
     assert {row["pruner"] for row in rows} == {*PRUNERS, "constant-velocity"} - {"oracle"}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,8 +14,7 @@ from fastdrive_node.planning.pipeline import Pipeline
 from fastdrive_node.types import CameraFrame, FrameSet
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 from fastdrive_training.evaluation import OpenLoopSettings, evaluate, segments
-from fastdrive_training.vla.tiny_model import TinySize
-from tests.generation import untrained_vla, vary_answers
+from tests.generation import SHALLOW, untrained_vla, vary_answers
 from tests.training.tiny_nuscenes import write_dataset
 
 FRAMES = {"count": 2, "interval_s": 0.5, "tolerance_s": 0.1}
@@ -23,7 +23,7 @@ SAMPLES = ("s0k0", "s0k1", "s1k0", "s1k1")  # keyframes with 3 s of future
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory):
-    return untrained_vla(tmp_path_factory.mktemp("vla") / "tiny", TinySize(layers=1))
+    return untrained_vla(tmp_path_factory.mktemp("vla") / "tiny", replace(SHALLOW, layers=1))
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from fastdrive_node.cli import main
 from fastdrive_training.evaluation import efficiency
 from fastdrive_training.evaluation import run as evaluation
-from fastdrive_training.vla.tiny_model import TinySize
-from tests.generation import untrained_vla
+from tests.generation import SHALLOW, untrained_vla
 from tests.training.evaluation.open_loop_runs import edit_json
 from tests.training.tiny_nuscenes import write_dataset
 
@@ -20,7 +20,7 @@ TIMES = ("pruner_ms", "prefill_ms", "decode_ms_per_token")
 
 @pytest.fixture(scope="module")
 def vla_dir(tmp_path_factory):
-    return untrained_vla(tmp_path_factory.mktemp("vla") / "tiny", TinySize(layers=1))
+    return untrained_vla(tmp_path_factory.mktemp("vla") / "tiny", replace(SHALLOW, layers=1))
 
 
 @pytest.fixture(scope="module")

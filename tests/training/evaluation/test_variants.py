@@ -27,7 +27,7 @@ def dataset(tmp_path_factory):
 @pytest.fixture
 def calibrated(tmp_path, tiny_vla):
     """An untrained pruner whose threshold some tokens pass."""
-    torch.manual_seed(1)
+    torch.manual_seed(9)
     file = tmp_path / "pruner.safetensors"
     save_pruner(file, ReconPruner(tiny_vla.family, tiny_vla.config.text_config), tiny_vla.encoder_fingerprint)
     scales = {camera: CameraScale(50.0, -3.0) for camera in CAMERAS}

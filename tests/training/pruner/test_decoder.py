@@ -207,21 +207,21 @@ def test_pruner_and_decoder_can_start_from_the_language_models_layers(tiny_vla):
     pruner, decoder = ReconPruner(QWEN, config), ReconDecoder(QWEN, config, 2, 28)
     query = pruner.query.detach().clone()
     read = partial(read_language_layer, tiny_vla)
-    start_from_layers(pruner, decoder, read, 4, pruner_layer=3, decoder_layer=1)
-    for ours, theirs in ((pruner.layer, layers[3]), (decoder.layers[0], layers[1]), (decoder.layers[1], layers[2])):
+    start_from_layers(pruner, decoder, read, 3, pruner_layer=2, decoder_layer=1)
+    for ours, theirs in ((pruner.layer, layers[2]), (decoder.layers[0], layers[1]), (decoder.layers[1], layers[2])):
         for name, tensor in theirs.state_dict().items():
             assert torch.equal(ours.state_dict()[name], tensor), name
     assert torch.equal(pruner.query, query)
     assert all(parameter.requires_grad for parameter in [*pruner.parameters(), *decoder.parameters()])
     with torch.no_grad():
         pruner.layer.mlp.up_proj.weight.add_(1.0)
-    assert not torch.equal(layers[3].mlp.up_proj.weight, pruner.layer.mlp.up_proj.weight)  # a copy
+    assert not torch.equal(layers[2].mlp.up_proj.weight, pruner.layer.mlp.up_proj.weight)  # a copy
     with pytest.raises(
-        ValueError, match=r"pruner_init: 1 layer\(s\) from 4 on are wanted, but the VLA has 4; use 0 to 3"
+        ValueError, match=r"pruner_init: 1 layer\(s\) from 3 on are wanted, but the VLA has 3; use 0 to 2"
     ):
-        start_from_layers(pruner, decoder, read, 4, 4, None)
-    with pytest.raises(ValueError, match="decoder_init: 6 layers are wanted, but the VLA has 4; lower decoder_layers"):
-        start_from_layers(pruner, ReconDecoder(QWEN, config, 6, 28), read, 4, None, 0)
+        start_from_layers(pruner, decoder, read, 3, 3, None)
+    with pytest.raises(ValueError, match="decoder_init: 6 layers are wanted, but the VLA has 3; lower decoder_layers"):
+        start_from_layers(pruner, ReconDecoder(QWEN, config, 6, 28), read, 3, None, 0)
 
 
 def test_the_papers_decoder_adds_nothing_to_the_tokens():

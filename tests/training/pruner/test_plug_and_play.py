@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from fastdrive_node.pruning.checkpoint import load_pruner
 from fastdrive_training.data.token_cache import pixel_encoder
 from fastdrive_training.pruner.train import train
 from fastdrive_training.vla.tiny_model import TinySize, build_tiny_vla
+from tests.generation import SHALLOW
 from tests.training.tiny_nuscenes import write_dataset
 
-OTHER_LANGUAGE_HALF = TinySize(layers=2, heads=2, kv_heads=1, intermediate=192)
+OTHER_LANGUAGE_HALF = replace(SHALLOW, layers=2, heads=2, kv_heads=1, intermediate=192)
 
 
 @pytest.fixture(scope="module")

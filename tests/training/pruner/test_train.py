@@ -112,7 +112,7 @@ def test_starting_weights_come_from_the_seed_or_the_vlas_layers(recipe, tiny_vla
     assert torch.equal(decoder.layers[0].mlp.up_proj.weight, layers[0].mlp.up_proj.weight)
     assert torch.equal(built()[0].query, built()[0].query)
     assert not torch.equal(built()[0].query, built(seed=1)[0].query)
-    with pytest.raises(RecipeError, match=r"pruner_init: .*the VLA has 4"):
+    with pytest.raises(RecipeError, match=r"pruner_init: .*the VLA has 3"):
         built(pruner_init=9)
 
 

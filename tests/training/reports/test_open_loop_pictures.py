@@ -22,6 +22,7 @@ from fastdrive_training.reports.open_loop.scenes import Scenes, token_map
 from fastdrive_training.reports.open_loop.source import DatasetSource, Rig, read_rig, shown_samples
 from fastdrive_training.reports.open_loop.tables import overlap, overlap_matrix, plan_distances, spread
 from fastdrive_training.vla.tiny_model import build_tiny_vla
+from tests.generation import SHALLOW
 from tests.training.evaluation.open_loop_runs import ROWS, MadeUp, edit_json, write_run
 from tests.training.evaluation.planning_scenes import add_object, draw_road, edit_table
 from tests.training.reports.report_pages import Page, evaluate_report
@@ -42,7 +43,7 @@ def calibrate(root):
 
 @pytest.fixture(scope="module")
 def vla_dir(tmp_path_factory):
-    return build_tiny_vla(tmp_path_factory.mktemp("vla") / "tiny", seed=0)
+    return build_tiny_vla(tmp_path_factory.mktemp("vla") / "tiny", seed=0, size=SHALLOW)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from fastdrive_training.scoring.calibration import (
     threshold_figures,
 )
 from fastdrive_training.vla.tiny_model import build_tiny_vla
-from tests.generation import encode
+from tests.generation import SHALLOW, encode
 from tests.training.tiny_nuscenes import write_dataset
 
 TWO = ("CAM_FRONT", "CAM_BACK")
@@ -127,7 +127,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def vla_dir(tmp_path_factory, root):
     """An untrained VLA whose pruner's last layer is fitted to the masks by least squares."""
-    path = build_tiny_vla(tmp_path_factory.mktemp("vla") / "tiny", seed=0)
+    path = build_tiny_vla(tmp_path_factory.mktemp("vla") / "tiny", seed=0, size=SHALLOW)
     vla = load_vla(path)
     torch.manual_seed(0)
     pruner = ReconPruner(vla.family, vla.config.text_config).requires_grad_(False).eval()

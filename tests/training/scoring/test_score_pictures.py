@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,7 @@ from fastdrive_node.types import CAMERAS
 from fastdrive_training.data.image_sets import BagSets, is_bag
 from fastdrive_training.scoring.pictures import file_name, write_score_maps
 from fastdrive_training.scoring.score import score_sets
-from fastdrive_training.vla.tiny_model import TinySize
-from tests.generation import untrained_vla
+from tests.generation import SHALLOW, untrained_vla
 from tests.training.tiny_nuscenes import write_dataset
 
 HERE = Path(__file__).resolve()
@@ -33,7 +33,7 @@ START_NS = 1_700_000_000_000_000_000
 
 @pytest.fixture(scope="module")
 def vla_dir(tmp_path_factory):
-    return untrained_vla(tmp_path_factory.mktemp("vla") / "tiny", TinySize(layers=1))
+    return untrained_vla(tmp_path_factory.mktemp("vla") / "tiny", replace(SHALLOW, layers=1))
 
 
 def write_bag(path: Path, sets: int = 3, late: str = "") -> Path:

@@ -20,7 +20,7 @@ from fastdrive_node.types import CAMERAS
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 from fastdrive_training.data.nuscenes.step_outs import sightings
 from fastdrive_training.scoring.temporal import temporal_figures
-from fastdrive_training.vla.tiny_model import build_tiny_vla
+from fastdrive_training.vla.tiny_model import TinySize, build_tiny_vla
 from tests.training.tiny_nuscenes import write_dataset
 
 CELL = 28  # px, of images of 224 x 112 with a grid of 8 x 4
@@ -57,7 +57,8 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vla(tmp_path_factory):
-    return load_vla(build_tiny_vla(tmp_path_factory.mktemp("vla") / "tiny", seed=0))
+    size = TinySize(tower_depth=1, full_attention_blocks=(0,), layers=1)  # its scores are put in
+    return load_vla(build_tiny_vla(tmp_path_factory.mktemp("vla") / "tiny", seed=0, size=size))
 
 
 class Scores:

@@ -24,7 +24,9 @@ from fastdrive_training.vla.train_planner import foreground_share, keep_some
 from fastdrive_training.vla.train_tower import TowerBatches, TowerPlanner, TowerRecipe, jittered
 from tests.training.tiny_nuscenes import write_dataset
 
+SHAPE = {"tower_depth": 2, "full_attention_blocks": [1], "layers": 3}
 SMALL = {"batch": 2, "split": "train", "workers": 0, "tensorboard": False, "device": "cpu"}
+TOWER = {**SMALL, "size": SHAPE}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def test_front_cameras_always_carry_gradient_and_one_other_by_turns(long_dataset
     assert {cameras[:2] for cameras in learning} == {(3, 0)}  # front is 0, back is 3
     assert {cameras[2] for cameras in learning} == {1, 2, 4, 5}
     with pytest.raises(RecipeError, match=r"gradient_cameras: 'CAM_ROOF' is no camera of the VLA"):
-        train_tower.train({**SMALL, "dataset": "d", "out": "o", "gradient_cameras": ["CAM_ROOF"]}, False)
+        train_tower.train({**TOWER, "dataset": "d", "out": "o", "gradient_cameras": ["CAM_ROOF"]}, False)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,7 @@ def test_random_pruning_does_not_look_at_the_foreground(tiny_vla) -> None:
 def tower_run(long_dataset, tmp_path_factory):
     """The folder of a first stage of two steps; ``figures.json`` in it holds what the training returned."""
     folder = tmp_path_factory.mktemp("runs")
-    recipe = {**SMALL, "dataset": str(long_dataset), "out": str(folder / "tower"), "cache": str(folder / "cache")}
+    recipe = {**TOWER, "dataset": str(long_dataset), "out": str(folder / "tower"), "cache": str(folder / "cache")}
     figures = train_tower.train({**recipe, "steps": 2, "workers": 1}, False)
     (folder / "tower" / "figures.json").write_text(json.dumps(figures))
     return folder / "tower"
@@ -96,14 +98,14 @@ def tower_run(long_dataset, tmp_path_factory):
 def test_a_vla_with_other_cameras_trains_too(long_dataset, tmp_path) -> None:
     cameras = {"cameras": ["CAM_BACK", "CAM_FRONT"], "gradient_cameras": ["CAM_FRONT"]}
     paths = {"dataset": str(long_dataset), "out": str(tmp_path / "two"), "cache": str(tmp_path / "cache")}
-    train_tower.train({**SMALL, **paths, **cameras, "steps": 1}, False)
+    train_tower.train({**TOWER, **paths, **cameras, "steps": 1}, False)
     vla = load_vla(tmp_path / "two" / "vla")
     assert vla.spec.cameras == ("CAM_BACK", "CAM_FRONT") and vla.tokens == 2 * 32
 
 
 def test_a_tower_goes_on_from_another_vlas_at_another_image_size(long_dataset, tmp_path, tiny_dir, tiny_vla) -> None:
     paths = {"dataset": str(long_dataset), "out": str(tmp_path / "wide"), "cache": str(tmp_path / "cache")}
-    size = {"image_height": 56, "image_width": 168}
+    size = {**SHAPE, "image_height": 56, "image_width": 168}
     recipe = {**SMALL, **paths, "start": str(tiny_dir), "size": size, "steps": 1, "rate": 1e-9, "seed": 5}
     train_tower.train(recipe, False)
     vla = load_vla(tmp_path / "wide" / "vla")
@@ -112,7 +114,7 @@ def test_a_tower_goes_on_from_another_vlas_at_another_image_size(long_dataset, t
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
     assert not torch.allclose(vla.model.lm_head.weight, tiny_vla.model.lm_head.weight, atol=1e-3)
     with pytest.raises(ModelError, match="start: its tower has other sizes than the recipe's"):
-        train_tower.train({**recipe, "size": {"tower_depth": 2, "full_attention_blocks": [1]}}, False)
+        train_tower.train({**recipe, "size": {**SHAPE, "tower_depth": 3}}, False)
 
 
 def test_a_folder_with_ego_motion_trains_too(tmp_path) -> None:
@@ -126,7 +128,7 @@ def test_a_folder_with_ego_motion_trains_too(tmp_path) -> None:
     (tmp_path / "folder" / "train" / "ego_motion.json").write_text(json.dumps(poses))
     paths = {"dataset": str(tmp_path / "folder"), "out": str(tmp_path / "run"), "cache": str(tmp_path / "cache")}
     cameras = {"cameras": ["camera"], "gradient_cameras": ["camera"], "dataset_kind": "folder"}
-    figures = train_tower.train({**SMALL, **paths, **cameras, "steps": 1}, False)
+    figures = train_tower.train({**TOWER, **paths, **cameras, "steps": 1}, False)
     assert figures["light"] == 0.0  # of which the dataset tells nothing
     assert np.isfinite(figures["total"])
 

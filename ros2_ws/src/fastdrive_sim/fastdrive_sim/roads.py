@@ -72,11 +72,11 @@ class Route:
         """Arc length and left offset of the nearest point within 15 m of ``near_s``."""
         lo = max(int((near_s - 15) / STEP_M), 0)
         hi = min(int((near_s + 15) / STEP_M) + 1, len(self.yaw))
-        delta = np.array([x, y]) - self.xy[lo:hi]
-        i = int(np.argmin((delta**2).sum(1)))
+        dx, dy = x - self.xy[lo:hi, 0], y - self.xy[lo:hi, 1]
+        i = int((dx * dx + dy * dy).argmin())
         yaw = self.yaw[lo + i]
-        along = delta[i, 0] * math.cos(yaw) + delta[i, 1] * math.sin(yaw)
-        across = -delta[i, 0] * math.sin(yaw) + delta[i, 1] * math.cos(yaw)
+        along = dx[i] * math.cos(yaw) + dy[i] * math.sin(yaw)
+        across = -dx[i] * math.sin(yaw) + dy[i] * math.cos(yaw)
         return (lo + i) * STEP_M + float(along), float(across)
 
     def next_junction(self, s: float) -> Junction | None:

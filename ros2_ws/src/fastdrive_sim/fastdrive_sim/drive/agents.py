@@ -228,8 +228,8 @@ def project(
     last = min(int((near_s + reach_m) / STEP_M) + 1, len(path.yaw))
     first = min(first, last - 1)
     samples = path.xy[first:last]
-    squared = ((xy[:, None, :] - samples[None, :, :]) ** 2).sum(2)
-    index = first + squared.argmin(1)
+    x, y = (xy[:, None, axis] - samples[None, :, axis] for axis in (0, 1))  # one array [n, m, 2] takes twice the time
+    index = first + (x * x + y * y).argmin(1)
     yaw = path.yaw[index]
     delta = xy - path.xy[index]
     along = delta[:, 0] * np.cos(yaw) + delta[:, 1] * np.sin(yaw)
