@@ -149,6 +149,7 @@ class TextDrafter:
 
 
 _DIGITS = re.compile(r"[-+0-9.]*", re.ASCII)
+_FADE_S = 1.0  # an acceleration falls to 1/e of itself in this time
 
 
 class ReplayedDrafter:
@@ -177,12 +178,15 @@ class ReplayedDrafter:
 
 
 def constant_turn(now: EgoState, points: int, dt_s: float) -> np.ndarray:
-    """Waypoints [points, 2] of constant yaw rate and acceleration, which ends at standstill."""
+    """Waypoints [points, 2] of constant yaw rate and an acceleration that fades, which end at standstill.
+
+    With the acceleration fading answers of models/tiny took fewer forwards than with a constant one (docs/latency.md).
+    """
     times = np.arange(1, points + 1) * dt_s
-    speed, accel = max(now.speed_mps, 0.0), now.accel_mps2
-    if accel < 0:
-        times = np.minimum(times, speed / -accel)
-    lengths = speed * times + accel * times**2 / 2
+    speed, gained = max(now.speed_mps, 0.0), now.accel_mps2 * _FADE_S  # what the acceleration gains in the end
+    if speed + gained < 0:
+        times = np.minimum(times, -_FADE_S * math.log1p(speed / gained))
+    lengths = speed * times + gained * (times + _FADE_S * np.expm1(-times / _FADE_S))
     angles = now.yaw_rate_radps * times
     chords = lengths * np.sinc(angles / (2 * math.pi))
     return np.stack([chords * np.cos(angles / 2), chords * np.sin(angles / 2)], axis=1)

@@ -140,9 +140,17 @@ def test_the_shipped_model_writes_the_same_in_a_third_of_the_forwards(ego_histor
     assert 0 <= generator.decode(prefilled, likely)[0].forwards <= len(plain.ids) / 4
 
 
-def test_a_constant_turn_stops_where_it_brakes_to_a_halt():
-    path = constant_turn(EgoState(0, 0, 0, 0, 4.0, -4.0, 0.0), 4, 0.5)
-    np.testing.assert_allclose(path[:, 0], [1.5, 2.0, 2.0, 2.0])
+def test_a_constant_turn_ends_where_braking_ends_it():
+    hard = constant_turn(EgoState(0, 0, 0, 0, 2.0, -4.0, 0.0), 4, 0.5)
+    halt = np.log(2.0)  # s: the speed is 2 - 4 (1 - exp(-t))
+    steps = np.linspace(0, halt, 10_001)
+    np.testing.assert_allclose(hard[:, 0][1:], np.trapz(4 * np.exp(-steps) - 2, steps), atol=1e-6)
+    assert 0 < hard[0, 0] < hard[1, 0]
+    soft = constant_turn(EgoState(0, 0, 0, 0, 4.0, -1.0, 0.0), 4, 0.5)
+    assert (np.diff(soft[:, 0]) > 1.4).all(), "a soft one fades before the vehicle stands"
+
+
+def test_a_constant_turn_keeps_its_yaw_rate():
     left = constant_turn(EgoState(0, 0, 0, 0, 1.0, 0.0, np.pi / 2), 2, 1.0)
     np.testing.assert_allclose(left, [[2 / np.pi, 2 / np.pi], [0, 4 / np.pi]], atol=1e-12)
 
