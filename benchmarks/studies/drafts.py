@@ -7,10 +7,10 @@
 tokens. ``--language-engine`` runs the language model of an engine file.
 
 ``tokens`` needs no weights: only the tokenizer and vla.json of a VLA directory. It counts the forwards that a model
-needs behind its prefill if it answers with the recorded trajectory. The draft is constant acceleration and yaw rate.
-After each forward, what is written so far corrects the numbers behind it: their difference from the draft goes on as it
-grew last. A real model's predictions for those numbers are not known here, so they help nothing. A forward is counted
-for each token that the draft has wrong, and one for the end.
+needs behind its prefill, in which the first draft runs, if it answers with the recorded trajectory. That draft is
+constant yaw rate and an acceleration that fades. After each forward, what is written so far corrects the numbers behind
+it: their difference from the draft goes on as it grew last. A real model's predictions for those numbers are not known
+here, so they help nothing. A forward is counted for each token that the drafts have wrong.
 """
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ def count_forwards(
     tokenizer: PreTrainedTokenizerFast,
     correct: bool,
 ) -> int:
-    """Forwards behind the prefill until an answer ``ids`` is written, and its end."""
-    known, count, numbers = 1, 0, draft
+    """Forwards behind the prefill, in which the first draft runs, until an answer ``ids`` and its end are written."""
+    known, count, numbers = 0, -1, draft
     while known <= len(ids):
         drafted = drafter.write(ids[:known], numbers.flatten().tolist()).ids
         while known < len(ids) and known < len(drafted) and drafted[known] == ids[known]:

@@ -22,8 +22,8 @@ INLINE_WEIGHT_BYTES = 1 << 10  # smaller ones stay in the file: the parsers expe
 _ALIGNMENT = 4096  # so that a runtime can map a weight
 # Newer opsets have operators that the parsers of older TensorRT versions lack or misread.
 ALLOWED_OPERATORS = frozenset(
-    ("Add", "Cast", "Concat", "Div", "Erf", "Expand", "Gather", "Gemm", "Identity", "MatMul", "Mul", "ReduceMean",
-     "Reshape", "Sigmoid", "Slice", "Softmax", "Sqrt", "Sub", "TopK", "Transpose")
+    ("Add", "Cast", "Concat", "Div", "Erf", "Expand", "Gather", "Gemm", "Identity", "MatMul", "Mul", "Pow",
+     "ReduceMean", "Reshape", "Sigmoid", "Slice", "Softmax", "Sqrt", "Sub", "TopK", "Transpose")
 )  # fmt: skip
 
 

@@ -199,6 +199,8 @@ def _read_tokenizer(path: Path, family: VlaFamily, config: Any) -> PreTrainedTok
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), clean_up_tokenization_spaces=False)
     except Exception as error:  # the tokenizers library raises bare Exception
         raise ModelError(f"{file}: not a usable tokenizer ({first_line(error)})") from error
+    tokenizer.backend_tokenizer.no_truncation()  # a checkpoint's file may ask for both, which would change prompts
+    tokenizer.backend_tokenizer.no_padding()
     vocabulary = family.language_sizes(config)["vocabulary"]
     if len(tokenizer) > vocabulary:
         raise ModelError(f"{file}: {len(tokenizer)} tokens, but {CONFIG} has vocab_size {vocabulary}")

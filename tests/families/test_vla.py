@@ -169,6 +169,20 @@ def test_a_tokenizer_of_another_model_is_refused(broken):
         load_vla(broken)
 
 
+def test_a_tokenizer_that_cuts_or_pads_texts_encodes_them_whole(broken, tiny_vla):
+    file = broken / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    content["padding"] = {
+        "strategy": {"Fixed": 50}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+        "pad_token": "<|im_end|>",
+    }  # fmt: skip
+    file.write_text(json.dumps(content))
+    text = "Speed: 5.2, acceleration: 0.1"
+    ids = load_vla(broken).encode_text(text)
+    assert 3 < len(ids) < 50 and ids == tiny_vla.tokenizer.encode(text, add_special_tokens=False)
+
+
 def test_a_weight_index_cannot_name_files_elsewhere(broken):
     index = {"metadata": {}, "weight_map": {"a": "../../secret.safetensors"}}
     (broken / "model.safetensors.index.json").write_text(json.dumps(index))

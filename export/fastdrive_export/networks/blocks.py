@@ -66,9 +66,10 @@ class Blocks:
         return graph.mul(self._rms(x, norm.variance_epsilon), weight)
 
     def _rms(self, x: Value, epsilon: float) -> Value:
-        """x / RMS(x) over the last axis, float32."""
+        """x / RMS(x) over the last axis, float32. In these operators onnxruntime finds its own normalisation."""
         graph = self.graph
-        deviation = graph.unary("Sqrt", graph.add(graph.mean(graph.mul(x, x)), epsilon))
+        squares = graph.op("Pow", [x, graph.constant(2.0)], x.shape, x.dtype)
+        deviation = graph.unary("Sqrt", graph.add(graph.mean(squares), epsilon))
         return graph.div(x, deviation)
 
     def _wide(self, x: Value) -> Value:
