@@ -10,8 +10,11 @@ from benchmarks.studies.paired_runs import compare, main, table_of
 from fastdrive_training.evaluation.records import SCHEMA
 
 
-def _run(folder, errors: dict[tuple[str, float, int], list[float | None]], first: int = 0):
-    """A run folder whose samples have a constant error in metres; None is a refused answer."""
+def _run(folder, errors: dict[tuple[str, float, int], list[float | None]], first: int = 0, with_plans: bool = False):
+    """A run folder whose samples have a constant error in metres; None is a refused answer.
+
+    With plans it can be read as a whole; each lies as far to the left as its error says.
+    """
     lines = [
         {"pruner": pruner, "drop": drop, "seed": seed, "sample": f"k{first + place}", "scene": f"s{place // 2}"}
         | {"refused": error is None, "errors_m": None if error is None else [error] * 6}
@@ -19,7 +22,10 @@ def _run(folder, errors: dict[tuple[str, float, int], list[float | None]], first
         for (pruner, drop, seed), values in errors.items()
         for place, error in enumerate(values)
     ]
+    for line in lines if with_plans else []:
+        line["plan_m"] = [[1.0, value] for value in line["errors_m"]]
     folder.mkdir()
+    (folder / "run.json").write_text("{}")
     pq.write_table(pa.Table.from_pylist(lines, SCHEMA), folder / "samples.parquet")
     return folder
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks import RESULTS, ROOT
-from benchmarks.studies import other_vlas, summary, three_b, tiny_card
+from benchmarks.studies import other_vlas, summary, three_b, tiny_card, trigger
 from fastdrive_export.parity import REQUIRED
 
 
@@ -54,6 +54,17 @@ def test_decisions_on_distilled_scores_show_the_committed_figures(page, vla):
     for metres, points in zip(l2, hits, strict=True):
         assert (metres["other"], metres["drop"]) == (points["other"], points["drop"])
         assert f"{_starred(metres, 1, 3)} / {_starred(points, 100, 2)}" in page, metres
+
+
+def test_decision_0012_shows_the_committed_figures_of_the_trigger():
+    page = (ROOT / "docs" / "decisions" / "0012-no-trigger.md").read_text()
+    for vla, label in (("tiny", "models/tiny"), ("vla_wide", "432 tokens")):
+        rows = json.loads((RESULTS / f"trigger_{vla}_val.json").read_text())["rows"]
+        assert trigger.table_of([trigger.TriggerFigures(**row) for row in rows], 0.2) in page
+        for signal in (trigger.PREDICTED, trigger.CHANGE):
+            found = [row for row in rows if (row["signal"], row["drop"]) == (signal, 0.75)]
+            cells = [f"{row['l2']:.3f} / {row['l2_random']:.3f} / {row['l2_same_tokens']:.3f}" for row in found]
+            assert f"| {label}, {signal} | {' | '.join(cells)} |" in page
 
 
 def _starred(row: dict, scale: float, digits: int) -> str:
