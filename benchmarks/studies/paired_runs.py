@@ -47,6 +47,8 @@ def compare(first: Path, second: Path, pruner: str = "reconpruner") -> list[dict
     for (name, drop), tables in theirs.items():
         subjects = [key for key in ours if key[0] == pruner and (key[1] == drop or name == "none")]
         for key in subjects:
+            if first == second and key == (name, drop):
+                continue
             if ours[key][0].column("sample") != tables[0].column("sample"):
                 raise ValueError(f"{first} and {second} are evaluations of different samples")
             scenes = tables[0].column("scene").to_pylist()
@@ -72,17 +74,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("first", type=Path, help="folder of the run whose pruner is judged")
     parser.add_argument("second", type=Path, help="folder of the run that it is judged against")
+    parser.add_argument("--pruner", default="reconpruner", metavar="NAME", help="of the first run (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the differences here")
     args = parser.parse_args(arguments)
     print(table_of(args.first), table_of(args.second), sep="\n\n")
-    differences = compare(args.first, args.second)
+    differences = compare(args.first, args.second, args.pruner)
     for row in differences:
         low, high = row["interval_95"]
         clear = "" if low <= 0 <= high else " *"
         what = f"{row['figure']} at {row['drop']:g} less {row['other']}"
         print(f"{what}: {row['difference']:+.4f} [{low:+.4f}, {high:+.4f}]{clear}")
     if args.json:
-        args.json.write_text(json.dumps({"pruner": "reconpruner", "comparisons": differences}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"pruner": args.pruner, "comparisons": differences}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

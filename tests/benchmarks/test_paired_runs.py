@@ -45,6 +45,14 @@ def test_rows_of_two_runs_are_compared_over_the_samples_that_both_answered(tmp_p
     assert "l2_avg_to_t at 0.5 less none: +0.8333" in capsys.readouterr().out
 
 
+def test_rows_of_one_run_are_compared_with_each_other(tmp_path, capsys) -> None:
+    rows = {("none", 0.0, 0): [1.0] * 4, ("reconpruner", 0.5, 0): [2.0] * 4, ("uniform", 0.5, 0): [1.5] * 4}
+    folder = str(_run(tmp_path / "a", rows))
+    main([folder, folder, "--pruner", "uniform"])
+    said = capsys.readouterr().out
+    assert "less none: +0.5000" in said and "less reconpruner: -0.5000" in said and "less uniform" not in said
+
+
 def test_runs_of_different_samples_are_refused(tmp_path) -> None:
     row = {("reconpruner", 0.5, 0): [1.0] * 4}
     with pytest.raises(ValueError, match="different samples"):

@@ -42,7 +42,7 @@ def test_drafts_of_a_steady_vehicle_agree() -> None:
     assert of(accel=-50.0, speed=1.0)["distance of two drafts"] < 3  # it does not drive backwards
 
 
-def test_equal_signals_share_the_rate() -> None:
+def test_equal_signals_divide_the_rate() -> None:
     assert triggered(np.arange(10.0), 0.3).tolist() == [0] * 7 + [1] * 3
     assert triggered(np.zeros(10), 0.3) == pytest.approx(np.full(10, 0.3))
     some = triggered(np.array([1.0] * 4 + [0.0] * 6), 0.6)
