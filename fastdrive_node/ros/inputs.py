@@ -116,7 +116,9 @@ class Inputs:
         self._worker.checks.publishers = self.publishers()
 
     def destroy(self) -> None:
-        for subscription in [*self._subscriptions.values(), *self._infos]:
+        subscriptions = [*self._subscriptions.values(), *self._infos]
+        self._log.forget(subscriptions)
+        for subscription in subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
         self._infos.clear()

@@ -25,10 +25,10 @@ from fastdrive_node.ros.outputs import Outputs
 from fastdrive_node.ros.parameter_node import ParameterNode
 from fastdrive_node.ros.planner_factory import LoadedPlanner, PlannerFactory, make_planner
 from fastdrive_node.ros.qos import OUTPUT, QosLog
-from fastdrive_node.ros.status import StatusReporter
+from fastdrive_node.ros.status import STATUS_TOPIC, StatusReporter
 from fastdrive_node.ros.topics import check_camera_names
 from fastdrive_node.sync.frames import FrameBuffer
-from fastdrive_node.sync.modes import CONFIGURE, LOADING, PARAMETER
+from fastdrive_node.sync.modes import CONFIGURE, LOADING, PARAMETER, SAME_NAME
 from fastdrive_node.sync.odometry import OdometryBuffer
 from fastdrive_node.sync.outcomes import Outcome
 from fastdrive_node.sync.statistics import PlanStatistics
@@ -118,6 +118,9 @@ class FastDriveNode(ParameterNode):
         inputs, outputs, loaded, worker = self._inputs, self._outputs, self._loaded, self._worker
         if inputs is not None:
             inputs.check_publishers()
+        self._qos_log.check_mended()
+        self._qos_log.check_name(STATUS_TOPIC)
+        self._status.problem(SAME_NAME, self._qos_log.same_name)
         status = NodeStatus(
             name=self.get_fully_qualified_name().lstrip("/"),
             lifecycle=self._label,
@@ -133,7 +136,7 @@ class FastDriveNode(ParameterNode):
             loss_expected=inputs.loss_expected() if inputs else "",
             records_readers=outputs.readers() if outputs else 0,
             identity=loaded.identity() if loaded else {},
-            problems=list(self._qos_log.problems.values()),
+            problems=self._qos_log.texts(),
             exchange=self._exchange.text,
             statistics=self._statistics.snapshot(self.get_clock().now().nanoseconds),
         )

@@ -11,7 +11,14 @@ from typing import Any
 
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
+from rclpy.qos import (
+    DurabilityPolicy,
+    QoSCompatibility,
+    QoSProfile,
+    ReliabilityPolicy,
+    qos_check_compatible,
+    qos_policy_name_from_kind,
+)
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 
@@ -30,28 +37,64 @@ RECORDS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
 
 
 class QosLog:
-    """Endpoints of other nodes that do not fit; each topic is logged once and stays in ``problems``."""
+    """Endpoints of other nodes that do not fit, and another node of this name. Each is logged once."""
 
     def __init__(self, node: Node):
         self._node = node
-        self.problems: dict[str, str] = {}
+        self._unfit: dict[str, tuple[str, str, QoSProfile]] = {}  # text, whose endpoint, our QoS; by topic
+        self._types: dict[str, str] = {}  # text by topic
+        self.same_name = ""  # that another node has this node's name, else empty
         self.lost: Counter[str] = Counter()  # messages that the middleware knows to be lost, by topic
 
-    def incompatible(self, topic: str, theirs: str, policy: int) -> None:
+    def texts(self) -> list[str]:
+        """What is wrong at present, a line each."""
+        unfit = [text for text, _, _ in self._unfit.values()]
+        return [*filter(None, [self.same_name]), *unfit, *self._types.values()]
+
+    def incompatible(self, topic: str, theirs: str, policy: int, ours: QoSProfile) -> None:
         text = f"{topic}: a {theirs} has an incompatible {qos_policy_name_from_kind(policy).lower()} policy"
-        if topic not in self.problems:
+        if topic not in self._unfit:
             self._node.get_logger().error(f"{text}: no message arrives; change its QoS")
-        self.problems[topic] = text
+        self._unfit[topic] = (text, theirs, ours)
+
+    def check_mended(self) -> None:
+        """Forget the endpoints whose QoS was changed, or that are gone, which no middleware tells."""
+        for topic, (_, theirs, ours) in list(self._unfit.items()):
+            if theirs == "publisher":
+                pairs = [(each.qos_profile, ours) for each in self._node.get_publishers_info_by_topic(topic)]
+            else:
+                pairs = [(ours, each.qos_profile) for each in self._node.get_subscriptions_info_by_topic(topic)]
+            if all(qos_check_compatible(*pair)[0] != QoSCompatibility.ERROR for pair in pairs):
+                del self._unfit[topic]
+                self._node.get_logger().info(f"{topic}: no {theirs} has an incompatible QoS any more")
 
     def check_types(self, subscriptions: list[Subscription]) -> None:
         """Note publishers of another type, which no middleware reports to a subscriber of a topic."""
+        before, self._types = self._types, {}
         for subscription in subscriptions:
+            topic = subscription.topic_name
             ours = type_name(subscription.msg_type)  # pyright: ignore[reportArgumentType]  # rclpy says an instance
-            for info in self._node.get_publishers_info_by_topic(subscription.topic_name):
-                if info.topic_type != ours and subscription.topic_name not in self.problems:
-                    text = f"{subscription.topic_name}: a publisher sends {info.topic_type}, not {ours}"
-                    self._node.get_logger().error(f"{text}; correct the remapping or image_transport")
-                    self.problems[subscription.topic_name] = text
+            for info in self._node.get_publishers_info_by_topic(topic):
+                if info.topic_type != ours:
+                    text = f"{topic}: a publisher sends {info.topic_type}, not {ours}"
+                    if topic not in before:
+                        self._node.get_logger().error(f"{text}; correct the remapping or image_transport")
+                    self._types[topic] = text
+
+    def check_name(self, topic: str) -> None:
+        """Whether another node publishes a topic that only this one should."""
+        resolved = self._node.resolve_topic_name(topic)
+        number, before = self._node.count_publishers(resolved), self.same_name
+        self.same_name = f"{resolved} has {number} publishers: another node of this name runs" if number > 1 else ""
+        if self.same_name and not before:
+            hint = "end it, or give one of them another name; one that was killed is forgotten after 20 s"
+            self._node.get_logger().error(f"{self.same_name}; {hint}")
+
+    def forget(self, subscriptions: list[Subscription]) -> None:
+        """They are destroyed."""
+        for subscription in subscriptions:
+            self._unfit.pop(subscription.topic_name, None)
+            self._types.pop(subscription.topic_name, None)
 
 
 def type_name(message: type) -> str:
@@ -68,9 +111,10 @@ def subscribe(
     Parameters like ``qos_overrides./topic.subscription.reliability`` win over ``qos``.
     """
     resolved = node.resolve_topic_name(topic)
+    own = copy(qos)  # rclpy writes the parameters into it
 
     def incompatible(event: Any) -> None:
-        log.incompatible(resolved, "publisher", event.last_policy_kind)
+        log.incompatible(resolved, "publisher", event.last_policy_kind, own)
 
     def lost(event: Any) -> None:
         log.lost[resolved] += event.total_count_change
@@ -80,7 +124,6 @@ def subscribe(
         SubscriptionEventCallbacks(incompatible_qos=incompatible),
     ]
     options = {"raw": raw, "qos_overriding_options": QoSOverridingOptions.with_default_policies()}
-    own = copy(qos)  # rclpy writes the parameters into it
     return _with_events(partial(node.create_subscription, message, topic, callback, own, **options), events)
 
 
@@ -88,7 +131,7 @@ def advertise(node: Node, log: QosLog, message: type, topic: str, qos: QoSProfil
     """A publisher that reports subscriptions of an incompatible QoS."""
     resolved = node.resolve_topic_name(topic)
     events = PublisherEventCallbacks(
-        incompatible_qos=lambda event: log.incompatible(resolved, "subscription", event.last_policy_kind)
+        incompatible_qos=lambda event: log.incompatible(resolved, "subscription", event.last_policy_kind, qos)
     )
     return _with_events(partial(node.create_publisher, message, topic, qos), [events])
 

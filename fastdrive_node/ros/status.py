@@ -81,7 +81,7 @@ class StatusReporter:
     def problem(self, code: str, text: str) -> None:
         """A fault in spite of which plans come; an empty text ends it."""
         with self._lock:
-            self._judge.problem(ModeReason(code, text) if text else None)
+            self._judge.problem(code, text)
 
     def attach(self, worker: Worker | None, outputs: Outputs | None) -> None:
         """What is judged and what publishes; None before it is destroyed."""

@@ -38,6 +38,7 @@ DEADLINE = "planning_deadline"  # nor within the planning deadline
 NO_PLAN = "no_plan"  # none of these, and no plan comes
 CAMERAS = "cameras"  # of degraded, as are the codes of warnings of the inputs
 PARAMETER = "parameter"  # likewise: a change was accepted and could not be applied
+SAME_NAME = "node_name"  # likewise: another node of this name publishes on the same topics
 LOADING = "loading"  # of starting
 CONFIGURE = "configure"  # of fault
 PLANNER_DOWN = "planner_down"  # of fault: its process ended too often
@@ -146,7 +147,7 @@ class ModeJudge:
         self._active = False
         self._idle = ModeStatus(Mode.INACTIVE, ModeReason("unconfigured", "not configured"), now_s)
         self._fault: ModeReason | None = None
-        self._problem: ModeReason | None = None
+        self._problems: dict[str, str] = {}  # text by code
         self._status = self._idle
         self._reset(now_s)
 
@@ -178,9 +179,11 @@ class ModeJudge:
         """A fault that ends planning, until it is None again."""
         self._fault = reason
 
-    def problem(self, reason: ModeReason | None) -> None:
-        """A fault in spite of which plans come, until it is None again."""
-        self._problem = reason
+    def problem(self, code: str, text: str) -> None:
+        """A fault in spite of which plans come; an empty text ends it."""
+        self._problems.pop(code, None)
+        if text:
+            self._problems[code] = text
 
     def note(self, result: Plan | Refusal, now_s: float) -> None:
         """The outcome of a frame set. Superseded sets count neither as plans nor as refusals."""
@@ -247,8 +250,8 @@ class ModeJudge:
 
     def _planning(self, base: ModeStatus) -> ModeStatus:
         """Plans come: nominal or degraded."""
-        if self._problem is not None:
-            return replace(base, mode=Mode.DEGRADED, reason=self._problem)
+        for code, text in self._problems.items():
+            return replace(base, mode=Mode.DEGRADED, reason=ModeReason(code, text))
         degraded = self._plan_mode if self._plan_mode not in ("", Mode.NOMINAL.value) else ""
         warned = "; ".join(self._warnings)
         inputs = [code for line in self._warnings if (code := line.partition(":")[0]).startswith(_INPUTS)]
@@ -259,7 +262,7 @@ class ModeJudge:
             code = CAMERAS if degraded or base.cameras else inputs[0]
             return replace(base, mode=Mode.DEGRADED, reason=ModeReason(code, text))
         before = self._status
-        lasts = before.mode is Mode.DEGRADED and before.reason.code != PARAMETER
+        lasts = before.mode is Mode.DEGRADED and before.reason.code not in (PARAMETER, SAME_NAME)
         if lasts and self._clean < self.limits.recover_plans:
             return replace(base, mode=Mode.DEGRADED, reason=self._status.reason, recovering=True)
         return replace(base, reason=ModeReason(text=warned))  # of the plan itself

@@ -16,11 +16,12 @@ from tests.ros.conftest import (
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
 
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.utilities import get_rmw_implementation_identifier
 from std_msgs.msg import String
 
+from fastdrive_node.ros.qos import STATUS
 from fastdrive_node.ros.transport import VARIABLES
 from fastdrive_node.types import CAMERAS
 
@@ -60,11 +61,29 @@ def test_diagnostics_of_a_node_that_nobody_activated_say_so(rig):
     assert diagnostics(rig)["planner"].message == "unconfigured: not activated"
 
 
-def test_a_publisher_of_an_incompatible_qos_is_in_the_diagnostics(rig):
+def test_a_publisher_of_an_incompatible_qos_is_in_the_diagnostics_until_it_is_mended(rig):
     rig = rig(diagnostics_period_s=0.1)
-    rig.advertise(String, "/fastdrive/input/command", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+    unfit = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+    publisher = rig.advertise(String, "/fastdrive/input/command", unfit)
     rig.listen(DiagnosticArray, "/diagnostics")
     rig.wait(lambda: "incompatible reliability" in diagnostics(rig)["topics"].message, "the QoS problem")
+    rig.peer.destroy_publisher(publisher)
+    rig.advertise(String, "/fastdrive/input/command", 1)
+    rig.wait(lambda: "incompatible" not in diagnostics(rig)["topics"].message, "the end of the problem")
+
+
+def test_another_node_of_this_name_is_told_until_it_ends(rig):
+    rig = connected(rig(diagnostics_period_s=0.1))
+    rig.listen(DiagnosticArray, "/diagnostics")
+    rig.send_set(rig.now_ns())
+    assert next_record(rig, 1)["kind"] == "plan"
+    other = rig.advertise(DiagnosticStatus, "/fastdrive/output/status", STATUS)
+    rig.wait(lambda: "another node of this name" in diagnostics(rig)["topics"].message, "the problem")
+    rig.send_set(rig.now_ns())
+    assert next_record(rig, 2)["kind"] == "plan"
+    rig.wait(lambda: rig.node._status.mode.text.startswith("degraded: node_name: "), "the mode")
+    rig.peer.destroy_publisher(other)
+    rig.wait(lambda: "another node" not in diagnostics(rig)["topics"].message, "the end of the problem")
 
 
 def test_large_images_without_shared_memory_are_warned_of_with_their_size(rig, monkeypatch):
@@ -102,6 +121,7 @@ rclpy.init()
 node = rclpy.create_node("other")
 node.create_publisher(CompressedImage, "/fastdrive/input/cam_back/image", 10)
 sys.stdin.read()
+rclpy.shutdown()
 """
 
 
@@ -112,6 +132,8 @@ def test_a_publisher_of_another_type_is_in_the_diagnostics(rig, ros):
     other = subprocess.Popen([sys.executable, "-c", PUBLISHER], stdin=subprocess.PIPE)
     try:
         rig.wait(lambda: expected in diagnostics(rig)["topics"].message, "the type problem")
+        other.communicate()  # which ends it
+        rig.wait(lambda: "a publisher sends" not in diagnostics(rig)["topics"].message, "the end of the problem")
     finally:
         other.kill()
         other.communicate()

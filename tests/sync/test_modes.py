@@ -259,9 +259,9 @@ def test_a_fault_holds_until_it_is_over_and_a_problem_degrades(nominal):
     assert nominal.tick().mode is Mode.FAULT and nominal.tick().needs_fallback
     nominal.judge.fault(None)
     assert nominal.run(0.5).mode is Mode.NOMINAL
-    nominal.judge.problem(ModeReason("parameter", "drop: accepted but not applied"))
+    nominal.judge.problem("parameter", "drop: accepted but not applied")
     assert nominal.tick().text == "degraded: parameter: drop: accepted but not applied"
-    nominal.judge.problem(None)
+    nominal.judge.problem("parameter", "")
     assert nominal.tick().mode is Mode.NOMINAL
 
 
