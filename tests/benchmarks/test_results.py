@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from statistics import mean
 
 import pytest
 
@@ -65,6 +66,18 @@ def test_decision_0012_shows_the_committed_figures_of_the_trigger():
             found = [row for row in rows if (row["signal"], row["drop"]) == (signal, 0.75)]
             cells = [f"{row['l2']:.3f} / {row['l2_random']:.3f} / {row['l2_same_tokens']:.3f}" for row in found]
             assert f"| {label}, {signal} | {' | '.join(cells)} |" in page
+
+
+def test_the_page_of_the_closed_loop_shows_the_committed_figures_of_copying():
+    page = (ROOT / "docs" / "closed_loop.md").read_text()
+    found = json.loads((RESULTS / "closed_loop_copying.json").read_text())
+    rows = {row["row"]: row for row in found["rows"]} | {name: vla["row"] for name, vla in found["vlas"].items()}
+    for name, row in rows.items():
+        cells = (f"{row[figure]:.2f}" for figure in ("collision_rate", "route_completion", "epdms_style"))
+        assert f"| {name} | {' | '.join(cells)} |" in page
+    for prompt, column in (("the true past", "past"), ("a past at constant speed", "steady"), ("no past", "hidden")):
+        lengths = (mean(plan[f"{column}{ending}"] for plan in found["plans"]) for ending in ("_m", "_without_m"))
+        assert f"| {prompt} | {' | '.join(f'{length:.1f}' for length in lengths)} |" in page
 
 
 def _starred(row: dict, scale: float, digits: int) -> str:
