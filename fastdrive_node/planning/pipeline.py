@@ -23,6 +23,7 @@ from fastdrive_node.planning.image_health import ImageHealth
 from fastdrive_node.planning.images import ImageDecoder
 from fastdrive_node.pruning.baselines.simple import NoPruner
 from fastdrive_node.pruning.pruner import ContextField, Pruner, Selection
+from fastdrive_node.pruning.score_pruner import RefinedPruner
 from fastdrive_node.pruning.select import keep_count
 from fastdrive_node.pruning.temporal import FrameContext, TemporalState
 from fastdrive_node.types import (
@@ -130,8 +131,10 @@ class Pipeline:
                 f"{self.vla.set_tokens} tokens of each; build it without --max-keep"
             )
         if self._max_keep < total and not pruner.ranks_by_engine:
+            spread = isinstance(pruner, RefinedPruner) and pruner.options.even_spacing
+            name = f"{pruner.name} with even_spacing" if spread else pruner.name
             raise ModelError(
-                f"pruner {pruner.name}: reads all {total} visual tokens, the engine gives {self.vision.max_keep}; "
+                f"pruner {name}: reads all {total} visual tokens, the engine gives {self.vision.max_keep}; "
                 "build it with a larger --max-keep, or set vision_backend to torch"
             )
         self.generator.check_pruner(pruner)

@@ -15,7 +15,7 @@ from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.planning.loading import open_pipeline
 from fastdrive_node.planning.pipeline import Pipeline
 from fastdrive_node.pruning.pruner import PruningContext
-from fastdrive_node.pruning.score_pruner import ScorePruner
+from fastdrive_node.pruning.score_pruner import ScoreOptions, ScorePruner
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.planner_factory import load_planner
 from fastdrive_node.types import CAMERAS, CameraFrame, Command, FrameSet
@@ -178,12 +178,28 @@ def test_pruners_that_read_all_tokens_are_refused_behind_an_engine_that_gives_fe
     file, _ = build_onnx(toy.vla.path, toy.pruner_file, tmp_path, GraphOptions(max_keep=20))
     with pytest.raises(ModelError, match=r"pruner divprune: reads all .* --max-keep"):
         open_pipeline(toy.vla.path, "divprune", 0.9, engine=EngineChoice("onnxruntime", file))
+    with pytest.raises(ModelError, match=r"reconpruner with even_spacing: reads all .* --max-keep"):
+        even = ScoreOptions(even_spacing=0.5)
+        open_pipeline(toy.vla.path, toy.pruner_file, 0.9, engine=EngineChoice("onnxruntime", file), scores=even)
 
 
 def test_other_pruners_run_behind_an_engine_that_gives_all_tokens(toy, engine_file):
     pipeline = open_pipeline(toy.vla.path, "divprune", 0.5, engine=EngineChoice("onnxruntime", engine_file))
     assert pipeline.vla.parts == {"language"}
     pipeline.warm_up()
+
+
+def test_even_spacing_keeps_the_same_tokens_behind_an_engine_that_gives_all(toy, engine_file, ego_history):
+    even = ScoreOptions(even_spacing=0.5)
+    engines = (None, EngineChoice("onnxruntime", engine_file))
+    kept = [
+        open_pipeline(toy.vla.path, toy.pruner_file, 0.75, engine=engine, scores=even)
+        .plan(frame_set(0), ego_history)
+        .kept.indices.tolist()
+        for engine in engines
+    ]
+    alone = open_pipeline(toy.vla.path, toy.pruner_file, 0.75).plan(frame_set(0), ego_history).kept.indices.tolist()
+    assert kept[0] == kept[1] != alone
 
 
 def test_pictures_of_another_form_are_refused(toy, engine_file):

@@ -72,7 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pruners",
         type=names,
         metavar="A,B",
-        help=f"of {', '.join((*PRUNERS, *VARIANTS))} (all but the last, as far as masks and calibration allow)",
+        help=f"of {', '.join((*PRUNERS, *VARIANTS))} (all but temporal and even ones, as far as masks "
+        "and calibration allow)",
     )
     parser.add_argument("--drop", type=_ratios, default=(0.25, 0.5, 0.75), metavar="P,P", help="pruning ratios p")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of the random pruner (%(default)s)")
@@ -121,8 +122,8 @@ def all_pruners(source: ImageSource, vla: Vla, file: Path) -> tuple[str, ...]:
     """What the data and the pruner file allow.
 
     Left out are the oracle without masks or for a VLA of past images, ring-view without the cameras' geometry beside
-    the VLA, the variants that are calibrated without a calibration for all cameras, and the one with a memory, which at
-    the usual two keyframes a second is as without.
+    the VLA, the variants that are calibrated without a calibration for all cameras, those of even spacing, and the one
+    with a memory, which at the usual two keyframes a second is as without.
     """
     calibration = load_calibration(file)
     allowed = {"oracle": source.has_masks and not vla.spec.frames, "ring-view": (vla.path / GEOMETRY_FILE).exists()}
