@@ -84,7 +84,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     profile = profile_environment(None if given["fastdds_profile"] == SHIPPED else given["fastdds_profile"])
     actions: list[LaunchDescriptionEntity] = [SetEnvironmentVariable(name, value) for name, value in profile.items()]
     params_file = given["params_file"] or str(package_share_file("config/fastdrive.yaml"))
-    of_file = check_parameter_file(params_file)
+    of_file = check_parameter_file(params_file, f"{given['namespace'].strip('/')}/fastdrive")
     vla = given["vla"] or str(of_file.get("vla", ""))
     respawn = is_true(given, "respawn")
     actions.append(

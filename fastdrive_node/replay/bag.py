@@ -84,6 +84,10 @@ def _reading(path: Path) -> Iterator[Reader]:
         raise
     except Exception as error:  # of many kinds, for a folder that is no bag and for a damaged one
         detail = " ".join(str(error).split())[:160]
+        if "end magic" in detail:
+            raise InputError(
+                f"{path}: the MCAP file is cut off: its recording did not end; `mcap recover` mends it"
+            ) from error
         raise InputError(
             f"{path}: not a readable rosbag2 ({detail}); give the folder with metadata.yaml, in MCAP or sqlite3"
         ) from error

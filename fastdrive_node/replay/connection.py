@@ -12,6 +12,7 @@ from typing import Protocol
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import AccelWithCovarianceStamped
 from nav_msgs.msg import Odometry
 from rcl_interfaces.srv import GetParameters
 from rclpy.context import Context
@@ -61,10 +62,19 @@ class NodeConnection:
         node: fully qualified name, without the leading slash.
         domain: ROS domain id; None for that of the environment.
         check: raises where the node's process has ended.
+        steering: type of the steering topic, where there is one.
     """
 
-    def __init__(self, inputs: PublishedTopics, node: str, domain: int | None, check: Callable[[], None]):
+    def __init__(
+        self,
+        inputs: PublishedTopics,
+        node: str,
+        domain: int | None,
+        check: Callable[[], None],
+        steering: type | None = None,
+    ):
         self._inputs = inputs
+        self._steering = steering
         self._name = node
         self._domain = domain
         self._check_process = check
@@ -167,6 +177,11 @@ class NodeConnection:
             return self._node.create_publisher(Odometry, topic, 50)
         if topic == inputs.command:
             return self._node.create_publisher(String, topic, 10)
+        if topic == inputs.steering:
+            assert self._steering is not None
+            return self._node.create_publisher(self._steering, topic, 50)
+        if topic == inputs.acceleration:
+            return self._node.create_publisher(AccelWithCovarianceStamped, topic, 50)
         kind = CompressedImage if self._inputs.compressed else Image
         return self._node.create_publisher(kind, topic, QoSProfile(depth=5))
 

@@ -15,6 +15,7 @@ from fastdrive_node.replay.node_process import NODE_COMMAND, NodeProcess
 from fastdrive_node.replay.player import Player
 from fastdrive_node.ros.distribution import LOCAL_DISCOVERY
 from fastdrive_node.ros.domain import own_domain
+from fastdrive_node.ros.inputs import steering_type
 from fastdrive_node.ros.parameter_files import check_parameter_file
 from fastdrive_node.ros.parameters import PARAMETERS, Settings, make_settings
 from fastdrive_node.ros.transport import profile_environment
@@ -94,6 +95,7 @@ def open_session(
 
     Raises:
         InputError: the parameter file or profile cannot be used.
+        ModelError: Autoware's messages are asked for and are not installed.
         FastDriveError: the node ended, or was not ready in time.
     """
     values = {**REPLAY_PARAMETERS, **node.parameters, **parameters}
@@ -107,12 +109,13 @@ def open_session(
         if domain is not None:
             environment |= {"ROS_DOMAIN_ID": str(domain), **LOCAL_DISCOVERY}
         stack.enter_context(_environment(environment))
+        steering = steering_type(str(values.get("steering_input", "none")))
         process = None
         if not node.external:
             process = NodeProcess(inputs.topics, values, environment, node.parameter_file, command=node.command)
         name = node.name.strip("/") if node.external else "fastdrive"
         check = process.check if process is not None else lambda: None
-        connection = stack.enter_context(NodeConnection(inputs, name, domain, check))
+        connection = stack.enter_context(NodeConnection(inputs, name, domain, check, steering))
         if process is not None:
             process.on_exit = connection.wake
             stack.enter_context(process)
@@ -122,7 +125,7 @@ def open_session(
 
 def _settings(parameters: Mapping[str, object], node: NodeOptions) -> Settings:
     """The settings that the node will have, so that sets are counted by its limits."""
-    name = node.name.strip("/").rpartition("/")[2] if node.external else "fastdrive"
+    name = node.name if node.external else "fastdrive"
     values = {} if node.parameter_file is None else check_parameter_file(node.parameter_file, name)
     values |= parameters
     return make_settings({name: value for name, value in values.items() if name in PARAMETERS})

@@ -37,8 +37,8 @@ from fastdrive_node.sync.worker import Worker
 from fastdrive_node.types import Command
 
 
-def _steering_type(name: str) -> type | None:
-    """Raises ModelError where the message package is not installed."""
+def steering_type(name: str) -> type | None:
+    """Of a value of the parameter ``steering_input``. Raises ModelError where the message package is not installed."""
     if name == "none":
         return None
     if name == "float64":
@@ -70,7 +70,7 @@ class Inputs:
         self._largest: int | None = None  # bytes of an image message
         self._middleware = get_rmw_implementation_identifier()
         image = CompressedImage if settings.compressed else Image
-        steering = _steering_type(settings.steering_input)  # raises before there are subscriptions
+        steering = steering_type(settings.steering_input)  # raises before there are subscriptions
         self.callbacks: dict[str, Callable[[bytes], None]] = {}  # of serialized messages, by input
         self.unusable: Counter[str] = Counter()  # messages that were ignored, by input
         self.defects: Counter[str] = Counter()  # of them, those by an exception that nobody expected

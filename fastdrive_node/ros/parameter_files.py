@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +50,7 @@ def check_parameter_file(path: str | Path, node: str = "fastdrive") -> dict[str,
     """Read a ROS 2 parameter file and check it.
 
     Args:
-        node: its name, without a namespace; sections of other nodes count nothing.
+        node: its name with its namespace, like /car/fastdrive; sections of other nodes count nothing, as in rcl.
 
     Returns:
         The values of this node's parameters, those of later sections over those of earlier ones.
@@ -69,11 +70,18 @@ def check_parameter_file(path: str | Path, node: str = "fastdrive") -> dict[str,
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         given = "" if isinstance(first["input"], dict) else f" {first['input']!r:.80}:"
         raise InputError(f"{path}: {where}:{given} {reason_of(error)}; {SCHEMA_FILE} has the parameters") from error
-    sections = [each.ros__parameters for name, each in every.items() if name.rpartition("/")[2] in (node, "*", "**")]
+    node = f"/{node.strip('/')}"
+    sections = [each.ros__parameters for name, each in every.items() if _is_of(name, node)]
     if not sections:
-        raise InputError(f"{path}: {', '.join(every)}: no section of the node {node}; name it /**, or /{node}")
+        raise InputError(f"{path}: {', '.join(every)}: no section of the node {node}; name it /**, or {node}")
     given = {name: getattr(values, name) for values in sections for name in values.model_fields_set}
     return {name: value for name, value in given.items() if name in PARAMETERS}
+
+
+def _is_of(section: str, node: str) -> bool:
+    """Whether the name of a section is that of a node, or a pattern of it: * is one word, ** any number of them."""
+    words = {"**": r"(/\w+)*", "*": r"/\w+"}
+    return bool(re.fullmatch("".join(words.get(word, f"/{word}") for word in section.strip("/").split("/")), node))
 
 
 SCHEMAS = {SCHEMA_FILE: ParameterFile, "config/vla.schema.json": VlaSpec}

@@ -34,6 +34,7 @@ class BagPlan:
     spread_ms: float = 0.0  # between neighbouring cameras
     cameras: Sequence[str] = CAMERAS
     odometry_delay_s: float = 0.0  # from its stamp to its recording
+    signals: bool = False  # /steer and /accel, with the odometry
     change: Callable[[int, str, object], object | None] = lambda index, camera, message: message
 
 
@@ -77,6 +78,12 @@ def odometry(stamp_ns: int, speed: float):
     )
 
 
+def acceleration(stamp_ns: int):
+    accel = geometry("Accel", geometry("Vector3", 0.1, 0.0, 0.0), geometry("Vector3", 0.0, 0.0, 0.0))
+    with_covariance = geometry("AccelWithCovariance", accel, np.zeros(36))
+    return geometry("AccelWithCovarianceStamped", header(stamp_ns, "base_link"), with_covariance)
+
+
 def geometry(name: str, *values):
     return TYPES[f"geometry_msgs/msg/{name}"](*values)
 
@@ -91,6 +98,8 @@ def write_bag(path: Path, plan: BagPlan | None = None) -> Path:
     kind = "sensor_msgs/msg/CompressedImage" if plan.transport == "compressed" else "sensor_msgs/msg/Image"
     topics = {image_topic(camera, plan.transport): kind for camera in plan.cameras}
     topics |= {"/odom": "nav_msgs/msg/Odometry", "/driving_command": "std_msgs/msg/String"}
+    if plan.signals:
+        topics |= {"/steer": "std_msgs/msg/Float64", "/accel": "geometry_msgs/msg/AccelWithCovarianceStamped"}
     topics = {topic: plan.types.get(topic, kind) for topic, kind in topics.items() if topic not in plan.without}
     with Writer(path, version=9, storage_plugin=STORAGES[plan.storage]) as writer:
         connections = {topic: writer.add_connection(topic, kind, typestore=STORE) for topic, kind in topics.items()}
@@ -106,6 +115,8 @@ def write_bag(path: Path, plan: BagPlan | None = None) -> Path:
         for step in range(steps):
             stamp_ns = START_NS + step * 50_000_000
             add("/odom", odometry(stamp_ns, 5.0), stamp_ns + round(plan.odometry_delay_s * 1e9))
+            add("/steer", TYPES["std_msgs/msg/Float64"](0.01), stamp_ns)
+            add("/accel", acceleration(stamp_ns), stamp_ns)
             if step in sets:
                 add("/driving_command", TYPES["std_msgs/msg/String"]("left"), stamp_ns + 1)
                 for offset, camera in enumerate(plan.cameras):

@@ -238,3 +238,12 @@ def test_real_keyframes_are_all_planned(shared_node, tmp_path, storage):
     assert [plan["text"] for plan in plans] == [f"none, {k} states" for k in (1, 2, 3, 4)]
     speeds = [plan["waypoints"][0][0] / 0.5 for plan in plans]
     assert np.allclose(speeds, [8.564, 8.368, 8.245, 8.195], atol=2e-3)
+
+
+def test_steering_and_acceleration_reach_the_node(tmp_path):
+    cameras = "".join(f"  {camera}: /{camera}/image_raw\n" for camera in CAMERAS)
+    topics = tmp_path / "topics.yaml"
+    topics.write_text(f"cameras:\n{cameras}odometry: /odom\nsteering: /steer\nacceleration: /accel\n")
+    bag = write_bag(tmp_path / "bag", BagPlan(sets=1, signals=True))
+    figures = replay(ReplayOptions(bag, topics, lockstep=True), NODE, CAMERAS)
+    assert figures["plans"] == figures["sets"] == 1

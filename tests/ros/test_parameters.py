@@ -100,19 +100,40 @@ def test_an_integer_is_taken_for_a_double(tmp_path):
     assert validate("max_set_age_s", 1) is None
 
 
-@pytest.mark.parametrize("name", ["/**", "fastdrive", "/fastdrive", "/left/fastdrive", "/*/fastdrive"])
-def test_sections_of_the_node_count(tmp_path, name):
-    path = tmp_path / "named.yaml"
-    sections = {name: {"ros__parameters": {"drop": 0.75}}, "/other": {"ros__parameters": {"drop": 0.25}}}
+@pytest.mark.parametrize(
+    ("name", "node"),
+    [
+        *[(name, "fastdrive") for name in ("/**", "fastdrive", "/fastdrive", "/**/fastdrive")],
+        *[(name, "/car/fastdrive") for name in ("/**", "car/fastdrive", "/*/fastdrive")],
+        ("/**/fastdrive", "/left/car/fastdrive"),
+    ],
+)
+def test_sections_of_the_node_count(tmp_path, name, node):
+    path = tmp_path / "parameters.yaml"
+    sections = {name: {"ros__parameters": {"drop": 0.75}}, "/car/other": {"ros__parameters": {"drop": 0.25}}}
     path.write_text(yaml.safe_dump(sections))
-    assert check_parameter_file(path) == {"drop": 0.75}
-    assert check_parameter_file(path, "other") == {"drop": 0.25}
+    assert check_parameter_file(path, node)["drop"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("name", "node"),
+    [
+        ("/car/fastdrive", "fastdrive"),
+        ("/*/fastdrive", "fastdrive"),
+        ("/fastdrive", "/car/fastdrive"),
+    ],
+)
+def test_a_section_of_another_namespace_is_none_of_the_node(tmp_path, name, node):
+    path = tmp_path / "parameters.yaml"
+    path.write_text(yaml.safe_dump({name: {"ros__parameters": {"drop": 0.75}}}))
+    with pytest.raises(InputError, match="no section of the node /"):
+        check_parameter_file(path, node)
 
 
 def test_a_file_for_another_node_is_refused(tmp_path):
     path = tmp_path / "other.yaml"
     path.write_text(yaml.safe_dump({"/fastdriv": {"ros__parameters": {"drop": 0.75}}}))
-    with pytest.raises(InputError, match=r"/fastdriv: no section of the node fastdrive; name it /\*\*, or /fastdrive"):
+    with pytest.raises(InputError, match=r"/fastdriv: no section of the node /fastdrive; name it /\*\*, or /fastdrive"):
         check_parameter_file(path)
 
 
