@@ -27,24 +27,25 @@ gc.disable()  # while modules are imported
 
 # Files that take longest, the longest first: begun last, one of them would run alone at the end.
 LONG = (
-    "packaging/test_wheel",
-    "training/test_two_processes",
-    "benchmarks/test_bench_command",
-    "benchmarks/test_three_b",
-    "replay/test_replay_command",
-    "replay/test_replay",
-    "benchmarks/test_gpu_engines",
-    "benchmarks/test_gpu_suite",
-    "ros/test_real_planner",
-    "engines/test_engine_fuzz",
-    "training/vla/test_train",
-    "training/evaluation/test_shards",
+    "tests/packaging/test_wheel.py",
+    "tests/training/test_two_processes.py",
+    "ros2_ws/src/fastdrive_sim/tests/test_sim_drive_node.py",
+    "tests/replay/test_replay.py",
+    "tests/ros/test_real_planner.py",
+    "tests/benchmarks/test_gpu_engines.py",
+    "tests/training/vla/test_train.py",
+    "tests/benchmarks/test_bench_command.py",
+    "tests/benchmarks/test_three_b.py",
+    "tests/benchmarks/test_gpu_suite.py",
+    "tests/training/pruner/test_trainer.py",
+    "tests/training/evaluation/test_evaluate.py",
+    "tests/engines/test_engine_fuzz.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first; the order within a file stays."""
-    places = {f"tests/{name}.py": place for place, name in enumerate(LONG)}
+    places = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(LONG)))
 
 

@@ -22,7 +22,7 @@ from tests.replay.bags import BagPlan, write_bag
 @pytest.fixture(scope="module")
 def vla_dir(tmp_path_factory):
     """A tiny VLA with short, varied answers, and a pruner beside it."""
-    size = TinySize(tower_depth=2, full_attention_blocks=(1,), layers=3)
+    size = TinySize(tower_depth=2, full_attention_blocks=(1,), layers=2)
     folder = build_tiny_vla(tmp_path_factory.mktemp("bench") / "vla", seed=0, size=size)
     vla = load_vla(folder)
     vary_answers(vla, 0)

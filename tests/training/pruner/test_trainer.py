@@ -237,7 +237,7 @@ def test_the_oracle_mask_costs_less_than_a_random_one(tmp_path):
 @pytest.mark.parametrize("targets", ["mask", "both"])
 def test_the_adversary_works_on_masks_too(tmp_path, targets):
     schedule = Schedule(
-        decoder_pretrain_steps=60, steps=80, lr=3e-3, pruner_rate=1.0, log_every=50, checkpoint_every=1000
+        decoder_pretrain_steps=30, steps=50, lr=3e-3, pruner_rate=1.0, log_every=50, checkpoint_every=1000
     )
     batches = PaintedBatches(batch=8)
     trainer = _trainer(tmp_path, schedule, batches, loss=LossWeights(ssim_weight=0.0, targets=targets))
@@ -245,7 +245,7 @@ def test_the_adversary_works_on_masks_too(tmp_path, targets):
     assert _auroc(trainer, batches) > 0.9
 
 
-ADVERSARY = Schedule(60, 80, 0.25, 8, lr=3e-3, pruner_rate=1.0, log_every=50, checkpoint_every=1000)
+ADVERSARY = Schedule(30, 50, 0.25, 8, lr=3e-3, pruner_rate=1.0, log_every=50, checkpoint_every=1000)
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +257,7 @@ def adversary(tmp_path_factory) -> tuple[ReconTrainer, PaintedBatches, dict]:
 
 
 def test_adversary_finds_the_foreground_on_painted_cells(adversary):
-    """A hundred and forty steps on a toy world: the scores rank foreground cells above background ones."""
+    """Eighty steps on a toy world: the scores rank foreground cells above background ones."""
     trainer, batches, _ = adversary
     assert _auroc(trainer, batches) > 0.9
 

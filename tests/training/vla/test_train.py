@@ -24,7 +24,7 @@ from fastdrive_training.vla.train_planner import foreground_share, keep_some
 from fastdrive_training.vla.train_tower import TowerBatches, TowerPlanner, TowerRecipe, jittered
 from tests.training.tiny_nuscenes import write_dataset
 
-SHAPE = {"tower_depth": 2, "full_attention_blocks": [1], "layers": 3}
+SHAPE = {"tower_depth": 2, "full_attention_blocks": [1], "layers": 1}
 SMALL = {"batch": 2, "split": "train", "workers": 0, "tensorboard": False, "device": "cpu"}
 TOWER = {**SMALL, "size": SHAPE}
 
