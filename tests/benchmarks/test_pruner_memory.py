@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from benchmarks.studies import pruner_memory as memory
+from fastdrive_node.families import load_vla
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.pruner.decoder import ReconDecoder
+from fastdrive_training.vla.tiny_model import build_tiny_vla
 from tests.generation import QWEN
 
 
@@ -15,7 +17,8 @@ def _count(module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_the_toy_size_is_that_of_the_tiny_vla(tiny_vla):
+def test_the_toy_size_is_that_of_the_tiny_vla(tmp_path):
+    tiny_vla = load_vla(build_tiny_vla(tmp_path, seed=0))
     counted = memory.count(memory.SIZES["toy"])
     config = tiny_vla.config.text_config
     assert counted["parameters"] == {

@@ -46,7 +46,7 @@ def test_inspect_prints_the_manifest_and_the_parts(engine, capsys):
     assert export("inspect", engine) == 0
     text = capsys.readouterr().out
     assert "graph.precision" in text and "never compared with torch" in text
-    assert "tower/block_3" in text and "GMAC" in text
+    assert "tower/block_1" in text and "GMAC" in text
 
 
 def test_verify_writes_what_it_finds_into_the_manifest(engine, capsys):
@@ -121,7 +121,7 @@ def test_a_failure_is_one_line(engine, toy, tmp_path, capsys, words, reason):
         (["build", "--max-keep", 100_000], "max_keep: 100000 is not in 1..180"),
         (["build", "--max-keep", 0], "--max-keep: 0: give 1 or more"),
         (["build", "--opset", 17, "--precision", "bf16"], "precision: bf16 is for opset 18"),
-        (["build", "--precision", "fp16", "--fp32-mlp", 99], "fp32_mlp: [99]: the tower has blocks 0 to 3"),
+        (["build", "--precision", "fp16", "--fp32-mlp", 99], "fp32_mlp: [99]: the tower has blocks 0 to 1"),
         (["build", "--part", "language", "--backend", "tensorrt"], "--part language: only onnxruntime runs it"),
         (["build", "--precision", "int8"], "--precision: invalid choice"),
         (["verify", "ENGINE", "--drop", 0.96], "--drop: 0.96 is not in [0, 0.95]"),

@@ -153,10 +153,10 @@ def test_the_islands_are_where_they_are_said_to_be(toy, tmp_path):
     file, manifest = build(toy, tmp_path, precision="fp16")
     model = onnx.load(str(file))
     weights = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    assert manifest.graph.fp32_mlp == (3,)
-    assert weights["tower.blocks.2.mlp.down_proj.weight"] == FLOAT16
-    assert weights["tower.blocks.3.mlp.down_proj.weight"] == FLOAT
-    assert weights["tower.blocks.3.norm1.weight"] == weights["pruner.scorer.weight"] == FLOAT
+    assert manifest.graph.fp32_mlp == (1,)
+    assert weights["tower.blocks.0.mlp.down_proj.weight"] == FLOAT16
+    assert weights["tower.blocks.1.mlp.down_proj.weight"] == FLOAT
+    assert weights["tower.blocks.1.norm1.weight"] == weights["pruner.scorer.weight"] == FLOAT
     types = {info.name: info.type.tensor_type.elem_type for info in model.graph.value_info}
     products = {
         node.op_type: types[node.output[0]] for node in model.graph.node if node.name.startswith("tower/block_0")
@@ -173,7 +173,7 @@ def test_the_islands_are_where_they_are_said_to_be(toy, tmp_path):
         ({"precision": "bf16", "opset": 17}, "bf16 is for opset 18"),
         ({"max_keep": 0}, "max_keep: 0"),
         ({"max_keep": 181}, "max_keep: 181 is not in 1..180"),
-        ({"precision": "fp16", "fp32_mlp": [4]}, "blocks 0 to 3"),
+        ({"precision": "fp16", "fp32_mlp": [4]}, "blocks 0 to 1"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(toy, tmp_path, options, reason):

@@ -13,6 +13,7 @@ from fastdrive_node.families.spec import spec_json
 from fastdrive_node.planning.answer_format import TextAnswer
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.vla.tiny_model import build_tiny_vla, tiny_spec
+from tests.generation import SHALLOW
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_a_tiny_vla_loads_for_inference(tiny_vla):
 
 
 def test_the_seed_gives_the_weights(tiny_dir, tmp_path):
-    same, other = build_tiny_vla(tmp_path / "same", seed=0), build_tiny_vla(tmp_path / "other", seed=1)
+    same, other = (build_tiny_vla(tmp_path / str(seed), seed, SHALLOW) for seed in (0, 1))
     name = "model.safetensors"
     assert (same / name).read_bytes() == (tiny_dir / name).read_bytes() != (other / name).read_bytes()
 

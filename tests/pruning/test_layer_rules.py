@@ -63,7 +63,7 @@ def test_fastv_in_the_model_keeps_what_the_last_token_attends_to_in_layer_one(ti
     language = TorchLanguage(tiny_vla)
     context = PruningContext.of(tokens.view(6, 32, -1), tiny_vla.grid)
     done = prefill_chosen(language, make_pruner("fastv"), [context], [prompt], 48, 1)
-    assert torch.equal(done.kept[0], best) and done.tokens_by_layer == (192, 192, 48, 48)
+    assert torch.equal(done.kept[0], best) and done.tokens_by_layer == (192, 192, 48)
 
 
 def test_sparsevlm_drops_behind_the_layers_that_stand_where_the_published_ones_do():
