@@ -139,7 +139,7 @@ class SpeedScale(Fault):
         return replace(ego, speed=ego.speed * self.severity)
 
 
-class Latency(Fault):
+class LatencyFault(Fault):
     name, unit, most = "latency", "planning periods", 20.0
     summary = "every plan is held back for n planning periods, while others are made (a queue before the controller)"
 
@@ -148,7 +148,7 @@ class Latency(Fault):
         return round(self.severity)
 
 
-_ALL = (Burst, Frozen, Dropped, Black, Swapped, PositionNoise, SpeedScale, Latency)
+_ALL = (Burst, Frozen, Dropped, Black, Swapped, PositionNoise, SpeedScale, LatencyFault)
 FAULTS: dict[str, type[Fault]] = {fault.name: fault for fault in _ALL}
 
 
