@@ -80,6 +80,24 @@ def test_the_page_of_the_closed_loop_shows_the_committed_figures_of_copying():
         assert f"| {prompt} | {' | '.join(f'{length:.1f}' for length in lengths)} |" in page
 
 
+def test_the_page_of_the_closed_loop_shows_the_committed_figures_of_the_standard_suite():
+    page = (ROOT / "docs" / "closed_loop.md").read_text()
+    found = json.loads((RESULTS / "closed_loop_standard.json").read_text())
+    expert, other = found["rows"]
+    lines = [("all", expert, other)] + [
+        (f"`{one['family']}`", one, two)
+        for one in found["families"]
+        for two in found["families"]
+        if one["family"] == two["family"] and (one["row"], two["row"]) == ("expert", "constant-velocity")
+    ]
+    assert len(lines) == 15
+    for name, *rows in lines:
+        cells = (f"{r['collision_rate']:.2f} / {r['route_completion']:.2f} / {r['epdms_style']:.2f}" for r in rows)
+        assert f"| {name} | {' | '.join(cells)} |" in page
+    assert expert["collision_rate"] < 0.01 < other["collision_rate"], "else the scenarios are not fair"
+    assert f"95 % interval: 0 to {100 * expert['ci95']['collision_rate'][1]:.1f} %" in page
+
+
 def _starred(row: dict, scale: float, digits: int) -> str:
     """A difference with its sign, and a star where its interval is clear of zero."""
     low, high = row["interval_95"]
