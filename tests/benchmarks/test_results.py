@@ -57,6 +57,26 @@ def test_decisions_on_distilled_scores_show_the_committed_figures(page, vla):
         assert f"{_starred(metres, 1, 3)} / {_starred(points, 100, 2)}" in page, metres
 
 
+def test_decision_0011_shows_the_committed_figures_of_even_spacing():
+    page = (ROOT / "docs" / "decisions" / "0011-432-tokens-on-a-gpu.md").read_text()
+    rows = json.loads((RESULTS / "distil_vla_wide_even_val.json").read_text())["rows"]
+    for row in (row for row in rows if row["tokens"]):
+        rates = [f"{100 * row[name]['avg']:.2f}" for name in ("collision_polygon", "collision_any")]
+        assert " / ".join([f"{row['l2_avg_to_t']['avg']:.3f}", *rates, str(row["refused"])]) in page, row["pruner"]
+        if row["tails"] is not None:
+            tails, relative = row["tails"], row["relative_performance"]["l2_avg_to_t"]
+            worst = f"{tails['worst5_loss']:.2f} / {100 * tails['new_collisions']:.1f}"
+            assert f"{100 * relative:.1f} / {100 * tails['loss_90_samples']:.0f} / {worst}" in page, row["pruner"]
+    found = json.loads((RESULTS / "distil_vla_wide_even_paired.json").read_text())
+    assert found["pruner"] == "reconpruner-even75"
+    l2, hits = (
+        [one for one in found["comparisons"] if one["figure"] == name] for name in ("l2_avg_to_t", "collision_any")
+    )
+    for metres, points in zip(l2, hits, strict=True):
+        assert (metres["other"], metres["drop"]) == (points["other"], points["drop"])
+        assert f"{_starred(metres, 1, 3)} / {_starred(points, 100, 2)}" in page, metres
+
+
 def test_decision_0012_shows_the_committed_figures_of_the_trigger():
     page = (ROOT / "docs" / "decisions" / "0012-no-trigger.md").read_text()
     for vla, label in (("tiny", "models/tiny"), ("vla_wide", "432 tokens")):
