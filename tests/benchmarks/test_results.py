@@ -181,7 +181,7 @@ def test_the_latency_page_shows_the_figures_with_engines():
     for name, row in json.loads((RESULTS / "engine_threads.json").read_text())["rows"].items():
         shown = f"| {name.removesuffix(' (as built)')} | {row['median_ms']:.1f} |"
         assert shown in page.replace("**", "")
-    for file in ("node_and_bench.json", "node_and_bench_torch.json"):
+    for file in ("node_and_bench.json", "node_and_bench_torch.json", "node_and_bench_two_threads.json"):
         node = json.loads((RESULTS / file).read_text())
         *before, last = (f"{each['ratio']:.2f}" for each in node["rounds"])
         assert f"{node['median_ratio']:.2f} times" in page and f"{', '.join(before)} and {last})" in page
