@@ -20,7 +20,8 @@ from fastdrive_node.ros.topics import TopicMap
 NODE_COMMAND = (sys.executable, "-m", "fastdrive_node.ros")
 TAIL_LINES = 3
 STOP_S = 15.0  # for the plan in progress, before the process is killed
-_LOG_PREFIX = re.compile(r"^\[\w+\] \[[\d.]+\] ")
+_LOG_PREFIX = re.compile(r"^\[\w+\] \[[\d.]+\] (\[[\w./]+\]: )?")
+_MODE, _FAULT = "mode ", "mode fault: "  # how the node tells a change of its mode
 
 
 class NodeProcess:
@@ -90,8 +91,7 @@ class NodeProcess:
         if self._reader.is_alive():
             return
         code = self._process.wait()
-        said = " / ".join(list(self._tail)[-TAIL_LINES:]) or "nothing on stderr"
-        raise FastDriveError(f"the node ended with exit code {code}: {said}")
+        raise FastDriveError(f"the node ended with exit code {code}: {last_words(list(self._tail))}")
 
     def _read(self) -> None:
         assert self._process.stderr is not None  # a pipe
@@ -100,3 +100,11 @@ class NodeProcess:
                 self._tail.append(text)
         self._process.wait()
         self.on_exit()
+
+
+def last_words(lines: Sequence[str]) -> str:
+    """Why a node ended, from what it logged: the fault that it told last, else its last lines."""
+    if lines and lines[-1].startswith(_FAULT):
+        return lines[-1].removeprefix(_FAULT)
+    said = [line for line in lines if not line.startswith(_MODE)]
+    return " / ".join(said[-TAIL_LINES:]) or "nothing on stderr"
