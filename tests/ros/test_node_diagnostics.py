@@ -67,7 +67,7 @@ def test_a_publisher_of_an_incompatible_qos_is_in_the_diagnostics_until_it_is_me
     publisher = rig.advertise(String, "/fastdrive/input/command", unfit)
     rig.listen(DiagnosticArray, "/diagnostics")
     rig.wait(lambda: "incompatible reliability" in diagnostics(rig)["topics"].message, "the QoS problem")
-    rig.peer.destroy_publisher(publisher)
+    rig.call(lambda: rig.peer.destroy_publisher(publisher))
     rig.advertise(String, "/fastdrive/input/command", 1)
     rig.wait(lambda: "incompatible" not in diagnostics(rig)["topics"].message, "the end of the problem")
 
@@ -82,7 +82,7 @@ def test_another_node_of_this_name_is_told_until_it_ends(rig):
     rig.send_set(rig.now_ns())
     assert next_record(rig, 2)["kind"] == "plan"
     rig.wait(lambda: rig.node._status.mode.text.startswith("degraded: node_name: "), "the mode")
-    rig.peer.destroy_publisher(other)
+    rig.call(lambda: rig.peer.destroy_publisher(other))
     rig.wait(lambda: "another node" not in diagnostics(rig)["topics"].message, "the end of the problem")
 
 
