@@ -18,6 +18,7 @@ from tests.faults.inject import (
     new_frames,
     odometry,
     right_camera_info,
+    second_node,
     second_publisher,
     traffic,
 )
@@ -132,6 +133,14 @@ IDENTITY = [
         second_publisher("odometry"),
         mode="degraded",
         code="odometry.publishers",
+        undo=end_second_publisher,
+    ),
+    Fault(
+        "another node has this name",
+        "identity",
+        second_node,
+        mode="degraded",
+        code="node_name",
         undo=end_second_publisher,
     ),
     Fault(

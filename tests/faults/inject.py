@@ -172,6 +172,15 @@ def second_publisher(topic: str) -> Callable[[Scene], None]:
     return inject
 
 
+def second_node(scene: Scene) -> None:
+    """Another node of this name, as far as its status tells; ``end_second_publisher`` ends it."""
+    from diagnostic_msgs.msg import DiagnosticStatus
+    from rclpy.qos import DurabilityPolicy, QoSProfile
+
+    latched = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    scene.second = scene.rig.peer.create_publisher(DiagnosticStatus, "/fastdrive/output/status", latched)
+
+
 def end_second_publisher(scene: Scene) -> None:
     scene.call(lambda: scene.rig.peer.destroy_publisher(scene.second))
 
