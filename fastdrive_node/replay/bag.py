@@ -86,7 +86,7 @@ def _reading(path: Path) -> Iterator[Reader]:
         detail = " ".join(str(error).split())[:160]
         if "end magic" in detail:
             raise InputError(
-                f"{path}: the MCAP file is cut off: its recording did not end; `mcap recover` mends it"
+                f"{path}: the MCAP file is cut off: its recording did not end; `mcap recover` repairs it"
             ) from error
         raise InputError(
             f"{path}: not a readable rosbag2 ({detail}); give the folder with metadata.yaml, in MCAP or sqlite3"

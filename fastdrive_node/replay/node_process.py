@@ -103,8 +103,11 @@ class NodeProcess:
 
 
 def last_words(lines: Sequence[str]) -> str:
-    """Why a node ended, from what it logged: the fault that it told last, else its last lines."""
-    if lines and lines[-1].startswith(_FAULT):
-        return lines[-1].removeprefix(_FAULT)
-    said = [line for line in lines if not line.startswith(_MODE)]
+    """Why a node ended, from what it logged: the last fault of its mode and what came behind it, else its last lines.
+
+    Other changes of the mode are left out.
+    """
+    faults = [place for place, line in enumerate(lines) if line.startswith(_FAULT)]
+    since = lines[faults[-1] :] if faults else lines
+    said = [line.removeprefix(_FAULT) for line in since if line.startswith(_FAULT) or not line.startswith(_MODE)]
     return " / ".join(said[-TAIL_LINES:]) or "nothing on stderr"

@@ -22,7 +22,8 @@ from fastdrive_node.validation import read_bytes, read_yaml
 
 CONFIG_FILE, DOCUMENT = "config/fastdrive.yaml", "docs/node.md"
 TABLE_MARKS = ("<!-- parameters: written by fastdrive_node.ros.parameter_files -->\n", "<!-- end of parameters -->")
-_NODE_NAME = r"^(/\*\*|/?([A-Za-z_*][A-Za-z0-9_*]*/)*[A-Za-z_][A-Za-z0-9_]*)$"
+_WORD = r"(\*{1,2}|[A-Za-z_][A-Za-z0-9_]*)"  # of a node's name: * is one word, ** any number of them
+_NODE_NAME = rf"^/?({_WORD}/)*{_WORD}$"
 SCHEMA_FILE = "config/fastdrive.schema.json"
 
 
@@ -79,7 +80,7 @@ def check_parameter_file(path: str | Path, node: str = "fastdrive") -> dict[str,
 
 
 def _is_of(section: str, node: str) -> bool:
-    """Whether the name of a section is that of a node, or a pattern of it: * is one word, ** any number of them."""
+    """Whether the name of a section is that of a node, or a pattern of it."""
     words = {"**": r"(/\w+)*", "*": r"/\w+"}
     return bool(re.fullmatch("".join(words.get(word, f"/{word}") for word in section.strip("/").split("/")), node))
 

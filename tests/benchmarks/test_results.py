@@ -118,6 +118,15 @@ def test_the_page_of_the_closed_loop_shows_the_committed_figures_of_the_standard
     assert f"95 % interval: 0 to {100 * expert['ci95']['collision_rate'][1]:.1f} %" in page
 
 
+def test_the_closed_loops_page_shows_its_ticks_a_second():
+    page = " ".join((ROOT / "docs" / "closed_loop.md").read_text().split())
+    one, two = json.loads((RESULTS / "closed_loop_ticks.json").read_text())["workers"].values()
+    shown = [f"{each['seconds']:.0f} s" for each in (one, two)]
+    rates = [f"{each['ticks'] / each['seconds']:.1f}" for each in (one, two)]
+    assert f"{one['ticks']} ticks of `models/tiny` in {one['driven']} runs took {shown[0]}" in page
+    assert f"({rates[0]} a second) and {shown[1]} with two ({rates[1]})" in page
+
+
 def _starred(row: dict, scale: float, digits: int) -> str:
     """A difference with its sign, and a star where its interval is clear of zero."""
     low, high = row["interval_95"]

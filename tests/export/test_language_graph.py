@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +83,17 @@ def question(toy, ego_history, keep, states=5, seed=0) -> Question:
 
 def expected(toy, asked, ids=ANSWER):
     return forced_logits(toy, TorchLanguage(toy.vla), asked, ids)
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+def test_onnxruntime_finds_its_own_normalisation_in_the_graph(pairs, tmp_path, opset):
+    file = build(pairs, tmp_path, opset=opset)[0]
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert kinds["SimplifiedLayerNormalization"] == 5 and not kinds["Sqrt"], "two of each of two layers, and the last"
 
 
 @pytest.mark.parametrize("opset", [17, 18])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
@@ -28,6 +30,14 @@ def test_a_fault_has_its_mode_and_code_and_the_node_recovers(scenes, fault):
         if not measured.problems:
             break
     assert not measured.problems, line(measured)
+
+
+def test_readme_and_page_name_as_many_faults_as_there_are():
+    root = Path(__file__).parents[2]
+    assert f"lists {len(FAULTS)} injected faults" in (root / "README.md").read_text()
+    page = (root / "docs" / "faults.md").read_text()
+    assert f"from {len(FAULTS)} faults that were injected" in page
+    assert all(f"| {fault.name} | " in page for fault in FAULTS)
 
 
 def test_names_of_faults_are_unique():

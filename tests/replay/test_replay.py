@@ -22,6 +22,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ro
 from fastdrive_node.commands.replay import ReplayOptions, replay
 from fastdrive_node.errors import FastDriveError, InputError
 from fastdrive_node.replay import session
+from fastdrive_node.replay.node_process import last_words
 from fastdrive_node.types import CAMERAS
 
 HERE = Path(__file__).resolve().parent
@@ -191,6 +192,19 @@ def test_a_node_that_cannot_start_says_why(tmp_path):
     command = (sys.executable, "-c", "import sys; sys.exit('no model here')")
     with pytest.raises(FastDriveError, match="the node ended with exit code 1: no model here"):
         replay(ReplayOptions(write_bag(tmp_path / "bag")), command, CAMERAS)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["mode inactive: unconfigured", "unconfigured", "mode fault: configure: no file"], "configure: no file"),
+        (["mode fault: configure: no file", "mode inactive: x", "shut down"], "configure: no file / shut down"),
+        (["mode nominal", "one", "two", "three", "four"], "two / three / four"),
+        (["mode nominal"], "nothing on stderr"),
+    ],
+)
+def test_the_last_words_of_a_node_are_its_fault_and_what_came_behind_it(lines, words):
+    assert last_words(lines) == words
 
 
 def test_nothing_is_started_for_a_bag_that_does_not_fit(tmp_path):

@@ -104,7 +104,7 @@ def test_an_integer_is_taken_for_a_double(tmp_path):
     ("name", "node"),
     [
         *[(name, "fastdrive") for name in ("/**", "fastdrive", "/fastdrive", "/**/fastdrive")],
-        *[(name, "/car/fastdrive") for name in ("/**", "car/fastdrive", "/*/fastdrive")],
+        *[(name, "/car/fastdrive") for name in ("/**", "car/fastdrive", "/*/fastdrive", "/car/*", "/car/**")],
         ("/**/fastdrive", "/left/car/fastdrive"),
     ],
 )
@@ -128,6 +128,14 @@ def test_a_section_of_another_namespace_is_none_of_the_node(tmp_path, name, node
     path.write_text(yaml.safe_dump({name: {"ros__parameters": {"drop": 0.75}}}))
     with pytest.raises(InputError, match="no section of the node /"):
         check_parameter_file(path, node)
+
+
+@pytest.mark.parametrize("name", ["/a**/fastdrive", "/car*/fastdrive", "/***", "/fast(drive", ""])
+def test_a_section_that_is_no_name_and_no_pattern_is_refused(tmp_path, name):
+    path = tmp_path / "parameters.yaml"
+    path.write_text(yaml.safe_dump({name: {"ros__parameters": {"drop": 0.75}}}))
+    with pytest.raises(InputError, match=r"parameters\.yaml: "):
+        check_parameter_file(path, "/car/fastdrive")
 
 
 def test_a_file_for_another_node_is_refused(tmp_path):
