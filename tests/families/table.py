@@ -6,7 +6,9 @@ import json
 import math
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,16 +35,30 @@ DROP = 0.75
 
 def table() -> str:
     """In Markdown."""
-    rows = [COLUMNS, ("---",) * len(COLUMNS)]
-    with tempfile.TemporaryDirectory() as folder:
-        rows += [row(Path(folder) / name, name) for name in MODEL_TYPES]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        for model_type in MODEL_TYPES:
+            folder = Path(name) / model_type
+            path = build_family_vla(folder / "vla", model_type)
+            rows.append(row(folder, path, partial(short_training, path, dataset_of(folder), folder)))
+    return "\n".join((*HEAD, *rows))
 
 
-def row(folder: Path, model_type: str) -> tuple[str, ...]:
-    """One family's cells; a check that fails shows its reason."""
-    path = build_family_vla(folder / "vla", model_type)
+def short_training(path: Path, dataset: Path, folder: Path) -> dict[str, Any]:
+    """Figures of a pruner's training with tokens of the moment; its log is in ``folder``/run."""
+    return train_pruner(path, dataset, folder, steps=4, features="live")
+
+
+def row(folder: Path, path: Path, train: Callable[[], dict[str, Any]]) -> str:
+    """The family of a tiny VLA; a check that fails shows its reason.
+
+    Args:
+        folder: for files; ``train`` leaves its log in ``run`` there.
+        path: the VLA's directory, as ``build_family_vla`` makes it with seed 0.
+        train: gives the figures of ``short_training``.
+    """
     vla = load_vla(path)
+    model_type = vla.family.model_type
     state = EgoState(0, 0.0, 0.0, 0.0, 5.0)
     images, visual, prompt = scene_of(vla, EgoHistory((state,) * 5, 0.5))
     kept = some_kept(vla, int(vla.tokens * (1 - DROP)))
@@ -58,7 +74,7 @@ def row(folder: Path, model_type: str) -> tuple[str, ...]:
         return f"yes, {vla.tokens} to {len(kept)} tokens" if equal else "no"
 
     def trains() -> str:
-        trained.update(train_pruner(path, dataset_of(folder), folder, steps=4))
+        trained.update(train())
         load_pruner(trained["pruner"], vla)
         losses = [each["total"] for each in read_log(folder / "run") if "total" in each]
         return f"yes, {len(losses)} steps" if losses and all(map(math.isfinite, losses)) else "no"
@@ -69,7 +85,14 @@ def row(folder: Path, model_type: str) -> tuple[str, ...]:
         stranger = load_vla(build_family_vla(folder / "stranger", model_type, seed=2))
         return "yes" if torch.equal(*scores) and _refused(trained["pruner"], stranger) else "no"
 
-    return (f"`{model_type}`", "yes", *map(_cell, (generates, prunes, trains, plugs)))
+    return _line(f"`{model_type}`", "yes", *map(_cell, (generates, prunes, trains, plugs)))
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+HEAD = (_line(*COLUMNS), _line(*("---",) * len(COLUMNS)))
 
 
 def _cell(check: Callable[[], str]) -> str:

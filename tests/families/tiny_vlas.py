@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +38,23 @@ class Tiny:
 def build_family_vla(
     path: Path, model_type: str, seed: int = 0, layers: int = 3, tokenizer: Tokenizer | None = None
 ) -> Path:
-    """Write a VLA directory; the same seed gives the same weights."""
+    """Write a VLA directory; the same seed gives the same weights, which are made once in a process."""
+    if tokenizer is not None:
+        return _build(path, model_type, seed, layers, tokenizer)
+    path.mkdir(parents=True, exist_ok=True)
+    for name, content in _files(model_type, seed, layers).items():
+        (path / name).write_bytes(content)
+    return path
+
+
+@functools.cache
+def _files(model_type: str, seed: int, layers: int) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = _build(Path(folder), model_type, seed, layers, None)
+        return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def _build(path: Path, model_type: str, seed: int, layers: int, tokenizer: Tokenizer | None) -> Path:
     tiny = TINY[model_type]
     tokenizer = tokenizer or tiny_tokenizer(CAMERAS, (*SPECIAL, *tiny.special))
     with torch.random.fork_rng(devices=[]):

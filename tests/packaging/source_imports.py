@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -43,32 +42,36 @@ def modules() -> dict[str, Path]:
 
 
 @cache
-def tree(name: str) -> ast.Module:
-    """A module's source, parsed; tests must not change it."""
-    return ast.parse(modules()[name].read_text(), str(modules()[name]))
+def _read(name: str) -> tuple[tuple[Import, ...], tuple[tuple[str, int], ...]]:
+    """Imports of a module, and its classes with their lines. The tree is not kept: half a million nodes in all."""
+    imported, classes = [], []
+    for node in ast.walk(ast.parse(modules()[name].read_text(), str(modules()[name]))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            imported += _imports(name, node)
+        elif isinstance(node, ast.ClassDef):
+            classes.append((node.name, node.lineno))
+    return tuple(imported), tuple(classes)
+
+
+def classes(name: str) -> tuple[tuple[str, int], ...]:
+    """Names of a module's classes wherever they stand, with their lines."""
+    return _read(name)[1]
 
 
 @cache
 def imports(package: str) -> tuple[Import, ...]:
     """The imports of a package wherever they stand: at the top, in functions, and below TYPE_CHECKING."""
-    return tuple(
-        found for name, file in modules().items() if name.split(".")[0] == package for found in _imports(name, file)
-    )
+    return tuple(found for name in modules() if name.split(".")[0] == package for found in _read(name)[0])
 
 
-def _imports(name: str, file: Path) -> Iterator[Import]:
-    for node in ast.walk(tree(name)):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            if node.level:
-                raise AssertionError(f"{file}:{node.lineno}: relative import; imports are absolute here")
-            module = node.module or ""
-            # `from package import module` imports the module; `from module import name` imports the module named first
-            names = sorted(
-                {full if (full := f"{module}.{alias.name}") in modules() else module for alias in node.names}
-            )
-        else:
-            continue
-        for module in names:
-            yield Import(name, module, file, node.lineno)
+def _imports(name: str, node: ast.Import | ast.ImportFrom) -> list[Import]:
+    file = modules()[name]
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    else:
+        if node.level:
+            raise AssertionError(f"{file}:{node.lineno}: relative import; imports are absolute here")
+        module = node.module or ""
+        # `from package import module` imports the module; `from module import name` imports the module named first
+        names = sorted({full if (full := f"{module}.{alias.name}") in modules() else module for alias in node.names})
+    return [Import(name, module, file, node.lineno) for module in names]
