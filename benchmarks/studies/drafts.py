@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast
+from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from fastdrive_node.engines.language_engine import LanguageChoice
 from fastdrive_node.families import VisualTokens

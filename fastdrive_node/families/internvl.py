@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import InternVLConfig, InternVLForConditionalGeneration
+from transformers.models.internvl.configuration_internvl import InternVLConfig
+from transformers.models.internvl.modeling_internvl import InternVLForConditionalGeneration
 
 from fastdrive_node.families.common.projector import ProjectorFamily
 from fastdrive_node.families.images import IMAGENET

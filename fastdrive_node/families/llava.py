@@ -6,7 +6,8 @@ A token is a patch of the tower; the class token is left out. A template starts 
 
 from __future__ import annotations
 
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers.models.llava.configuration_llava import LlavaConfig
+from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration
 
 from fastdrive_node.families.common.projector import ProjectorFamily
 from fastdrive_node.families.images import CLIP

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+from transformers.models.llava_onevision.configuration_llava_onevision import LlavaOnevisionConfig
+from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionForConditionalGeneration
 
 from fastdrive_node.families.common.language import TransformersLanguage
 from fastdrive_node.families.common.projector import ProjectorFamily

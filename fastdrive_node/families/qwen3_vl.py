@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLForConditionalGeneration
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families.base import PositionInputs

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.perf.random_models import SIZES
 from benchmarks.studies import summary, three_b
 from fastdrive_node.cli import main
-from tests.real_tokenizer import qwen_tokenizer
+from tests.real_tokenizer import qwen_tokenizer, reading_tokenizers_once
 
 
 def in_this_process(arguments, folder, *figures):
@@ -23,7 +23,8 @@ def test_the_commands_are_measured_on_a_checkpoint_that_is_made(tmp_path, monkey
     qwen_tokenizer().save(str(tmp_path / "tokenizer.json"))
     hub, file = tmp_path / "hub", tmp_path / three_b.FILE
     made = ["--size", "tiny", "--tokenizer", str(tmp_path / "tokenizer.json")]
-    three_b.main(["--checkpoint", str(hub), *made, "--json", str(file)])
+    with reading_tokenizers_once():
+        three_b.main(["--checkpoint", str(hub), *made, "--json", str(file)])
     text = file.read_text()
     figures = json.loads(text)
     assert summary.to_text(summary.summarize(figures)) + "\n" == text and str(tmp_path) not in text

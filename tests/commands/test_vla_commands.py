@@ -1,24 +1,21 @@
 """``fastdrive vla`` and ``plan`` on a checkpoint in the Hub's layout with the real tokenizer."""
 
-import functools
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import PreTrainedTokenizerFast
 
 from fastdrive_node.cli import main
-from fastdrive_node.families import load_vla, loading
+from fastdrive_node.families import load_vla
 from fastdrive_node.families.prompt import build_prompt
 from fastdrive_node.families.spec import default_vla_dir
 from fastdrive_node.planning.generator import Generator
 from fastdrive_node.types import EgoHistory, EgoState
 from tests.families.hub_checkpoint import write_checkpoint
 from tests.planning.test_impromptu import ANSWER, INTRO, recorded_answers
-from tests.real_tokenizer import qwen_tokenizer
+from tests.real_tokenizer import qwen_tokenizer, reading_tokenizers_once
 
 STATUS = (
     "Provided are the previous ego vehicle status recorded over the last {seconds} seconds (at 0.5-second intervals). "
@@ -33,15 +30,7 @@ STATE = (
 
 @pytest.fixture(scope="module", autouse=True)
 def one_tokenizer():
-    """Each file is read once: Qwen's tokenizer takes half a second."""
-
-    @functools.cache
-    def read(file: Path, **options) -> PreTrainedTokenizerFast:
-        return PreTrainedTokenizerFast(tokenizer_file=str(file), **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        make = lambda tokenizer_file, **options: read(Path(tokenizer_file).resolve(), **options)  # noqa: E731
-        patch.setattr(loading, "PreTrainedTokenizerFast", make)
+    with reading_tokenizers_once():
         yield
 
 

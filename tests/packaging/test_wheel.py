@@ -58,7 +58,8 @@ def environment(source, tmp_path_factory) -> Path:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     _run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels, source], folder)
     (wheel,) = wheels.glob("*.whl")
-    _run([*pip, "--python", folder / "venv/bin/python", "install", "--no-deps", "--no-index", wheel], folder)
+    into = [*pip, "--python", folder / "venv/bin/python", "install", "--no-compile"]
+    _run([*into, "--no-deps", "--no-index", wheel], folder)
     site_packages = next((folder / "venv/lib").glob("python*/site-packages"))
     (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder / "venv"

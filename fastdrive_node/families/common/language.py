@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers.cache_utils import DynamicCache
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families.base import PositionInputs

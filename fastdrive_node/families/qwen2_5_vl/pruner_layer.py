@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, cast
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from transformers import Qwen2_5_VLTextConfig
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLDecoderLayer, Qwen2_5_VLRotaryEmbedding
 
 from fastdrive_node.families.common.pruner_layer import query_and_grid_positions

@@ -13,8 +13,12 @@ from typing import Any, cast
 import cv2
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor, SamModel, SamProcessor
 from transformers.image_transforms import center_to_corners_format
+from transformers.models.auto.configuration_auto import AutoConfig
+from transformers.models.auto.modeling_auto import AutoModelForZeroShotObjectDetection
+from transformers.models.auto.processing_auto import AutoProcessor
+from transformers.models.sam.modeling_sam import SamModel
+from transformers.models.sam.processing_sam import SamProcessor
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families.fingerprint import tensors_fingerprint

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tokenizers import Tokenizer
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 
 SPECIAL = (
     "<|endoftext|>",

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import GenerationConfig
+from transformers.generation.configuration_utils import GenerationConfig
 
 from fastdrive_node.families.numbers import NumberFormat
 from fastdrive_node.families.spec import (
