@@ -130,7 +130,8 @@ def build_model(
     )
     torch.manual_seed(seed)
     with torch.device(device):
-        make = cast(Any, Qwen2_5_VLForConditionalGeneration)._from_config  # pyright would read all of transformers
+        # cast: pyright would read all of transformers
+        make = cast(Any, Qwen2_5_VLForConditionalGeneration)._from_config
         model = make(config, dtype=dtype, attn_implementation="sdpa")
     model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
     return model.requires_grad_(False).eval()
