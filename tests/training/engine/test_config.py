@@ -119,7 +119,7 @@ def test_set_overrides_nested_keys():
         *((f"recon_{size}{form}", ReconRecipe) for size in ("tiny", "3b", "7b") for form in ("", "_paper")),
         *((f"distil_{size}", DistilRecipe) for size in ("tiny", "3b", "7b")),
         *((f"tiny_tower{form}", TowerRecipe) for form in ("", "_wide")),
-        *((f"tiny_language{form}", LanguageRecipe) for form in ("", "_sizes", "_wide")),
+        *((f"tiny_{name}", LanguageRecipe) for name in ("language", "language_sizes", "language_wide", "drive")),
     ],
 )
 def test_shipped_recipes_load_by_name_and_parse(name, kind):

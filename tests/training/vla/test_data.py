@@ -30,6 +30,7 @@ def test_only_keyframes_with_a_future_are_prepared(data) -> None:
     assert data.rows.tolist() == [[0], [1], [2], [3]]
     assert (data.lights == IGNORE).all()
     assert (data.gaps == NO_GAP_M).all()
+    assert data.speeds == pytest.approx(np.hypot(*data.futures[:, 0].T) / 0.5, rel=0.05)
 
 
 def test_prepared_answers_are_the_futures_as_text(data, tiny_vla) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -15,12 +16,12 @@ from fastdrive_node.cli import main
 from fastdrive_node.errors import InputError, ModelError, TrainingError
 from fastdrive_node.families import load_vla
 from fastdrive_training.data.adapters import open_source
-from fastdrive_training.engine.config import RecipeError
+from fastdrive_training.engine.config import RecipeError, parse_recipe
 from fastdrive_training.engine.distributed import Processes
 from fastdrive_training.vla import train_planner, train_tower
 from fastdrive_training.vla.data import image_groups, prepare
 from fastdrive_training.vla.targets import AnswerText
-from fastdrive_training.vla.train_planner import foreground_share, keep_some
+from fastdrive_training.vla.train_planner import LanguageRecipe, foreground_share, keep_some
 from fastdrive_training.vla.train_tower import TowerBatches, TowerPlanner, TowerRecipe, jittered
 from tests.training.tiny_nuscenes import write_dataset
 
@@ -79,7 +80,11 @@ def test_random_pruning_does_not_look_at_the_foreground(tiny_vla) -> None:
     labels[:, 0] = 2  # the first camera is all road
     share, more = foreground_share([labels], image_groups(tiny_vla)), {}
     for name in ("foreground", "random", "mixed"):
-        kept = keep_some(share, np.random.default_rng(0), name).numpy().reshape(400, 6, 32)
+        kept = (
+            keep_some(share, np.random.default_rng(0), LanguageRecipe("d", "o", pruned_by=name))
+            .numpy()
+            .reshape(400, 6, 32)
+        )
         assert 0.3 < kept.all(axis=(1, 2)).mean() < 0.4
         more[name] = kept[:, 0].mean() - kept[:, 1:].mean()
     assert abs(more["random"]) < 0.03 < more["mixed"] < more["foreground"] - 0.05
@@ -245,3 +250,91 @@ def test_jitter_varies_each_keyframe_and_the_seed_decides_the_noise() -> None:
     first, again, other = (jittered(pixels, grainy, seed) for seed in (3, 3, 4))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert 4 < float(first.float().std()) < 12
+
+
+NO_PAST = (
+    "<|im_start|>user\n{images}Past: [?????, ?????]. Speed: {speed}, acceleration: +00.0, yaw rate: {yaw_rate}. "
+    "Command: {command}.<|im_end|>\n<|im_start|>assistant\n"
+)
+
+
+def test_another_prompt_is_trained_and_written_into_the_vla(language, tower_run, tmp_path, monkeypatch) -> None:
+    seen = []
+    forward = train_planner.LanguagePlanner.forward
+    monkeypatch.setattr(
+        train_planner.LanguagePlanner, "forward", lambda planner, batch: seen.append(batch) or forward(planner, batch)
+    )
+    train_planner.train({**language, "steps": 1, "prompt": NO_PAST}, False)
+    vla = load_vla(tmp_path / "o" / "vla")
+    assert vla.template == NO_PAST != load_vla(tower_run / "vla").template
+    text = vla.tokenizer.decode(seen[0].text[0].tolist())
+    assert "Past: [?????, ?????]. Speed: +" in text and "acceleration: +00.0" in text
+
+
+def test_the_first_stage_takes_another_prompt_too(long_dataset, tmp_path, tower_run) -> None:
+    paths = {"dataset": str(long_dataset), "out": str(tmp_path / "o"), "cache": str(tower_run.parent / "cache")}
+    train_tower.train({**TOWER, **paths, "steps": 1, "prompt": NO_PAST}, False)
+    assert load_vla(tmp_path / "o" / "vla").template == NO_PAST
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("{images}Past: {histories}.", "prompt: unknown marker {histories}; known are"),
+        ("Speed: {speed}.", r"prompt: its image markers are missing; give {images}"),
+        ("{images}Hello", "prompt: tokenizer.json does not give this text back"),
+    ],
+)
+def test_a_prompt_that_the_vla_cannot_write_is_refused(language, prompt, text) -> None:
+    with pytest.raises(RecipeError, match=text):
+        train_planner.train({**language, "prompt": prompt}, False)
+
+
+def test_the_second_stage_goes_on_from_a_vla_directory(language, tiny_dir, tmp_path) -> None:
+    """Without a run's heads, and with nothing of the directory's own card."""
+    start = tmp_path / "start"
+    shutil.copytree(tiny_dir, start)
+    (start / "README.md").write_text("figures of another VLA")
+    recipe = {**language, "tower_run": "missing", "start": str(start), "steps": 1, "rate": 1e-9}
+    train_planner.train(recipe, False)
+    ours, theirs = (load_file(path / "model.safetensors") for path in (tmp_path / "o" / "vla", start))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
+    assert not (tmp_path / "o" / "vla" / "README.md").exists()
+    assert (tmp_path / "o" / "heads.pt").exists()  # a run goes on from here
+
+
+def test_a_share_of_changing_plans_that_the_data_do_not_have_is_refused(language) -> None:
+    with pytest.raises(InputError, match=r"changing: 0\.5, but no plan of the dataset changes speed or direction"):
+        train_planner.train({**language, "changing": 0.5}, False)
+
+
+def test_samples_of_a_batch_that_keep_equally_many_tokens_have_the_losses_of_masked_ones(planner, monkeypatch) -> None:
+    """Tokens that are left out cost nothing, and change nothing beside those that are masked."""
+    rng = np.random.default_rng(0)
+    keys = {"unpruned": 0.0, "drop": (0.6, 0.6), "pruned_alike": True, "pruned_by": "random"}
+    kept = keep_some(rng.random((2, 192)), rng, LanguageRecipe("d", "o", **keys))
+    assert kept.sum(1).tolist() == [77, 77] and not torch.equal(kept[0], kept[1])
+    tokens, text = torch.randn(2, 192, 128), torch.zeros(2, len(planner.form) + 5, dtype=torch.int64)
+    with torch.no_grad():
+        short = planner.hidden(tokens, text, kept)
+        mixed = planner.hidden(tokens.repeat(2, 1, 1), text.repeat(2, 1), torch.cat([kept, kept | True]))[:2]
+    assert short.shape[1] == text.shape[1] - 115
+    assert torch.allclose(short[:, -6:], mixed[:, -6:], atol=1e-4)
+
+
+def test_one_number_of_tokens_is_drawn_for_a_batch_where_the_recipe_says_so() -> None:
+    share = np.zeros((64, 192))
+    counts = {}
+    for alike in (False, True):
+        recipe = LanguageRecipe("d", "o", unpruned=0.2, drop=(0.5, 0.7), pruned_alike=alike)
+        draws = [keep_some(share, np.random.default_rng(seed), recipe).sum(1).numpy() for seed in range(60)]
+        counts[alike] = np.array(draws)
+    assert (np.ptp(counts[True], axis=1) == 0).all() and (np.ptp(counts[False], axis=1) > 0).all()
+    for found in counts.values():
+        assert ((found == 192) | ((found >= 57) & (found <= 97))).all()
+        assert 0.05 < (found == 192).mean() < 0.4
+
+
+def test_a_range_of_dropped_tokens_must_be_one() -> None:
+    with pytest.raises(RecipeError, match=r"drop: \[0\.8, 0\.2\] is no range below 1; give the least, then the most"):
+        parse_recipe(LanguageRecipe, {"dataset": "d", "out": "o", "drop": [0.8, 0.2]})

@@ -34,6 +34,7 @@ SMALL_OBJECT_COVER = 0.12  # a small object names its cell when it covers this f
 GAPS = ("light_gap_m", "vehicle_gap_m", "pedestrian_gap_m")
 LIGHTS = ("none", "green", "yellow", "red", "red_yellow")
 NO_GAP_M = 60.0
+TEXTS_FORMAT = 2  # another number where the arrays of texts are others: those of earlier runs are written anew
 IGNORE = -100
 
 
@@ -79,6 +80,7 @@ class Arrays:
     prompts: np.ndarray  # int16 [K, V, L] prompt tokens: the whole history first, then with only 1, 2, 3 states known
     answers: np.ndarray  # int16 [K, A] answer tokens, end of turn included
     futures: np.ndarray  # float32 [K, points, 2] m
+    speeds: np.ndarray  # float32 [K] m/s at the keyframe
     lights: np.ndarray  # int64 [K] index in LIGHTS, IGNORE where unknown
     gaps: np.ndarray  # float32 [K, 3] m, capped at NO_GAP_M
     names: np.ndarray  # str [K]
@@ -112,7 +114,7 @@ def prepare(vla: Vla, dataset: ImageSource, cache: Path, workers: int = 2) -> Ar
     spec = vla.spec
     read = [spec.frames and asdict(spec.frames), spec.answer.points, spec.answer.interval_s]
     images = [dataset_identity(dataset, masks=True), spec.sizes, vla.grids, spec.cameras, *read]
-    texts = [*images, vla.template, spec_json(vla.spec), vla.tokenizer.get_vocab()]
+    texts = [*images, TEXTS_FORMAT, vla.template, spec_json(vla.spec), vla.tokenizer.get_vocab()]
     return Arrays.load(
         _once(cache, "images", images, lambda folder: _write_images(vla, dataset, folder, workers)),
         _once(cache, "texts", texts, lambda folder: _write_texts(vla, dataset, folder, workers)),
@@ -260,6 +262,7 @@ class _Texts(Dataset):
             "prompts": np.array([prompt.input_ids.numpy() for prompt in prompts], np.int16),
             "answers": np.array([*vla.tokenizer.encode(text, add_special_tokens=False), stop], np.int16),
             "futures": future.astype(np.float32),
+            "speeds": np.float32(keyframe.known_history.now.speed_mps),
             "lights": LIGHTS.index(ahead["light"]) if "light" in ahead else IGNORE,
             "gaps": np.array([min(max(ahead.get(name, NO_GAP_M), 0.0), NO_GAP_M) for name in GAPS], np.float32),
             "names": f"{keyframe.scene} {keyframe.name}",

@@ -15,13 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 
+from fastdrive_node.errors import ModelError
 from fastdrive_node.families import Vla
+from fastdrive_node.families.prompt import check_prompt
 from fastdrive_training.data.adapters import ImageSource, open_source
 from fastdrive_training.data.adapters.joined import JoinedSource
-from fastdrive_training.engine.config import Count, Positive, Seed, Steps, recipe_class
+from fastdrive_training.engine.config import Count, Fraction, Positive, RecipeError, Seed, Steps, recipe_class
 from fastdrive_training.engine.distributed import Processes
 from fastdrive_training.engine.loop import LoopOptions, Losses, StepBatches, Trainer, learning_rate
 from fastdrive_training.vla.arrangement import Arrangement, PromptForm, arrange_tokens, arranged
+from fastdrive_training.vla.changing import SharedBatches, changes
 from fastdrive_training.vla.data import (
     GAPS,
     IGNORE,
@@ -56,6 +59,9 @@ class VlaRecipe:
     more_datasets: tuple[str, ...] = ()  # of the same cameras, which are read as one with ``dataset``
     dataset_kind: str = "auto"  # its layout: nuscenes, folder, kitti, waymo; it must have ego motion
     split: str = "train"
+    prompt: str | None = None  # the template to train with, which the new VLA gets; None: that of the VLA at the start
+    # Share of each batch whose plan is not constant velocity: braking, starting, turning. None: as the data have them.
+    changing: Fraction | None = None
     cache: str = "runs/vla_cache"
     seed: Seed = 0
     steps: Count = 3000
@@ -128,6 +134,13 @@ class VlaBatches(StepBatches):
     ):
         super().__init__(len(data), recipe.batch, recipe.seed, recipe.dataset, processes.count, [processes.rank])
         self.data, self.groups, self.answer = data, tuple(groups), answer
+        self._shared: SharedBatches | None = None
+        if recipe.changing is not None:
+            changing = changes(data.futures, data.speeds, float(answer.times_s[0]))
+            self._shared = SharedBatches(changing, recipe.changing, self.batch, recipe.seed, recipe.dataset)
+
+    def indices(self, step: int) -> np.ndarray:
+        return super().indices(step) if self._shared is None else self._shared.indices(step)
 
     def gather(self, arrays: Sequence[np.ndarray], indices: np.ndarray) -> list[np.ndarray]:
         """``pixels`` or ``labels`` of the data, [B, n, ...] of each image size, for keyframes."""
@@ -198,6 +211,8 @@ class TrainablePlanner(nn.Module):
         """Last hidden states [B, L, D] of ``text`` [B, L], prompts or prompts with answers, over tokens [B, N, D].
 
         Args:
+            kept: the tokens that are seen, bool [B, N]. Where all rows keep as many, the others are left out, and L is
+                shorter by their number.
             form: of ``text``; None for the VLA's own.
         """
         form = form or self.form
@@ -207,8 +222,11 @@ class TrainablePlanner(nn.Module):
         answer = (form.next_position + torch.arange(more, device=text.device)).expand(len(form.positions), -1)
         positions = torch.cat([form.positions, answer], 1)[:, None].expand(-1, len(text), -1)
         mask = None
-        if kept is not None:  # bool [B, N]: a token that nothing attends to is as good as pruned
+        if kept is not None:
             mask = torch.ones_like(text).index_copy(1, form.visual, kept.to(text.dtype))
+            if len(kept.sum(1).unique()) == 1:  # else a token that nothing attends to is as good as pruned
+                rows, places = (part.view(len(text), -1) for part in mask.nonzero(as_tuple=True))
+                embeds, positions, mask = embeds[rows, places], positions[:, rows, places], None
         model = self.core.model.language_model
         return model(inputs_embeds=embeds, position_ids=positions, attention_mask=mask).last_hidden_state
 
@@ -218,7 +236,8 @@ class TrainablePlanner(nn.Module):
         if batch.arrangement is not None:
             form = PromptForm.of(arranged(self._vla, batch.arrangement))
             tokens, text = arrange_tokens(tokens, self.grid, batch.arrangement), form.text(text, self.form)
-        hidden = self.hidden(tokens, text, batch.kept, form)[:, len(form) - 1 :]
+        answered = text.shape[1] - len(form) + 1  # positions, from the prompt's last on
+        hidden = self.hidden(tokens, text, batch.kept, form)[:, -answered:]
         logits = self.core.lm_head(hidden).float()
         wanted = (batch.futures.flatten(1) / WAYPOINT_SCALE_M)[:, None]
         waypoints = self.waypoints(hidden.float())  # every position of the answer knows the whole plan
@@ -294,12 +313,30 @@ class VlaTrainer(Trainer):
 
 
 def save_vla(vla: Vla, source: Path, target: Path) -> None:
-    """Write ``vla`` with the tokenizer, prompt and vla.json of ``source``."""
+    """Write ``vla`` with its prompt, and the tokenizer and vla.json of ``source``."""
     target.mkdir(parents=True, exist_ok=True)
     vla.model.save_pretrained(target)
+    (target / vla.spec.prompt).write_text(vla.template, encoding="utf-8")
     for file in source.iterdir():
-        if not (target / file.name).exists():
+        if (
+            file.is_file() and file.name != "README.md" and not (target / file.name).exists()
+        ):  # a card is of its own VLA
             (target / file.name).write_bytes(file.read_bytes())
+
+
+def with_prompt(vla: Vla, template: str | None) -> Vla:
+    """The VLA with another prompt template, its weights shared; with its own where that is None.
+
+    Raises RecipeError: the template has no or unknown markers, or text that the tokenizer does not know.
+    """
+    if template is None:
+        return vla
+    changed = replace(vla, template=template)
+    try:
+        check_prompt(changed)
+    except ModelError as error:
+        raise RecipeError(f"prompt: {str(error).removeprefix(f'{vla.path / vla.spec.prompt}: ')}") from None
+    return changed
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:

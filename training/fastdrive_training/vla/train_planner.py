@@ -21,7 +21,7 @@ from fastdrive_node.errors import InputError
 from fastdrive_node.families import load_vla
 from fastdrive_node.files import write_atomically
 from fastdrive_training.engine.checkpoint import require_checkpoint, start_folder
-from fastdrive_training.engine.config import parse_recipe, recipe_class
+from fastdrive_training.engine.config import Fraction, parse_recipe, recipe_class
 from fastdrive_training.engine.distributed import Processes, choose_precision
 from fastdrive_training.vla.arrangement import SetForms
 from fastdrive_training.vla.data import LABELS_PER_TOKEN, Arrays, ImageGroup, prepare
@@ -33,12 +33,12 @@ from fastdrive_training.vla.planner import (
     VlaRecipe,
     VlaTrainer,
     save_vla,
+    with_prompt,
 )
 from fastdrive_training.vla.targets import AnswerText
 
 KIND = "vla_language"
 FOREGROUND_LABELS = (2, 3, 8, 9, 10, 11, 12)  # of the simulator: road, marks, vehicles, people, lights, signs, barriers
-UNPRUNED = 0.35  # of the samples show all tokens to the language model, the others 20 to 90 %
 CHUNK = 16  # keyframes encoded at a time
 
 
@@ -47,10 +47,16 @@ class LanguageRecipe(VlaRecipe):
     """Keys of a ``vla_language`` recipe."""
 
     tower_run: str = "runs/tiny_tower"  # ``out`` of the tower's recipe, or of one of this kind to go on from
+    start: str | None = None  # a VLA directory to go on from in place of tower_run's; the heads of training begin anew
     pruned_by: Literal["foreground", "random", "mixed", "none"] = "foreground"  # which tokens pruned samples show
+    unpruned: Fraction = 0.35  # of the samples show all tokens to the language model
+    drop: tuple[Fraction, Fraction] = (0.1, 0.8)  # least and most of the tokens that the other samples go without
+    pruned_alike: bool = False  # samples of a batch keep equally many tokens: the rest is not computed, which is faster
     sets: SetForms = field(default_factory=SetForms)
 
     def __post_init__(self) -> None:
+        if not self.drop[0] <= self.drop[1] < 1:
+            raise ValueError(f"drop: {list(self.drop)} is no range below 1; give the least, then the most")
         if self.sets.active and self.pruned_by != "none":
             raise ValueError("sets: sets of other forms are never pruned; set pruned_by to none")
 
@@ -69,6 +75,7 @@ class LanguageBatches(VlaBatches):
     ):
         super().__init__(data, groups, answer, recipe, processes)
         self._tokens, self._pruned_by, self._sets = tokens, recipe.pruned_by, recipe.sets
+        self._recipe = recipe
         self._steps, self._places = token_places(groups)
         self._cameras = sum(len(group.cameras) for group in groups)
 
@@ -76,7 +83,7 @@ class LanguageBatches(VlaBatches):
         kept = None
         if self._pruned_by != "none":
             share = foreground_share(self.gather(self.data.labels, indices), self.groups)
-            kept = keep_some(share, rng, self._pruned_by)
+            kept = keep_some(share, rng, self._recipe)
         arrangement = self._sets.draw(self._cameras, rng)
         sets = self._tokens[self.data.rows[indices]]  # [B, T, tokens of a set, D]
         visual = torch.from_numpy(sets[:, self._steps, self._places]).float()
@@ -102,13 +109,14 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
     """
     settings = parse_recipe(LanguageRecipe, recipe)
     folder, tower = Path(settings.out), Path(settings.tower_run)
+    begin = tower / "vla" if settings.start is None else Path(settings.start)
     if resume:
         require_checkpoint(folder)
-    if not (tower / HEADS_FILE).exists():
+    if settings.start is None and not (tower / HEADS_FILE).exists():
         raise InputError(f"{tower / HEADS_FILE}: missing; finish the training of the recipe that tower_run names")
     processes = Processes(settings.device)
     precision = choose_precision(settings.precision, processes.device)
-    vla = load_vla(tower / "vla", processes.device)
+    vla = with_prompt(load_vla(begin, processes.device), settings.prompt)
     settings.sets.check(vla)
     torch.manual_seed(settings.seed)
     planner = LanguagePlanner(vla, precision)
@@ -116,8 +124,9 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
         source = settings.open_data(vla.spec.cameras)
         data = prepare(vla, source, Path(settings.cache), settings.workers)
         tokens = cached_tokens(planner, data, vla.encoder_fingerprint)
-    for name, state in torch.load(tower / HEADS_FILE, map_location="cpu", weights_only=True).items():
-        getattr(planner, name).load_state_dict(state)
+    if settings.start is None:
+        for name, state in torch.load(tower / HEADS_FILE, map_location="cpu", weights_only=True).items():
+            getattr(planner, name).load_state_dict(state)
     vla.model.model.language_model.requires_grad_(True)
     planner.classes.requires_grad_(False)  # of the first stage
     batches = LanguageBatches(data, planner.groups, AnswerText.of(vla), settings, processes, tokens)
@@ -126,7 +135,7 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
         start_folder(folder, KIND, settings)
     figures = trainer.run(resume)
     if processes.first:
-        save_vla(vla, tower / "vla", folder / "vla")
+        save_vla(vla, begin, folder / "vla")
         planner.save_heads(folder)  # another run of this stage may go on from here
     return figures
 
@@ -161,23 +170,24 @@ def foreground_share(labels: Sequence[np.ndarray], groups: Sequence[ImageGroup])
     return np.concatenate([found[place] for place in sorted(found)], 1)
 
 
-def keep_some(share: np.ndarray, rng: np.random.Generator, pruned_by: str = "foreground") -> Tensor:
-    """Which visual tokens a sample's language model sees: all in about a third of the samples, else 20 to 90 %.
+def keep_some(share: np.ndarray, rng: np.random.Generator, recipe: LanguageRecipe) -> Tensor:
+    """Which visual tokens a sample's language model sees: all in some samples, a part in the others.
 
     Args:
         share: of foreground in each token's cell, float [B, N].
-        pruned_by: "foreground" keeps those of most foreground, with some noise; "random" any; "mixed" draws one of the
-            two for each sample.
+        recipe: how many, by ``unpruned``, ``drop`` and ``pruned_alike``, and which, by ``pruned_by``: "foreground"
+            keeps those of most foreground, with some noise; "random" any; "mixed" draws one of the two for each sample.
 
     Returns:
         bool [B, N].
     """
     batch = len(share)
-    by_foreground = {"foreground": 1.0, "random": 0.0, "mixed": 0.5}[pruned_by]
+    by_foreground = {"foreground": 1.0, "random": 0.0, "mixed": 0.5}[recipe.pruned_by]
     score = share + rng.uniform(0.05, 1.5, (batch, 1)) * rng.random(share.shape)
     if by_foreground < 1:  # the draws above stay those of a run by foreground alone
         score = np.where(rng.random((batch, 1)) < by_foreground, score, rng.random(score.shape))
-    drop = np.where(rng.random(batch) < UNPRUNED, 0.0, rng.uniform(0.1, 0.8, batch))
+    drop = np.where(rng.random(batch) < recipe.unpruned, 0.0, rng.uniform(*recipe.drop, batch))
+    drop = drop[:1] if recipe.pruned_alike else drop
     rank = score.argsort(1).argsort(1)  # 0 is the lowest
     return torch.from_numpy(rank >= (drop * score.shape[1])[:, None])
 

@@ -36,6 +36,7 @@ from fastdrive_training.vla.planner import (
     VlaRecipe,
     VlaTrainer,
     save_vla,
+    with_prompt,
 )
 from fastdrive_training.vla.targets import AnswerText
 from fastdrive_training.vla.tiny_model import TinySize, build_tiny_vla
@@ -176,7 +177,7 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
         build_tiny_vla(untrained, settings.seed, settings.size, settings.cameras, settings.image_sizes, settings.frames)
         processes = Processes(settings.device)  # only now: in a group, transformers saves in the first process alone
         precision = choose_precision(settings.precision, processes.device)
-        vla = load_vla(untrained, processes.device)
+        vla = with_prompt(load_vla(untrained, processes.device), settings.prompt)
         if settings.start is not None:
             take_tower(vla, settings.start)
         with processes.first_goes_ahead():
