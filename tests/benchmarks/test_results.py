@@ -118,6 +118,18 @@ def test_the_page_of_the_closed_loop_shows_the_committed_figures_of_the_standard
     assert f"95 % interval: 0 to {100 * expert['ci95']['collision_rate'][1]:.1f} %" in page
 
 
+def test_the_closed_loops_page_shows_the_committed_figures_of_a_planner_without_the_past():
+    page = (ROOT / "docs" / "closed_loop.md").read_text()
+    found = json.loads((RESULTS / "closed_loop_trial.json").read_text())
+    for row in found["looking"]["summary"]:
+        cells = (f"{row[name]:.1f}" for name in ("with_m", "without_m", "expert_m"))
+        assert f"| {row['vla']} | {' | '.join(cells)} |" in page
+    for row in found["rows"]:
+        cells = (f"{row[figure]:.2f}" for figure in ("collision_rate", "route_completion", "epdms_style"))
+        assert f"| {row['row']} | {' | '.join(cells)} |" in page
+        assert row["runs"] == 14
+
+
 def test_the_closed_loops_page_shows_its_ticks_a_second():
     page = " ".join((ROOT / "docs" / "closed_loop.md").read_text().split())
     one, two = json.loads((RESULTS / "closed_loop_ticks.json").read_text())["workers"].values()
