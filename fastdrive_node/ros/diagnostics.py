@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
+from fastdrive_node.planning.early_images import EarlyDecoder
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.performance import GPU_MEMORY, memory_values, snake_case, timing_part
 from fastdrive_node.sync.frames import CameraStatus
@@ -42,6 +43,7 @@ class NodeStatus:
     publishers: Mapping[str, int] = field(default_factory=dict)  # matched, by input
     lost: Mapping[str, int] = field(default_factory=dict)  # messages, by input
     unusable: Mapping[str, int] = field(default_factory=dict)  # messages that were ignored, by input
+    early: EarlyDecoder | None = None  # decodes images as they arrive
     failed: Mapping[str, int] = field(default_factory=dict)  # callbacks that raised, by topic or service
     loss_expected: str = ""  # why large messages will be lost
     records_readers: int = 0  # matched subscriptions of ~/output/plan_json
@@ -182,9 +184,11 @@ def _model(status: NodeStatus) -> DiagnosticStatus:
 
 
 def _topics(status: NodeStatus) -> DiagnosticStatus:
+    early = status.early
     values = {
         **status.publishers,
         "lost_messages": sum(status.lost.values()),
+        **({"decoded_on_arrival": early.begun, "decoded_by_planner": early.left} if early else {}),
         **{f"unusable_{name.lower()}": count for name, count in status.unusable.items()},
         **{f"failed_{name.lower()}": count for name, count in status.failed.items()},
     }

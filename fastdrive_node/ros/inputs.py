@@ -18,6 +18,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Float64, String
 
 from fastdrive_node.errors import InputError, ModelError
+from fastdrive_node.planning.early_images import EarlyDecoder
 from fastdrive_node.ros.cdr import parse_camera_info
 from fastdrive_node.ros.distribution import publisher_count
 from fastdrive_node.ros.images import camera_frame
@@ -59,12 +60,21 @@ class Inputs:
     """All subscriptions, from activation to deactivation.
 
     Messages come serialized (``raw``), so that malformed ones are noticed. Of images the header is read, and the pixels
-    stay where they are until a set is planned.
+    stay where they are until a set is planned, or ``early`` decodes them.
     """
 
-    def __init__(self, node: Node, worker: Worker, cameras: Sequence[str], settings: Settings, log: QosLog):
+    def __init__(
+        self,
+        node: Node,
+        worker: Worker,
+        cameras: Sequence[str],
+        settings: Settings,
+        log: QosLog,
+        early: EarlyDecoder | None = None,
+    ):
         self._node = node
         self._worker = worker
+        self.early = early
         self._compressed = settings.compressed
         self._log = log
         self._largest: int | None = None  # bytes of an image message
@@ -122,6 +132,8 @@ class Inputs:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
         self._infos.clear()
+        if self.early is not None:
+            self.early.close()
 
     def _subscribe_infos(self, cameras: Sequence[str]) -> list[Subscription]:
         """Of every camera whose image topic has a namespace of its own."""
@@ -145,7 +157,8 @@ class Inputs:
     def _on_image(self, camera: str, raw: bytes) -> None:
         received_ns = self._node.get_clock().now().nanoseconds
         self._largest = max(len(raw), self._largest or 0)
-        self._worker.add_frame(camera_frame(camera, raw, received_ns, self._compressed))
+        frame = camera_frame(camera, raw, received_ns, self._compressed)
+        self._worker.add_frame(frame if self.early is None else self.early.begin(frame, self._worker.set_waits))
 
     def _on_odometry(self, raw: bytes) -> None:
         self._worker.add_odometry(ego_state(_parsed("odometry", Odometry, raw)))

@@ -50,6 +50,11 @@ class ModelSettings(BaseModel):
         "decode JPEGs to the fraction of their size that the model needs: faster, values differ by 0.4 of 255 in the "
         "mean (docs/latency.md)",
     )
+    decode_on_arrival: bool = fixed(
+        True,
+        "decode JPEGs as they arrive, on threads of the node, unless a whole set waits for the planner; for "
+        "jpeg_scaling (docs/latency.md)",
+    )
 
     planner_process: bool = fixed(
         True,

@@ -15,6 +15,7 @@ from rclpy.parameter import Parameter as RosParameter
 from rclpy.task import Future
 
 from fastdrive_node.errors import FastDriveError, InputError
+from fastdrive_node.planning.early_images import EarlyDecoder
 from fastdrive_node.ros.bond import end_bond, start_bond
 from fastdrive_node.ros.diagnostics import ACTIVE, NodeStatus, diagnostic_array
 from fastdrive_node.ros.distribution import ClockType
@@ -132,6 +133,7 @@ class FastDriveNode(ParameterNode):
             publishers=inputs.publishers() if inputs else {},
             lost=inputs.lost() if inputs else {},
             unusable=dict(inputs.unusable) if inputs else {},
+            early=inputs.early if inputs else None,
             failed=dict(self.failed_callbacks),
             loss_expected=inputs.loss_expected() if inputs else "",
             records_readers=outputs.readers() if outputs else 0,
@@ -268,6 +270,8 @@ class FastDriveNode(ParameterNode):
         self._loaded = loaded
         if self._worker is not None:
             self._worker.planner = loaded.planner
+        if self._inputs is not None and self._inputs.early is not None:
+            self._inputs.early.least = loaded.image_sizes
         self._retired = before
         self._close_retired()
         self._apply({name: value for name, value in pending.values.items() if name != "drop"})
@@ -309,7 +313,9 @@ class FastDriveNode(ParameterNode):
             report=self._on_outcome,
             limits=settings.worker_limits(),
         )
-        self._inputs = Inputs(self, self._worker, loaded.cameras, settings, self._qos_log)
+        early = settings.compressed and settings.jpeg_scaling and settings.decode_on_arrival and loaded.image_sizes
+        decoder = EarlyDecoder(loaded.image_sizes) if early else None
+        self._inputs = Inputs(self, self._worker, loaded.cameras, settings, self._qos_log, decoder)
         self._worker.start()
         self._status.attach(self._worker, self._outputs)
         self._bond = start_bond(self) if settings.bond else None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastdrive_node.families.spec import REQUIRED, chosen_vla_dir, load_spec, required_file
@@ -28,6 +28,7 @@ class LoadedPlanner:
     history_interval_s: float
     identity: Callable[[], dict[str, str]]  # for the diagnostics; empty until the model is loaded
     drop_limits: DropLimits | None = None  # None: any ratio
+    image_sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # (height, width) px that it reads
     supervised: SupervisedPlanner | None = None  # the planner, where it has a process of its own
 
     def planner_state(self) -> PlannerState:
@@ -67,7 +68,15 @@ def supervise_planner(settings: Settings, factory: str = f"{__name__}:load_plann
     history = spec.history
     steps = max(history.steps, default=0)
     identity = planner.identity
-    return LoadedPlanner(planner, tuple(spec.cameras), steps, history.interval_s, identity, supervised=planner)
+    return LoadedPlanner(
+        planner,
+        tuple(spec.cameras),
+        steps,
+        history.interval_s,
+        identity,
+        image_sizes=spec.size_by_camera,
+        supervised=planner,
+    )
 
 
 def load_planner(settings: Settings) -> LoadedPlanner:
@@ -118,4 +127,5 @@ def load_planner(settings: Settings) -> LoadedPlanner:
         history.interval_s,
         Identity(pipeline, settings.pruner),
         pipeline.drop_limits,
+        vla.spec.size_by_camera,
     )

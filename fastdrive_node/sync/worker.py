@@ -156,6 +156,12 @@ class Worker:
         """Whether a plan is in progress. Where it is not, the next one is made by what ``planner`` is now."""
         return self._state.planning_at is not None  # which is set before the planner is taken
 
+    @property
+    def set_waits(self) -> bool:
+        """Whether a complete set waits for the planner."""
+        with self._changed:
+            return self._frames.pending is not None
+
     def planner_state(self) -> PlannerState:
         """Of the planner, or, of one without a process of its own, ready, with the time of the plan in progress."""
         tell = getattr(self.planner, "state", None)

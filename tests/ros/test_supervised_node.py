@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -9,13 +10,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
 
+from diagnostic_msgs.msg import DiagnosticArray
 
 from fastdrive_node.ros.planner_factory import supervise_planner
-from tests.ros.conftest import Rig, connected, diagnostics, records_of
+from tests.ros.conftest import Rig, connected, diagnostics, jpeg_image, records_of, values
 from tests.ros.network_watch import segments, sockets
 
 STAND_INS = "tests.supervision.stand_ins"
@@ -71,6 +75,32 @@ def test_the_node_answers_while_the_model_loads_and_a_hang_costs_one_set(supervi
     assert time.monotonic() - began < 1.0
     rig.wait(lambda: rig.node._loaded.planner_state().phase == "ready", "the next process")
     assert outcome(rig)["kind"] == "plan" and rig.node._loaded.planner_state().restarts == 1
+
+
+@pytest.mark.parametrize(("early", "counts"), [(True, ["6", "0"]), (False, [None, None])])
+def test_compressed_images_are_decoded_as_they_arrive_and_cross_as_pixels(supervised, early, counts):
+    rig = connected(supervised("for_node", image_transport="compressed", decode_on_arrival=early))
+    rig.listen(DiagnosticArray, "/diagnostics")
+    rig.wait(lambda: rig.node._loaded.planner_state().phase == "ready", "the model")
+    pixels = int(np.asarray(Image.open(io.BytesIO(jpeg_image()))).sum())
+    assert outcome(rig)["text"].startswith(f"none {[pixels] * 6} ")
+
+    def told() -> list[str | None]:
+        topics = values(diagnostics(rig)["topics"])
+        return [topics.get(name) for name in ("decoded_on_arrival", "decoded_by_planner")]
+
+    rig.wait(lambda: told() == counts, "the counts")
+
+
+def test_a_damaged_jpeg_that_was_decoded_early_is_refused_by_name_and_the_next_set_is_planned(supervised):
+    rig = connected(supervised("for_node", image_transport="compressed"))
+    rig.wait(lambda: rig.node._loaded.planner_state().phase == "ready", "the model")
+    t0_ns = rig.now_ns()
+    rig.send_set(t0_ns, bad={"CAM_BACK": {"data": jpeg_image()[:200]}})
+    refused = record_at(rig, t0_ns)
+    assert (refused["kind"], refused["stage"]) == ("refused", "image")
+    assert refused["reason"].startswith("CAM_BACK: data: 200 bytes are not a complete JPEG or PNG")
+    assert outcome(rig)["kind"] == "plan"
 
 
 def test_a_model_that_cannot_be_loaded_makes_the_node_unconfigured_and_is_in_the_diagnostics(supervised):
