@@ -12,23 +12,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from fastdrive_node.commands.replay import ReplayOptions, node_options, open_recording
 from fastdrive_node.replay.report import tally
 from fastdrive_node.replay.session import play_bag
 
 STAGES = ("load", "preprocess", "encode", "score", "prefill", "decode", "total")
-# name: (planner_process, planner_threads, OMP_NUM_THREADS of the node)
+# name: (parameters of the node, its OMP_NUM_THREADS)
 CONFIGURATIONS = {
-    "node's process": (False, 0, None),
-    "node's process, 1 thread": (False, 0, "1"),
-    "own process, 1 thread": (True, 1, None),
-    "own process, 2 threads": (True, 2, None),
+    "node's process": ({"planner_process": False}, None),
+    "node's process, 1 thread": ({"planner_process": False}, "1"),
+    "own process, 1 thread": ({"planner_threads": 1}, None),
+    "own process, 2 threads": ({"planner_threads": 2}, None),
 }
 
 
@@ -45,13 +46,13 @@ def omp_threads(count: str | None):
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def run(bag: Path, process: bool, threads: int, omp: str | None) -> dict[str, float]:
+def run(bag: Path, changed: Mapping[str, Any], omp: str | None = None) -> dict[str, float]:
     """Medians over the plans of one replay: stages, planning and latency in milliseconds; plans and sets counted."""
     options = ReplayOptions(bag=bag)
     recording = open_recording(options)
     node = node_options(options, None)
     ages = {"max_plan_age_s": 60.0, "max_set_age_s": 60.0}  # the machine may be loaded; every plan counts
-    parameters = {**node.parameters, **ages, "planner_process": process, "planner_threads": threads, "device": "cpu"}
+    parameters = {**node.parameters, **ages, "device": "cpu", **changed}
     with omp_threads(omp):
         played = play_bag(recording, replace(node, parameters=parameters), 1.0, 1)
     plans = [each.record for each in tally(played.passes).plans]

@@ -6,10 +6,11 @@ The bytes are the same as when the planner decodes them, so the plans are too. N
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,9 +18,27 @@ from fastdrive_node.errors import ImageError
 from fastdrive_node.planning.images import LoadedImage
 from fastdrive_node.types import CameraFrame
 
+_SETS = 2  # whose decoded images are held
+
+
+@runtime_checkable
+class ShrinkingLoad(Protocol):
+    """A ``CameraFrame.load`` of a message, see ``images.ScaledLoad`` and ``supervision.channel.Shareable``."""
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether it can be decoded to a fraction of its size; a PNG cannot, and may be huge when it is decoded."""
+        ...
+
+    def __call__(self) -> np.ndarray: ...
+
+    def scaled(self, least: tuple[int, int]) -> LoadedImage: ...
+
+    def parts(self) -> tuple[memoryview, Any]: ...
+
 
 class EarlyDecoder:
-    """Begins to decode frames on threads of its own.
+    """Begins to decode JPEGs on threads of its own, and holds the last ones of two sets at most.
 
     Args:
         least: height and width in px that each camera's images must keep; cameras that are not in it are left alone.
@@ -30,6 +49,7 @@ class EarlyDecoder:
         self.least = least
         threads = threads or min(len(least), len(os.sched_getaffinity(0)))
         self._pool = ThreadPoolExecutor(max(1, threads), "early-decode")
+        self._held: deque[EarlyImage] = deque()
         self.begun = self.left = 0  # images whose decoding began here, or was left to the planner
 
     def begin(self, frame: CameraFrame, busy: bool = False) -> CameraFrame:
@@ -38,15 +58,18 @@ class EarlyDecoder:
         Args:
             busy: a whole set waits for the planner already, so what arrives now may never be read: it is left alone.
         """
-        least = self.least.get(frame.camera)
-        if least is None:
+        least, load = self.least.get(frame.camera), frame.load
+        if least is None or not isinstance(load, ShrinkingLoad):
             return frame
-        if busy:
+        if busy or not load.shrinks:
             self.left += 1
             return frame
         self.begun += 1
-        load: Any = frame.load
-        return replace(frame, load=EarlyImage(load, least, self._pool.submit(load.scaled, least)))
+        image = EarlyImage(load, least, self._pool.submit(load.scaled, least))
+        self._held.append(image)
+        if len(self._held) > _SETS * len(self.least):  # of cameras whose sets never become whole
+            self._held.popleft().forget()
+        return replace(frame, load=image)
 
     def close(self) -> None:
         """Ends the threads. Images that wait for one are decoded by the planner."""
@@ -59,26 +82,37 @@ class EarlyImage:
     What no thread has begun when the planner asks is decoded by the planner.
 
     Args:
-        load: of the frame.
+        load: of the frame, a JPEG's.
         least: (height, width) px that it is decoded for.
         decoding: of ``load.scaled(least)``.
     """
 
-    def __init__(self, load: Any, least: tuple[int, int], decoding: Future[LoadedImage]):
-        self._load, self._least, self._decoding = load, least, decoding
+    def __init__(self, load: ShrinkingLoad, least: tuple[int, int], decoding: Future[LoadedImage]):
+        self._load, self._least = load, least
+        self._decoding: Future[LoadedImage] | None = decoding
 
     def __call__(self) -> np.ndarray:
         return self._load()
 
     def scaled(self, least: tuple[int, int]) -> LoadedImage:
-        if least != self._least or self._decoding.cancel():
-            return self._load.scaled(least)
-        return self._decoding.result()
+        image = self._decoded() if least == self._least else None
+        return self._load.scaled(least) if image is None else image
+
+    def forget(self) -> None:
+        """Free the decoded image; the planner decodes it where it is read after all."""
+        decoding, self._decoding = self._decoding, None
+        if decoding is not None:
+            decoding.cancel()
+
+    def _decoded(self) -> LoadedImage | None:
+        """None where no thread has begun, or the image was freed. Raises as the decoding did."""
+        decoding = self._decoding
+        return None if decoding is None or decoding.cancel() else decoding.result()
 
     def parts(self) -> tuple[memoryview, Callable[[memoryview], Callable[[], np.ndarray]]]:
-        if self._decoding.cancel():
+        image = self._decoded()
+        if image is None:
             return self._load.parts()
-        image = self._decoding.result()
         return np.ascontiguousarray(image.pixels).reshape(-1).data, _Decoded(
             self._least, image.pixels.shape, image.size
         )

@@ -95,6 +95,11 @@ class ImageLoader:
         except ImageError as error:
             raise ImageError(f"{self.camera}: {error}") from error
 
+    @property
+    def shrinks(self) -> bool:
+        """Whether it is a JPEG, which ``scaled`` decodes to a fraction of its size."""
+        return isinstance(self.view, CompressedView) and bytes(self.view.data[:2]) == b"\xff\xd8"
+
     def scaled(self, least: tuple[int, int]) -> LoadedImage:
         """See ``planning.images.ScaledLoad``: a JPEG may be decoded to a fraction of its size."""
         if not isinstance(self.view, CompressedView):

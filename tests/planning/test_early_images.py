@@ -81,6 +81,20 @@ def test_what_no_thread_has_begun_is_left_to_the_planner(process):
     early.close()
 
 
+def test_decoded_images_of_two_sets_are_held_at_most(early):
+    begun = [early.begin(frame(camera, jpeg(1))) for _ in range(3) for camera in LEAST]
+    assert [each.load._decoding is None for each in begun] == [True, True, False, False, False, False]
+    decoded = ImageDecoder(LEAST).decode(begun[:1])[0], ImageDecoder(LEAST).decode(sent(begun[1:2]))[0]
+    assert {image.pixels.shape for image in decoded} == {(225, 400, 3)}
+
+
+def test_a_png_which_may_be_huge_when_it_is_decoded_is_left_alone(early):
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((9, 16, 3), np.uint8)).save(buffer, "PNG")
+    png = frame("front", buffer.getvalue())
+    assert early.begin(png) is png and (early.begun, early.left) == (0, 1)
+
+
 def test_while_a_set_waits_for_the_planner_images_are_left_alone(early):
     one, unknown = frame("front", jpeg(1)), frame("side", jpeg(1))
     assert early.begin(one, busy=True) is one and early.begin(unknown) is unknown
