@@ -254,6 +254,18 @@ def test_the_decision_on_the_planners_process_shows_its_figures():
         assert f"| {name} | {' | '.join(f'{row[stage]:.2f}' for stage in stages)} |" in page
 
 
+def test_the_page_on_latency_shows_what_decoding_on_arrival_saves():
+    figures = json.loads((RESULTS / "decode_on_arrival.json").read_text())
+    page = " ".join((ROOT / "docs" / "latency.md").read_text().split())
+    names = "load", "total", "planning", "latency"
+    for way, row in figures["median_ms"].items():
+        assert f"| {way} | {' | '.join(f'{row[name]:.1f}' for name in names)} |" in page
+    ratios, rounds = figures["median_ratio"], figures["ratios"]["latency"]
+    cells = " | ".join(f"{ratios[name]:.2f}" for name in names)
+    assert f"| ratio, median of {len(rounds)} rounds | {cells} |" in page and f"--rounds {len(rounds)} " in page
+    assert f"rounds are {', '.join(f'{each:.2f}' for each in rounds)}:" in page
+
+
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.name)
 def test_a_committed_result_is_a_summary(file):
     text = file.read_text()
