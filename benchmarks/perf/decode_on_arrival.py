@@ -25,12 +25,15 @@ FIGURES = ("load", "total", "planning", "latency")
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bag", type=Path, required=True, help="with compressed images")
+    parser.add_argument("--topics", type=Path, help="topic map of the bag")
+    parser.add_argument("--passes", type=int, default=1, help="how often a round plays the bag (default: 1)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
     rounds = []
     for _ in range(args.rounds):
-        rounds.append({name: run(args.bag, {"decode_on_arrival": early}) for name, early in WAYS.items()})
+        how = {"topics": args.topics, "passes": args.passes}
+        rounds.append({name: run(args.bag, {"decode_on_arrival": early}, **how) for name, early in WAYS.items()})
         print(json.dumps(rounds[-1]), f"load {os.getloadavg()[0]:.1f}", flush=True)
     before, after = WAYS
     ratios = {key: [round(each[after][key] / each[before][key], 3) for each in rounds] for key in FIGURES}

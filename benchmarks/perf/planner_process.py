@@ -46,15 +46,17 @@ def omp_threads(count: str | None):
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def run(bag: Path, changed: Mapping[str, Any], omp: str | None = None) -> dict[str, float]:
+def run(
+    bag: Path, changed: Mapping[str, Any], omp: str | None = None, topics: Path | None = None, passes: int = 1
+) -> dict[str, float]:
     """Medians over the plans of one replay: stages, planning and latency in milliseconds; plans and sets counted."""
-    options = ReplayOptions(bag=bag)
+    options = ReplayOptions(bag=bag, topics=topics)
     recording = open_recording(options)
     node = node_options(options, None)
     ages = {"max_plan_age_s": 60.0, "max_set_age_s": 60.0}  # the machine may be loaded; every plan counts
     parameters = {**node.parameters, **ages, "device": "cpu", **changed}
     with omp_threads(omp):
-        played = play_bag(recording, replace(node, parameters=parameters), 1.0, 1)
+        played = play_bag(recording, replace(node, parameters=parameters), 1.0, passes)
     plans = [each.record for each in tally(played.passes).plans]
     values = {stage: median(plan.plan.stage_ms.get(stage, 0.0) for plan in plans) for stage in STAGES}
     values["planning"] = median(plan.planning_ms for plan in plans)

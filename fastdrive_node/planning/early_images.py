@@ -42,13 +42,13 @@ class EarlyDecoder:
 
     Args:
         least: height and width in px that each camera's images must keep; cameras that are not in it are left alone.
-        threads: at most; None for one each CPU of this process.
+        threads: at most; None for one each CPU but one, which is left to what receives.
     """
 
     def __init__(self, least: Mapping[str, tuple[int, int]], threads: int | None = None):
         self.least = least
-        threads = threads or min(len(least), len(os.sched_getaffinity(0)))
-        self._pool = ThreadPoolExecutor(max(1, threads), "early-decode")
+        threads = threads or max(1, min(len(least), len(os.sched_getaffinity(0)) - 1))
+        self._pool = ThreadPoolExecutor(threads, "early-decode")
         self._held: deque[EarlyImage] = deque()
         self.begun = self.left = 0  # images whose decoding began here, or was left to the planner
 
