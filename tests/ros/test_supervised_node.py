@@ -93,7 +93,7 @@ def test_compressed_images_are_decoded_as_they_arrive_and_cross_as_pixels(superv
 
 
 def test_a_damaged_jpeg_that_was_decoded_early_is_refused_by_name_and_the_next_set_is_planned(supervised):
-    rig = connected(supervised("for_node", image_transport="compressed"))
+    rig = connected(supervised("for_node", image_transport="compressed", decode_on_arrival=True))
     rig.wait(lambda: rig.node._loaded.planner_state().phase == "ready", "the model")
     t0_ns = rig.now_ns()
     rig.send_set(t0_ns, bad={"CAM_BACK": {"data": jpeg_image()[:200]}})
