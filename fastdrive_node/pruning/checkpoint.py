@@ -1,8 +1,9 @@
 """Pruner files: safetensors whose metadata says which encoder the pruner belongs to.
 
-Metadata: ``format`` ("fastdrive-reconpruner"), ``version`` ("1"), ``config`` (JSON: the layer's sizes, whether the
-product is normalised, and the names of the cameras where each has a bias), ``encoder`` (fingerprint of the vision
-tower), and where it was calibrated ``calibration``. Only tensors are read from a file, and its sizes are compared with
+Metadata: ``format`` ("fastdrive-reconpruner"), ``version`` ("1", of a lite pruner "2", which readers before it refuse),
+``config`` (JSON: the layer's sizes, whether the product is normalised, the names of the cameras where each has a bias,
+and of a lite pruner ``token_width``), ``encoder`` (fingerprint of the vision tower), and where it was calibrated
+``calibration``. Only tensors are read from a file, and its sizes are compared with
 the VLA's before anything is allocated.
 """
 
@@ -25,8 +26,9 @@ from fastdrive_node.pruning.calibration import Calibration
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.validation import refuse_constant
 
-FORMAT, VERSION = "fastdrive-reconpruner", "1"
+FORMAT, VERSION, LITE_VERSION = "fastdrive-reconpruner", "1", "2"
 _MOST_CAMERAS = 64
+_MOST_WIDTH = 1 << 17
 
 
 def save_pruner(path: str | Path, pruner: ReconPruner, encoder_fingerprint: str) -> None:
@@ -38,9 +40,11 @@ def save_pruner(path: str | Path, pruner: ReconPruner, encoder_fingerprint: str)
     config = {**pruner.layer.sizes(), "normalise": pruner.normalise}
     if pruner.cameras:
         config["cameras"] = list(pruner.cameras)
+    if pruner.narrow is not None:
+        config["token_width"] = pruner.width
     metadata = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION if pruner.narrow is None else LITE_VERSION,
         "config": json.dumps(config),
         "encoder": encoder_fingerprint,
     }
@@ -107,9 +111,10 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
             metadata = stored.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ModelError(f"{path}: format: not a pruner file (its metadata lacks format {FORMAT!r})")
-            if metadata.get("version") != VERSION:
+            if metadata.get("version") not in (VERSION, LITE_VERSION):
                 found = metadata.get("version", "")[:20]
-                raise ModelError(f"{path}: version: {found!r} is not {VERSION!r}; update this package")
+                known = f"{VERSION!r} or {LITE_VERSION!r}"
+                raise ModelError(f"{path}: version: {found!r} is not {known}; update this package")
             yield stored, metadata
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
@@ -123,13 +128,15 @@ def _empty(path: Path, metadata: dict[str, str], vla: Vla) -> ReconPruner:
         if not isinstance(normalise, bool):
             raise TypeError
         cameras = _camera_names(path, sizes.pop("cameras", []))
+        lite = metadata["version"] == LITE_VERSION
+        token_width = _token_width(path, sizes.pop("token_width", None)) if lite else None
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: config: not readable as JSON") from error
     except (AttributeError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: config: normalise: missing, or neither true nor false") from error
     try:
         with torch.device("meta"):
-            pruner = ReconPruner(vla.family, sizes, normalise, cameras)
+            pruner = ReconPruner(vla.family, sizes, normalise, cameras, token_width)
     except ValueError as error:
         raise ModelError(f"{path}: {error}") from error
     if pruner.width != vla.width:
@@ -150,6 +157,12 @@ def _camera_names(path: Path, stored: Any) -> list[str]:
     if names != stored or len(names) > _MOST_CAMERAS or len(set(names)) < len(names):
         raise ModelError(f"{path}: config: cameras: must be a list of different names")
     return names
+
+
+def _token_width(path: Path, stored: Any) -> int:
+    if isinstance(stored, bool) or not isinstance(stored, int) or not 0 < stored <= _MOST_WIDTH:
+        raise ModelError(f"{path}: config: token_width: of a lite pruner: must be a whole number from 1 to {_MOST_WIDTH}")
+    return stored
 
 
 def _order_cameras(path: Path, pruner: ReconPruner, vla: Vla) -> None:

@@ -8,6 +8,9 @@ the straight-through mask of the training does not see a score's size and withou
 
 A pruner that was distilled from a plan's sensitivity has one number more for each camera, which is added to its scores:
 where a camera looks says much about what its tokens are worth to a plan.
+
+A lite pruner is not of the paper: a linear map takes the tokens to a smaller width, in which layer, query and product
+are. The layer's cost falls with the square of the width, that of its attention with the width.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ class ReconPruner(nn.Module):
     Args:
         family: of the VLA whose tokens it scores.
         sizes: of the layer: the VLA's text configuration, or ``PrunerLayer.sizes()`` of a stored one.
+        token_width: of a lite pruner: D, above the layer's width (``lite.narrow_sizes`` gives its sizes). None: the
+            layer has the width of the tokens.
         normalise: RMSNorm of V* and Q* before their product (see the module's text).
         cameras: names of the cameras that have a bias, zero at first; none for scores that do not know the camera.
 
@@ -36,7 +41,14 @@ class ReconPruner(nn.Module):
         ValueError: the sizes are not valid.
     """
 
-    def __init__(self, family: VlaFamily, sizes: Any, normalise: bool = True, cameras: Sequence[str] = ()):
+    def __init__(
+        self,
+        family: VlaFamily,
+        sizes: Any,
+        normalise: bool = True,
+        cameras: Sequence[str] = (),
+        token_width: int | None = None,
+    ):
         super().__init__()
         self.cameras = tuple(cameras)
         self.normalise = normalise
@@ -44,13 +56,14 @@ class ReconPruner(nn.Module):
             like = family.pruner_layer(sizes)  # for its width: the query is drawn before the layer's weights
         self.query = nn.Parameter(torch.randn(1, like.width) * like.init_range)
         self.layer = family.pruner_layer(sizes)
+        self.narrow = None if token_width is None else nn.Linear(token_width, like.width, bias=False)
         self.scorer = nn.Linear(like.width, 1)
         self.camera_bias = nn.Parameter(torch.zeros(len(self.cameras))) if self.cameras else None
 
     @property
     def width(self) -> int:
         """D, the width of the tokens that it scores."""
-        return self.layer.width
+        return self.layer.width if self.narrow is None else self.narrow.in_features
 
     def forward(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Scores of visual tokens.
@@ -74,6 +87,8 @@ class ReconPruner(nn.Module):
 
     def image_scores(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """As ``forward``, without the bias of the cameras."""
+        if self.narrow is not None:
+            tokens = self.narrow(tokens)
         hidden = torch.cat([self.query.expand(len(tokens), 1, -1), tokens], dim=1)
         hidden = self.layer(hidden, grid, query=True)
         if self.normalise:

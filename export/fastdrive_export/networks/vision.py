@@ -65,6 +65,9 @@ class VisionNetwork(Blocks, ABC):
     def _scores(self, tokens: Value) -> Value:
         """float32 [C, n, D] -> float32 [C, n], as ``ReconPruner.forward``."""
         graph, pruner = self.graph, self.pruner
+        if pruner.narrow is not None:
+            with graph.scope("narrow"):
+                tokens = self._wide(self._linear(pruner.narrow, tokens, "pruner.narrow"))
         width = tokens.shape[-1]
         query = graph.weight("pruner.query", (1, 1, width), lambda: pruner.query[None])
         hidden = graph.concat([graph.expand(query, (self.cameras, 1, width)), tokens], 1)

@@ -10,7 +10,7 @@ from fastdrive_training.engine.config import Count, Fraction, NotNegative, Posit
 KIND = "distil"
 # Keys that change where and how fast a run goes, not what it computes; a run may be resumed with others.
 FREE_KEYS = (
-    *("vla", "teachers", "start", "dataset", "masks", "val_dataset", "val_masks", "out", "cache"),
+    *("vla", "teachers", "start", "scores_of", "dataset", "masks", "val_dataset", "val_masks", "out", "cache"),
     *("device", "workers", "tensorboard", "teacher_batch", "log_every", "checkpoint_every"),
 )
 
@@ -20,9 +20,11 @@ class DistilRecipe:
     """Keys of the recipe. Paths are relative to the working directory."""
 
     vla: str  # gives the encoder, and is the first teacher
-    dataset: str  # with ego motion
+    dataset: str  # with ego motion, but for scores_of
     out: str  # folder of the run, as that of a recon_pruner recipe
     teachers: tuple[str, ...] = ()  # more VLAs with the same encoder; the pruner then belongs to none of them
+    scores_of: str | None = None  # a pruner file whose scores are the target; no VLA plans then, and masks are not read
+    lite_width: Count | None = None  # of a lite pruner, a multiple of the head size; None: the width of the tokens
     start: str | None = None  # the pruner file that it starts as; None: random weights
     camera_bias: bool = True  # a number for each camera that is added to its scores
     normalise: bool = True  # RMSNorm before the Hadamard product; of a pruner without ``start``
@@ -54,6 +56,13 @@ class DistilRecipe:
     log_every: Count = 50
     evaluate_every: Count = 500
     checkpoint_every: Count = 250
+
+    def __post_init__(self) -> None:
+        if self.start and self.lite_width:
+            raise ValueError("lite_width: the file of start has its width; set one of them")
+        if self.scores_of and (self.teachers or self.foreground_weight):
+            key = "teachers" if self.teachers else "foreground_weight"
+            raise ValueError(f"{key}: not with scores_of, which is the whole target")
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the distillation reads, kept on disk: the encoder's tokens, each teacher's sensitivity, foreground.
+"""What the distillation reads, kept on disk: the encoder's tokens, each teacher's sensitivity, foreground, scores.
 
 An array is filled chunk by chunk and continues where it was cut off: a pass of a large teacher takes hours.
 """
@@ -20,6 +20,7 @@ from fastdrive_node.errors import InputError
 from fastdrive_node.families import Vla
 from fastdrive_node.families.spec import spec_json
 from fastdrive_node.files import write_atomically
+from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.data.adapters.base import ImageSource, dataset_identity
 from fastdrive_training.data.token_cache import encode_keyframes, load_images
 from fastdrive_training.distil.sensitivity import Teacher
@@ -111,6 +112,24 @@ def foreground(used: Used, vla: Vla) -> np.memmap:
     shape = (len(used), len(vla.spec.cameras) * vla.grid[0] * vla.grid[1])
     key = [*used.identity, used.source.masks_identity, vla.grid, vla.spec.cameras]
     return filled(used.cache / "foreground", key, shape, np.float32, ENCODED_AT_ONCE, fill)
+
+
+@torch.inference_mode()
+def pruner_scores(used: Used, vla: Vla, tokens: np.ndarray, pruner: ReconPruner, fingerprint: str) -> np.memmap:
+    """The scores that a pruner gives, float32 [K, C * n], of tokens [K, C, n, D].
+
+    Args:
+        pruner: on the device that it shall run on, in float32.
+        fingerprint: of its file.
+    """
+
+    def fill(start: int, stop: int) -> np.ndarray:
+        own = torch.from_numpy(tokens[start:stop].astype(np.float32)).to(pruner.query.device)
+        return pruner(own.flatten(0, 1), vla.grid).view(stop - start, -1).cpu().numpy()
+
+    shape = (len(used), tokens.shape[1] * tokens.shape[2])
+    key = [*used.identity, vla.encoder_fingerprint, str(vla.dtype), vla.spec.image_size, vla.spec.cameras, fingerprint]
+    return filled(used.cache / "scores", key, shape, np.float32, ENCODED_AT_ONCE, fill)
 
 
 def target(

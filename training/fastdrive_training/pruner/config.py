@@ -74,6 +74,7 @@ class ReconRecipe:
     decoder_layers: Count = 6
     decoder_offset: bool = True  # a learned vector is added to every token that enters the decoder; not in the paper
     normalise: bool = True  # RMSNorm before the Hadamard product
+    lite_width: Count | None = None  # of a lite pruner, a multiple of the head size; None: the width of the tokens
     pruner_init: int | None = None  # layer of the VLA's language model that PrunerLayer starts as; None: random
     decoder_init: int | None = None  # first of its layers that the decoder starts as; None: random
     mask: Literal["pruner", "oracle", "random"] = "pruner"  # the latter two train the decoder alone, for comparison
@@ -81,6 +82,10 @@ class ReconRecipe:
     loss: LossWeights = field(default_factory=LossWeights)
     schedule: Schedule = field(default_factory=Schedule)
     health: HealthLimits = field(default_factory=HealthLimits)
+
+    def __post_init__(self) -> None:
+        if self.lite_width and self.pruner_init is not None:
+            raise ValueError("pruner_init: a layer of the VLA does not fit a lite pruner; use null, or no lite_width")
 
     @property
     def identity(self) -> dict[str, Any]:

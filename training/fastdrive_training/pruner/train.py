@@ -30,6 +30,7 @@ from fastdrive_training.pruner.collapse import CollapseError
 from fastdrive_training.pruner.config import KIND, ReconRecipe
 from fastdrive_training.pruner.data import ReconBatches, require_masks
 from fastdrive_training.pruner.decoder import ReconDecoder, start_from_layers
+from fastdrive_training.pruner.start import new_pruner
 from fastdrive_training.pruner.trainer import Evaluate, ReconTrainer
 from fastdrive_training.pruner.validate import evaluator, read_held_out
 
@@ -127,7 +128,7 @@ def build_modules(settings: ReconRecipe, vla: Vla) -> tuple[ReconPruner, ReconDe
     """Pruner and decoder on the CPU, their weights from the recipe's seed and, where it says so, the VLA's layers."""
     torch.manual_seed(settings.seed)
     text_config = vla.config.text_config
-    pruner = ReconPruner(vla.family, text_config, settings.normalise)
+    pruner = new_pruner(vla, settings.lite_width, settings.normalise)
     decoder = ReconDecoder(
         vla.family,
         text_config,
