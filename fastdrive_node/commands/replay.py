@@ -180,9 +180,9 @@ def model_cameras(options: ReplayOptions) -> tuple[str, ...]:
 
 
 def is_pruner_name(pruner: Path) -> bool:
-    from fastdrive_node.pruning.registry import PRUNERS, VARIANTS  # imports torch
+    from fastdrive_node.pruning.registry import NAMES  # imports torch
 
-    return str(pruner) in (*PRUNERS, *VARIANTS)
+    return str(pruner) in NAMES
 
 
 def node_options(options: ReplayOptions, command: Sequence[str] | None) -> NodeOptions:

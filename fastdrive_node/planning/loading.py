@@ -14,7 +14,7 @@ from fastdrive_node.families.spec import default_vla_dir
 from fastdrive_node.planning.checks import PlanLimits
 from fastdrive_node.planning.pipeline import Pipeline
 from fastdrive_node.pruning.pruner import Pruner
-from fastdrive_node.pruning.registry import PRUNERS, VARIANTS, make_pruner, with_options
+from fastdrive_node.pruning.registry import FILES, NAMES, make_pruner, with_options
 from fastdrive_node.pruning.score_pruner import ScoreOptions, ScorePruner
 
 SHIPPED_PRUNER = "reconpruner.safetensors"
@@ -38,7 +38,7 @@ def open_pipeline(
     Args:
         vla_dir: None for the shipped tiny VLA.
         pruner: a name of ``pruning.registry``, or a ReconPruner's file; None for ``reconpruner.safetensors`` in the VLA
-            directory, where it is, else no pruner.
+            directory, where it is, else no pruner. A name with a file of its own stands for this file.
         drop: pruning ratio p; None for ``Pipeline.default_drop``.
         engine: what runs vision encoder and ReconPruner; None for torch. An engine holds its pruner, and the pruner
             file, where it is, must be the one that the engine was built with.
@@ -60,7 +60,7 @@ def open_pipeline(
     vla = load_vla(vla_dir, device, dtype, PARTS - supplied)
     if supplied:
         require_engines(vla)
-    name, file = _name_and_file(vla_dir, pruner)
+    name, file = name_and_file(vla_dir, pruner)
     _TorchThreads.give_back()  # an engine's session takes as many
     vision = None if engine is None else open_engine(engine, vla, file)
     language = None if language_engine is None else open_language_engine(language_engine, vla)
@@ -93,12 +93,14 @@ class _TorchThreads:
         cls._spared = None
 
 
-def _name_and_file(vla_dir: Path, pruner: str | Path | None) -> tuple[str, Path | None]:
+def name_and_file(vla_dir: Path, pruner: str | Path | None) -> tuple[str, Path | None]:
     """A pruner's name, and the file of a ReconPruner."""
     shipped = vla_dir / SHIPPED_PRUNER
     if pruner is None:
         return ("reconpruner", shipped) if shipped.is_file() else ("none", None)
-    if str(pruner) in PRUNERS or str(pruner) in VARIANTS:
+    if str(pruner) in FILES:
+        return "reconpruner", vla_dir / FILES[str(pruner)]
+    if str(pruner) in NAMES:
         return str(pruner), shipped if shipped.is_file() else None
     return "reconpruner", Path(pruner)
 

@@ -161,7 +161,9 @@ def _camera_names(path: Path, stored: Any) -> list[str]:
 
 def _token_width(path: Path, stored: Any) -> int:
     if isinstance(stored, bool) or not isinstance(stored, int) or not 0 < stored <= _MOST_WIDTH:
-        raise ModelError(f"{path}: config: token_width: of a lite pruner: must be a whole number from 1 to {_MOST_WIDTH}")
+        raise ModelError(
+            f"{path}: config: token_width: must be a whole number from 1 to {_MOST_WIDTH}, of a lite pruner"
+        )
     return stored
 
 

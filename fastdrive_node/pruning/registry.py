@@ -47,6 +47,8 @@ _BY_NAME: dict[str, Callable[[], Pruner]] = {
 }
 _BY_VIEW = {"prune2drive": Prune2Drive, "prune2drive-input": Prune2DriveInput}
 PRUNERS = tuple(_BY_NAME)
+FILES = {"reconpruner-lite": "reconpruner_lite.safetensors"}  # pruners with a file of their own in the VLA directory
+NAMES = (*PRUNERS, *FILES, *VARIANTS)
 
 
 def make_pruner(
@@ -59,9 +61,10 @@ def make_pruner(
     """A pruner by its name; docs/pruners.md has their rules.
 
     Args:
-        name: one of ``PRUNERS`` or ``VARIANTS``.
+        name: one of ``NAMES``.
         vla: for ``reconpruner`` and its variants; for ``prune2drive`` and ``prune2drive-input`` the one whose directory
-            may hold the views' weights, for ``ring-view`` that which holds the cameras' geometry.
+            may hold the views' weights, for ``ring-view`` that which holds the cameras' geometry, and for those of
+            ``FILES`` that which holds their file.
         path: for ``reconpruner`` and its variants, the pruner file.
         seed: for ``random``.
         options: for ``reconpruner``: what is done with its scores.
@@ -81,9 +84,13 @@ def make_pruner(
             raise ModelError(f"{name}: a VLA and a pruner file are needed")
         options = VARIANTS.get(name, options)
         return with_options(ScorePruner(load_pruner(path, vla)), options, vla, path, name)
+    if name in FILES:
+        if vla is None:
+            raise ModelError(f"{name}: a VLA is needed")
+        return ScorePruner(load_pruner(vla.path / FILES[name], vla), name)
     if name in _BY_NAME:
         return _BY_NAME[name]()
-    raise ModelError(f"pruner {name!r} is not known; known are {', '.join((*PRUNERS, *VARIANTS))}")
+    raise ModelError(f"pruner {name!r} is not known; known are {', '.join(NAMES)}")
 
 
 def _calibration(path: str | Path, needed: bool) -> Calibration | None:

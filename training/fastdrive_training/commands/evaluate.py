@@ -15,7 +15,7 @@ from fastdrive_node.families import Vla
 from fastdrive_node.families.spec import SHIPPED_VLA
 from fastdrive_node.pruning.baselines.ring_view import GEOMETRY_FILE
 from fastdrive_node.pruning.checkpoint import load_calibration
-from fastdrive_node.pruning.registry import PRUNERS, VARIANTS
+from fastdrive_node.pruning.registry import FILES, NAMES, PRUNERS, VARIANTS
 from fastdrive_training.cluster import open_cluster
 from fastdrive_training.commands.options import (
     KEPT,
@@ -72,8 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pruners",
         type=names,
         metavar="A,B",
-        help=f"of {', '.join((*PRUNERS, *VARIANTS))} (all but temporal and even ones, as far as masks "
-        "and calibration allow)",
+        help=f"of {', '.join(NAMES)} (all but temporal and even ones, as far as masks and calibration allow)",
     )
     parser.add_argument("--drop", type=_ratios, default=(0.25, 0.5, 0.75), metavar="P,P", help="pruning ratios p")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of the random pruner (%(default)s)")
@@ -122,12 +121,13 @@ def all_pruners(source: ImageSource, vla: Vla, file: Path) -> tuple[str, ...]:
     """What the data and the pruner file allow.
 
     Left out are the oracle without masks or for a VLA of past images, ring-view without the cameras' geometry beside
-    the VLA, the variants that are calibrated without a calibration for all cameras, those of even spacing, and the one
-    with a memory, which at the usual two keyframes a second is as without.
+    the VLA, a pruner whose own file is not there, the variants that are calibrated without a calibration for all
+    cameras, those of even spacing, and the one with a memory, which at the usual two keyframes a second is as without.
     """
     calibration = load_calibration(file)
     allowed = {"oracle": source.has_masks and not vla.spec.frames, "ring-view": (vla.path / GEOMETRY_FILE).exists()}
     names = [name for name in PRUNERS if allowed.get(name, True)]
+    names += [name for name, own in FILES.items() if (vla.path / own).exists()]
     if calibration is not None and not vla.spec.image_sizes and set(vla.spec.cameras) <= set(calibration.cameras):
         names += [name for name, options in VARIANTS.items() if options.needs_calibration]
     return tuple(names)

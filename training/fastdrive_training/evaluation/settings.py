@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastdrive_node.errors import UsageError
-from fastdrive_node.pruning.registry import PRUNERS, VARIANTS
+from fastdrive_node.pruning.registry import NAMES, PRUNERS, VARIANTS
 from fastdrive_node.types import PruningRatio
 from fastdrive_training.data.sampling import Shard
 
 SEEDED = frozenset({"random"})  # pruners that a seed changes
-KNOWN = (*PRUNERS, *VARIANTS)
 
 
 @dataclass(frozen=True)
@@ -32,9 +31,9 @@ class OpenLoopSettings:
     shard: Shard | None = None  # the part of the samples that is run; None: all of them
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.pruners if name not in KNOWN]
+        unknown = [name for name in self.pruners if name not in NAMES]
         if unknown:
-            raise UsageError(f"--pruners: {unknown[0]!r} is not known; known are {', '.join(KNOWN)}")
+            raise UsageError(f"--pruners: {unknown[0]!r} is not known; known are {', '.join(NAMES)}")
         try:
             for drop in self.drops:
                 PruningRatio(drop)

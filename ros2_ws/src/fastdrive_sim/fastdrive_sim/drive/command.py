@@ -141,13 +141,12 @@ def _known_pruners(names: Sequence[str]) -> list[str]:
     """Names as they are, files as absolute paths. Raises UsageError for what is neither."""
     if not names:
         return []
-    from fastdrive_node.pruning.registry import PRUNERS, VARIANTS  # imports torch
+    from fastdrive_node.pruning.registry import NAMES  # imports torch
 
-    known = (*PRUNERS, *VARIANTS)
     for name in names:
-        if name not in known and not Path(name).is_file():
-            raise UsageError(f"--pruners {name}: unknown; give a pruner's file, or one of {', '.join(known)}")
-    return [name if name in known else str(Path(name).resolve()) for name in names]
+        if name not in NAMES and not Path(name).is_file():
+            raise UsageError(f"--pruners {name}: unknown; give a pruner's file, or one of {', '.join(NAMES)}")
+    return [name if name in NAMES else str(Path(name).resolve()) for name in names]
 
 
 def _settings(options: DriveOptions) -> DriveSettings:
