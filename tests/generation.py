@@ -17,6 +17,7 @@ from fastdrive_node.planning.loading import SHIPPED_PRUNER
 from fastdrive_node.pruning.baselines.ring_view import GEOMETRY_FILE, ViewGeometry, save_geometry
 from fastdrive_node.pruning.baselines.simple import NoPruner
 from fastdrive_node.pruning.checkpoint import save_pruner
+from fastdrive_node.pruning.lite import narrow_sizes
 from fastdrive_node.pruning.pruner import Prefilled, Pruner, PruningContext, Selection, batch_inputs
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.types import CAMERAS
@@ -99,6 +100,12 @@ def read_answers_as(monkeypatch, waypoints_m=None) -> list[str]:
 
 def untrained_pruner(vla: Vla, normalise: bool = True) -> ReconPruner:
     return ReconPruner(vla.family, vla.config.text_config, normalise)
+
+
+def lite_pruner(vla: Vla, cameras: Sequence[str] = (), width: int = 32) -> ReconPruner:
+    """Untrained, with a layer of ``width``."""
+    sizes = narrow_sizes(vla.family, vla.config.text_config, width)
+    return ReconPruner(vla.family, sizes, cameras=cameras, token_width=vla.width)
 
 
 def choose(pruner: Pruner, context: PruningContext, keep: int) -> torch.Tensor:

@@ -22,6 +22,7 @@ from fastdrive_node.engines.vision_engine import EngineChoice, open_engine
 from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.pruning.checkpoint import load_pruner, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
+from tests.generation import lite_pruner
 
 
 def build(toy, folder, **options):
@@ -61,6 +62,20 @@ def test_a_bias_for_each_camera_is_in_the_scores_and_the_order(toy, tmp_path):
     toy = replace(toy, pruner_file=tmp_path / "biased.safetensors")
     visual, _ = encode(toy, build(toy, tmp_path / "engine")[0])
     torch.testing.assert_close(visual.scores, toy.scores + torch.arange(6.0)[:, None], atol=2e-5, rtol=0)
+    assert torch.equal(visual.indices, torch.sort(visual.scores.flatten(), descending=True, stable=True).indices)
+
+
+@pytest.mark.parametrize("precision,error", [("fp32", 2e-5), ("fp16", 0.02)])
+def test_a_lite_pruner_s_scores_are_those_of_torch(toy, tmp_path, precision, error):
+    torch.manual_seed(4)
+    lite = lite_pruner(toy.vla, cameras=toy.vla.spec.cameras)
+    lite.camera_bias.data = torch.arange(6.0) / 8
+    save_pruner(tmp_path / "lite.safetensors", lite, toy.vla.encoder_fingerprint)
+    toy = replace(toy, pruner_file=tmp_path / "lite.safetensors")
+    visual, _ = encode(toy, build(toy, tmp_path / "engine", precision=precision)[0])
+    with torch.inference_mode():
+        expected = load_pruner(toy.pruner_file, toy.vla)(toy.tokens, toy.vla.grid)
+    torch.testing.assert_close(visual.scores, expected, atol=error, rtol=0)
     assert torch.equal(visual.indices, torch.sort(visual.scores.flatten(), descending=True, stable=True).indices)
 
 

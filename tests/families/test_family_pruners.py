@@ -17,7 +17,7 @@ from fastdrive_node.pruning.pruner import ContextField
 from fastdrive_node.pruning.registry import PRUNERS, make_pruner
 from tests.families.checks import build_sibling, frame_set_of, images_of, scene_of
 from tests.families.tiny_vlas import CAMERAS, build_family_vla
-from tests.generation import read_answers_as, untrained_pruner, write_geometry
+from tests.generation import lite_pruner, read_answers_as, untrained_pruner, write_geometry
 
 
 @pytest.fixture(scope="module", params=MODEL_TYPES)
@@ -74,6 +74,20 @@ def test_a_stored_pruner_scores_as_the_one_that_was_stored(vla, pruner, pruner_f
     loaded = load_pruner(pruner_file, vla)
     with torch.inference_mode():
         torch.testing.assert_close(pruner(tokens_of(vla), vla.grid), loaded(tokens_of(vla), vla.grid))
+
+
+def test_a_lite_pruner_has_a_narrow_layer_of_the_family_and_is_stored_and_refused_as_the_full_one(vla, tmp_path):
+    torch.manual_seed(0)
+    lite = lite_pruner(vla).eval()
+    assert isinstance(lite.layer, type(untrained_pruner(vla).layer)) and lite.layer.width == 32 < lite.width
+    save_pruner(tmp_path / "lite.safetensors", lite, vla.encoder_fingerprint)
+    with torch.inference_mode():
+        loaded = load_pruner(tmp_path / "lite.safetensors", vla)(tokens_of(vla), vla.grid)
+        torch.testing.assert_close(lite(tokens_of(vla), vla.grid), loaded)
+    assert loaded.std() > 0
+    stranger = load_vla(build_family_vla(tmp_path / "stranger", vla.family.model_type, seed=1))
+    with pytest.raises(ModelError, match="encoder: trained on the vision encoder"):
+        load_pruner(tmp_path / "lite.safetensors", stranger)
 
 
 def test_a_pruner_file_serves_a_vla_with_the_same_encoder_and_another_language_model(vla, pruner_file, tmp_path):

@@ -110,7 +110,7 @@ def test_weights_that_are_no_pruner_are_refused(tiny_dir, tiny_vla):
 @pytest.mark.parametrize(
     "change,reason",
     [
-        (lambda m: m.update(version="2"), "version: '2' is not '1'"),
+        (lambda m: m.update(version="3"), "version: '3' is not '1' or '2'; update this package"),
         (lambda m: m.pop("config"), "config: not readable as JSON"),
         (lambda m: m.update(config="[" * 10**5), "config: not readable as JSON"),
         (lambda m: m.update(config="[]"), "config: normalise: missing"),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fastdrive_node.cli import main
 from fastdrive_node.errors import ModelError
+from fastdrive_node.families.fingerprint import pruner_fingerprint
 from fastdrive_node.pruning.checkpoint import load_pruner, save_pruner
+from fastdrive_node.pruning.lite import narrow_sizes
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.distil import train as distil
 from fastdrive_training.distil.config import DistilRecipe
@@ -112,6 +117,71 @@ def test_a_resumed_run_ends_like_an_unbroken_one_and_asks_no_teacher_again(recip
     assert {**resumed, "images_per_s": 0, "pruner": 0} == {**whole, "images_per_s": 0, "pruner": 0}
     files = [load_file(figures["pruner"]) for figures in (resumed, whole)]
     assert all(torch.equal(files[0][name], files[1][name]) for name in files[1])
+
+
+def test_a_lite_pruner_learns_the_scores_of_another_with_their_sign(tmp_path) -> None:
+    torch.manual_seed(0)
+    keyframes = _keyframes()
+    scores = (2 * keyframes.tokens[..., 0] - 1).reshape(len(keyframes.names), -1).astype(np.float32)
+    keyframes = dataclasses.replace(keyframes, sensitive=[], scores=scores)
+    keys = {"steps": 60, "batch": 16, "rate": 1e-2, "workers": 0, "tensorboard": False}
+    recipe = DistilRecipe("vla", "data", str(tmp_path), scores_of="full", **keys)
+    sizes = narrow_sizes(QWEN, text_config(), 16)
+    pruner, processes = ReconPruner(QWEN, sizes, token_width=32), Processes("cpu")
+    trainer = DistilTrainer(recipe, pruner, DistilBatches(keyframes, recipe, processes), GRID, processes, {}, keyframes)
+    figures = trainer.run()
+    assert figures["held_out"] < 0.1 * scores.var()
+    with torch.inference_mode():
+        found = pruner(torch.from_numpy(keyframes.tokens[0].astype(np.float32)), GRID).flatten()
+    assert torch.equal(found > 0, torch.from_numpy(scores[0] > 0))
+
+
+def test_scores_of_another_pruner_need_no_plan_and_no_language_model(recipe, tmp_path, tiny_vla, monkeypatch) -> None:
+    torch.manual_seed(2)
+    full = ReconPruner(tiny_vla.family, tiny_vla.config.text_config)
+    save_pruner(tmp_path / "full.safetensors", full, tiny_vla.encoder_fingerprint)
+    monkeypatch.setattr(Teacher, "__init__", None)
+    vla = shutil.copytree(recipe["vla"], tmp_path / "vla")
+    weights = load_file(vla / "model.safetensors")
+    save_file(
+        {name: weights[name] for name in weights if "visual" in name}, vla / "model.safetensors", {"format": "pt"}
+    )
+    path = tmp_path / "recipe.yaml"
+    keys = {"scores_of": str(tmp_path / "full.safetensors"), "lite_width": 32, "camera_bias": False, "vla": str(vla)}
+    path.write_text(json.dumps({"kind": "distil", **recipe, **keys}))
+    assert main(["train", str(path)]) == 0
+    figures = json.loads((tmp_path / "run" / "figures.json").read_text())
+    pruner = load_pruner(figures["pruner"], tiny_vla)
+    assert pruner.layer.width == 32 and not pruner.cameras
+    assert figures["scores_of"] == pruner_fingerprint(tmp_path / "full.safetensors")
+    again = start_pruner(DistilRecipe(**{**recipe, "start": figures["pruner"]}), tiny_vla)  # a start of this width
+    assert torch.equal(again.narrow.weight, pruner.narrow.weight)
+
+
+@pytest.mark.parametrize(
+    "keys,reason",
+    [
+        ({"lite_width": 32, "start": "full"}, "lite_width: the file of start has its width; set one of them"),
+        ({"scores_of": "full", "teachers": ["other"]}, "teachers: not with scores_of, which is the whole target"),
+        ({"scores_of": "full", "foreground_weight": 0.1}, "foreground_weight: not with scores_of"),
+        ({"lite_width": 100}, "lite_width: 100 is not a multiple of the head size 32 below"),
+        ({"scores_of": "missing.safetensors"}, r"missing\.safetensors: no such pruner file"),
+    ],
+)
+def test_keys_that_do_not_fit_each_other_are_refused_by_name(recipe, tmp_path, capsys, keys, reason) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({"kind": "distil", **recipe, **keys}))
+    assert main(["train", str(path)]) == 1
+    assert re.search(reason, capsys.readouterr().err)
+
+
+def test_a_bias_for_each_camera_is_not_lost_on_the_way(recipe, tmp_path, tiny_vla) -> None:
+    cameras = tiny_vla.spec.cameras
+    full = ReconPruner(tiny_vla.family, tiny_vla.config.text_config, cameras=cameras)
+    file = tmp_path / "full.safetensors"
+    save_pruner(file, full, tiny_vla.encoder_fingerprint)
+    with pytest.raises(RecipeError, match="scores_of: .* has a bias for each camera; set camera_bias to true"):
+        distil.train({**recipe, "scores_of": str(file), "lite_width": 32, "camera_bias": False})
 
 
 def test_teachers_count_alike_and_must_share_the_encoder(recipe, tmp_path) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from fastdrive_node.families import load_vla
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
 from fastdrive_node.pruning.checkpoint import save_calibration, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_node.pruning.registry import PRUNERS
+from fastdrive_node.pruning.registry import FILES, PRUNERS
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.commands.evaluate import all_pruners
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 from fastdrive_training.data.token_cache import FeatureStore
 from fastdrive_training.evaluation import OpenLoopSettings, evaluate, segments
 from fastdrive_training.evaluation.answers import REACH, EarlierSets
+from tests.generation import lite_pruner
 from tests.training.tiny_nuscenes import write_dataset
 
 
@@ -74,4 +78,7 @@ def test_without_names_only_what_the_pruner_file_allows_is_compared(dataset, tin
     plain = tmp_path / "plain.safetensors"
     save_pruner(plain, ReconPruner(tiny_vla.family, tiny_vla.config.text_config), tiny_vla.encoder_fingerprint)
     assert all_pruners(dataset, tiny_vla, plain) == PRUNERS
+    with_lite = shutil.copytree(tiny_vla.path, tmp_path / "vla")
+    save_pruner(with_lite / FILES["reconpruner-lite"], lite_pruner(tiny_vla), tiny_vla.encoder_fingerprint)
+    assert all_pruners(dataset, load_vla(with_lite), plain) == (*PRUNERS, "reconpruner-lite")
     assert all_pruners(dataset, tiny_vla, calibrated) == (*PRUNERS, "reconpruner-calibrated", "reconpruner-adaptive")

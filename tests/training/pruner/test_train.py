@@ -13,6 +13,7 @@ import yaml
 
 from fastdrive_node.cli import main
 from fastdrive_node.errors import InputError
+from fastdrive_node.pruning.checkpoint import load_pruner
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.engine.config import RecipeError, parse_recipe
 from fastdrive_training.engine.distributed import Processes, choose_precision
@@ -235,3 +236,14 @@ def test_device_and_precision_must_be_there(monkeypatch, recipe):
         choose_precision("bfloat16", gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     assert choose_precision("auto", gpu) == "bfloat16"
+
+
+def test_a_lite_pruner_is_trained_by_the_same_recipe(tmp_path, recipe, tiny_vla):
+    figures = train({**recipe, "lite_width": 32})
+    pruner = load_pruner(figures["pruner"], tiny_vla)
+    assert pruner.layer.width == 32 and pruner.width == 128
+
+
+def test_a_lite_pruner_cannot_start_as_a_layer_of_the_language_model(recipe):
+    with pytest.raises(RecipeError, match="pruner_init: a layer of the VLA does not fit a lite pruner; use null"):
+        train({**recipe, "lite_width": 32, "pruner_init": 0})
