@@ -114,7 +114,7 @@ def test_a_token_width_that_is_none_is_refused(file, tiny_vla, width):
 
 def test_another_token_width_is_refused_with_both_widths(file, tiny_vla):
     rewrite(file, set_config(token_width=64))
-    with pytest.raises(ModelError, match="scores tokens of width 64, but .* gives tokens of width 128"):
+    with pytest.raises(ModelError, match=r"scores tokens of width 64, but .* gives tokens of width 128"):
         load_pruner(file, tiny_vla)
 
 

@@ -180,7 +180,7 @@ def test_a_bias_for_each_camera_is_not_lost_on_the_way(recipe, tmp_path, tiny_vl
     full = ReconPruner(tiny_vla.family, tiny_vla.config.text_config, cameras=cameras)
     file = tmp_path / "full.safetensors"
     save_pruner(file, full, tiny_vla.encoder_fingerprint)
-    with pytest.raises(RecipeError, match="scores_of: .* has a bias for each camera; set camera_bias to true"):
+    with pytest.raises(RecipeError, match=r"scores_of: .* has a bias for each camera; set camera_bias to true"):
         distil.train({**recipe, "scores_of": str(file), "lite_width": 32, "camera_bias": False})
 
 
