@@ -117,7 +117,7 @@ def test_set_overrides_nested_keys():
     ("name", "kind"),
     [
         *((f"recon_{size}{form}", ReconRecipe) for size in ("tiny", "3b", "7b") for form in ("", "_paper")),
-        *((f"distil_{size}", DistilRecipe) for size in ("tiny", "3b", "7b")),
+        *((f"distil_{size}{form}", DistilRecipe) for size in ("tiny", "3b", "7b") for form in ("", "_lite")),
         *((f"tiny_tower{form}", TowerRecipe) for form in ("", "_wide")),
         *((f"tiny_{name}", LanguageRecipe) for name in ("language", "language_sizes", "language_wide", "drive")),
     ],

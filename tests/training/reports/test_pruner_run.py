@@ -101,6 +101,8 @@ def test_a_vla_run_shows_its_curves_and_what_it_is(tmp_path):
     assert "text went from" in page.text
     tower = write_run(tmp_path / "tower", [{**entry, "dense": 1.0} for entry in language_log()])
     assert describe_kind(read_run(tower)).startswith("A VLA's vision tower")
+    distilled = write_run(tmp_path / "distil", [{"step": 1, "total": 2.0}], recipe={"kind": "distil"})
+    assert describe_kind(read_run(distilled)).startswith("Distillation that trains a ReconPruner")
     other = write_run(tmp_path / "other", [{"step": 1, "reward": 2}])
     assert "does not know" in describe_kind(read_run(other))
 

@@ -31,6 +31,7 @@ MISSING = {
 }
 KINDS = {
     "recon_pruner": "Reconstruction that trains a ReconPruner",
+    "distil": "Distillation that trains a ReconPruner",
     "vla_tower": "A VLA's vision tower, by dense labels and waypoints",
     "vla_language": "A VLA's language model, on the tokens of a frozen tower",
 }
