@@ -11,8 +11,8 @@ r"""A lite pruner of several seeds against the full pruner that it was distilled
         --runs runs/eval_full runs/eval_lite_{0,1,2} --fit data/sim_val --json benchmarks/results/lite_pruner.json
 
 The first pruner and run are the full one's. Scores are compared with mask coverage as by ``fastdrive score``; plans by
-paired intervals over scenes, of each seed, and of the mean over the seeds. ``--fit`` adds a control: the linear function
-of a token that is nearest to the full pruner's scores on this dataset.
+paired intervals over scenes, of each seed, and of the mean over the seeds. ``--fit`` adds a control: the linear
+function of a token that is nearest to the full pruner's scores on this dataset.
 """
 
 from __future__ import annotations

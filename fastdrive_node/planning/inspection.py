@@ -26,6 +26,7 @@ from fastdrive_node.planning.answer_format import answer_format, answer_text, co
 from fastdrive_node.planning.loading import SHIPPED_PRUNER
 from fastdrive_node.planning.pairs import pairs_of
 from fastdrive_node.pruning.checkpoint import load_pruner
+from fastdrive_node.pruning.registry import FILES
 from fastdrive_node.types import Command, EgoHistory, EgoState
 
 _SPEED_MPS, _YAW_RATE_RADPS = 4.6, 0.02  # of the example answer and prompt: slow city driving, slightly to the left
@@ -207,15 +208,15 @@ def _seconds(work: Callable[[], object], device: torch.device, runs: int = 3) ->
 
 
 def _pruner_problems(vla: Vla) -> list[str]:
-    """Of the pruner that the node would take."""
-    file = vla.path / SHIPPED_PRUNER
-    if not file.is_file():
-        return []
-    try:
-        load_pruner(file, vla)
-    except ModelError as error:
-        return [str(error)]
-    return []
+    """Of the pruner that the node would take, and of those with a name of their own."""
+    found = []
+    for file in (vla.path / name for name in (SHIPPED_PRUNER, *FILES.values())):
+        try:
+            if file.is_file():
+                load_pruner(file, vla)
+        except ModelError as error:
+            found.append(str(error))
+    return found
 
 
 def _image_problems(vla: Vla, images: Sequence[Path]) -> list[str]:

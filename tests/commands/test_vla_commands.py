@@ -138,16 +138,17 @@ def test_the_waymo_form_writes_its_last_state_as_its_trainer_does(hub, tmp_path)
     assert "over the last 1.5 seconds" in text and vla.spec.image_size == (420, 616)
 
 
-def test_check_names_a_pruner_that_the_node_would_refuse(tmp_path):
+@pytest.mark.parametrize("name", ["reconpruner.safetensors", "reconpruner_lite.safetensors"])
+def test_check_names_a_pruner_that_the_node_would_refuse(tmp_path, name):
     folder = shutil.copytree(default_vla_dir(), tmp_path / "vla")
-    pruner = folder / "reconpruner.safetensors"
+    pruner = folder / name
     out = tmp_path / "check.json"
     assert main(["vla", "check", str(folder), "--json", str(out)]) == 0
     assert json.loads(out.read_text())["problems"] == []
     pruner.write_bytes(pruner.read_bytes()[:1000])
     main(["vla", "check", str(folder), "--json", str(out)])
     (problem,) = json.loads(out.read_text())["problems"]
-    assert "reconpruner.safetensors: not a readable safetensors file" in problem
+    assert f"{name}: not a readable safetensors file" in problem
 
 
 def test_check_counts_tokens_and_names_no_problem(one_view, front, tmp_path, capsys):

@@ -9,10 +9,12 @@ import torch
 from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import ROOT
 from benchmarks.studies.pruner_memory import SIZES
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families import load_vla
+from fastdrive_node.families import VISION, load_vla
 from fastdrive_node.families.fingerprint import pruner_fingerprint
+from fastdrive_node.families.spec import default_vla_dir
 from fastdrive_node.planning.identity import Identity
 from fastdrive_node.planning.loading import open_pipeline
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
@@ -21,6 +23,9 @@ from fastdrive_node.pruning.lite import narrow_sizes
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.pruning.registry import FILES, make_pruner
 from fastdrive_node.pruning.score_pruner import ScoreOptions
+from fastdrive_training.data.image_sets import BagSets
+from fastdrive_training.distil.train import overlap
+from fastdrive_training.scoring.score import score_sets
 from tests.generation import QWEN, lite_pruner
 from tests.pruning.test_pruner_files import rewrite, set_config
 
@@ -163,3 +168,13 @@ def test_a_pipeline_takes_its_name_with_its_fingerprint_and_options(with_file):
     values = Identity(pipeline, NAME)()
     assert values["pruner"] == "reconpruner reconpruner-lite"
     assert values["pruner_fingerprint"] == pruner_fingerprint(with_file / FILES[NAME])[:12]
+
+
+def test_the_shipped_lite_pruner_chooses_nearly_what_the_full_one_does():
+    vla = load_vla(default_vla_dir(), parts=frozenset({VISION}))
+    sets = BagSets.open(ROOT / "samples" / "city", None, vla.spec.cameras)
+    full, lite = (load_pruner(vla.path / name, vla) for name in ("reconpruner.safetensors", FILES[NAME]))
+    scores = [torch.from_numpy(score_sets(sets, range(0, len(sets), 8), vla, each)) for each in (full, lite)]
+    assert min(overlap(*scores).values()) > 0.95
+    assert float((scores[0] - scores[1]).square().mean()) < 0.02 * float(scores[0].var())
+    assert load_calibration(vla.path / FILES[NAME]).cameras.keys() == set(vla.spec.cameras)
