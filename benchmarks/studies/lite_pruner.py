@@ -37,7 +37,7 @@ from fastdrive_training.data.adapters import ImageSource, open_source
 from fastdrive_training.data.sampling import evenly_spaced
 from fastdrive_training.data.token_cache import encode_items
 from fastdrive_training.distil.train import overlap
-from fastdrive_training.evaluation.intervals import paired_difference
+from fastdrive_training.evaluation.intervals import known_mean, paired_difference
 from fastdrive_training.scoring.score import score_figures, score_tokens
 
 FIGURES = ("l2_avg_to_t", "collision_polygon", "collision_any")
@@ -122,7 +122,7 @@ def _differences(tables: Sequence[dict[Key, list[pa.Table]]], key: Key, figure: 
         raise ValueError("the runs are evaluations of different samples")
     scenes = tables[0][key][0].column("scene").to_pylist()
     full, *each = (values_of(own[key], figure) for own in tables)
-    subjects = {**dict(zip(names_of(len(tables))[1:], each, strict=True)), MEAN: np.nanmean(each, axis=0)}
+    subjects = {**dict(zip(names_of(len(tables))[1:], each, strict=True)), MEAN: known_mean(each)}
     found = []
     for name, values in subjects.items():
         pair = paired_difference(values, full, scenes)

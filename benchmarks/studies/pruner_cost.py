@@ -18,11 +18,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.studies.pruner_memory import SIZES, PrunerSize
+from benchmarks.studies.pruner_memory import FAMILY, SIZES, PrunerSize
 from benchmarks.studies.summary import summarize, to_text
 from benchmarks.studies.three_b import machine
 from fastdrive_node.benchmark.timing import Case, measure
-from fastdrive_node.families.qwen2_5_vl import FAMILY
 from fastdrive_node.pruning.lite import narrow_sizes
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.pruning.select import keep_count
@@ -40,7 +39,7 @@ def pruners(size: PrunerSize, device: str) -> dict[str, ReconPruner]:
     with torch.device(device):
         for width in (None, *WIDTHS):
             sizes = text if width is None else narrow_sizes(FAMILY, text, width)
-            own = ReconPruner(FAMILY, sizes, token_width=None if width is None else text.hidden_size)
+            own = ReconPruner(FAMILY, sizes, token_width=width and size.text["hidden_size"])
             found["full" if width is None else f"lite {width}"] = own.requires_grad_(False).eval()
     return found
 
