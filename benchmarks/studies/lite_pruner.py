@@ -104,6 +104,7 @@ def plans(runs: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
         {"pruner": name if key[0] == "reconpruner" else key[0], "drop": key[1], **_figures(own[key])}
         for name, own in zip(names_of(len(runs)), tables, strict=True)
         for key in own
+        if key[0] in ("none", "reconpruner")
     ]
     found = []
     for key in (key for key in tables[0] if key[0] == "reconpruner"):

@@ -8,7 +8,7 @@ from statistics import mean
 import pytest
 
 from benchmarks import RESULTS, ROOT
-from benchmarks.studies import other_vlas, summary, three_b, tiny_card, trigger
+from benchmarks.studies import lite_pruner, other_vlas, pruner_cost, summary, three_b, tiny_card, trigger
 from fastdrive_export.parity import REQUIRED
 
 
@@ -86,6 +86,22 @@ def test_decision_0012_shows_the_committed_figures_of_the_trigger():
             found = [row for row in rows if (row["signal"], row["drop"]) == (signal, 0.75)]
             cells = [f"{row['l2']:.3f} / {row['l2_random']:.3f} / {row['l2_same_tokens']:.3f}" for row in found]
             assert f"| {label}, {signal} | {' | '.join(cells)} |" in page
+
+
+def test_decision_0013_shows_the_committed_figures_of_lite_pruners():
+    page = (ROOT / "docs" / "decisions" / "0013-a-lite-pruner.md").read_text()
+    cost, found = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("pruner_cost", "lite_pruner"))
+    for table in (pruner_cost.table(cost), *lite_pruner.tables(found)):
+        assert table in page
+    counted, timed = (
+        {row["pruner"]: row for row in part["3B"]["rows"]}["lite 512"] for part in (cost["counted"], cost["timed"])
+    )
+    assert (
+        f"takes {100 * counted['share']:.2f} % of a 3B's unpruned prefill ({100 * timed['share']:.2f} % timed)" in page
+    )
+    full, *lite = (row["auroc"] for row in found["scores"] if row["pruner"] != "linear")
+    assert max(abs(auroc - full) for auroc in lite) < 0.0001
+    assert all(row["interval_95"][0] <= 0 <= row["interval_95"][1] for row in found["comparisons"])  # as the page says
 
 
 def test_the_page_of_the_closed_loop_shows_the_committed_figures_of_copying():
