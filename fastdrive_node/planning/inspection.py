@@ -216,7 +216,7 @@ def _pruner_problems(vla: Vla) -> list[str]:
                 load_pruner(file, vla)
         except ModelError as error:
             found.append(str(error))
-    return found
+    return list(dict.fromkeys(found))  # the encoder's fingerprint reads every weight file, and fails at the same one
 
 
 def _image_problems(vla: Vla, images: Sequence[Path]) -> list[str]:
