@@ -116,8 +116,8 @@ def _state(
         plans.append({name: _planned_m(planner, images, history, seen.command) for name, planner in planners.items()})
     assert keyframe.future is not None
     expert_m = length_m(to_ego(snapshot.ego, keyframe.future))
-    figures = (snapshot.ego.speed, gap_m(snapshot), expert_m)
-    return State(family, *(round(float(figure), 2) for figure in figures), *plans)
+    speed, gap, expert = (round(float(figure), 2) for figure in (snapshot.ego.speed, gap_m(snapshot), expert_m))
+    return State(family, speed, gap, expert, *plans)
 
 
 def _planned_m(planner: Pipeline, images: np.ndarray, history: EgoHistory, command: str) -> float | None:
