@@ -1,3 +1,3 @@
-"""What runs in the vehicle: six cameras in, a trajectory out."""
+"""What runs in the vehicle: cameras in, a trajectory out."""
 
 __version__ = "0.2.0"

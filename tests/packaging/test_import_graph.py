@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
 
+from fastdrive_node.families.loading import MODEL_TYPES
 from tests.packaging.source_imports import PACKAGES, Import, imports, modules
 
 # Edges that still close a cycle. Only ever remove from these lists: an entry that is no longer needed fails the test.
@@ -18,7 +20,7 @@ FAMILY_EXCEPTIONS: set[str] = {
     "benchmarks.perf.vision_path",
     "benchmarks.studies.pruner_memory",
 }
-FAMILY_NAMES = ("qwen", "llava", "internvl")
+FAMILY_NAMES = {re.sub(r"[_0-9].*", "", name) for name in MODEL_TYPES}  # "qwen", "llava", ...
 
 
 def _package_graph() -> dict[str, set[str]]:

@@ -1,4 +1,4 @@
-"""Batches that show a share of keyframes whose plan is not constant velocity.
+"""Batches that show a fraction of keyframes whose plan is not constant velocity.
 
 In most keyframes of a drive the vehicle goes on as it is. A planner that has learned from them alone is right nearly
 always by keeping its speed, and the few keyframes in which the images tell something else weigh little.
@@ -25,25 +25,25 @@ def changes(futures: np.ndarray, speeds: np.ndarray, interval_s: float) -> np.nd
 
 
 class SharedBatches:
-    """Places of samples by step: a fixed share of each batch from those that change, each part shuffled on its own.
+    """Places of samples by step: a fixed fraction of each batch from those that change, each part shuffled on its own.
 
     Args:
         changing: bool [K].
-        share: 0 to 1, of the ``batch`` samples of a step.
+        fraction: 0 to 1, of the ``batch`` samples of a step.
         source: name of the dataset, for messages.
 
     Raises:
         InputError: a part that is asked for has no sample.
     """
 
-    def __init__(self, changing: np.ndarray, share: float, batch: int, seed: int, source: str):
-        many = round(share * batch)
+    def __init__(self, changing: np.ndarray, fraction: float, batch: int, seed: int, source: str):
+        many = round(fraction * batch)
         self._parts = [(np.flatnonzero(changing), many), (np.flatnonzero(~changing), batch - many)]
         self._seed = seed
         for (members, count), which in zip(self._parts, ("changes speed or direction", "keeps its speed"), strict=True):
             if count and not len(members):
                 raise InputError(
-                    f"{source}: changing: {share:g}, but no plan of the dataset {which}; leave the key out"
+                    f"{source}: changing: {fraction:g}, but no plan of the dataset {which}; leave the key out"
                 )
 
     def indices(self, step: int) -> np.ndarray:

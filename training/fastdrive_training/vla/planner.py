@@ -60,7 +60,7 @@ class VlaRecipe:
     dataset_kind: str = "auto"  # its layout: nuscenes, folder, kitti, waymo; it must have ego motion
     split: str = "train"
     prompt: str | None = None  # the template to train with, which the new VLA gets; None: that of the VLA at the start
-    # Share of each batch whose plan is not constant velocity: braking, starting, turning. None: as the data have them.
+    # Fraction of a batch whose plan is not constant velocity: braking, starting, turning. None: as the data have them.
     changing: Fraction | None = None
     cache: str = "runs/vla_cache"
     seed: Seed = 0

@@ -20,7 +20,7 @@ from fastdrive_sim.drive.command import DriveOptions, _claim, _settings, drive_s
 from fastdrive_sim.drive.planners import InProcessPlanner, _straight_on
 from fastdrive_sim.drive.runner import _is_done
 from fastdrive_sim.drive.scene import DriveScene
-from fastdrive_sim.drive.storage import hash_runs, load_run
+from fastdrive_sim.drive.storage import hash_run, join_hashes, load_run
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_the_same_seeds_have_the_same_hash_with_more_workers_too(drive, tmp_path
     again = drive_suite(replace(options, out=tmp_path / "again", workers=2))
     assert again["deterministic_hash"] == figures["deterministic_hash"]
     paths = sorted((options.out / "runs").rglob("*.jsonl"))
-    assert hash_runs(map(load_run, paths)) == figures["deterministic_hash"]
+    assert join_hashes(hash_run(load_run(path)) for path in paths) == figures["deterministic_hash"]
 
 
 def test_a_run_that_has_a_file_is_not_driven_again(drive):

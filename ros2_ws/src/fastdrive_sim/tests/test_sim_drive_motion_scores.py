@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sim_runs import box, braking, ego, make_map, make_run, parked, steady, straight_plan
 
-from fastdrive_sim.drive.scoring.closeness import close_steps
+from fastdrive_sim.drive.scoring.closeness import close_to
 from fastdrive_sim.drive.scoring.comfort import (
     PAIR_LIMITS,
     PlanMotion,
@@ -69,14 +69,14 @@ def test_a_line_overlaps_only_what_it_reaches():
 @pytest.mark.parametrize("gap, expected", [(4.4, False), (4.6, True)])
 def test_a_parked_car_ahead_is_close_within_9_tenths_of_a_second(gap, expected):
     run = make_run([ego(0.0, speed=5.0)] * 3, map_=make_map(obstacles=(parked(3.0 + gap + 2.0),)))
-    assert (not close_steps(Track(run)).any()) == expected
+    assert (not (close_to(Track(run)) >= 0).any()) == expected
     assert score_run(run).ttc == float(expected)
 
 
 @pytest.mark.parametrize("speed, expected", [(4.9e-3, True), (5e-3, False)])
 def test_a_vehicle_that_stands_is_not_judged_by_ttc(speed, expected):
     run = make_run([ego(0.0, speed=speed)] * 3, map_=make_map(obstacles=(parked(5.004),)))
-    assert (not close_steps(Track(run)).any()) == expected
+    assert (not (close_to(Track(run)) >= 0).any()) == expected
 
 
 def test_ttc_asks_where_the_others_will_be():
@@ -93,9 +93,9 @@ def test_the_event_says_who_was_close():
 
 def test_after_the_end_of_the_run_the_others_go_on_at_their_velocity():
     towards = lambda t: (Other(4, "car", 12.0, 0.0, np.pi, 4.0, 2.0, 5.0),)  # noqa: E731
-    assert close_steps(Track(make_run([ego(0.0, speed=5.0)], others=towards))).tolist() == [True]
+    assert (close_to(Track(make_run([ego(0.0, speed=5.0)], others=towards))) >= 0).tolist() == [True]
     away = lambda t: (Other(4, "car", 8.0, 0.0, 0.0, 4.0, 2.0, 5.0),)  # noqa: E731
-    assert close_steps(Track(make_run([ego(0.0, speed=5.0)], others=away))).tolist() == [False]
+    assert (close_to(Track(make_run([ego(0.0, speed=5.0)], others=away))) >= 0).tolist() == [False]
 
 
 def beside(x: float, y: float, junction: bool = False, ego_y: float = 0.0):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fastdrive_node.errors import InputError
-from fastdrive_sim.drive.storage import hash_runs, lines, load_run, save_run
+from fastdrive_sim.drive.storage import hash_run, join_hashes, lines, load_run, save_run
 from fastdrive_sim.drive.types import (
     Collision,
     DriveRow,
@@ -47,8 +47,8 @@ def test_a_run_is_read_as_it_was_written(tmp_path):
 
 
 def test_the_hash_depends_on_the_runs_and_not_on_their_order():
-    assert hash_runs([make_run(1), make_run(2)]) == hash_runs([make_run(2), make_run(1)])
-    assert hash_runs([make_run(1), make_run(2)]) != hash_runs([make_run(1), make_run(3)])
+    one, two, three = (hash_run(make_run(number)) for number in (1, 2, 3))
+    assert join_hashes([one, two]) == join_hashes([two, one]) != join_hashes([one, three])
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"type": "run", "format": 99}', "not JSON"])

@@ -88,11 +88,6 @@ def join_hashes(hashes: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
 
 
-def hash_runs(runs: Iterable[RunRecord]) -> str:
-    """sha256 over the lines of the runs, whatever their order."""
-    return join_hashes(map(hash_run, runs))
-
-
 def _line(kind: str, values: Any) -> str:
     plain = (
         values if isinstance(values, dict) else {field.name: getattr(values, field.name) for field in fields(values)}

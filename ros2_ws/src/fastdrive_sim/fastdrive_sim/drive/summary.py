@@ -219,10 +219,6 @@ def _worst(table: _RowRuns, tables: dict[DriveRow, _RowRuns]) -> list[dict[str, 
     ]
 
 
-def _merit(scores: RunScores) -> tuple[float, float, float]:
-    return scores.epdms_style, scores.neuroncap, scores.route_completion
-
-
 def _rounded(value: Any) -> Any:
     return round(float(value), DIGITS) if isinstance(value, (float, np.floating)) else value
 

@@ -55,10 +55,6 @@ class EgoStep:
     yaw_rate: float
     steer: float  # of the front wheels, rad
 
-    def lateral_accel(self) -> float:
-        """m/s^2 at the rear axle."""
-        return self.speed * self.yaw_rate
-
 
 @dataclass(frozen=True)
 class Other:

@@ -34,11 +34,6 @@ def close_to(track: Track) -> np.ndarray:
     return found
 
 
-def close_steps(track: Track) -> np.ndarray:
-    """bool [T]: at this step the vehicle would meet somebody."""
-    return close_to(track) >= 0
-
-
 def _hits(track: Track) -> list[tuple[int, int, int, bool]]:
     """What is met: step, index in ``AHEAD_S``, instance, and whether it is where it counts."""
     areas = track.areas
