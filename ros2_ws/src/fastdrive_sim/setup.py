@@ -11,7 +11,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
-    package_data={f"{NAME}.drive.report": ["page.css", "page.js"]},
+    package_data={NAME: ["py.typed"], f"{NAME}.drive.report": ["page.css", "page.js"]},
     install_requires=[
         "fastdrive_node",
         "numpy>=1.24,<2",
