@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -69,20 +69,23 @@ class DatasetSpec(ImageSpec):
     split: str | None = None
     hz: int = 2
     scene_keyframes: int = 40
+    other_speeds: int = field(default=0, kw_only=True)  # labels of each keyframe for so many other speeds
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for option, value in (("keyframes", self.keyframes), ("scene-keyframes", self.scene_keyframes)):
             if value < 1:
                 raise UsageError(f"--{option} {value}: give 1 or more")
+        if not 0 <= self.other_speeds <= 16:
+            raise UsageError(f"--other-speeds {self.other_speeds}: give 0 to 16")
         if self.split is not None and self.split not in SPLITS:
             raise UsageError(f"--split {self.split}: give one of {', '.join(SPLITS)}")
         if self.hz < 1 or SIM_HZ % self.hz:
             raise UsageError(f"--hz {self.hz}: keyframes are taken from {SIM_HZ} Hz; give a divisor of {SIM_HZ}")
 
     def arguments(self) -> dict:
-        """What a rerun must repeat to continue a dataset; scenario and rig where they are not the default ones."""
-        defaults = {"scenario": DEFAULT, "rig": DEFAULT_RIG}
+        """What a rerun must repeat to continue a dataset; some of it only where it is not the default."""
+        defaults = {"scenario": DEFAULT, "rig": DEFAULT_RIG, "other_speeds": 0}
         given = {key: value for key, value in asdict(self).items() if key not in defaults or value != defaults[key]}
         return {"format": _FORMAT, "generator": f"fastdrive_sim {__version__}", **given}
 

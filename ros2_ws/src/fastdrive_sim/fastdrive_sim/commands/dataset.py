@@ -36,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--row", action="append", default=[], metavar="NAME", help="of that drive (all with a node); may be repeated"
     )
+    parser.add_argument(
+        "--other-speeds", type=int, default=0, metavar="N",
+        help="labels of each keyframe for N other speeds of the vehicle too, in extras.json; with the expert's labels, "
+        "that is --scenario drive or --from-drive (0)",
+    )  # fmt: skip
     parser.add_argument("--workers", type=at_least_one, default=2, help="processes, one per core (2)")
 
 
@@ -56,7 +61,10 @@ def _spec(args: argparse.Namespace) -> DatasetSpec:
         return run_dataset_spec(
             args.from_drive, args.row, width=args.size[0], height=args.size[1],
             jpeg_quality=args.jpeg_quality, rig=args.rig, hz=args.hz, split=args.split,
+            other_speeds=args.other_speeds,
         )  # fmt: skip
+    if args.other_speeds and args.scenario != CLOSED_LOOP:
+        raise UsageError("--other-speeds: only the expert gives them; add --scenario drive or --from-drive")
     if args.row:
         raise UsageError("--row: rows are those of a drive; give it with --from-drive")
     for option in ("--keyframes", "--seed"):

@@ -23,6 +23,7 @@ LEAD_IN = 3 * SIM_HZ  # snapshots before the start, at its speed: the history of
 STANDING_MPS = 0.1
 STANDING_S = 2.0  # after so much of standing few keyframes are taken
 STANDING_STRIDE_S, STUCK_STRIDE_S = 3.0, 2.0  # between these, where the expert stands too, and where it would drive
+TOP_SPEED = 1.1  # of the other speeds, times the limit
 DRIVES_M = 3.0  # a label that goes so far drives
 
 
@@ -32,10 +33,11 @@ class StateRecorder:
     Args:
         planner: that drives.
         hz: keyframes a second, a divisor of 20.
+        other_speeds: so many speeds for each keyframe, for which the expert says what it would do there.
     """
 
-    def __init__(self, planner: DrivePlanner, hz: int):
-        self._planner, self._stride = planner, SIM_HZ // hz
+    def __init__(self, planner: DrivePlanner, hz: int, other_speeds: int = 0):
+        self._planner, self._stride, self._other_speeds = planner, SIM_HZ // hz, other_speeds
         self.keyframes: list[Keyframe] = []
         self.driven: list[Snapshot] = []  # from the start on
 
@@ -56,7 +58,7 @@ class StateRecorder:
             label = self._expert.label(ego)
             if self._is_of_use(label, ego, time_s) and is_drivable(label, ego):
                 self._last_s = time_s
-                self.keyframes.append(Keyframe(LEAD_IN + step, label, self._errors(ego)))
+                self.keyframes.append(Keyframe(LEAD_IN + step, label, self._errors(ego) | self._at_other_speeds(ego)))
         self._planner.watch(ego, time_s)
 
     def offer(self, ego: EgoStep, time_s: float) -> None:
@@ -75,6 +77,30 @@ class StateRecorder:
     def _errors(self, ego: EgoStep) -> dict[str, float]:
         offset, heading = self._scene.lane_error(ego)
         return {"lane_offset_m": round(offset, 3), "heading_error_rad": round(heading, 4)}
+
+    def _at_other_speeds(self, ego: EgoStep) -> dict[str, list[dict]]:
+        """What the expert would do there at other speeds, one of each part of the range; the images are the same.
+
+        A camera does not see how fast it moves, so these are further samples that cost no image.
+        """
+        if not self._other_speeds:
+            return {}
+        rng = np.random.default_rng((self._scene.seed, len(self.keyframes), 2))
+        parts = (np.arange(self._other_speeds) + rng.random(self._other_speeds)) / self._other_speeds
+        found = []
+        for speed in parts * TOP_SPEED * self._scene.limit:
+            curvature = math.tan(ego.steer) / self._scene.vehicle.wheel_base_m
+            other = replace(ego, speed=float(speed), accel=0.0, yaw_rate=float(speed) * curvature)
+            label = self._expert.label(other)
+            if is_drivable(label, other):
+                found.append(
+                    {
+                        "speed_mps": round(other.speed, 4),
+                        "yaw_rate_radps": round(other.yaw_rate, 4),
+                        "future_xy": to_ego(pose_of(other), label).round(4).tolist(),
+                    }
+                )
+        return {"other_speeds": found} if found else {}
 
     def leave_out_after(self, time_s: float) -> None:
         """Keep no keyframe of a later time."""

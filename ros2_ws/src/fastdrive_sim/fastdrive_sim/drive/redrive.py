@@ -47,12 +47,13 @@ class RecordedPlanner:
         ]
 
 
-def redrive(run: RunRecord, path: Path, hz: int) -> StateRecorder:
+def redrive(run: RunRecord, path: Path, hz: int, other_speeds: int = 0) -> StateRecorder:
     """The states of a run with the expert's labels, up to its first contact and without those beside the road.
 
     Args:
         path: of the run, for errors.
         hz: keyframes a second.
+        other_speeds: as those of ``StateRecorder``.
 
     Raises:
         InputError: the run cannot be driven again as it was, bit for bit.
@@ -62,7 +63,7 @@ def redrive(run: RunRecord, path: Path, hz: int) -> StateRecorder:
     scene = FAMILIES[run.family].scene(run.seed)
     if scene.parameters != run.parameters or scene.vehicle != run.vehicle:
         raise InputError(f"{path}: the scenario is not the one of this version; {ANOTHER_VERSION}")
-    recorder = StateRecorder(RecordedPlanner(run.plans), hz)
+    recorder = StateRecorder(RecordedPlanner(run.plans), hz, other_speeds)
     again = drive(scene, recorder, run.row)
     _compare(run, again, path)
     ends = [run.steps[-1].time_s, *(each.time_s - 1e-6 for each in run.collisions[:1])]

@@ -47,13 +47,13 @@ class RunFile:
 class RecordedRun:
     """A run of a drive as a scene. Raises InputError where its file cannot be read or driven again."""
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, other_speeds: int = 0):
+        self._path, self._other_speeds = path, other_speeds
 
     def choose(self, keyframes: int, hz: int) -> SceneRecording:
         """All keyframes of the run, at most so many."""
         run = load_run(self._path)
-        recording = redrive(run, self._path, hz).recording(slice(keyframes))
+        recording = redrive(run, self._path, hz, self._other_speeds).recording(slice(keyframes))
         return replace(recording, about={**recording.about, "row": run.row.name})
 
 
@@ -78,7 +78,7 @@ class RunDatasetSpec(DatasetSpec):
         ]
 
     def simulation(self, sources: Sources, plan: ScenePlan) -> RecordedRun:
-        return RecordedRun(Path(plan.run))
+        return RecordedRun(Path(plan.run), self.other_speeds)
 
 
 def run_dataset_spec(folder: Path, rows: Sequence[str] = (), split: str | None = None, **more: Any) -> RunDatasetSpec:

@@ -34,14 +34,14 @@ class DriveDatasetSpec(DatasetSpec):
     scene_keyframes: int = SCENARIOS[CLOSED_LOOP].scene_keyframes
 
     def simulation(self, sources: Sources, plan: ScenePlan) -> ChoosesKeyframes:
-        return DriveSimulation(plan.world_seed)
+        return DriveSimulation(plan.world_seed, self.other_speeds)
 
 
 class DriveSimulation:
     """A family drawn by the seed, and scenarios of it that no suite has. The same seed gives the same one."""
 
-    def __init__(self, seed: int):
-        self.seed = seed
+    def __init__(self, seed: int, other_speeds: int = 0):
+        self.seed, self._other_speeds = seed, other_speeds
         self.family = list(FAMILIES)[seed % len(FAMILIES)]
 
     def scenario_seed(self, number: int) -> int:
@@ -68,7 +68,7 @@ class DriveSimulation:
     def _drive(self, number: int, hz: int) -> StateRecorder:
         scene = FAMILIES[self.family].scene(self.scenario_seed(number))
         rng = np.random.default_rng((self.seed, number))
-        recorder = StateRecorder(expert_planner(), hz)
+        recorder = StateRecorder(expert_planner(), hz, self._other_speeds)
         start = random_start(scene, rng)
         run = drive(scene, recorder, DriveRow(EXPERT), start=start, tracker=DisturbedTracker(scene, rng))
         if run.collisions:
