@@ -25,8 +25,9 @@ from fastdrive_node.families.prompt import build_prompt
 from fastdrive_node.families.spec import spec_json, text_answer
 from fastdrive_node.planning.answer_format import format_answer
 from fastdrive_node.types import EgoHistory
-from fastdrive_training.data.adapters import ImageSource, dataset_identity
+from fastdrive_training.data.adapters import ImageSource, Item, dataset_identity
 from fastdrive_training.data.sampling import with_future
+from fastdrive_training.vla.other_speeds import at_other_speeds
 
 LABELS_PER_TOKEN = 4  # dense labels are so many times finer than the tokens, in rows and in columns
 LABEL_SAMPLES = 7  # pixels of a label image that are looked at for each label, in rows and in columns
@@ -34,7 +35,7 @@ SMALL_OBJECT_COVER = 0.12  # a small object names its cell when it covers this f
 GAPS = ("light_gap_m", "vehicle_gap_m", "pedestrian_gap_m")
 LIGHTS = ("none", "green", "yellow", "red", "red_yellow")
 NO_GAP_M = 60.0
-TEXTS_FORMAT = 2  # another number where the arrays of texts are others: those of earlier runs are written anew
+TEXTS_FORMAT = 3  # another number where the arrays of texts are others: those of earlier runs are written anew
 IGNORE = -100
 
 
@@ -70,8 +71,9 @@ def image_groups(vla: Vla) -> tuple[ImageGroup, ...]:
 class Arrays:
     """Keyframes with a future, and with the past images that the VLA reads, as arrays.
 
-    K keyframes, I of which images are read, T images of each camera in a prompt. Pixels and labels are there for each
-    image size: C cameras, tokens in R rows and S columns an image.
+    K samples: keyframes, and with ``other_speeds`` behind each the same one at other speeds. I keyframes of which
+    images are read, T images of each camera in a prompt. Pixels and labels are there for each image size: C cameras,
+    tokens in R rows and S columns an image.
     """
 
     pixels: tuple[np.memmap, ...]  # uint8 [I, C, 3, H, W] at the VLA's image size
@@ -97,27 +99,30 @@ class Arrays:
             kind: tuple(np.load(file, mmap_mode="r") for name, file in files.items() if name.startswith(f"{kind}-"))
             for kind in ("pixels", "labels")
         }
+        arrays["rows"] = arrays["rows"][arrays.pop("keyframes")]
         names = Arrays.__annotations__.keys() - by_size.keys()
         return Arrays(**by_size, **{name: arrays[name] for name in names})
 
 
-def prepare(vla: Vla, dataset: ImageSource, cache: Path, workers: int = 2) -> Arrays:
+def prepare(vla: Vla, dataset: ImageSource, cache: Path, workers: int = 2, other_speeds: bool = False) -> Arrays:
     """Decode a dataset for a VLA, or reuse what an earlier run decoded.
 
     Args:
         cache: a folder for the arrays; those of one VLA form and dataset are kept under their own name.
         workers: processes that decode images and write prompts.
+        other_speeds: the keyframes at other speeds too, from a dataset that has labels for them.
 
     Raises:
-        InputError: no keyframe has a future and the past images, or one of its files is missing or unreadable.
+        InputError: no keyframe has a future and the past images, or labels for other speeds that are asked for, or one
+            of its files is missing or unreadable.
     """
     spec = vla.spec
     read = [spec.frames and asdict(spec.frames), spec.answer.points, spec.answer.interval_s]
     images = [dataset_identity(dataset, masks=True), spec.sizes, vla.grids, spec.cameras, *read]
-    texts = [*images, TEXTS_FORMAT, vla.template, spec_json(vla.spec), vla.tokenizer.get_vocab()]
+    texts = [*images, TEXTS_FORMAT, vla.template, spec_json(vla.spec), vla.tokenizer.get_vocab(), other_speeds]
     return Arrays.load(
         _once(cache, "images", images, lambda folder: _write_images(vla, dataset, folder, workers)),
-        _once(cache, "texts", texts, lambda folder: _write_texts(vla, dataset, folder, workers)),
+        _once(cache, "texts", texts, lambda folder: _write_texts(vla, dataset, folder, workers, other_speeds)),
     )
 
 
@@ -242,17 +247,22 @@ def histories(whole: EgoHistory) -> list[EgoHistory]:
 
 
 class _Texts(Dataset):
-    """Prompts, answer and labels of one keyframe, in a worker process."""
+    """Prompts, answer and labels of one keyframe, and of it at other speeds, in a worker process."""
 
-    def __init__(self, vla: Vla, dataset: ImageSource, indices: list[int]):
-        self.vla, self.dataset, self.indices = vla, dataset, indices
+    def __init__(self, vla: Vla, dataset: ImageSource, indices: list[int], other_speeds: bool):
+        self.vla, self.dataset, self.indices, self.other_speeds = vla, dataset, indices, other_speeds
         self.answer = text_answer(vla.spec, vla.path)
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        vla, answer, keyframe = self.vla, self.answer, self.dataset[self.indices[place]]
+    def __getitem__(self, place: int) -> list[dict[str, Any]]:
+        keyframe = self.dataset[self.indices[place]]
+        others = at_other_speeds(keyframe) if self.other_speeds else []
+        return [{"keyframes": place, **self._texts(each)} for each in (keyframe, *others)]
+
+    def _texts(self, keyframe: Item) -> dict[str, Any]:
+        vla, answer = self.vla, self.answer
         future = keyframe.known_future(answer.points, answer.interval_s)
         text = format_answer(future, answer, vla.spec.frame, vla.spec.origin_m)
         (stop,) = vla.eos_ids
@@ -269,9 +279,13 @@ class _Texts(Dataset):
         }
 
 
-def _write_texts(vla: Vla, dataset: ImageSource, folder: Path, workers: int) -> None:
-    texts = _Texts(vla, dataset, samples_with_images(vla, dataset)[:, 0].tolist())
+def _write_texts(vla: Vla, dataset: ImageSource, folder: Path, workers: int, other_speeds: bool) -> None:
+    texts = _Texts(vla, dataset, samples_with_images(vla, dataset)[:, 0].tolist(), other_speeds)
     loader = DataLoader(texts, batch_size=None, num_workers=workers, collate_fn=_unchanged)
-    rows = list(tqdm(loader, desc="prompts", unit="keyframe", total=len(texts)))
+    rows = [row for rows in tqdm(loader, desc="prompts", unit="keyframe", total=len(texts)) for row in rows]
+    if other_speeds and len(rows) == len(texts):
+        raise InputError(
+            f"{dataset.root}: no labels for other speeds; write it with `fastdrive sim dataset --other-speeds N`"
+        )
     for name in rows[0]:
         np.save(folder / f"{name}.npy", np.array([row[name] for row in rows]))

@@ -62,6 +62,7 @@ class VlaRecipe:
     prompt: str | None = None  # the template to train with, which the new VLA gets; None: that of the VLA at the start
     # Fraction of a batch whose plan is not constant velocity: braking, starting, turning. None: as the data have them.
     changing: Fraction | None = None
+    other_speeds: bool = False  # train on the keyframes at other speeds too, where the dataset has labels for them
     cache: str = "runs/vla_cache"
     seed: Seed = 0
     steps: Count = 3000

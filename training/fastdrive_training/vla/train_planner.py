@@ -122,7 +122,7 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
     planner = LanguagePlanner(vla, precision)
     with processes.first_goes_ahead():
         source = settings.open_data(vla.spec.cameras)
-        data = prepare(vla, source, Path(settings.cache), settings.workers)
+        data = prepare(vla, source, Path(settings.cache), settings.workers, settings.other_speeds)
         tokens = cached_tokens(planner, data, vla.encoder_fingerprint)
     if settings.start is None:
         for name, state in torch.load(tower / HEADS_FILE, map_location="cpu", weights_only=True).items():

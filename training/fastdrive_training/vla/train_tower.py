@@ -182,7 +182,7 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
             take_tower(vla, settings.start)
         with processes.first_goes_ahead():
             source = settings.open_data(vla.spec.cameras)
-            data = prepare(vla, source, Path(settings.cache), settings.workers)
+            data = prepare(vla, source, Path(settings.cache), settings.workers, settings.other_speeds)
         vla.model.requires_grad_(True)
         torch.manual_seed(settings.seed)
         planner = TowerPlanner(vla, precision)

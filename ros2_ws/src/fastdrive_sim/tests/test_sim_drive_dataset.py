@@ -161,6 +161,40 @@ def test_a_scene_of_a_dataset_is_labelled_by_the_expert(tmp_path):
         assert np.allclose(entry["history"][0][1:3], to_ego(ego, np.array([past.x, past.y])), atol=1e-3)
 
 
+def test_a_keyframe_is_labelled_at_other_speeds_too():
+    scene = FAMILIES["stopped-lead"].scene(TRAINING_SEEDS)
+    recorder = StateRecorder(expert_planner(), 2, other_speeds=4)
+    drive(scene, recorder, DriveRow("expert"))
+    most, differs = 1.1 * scene.limit, 0
+    for keyframe in recorder.keyframes[:12]:
+        ego = recorder.driven[keyframe.step - LEAD_IN].ego
+        assert keyframe.future is not None
+        own_m = float(np.hypot(*to_ego(ego, keyframe.future)[-1]))
+        found = keyframe.entries["other_speeds"]
+        speeds = [each["speed_mps"] for each in found]
+        assert 2 <= len(found) <= 4 and speeds == sorted(speeds) and max(speeds) <= most
+        for each in found:
+            assert len(each["future_xy"]) == 6 and abs(each["yaw_rate_radps"]) <= abs(each["speed_mps"])
+            differs += abs(float(np.hypot(*each["future_xy"][-1])) - own_m) > 1.0
+    assert differs > 20
+
+
+def test_datasets_without_other_speeds_are_the_same_as_before(recording):
+    again = DriveSimulation(BEND, other_speeds=2).choose(20, 2)
+    for one, other in zip(recording.keyframes, again.keyframes, strict=True):
+        assert "other_speeds" not in one.entries and "other_speeds" in other.entries
+        assert one.step == other.step and np.array_equal(one.future, other.future)
+    assert "other_speeds" not in SPEC.arguments() and replace(SPEC, other_speeds=2).arguments()["other_speeds"] == 2
+
+
+def test_other_speeds_need_the_experts_labels(tmp_path, capsys):
+    arguments = ["sim", "dataset", str(tmp_path / "d"), "--keyframes", "3", "--seed", "1", "--other-speeds"]
+    assert main([*arguments, "2"]) == 2
+    assert "--other-speeds: only the expert gives them; add --scenario drive" in capsys.readouterr().err
+    assert main([*arguments, "17", "--scenario", "drive"]) == 2
+    assert "--other-speeds 17: give 0 to 16" in capsys.readouterr().err
+
+
 def test_too_many_keyframes_a_scene_are_refused(monkeypatch):
     monkeypatch.setattr("fastdrive_sim.drive.simulation.TRIES", 1)
     with pytest.raises(SimError, match=r"--scene-keyframes 300: a scenario of bend has \d+ at most"):

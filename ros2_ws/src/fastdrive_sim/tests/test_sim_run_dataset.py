@@ -119,6 +119,7 @@ def test_the_command_writes_the_states_of_a_drive(monkeypatch, tmp_path, drives,
     sources = sim_fakes.Sources(sim_fakes.FakeSimulation, sim_fakes.FakeRenderer)
     monkeypatch.setattr(dataset, "write_dataset", lambda out, spec, workers: write(out, spec, 0, lambda: sources))
     arguments = ["sim", "dataset", str(tmp_path / "d"), "--from-drive", str(drives), "--row", "none", "--size", "64x36"]
+    arguments += ["--other-speeds", "2"]
     assert main([*arguments, "--json", str(tmp_path / "d.json")]) == 0
     counts = json.loads((tmp_path / "d.json").read_text())
     sim = json.loads((tmp_path / "d" / "sim.json").read_text())
@@ -126,6 +127,8 @@ def test_the_command_writes_the_states_of_a_drive(monkeypatch, tmp_path, drives,
     (scene,) = sim["scenes"].values()
     assert (scene["family"], scene["scenario_seed"], scene["row"]) == ("bend", SEED, "none")
     recording = RecordedRun(drives / "runs/none/bend-20.jsonl").choose(99, 2)
+    assert all(len(each["other_speeds"]) <= 2 for each in extras.values() if "other_speeds" in each)
+    assert sum("other_speeds" in each for each in extras.values()) > len(extras) // 2
     assert counts["keyframes"] == len(extras) == len(recording.keyframes)
     assert sim["arguments"]["runs"] == 1 and len(sim["arguments"]["runs_sha256"]) == 64
     assert main([*arguments, "--json", str(tmp_path / "again.json")]) == 0
