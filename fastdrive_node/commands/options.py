@@ -57,6 +57,15 @@ def add_device_arguments(parser: argparse.ArgumentParser, dtype: bool = True) ->
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help=help_text)
 
 
+def add_ray_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="work on a Ray cluster: auto (that of this machine), local:2 (two workers here), HOST:6379 or "
+        "ray://HOST:10001; needs the extra [cluster]",
+    )
+
+
 def check_engine_arguments(backend: str | None, engine: Path | None) -> None:
     """Raises UsageError for an engine file without the backend that runs it."""
     if engine is not None and backend in (None, "torch"):

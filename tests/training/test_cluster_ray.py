@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from fastdrive_node.cli import main
+from fastdrive_node.cluster import map_items, open_cluster
 from fastdrive_node.errors import ClusterError, InputError
 from fastdrive_node.families import load_vla
 from fastdrive_training.annotate.run import Annotation
 from fastdrive_training.annotate.store import MaskStore
-from fastdrive_training.cluster import map_items, open_cluster
 from fastdrive_training.data import token_cache
 from fastdrive_training.data.adapters import open_source
 from fastdrive_training.data.sampling import Shard

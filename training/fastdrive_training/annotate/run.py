@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from fastdrive_node.cluster import Cluster, map_items
 from fastdrive_node.errors import InputError
 from fastdrive_training.annotate.image_files import ImageKey
 from fastdrive_training.annotate.models import GroundedSam
@@ -18,7 +19,6 @@ from fastdrive_training.annotate.page import write_page
 from fastdrive_training.annotate.settings import AnnotateSettings
 from fastdrive_training.annotate.store import COMPOSE, DONE, MaskStore
 from fastdrive_training.annotate.worker import AnnotationWorker, ImageTask, LoadedModels, UnreadableImage
-from fastdrive_training.cluster import Cluster, map_items
 from fastdrive_training.data.adapters import ImageSource
 from fastdrive_training.data.sampling import Shard, evenly_spaced
 

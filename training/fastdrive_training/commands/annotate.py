@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from fastdrive_node.cli import write_json
+from fastdrive_node.cluster import open_cluster
+from fastdrive_node.commands.options import add_ray_argument
 from fastdrive_node.devices import choose_device
 from fastdrive_training.annotate.models import GroundedSam
 from fastdrive_training.annotate.run import Annotation, raise_failures
 from fastdrive_training.annotate.settings import AnnotateSettings, load_settings
-from fastdrive_training.cluster import open_cluster
 from fastdrive_training.commands.options import (
     KEPT,
-    add_ray_argument,
     figures_table,
     interrupted_with,
     names,

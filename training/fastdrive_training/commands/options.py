@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from fastdrive_node.cluster import Cluster
 from fastdrive_node.commands.options import add_device_arguments
 from fastdrive_node.devices import choose_device, choose_dtype
 from fastdrive_node.errors import UsageError
 from fastdrive_node.families import Vla, load_vla
 from fastdrive_node.families.spec import load_spec
 from fastdrive_node.planning.loading import SHIPPED_PRUNER, default_vla_dir
-from fastdrive_training.cluster import Cluster
 from fastdrive_training.data.adapters import ImageSource, open_source
 from fastdrive_training.data.sampling import Shard
 
@@ -54,15 +54,6 @@ def open_dataset(args: argparse.Namespace, cluster: Cluster | None = None) -> tu
     if cluster:
         return source, load_vla(vla_dir(args), "cpu", dtype, frozenset())
     return source, load_vla(vla_dir(args), device, dtype)
-
-
-def add_ray_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--ray",
-        metavar="ADDRESS",
-        help="work on a Ray cluster: auto (that of this machine), local:2 (two workers here), HOST:6379 or "
-        "ray://HOST:10001; needs the extra [cluster]",
-    )
 
 
 @contextmanager

@@ -10,9 +10,10 @@ import sys
 from types import ModuleType
 
 from fastdrive_node.cli import write_json
+from fastdrive_node.cluster import open_cluster
+from fastdrive_node.commands.options import add_ray_argument
 from fastdrive_node.errors import UsageError
-from fastdrive_training.cluster import open_cluster
-from fastdrive_training.commands.options import KEPT, add_ray_argument, interrupted_with
+from fastdrive_training.commands.options import KEPT, interrupted_with
 from fastdrive_training.engine.config import RecipeError, load_recipe, recipe_schema, set_keys
 
 # kind -> module, recipe class, function (recipe: dict, resume: bool) -> figures

@@ -24,10 +24,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from fastdrive_node.cluster import Cluster, map_items
 from fastdrive_node.errors import InputError
 from fastdrive_node.families import VisualTokens, Vla
 from fastdrive_node.files import write_atomically
-from fastdrive_training.cluster import Cluster, map_items
 from fastdrive_training.data.adapters.base import ImageSource, Item, dataset_identity
 from fastdrive_training.data.sampling import read_ahead
 

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from fastdrive_node.cluster import Cluster, map_items
 from fastdrive_node.errors import InputError, UsageError
 from fastdrive_node.families import Vla
-from fastdrive_training.cluster import Cluster, map_items
 from fastdrive_training.data.adapters.base import FUTURE_INTERVAL_S, FUTURE_POINTS, ImageSource
 from fastdrive_training.data.sampling import Shard
 from fastdrive_training.evaluation.answers import JudgedAnswer, make_rows

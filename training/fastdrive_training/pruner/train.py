@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 
+from fastdrive_node.cluster import Cluster
 from fastdrive_node.devices import choose_device
 from fastdrive_node.families import Vla, load_vla
 from fastdrive_node.families.base import VISION
@@ -18,7 +19,6 @@ from fastdrive_node.files import write_atomically
 from fastdrive_node.planning.loading import SHIPPED_PRUNER
 from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_training.cluster import Cluster
 from fastdrive_training.data.adapters import ImageSource, open_source
 from fastdrive_training.data.sampling import evenly_spaced
 from fastdrive_training.data.token_cache import build_token_cache, pixel_encoder

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from fastdrive_node.cli import main
+from fastdrive_node.cluster import Cluster
 from fastdrive_node.errors import FastDriveError, InputError, UsageError
 from fastdrive_node.families.spec import default_vla_dir
 from fastdrive_sim.drive import runner
@@ -51,6 +54,42 @@ def test_the_same_seeds_have_the_same_hash_with_more_workers_too(drive, tmp_path
     assert again["deterministic_hash"] == figures["deterministic_hash"]
     paths = sorted((options.out / "runs").rglob("*.jsonl"))
     assert join_hashes(hash_run(load_run(path)) for path in paths) == figures["deterministic_hash"]
+
+
+def test_workers_of_a_cluster_drive_the_same_runs_and_write_no_file(drive, tmp_path, monkeypatch):
+    options, figures = drive
+    handed = []
+
+    def elsewhere(make, chunks, cluster):
+        for chunk in pickle.loads(pickle.dumps(chunks)):
+            handed.append((str(chunk), len(list(tmp_path.rglob("*.jsonl")))))
+            yield from [pickle.loads(pickle.dumps(run)) for run in list(pickle.loads(pickle.dumps(make))()([chunk]))]
+
+    @contextmanager
+    def joined(address, device):
+        assert (address, device) == ("local:2", "cpu")
+        yield Cluster(address, device, workers=2, cpus=1, gpus=0)
+
+    monkeypatch.setattr(runner, "map_items", elsewhere)
+    monkeypatch.setattr("fastdrive_sim.drive.command.open_cluster", joined)
+    again = drive_suite(replace(options, out=tmp_path / "again", ray="local:2"))
+    assert again["deterministic_hash"] == figures["deterministic_hash"]
+    rows = ["expert, bend 0", "expert, bend 1", "constant-velocity, bend 0", "constant-velocity, bend 1"]
+    assert handed == [(row, files) for files, row in enumerate(rows)]
+
+
+def test_two_workers_of_a_local_ray_drive_the_same_runs(drive, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e .[cluster]")
+    options, figures = drive
+    again = drive_suite(replace(options, out=tmp_path / "again", ray="local:2"))
+    assert again["deterministic_hash"] == figures["deterministic_hash"]
+
+
+def test_a_cluster_has_its_own_number_of_workers(tmp_path, capsys):
+    assert main(["sim", "drive", "--out", str(tmp_path), "--ray", "local:2", "--workers", "2"]) == 2
+    assert "--workers 2: with --ray the cluster has the workers; use --ray local:N" in capsys.readouterr().err
+    assert main(["sim", "drive", "--out", str(tmp_path / "new"), "--pruners", "", "--ray", "here"]) == 2
+    assert "--ray here: use auto, local, local:2" in capsys.readouterr().err
 
 
 def test_a_run_that_has_a_file_is_not_driven_again(drive):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from fastdrive_node.cli import write_json
-from fastdrive_node.commands.options import add_json_argument, at_least_one
+from fastdrive_node.commands.options import add_json_argument, add_ray_argument, at_least_one
 from fastdrive_node.errors import UsageError
 from fastdrive_node.types import PruningRatio
 from fastdrive_sim.commands.options import size
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--plan-hz", type=float, default=2.0, metavar="H", help="frame sets a second, a divisor of 10 (2)")
     add("--size", type=size, metavar="WxH", help="of the images (default: what the VLA reads)")
     add("--workers", type=at_least_one, default=1, metavar="N", help="processes, each with its node (%(default)s)")
+    add_ray_argument(parser)
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the runs, summary.json and report.html")
     add(
         "--bags",
@@ -100,6 +101,7 @@ def run(args: argparse.Namespace) -> None:
         workers=args.workers,
         out=args.out,
         bags=args.bags,
+        ray=args.ray,
     )
     figures = drive_suite(options)
     stream = sys.stderr if args.json == "-" else sys.stdout

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from fastdrive_node.cluster import open_cluster
 from fastdrive_node.errors import InputError, UsageError
 from fastdrive_node.families.spec import VlaSpec, load_spec
 from fastdrive_node.files import package_share_file, write_atomically
@@ -47,8 +48,11 @@ class DriveOptions:
     workers: int = 1
     node_command: tuple[str, ...] | None = None
     bags: str | None = None  # "state" or "cameras"
+    ray: str | None = None  # address of a cluster, whose workers drive
 
     def __post_init__(self) -> None:
+        if self.ray is not None and self.workers > 1:
+            raise UsageError(f"--workers {self.workers}: with --ray the cluster has the workers; use --ray local:N")
         if self.realtime and any(self.latencies_s):
             raise UsageError("--latency-ms: with --realtime the latency is the machine's; leave one of them out")
         steps = 1 / (self.plan_hz * RECORD_S) if self.plan_hz > 0 else 0.0
@@ -62,7 +66,7 @@ def drive_suite(options: DriveOptions) -> dict:
     Raises:
         UsageError: an unknown suite, family or fault, before anything starts.
         InputError, ModelError: the VLA directory cannot be used, or ``out`` holds another drive.
-        FastDriveError: no node can be started.
+        FastDriveError: no node can be started, or the cluster cannot be joined.
     """
     chosen = scenarios(options.suite, options.families, options.runs, options.seed)
     faults = [parse_fault(text) for text in options.faults]
@@ -70,8 +74,8 @@ def drive_suite(options: DriveOptions) -> dict:
     settings = _settings(options)
     _claim(options, settings)
     started = time.monotonic()
-    with worker_pool(options.workers) as pool:
-        drive_all(settings, all_rows, chosen, options.workers, pool)
+    with worker_pool(options.workers) as pool, open_cluster(options.ray, "cpu") as cluster:
+        drive_all(settings, all_rows, chosen, options.workers, pool, cluster)
         if options.bags:
             _write_bags(options, settings, [run_path(options.out, row, each) for row in all_rows for each in chosen])
         scored, digest = score_all(settings, all_rows, chosen, pool)

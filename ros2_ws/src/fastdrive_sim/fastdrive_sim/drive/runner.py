@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+from fastdrive_node.cluster import Cluster, map_items
 from fastdrive_node.errors import InputError
 from fastdrive_sim.drive.families import FAMILIES
 from fastdrive_sim.drive.loop import LoopSettings, drive, with_expert
@@ -49,6 +51,10 @@ class Chunk:
     row: DriveRow
     scenarios: tuple[ScenarioKey, ...]
 
+    def __str__(self) -> str:
+        first, last = (f"{each.family} {each.seed}" for each in (self.scenarios[0], self.scenarios[-1]))
+        return f"{self.row.name}, {first}" + (f" to {last}" if last != first else "")
+
 
 def run_path(out: Path, row: DriveRow, scenario: ScenarioKey) -> Path:
     return out / "runs" / row.name / f"{scenario.family}-{scenario.seed}.jsonl"
@@ -70,6 +76,7 @@ def drive_all(
     scenarios: Sequence[ScenarioKey],
     workers: int,
     pool: ProcessPoolExecutor | None,
+    cluster: Cluster | None = None,
 ) -> None:
     """All runs that have no file yet, and once more those that failed. The expert goes first: the others' progress is
     compared with its.
@@ -77,12 +84,17 @@ def drive_all(
     Args:
         workers: into how many parts the runs of a row are divided.
         pool: None: this process drives.
+        cluster: whose workers drive instead; files are written here.
 
     Raises:
-        FastDriveError: a node could not be started at all.
+        FastDriveError: a node could not be started at all, or a worker of the cluster failed.
     """
     for part in ([row for row in rows if row.pruner == EXPERT], [row for row in rows if row.pruner != EXPERT]):
-        chunks = list(_chunks(settings, part, scenarios, workers))
+        chunks = list(_chunks(settings, part, scenarios, cluster.workers if cluster else workers))
+        if cluster is not None:
+            for run in map_items(partial(_on_cluster, settings), chunks, cluster):
+                keep_run(settings, run)
+            continue
         if pool is None:
             for chunk in chunks:
                 drive_chunk(settings, chunk)
@@ -127,23 +139,40 @@ def _first_failure(run: Path) -> Path:
 
 
 def drive_chunk(settings: DriveSettings, chunk: Chunk) -> None:
+    """Drive the runs of a chunk, and keep them."""
+    for run in drive_runs(settings, chunk):
+        keep_run(settings, run)
+
+
+def _on_cluster(settings: DriveSettings) -> Callable[[Iterable[Chunk]], Iterator[RunRecord]]:
+    """What a worker of a cluster does with chunks."""
+    return lambda chunks: (run for chunk in chunks for run in drive_runs(settings, chunk))
+
+
+def drive_runs(settings: DriveSettings, chunk: Chunk) -> Iterator[RunRecord]:
     """The runs of a chunk. Where the node ends, its run has failed, and the next one gets a new node."""
     row, deaths = chunk.row, 0
     with Driving(settings, row) as driving:
         for scenario in chunk.scenarios:
-            path = run_path(settings.out, row, scenario)
-            if path.is_file() and read_ending(path) == FAILED:
-                path.replace(_first_failure(path))
             if deaths == DEATHS:
-                run = _failed(scenario, row, f"not tried: the node ended in {DEATHS} runs before it")
-            else:
-                run = driving.run(scenario)
-                deaths = deaths + 1 if driving.broken else 0
-            if row.pruner != EXPERT:
-                run = with_expert(run, load_run(run_path(settings.out, replace(row, **_EXPERT_ROW), scenario)))
-            make_folder(path.parent)
-            save_run(path, run)
-            _tell(run)
+                yield _failed(scenario, row, f"not tried: the node ended in {DEATHS} runs before it")
+                continue
+            run = driving.run(scenario)
+            deaths = deaths + 1 if driving.broken else 0
+            yield run
+
+
+def keep_run(settings: DriveSettings, run: RunRecord) -> None:
+    """Write a run's file, with how far the expert came; that of a first try that failed stays beside it."""
+    row, scenario = run.row, ScenarioKey(run.family, run.seed)
+    path = run_path(settings.out, row, scenario)
+    if path.is_file() and read_ending(path) == FAILED:
+        path.replace(_first_failure(path))
+    if row.pruner != EXPERT:
+        run = with_expert(run, load_run(run_path(settings.out, replace(row, **_EXPERT_ROW), scenario)))
+    make_folder(path.parent)
+    save_run(path, run)
+    _tell(run)
 
 
 _EXPERT_ROW = {"pruner": EXPERT, "drop": 0.0, "fault": "", "severity": 0.0}

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from fastdrive_node.cli import main
+from fastdrive_node.cluster import map_items, open_cluster
 from fastdrive_node.errors import ClusterError, UsageError
-from fastdrive_training.cluster import map_items, open_cluster
 
 
 def test_without_a_cluster_one_worker_has_all_items_as_a_stream():
