@@ -85,8 +85,9 @@ class DatasetSpec(ImageSpec):
 
     def arguments(self) -> dict:
         """What a rerun must repeat to continue a dataset; some of it only where it is not the default."""
-        defaults = {"scenario": DEFAULT, "rig": DEFAULT_RIG, "other_speeds": 0}
+        defaults = {"scenario": DEFAULT, "rig": DEFAULT_RIG, "other_speeds": 0, "family": ()}
         given = {key: value for key, value in asdict(self).items() if key not in defaults or value != defaults[key]}
+        given = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}  # as in JSON
         return {"format": _FORMAT, "generator": f"fastdrive_sim {__version__}", **given}
 
     def scenes(self) -> list[ScenePlan]:

@@ -195,6 +195,25 @@ def test_other_speeds_need_the_experts_labels(tmp_path, capsys):
     assert "--other-speeds 17: give 0 to 16" in capsys.readouterr().err
 
 
+def test_scenes_are_of_the_families_that_are_asked_for(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "fastdrive_sim.commands.dataset.write_dataset",
+        lambda out, spec, workers: write_dataset(out, spec, 0, sim_fakes.fake_sources, False),
+    )
+    arguments = ["sim", "dataset", str(tmp_path / "d"), "--seed", "3", "--keyframes", "36", "--size", "64x36"]
+    arguments += ["--split", "train", "--scenario", "drive", "--scene-keyframes", "12"]
+    arguments += ["--family", "bend", "--family", "cyclist", "--json", str(tmp_path / "d.json")]
+    assert main(arguments) == 0
+    sim = json.loads((tmp_path / "d" / "sim.json").read_text())
+    assert {scene["family"] for scene in sim["scenes"].values()} <= {"bend", "cyclist"} and len(sim["scenes"]) == 3
+    assert main(arguments) == 0  # the folder is known again
+    assert json.loads((tmp_path / "d.json").read_text())["keyframes_per_s"] is None
+    assert main([*arguments, "--family", "bent"]) == 2
+    assert "--family bent: unknown; did you mean bend?" in capsys.readouterr().err
+    assert main(["sim", "dataset", str(tmp_path / "e"), "--seed", "3", "--keyframes", "4", "--family", "bend"]) == 2
+    assert "--family: families are those of --scenario drive" in capsys.readouterr().err
+
+
 def test_too_many_keyframes_a_scene_are_refused(monkeypatch):
     monkeypatch.setattr("fastdrive_sim.drive.simulation.TRIES", 1)
     with pytest.raises(SimError, match=r"--scene-keyframes 300: a scenario of bend has \d+ at most"):

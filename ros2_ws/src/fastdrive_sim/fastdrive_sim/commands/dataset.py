@@ -32,6 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=SPLITS, help="of all scenes (default: 70/15/15; train with --from-drive)")
     parser.add_argument("--hz", type=int, default=2, help="keyframes a second, a divisor of 20 (2)")
     parser.add_argument("--scene-keyframes", type=int, help="keyframes of a scene (40; drive: 20)")
+    parser.add_argument(
+        "--family", action="append", default=[], metavar="NAME", help="with --scenario drive: only scenarios of this "
+        "family; may be repeated (all)",
+    )  # fmt: skip
     parser.add_argument("--from-drive", type=Path, metavar="DIR", help="--out of a drive: its runs are the scenes")
     parser.add_argument(
         "--row", action="append", default=[], metavar="NAME", help="of that drive (all with a node); may be repeated"
@@ -53,6 +57,7 @@ def _spec(args: argparse.Namespace) -> DatasetSpec:
     own = {"--keyframes": args.keyframes, "--seed": args.seed, "--scene-keyframes": args.scene_keyframes}
     if args.from_drive is not None:
         own["--scenario"] = None if args.scenario == DEFAULT else args.scenario
+        own["--family"] = args.family or None
         given = next((option for option, value in own.items() if value is not None), None)
         if given is not None:
             raise UsageError(f"{given}: the runs decide this; leave it out with --from-drive")
@@ -63,6 +68,8 @@ def _spec(args: argparse.Namespace) -> DatasetSpec:
             jpeg_quality=args.jpeg_quality, rig=args.rig, hz=args.hz, split=args.split,
             other_speeds=args.other_speeds,
         )  # fmt: skip
+    if args.family and args.scenario != CLOSED_LOOP:
+        raise UsageError("--family: families are those of --scenario drive; leave it out")
     if args.other_speeds and args.scenario != CLOSED_LOOP:
         raise UsageError("--other-speeds: only the expert gives them; add --scenario drive or --from-drive")
     if args.row:
@@ -75,5 +82,6 @@ def _spec(args: argparse.Namespace) -> DatasetSpec:
     if args.scenario == CLOSED_LOOP:
         from fastdrive_sim.drive.simulation import DriveDatasetSpec
 
+        args.family = tuple(args.family)
         return read_spec(args, DriveDatasetSpec)
     return read_spec(args, DatasetSpec)

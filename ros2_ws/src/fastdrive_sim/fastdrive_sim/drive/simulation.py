@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +15,7 @@ from fastdrive_sim.drive.families import FAMILIES
 from fastdrive_sim.drive.loop import drive
 from fastdrive_sim.drive.planners import expert_planner
 from fastdrive_sim.drive.recorder import StateRecorder
-from fastdrive_sim.drive.suite import TRAINING_SEEDS
+from fastdrive_sim.drive.suite import TRAINING_SEEDS, check_families
 from fastdrive_sim.drive.types import EXPERT, DriveRow
 from fastdrive_sim.scenarios import CLOSED_LOOP, SCENARIOS
 from fastdrive_sim.scene_writer import ScenePlan
@@ -32,17 +33,26 @@ class DriveDatasetSpec(DatasetSpec):
 
     scenario: str = field(default=CLOSED_LOOP, kw_only=True)
     scene_keyframes: int = SCENARIOS[CLOSED_LOOP].scene_keyframes
+    family: tuple[str, ...] = field(default=(), kw_only=True)  # of the scenes; empty: all of them
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_families(self.family)
 
     def simulation(self, sources: Sources, plan: ScenePlan) -> ChoosesKeyframes:
-        return DriveSimulation(plan.world_seed, self.other_speeds)
+        return DriveSimulation(plan.world_seed, self.other_speeds, self.family)
 
 
 class DriveSimulation:
-    """A family drawn by the seed, and scenarios of it that no suite has. The same seed gives the same one."""
+    """A family drawn by the seed, and scenarios of it that no suite has. The same seed gives the same one.
 
-    def __init__(self, seed: int, other_speeds: int = 0):
+    ``families``: to draw from; empty: all.
+    """
+
+    def __init__(self, seed: int, other_speeds: int = 0, families: Sequence[str] = ()):
         self.seed, self._other_speeds = seed, other_speeds
-        self.family = list(FAMILIES)[seed % len(FAMILIES)]
+        chosen = list(families or FAMILIES)
+        self.family = chosen[seed % len(chosen)]
 
     def scenario_seed(self, number: int) -> int:
         """Of the ``number``-th scenario."""

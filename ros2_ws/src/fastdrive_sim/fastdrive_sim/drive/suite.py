@@ -36,17 +36,22 @@ def scenarios(suite: str, families: Sequence[str], runs: int | None, seed: int) 
     """
     if suite not in SUITES:
         raise UsageError(f"--suite {suite}: give one of {', '.join(SUITES)}")
-    for name in families:
-        if name not in FAMILIES:
-            near = difflib.get_close_matches(name, FAMILIES, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise UsageError(f"--family {name}: unknown; {hint}give one of {', '.join(FAMILIES)}")
+    check_families(families)
     number = SUITES[suite] if runs is None else runs
     if seed + number > TRAINING_SEEDS:
         raise UsageError(
             f"--seed {seed}: seeds from {TRAINING_SEEDS} on are those of training data; give a smaller one"
         )
     return [ScenarioKey(name, seed + index) for name in families or FAMILIES for index in range(number)]
+
+
+def check_families(names: Sequence[str]) -> None:
+    """Raises UsageError for one that there is not."""
+    for name in names:
+        if name not in FAMILIES:
+            near = difflib.get_close_matches(name, FAMILIES, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UsageError(f"--family {name}: unknown; {hint}give one of {', '.join(FAMILIES)}")
 
 
 def rows(
