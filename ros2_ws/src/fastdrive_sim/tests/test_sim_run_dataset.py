@@ -130,6 +130,7 @@ def test_the_command_writes_the_states_of_a_drive(monkeypatch, tmp_path, drives,
     assert all(len(each["other_speeds"]) <= 2 for each in extras.values() if "other_speeds" in each)
     assert sum("other_speeds" in each for each in extras.values()) > len(extras) // 2
     assert counts["keyframes"] == len(extras) == len(recording.keyframes)
+    assert sim["arguments"]["other_speeds"] == 2
     assert sim["arguments"]["runs"] == 1 and len(sim["arguments"]["runs_sha256"]) == 64
     assert main([*arguments, "--json", str(tmp_path / "again.json")]) == 0
     assert json.loads((tmp_path / "again.json").read_text())["keyframes_per_s"] is None

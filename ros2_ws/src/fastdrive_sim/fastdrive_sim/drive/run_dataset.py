@@ -66,7 +66,9 @@ class RunDatasetSpec(DatasetSpec):
     def arguments(self) -> dict:
         """The runs by their contents, wherever they lie; not what follows from them."""
         given = {key: value for key, value in super().arguments().items() if key not in asdict(self)}
-        names = ("split", "hz", "width", "height", "jpeg_quality", "rig")
+        names = ["split", "hz", "width", "height", "jpeg_quality", "rig"]
+        if self.other_speeds:
+            names.append("other_speeds")
         digest = hashlib.sha256("\n".join(run.digest for run in self.runs).encode()).hexdigest()
         return {**given, **{name: getattr(self, name) for name in names}, "runs": len(self.runs), "runs_sha256": digest}
 
