@@ -1,4 +1,4 @@
-"""Work that is a map over items (images, samples, scenes): in this process, or on the workers of a Ray cluster.
+"""Work that is a map over items (images, samples, runs): in this process, or on the workers of a Ray cluster.
 
 A worker makes a stream of results from items. Only the caller of :func:`map_items` writes files and leaves out what is
 finished, so that a run can be cut off and goes on when it is called again, here or on a cluster.

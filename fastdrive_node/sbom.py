@@ -1,7 +1,7 @@
 """A software bill of materials for the vehicle: CycloneDX 1.6 in JSON, of what ``requirements-vehicle.txt`` pins.
 
 ``make sbom`` writes ``sbom.cdx.json``: every Python package with its hashes, the ROS packages of ``package.xml``, and
-the shipped model. The same checkout gives the same file.
+the shipped models. The same checkout gives the same file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastdrive_node import __version__
 from fastdrive_node.errors import FastDriveError, InputError
 from fastdrive_node.files import write_atomically
 
-REQUIREMENTS, PACKAGE, MODEL = "requirements-vehicle.txt", "package.xml", "models/tiny"
+REQUIREMENTS, PACKAGE, MODELS = "requirements-vehicle.txt", "package.xml", ("models/tiny", "models/tiny_drive")
 SPEC_VERSION = "1.6"
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^ ;\\]+)\s*(?:;\s*([^\\]*?))?\s*(?:\\|$)")
 _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
@@ -37,7 +37,7 @@ def bill_of_materials(root: Path) -> dict[str, Any]:
         components = [
             *_python_packages((root / REQUIREMENTS).read_text(encoding="utf-8")),
             *_ros_packages(root / PACKAGE),
-            *_model_files(root / MODEL),
+            *(file for model in MODELS for file in _model_files(root / model)),
         ]
     except OSError as error:
         raise InputError(f"{error.filename}: {error.strerror}; run this in a checkout") from error

@@ -58,7 +58,7 @@ class Reply:
 def main(connection_fd: int, region_fd: int, parent: int) -> None:
     """Serve until the connection ends. ``parent``: the process id of the node, with which this process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both; the node decides
-    _die_with(parent)
+    die_with(parent)
     faulthandler.enable()
     logs.set_up()
     connection, region = Connection(connection_fd), Region(region_fd)
@@ -72,8 +72,8 @@ def main(connection_fd: int, region_fd: int, parent: int) -> None:
     os._exit(0)  # without the clean-up of torch and CUDA, which can take seconds
 
 
-def _die_with(parent: int) -> None:
-    """Be killed as soon as the node ends, even where this process is stuck in a driver."""
+def die_with(parent: int) -> None:
+    """Be killed as soon as the parent process ends, however it ends, even where this one is stuck in a driver."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the call
         os._exit(0)

@@ -7,8 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from benchmarks import ROOT
 from benchmarks.studies.looking import State, braking, emptied, gap_m, history_of, length_m, states_of, summary_of
-from fastdrive_node.errors import AnswerError
+from fastdrive_node.errors import AnswerError, SimError
+from fastdrive_node.planning.loading import open_pipeline
+from fastdrive_sim.drive.command import DRIVING_VLA
+from fastdrive_sim.render import Renderer
 from fastdrive_sim.types import EgoPose, Keyframe, SceneRecording, Snapshot, Thing
 
 
@@ -100,6 +104,17 @@ def test_a_planner_that_looks_plans_less_with_the_road_users(monkeypatch) -> Non
     assert (rows["looks"]["with_m"], rows["looks"]["without_m"]) == (10.0, 24.0)
     assert (rows["copies"]["with_m"], rows["copies"]["without_m"]) == (24.0, 24.0)
     assert (rows["refused"]["states"], rows["refused"]["refused"]) == (0, 2)
+
+
+def test_the_shipped_driving_vla_brakes_for_what_it_sees() -> None:
+    try:
+        Renderer(16, 16).close()
+    except SimError as error:
+        pytest.skip(str(error))  # no EGL here
+    states = states_of({"drives": open_pipeline(ROOT / DRIVING_VLA, "none", 0.0)}, ["stopped-lead", "cyclist"], 1)
+    (row,) = summary_of(states)
+    assert row["refused"] == 0 and row["states"] == len(states) >= 2
+    assert row["with_m"] < 0.75 * row["without_m"] and row["with_m"] < 1.6 * row["expert_m"]
 
 
 def test_a_refused_plan_is_counted_and_left_out_of_the_means() -> None:

@@ -50,8 +50,8 @@ NOT_IMPORTED = {
     "uv",
 }
 EXTRAS = {
-    "fastdrive_node": ("ros", "export"),  # onnxruntime runs engines
-    "fastdrive_training": ("train", "cluster"),
+    "fastdrive_node": ("ros", "export", "cluster"),  # onnxruntime runs engines, Ray the maps of other packages
+    "fastdrive_training": ("train",),
     "fastdrive_export": ("export",),
     "fastdrive_sim": ("sim",),
     "benchmarks": ("ros", "train", "sim", "export"),

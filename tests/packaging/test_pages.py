@@ -23,6 +23,7 @@ PAGES = (
         "SECURITY.md",
         "QUALITY_DECLARATION.md",
         "models/tiny/README.md",
+        "models/tiny_drive/README.md",
     ),
     *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").rglob("*.md"))),
 )

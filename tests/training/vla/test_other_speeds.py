@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fastdrive_node.errors import InputError
+from fastdrive_node.families.spec import FramesSpec
 from fastdrive_training.data.adapters import open_source
 from fastdrive_training.vla import train_planner
 from fastdrive_training.vla.data import prepare
@@ -51,12 +53,27 @@ def test_of_a_keyframe_at_another_speed_no_past_is_known(tiny_vla, tmp_path) -> 
         ({"speed_mps": -1.0}, r"other_speeds of extras.json: 1.speed_mps: -1.0: .* write the dataset anew"),
         ({"future_xy": [[1.0, 0.0]]}, r"1.future_xy: .* at least 6 items"),
         ({"future_xy": [[float("nan"), 0.0]] * 6}, r"1.future_xy.0.0: nan"),
+        ({"future_xy": [[100.0, 0.0]] * 6}, r"1.future_xy.0.0: 100.0"),
+        ({"speed_mps": "9.0"}, r"1.speed_mps"),
         ({"yaw_rate": 0.0}, r"1.yaw_rate"),
     ],
 )
 def test_labels_that_are_not_the_simulators_are_refused(tiny_vla, tmp_path, changes, message) -> None:
     with pytest.raises(InputError, match=message):
-        prepare(tiny_vla, write(tmp_path / "toy", **changes), tmp_path, workers=0, other_speeds=True)
+        prepare(tiny_vla, write(tmp_path / "toy", **changes), tmp_path, other_speeds=True)
+    assert not list(tmp_path.rglob("pixels-*.npy"))  # told before images are decoded
+
+
+def test_a_checkpoint_of_before_the_key_serves_a_recipe_without_it() -> None:
+    plain = train_planner.LanguageRecipe("d", "o").identity
+    assert "other_speeds" not in plain
+    assert train_planner.LanguageRecipe("d", "o", other_speeds=True).identity == plain | {"other_speeds": True}
+
+
+def test_a_vla_that_reads_past_images_is_refused(tiny_vla, tmp_path) -> None:
+    frames = replace(tiny_vla, spec=replace(tiny_vla.spec, frames=FramesSpec(2, 0.5)))
+    with pytest.raises(InputError, match="frames: past images show the true speed"):
+        prepare(frames, write(tmp_path / "toy"), tmp_path, other_speeds=True)
 
 
 def test_a_dataset_without_labels_for_other_speeds_is_refused(tiny_dir, tmp_path) -> None:

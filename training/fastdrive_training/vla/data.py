@@ -117,12 +117,15 @@ def prepare(vla: Vla, dataset: ImageSource, cache: Path, workers: int = 2, other
             of its files is missing or unreadable.
     """
     spec = vla.spec
+    if other_speeds and spec.frames is not None:
+        raise InputError(f"{vla.path}: frames: past images show the true speed; train it without other_speeds")
     read = [spec.frames and asdict(spec.frames), spec.answer.points, spec.answer.interval_s]
     images = [dataset_identity(dataset, masks=True), spec.sizes, vla.grids, spec.cameras, *read]
     texts = [*images, TEXTS_FORMAT, vla.template, spec_json(vla.spec), vla.tokenizer.get_vocab(), other_speeds]
+    # texts first: what is wrong with them is told before minutes of decoding
+    written = _once(cache, "texts", texts, lambda folder: _write_texts(vla, dataset, folder, workers, other_speeds))
     return Arrays.load(
-        _once(cache, "images", images, lambda folder: _write_images(vla, dataset, folder, workers)),
-        _once(cache, "texts", texts, lambda folder: _write_texts(vla, dataset, folder, workers, other_speeds)),
+        _once(cache, "images", images, lambda folder: _write_images(vla, dataset, folder, workers)), written
     )
 
 
@@ -280,12 +283,14 @@ class _Texts(Dataset):
 
 
 def _write_texts(vla: Vla, dataset: ImageSource, folder: Path, workers: int, other_speeds: bool) -> None:
-    texts = _Texts(vla, dataset, samples_with_images(vla, dataset)[:, 0].tolist(), other_speeds)
-    loader = DataLoader(texts, batch_size=None, num_workers=workers, collate_fn=_unchanged)
-    rows = [row for rows in tqdm(loader, desc="prompts", unit="keyframe", total=len(texts)) for row in rows]
-    if other_speeds and len(rows) == len(texts):
+    indices = samples_with_images(vla, dataset)[:, 0].tolist()
+    # all of them here, for an error of a worker process comes as its traceback
+    if other_speeds and not sum(len(at_other_speeds(dataset[index])) for index in indices):
         raise InputError(
             f"{dataset.root}: no labels for other speeds; write it with `fastdrive sim dataset --other-speeds N`"
         )
+    texts = _Texts(vla, dataset, indices, other_speeds)
+    loader = DataLoader(texts, batch_size=None, num_workers=workers, collate_fn=_unchanged)
+    rows = [row for rows in tqdm(loader, desc="prompts", unit="keyframe", total=len(texts)) for row in rows]
     for name in rows[0]:
         np.save(folder / f"{name}.npy", np.array([row[name] for row in rows]))

@@ -20,15 +20,16 @@ from fastdrive_node.validation import first_fault
 from fastdrive_training.data.adapters.base import FUTURE_INTERVAL_S, FUTURE_POINTS, Item
 
 ENTRY = "other_speeds"  # of extras.json
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Points = Annotated[list[tuple[Finite, Finite]], Field(min_length=FUTURE_POINTS, max_length=FUTURE_POINTS)]
+Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+Metres = Annotated[float, Field(gt=-100, lt=100, allow_inf_nan=False, strict=True)]  # as answers write them
+Points = Annotated[list[tuple[Metres, Metres]], Field(min_length=FUTURE_POINTS, max_length=FUTURE_POINTS)]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class OtherSpeed:
     """A speed, and the expert's plan for it: the entry of extras.json."""
 
-    speed_mps: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    speed_mps: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
     yaw_rate_radps: Finite
     future_xy: Points  # m, in the ego frame of the keyframe, each 0.5 s
 

@@ -66,7 +66,7 @@ class VlaRecipe:
     cache: str = "runs/vla_cache"
     seed: Seed = 0
     steps: Count = 3000
-    batch: Count = 16  # keyframes per step, over all processes
+    batch: Count = 16  # samples per step, over all processes
     rate: Positive = 1e-3  # the learning rate; linear warm-up, cosine decay to a fiftieth
     warmup_steps: Steps = 200
     device: str = "auto"  # cpu, cuda, cuda:<index>; auto is cuda where there is one
@@ -85,7 +85,10 @@ class VlaRecipe:
     @property
     def identity(self) -> dict[str, Any]:
         """The keys that say what the run computes; a checkpoint serves the recipe that it was made by."""
-        return {key: value for key, value in asdict(self).items() if key not in FREE_KEYS}
+        found = {key: value for key, value in asdict(self).items() if key not in FREE_KEYS}
+        if not self.other_speeds:  # checkpoints of before the key was there serve on
+            del found["other_speeds"]
+        return found
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ Beside the tables of ``nuscenes_schema`` a dataset holds, in its root:
 - ``masks/<CAMERA>/<sample token>.png``: the class of each pixel, uint8 (``types.Label``);
 - ``splits.json``: scene names by split;
 - ``extras.json``: by sample token the ego state, command, future and history (``scene_writer.keyframe_extras``), and
-  near a scene's end the objects of that future (``scene_writer.future_objects``);
+  near a scene's end the objects of that future (``scene_writer.future_objects``); of the closed loop's scenes what
+  ``drive.recorder`` adds (``lane_offset_m``, ``other_speeds``);
 - what the scenario adds to ``extras.json`` and as images (``scenarios.SceneLog``); of step-out that is
   ``step_out/<CAMERA>/<sample token>.png``: uint8, the number of the pedestrian that a pixel shows, where there is one;
 - ``sim.json``: the arguments, the label table, the foreground groups, and each scene's world seed and origin.
@@ -38,6 +39,7 @@ from tqdm import tqdm
 
 from fastdrive_node.errors import SimError, UsageError
 from fastdrive_node.files import write_atomically
+from fastdrive_node.supervision.child import die_with
 from fastdrive_sim import __version__
 from fastdrive_sim.nuscenes_schema import SCENE_TABLES, VERSION, shared_tables
 from fastdrive_sim.rig import DEFAULT_RIG, RIGS
@@ -196,11 +198,12 @@ def _read_claim(record: Path, out: Path, spec: DatasetSpec) -> dict:
     try:
         content = json.loads(record.read_text())
         written = content["arguments"]
-        different = [key for key, value in spec.arguments().items() if written.get(key) != value]
+        now = spec.arguments()
+        different = [key for key in {**now, **written} if written.get(key) != now.get(key)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SimError(f"{record}: is not readable as a record of fastdrive sim; give a new folder") from error
     if different:
-        changes = ", ".join(f"{key} {written.get(key)} (now {spec.arguments()[key]})" for key in different)
+        changes = ", ".join(f"{key} {written.get(key)} (now {now.get(key)})" for key in different)
         raise SimError(f"{out}: was begun with {changes}; repeat those arguments or give a new folder")
     return content
 
@@ -224,7 +227,7 @@ def _run_scenes(
         min(workers, len(plans)),
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
-        initargs=(out, spec, factory),
+        initargs=(os.getpid(), out, spec, factory),
     )
     try:
         for future in as_completed([pool.submit(_write_in_worker, plan) for plan in plans]):
@@ -256,8 +259,9 @@ class _SceneWriter:
 _worker: Callable[[], _SceneWriter]  # of this worker process
 
 
-def _start_worker(out: Path, spec: DatasetSpec, factory: SourcesFactory) -> None:
+def _start_worker(parent: int, out: Path, spec: DatasetSpec, factory: SourcesFactory) -> None:
     global _worker
+    die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the whole group: end at once, without a traceback
     os.environ["LP_NUM_THREADS"] = "1"  # one worker per core: Mesa's rasteriser must not start threads of its own
     cv2.setNumThreads(1)

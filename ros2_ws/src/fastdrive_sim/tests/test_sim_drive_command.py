@@ -7,6 +7,10 @@ import os
 import pickle
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -62,8 +66,9 @@ def test_workers_of_a_cluster_drive_the_same_runs_and_write_no_file(drive, tmp_p
 
     def elsewhere(make, chunks, cluster):
         for chunk in pickle.loads(pickle.dumps(chunks)):
+            driven = list(pickle.loads(pickle.dumps(make))()([chunk]))
             handed.append((str(chunk), len(list(tmp_path.rglob("*.jsonl")))))
-            yield from [pickle.loads(pickle.dumps(run)) for run in list(pickle.loads(pickle.dumps(make))()([chunk]))]
+            yield from pickle.loads(pickle.dumps(driven))
 
     @contextmanager
     def joined(address, device):
@@ -90,6 +95,36 @@ def test_a_cluster_has_its_own_number_of_workers(tmp_path, capsys):
     assert "--workers 2: with --ray the cluster has the workers; use --ray local:N" in capsys.readouterr().err
     assert main(["sim", "drive", "--out", str(tmp_path / "new"), "--pruners", "", "--ray", "here"]) == 2
     assert "--ray here: use auto, local, local:2" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_command(how):
+    code = """
+import os, time
+from fastdrive_sim.drive.runner import worker_pool
+if __name__ == "__main__":
+    with worker_pool(2) as pool:
+        print(*pool.map(eval, ["__import__('time').sleep(0.5) or __import__('os').getpid()"] * 2), flush=True)
+        waiting = [pool.submit(time.sleep, 300) for _ in range(2)]
+        waiting[0].result()
+"""
+    command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert command.stdout is not None
+    workers = {int(pid) for pid in command.stdout.readline().split()}
+    command.send_signal(how)
+    command.wait(10)
+    end_by = time.monotonic() + 30
+    while time.monotonic() < end_by and any(map(_is_alive, workers)):
+        time.sleep(0.05)
+    assert workers and not any(map(_is_alive, workers))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_a_run_that_has_a_file_is_not_driven_again(drive):

@@ -174,7 +174,9 @@ def test_a_keyframe_is_labelled_at_other_speeds_too():
         speeds = [each["speed_mps"] for each in found]
         assert 2 <= len(found) <= 4 and speeds == sorted(speeds) and max(speeds) <= most
         for each in found:
-            assert len(each["future_xy"]) == 6 and abs(each["yaw_rate_radps"]) <= abs(each["speed_mps"])
+            (first_m, left_m), *rest = each["future_xy"]
+            assert len(rest) == 5 and abs(left_m) < 0.2 and each["yaw_rate_radps"] == pytest.approx(0.0, abs=0.05)
+            assert first_m == pytest.approx(0.5 * each["speed_mps"], abs=0.8)  # a second at most of 2 to 6 m/s2
             differs += abs(float(np.hypot(*each["future_xy"][-1])) - own_m) > 1.0
     assert differs > 20
 
@@ -208,6 +210,9 @@ def test_scenes_are_of_the_families_that_are_asked_for(tmp_path, capsys, monkeyp
     assert {scene["family"] for scene in sim["scenes"].values()} <= {"bend", "cyclist"} and len(sim["scenes"]) == 3
     assert main(arguments) == 0  # the folder is known again
     assert json.loads((tmp_path / "d.json").read_text())["keyframes_per_s"] is None
+    without = [each for each in arguments if each not in ("--family", "bend", "cyclist")]
+    assert main(without) == 1
+    assert "was begun with family ['bend', 'cyclist'] (now None)" in capsys.readouterr().err
     assert main([*arguments, "--family", "bent"]) == 2
     assert "--family bent: unknown; did you mean bend?" in capsys.readouterr().err
     assert main(["sim", "dataset", str(tmp_path / "e"), "--seed", "3", "--keyframes", "4", "--family", "bend"]) == 2

@@ -18,6 +18,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ro
 from fastdrive_node.errors import FastDriveError, SimError
 from fastdrive_node.replay.session import Session
 from fastdrive_node.types import CAMERAS
+from fastdrive_sim.drive.command import DRIVING_VLA, DriveOptions, _settings
 from fastdrive_sim.drive.families import FAMILIES
 from fastdrive_sim.drive.loop import drive
 from fastdrive_sim.drive.node_planner import CameraRig, NodePlanner
@@ -105,9 +106,10 @@ def test_the_shipped_vla_drives(tmp_path):
         Renderer(16, 16).close()
     except SimError as error:
         pytest.skip(str(error))
-    vla = Path(__file__).parents[4] / "models" / "tiny"
+    vla = _settings(DriveOptions(tmp_path)).vla
+    assert Path(vla) == Path(__file__).parents[4] / DRIVING_VLA
     row = DriveRow("reconpruner", 0.5)
-    with open_planner(DriveSettings(tmp_path, str(vla), CAMERAS, (224, 112)), row) as planner:
+    with open_planner(DriveSettings(tmp_path, vla, CAMERAS, (224, 112)), row) as planner:
         run = short_drive(planner, row, 1.5, "stopped-lead")
     assert [plan.outcome for plan in run.plans] == ["planned"] * 4
     assert [(plan.kept_tokens, plan.total_tokens) for plan in run.plans] == [(96, 192)] * 4

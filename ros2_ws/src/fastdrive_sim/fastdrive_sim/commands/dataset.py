@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--other-speeds", type=int, default=0, metavar="N",
-        help="labels of each keyframe for N other speeds of the vehicle too, in extras.json; with the expert's labels, "
-        "that is --scenario drive or --from-drive (0)",
+        help="labels of each keyframe for up to N other speeds of the vehicle too, in extras.json; with the expert's "
+        "labels, that is --scenario drive or --from-drive (0)",
     )  # fmt: skip
     parser.add_argument("--workers", type=at_least_one, default=2, help="processes, one per core (2)")
 

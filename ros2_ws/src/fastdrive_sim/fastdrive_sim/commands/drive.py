@@ -34,7 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--family", action="append", default=[], metavar="NAME", help="only this family; may be repeated")
     add("--runs", type=at_least_one, metavar="N", help="scenarios of each family (that of the suite)")
     add("--seed", type=int, default=0, metavar="S", help="of the first scenario of each family (%(default)s)")
-    add("--vla", type=Path, metavar="DIR", help="VLA directory (default: the shipped tiny one)")
+    add(
+        "--vla",
+        type=Path,
+        metavar="DIR",
+        help="VLA directory (default: models/tiny_drive, which ships)",
+    )
     add("--pruners", default="none,reconpruner", metavar="a,b", help="pruners by name (%(default)s)")
     add("--drop", type=_ratios, default=[PruningRatio(0.5)], metavar="p,q", help="pruning ratios (0.5)")
     add(

@@ -27,6 +27,8 @@ from fastdrive_sim.drive.suite import rows, scenarios
 from fastdrive_sim.drive.summary import summarize
 from fastdrive_sim.drive.types import RECORD_S
 
+DRIVING_VLA = "models/tiny_drive"  # the shipped one that was trained to drive here
+
 
 @dataclass(frozen=True)
 class DriveOptions:
@@ -72,9 +74,9 @@ def drive_suite(options: DriveOptions) -> dict:
     faults = [parse_fault(text) for text in options.faults]
     all_rows = rows(_known_pruners(options.pruners), options.drops, faults, mean_s(options.latencies_s))
     settings = _settings(options)
-    _claim(options, settings)
     started = time.monotonic()
     with worker_pool(options.workers) as pool, open_cluster(options.ray, "cpu") as cluster:
+        _claim(options, settings)
         drive_all(settings, all_rows, chosen, options.workers, pool, cluster)
         if options.bags:
             _write_bags(options, settings, [run_path(options.out, row, each) for row in all_rows for each in chosen])
@@ -154,7 +156,7 @@ def _known_pruners(names: Sequence[str]) -> list[str]:
 
 
 def _settings(options: DriveOptions) -> DriveSettings:
-    vla = options.vla or package_share_file("models/tiny/vla.json").parent
+    vla = options.vla or package_share_file(f"{DRIVING_VLA}/vla.json").parent
     spec = load_spec(vla)
     return DriveSettings(
         options.out,

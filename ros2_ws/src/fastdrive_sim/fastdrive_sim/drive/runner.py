@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from fastdrive_node.cluster import Cluster, map_items
 from fastdrive_node.errors import InputError
+from fastdrive_node.supervision.child import die_with
 from fastdrive_sim.drive.families import FAMILIES
 from fastdrive_sim.drive.loop import LoopSettings, drive, with_expert
 from fastdrive_sim.drive.planners import DrivePlanner, constant_velocity_planner, expert_planner
@@ -62,11 +64,12 @@ def run_path(out: Path, row: DriveRow, scenario: ScenarioKey) -> Path:
 
 @contextmanager
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Processes for ``drive_all`` and ``score_all``; none for one worker."""
+    """Processes for ``drive_all`` and ``score_all``, which end with this one; none for one worker."""
     if workers == 1:
         yield None
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=die_with, initargs=(os.getpid(),)) as pool:
         yield pool
 
 
