@@ -17,7 +17,7 @@ from fastdrive_node.errors import FastDriveError
 from fastdrive_node.geometry import to_parent_frame
 from fastdrive_node.record import PlanRecord
 from fastdrive_node.replay.bag import BagMessage
-from fastdrive_node.replay.connection import CLOCK_STEP_S, SILENCE_S, NodeConnection
+from fastdrive_node.replay.connection import SILENCE_S, NodeConnection
 from fastdrive_node.ros.topics import TopicMap
 from fastdrive_node.types import SUPERSEDED as NODE_SUPERSEDED
 from fastdrive_sim.bag import EPOCH_NS
@@ -32,6 +32,7 @@ from fastdrive_sim.sources import RendererLike
 LEAD_IN_S = 2.5  # of odometry before the start, at the start's speed: as long as the history that VLAs read
 ODOMETRY_S = 0.05
 PAUSE_S = 30  # of the stamps between two runs, whole seconds
+REPEAT_S = 0.1  # of wall time between two messages on /clock while the node plans; each costs it time
 BATCH = 5  # odometry messages between two round trips; no queue overflows
 
 
@@ -180,7 +181,7 @@ class NodePlanner:
             silent_s, before = silent_s + min(now - before, 1.0), now  # a process that was stopped hears nothing
             if silent_s > SILENCE_S:
                 raise FastDriveError(f"the node has given no plan record for {SILENCE_S:.0f} s; see its log")
-            self._node.wait(CLOCK_STEP_S / 4)
+            self._node.wait(REPEAT_S)
             self._node.tell_time(now_ns)
 
 
