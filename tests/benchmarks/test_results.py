@@ -135,6 +135,13 @@ def test_the_page_of_the_closed_loop_shows_the_committed_figures_of_the_standard
     assert expert["collision_rate"] < 0.01 < other["collision_rate"], "else the scenarios are not fair"
     assert f"95 % interval: 0 to {100 * expert['ci95']['collision_rate'][1]:.1f} %" in page
     assert planner["collision_rate"] < other["collision_rate"] / 4 and planner["route_completion"] >= 0.9, "it drives"
+    collisions = {name: round(16 * by_row["none"]["collision_rate"]) for name, by_row in families.items()}
+    people = collisions["`crossing-pedestrian`"] + collisions["`hidden-pedestrian`"]
+    red = round(224 * planner["red_light_rate"])  # lights are in one family
+    for text in ((ROOT / "models/tiny_drive/README.md").read_text(), page):
+        words = " ".join(text.split())
+        assert f"all {collisions['`road-works`']} runs" in words and f"in {red} of 16" in words
+        assert f"in {people} of the 32 runs with pedestrians" in words
 
 
 def test_the_card_of_the_driving_vla_shows_the_committed_figures():
@@ -160,6 +167,9 @@ def test_the_closed_loops_page_shows_the_committed_figures_of_pruners():
         low, high = differences["epdms_style"]["ci95"]
         change = f"{differences['epdms_style']['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
         assert f"| {name} | {' | '.join(cells)} | {change} |" in page
+    random = rows["random@0.5"]
+    rates = (f"{100 * random[name]:.0f} %" for name in ("collision_rate", "off_road_rate"))
+    assert "{} of the runs collide and {} leave the road".format(*rates) in " ".join(page.split())
 
 
 def test_the_closed_loops_page_shows_whether_planners_look():
