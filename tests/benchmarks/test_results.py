@@ -8,7 +8,7 @@ from statistics import mean
 import pytest
 
 from benchmarks import RESULTS, ROOT
-from benchmarks.studies import lite_pruner, other_vlas, pruner_cost, summary, three_b, tiny_card, trigger
+from benchmarks.studies import closed_loop, lite_pruner, other_vlas, pruner_cost, summary, three_b, tiny_card, trigger
 from fastdrive_export.parity import REQUIRED
 
 
@@ -156,20 +156,64 @@ def test_the_card_of_the_driving_vla_shows_the_committed_figures():
         assert f"| {names[row['row']]} | {' | '.join(cells)} |" in card
 
 
-def test_the_closed_loops_page_shows_the_committed_figures_of_pruners():
-    page = (ROOT / "docs" / "closed_loop.md").read_text()
-    found = json.loads((RESULTS / "closed_loop_standard.json").read_text())["pruners"]
-    assert f"`{found['command']}`" in " ".join(page.split())
-    rows = {row["row"]: row for row in found["rows"]}
-    against = {each["row"]: each["differences"] for each in found["comparisons"] if each["against"] == "none"}
-    for name, differences in against.items():
-        cells = (f"{rows[name][figure]:.2f}" for figure in ("collision_rate", "route_completion", "epdms_style"))
-        low, high = differences["epdms_style"]["ci95"]
-        change = f"{differences['epdms_style']['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
-        assert f"| {name} | {' | '.join(cells)} | {change} |" in page
-    random = rows["random@0.5"]
+def test_the_closed_loops_page_shows_the_committed_tables_of_pruners():
+    page = closed_loop.PAGE.read_text()
+    assert closed_loop.complete(page) == page
+    assert f"`{closed_loop.COMMAND}`" in " ".join(page.split())
+    found = json.loads(closed_loop.FILE.read_text())["pruners"]
+    assert found["command"] == closed_loop.COMMAND
+    assert {(row["late"], row["failed_rate"]) for row in found["rows"]} == {(0, 0)}, "the page says so"
+    assert "HD-Score" in closed_loop.SCORES.values() and len(found["families"]) == 14 * len(found["rows"])
+
+
+def test_the_sentences_about_half_of_the_tokens_hold_the_committed_figures():
+    found = json.loads(closed_loop.FILE.read_text())
+    page = " ".join(closed_loop.PAGE.read_text().split())
+    full, row = (
+        next(row for row in rows if row["row"] == name)
+        for rows, name in ((found["rows"], "none"), (found["pruners"]["rows"], "reconpruner@0.5"))
+    )
+    compared = found["pruners"]["comparisons"]
+    change = next(each for each in compared if (each["row"], each["against"]) == ("reconpruner@0.5", "none"))
+    own = change["differences"]["epdms_style"]
+    low, high = own["ci95"]
+    rates = [f"{100 * each['collision_rate']:.0f} %" for each in (row, full)]
+    assert f"{rates[0]} of its runs collide instead of {rates[1]}" in page
+    assert f"EPDMS-style score is {-own['difference']:.2f} lower ({-high:.2f} to {-low:.2f})" in page
+    unclear = ("comfort", "route_completion", "lk", "off_road_rate", "red_light_rate")
+    assert not any(closed_loop.is_clear(change["differences"][name]) for name in unclear)
+    families = {
+        each["row"]: each for each in found["families"] + found["pruners"]["families"] if each["family"] == "red-light"
+    }
+    counts = [round(16 * families[name]["collision_rate"]) for name in ("reconpruner@0.5", "none")]
+    assert counts == [6, 1] and "six runs collide, with all tokens one" in page
+    hits = [
+        each for each in found["pruners"]["changed"] if (each["row"], each["family"]) == ("reconpruner@0.5", "cyclist")
+    ]
+    speeds = sorted(float(each["events"][0].split(", ")[2].split()[0]) for each in hits)
+    assert (
+        f"four runs more than with all tokens end in the back of the cyclist, at {speeds[0]} to {speeds[-1]} m/s"
+        in page
+    )
+    assert len(hits) == 4 == round(16 * change["families"]["cyclist"]["collision_rate"]["difference"])
+    card = " ".join((ROOT / "models/tiny_drive/README.md").read_text().split())
+    cells = (f"{each[name]:.2f}" for name in ("collision_rate", "epdms_style") for each in (row, full))
+    assert "collisions {} instead of {}, EPDMS-style {} instead of {}".format(*cells) in card
+
+
+def test_the_sentences_about_random_tokens_hold_the_committed_figures():
+    page = " ".join(closed_loop.PAGE.read_text().split())
+    found = json.loads(closed_loop.FILE.read_text())["pruners_two_runs"]
+    assert f"`{found['command']}`" in page
+    random = next(row for row in found["rows"] if row["row"] == "random@0.5")
     rates = (f"{100 * random[name]:.0f} %" for name in ("collision_rate", "off_road_rate"))
-    assert "{} of the runs collide and {} leave the road".format(*rates) in " ".join(page.split())
+    assert "{} of the 28 runs collide and {} leave the road".format(*rates) in page
+    own = {(each["row"], each["against"]): each["differences"]["epdms_style"] for each in found["comparisons"]}
+    lower, above = own["random@0.5", "none"], own["reconpruner@0.5", "random@0.5"]
+    low, high = lower["ci95"]
+    assert f"score is {-lower['difference']:.2f} lower ({-high:.2f} to {-low:.2f})" in page
+    low, high = above["ci95"]
+    assert f"in these runs is {above['difference']:.2f} above it ({low:.2f} to {high:.2f})" in page
 
 
 def test_the_closed_loops_page_shows_whether_planners_look():
