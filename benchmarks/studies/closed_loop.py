@@ -185,10 +185,10 @@ def _losses(comparison: dict[str, Any], changed: Sequence[dict[str, Any]]) -> st
     """Where the loss of a row is, in a line."""
     own = [run["epdms_style"] - run["unpruned_epdms_style"] for run in changed if run["row"] == comparison["row"]]
     lost, loss = sum(each < 0 for each in own), comparison["loss"]
+    unharmed, worst = (f"{100 * loss[name]:.0f} %" for name in ("unharmed", "share_of_worst5"))
     return (
-        f"- {comparison['row']}: {100 * loss['unharmed']:.0f} % of the scenarios lose nothing, and the worst 5 % of "
-        f"them have {100 * loss['share_of_worst5']:.0f} % of what is lost; runs that lose more than {CHANGED:g}: {lost}, "
-        f"that gain more: {len(own) - lost}."
+        f"- {comparison['row']}: {unharmed} of the scenarios lose nothing, and the worst 5 % of them have {worst} of "
+        f"what is lost; runs that lose more than {CHANGED:g}: {lost}, that gain more: {len(own) - lost}."
     )
 
 
