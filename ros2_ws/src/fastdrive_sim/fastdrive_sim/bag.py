@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def write_bag(out: Path, spec: BagSpec, factory: SourcesFactory = simulator_sour
     renderer = sources.renderer(spec.width, spec.height, RIGS[spec.rig])
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        renderer.load(simulation.world)
+        renderer.load(replace(simulation.world, domain=spec.domain))
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as partial:
             folder = Path(partial) / out.name  # rosbag2 names the file within after its folder
             with Writer(folder, version=9, storage_plugin=STORAGES[spec.storage]) as writer:

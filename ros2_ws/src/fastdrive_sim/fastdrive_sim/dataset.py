@@ -41,6 +41,7 @@ from fastdrive_node.errors import SimError, UsageError
 from fastdrive_node.files import write_atomically
 from fastdrive_node.supervision.child import die_with
 from fastdrive_sim import __version__
+from fastdrive_sim.domains import DEFAULT_DOMAIN
 from fastdrive_sim.nuscenes_schema import SCENE_TABLES, VERSION, shared_tables
 from fastdrive_sim.rig import DEFAULT_RIG, RIGS
 from fastdrive_sim.scenarios import DEFAULT
@@ -87,7 +88,7 @@ class DatasetSpec(ImageSpec):
 
     def arguments(self) -> dict:
         """What a rerun must repeat to continue a dataset; some of it only where it is not the default."""
-        defaults = {"scenario": DEFAULT, "rig": DEFAULT_RIG, "other_speeds": 0, "family": ()}
+        defaults = {"scenario": DEFAULT, "rig": DEFAULT_RIG, "domain": DEFAULT_DOMAIN, "other_speeds": 0, "family": ()}
         given = {key: value for key, value in asdict(self).items() if key not in defaults or value != defaults[key]}
         given = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}  # as in JSON
         return {"format": _FORMAT, "generator": f"fastdrive_sim {__version__}", **given}

@@ -6,7 +6,9 @@ A point X in camera coordinates falls at K X / X_z, K from ``Camera.scaled``; th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -14,13 +16,14 @@ import moderngl
 import numpy as np
 
 from fastdrive_node.errors import SimError
-from fastdrive_sim import scene, shaders, textures
+from fastdrive_sim import domains, scene, shaders, textures
 from fastdrive_sim.rig import DEFAULT_RIG, RIGS
-from fastdrive_sim.types import Camera, Snapshot, Views, World
+from fastdrive_sim.types import Camera, EgoPose, Snapshot, Views, World
 
 NEAR_M, FAR_M = 0.3, 6000.0
 _MAX_ROWS = 8192  # of a framebuffer; more cameras than fit are drawn in several rounds
 _MAX_SIDE = 8192
+_HEADLIGHTS_M = (3.4, 0.65)  # ahead of the rear axle, above the ground; both as one
 
 
 class Renderer:
@@ -79,7 +82,8 @@ class Renderer:
 
     def load(self, world: World) -> None:
         """Takes over what does not move. Raises ``SimError`` for a thing that cannot be drawn."""
-        self._light = light = scene.Illumination.of(world)
+        self._world, self._light = world, domains.light_of(world)
+        light = self._light
         parts = [scene.thing_chunks(world.things, light, 0.0), scene.surface_chunks(world.surfaces, light)]
         self._static = scene.join(parts)
         with self._context:
@@ -90,10 +94,17 @@ class Renderer:
     def _set_light(self, world: World, light: scene.Illumination) -> None:
         self._scene_program["haze_color"] = self._sky_program["haze_color"] = tuple(light.haze)
         self._scene_program["haze_half"] = light.haze_half_m
+        self._scene_program["level"] = light.level
+        self._scene_program["headlights"] = tuple(light.headlights)
         self._sky_program["sky_color"] = tuple(light.sky)
-        self._sky_program["cloud_color"] = tuple(np.minimum(light.haze * 0.4 + 0.58, 1.0))
+        self._sky_program["cloud_color"] = tuple(light.cloud)
         self._sky_program["cloud_layer"] = float(textures.CLOUD)
         self._sky_program["cloud_offset"] = ((world.seed * 0.37) % 1.0, (world.seed * 0.61) % 1.0)
+
+    def _set_headlights(self, ego: EgoPose) -> None:
+        (ahead, up), cos, sin = _HEADLIGHTS_M, math.cos(ego.yaw), math.sin(ego.yaw)
+        self._scene_program["lamp"] = (ego.x + ahead * cos, ego.y + ahead * sin, up)
+        self._scene_program["lamp_axis"] = (cos, sin, 0.0)
 
     def _grow(self, vertices: int, indices: int) -> None:
         """Makes the buffers large enough; their content is lost where they grow."""
@@ -124,10 +135,13 @@ class Renderer:
         eyes = [scene.Eye.of(camera, snapshot.ego) for camera in self.rig]
         step = self._per_round
         with self._context:
+            self._set_headlights(snapshot.ego)
             spans = self._upload(self._static, moving, eyes)
             starts = range(0, len(eyes), step)
             rounds = [self._round(eyes[i : i + step], spans[i : i + step], i) for i in starts]
-        return Views(*(parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*rounds, strict=True)))
+        parts = (each[0] if len(each) == 1 else np.concatenate(each) for each in zip(*rounds, strict=True))
+        views = Views(*parts)
+        return replace(views, rgb=domains.look_of(self._world, snapshot.time_s, views.rgb))
 
     def _upload(self, static: scene.Chunks, moving: scene.Chunks, eyes: Sequence[scene.Eye]) -> list[tuple[int, int]]:
         """Writes moving vertices and each camera's indices; returns first and count per camera."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -15,7 +15,8 @@ from fastdrive_sim.shapes import shape_of
 from fastdrive_sim.types import KINDS, Camera, EgoPose, Label, Surface, Thing, World
 
 VERTEX = np.dtype([("position", "<f4", 3), ("color", "u1", 4), ("uv", "<f4", 2), ("id", "<u4")])
-LABEL_SHIFT, LEVEL_SHIFT = 16, 24  # id of a vertex: level << 24 | label << 16 | instance
+LABEL_SHIFT, LEVEL_SHIFT = 16, 24  # id of a vertex: level << 24 | glow << 23 | label << 16 | instance
+_GLOW = 1 << 23
 _REACH_M = 220.0  # things further away are not drawn
 _CELL_M = 40.0  # surfaces are cut into chunks of about this size
 _TILE_M, _TILES = 12.0, 24  # the ground around the ego vehicle
@@ -38,6 +39,11 @@ class Illumination:
     sky: np.ndarray
     haze: np.ndarray
     haze_half_m: float  # the depth at which half of a color is haze
+    cloud: np.ndarray
+    # On what does not glow; apart from ``ambient``, for dark colors would lose their steps where vertices are 8-bit.
+    level: float = 1.0
+    ground: float = 1.0  # a factor on the ground and what is painted on it
+    headlights: np.ndarray = field(default_factory=lambda: np.zeros(3, np.float32))  # the ego vehicle's; 0: off
 
     @classmethod
     def of(cls, world: World) -> Illumination:
@@ -50,19 +56,25 @@ class Illumination:
         sky = np.array(world.sky, np.float32) / 255
         gray = np.array([0.80, 0.82, 0.84], np.float32) * (1 - 0.25 * low)
         warm = np.array([0.95, 0.88, 0.78], np.float32) * (1 - 0.2 * low)
+        light = sky * 0.35 + (warm * (1 - haze) + gray * haze) * 0.65
         return cls(
             sun=np.array([flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(height)], np.float32),
             sun_color=np.array([1.0, 0.97 - 0.2 * low, 0.90 - 0.4 * low], np.float32) * 0.75 * (1 - 0.6 * haze),
             ambient=np.array([0.58, 0.61, 0.66], np.float32) * (0.9 + 0.3 * haze),
             sky=sky * (1 - haze) + gray * haze,
-            haze=(sky * 0.35 + (warm * (1 - haze) + gray * haze) * 0.65),
+            haze=light,
             haze_half_m=1200.0 * (1 - haze) ** 2 + 80.0,
+            cloud=np.minimum(light * 0.4 + 0.58, 1.0),
         )
 
     def shade(self, normals: np.ndarray) -> np.ndarray:
         """Light on surfaces with these unit normals [V, 3]; returns factors [V, 3]."""
         direct = np.clip(normals @ self.sun, 0, None)[:, None] * self.sun_color
         return direct + (0.75 + 0.25 * normals[:, 2:]) * self.ambient
+
+    def shade_ground(self) -> np.ndarray:
+        """Light on the ground; factors [1, 3]."""
+        return self.shade(np.array([[0, 0, 1.0]], np.float32)) * self.ground
 
 
 @dataclass(frozen=True)
@@ -130,6 +142,7 @@ def thing_chunks(things: Sequence[Thing], light: Illumination, time_s: float) ->
     rgb = np.where(tint > 0, tint * spread([t.color for t in things]) / 255, gathered("color"))
     rgb = np.where(glow, rgb, rgb * light.shade(normal))
     ids = np.repeat(np.array([_packed_id(KINDS[t.kind], t.instance) for t in things], np.uint32), counts)
+    ids |= np.where(glow[:, 0], np.uint32(_GLOW), np.uint32(0))
     return Chunks(
         vertices=_vertices(position, rgb, gathered("layer"), gathered("uv"), ids),
         indices=[(m.triangles.ravel() + s).astype(np.uint32) for m, s in zip(meshes, starts, strict=True)],
@@ -178,7 +191,7 @@ def _surface(surface: Surface, light: Illumination, level: int) -> Chunks:
     high = np.array([piece.max(axis=(0, 1)) for piece in pieces])
     layer, scale = _SURFACE_LOOK.get(surface.label, (textures.GRAIN, 0.25))
     xy = triangles.reshape(-1, 2)
-    rgb = np.array(surface.color, np.float32) / 255 * light.shade(np.array([[0, 0, 1.0]], np.float32))
+    rgb = np.array(surface.color, np.float32) / 255 * light.shade_ground()
     position = np.concatenate([xy, np.zeros((len(xy), 1), np.float32)], axis=1)
     ids = _packed_id(surface.label, 0, level)
     stops = np.cumsum([3 * len(piece) for piece in pieces])
@@ -203,7 +216,7 @@ def ground_chunks(ego: EgoPose, light: Illumination) -> Chunks:
     far = (np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * 4000.0 + xy[len(xy) // 2]).astype(np.float32)
     corners = [0, _TILES, (_TILES + 1) ** 2 - 1, (_TILES + 1) * _TILES]
     xy, tone = np.concatenate([xy, far]), np.concatenate([tone, np.ones(4, np.float32)])
-    rgb = np.array(_GROUND_RGB, np.float32) / 255 * light.shade(np.array([[0, 0, 1.0]], np.float32)) * tone[:, None]
+    rgb = np.array(_GROUND_RGB, np.float32) / 255 * light.shade_ground() * tone[:, None]
     position = np.concatenate([xy, np.zeros((len(xy), 1), np.float32)], axis=1)
     layer, scale = _SURFACE_LOOK[Label.GROUND]
     pieces, center = _tile_indices()

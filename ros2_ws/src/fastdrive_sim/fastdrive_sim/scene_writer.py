@@ -7,7 +7,7 @@ a future of six points at 0.5 s.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -70,7 +70,7 @@ def write_scene(
     _write_image(out / "maps" / f"{plan.name}.png", mask.pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     rig = RIGS[spec.rig]
     tables = SceneTables(plan.name, world, mask.origin, (spec.width, spec.height), rig)
-    renderer.load(world)
+    renderer.load(replace(world, domain=spec.domain))
     extras, log = {}, SCENARIOS[spec.scenario].open_log(rig)
     end = recording.keyframes[-1].step
     for keyframe in recording.keyframes:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from fastdrive_node.errors import SimError, UsageError
+from fastdrive_sim.domains import DEFAULT_DOMAIN, DOMAINS
 from fastdrive_sim.rig import DEFAULT_RIG, RIGS
 from fastdrive_sim.scenarios import DEFAULT, SCENARIOS
 from fastdrive_sim.types import Camera, SceneRecording, Snapshot, Views, World
@@ -25,6 +26,7 @@ class ImageSpec:
     jpeg_quality: int = 92
     scenario: str = DEFAULT
     rig: str = DEFAULT_RIG
+    domain: str = DEFAULT_DOMAIN
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -33,7 +35,9 @@ class ImageSpec:
             raise UsageError(f"--size {self.width}x{self.height}: give a width and a height of 16 to 4096 pixels")
         if not 1 <= self.jpeg_quality <= 100:
             raise UsageError(f"--jpeg-quality {self.jpeg_quality}: give 1 to 100")
-        for option, name, known in (("scenario", self.scenario, SCENARIOS), ("rig", self.rig, RIGS)):
+        registries = (("scenario", SCENARIOS), ("rig", RIGS), ("domain", DOMAINS))
+        for option, known in registries:
+            name = getattr(self, option)
             if name not in known:
                 raise UsageError(f"--{option} {name}: give one of {', '.join(known)}")
 

@@ -97,7 +97,7 @@ class EgoPose:
 
 @dataclass(frozen=True)
 class World:
-    """What does not move. ``sun_deg`` and ``haze`` vary the light."""
+    """What does not move. ``sun_deg``, ``haze`` and ``domain`` vary the light and how images look, and nothing else."""
 
     seed: int
     surfaces: tuple[Surface, ...]
@@ -106,6 +106,7 @@ class World:
     sun_deg: float = 45.0
     haze: float = 0.0  # 0 clear .. 1
     sky: tuple[int, int, int] = (135, 180, 220)
+    domain: str = "day"  # a key of domains.DOMAINS
 
 
 @dataclass(frozen=True)

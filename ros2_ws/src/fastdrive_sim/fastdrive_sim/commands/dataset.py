@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "step_out/ holds their pixels. With --scenario drive, each scene is one of the closed loop's, in which the\n"
         "expert is disturbed, and future_xy is what it would do from there.\n"
         "With --from-drive the states are those that a planner has reached in `fastdrive sim drive`, labelled in the\n"
-        "same way (DAgger)."
+        "same way (DAgger).\n"
+        "With --domain the images of the same worlds look different; masks, boxes and futures stay the same."
     )
     parser.epilog = (
         "example: fastdrive sim dataset data/sim --keyframes 400 --seed 1 --json -\n"
@@ -66,7 +67,7 @@ def _spec(args: argparse.Namespace) -> DatasetSpec:
         return run_dataset_spec(
             args.from_drive, args.row, width=args.size[0], height=args.size[1],
             jpeg_quality=args.jpeg_quality, rig=args.rig, hz=args.hz, split=args.split,
-            other_speeds=args.other_speeds,
+            other_speeds=args.other_speeds, domain=args.domain,
         )  # fmt: skip
     if args.family and args.scenario != CLOSED_LOOP:
         raise UsageError("--family: families are those of --scenario drive; leave it out")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fastdrive_node.commands.options import add_json_argument
+from fastdrive_sim.domains import DEFAULT_DOMAIN, DOMAINS
 from fastdrive_sim.rig import DEFAULT_RIG, RIGS
 from fastdrive_sim.scenarios import DEFAULT, SCENARIOS
 from fastdrive_sim.sources import ImageSpec
@@ -34,6 +35,8 @@ def add_image_arguments(parser: argparse.ArgumentParser, needs_seed: bool = True
     parser.add_argument("--scenario", choices=tuple(SCENARIOS), default=DEFAULT, help=scenarios)
     rigs = "; ".join(f"{name}: {len(cameras)} cameras" for name, cameras in RIGS.items())
     parser.add_argument("--rig", choices=tuple(RIGS), default=DEFAULT_RIG, help=f"{rigs} (%(default)s)")
+    looks = "; ".join(f"{name}: {domain.summary}" for name, domain in DOMAINS.items())
+    parser.add_argument("--domain", choices=tuple(DOMAINS), default=DEFAULT_DOMAIN, help=f"{looks} (%(default)s)")
     add_json_argument(parser)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastdrive_node.errors import InputError, UsageError
 from fastdrive_sim.dataset import EPOCH_US, DatasetSpec
+from fastdrive_sim.domains import DEFAULT_DOMAIN
 from fastdrive_sim.drive.redrive import redrive
 from fastdrive_sim.drive.storage import load_run
 from fastdrive_sim.drive.suite import SUITES
@@ -69,6 +70,8 @@ class RunDatasetSpec(DatasetSpec):
         names = ["split", "hz", "width", "height", "jpeg_quality", "rig"]
         if self.other_speeds:
             names.append("other_speeds")
+        if self.domain != DEFAULT_DOMAIN:
+            names.append("domain")
         digest = hashlib.sha256("\n".join(run.digest for run in self.runs).encode()).hexdigest()
         return {**given, **{name: getattr(self, name) for name in names}, "runs": len(self.runs), "runs_sha256": digest}
 
