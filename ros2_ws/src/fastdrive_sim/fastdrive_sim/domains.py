@@ -88,13 +88,13 @@ def _rain(image: np.ndarray, lens: np.random.Generator, frame: np.random.Generat
     slant = lens.uniform(-0.25, 0.25)
     for _ in range(round(110 * width / height)):
         x, y, length = frame.uniform(0, width), frame.uniform(-0.1, 1) * height, frame.uniform(0.03, 0.13) * height
-        ends = [(round(16 * (x + slant * part)), round(16 * (y + part))) for part in (0.0, length)]
-        cv2.line(streaks, *ends, int(frame.integers(25, 95)), max(1, height // 250), cv2.LINE_AA, 4)
+        top, low = ((round(16 * (x + slant * part)), round(16 * (y + part))) for part in (0.0, length))
+        cv2.line(streaks, top, low, (int(frame.integers(25, 95)),), max(1, height // 250), cv2.LINE_AA, 4)
     seen += (225.0 - seen) * (cv2.GaussianBlur(streaks, (3, 3), 0)[..., None] / np.float32(255))
     drops = np.zeros((height, width), np.float32)
     for _ in range(lens.integers(3, 8)):
         x, y, radius = lens.uniform(0, width), lens.uniform(0, height), lens.uniform(0.025, 0.07) * height
-        cv2.circle(drops, (round(16 * x), round(16 * y)), round(16 * radius), 1.0, -1, cv2.LINE_8, 4)
+        cv2.circle(drops, (round(16 * x), round(16 * y)), round(16 * radius), (1.0,), -1, cv2.LINE_8, 4)
     drops = cv2.GaussianBlur(drops, (0, 0), height / 120)[..., None]
     seen += (cv2.GaussianBlur(seen, (0, 0), height / 30) * 1.06 - seen) * drops
     return np.clip(seen + 0.5, 0, 255).astype(np.uint8)

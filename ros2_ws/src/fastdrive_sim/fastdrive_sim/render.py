@@ -64,7 +64,10 @@ class Renderer:
     def _build_programs(self) -> None:
         ctx = self._context
         # moderngl gives uniforms and attributes by name alike, and only uniforms are written
-        self._scene_program: Any = ctx.program(shaders.SCENE_VERTEX, shaders.SCENE_FRAGMENT)
+        sources = (shaders.SCENE_VERTEX, shaders.SCENE_FRAGMENT)
+        self._day_program: Any = ctx.program(*sources)
+        self._dark_program: Any = ctx.program(*map(shaders.with_headlights, sources))
+        self._scene_program = self._day_program
         self._sky_program: Any = ctx.program(shaders.SKY_VERTEX, shaders.SKY_FRAGMENT)
         pixels = textures.layers()
         self._textures = ctx.texture_array((textures.SIDE, textures.SIDE, len(pixels)), 4, pixels.tobytes())
@@ -92,10 +95,14 @@ class Renderer:
             self._set_light(world, light)
 
     def _set_light(self, world: World, light: scene.Illumination) -> None:
+        self._scene_program = self._day_program if light.headlights is None else self._dark_program
+        self._scene.release()
+        self._bind()
+        if light.headlights is not None:
+            self._scene_program["level"] = light.level
+            self._scene_program["headlights"] = tuple(light.headlights)
         self._scene_program["haze_color"] = self._sky_program["haze_color"] = tuple(light.haze)
         self._scene_program["haze_half"] = light.haze_half_m
-        self._scene_program["level"] = light.level
-        self._scene_program["headlights"] = tuple(light.headlights)
         self._sky_program["sky_color"] = tuple(light.sky)
         self._sky_program["cloud_color"] = tuple(light.cloud)
         self._sky_program["cloud_layer"] = float(textures.CLOUD)
@@ -135,7 +142,8 @@ class Renderer:
         eyes = [scene.Eye.of(camera, snapshot.ego) for camera in self.rig]
         step = self._per_round
         with self._context:
-            self._set_headlights(snapshot.ego)
+            if self._light.headlights is not None:
+                self._set_headlights(snapshot.ego)
             spans = self._upload(self._static, moving, eyes)
             starts = range(0, len(eyes), step)
             rounds = [self._round(eyes[i : i + step], spans[i : i + step], i) for i in starts]

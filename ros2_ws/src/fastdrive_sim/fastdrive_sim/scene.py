@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -40,10 +40,10 @@ class Illumination:
     haze: np.ndarray
     haze_half_m: float  # the depth at which half of a color is haze
     cloud: np.ndarray
-    # On what does not glow; apart from ``ambient``, for dark colors would lose their steps where vertices are 8-bit.
-    level: float = 1.0
     ground: float = 1.0  # a factor on the ground and what is painted on it
-    headlights: np.ndarray = field(default_factory=lambda: np.zeros(3, np.float32))  # the ego vehicle's; 0: off
+    headlights: np.ndarray | None = None  # color of the ego vehicle's; None: off
+    # With headlights a factor on what does not glow; not in ``ambient``, for vertices of 8 bits have few dark colors.
+    level: float = 1.0
 
     @classmethod
     def of(cls, world: World) -> Illumination:
