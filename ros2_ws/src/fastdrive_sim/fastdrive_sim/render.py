@@ -64,9 +64,9 @@ class Renderer:
     def _build_programs(self) -> None:
         ctx = self._context
         # moderngl gives uniforms and attributes by name alike, and only uniforms are written
-        sources = (shaders.SCENE_VERTEX, shaders.SCENE_FRAGMENT)
-        self._day_program: Any = ctx.program(*sources)
-        self._dark_program: Any = ctx.program(*map(shaders.with_headlights, sources))
+        vertex, fragment = shaders.SCENE_VERTEX, shaders.SCENE_FRAGMENT
+        self._day_program: Any = ctx.program(vertex, fragment)
+        self._dark_program: Any = ctx.program(shaders.with_headlights(vertex), shaders.with_headlights(fragment))
         self._scene_program = self._day_program
         self._sky_program: Any = ctx.program(shaders.SKY_VERTEX, shaders.SKY_FRAGMENT)
         pixels = textures.layers()
