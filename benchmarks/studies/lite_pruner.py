@@ -36,7 +36,7 @@ from fastdrive_node.pruning.checkpoint import load_pruner
 from fastdrive_training.data.adapters import ImageSource, open_source
 from fastdrive_training.data.sampling import evenly_spaced
 from fastdrive_training.data.token_cache import encode_items
-from fastdrive_training.distil.train import overlap
+from fastdrive_training.distil.trainer import overlap
 from fastdrive_training.evaluation.intervals import known_mean, paired_difference
 from fastdrive_training.scoring.score import score_figures, score_tokens
 

@@ -24,7 +24,7 @@ from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.pruning.registry import FILES, make_pruner
 from fastdrive_node.pruning.score_pruner import ScoreOptions
 from fastdrive_training.data.image_sets import BagSets
-from fastdrive_training.distil.train import overlap
+from fastdrive_training.distil.trainer import overlap
 from fastdrive_training.scoring.score import score_sets
 from tests.generation import QWEN, lite_pruner
 from tests.pruning.test_pruner_files import rewrite, set_config

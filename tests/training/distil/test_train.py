@@ -21,7 +21,8 @@ from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.distil import train as distil
 from fastdrive_training.distil.config import DistilRecipe
 from fastdrive_training.distil.sensitivity import Teacher
-from fastdrive_training.distil.train import DistilBatches, DistilTrainer, Keyframes, distance, overlap, start_pruner
+from fastdrive_training.distil.train import start_pruner
+from fastdrive_training.distil.trainer import DistilBatches, DistilTrainer, Keyframes, distance, overlap
 from fastdrive_training.engine.config import RecipeError
 from fastdrive_training.engine.distributed import Processes
 from fastdrive_training.vla.tiny_model import build_tiny_vla
@@ -164,6 +165,9 @@ def test_scores_of_another_pruner_need_no_plan_and_no_language_model(recipe, tmp
         ({"lite_width": 32, "start": "full"}, "lite_width: the file of start has its width; set one of them"),
         ({"scores_of": "full", "teachers": ["other"]}, "teachers: not with scores_of, which is the whole target"),
         ({"scores_of": "full", "foreground_weight": 0.1}, "foreground_weight: not with scores_of"),
+        ({"objective": "plan", "scores_of": "full"}, "objective: plan asks VLAs, and scores_of asks a pruner"),
+        ({"objective": "plan", "drops": []}, r"drops: \[\]: give pruning ratios between 0 and 1"),
+        ({"objective": "plan", "drops": [0.5, 1]}, r"drops: \[0\.5, 1\.0\]: give pruning ratios between 0 and 1"),
         ({"lite_width": 100}, "lite_width: 100 is not a multiple of the head size 32 below"),
         ({"scores_of": "missing.safetensors"}, r"missing\.safetensors: no such pruner file"),
     ],

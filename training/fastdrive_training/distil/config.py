@@ -14,6 +14,8 @@ FREE_KEYS = (
     *("device", "workers", "tensorboard", "teacher_batch", "log_every", "checkpoint_every"),
 )
 
+PLAN_KEYS = ("objective", "drops", "noise")
+
 
 @recipe_class
 class DistilRecipe:
@@ -23,12 +25,16 @@ class DistilRecipe:
     dataset: str  # with ego motion, but for scores_of
     out: str  # folder of the run, as that of a recon_pruner recipe
     teachers: tuple[str, ...] = ()  # more VLAs with the same encoder; the pruner then belongs to none of them
+    objective: Literal["sensitivity", "plan"] = "sensitivity"  # plan: the answers on the kept tokens
+    drops: tuple[Fraction, ...] = (0.25, 0.5, 0.75)  # of objective plan: pruning ratios, in turn, one a step
+    noise: NotNegative = 1.0  # of objective plan: factor of the Gumbel noise on the scores
     scores_of: str | None = None  # a pruner file whose scores are the target; no VLA plans then, and masks are not read
     lite_width: Count | None = None  # of a lite pruner, a multiple of the head size; None: the width of the tokens
     start: str | None = None  # the pruner file that it starts as; None: random weights
     camera_bias: bool = True  # a number for each camera that is added to its scores
     normalise: bool = True  # RMSNorm before the Hadamard product; of a pruner without ``start``
-    foreground_weight: Fraction = 0.0  # of the target is foreground by the masks, the rest the plan's sensitivity
+    foreground_weight: Fraction = 0.0  # of the target is foreground by the masks, the rest the plan's sensitivity; of
+    # objective plan: weight of the scores' distance from the foreground in the loss, that of the plan is the rest
     power: Positive = 0.5  # of the sensitivity in the target; 0.5 keeps a few large ones from being all of it
     draws: Count = 2  # sampled answers for each keyframe
     dataset_kind: str = "auto"
@@ -63,8 +69,16 @@ class DistilRecipe:
         if self.scores_of and (self.teachers or self.foreground_weight):
             key = "teachers" if self.teachers else "foreground_weight"
             raise ValueError(f"{key}: not with scores_of, which is the whole target")
+        if self.objective == "plan":
+            if self.scores_of:
+                raise ValueError("objective: plan asks VLAs, and scores_of asks a pruner; set one of them")
+            if not self.drops or any(not 0 < drop < 1 for drop in self.drops):
+                raise ValueError(f"drops: {list(self.drops)}: give pruning ratios between 0 and 1")
 
     @property
     def identity(self) -> dict[str, Any]:
         """The keys that say what the run computes; a checkpoint serves the recipe that it was made by."""
-        return {key: value for key, value in asdict(self).items() if key not in FREE_KEYS}
+        found = {key: value for key, value in asdict(self).items() if key not in FREE_KEYS}
+        if self.objective == "sensitivity":  # checkpoints of before these keys were there serve on
+            found = {key: value for key, value in found.items() if key not in PLAN_KEYS}
+        return found

@@ -21,6 +21,8 @@ from fastdrive_node.families.spec import text_answer
 from fastdrive_node.planning.answer_format import format_answer
 from fastdrive_training.data.adapters.base import Item
 
+SMALLEST_GATE = 1e-6  # its logarithm is finite, and a token of this weight changes nothing
+
 
 @dataclass(frozen=True)
 class TeacherPrompt:
@@ -83,19 +85,9 @@ class Teacher:
         return found
 
     def _run(self, tokens: Tensor, questions: Sequence[TeacherPrompt], numbers: Sequence[int]) -> Tensor:
-        model, device = self.vla.model, self.vla.device
+        device = self.vla.device
         leaf = tokens.to(device, self.vla.dtype).requires_grad_(True)
-        ids = torch.stack([question.ids for question in questions]).to(device)
-        embeds = model.get_input_embeddings()(ids)
-        parts = zip(embeds, questions, leaf, strict=True)
-        rows = [row.index_copy(0, asked.visual.to(device), own) for row, asked, own in parts]
-        positions = torch.stack([question.positions for question in questions], 1).to(device)
-        out = model.model.language_model(
-            inputs_embeds=torch.stack(rows),
-            position_ids=positions if len(positions) > 1 else positions[0],
-            use_cache=False,
-        )
-        logits = model.lm_head(out.last_hidden_state[:, -questions[0].answer :]).float()
+        logits = answer_logits(self.vla, leaf, questions)
         squares = torch.zeros(tokens.shape[:2], device=device)
         for draw in range(self._draws):
             pairs = zip(logits.detach(), numbers, strict=True)
@@ -109,3 +101,30 @@ class Teacher:
         """int64 [A] drawn from logits [A, vocabulary]; on the CPU, where every machine draws alike."""
         generator = torch.Generator().manual_seed((self._seed * 1_000_003 + number) * 64 + draw)
         return torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)[:, 0]
+
+
+def answer_logits(vla: Vla, tokens: Tensor, questions: Sequence[TeacherPrompt], gates: Tensor | None = None) -> Tensor:
+    """What a VLA predicts at each position of the true answer: logits float32 [B, A, vocabulary].
+
+    Args:
+        tokens: [B, N, D] on the VLA's device, in raster order, of keyframes whose prompts have one form.
+        gates: [B, N] from 0 to 1, the weight of each visual token in every attention; None: all 1.
+    """
+    model, device = vla.model, vla.device
+    ids = torch.stack([question.ids for question in questions]).to(device)
+    visual = torch.stack([question.visual for question in questions]).to(device)
+    embeds = model.get_input_embeddings()(ids)
+    embeds = embeds.scatter(1, visual[..., None].expand(-1, -1, embeds.shape[-1]), tokens.to(embeds.dtype))
+    positions = torch.stack([question.positions for question in questions], 1).to(device)
+    mask = None
+    if gates is not None:
+        weights = torch.zeros(ids.shape, device=device).scatter(1, visual, (gates + SMALLEST_GATE).log())
+        future = torch.full((ids.shape[1], ids.shape[1]), -torch.inf, device=device).triu(1)
+        mask = (weights[:, None, None] + future).to(embeds.dtype)
+    out = model.model.language_model(
+        inputs_embeds=embeds,
+        position_ids=positions if len(positions) > 1 else positions[0],
+        attention_mask=mask,
+        use_cache=False,
+    )
+    return model.lm_head(out.last_hidden_state[:, -questions[0].answer :]).float()

@@ -141,13 +141,14 @@ def target(
         sensitive: [B, N] of each teacher, which count alike.
         covered: [B, N] fraction of foreground; None without ``foreground_weight``.
     """
-    plan = np.mean([_shares(each.astype(np.float64) ** power) for each in sensitive], axis=0)
+    plan = np.mean([shares(each.astype(np.float64) ** power) for each in sensitive], axis=0)
     if covered is None:
         return plan.astype(np.float32)
     seen = covered.sum(1, keepdims=True) > 0
-    mixed = (1 - foreground_weight) * plan + foreground_weight * _shares(covered.astype(np.float64))
+    mixed = (1 - foreground_weight) * plan + foreground_weight * shares(covered.astype(np.float64))
     return np.where(seen, mixed, plan).astype(np.float32)
 
 
-def _shares(values: np.ndarray) -> np.ndarray:
-    return values / np.maximum(values.sum(1, keepdims=True), np.finfo(np.float64).tiny)
+def shares(values: Any) -> Any:
+    """Values [B, N], none negative, of an array or a tensor, as fractions of their sum in each row; zeros stay."""
+    return values / values.sum(1)[:, None].clip(np.finfo(np.float32).tiny)

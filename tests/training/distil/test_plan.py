@@ -1,0 +1,166 @@
+"""The plan on the kept tokens as the loss: it is the divergence of the pruned answer, and scores learn from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fastdrive_node.cli import main
+from fastdrive_node.families import VisualTokens
+from fastdrive_node.pruning.checkpoint import load_pruner
+from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_training.data.adapters import open_source
+from fastdrive_training.data.token_cache import encode_keyframes, load_images
+from fastdrive_training.distil import train as distil
+from fastdrive_training.distil.config import DistilRecipe
+from fastdrive_training.distil.plan import PlanTrainer, gates, gumbel, plan_divergence
+from fastdrive_training.distil.sensitivity import Teacher, answer_logits
+from fastdrive_training.distil.trainer import DistilBatches, PlanKeyframes
+from fastdrive_training.engine.distributed import Processes
+from fastdrive_training.vla.tiny_model import build_tiny_vla
+from tests.generation import SHALLOW
+from tests.training.tiny_nuscenes import write_dataset
+
+SMALL = {"batch": 4, "workers": 0, "tensorboard": False, "device": "cpu", "steps": 4, "checkpoint_every": 2}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "d", scenes=2, keyframes=12)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def asked(tiny_vla, root):
+    """Tokens [4, N, D] of four keyframes, and what is asked about them."""
+    source = open_source(root, "train")
+    items = [source[number] for number in range(4)]
+    images = [load_images(item, tiny_vla.spec.cameras) for item in items]
+    tokens = encode_keyframes(tiny_vla.torch_vision(), images).flatten(1, 2).clone()
+    teacher = Teacher(tiny_vla, 1, 0)
+    return tokens, [teacher.prompt(item) for item in items]
+
+
+def test_gates_are_one_for_the_kept_and_everyone_near_the_border_learns() -> None:
+    scores = torch.tensor([[3.0, 1.0, 0.5, -4.0]], requires_grad=True)
+    found = gates(scores, 0.5)
+    assert found.tolist() == [[1, 1, 0, 0]]
+    assert gates(scores, 0.5, torch.tensor([[0.0, 0, 0, 9]])).tolist() == [[1, 0, 0, 1]]
+    found.sum().backward()
+    assert scores.grad is not None and torch.all(scores.grad > 0)
+    assert scores.grad[0, 1:3].min() > 5 * scores.grad[0, 3]  # the nearer to the K-th score, the more
+    assert gates(scores, 0.0).tolist() == [[1, 1, 1, 1]]
+
+
+def test_noise_of_a_keyframe_does_not_depend_on_its_batch() -> None:
+    both, alone = gumbel(7, 3, [5, 9], 16), gumbel(7, 3, [9], 16)
+    assert torch.equal(both[1:], alone) and not torch.equal(both[0], both[1])
+    assert not torch.equal(gumbel(7, 4, [9], 16), alone)
+
+
+def test_a_closed_gate_is_a_token_that_the_node_leaves_out(tiny_vla, asked) -> None:
+    tokens, questions = asked
+    question, language = questions[0], tiny_vla.torch_language()
+    kept = torch.arange(0, tokens.shape[1], 3)
+    open_gates = torch.zeros(1, tokens.shape[1]).scatter(1, kept[None], 1.0)
+    found = answer_logits(tiny_vla, tokens[:1], questions[:1], open_gates)[0]
+    left = torch.ones(len(question.ids), dtype=torch.bool).index_fill(0, question.visual, False)
+    left[question.visual[kept]] = True
+    places = torch.cumsum(left, 0)[question.visual[kept]] - 1
+    length = int(left.sum()) - question.answer + 1
+    ids, positions = question.ids[left], question.positions[:, left]
+    visual = dataclasses.replace(
+        VisualTokens.from_raster(tokens[0].view(6, 32, -1), tiny_vla.grid), rows=tokens[0, kept], indices=kept
+    )
+    given = [language.position_inputs(part[:, None]) for part in positions.split([length, question.answer - 1], 1)]
+    with torch.inference_mode():
+        first, cache = language.prefill(ids[None, :length], [places], [visual], given[0], question.answer)
+        wanted = torch.cat([first, language.extend(ids[None, length:], given[1], cache)], 1)[0]
+    torch.testing.assert_close(found, wanted.float(), rtol=1e-3, atol=1e-3)
+    whole = answer_logits(tiny_vla, tokens[:1], questions[:1])[0]
+    assert (whole - found).abs().max() > 0.01
+
+
+def test_the_divergence_is_zero_on_all_tokens_and_reaches_scores_of_left_out_ones(tiny_vla, asked) -> None:
+    tokens, questions = asked
+    scores = torch.linspace(2, -2, tokens.shape[1]).repeat(4, 1).requires_grad_()
+    none = torch.zeros_like(scores)
+    found = plan_divergence(tiny_vla, tokens, questions, scores, [0.0, 0.5, 0.75], none)
+    assert found.shape == (3, 4) and found[0].abs().max() < 1e-4
+    assert torch.all(found[1:] > 1e-3)
+    found[2].sum().backward()
+    assert scores.grad is not None and scores.grad[:, -64:].abs().sum() > 0
+
+
+def test_scores_learn_to_leave_the_plan_as_it_is(tiny_vla, asked, tmp_path) -> None:
+    tokens, questions = asked
+    held = PlanKeyframes(tuple("abcd"), tokens.view(4, 6, 32, -1).numpy().astype(np.float16), [questions], None)
+    keys = {**SMALL, "steps": 40, "rate": 3e-3, "objective": "plan", "drops": (0.75,), "noise": 0.3}
+    recipe = DistilRecipe("vla", "data", str(tmp_path), **keys)
+    torch.manual_seed(0)
+    pruner = ReconPruner(tiny_vla.family, tiny_vla.config.text_config, cameras=tiny_vla.spec.cameras)
+    processes = Processes("cpu")
+    batches = DistilBatches(held, recipe, processes)
+    trainer = PlanTrainer(recipe, [tiny_vla], held, pruner, batches, processes, {}, held)
+    before = trainer.judge(held)
+    figures = trainer.run()
+    assert figures["divergence"]["0.75"] == figures["held_out"] < 0.8 * before["held_out"]
+
+
+@pytest.fixture
+def recipe(tmp_path, root, cache, tiny_dir) -> dict:
+    paths = {"vla": tiny_dir, "dataset": root, "out": tmp_path / "run", "cache": cache}
+    return {**SMALL, **{key: str(path) for key, path in paths.items()}, "objective": "plan", "evaluate_every": 2}
+
+
+def test_a_run_writes_a_pruner_that_serves_and_resumes_like_an_unbroken_one(recipe, tmp_path, tiny_vla) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({"kind": "distil", **recipe, "foreground_weight": 0.2}))
+    assert main(["train", str(path)]) == 0
+    figures = json.loads((tmp_path / "run" / "figures.json").read_text())
+    assert {"total", "held_out", "divergence"} <= set(figures) and list(figures["divergence"]) == [
+        "0.25",
+        "0.5",
+        "0.75",
+    ]
+    assert load_pruner(figures["pruner"], tiny_vla).cameras == tiny_vla.spec.cameras
+    short = {**recipe, "foreground_weight": 0.2, "out": str(tmp_path / "cut")}
+    checkpoints = []
+
+    class Cut(Exception):
+        pass
+
+    def cut(trainer, part, losses=PlanTrainer.losses):
+        checkpoints.append(part)
+        if len(checkpoints) == 4:
+            raise Cut
+        return losses(trainer, part)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PlanTrainer, "losses", cut)
+        with pytest.raises(Cut):
+            distil.train(short)
+    resumed = distil.train(short, True)
+    same = {key: value for key, value in resumed.items() if key not in ("images_per_s", "pruner")}
+    assert same == {key: value for key, value in figures.items() if key not in ("images_per_s", "pruner")}
+
+
+def test_several_vlas_take_turns(recipe, tmp_path, monkeypatch) -> None:
+    other, turns = build_tiny_vla(tmp_path / "other", seed=0, size=SHALLOW), []
+
+    def seen(vla, tokens, questions, scores, drops, noise):
+        turns.append((str(vla.path), *drops))
+        return plan_divergence(vla, tokens, questions, scores, drops, noise)
+
+    monkeypatch.setattr("fastdrive_training.distil.plan.plan_divergence", seen)
+    distil.train({**recipe, "teachers": [str(other)], "drops": [0.25, 0.5], "evaluate_every": 100})
+    own = recipe["vla"]
+    assert turns[:4] == [(own, 0.25), (str(other), 0.25), (own, 0.5), (str(other), 0.5)]

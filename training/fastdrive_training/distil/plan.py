@@ -1,0 +1,131 @@
+"""What pruning does to a VLA's plan, as a loss: how far the answer on the kept tokens is from that on all of them.
+
+The sensitivity of a token (``sensitivity.py``) is a gradient at the full prompt. It does not say what happens when
+three quarters of the tokens are gone. Here the VLA reads the true answer behind the tokens that the scores choose, at
+the pruning ratios that are used; the loss is the Kullback-Leibler divergence of its predictions from those on all
+tokens.
+
+The choice is the K largest scores with Gumbel noise. A token of gate g has g times its weight in each attention: log g
+is added to the attention's logits, as in the attention masking of DynamicViT (Rao et al., NeurIPS 2021, section 3.3).
+The gates are 0 or 1, and have the gradient of a sigmoid around the K-th score (straight through), so a token that was
+left out learns too what attention to it would change.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from fastdrive_node.families import Vla
+from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_node.pruning.select import keep_count
+from fastdrive_training.distil.config import DistilRecipe
+from fastdrive_training.distil.sensitivity import TeacherPrompt, answer_logits
+from fastdrive_training.distil.targets import shares
+from fastdrive_training.distil.trainer import DistilTrainer, Keyframes, PlanKeyframes, distance
+from fastdrive_training.engine.distributed import Processes
+from fastdrive_training.engine.loop import Losses, StepBatches
+
+
+def gates(scores: Tensor, drop: float, noise: Tensor | None = None) -> Tensor:
+    """1 for the kept ones of scores [B, N] and 0 for the others, with the gradient of a sigmoid around the K-th score.
+
+    Args:
+        noise: [B, N], added to the scores before the choice.
+    """
+    noisy = scores if noise is None else scores + noise
+    keep = keep_count(scores.shape[1], drop)
+    if keep == scores.shape[1]:
+        return torch.ones_like(scores)
+    ordered = noisy.detach().sort(1, descending=True).values
+    middle = ordered[:, keep - 1 : keep + 1].mean(1, keepdim=True)
+    soft = (noisy - middle).sigmoid()
+    kept = torch.zeros_like(soft).scatter(1, noisy.detach().topk(keep, 1).indices, 1.0)
+    return kept + (soft - soft.detach())  # in this order the sum is 0 or 1 exactly
+
+
+def gumbel(seed: int, step: int, rows: Sequence[int], count: int) -> Tensor:
+    """Standard Gumbel noise float32 [B, count] on the CPU; that of a keyframe is the same in every batch."""
+    drawn = [np.random.default_rng((seed, step, row)).gumbel(size=count) for row in rows]
+    return torch.from_numpy(np.stack(drawn).astype(np.float32))
+
+
+def plan_divergence(
+    vla: Vla, tokens: Tensor, questions: Sequence[TeacherPrompt], scores: Tensor, drops: Sequence[float], noise: Tensor
+) -> Tensor:
+    """Divergence in nats [len(drops), B] of a VLA's answers on the kept tokens from those on all.
+
+    Args:
+        tokens: [B, N, D], all of them.
+        scores: [B, N], with gradient.
+        noise: [B, N] that is added to the scores.
+    """
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for row, question in enumerate(questions):
+        groups[question.form].append(row)
+    found = torch.empty(len(drops), len(questions), device=scores.device)
+    for rows in groups.values():
+        asked = [questions[row] for row in rows]
+        with torch.no_grad():
+            whole = answer_logits(vla, tokens[rows], asked).log_softmax(-1)
+        for place, drop in enumerate(drops):
+            kept = answer_logits(vla, tokens[rows], asked, gates(scores[rows], drop, noise[rows])).log_softmax(-1)
+            found[place, rows] = kl_div(kept, whole, reduction="none", log_target=True).sum((1, 2))
+    return found
+
+
+class PlanTrainer(DistilTrainer):
+    """Trains ``pruner`` so that the answers of ``vlas`` on its choice are those on all tokens.
+
+    A step asks one VLA at one pruning ratio; they take turns.
+    """
+
+    def __init__(
+        self,
+        recipe: DistilRecipe,
+        vlas: Sequence[Vla],
+        keyframes: PlanKeyframes,
+        pruner: ReconPruner,
+        batches: StepBatches,
+        processes: Processes,
+        identity: dict[str, Any],
+        held_out: PlanKeyframes | None = None,
+    ):
+        super().__init__(recipe, pruner, batches, vlas[0].grid, processes, identity, held_out)
+        self._vlas, self._keyframes = vlas, keyframes
+
+    def losses(self, part: tuple[Tensor, ...]) -> Losses:
+        tokens, covered, rows = part
+        recipe, numbers = self.recipe, rows.tolist()
+        turn, place = divmod(self.step, len(self._vlas))
+        questions = [self._keyframes.questions[place][row] for row in numbers]
+        scores = self.scores(self.wrapped["pruner"], tokens)
+        noise = recipe.noise * gumbel(recipe.seed, self.step, numbers, scores.shape[1]).to(scores.device)
+        drops = (recipe.drops[turn % len(recipe.drops)],)
+        each = plan_divergence(self._vlas[place], tokens.flatten(1, 2), questions, scores, drops, noise)[0]
+        if recipe.foreground_weight:
+            off = distance(scores, shares(covered)) * (covered.sum(1) > 0)
+            each = (1 - recipe.foreground_weight) * each + recipe.foreground_weight * off
+        return {"total": each.mean(), "each": each.detach()}
+
+    @torch.no_grad()
+    def judge(self, keyframes: Keyframes | PlanKeyframes) -> dict[str, Any]:
+        """``held_out``, the mean divergence of all VLAs at all ratios, and ``divergence`` by ratio; without noise."""
+        assert isinstance(keyframes, PlanKeyframes)
+        found, device = [], self.processes.device
+        for start in range(0, len(keyframes.names), self.recipe.batch):
+            rows = np.arange(start, min(start + self.recipe.batch, len(keyframes.names)))
+            tokens = keyframes.read(rows)[0].to(device)
+            scores = self.scores_now(tokens).to(device)
+            for vla, questions in zip(self._vlas, keyframes.questions, strict=True):
+                asked, noise = [questions[row] for row in rows], torch.zeros_like(scores)
+                found.append(plan_divergence(vla, tokens.flatten(1, 2), asked, scores, self.recipe.drops, noise))
+        means = torch.cat(found, 1).mean(1).tolist()
+        by_drop = {f"{drop:g}": mean for drop, mean in zip(self.recipe.drops, means, strict=True)}
+        return {"held_out": float(np.mean(means)), "divergence": by_drop}
