@@ -21,7 +21,8 @@ from fastdrive_node import __version__
 from fastdrive_node.errors import FastDriveError, InputError
 from fastdrive_node.files import write_atomically
 
-REQUIREMENTS, PACKAGE, MODELS = "requirements-vehicle.txt", "package.xml", ("models/tiny", "models/tiny_drive")
+REQUIREMENTS, PACKAGE = "requirements-vehicle.txt", "package.xml"
+MODELS = ("models/tiny", "models/tiny_drive", "models/tiny_wide")
 SPEC_VERSION = "1.6"
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^ ;\\]+)\s*(?:;\s*([^\\]*?))?\s*(?:\\|$)")
 _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")

@@ -47,7 +47,10 @@ _BY_NAME: dict[str, Callable[[], Pruner]] = {
 }
 _BY_VIEW = {"prune2drive": Prune2Drive, "prune2drive-input": Prune2DriveInput}
 PRUNERS = tuple(_BY_NAME)
-FILES = {"reconpruner-lite": "reconpruner_lite.safetensors"}  # pruners with a file of their own in the VLA directory
+FILES = {  # pruners with a file of their own in the VLA directory
+    "reconpruner-lite": "reconpruner_lite.safetensors",
+    "reconpruner-plan": "reconpruner_plan.safetensors",
+}
 NAMES = (*PRUNERS, *FILES, *VARIANTS)
 
 

@@ -24,6 +24,7 @@ PAGES = (
         "QUALITY_DECLARATION.md",
         "models/tiny/README.md",
         "models/tiny_drive/README.md",
+        "models/tiny_wide/README.md",
     ),
     *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").rglob("*.md"))),
 )

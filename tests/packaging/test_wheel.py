@@ -24,7 +24,7 @@ from tests.replay.bags import STORE
 
 BUILT_FROM = (
     *("fastdrive_node", "training/fastdrive_training", "export/fastdrive_export", "launch", "config", "resource"),
-    *("models/tiny", "models/tiny_drive", "samples/city"),
+    *("models/tiny", "models/tiny_drive", "models/tiny_wide", "samples/city"),
     *("package.xml", "pyproject.toml", "setup.py", "setup.cfg", "README.md", "LICENSE"),
 )
 
@@ -75,7 +75,7 @@ def test_packages_come_from_the_wheel(environment, tmp_path):
 
 def test_the_wheel_carries_every_file_that_the_code_opens(environment):
     share = environment / "share/fastdrive_node"
-    for folder in ("config", "launch", "models/tiny", "models/tiny_drive", "samples/city"):
+    for folder in ("config", "launch", "models/tiny", "models/tiny_drive", "models/tiny_wide", "samples/city"):
         shipped, carried = (
             {file.name for file in (root / folder).iterdir() if file.is_file()} for root in (ROOT, share)
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,15 @@ def _teacher(path: str, first: Vla, settings: DistilRecipe, device: torch.device
 
 def _questions(used: Used, vla: Vla, settings: DistilRecipe) -> list[TeacherPrompt]:
     """What a VLA is asked about each keyframe. Raises as :class:`Teacher` and its ``prompt``."""
-    teacher = Teacher(vla, settings.draws, settings.seed)
-    positions = tqdm(used.positions, desc="prompts", unit="keyframe")
-    return [teacher.prompt(used.source[int(position)]) for position in positions]
+    teacher, found = Teacher(vla, settings.draws, settings.seed), []
+    alike: dict[tuple[int, int], TeacherPrompt] = {}
+    for position in tqdm(used.positions, desc="prompts", unit="keyframe"):
+        asked = teacher.prompt(used.source[int(position)])
+        first = alike.setdefault(asked.form, asked)
+        if torch.equal(first.positions, asked.positions) and torch.equal(first.visual, asked.visual):
+            asked = replace(asked, positions=first.positions, visual=first.visual)  # kept once: most of the memory
+        found.append(asked)
+    return found
 
 
 def _names(used: Used) -> tuple[str, ...]:
