@@ -8,7 +8,17 @@ from statistics import mean
 import pytest
 
 from benchmarks import RESULTS, ROOT
-from benchmarks.studies import closed_loop, lite_pruner, other_vlas, pruner_cost, summary, three_b, tiny_card, trigger
+from benchmarks.studies import (
+    closed_loop,
+    lite_pruner,
+    other_vlas,
+    pruner_cost,
+    summary,
+    three_b,
+    tiny_card,
+    trigger,
+    wide_table,
+)
 from fastdrive_export.parity import REQUIRED
 
 
@@ -34,6 +44,13 @@ def test_decision_0007_shows_the_table_of_the_committed_figures():
 
 def test_the_page_of_pruners_shows_the_table_of_the_committed_figures():
     assert other_vlas.pruner_table() in (ROOT / "docs" / "pruners.md").read_text()
+
+
+def test_the_card_of_tiny_wide_shows_the_committed_figures():
+    card = wide_table.CARD.read_text()
+    assert wide_table.filled(card) == card and "| reconpruner-plan |" in card
+    with pytest.raises(ValueError, match="not found"):
+        wide_table.filled("# models/tiny_wide")
 
 
 @pytest.mark.parametrize(
