@@ -1,11 +1,13 @@
-"""The open-loop figures of models/tiny_wide as Markdown, written into its card; its VLA never met a pruner.
+"""The open-loop figures of models/tiny_wide as Markdown, written into its card and README; it never met a pruner.
 
-fastdrive evaluate data/sim_test --split test --vla models/tiny_wide --no-timing --out runs/wide \\
+fastdrive evaluate data/sim_test --split test --vla models/tiny_wide --no-timing --seeds 3 --out runs/wide \\
     --json benchmarks/results/open_loop_wide.json
 python -m benchmarks.studies.paired_runs runs/wide runs/wide --pruner reconpruner-plan \\
     --json benchmarks/results/open_loop_wide_paired.json
 python -m benchmarks.studies.summary benchmarks/results/open_loop_wide*.json
 python -m benchmarks.studies.wide_table
+
+The same with ``_night`` behind ``sim_test``, ``runs/wide`` and ``open_loop_wide``, and with the pruners of ``SHOWN``.
 """
 
 from __future__ import annotations
@@ -17,27 +19,26 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, ROOT
 
-CARD = RESULTS.parents[1] / "models/tiny_wide/README.md"
+CARD, README = ROOT / "models/tiny_wide/README.md", ROOT / "README.md"
+DECISION = ROOT / "docs/decisions/0014-the-plan-on-the-kept-tokens.md"
 OURS, DROPS = "reconpruner-plan", (0.25, 0.5, 0.75)
-BEGIN, END = "<!-- figures: written by benchmarks/studies/wide_table.py -->", "<!-- end of figures -->"
+SHOWN = ("random", "uniform", "coverage", "prune2drive", "reconpruner", OURS)
+BEGIN, END = "<!-- {}: written by benchmarks/studies/wide_table.py -->", "<!-- end of {} -->"
 FIGURES = ("l2_avg_to_t", "collision_any")
 
 
-def table(results: Path = RESULTS, name: str = "open_loop_wide") -> str:
+def table(results: Path = RESULTS, name: str = "open_loop_wide", pruners: Iterable[str] = ()) -> str:
     """L2 in m / vehicles hit in percent, and refused answers in brackets, of each pruner at each ratio.
 
-    A star: the paired 95 % interval of the difference to ``OURS`` is clear of zero.
+    ``pruners`` are the rows, all without it. A star: the paired 95 % interval of the difference to ``OURS`` is clear
+    of zero.
     """
     found = json.loads((results / f"{name}.json").read_text())
-    apart = {
-        (one["other"], one["drop"], one["figure"])
-        for one in json.loads((results / f"{name}_paired.json").read_text())["comparisons"]
-        if not one["interval_95"][0] <= 0 <= one["interval_95"][1]
-    }
+    apart = told_apart(results, name)
     lines = ["| pruner | drop 0.25 | drop 0.5 | drop 0.75 |", "|---|---|---|---|"]
-    for pruner in dict.fromkeys(row["pruner"] for row in found["rows"]):
+    for pruner in tuple(pruners) or dict.fromkeys(row["pruner"] for row in found["rows"]):
         by_drop = {
             drop: [row for row in found["rows"] if (row["pruner"], row["drop"]) == (pruner, drop)]
             for drop in (0.0, *DROPS)
@@ -48,6 +49,15 @@ def table(results: Path = RESULTS, name: str = "open_loop_wide") -> str:
             stars = {d: tuple("*" if (pruner, d, figure) in apart else "" for figure in FIGURES) for d in DROPS}
             lines.append(f"| {pruner} | " + " | ".join(_cell(by_drop[drop], stars[drop]) for drop in DROPS) + " |")
     return "\n".join(lines)
+
+
+def told_apart(results: Path = RESULTS, name: str = "open_loop_wide") -> set[tuple[str, float, str]]:
+    """The (pruner, ratio, figure) whose paired difference to ``OURS`` has a 95 % interval clear of zero."""
+    return {
+        (one["other"], one["drop"], one["figure"])
+        for one in json.loads((results / f"{name}_paired.json").read_text())["comparisons"]
+        if not one["interval_95"][0] <= 0 <= one["interval_95"][1]
+    }
 
 
 def relative_table(pruners: Iterable[str], results: Path = RESULTS, name: str = "open_loop_wide") -> str:
@@ -72,29 +82,48 @@ def _cell(rows: list[dict], stars: tuple[str, str]) -> str:
     return f"{l2:.3f}{stars[0]} / {hits:.2f}{stars[1]}" + (f" ({refused:.0f})" if refused >= 0.5 else "")
 
 
-def filled(card: str, results: Path = RESULTS) -> str:
-    """The card with its figures between the marks. Raises ValueError: the marks are not there."""
-    before, begin, rest = card.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the marks {BEGIN} and {END} are not found")
-    compared = ("random", "uniform", "coverage", "reconpruner", OURS)
-    parts = [table(results), CAPTION, relative_table(compared, results)]
-    return before + begin + "\n" + "\n\n".join(parts) + "\n" + end + after
+def short_table(results: Path = RESULTS) -> str:
+    """L2 in m of a few choices at each number of tokens."""
+    rows = json.loads((results / "open_loop_wide.json").read_text())["rows"]
+    lines = ["| visual tokens | 432 (all) | 324 | 216 | 108 |", "|---|---|---|---|---|"]
+    whole = next(row for row in rows if row["pruner"] == "none")["l2_avg_to_t"]["avg"]
+    for place, pruner in enumerate((OURS, "reconpruner", "prune2drive", "coverage", "random")):
+        found = {
+            drop: np.mean([row["l2_avg_to_t"]["avg"] for row in rows if (row["pruner"], row["drop"]) == (pruner, drop)])
+            for drop in DROPS
+        }
+        first = "" if place else f"{whole:.3f}"
+        lines.append(f"| {pruner} | {first} | " + " | ".join(f"{found[drop]:.3f}" for drop in DROPS) + " |")
+    return "\n".join(lines)
 
 
-CAPTION = (
-    "Relative performance in L2 (unpruned over pruned, paired) in percent / percent of the keyframes that hold 90 %\n"
-    "of the loss / mean loss in metres of the worst 5 % / new collisions in percent\n"
-    "([what these are](../../docs/open_loop.md#what-is-counted)):"
-)
+def filled(page: str, parts: dict[str, str]) -> str:
+    """The page with each part between its marks. Raises ValueError: marks are not there."""
+    for name, text in parts.items():
+        before, begin, rest = page.partition(BEGIN.format(name))
+        _, end, after = rest.partition(END.format(name))
+        if not begin or not end:
+            raise ValueError(f"the marks of {name!r} are not found")
+        page = before + begin + "\n" + text + "\n" + end + after
+    return page
+
+
+def pages(results: Path = RESULTS) -> dict[Path, dict[str, str]]:
+    """What the pages hold, by the name of its marks."""
+    card = {
+        "figures": table(results),
+        "losses": relative_table(SHOWN, results),
+        "night": table(results, "open_loop_wide_night"),
+    }
+    decision = {"figures": table(results, pruners=("none", *SHOWN))}
+    return {CARD: card, README: {"tiny_wide": short_table(results)}, DECISION: decision}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--card", type=Path, default=CARD, help="the file to write into (models/tiny_wide/README.md)")
-    card = parser.parse_args(arguments).card
-    card.write_text(filled(card.read_text()))
+    parser.parse_args(arguments)
+    for page, parts in pages().items():
+        page.write_text(filled(page.read_text(), parts))
 
 
 if __name__ == "__main__":
