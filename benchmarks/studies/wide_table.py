@@ -1,11 +1,13 @@
 """The open-loop figures of models/tiny_wide as Markdown, written into its card and README; it never met a pruner.
 
 fastdrive evaluate data/sim_test --split test --vla models/tiny_wide --no-timing --seeds 3 --out runs/wide \\
+    --pruners none,random,uniform,coverage,ring-view,fastv,vispruner,divprune,cdpruner,prune2drive,dart,\\
+prumerge,matryoshka,reconpruner,reconpruner-plan,oracle \\
     --json benchmarks/results/open_loop_wide.json
 python -m benchmarks.studies.paired_runs runs/wide runs/wide --pruner reconpruner-plan \\
     --json benchmarks/results/open_loop_wide_paired.json
 python -m benchmarks.studies.summary benchmarks/results/open_loop_wide*.json
-python -m benchmarks.studies.wide_table
+python -m benchmarks.studies.wide_table   # the comparisons with reconpruner are left out of the committed file
 
 The same with ``_night`` behind ``sim_test``, ``runs/wide`` and ``open_loop_wide``, and with the pruners of ``SHOWN``.
 """
@@ -14,23 +16,25 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import RESULTS, ROOT
+from benchmarks.studies.tiny_card import filled
 
 CARD, README = ROOT / "models/tiny_wide/README.md", ROOT / "README.md"
 DECISION = ROOT / "docs/decisions/0014-the-plan-on-the-kept-tokens.md"
 OURS, DROPS = "reconpruner-plan", (0.25, 0.5, 0.75)
 SHOWN = ("random", "uniform", "coverage", "prune2drive", "reconpruner", OURS)
-BEGIN, END = "<!-- {}: written by benchmarks/studies/wide_table.py -->", "<!-- end of {} -->"
-FIGURES = ("l2_avg_to_t", "collision_any")
+WRITER = "benchmarks/studies/wide_table.py"
+FIGURES = ("l2_avg_to_t", "collision_any", "off_drivable")
+LEAST = 1e-9  # an end of an interval nearer to 0 than this is 0
 
 
 def table(results: Path = RESULTS, name: str = "open_loop_wide", pruners: Iterable[str] = ()) -> str:
-    """L2 in m / vehicles hit in percent, and refused answers in brackets, of each pruner at each ratio.
+    """L2 in m / vehicles hit in % / off the road in %, and refused answers in brackets, of each pruner and ratio.
 
     ``pruners`` are the rows, all without it. A star: the paired 95 % interval of the difference to ``OURS`` is clear
     of zero.
@@ -44,7 +48,8 @@ def table(results: Path = RESULTS, name: str = "open_loop_wide", pruners: Iterab
             for drop in (0.0, *DROPS)
         }
         if by_drop[0.0]:  # constant velocity, and all tokens
-            lines.append(f"| {pruner} | {_cell(by_drop[0.0], ('', ''))} | | |")
+            cell = _cell(by_drop[0.0], ("", "", ""))
+            lines.append(f"| {pruner} | {cell} | | |")
         else:
             stars = {d: tuple("*" if (pruner, d, figure) in apart else "" for figure in FIGURES) for d in DROPS}
             lines.append(f"| {pruner} | " + " | ".join(_cell(by_drop[drop], stars[drop]) for drop in DROPS) + " |")
@@ -56,7 +61,7 @@ def told_apart(results: Path = RESULTS, name: str = "open_loop_wide") -> set[tup
     return {
         (one["other"], one["drop"], one["figure"])
         for one in json.loads((results / f"{name}_paired.json").read_text())["comparisons"]
-        if not one["interval_95"][0] <= 0 <= one["interval_95"][1]
+        if one["interval_95"][0] > LEAST or one["interval_95"][1] < -LEAST
     }
 
 
@@ -75,11 +80,12 @@ def relative_table(pruners: Iterable[str], results: Path = RESULTS, name: str = 
     return "\n".join(lines)
 
 
-def _cell(rows: list[dict], stars: tuple[str, str]) -> str:
-    l2 = np.mean([row["l2_avg_to_t"]["avg"] for row in rows])
-    hits = 100 * np.mean([row["collision_any"]["avg"] for row in rows])
+def _cell(rows: list[dict], stars: Sequence[str]) -> str:
+    l2, hits, off = (np.mean([row[figure]["avg"] for row in rows]) for figure in FIGURES)
+    shown = (f"{l2:.3f}", f"{100 * hits:.2f}", f"{100 * off:.1f}")
     refused = np.mean([row["refused"] for row in rows])
-    return f"{l2:.3f}{stars[0]} / {hits:.2f}{stars[1]}" + (f" ({refused:.0f})" if refused >= 0.5 else "")
+    cell = " / ".join(text + star for text, star in zip(shown, stars, strict=True))
+    return cell + (f" ({refused:.0f})" if refused >= 0.5 else "")
 
 
 def short_table(results: Path = RESULTS) -> str:
@@ -87,7 +93,7 @@ def short_table(results: Path = RESULTS) -> str:
     rows = json.loads((results / "open_loop_wide.json").read_text())["rows"]
     lines = ["| visual tokens | 432 (all) | 324 | 216 | 108 |", "|---|---|---|---|---|"]
     whole = next(row for row in rows if row["pruner"] == "none")["l2_avg_to_t"]["avg"]
-    for place, pruner in enumerate((OURS, "reconpruner", "prune2drive", "coverage", "random")):
+    for place, pruner in enumerate((OURS, "reconpruner", "prune2drive", "matryoshka", "coverage", "random")):
         found = {
             drop: np.mean([row["l2_avg_to_t"]["avg"] for row in rows if (row["pruner"], row["drop"]) == (pruner, drop)])
             for drop in DROPS
@@ -95,17 +101,6 @@ def short_table(results: Path = RESULTS) -> str:
         first = "" if place else f"{whole:.3f}"
         lines.append(f"| {pruner} | {first} | " + " | ".join(f"{found[drop]:.3f}" for drop in DROPS) + " |")
     return "\n".join(lines)
-
-
-def filled(page: str, parts: dict[str, str]) -> str:
-    """The page with each part between its marks. Raises ValueError: marks are not there."""
-    for name, text in parts.items():
-        before, begin, rest = page.partition(BEGIN.format(name))
-        _, end, after = rest.partition(END.format(name))
-        if not begin or not end:
-            raise ValueError(f"the marks of {name!r} are not found")
-        page = before + begin + "\n" + text + "\n" + end + after
-    return page
 
 
 def pages(results: Path = RESULTS) -> dict[Path, dict[str, str]]:
@@ -123,7 +118,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args(arguments)
     for page, parts in pages().items():
-        page.write_text(filled(page.read_text(), parts))
+        text = page.read_text(encoding="utf-8")
+        for part, content in parts.items():
+            text = filled(text, part, content, WRITER)
+        page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

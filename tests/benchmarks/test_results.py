@@ -17,7 +17,6 @@ from benchmarks.studies import (
     three_b,
     tiny_card,
     trigger,
-    wide_table,
 )
 from fastdrive_export.parity import REQUIRED
 
@@ -44,43 +43,6 @@ def test_decision_0007_shows_the_table_of_the_committed_figures():
 
 def test_the_page_of_pruners_shows_the_table_of_the_committed_figures():
     assert other_vlas.pruner_table() in (ROOT / "docs" / "pruners.md").read_text()
-
-
-def test_the_pages_of_tiny_wide_show_the_committed_figures():
-    for page, parts in wide_table.pages().items():
-        text = page.read_text()
-        assert wide_table.filled(text, parts) == text, page
-    with pytest.raises(ValueError, match="the marks of 'figures' are not found"):
-        wide_table.filled("# models/tiny_wide", {"figures": ""})
-
-
-def test_what_the_pages_of_tiny_wide_claim_is_in_the_committed_figures():
-    rows = json.loads((RESULTS / "open_loop_wide.json").read_text())["rows"]
-    tiny = json.loads((RESULTS / "open_loop_sim.json").read_text())["rows"]
-    apart, ours = wide_table.told_apart(), "reconpruner-plan"
-
-    def figure(pruner, drop, name, table=rows):
-        return mean(row[name]["avg"] for row in table if (row["pruner"], row["drop"]) == (pruner, drop))
-
-    others = {row["pruner"] for row in rows} - {ours, "none", "constant-velocity"}
-    choosing = others - {"matryoshka"}
-    for drop in (0.5, 0.75):  # the fewest vehicles are hit; with a quarter of the tokens that is clear
-        assert all(figure(other, drop, "collision_any") > figure(ours, drop, "collision_any") for other in others)
-    assert all((other, 0.75, "collision_any") in apart for other in others)
-    assert all(figure(other, 0.75, "l2_avg_to_t") > figure(ours, 0.75, "l2_avg_to_t") for other in choosing)
-    level = {other for other in others if (other, 0.75, "l2_avg_to_t") not in apart}
-    assert level == {"prune2drive", "ring-view", "matryoshka"}
-    for drop in (0.25, 0.5):
-        assert min(choosing | {ours}, key=lambda one: figure(one, drop, "l2_avg_to_t")) == "prune2drive"
-        assert ("prune2drive", drop, "l2_avg_to_t") not in apart
-    behind = {(drop, name) for other, drop, name in apart if other == "reconpruner" and name in wide_table.FIGURES}
-    assert behind == {(0.5, "l2_avg_to_t"), (0.75, "l2_avg_to_t"), (0.75, "collision_any")}
-    lowest = min(others | {ours}, key=lambda one: figure(one, 0.75, "l2_avg_to_t"))
-    assert lowest == "matryoshka"
-    unpruned = figure("none", 0.0, "l2_avg_to_t"), figure("none", 0.0, "l2_avg_to_t", tiny)
-    decision = wide_table.DECISION.read_text()
-    assert f"{unpruned[0]:.3f} m unpruned, models/tiny's {unpruned[1]:.3f} m" in decision
-    assert f"({unpruned[1]:.3f} m, `benchmarks/results/open_loop_sim.json`)" in wide_table.CARD.read_text()
 
 
 @pytest.mark.parametrize(

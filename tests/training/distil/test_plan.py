@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fastdrive_node.cli import main
+from fastdrive_node.errors import TrainingError
 from fastdrive_node.families import VisualTokens
 from fastdrive_node.pruning.checkpoint import load_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
@@ -20,6 +21,7 @@ from fastdrive_training.distil.config import DistilRecipe
 from fastdrive_training.distil.plan import PlanTrainer, gates, gumbel, plan_divergence
 from fastdrive_training.distil.sensitivity import Teacher, answer_logits
 from fastdrive_training.distil.trainer import DistilBatches, PlanKeyframes
+from fastdrive_training.engine.config import RecipeError
 from fastdrive_training.engine.distributed import Processes
 from fastdrive_training.vla.tiny_model import build_tiny_vla
 from tests.generation import SHALLOW
@@ -49,7 +51,7 @@ def asked(tiny_vla, root):
     return tokens, [teacher.prompt(item) for item in items]
 
 
-def test_gates_are_one_for_the_kept_and_everyone_near_the_border_learns() -> None:
+def test_gates_are_one_for_the_kept_and_scores_near_the_border_have_the_largest_gradient() -> None:
     scores = torch.tensor([[3.0, 1.0, 0.5, -4.0]], requires_grad=True)
     found = gates(scores, 0.5)
     assert found.tolist() == [[1, 1, 0, 0]]
@@ -115,6 +117,24 @@ def test_scores_learn_to_leave_the_plan_as_it_is(tiny_vla, asked, tmp_path) -> N
     assert figures["divergence"]["0.75"] == figures["held_out"] < 0.8 * before["held_out"]
 
 
+def test_keyframes_without_foreground_keep_the_whole_loss_of_the_plan(tiny_vla, asked, tmp_path) -> None:
+    tokens, questions = asked
+    covered = np.zeros((4, tokens.shape[1]), np.float32)
+    covered[0, :10] = 1
+    held = PlanKeyframes(tuple("abcd"), tokens.view(4, 6, 32, -1).numpy().astype(np.float16), [questions], covered)
+    losses = []
+    for weight in (0.0, 0.5):
+        keys = {**SMALL, "objective": "plan", "foreground_weight": weight}
+        recipe = DistilRecipe("vla", "data", str(tmp_path / str(weight)), **keys)
+        torch.manual_seed(0)
+        pruner, processes = ReconPruner(tiny_vla.family, tiny_vla.config.text_config), Processes("cpu")
+        trainer = PlanTrainer(
+            recipe, [tiny_vla], held, pruner, DistilBatches(held, recipe, processes), processes, {}, held
+        )
+        losses.append(trainer.losses(held.read(np.arange(4)))["each"])
+    assert torch.allclose(losses[0][1:], losses[1][1:]) and losses[1][0] > losses[0][0]
+
+
 @pytest.fixture
 def recipe(tmp_path, root, cache, tiny_dir) -> dict:
     paths = {"vla": tiny_dir, "dataset": root, "out": tmp_path / "run", "cache": cache}
@@ -164,3 +184,21 @@ def test_several_vlas_take_turns(recipe, tmp_path, monkeypatch) -> None:
     distil.train({**recipe, "teachers": [str(other)], "drops": [0.25, 0.5], "evaluate_every": 100})
     own = recipe["vla"]
     assert turns[:4] == [(own, 0.25), (str(other), 0.25), (own, 0.5), (str(other), 0.5)]
+
+
+def test_another_language_model_is_another_run_and_idle_keys_are_not(recipe, tmp_path) -> None:
+    other = build_tiny_vla(tmp_path / "other", seed=0, size=SHALLOW)
+    distil.train({**recipe, "steps": 2})
+    with pytest.raises(TrainingError, match="languages was"):
+        distil.train({**recipe, "teachers": [str(other)]}, True)
+    distil.train({**recipe, "draws": 5, "power": 0.7}, True)
+
+
+def test_a_ratio_that_keeps_no_token_is_refused_before_the_training(recipe) -> None:
+    with pytest.raises(RecipeError, match=r"drops: .*; give a smaller ratio"):
+        distil.train({**recipe, "drops": [0.999]})
+
+
+def test_checkpoints_of_before_the_objective_serve_on() -> None:
+    assert not {"objective", "drops", "noise"} & set(DistilRecipe("vla", "data", "out").identity)
+    assert DistilRecipe("vla", "data", "out").identity["draws"] == 2

@@ -14,7 +14,8 @@ FREE_KEYS = (
     *("device", "workers", "tensorboard", "teacher_batch", "log_every", "checkpoint_every"),
 )
 
-PLAN_KEYS = ("objective", "drops", "noise")
+PLAN_KEYS = ("objective", "drops", "noise")  # of objective plan
+SENSITIVITY_KEYS = ("power", "draws")  # of objective sensitivity
 
 
 @recipe_class
@@ -79,6 +80,6 @@ class DistilRecipe:
     def identity(self) -> dict[str, Any]:
         """The keys that say what the run computes; a checkpoint serves the recipe that it was made by."""
         found = {key: value for key, value in asdict(self).items() if key not in FREE_KEYS}
-        if self.objective == "sensitivity":  # checkpoints of before these keys were there serve on
-            found = {key: value for key, value in found.items() if key not in PLAN_KEYS}
-        return found
+        # what does nothing decides nothing; checkpoints of before objective plan was there serve on
+        idle = PLAN_KEYS if self.objective == "sensitivity" else SENSITIVITY_KEYS
+        return {key: value for key, value in found.items() if key not in idle}

@@ -110,8 +110,8 @@ class PlanTrainer(DistilTrainer):
         drops = (recipe.drops[turn % len(recipe.drops)],)
         each = plan_divergence(self._vlas[place], tokens.flatten(1, 2), questions, scores, drops, noise)[0]
         if recipe.foreground_weight:
-            off = distance(scores, shares(covered)) * (covered.sum(1) > 0)
-            each = (1 - recipe.foreground_weight) * each + recipe.foreground_weight * off
+            mixed = torch.lerp(each, distance(scores, shares(covered)), recipe.foreground_weight)
+            each = torch.where(covered.sum(1) > 0, mixed, each)  # without foreground the plan is all there is
         return {"total": each.mean(), "each": each.detach()}
 
     @torch.no_grad()

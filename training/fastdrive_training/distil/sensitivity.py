@@ -21,7 +21,7 @@ from fastdrive_node.families.spec import text_answer
 from fastdrive_node.planning.answer_format import format_answer
 from fastdrive_training.data.adapters.base import Item
 
-SMALLEST_GATE = 1e-6  # its logarithm is finite, and a token of this weight changes nothing
+SMALLEST_GATE = 1e-12  # its logarithm is finite; a token of this weight changes nothing that float32 shows
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from fastdrive_node.files import write_atomically
 from fastdrive_node.planning.loading import SHIPPED_PRUNER
 from fastdrive_node.pruning.checkpoint import load_pruner, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_node.pruning.select import keep_count
 from fastdrive_training.data.adapters import open_source
 from fastdrive_training.data.sampling import evenly_spaced, with_future
 from fastdrive_training.data.token_cache import require_cameras
@@ -60,9 +61,12 @@ def train(recipe: dict, resume: bool = False) -> dict[str, Any]:
         own, held_out, vlas = prepare(settings, processes.device)
     vla = vlas[0]
     pruner = start_pruner(settings, vla)
-    identity = {"encoder": vla.encoder_fingerprint}
+    identity: dict[str, Any] = {"encoder": vla.encoder_fingerprint}
     if settings.scores_of:
         identity["scores_of"] = pruner_fingerprint(settings.scores_of)
+    if isinstance(own, PlanKeyframes):  # they are the loss, so another one is another run
+        identity["languages"] = [each.language_fingerprint for each in vlas]
+        _require_tokens(settings, own)
     batches = DistilBatches(own, settings, processes)
     judged = held_out if processes.first else None
     if isinstance(own, PlanKeyframes):
@@ -116,6 +120,16 @@ def prepare(
         parts = zip(names, tokens, known, covered, strict=True)
         found = [Keyframes(*each, settings.power, weight) for each in parts]
     return found[0], found[1], vlas
+
+
+def _require_tokens(settings: DistilRecipe, keyframes: PlanKeyframes) -> None:
+    """Raises RecipeError: a pruning ratio leaves no token."""
+    count = keyframes.tokens.shape[1] * keyframes.tokens.shape[2]
+    for drop in settings.drops:
+        try:
+            keep_count(count, drop)
+        except ValueError as error:
+            raise RecipeError(f"drops: {error}; give a smaller ratio") from None
 
 
 def _teacher(path: str, first: Vla, settings: DistilRecipe, device: torch.device, dtype: torch.dtype) -> Vla:

@@ -62,6 +62,14 @@ _HELD_OUT_FRACTION = 0.15  # of the scenes, for val and test each
 _FORMAT = 2
 EPOCH_US = 1_700_000_000_000_000
 _WORK = ".work"
+# Values of arguments that are not recorded: datasets of before an argument was there have them too.
+_OMITTED: dict[str, object] = {
+    "scenario": DEFAULT,
+    "rig": DEFAULT_RIG,
+    "domain": DEFAULT_DOMAIN,
+    "other_speeds": 0,
+    "family": (),
+}
 
 
 @dataclass(frozen=True)
@@ -88,8 +96,7 @@ class DatasetSpec(ImageSpec):
 
     def arguments(self) -> dict:
         """What a rerun must repeat to continue a dataset; some of it only where it is not the default."""
-        defaults = {"scenario": DEFAULT, "rig": DEFAULT_RIG, "domain": DEFAULT_DOMAIN, "other_speeds": 0, "family": ()}
-        given = {key: value for key, value in asdict(self).items() if key not in defaults or value != defaults[key]}
+        given = {key: value for key, value in asdict(self).items() if key not in _OMITTED or value != _OMITTED[key]}
         given = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}  # as in JSON
         return {"format": _FORMAT, "generator": f"fastdrive_sim {__version__}", **given}
 
@@ -204,9 +211,13 @@ def _read_claim(record: Path, out: Path, spec: DatasetSpec) -> dict:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SimError(f"{record}: is not readable as a record of fastdrive sim; give a new folder") from error
     if different:
-        changes = ", ".join(f"{key} {written.get(key)} (now {now.get(key)})" for key in different)
+        changes = ", ".join(f"{key} {_shown(written, key)} (now {_shown(now, key)})" for key in different)
         raise SimError(f"{out}: was begun with {changes}; repeat those arguments or give a new folder")
     return content
+
+
+def _shown(arguments: dict, key: str) -> object:
+    return arguments.get(key, _OMITTED.get(key))
 
 
 def _shard(out: Path, plan: ScenePlan) -> Path:

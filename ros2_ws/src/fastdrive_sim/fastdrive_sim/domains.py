@@ -45,7 +45,7 @@ def look_of(world: World, time_s: float, images: np.ndarray) -> np.ndarray:
 
 
 def _night_light(light: Illumination) -> Illumination:
-    """No sun, an eighth of the ambient light, bluish, and headlights."""
+    """No sun, a seventh of the ambient light, bluish, and headlights."""
     return replace(
         light,
         sun_color=_DARK,

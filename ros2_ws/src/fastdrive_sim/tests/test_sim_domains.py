@@ -135,7 +135,7 @@ def test_an_unknown_domain_is_refused_with_the_known_ones():
 
 def test_a_dataset_begun_by_day_is_not_continued_as_night(tmp_path):
     write_dataset(tmp_path / "d", SPEC, 0, sim_fakes.fake_sources, progress=False)
-    with pytest.raises(SimError, match=r"was begun with domain None \(now night\); repeat those arguments"):
+    with pytest.raises(SimError, match=r"was begun with domain day \(now night\); repeat those arguments"):
         write_dataset(tmp_path / "d", replace(SPEC, domain="night"), 0, sim_fakes.fake_sources, progress=False)
 
 

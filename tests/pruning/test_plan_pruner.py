@@ -1,0 +1,39 @@
+"""The pruner by the plan on the kept tokens, as it ships with models/tiny_wide."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import ROOT
+from fastdrive_node.families import load_vla
+from fastdrive_node.families.fingerprint import pruner_fingerprint
+from fastdrive_node.planning.identity import Identity
+from fastdrive_node.planning.loading import open_pipeline
+from fastdrive_node.pruning.registry import FILES, make_pruner
+
+NAME, WIDE = "reconpruner-plan", ROOT / "models/tiny_wide"
+
+
+@pytest.fixture(scope="module")
+def vla():
+    return load_vla(WIDE)
+
+
+def test_both_shipped_pruners_belong_to_the_tower_and_one_knows_the_cameras(vla):
+    full = make_pruner("reconpruner", vla, WIDE / "reconpruner.safetensors")
+    plan = make_pruner(NAME, vla)
+    assert (plan.name, len(vla.spec.cameras), vla.grid) == (NAME, 6, (6, 12))
+    assert not full.module.cameras and plan.module.cameras == vla.spec.cameras
+    with torch.inference_mode():
+        tokens = torch.randn(6, 72, vla.width, generator=torch.Generator().manual_seed(0))
+        scores = [each.module(tokens, vla.grid).flatten() for each in (full, plan)]
+    chosen = [set(each.topk(108).indices.tolist()) for each in scores]
+    assert len(chosen[0] & chosen[1]) < 100  # they are not the same file
+
+
+def test_the_node_s_pipeline_takes_its_name():
+    pipeline = open_pipeline(WIDE, NAME, 0.75)
+    values = Identity(pipeline, NAME)()
+    assert values["pruner"] == f"reconpruner {NAME}"
+    assert values["pruner_fingerprint"] == pruner_fingerprint(WIDE / FILES[NAME])[:12]
