@@ -202,9 +202,9 @@ PARTS = {
 
 def complete(page: str, figures: dict[str, Any] | None = None) -> str:
     """The page with its tables written anew, from the committed figures unless others are given."""
-    figures = figures or json.loads(FILE.read_text())
+    shown: dict[str, Any] = figures or json.loads(FILE.read_text())
     for part, table in PARTS.items():
-        page = filled(page, part, table(figures), WRITER)
+        page = filled(page, part, table(shown), WRITER)
     return page
 
 

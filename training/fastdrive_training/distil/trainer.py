@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Keyframes:
 
     names: tuple[str, ...]
     tokens: np.ndarray  # float16 [K, C, n, D]
-    sensitive: list[np.ndarray]  # of each teacher, float32 [K, C * n]
+    sensitive: Sequence[np.ndarray]  # of each teacher, float32 [K, C * n]
     covered: np.ndarray | None  # float32 [K, C * n]
     power: float
     foreground_weight: float
@@ -128,6 +129,7 @@ class DistilTrainer(Trainer):
 
     def judge(self, keyframes: Keyframes | PlanKeyframes) -> dict[str, Any]:
         """``held_out``, the loss, and ``overlap`` of keyframes that fit into memory."""
+        assert isinstance(keyframes, Keyframes)
         tokens, wanted = keyframes.read(np.arange(len(keyframes.names)))
         scores = self.scores_now(tokens)
         return {"held_out": float(self._distance(scores, wanted).mean()), "overlap": overlap(scores, wanted)}
