@@ -217,7 +217,8 @@ def _read_claim(record: Path, out: Path, spec: DatasetSpec) -> dict:
 
 
 def _shown(arguments: dict, key: str) -> object:
-    return arguments.get(key, _OMITTED.get(key))
+    value = arguments.get(key, _OMITTED.get(key))
+    return "none" if value == () else value
 
 
 def _shard(out: Path, plan: ScenePlan) -> Path:

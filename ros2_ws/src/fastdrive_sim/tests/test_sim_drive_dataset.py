@@ -212,7 +212,7 @@ def test_scenes_are_of_the_families_that_are_asked_for(tmp_path, capsys, monkeyp
     assert json.loads((tmp_path / "d.json").read_text())["keyframes_per_s"] is None
     without = [each for each in arguments if each not in ("--family", "bend", "cyclist")]
     assert main(without) == 1
-    assert "was begun with family ['bend', 'cyclist'] (now None)" in capsys.readouterr().err
+    assert "was begun with family ['bend', 'cyclist'] (now none)" in capsys.readouterr().err
     assert main([*arguments, "--family", "bent"]) == 2
     assert "--family bent: unknown; did you mean bend?" in capsys.readouterr().err
     assert main(["sim", "dataset", str(tmp_path / "e"), "--seed", "3", "--keyframes", "4", "--family", "bend"]) == 2

@@ -300,7 +300,7 @@ def test_going_on_with_another_scenario_is_refused(dataset, tmp_path):
     default = DatasetSpec(3, "val", seed=5, width=WIDTH, height=HEIGHT, scene_keyframes=3)
     write_dataset(tmp_path / "dataset", default, 0, hiding_sources, progress=False)
     other = DatasetSpec(3, "val", seed=5, width=WIDTH, height=HEIGHT, scene_keyframes=3, scenario="step-out")
-    with pytest.raises(SimError, match=r"scenario None \(now step-out\)"):
+    with pytest.raises(SimError, match=r"scenario default \(now step-out\)"):
         write_dataset(tmp_path / "dataset", other, 0, hiding_sources, progress=False)
 
 
