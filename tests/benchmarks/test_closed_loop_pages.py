@@ -1,0 +1,157 @@
+"""The pages of the closed loop hold the committed figures."""
+
+from __future__ import annotations
+
+import json
+from statistics import mean
+
+from benchmarks import RESULTS, ROOT
+from benchmarks.studies import closed_loop
+
+
+def test_the_page_of_the_closed_loop_shows_the_committed_figures_of_copying():
+    page = (ROOT / "docs" / "closed_loop.md").read_text()
+    found = json.loads((RESULTS / "closed_loop_copying.json").read_text())
+    rows = {row["row"]: row for row in found["rows"]} | {name: vla["row"] for name, vla in found["vlas"].items()}
+    for name, row in rows.items():
+        cells = (f"{row[figure]:.2f}" for figure in ("collision_rate", "route_completion", "epdms_style"))
+        assert f"| {name} | {' | '.join(cells)} |" in page
+    for prompt, column in (("the true past", "past"), ("a past at constant speed", "steady"), ("no past", "hidden")):
+        lengths = (mean(plan[f"{column}{ending}"] for plan in found["plans"]) for ending in ("_m", "_without_m"))
+        assert f"| {prompt} | {' | '.join(f'{length:.1f}' for length in lengths)} |" in page
+
+
+def test_the_page_of_the_closed_loop_shows_the_committed_figures_of_the_standard_suite():
+    page = (ROOT / "docs" / "closed_loop.md").read_text()
+    found = json.loads((RESULTS / "closed_loop_standard.json").read_text())
+    names = ("expert", "constant-velocity", "none")
+    rows = {row["row"]: row for row in found["rows"]}
+    families: dict[str, dict] = {}
+    for each in found["families"]:
+        families.setdefault(f"`{each['family']}`", {})[each["row"]] = each
+    assert len(families) == 14
+    for name, by_row in {"all": rows, **families}.items():
+        cells = (
+            f"{r['collision_rate']:.2f} / {r['route_completion']:.2f} / {r['epdms_style']:.2f}"
+            for r in (by_row[row] for row in names)
+        )
+        assert f"| {name} | {' | '.join(cells)} |" in page
+    expert, other, planner = (rows[name] for name in names)
+    assert expert["collision_rate"] < 0.01 < other["collision_rate"], "else the scenarios are not fair"
+    assert f"95 % interval: 0 to {100 * expert['ci95']['collision_rate'][1]:.1f} %" in page
+    assert planner["collision_rate"] < other["collision_rate"] / 4 and planner["route_completion"] >= 0.9, "it drives"
+    collisions = {name: round(16 * by_row["none"]["collision_rate"]) for name, by_row in families.items()}
+    people = collisions["`crossing-pedestrian`"] + collisions["`hidden-pedestrian`"]
+    red = round(224 * planner["red_light_rate"])  # lights are in one family
+    for text in ((ROOT / "models/tiny_drive/README.md").read_text(), page):
+        words = " ".join(text.split())
+        assert f"all {collisions['`road-works`']} runs" in words and f"in {red} of 16" in words
+        assert f"in {people} of the 32 runs with pedestrians" in words
+
+
+def test_the_card_of_the_driving_vla_shows_the_committed_figures():
+    card = (ROOT / "models/tiny_drive/README.md").read_text()
+    found = json.loads((RESULTS / "closed_loop_standard.json").read_text())
+    assert f"`{found['command']}`" in card
+    names = {"expert": "expert", "constant-velocity": "constant velocity", "none": "models/tiny_drive, all tokens"}
+    for row in found["rows"]:
+        low, high = row["ci95"]["collision_rate"]
+        cells = [f"{row['collision_rate']:.2f} ({low:.2f} to {high:.2f})"]
+        cells += [f"{row[name]:.2f}" for name in ("route_completion", "epdms_style", "hd_score", "neuroncap")]
+        assert f"| {names[row['row']]} | {' | '.join(cells)} |" in card
+
+
+def test_the_closed_loops_page_shows_the_committed_tables_of_pruners():
+    page = closed_loop.PAGE.read_text()
+    assert closed_loop.complete(page) == page
+    assert f"`{closed_loop.COMMAND}`" in " ".join(page.split())
+    found = json.loads(closed_loop.FILE.read_text())["pruners"]
+    assert found["command"] == closed_loop.COMMAND
+    assert {(row["late"], row["failed_rate"]) for row in found["rows"]} == {(0, 0)}, "the page says so"
+    assert "HD-Score" in closed_loop.SCORES.values() and len(found["families"]) == 14 * len(found["rows"])
+
+
+def test_the_sentences_about_half_of_the_tokens_hold_the_committed_figures():
+    found = json.loads(closed_loop.FILE.read_text())
+    page = " ".join(closed_loop.PAGE.read_text().split())
+    full, row = (
+        next(row for row in rows if row["row"] == name)
+        for rows, name in ((found["rows"], "none"), (found["pruners"]["rows"], "reconpruner@0.5"))
+    )
+    compared = found["pruners"]["comparisons"]
+    change = next(each for each in compared if (each["row"], each["against"]) == ("reconpruner@0.5", "none"))
+    own = change["differences"]["epdms_style"]
+    low, high = own["ci95"]
+    rates = [f"{100 * each['collision_rate']:.0f} %" for each in (row, full)]
+    assert f"{rates[0]} of its runs collide instead of {rates[1]}" in page
+    assert f"EPDMS-style score is {-own['difference']:.2f} lower ({-high:.2f} to {-low:.2f})" in page
+    unclear = ("comfort", "route_completion", "lk", "off_road_rate", "red_light_rate")
+    assert not any(closed_loop.is_clear(change["differences"][name]) for name in unclear)
+    families = {
+        each["row"]: each for each in found["families"] + found["pruners"]["families"] if each["family"] == "red-light"
+    }
+    counts = [round(16 * families[name]["collision_rate"]) for name in ("reconpruner@0.5", "none")]
+    assert counts == [6, 1] and "six runs collide, with all tokens one" in page
+    hits = [
+        each for each in found["pruners"]["changed"] if (each["row"], each["family"]) == ("reconpruner@0.5", "cyclist")
+    ]
+    speeds = sorted(float(each["events"][0].split(", ")[2].split()[0]) for each in hits)
+    assert (
+        f"four runs more than with all tokens end in the back of the cyclist, at {speeds[0]} to {speeds[-1]} m/s"
+        in page
+    )
+    assert len(hits) == 4 == round(16 * change["families"]["cyclist"]["collision_rate"]["difference"])
+    card = " ".join((ROOT / "models/tiny_drive/README.md").read_text().split())
+    cells = (f"{each[name]:.2f}" for name in ("collision_rate", "epdms_style") for each in (row, full))
+    assert "collisions {} instead of {}, EPDMS-style {} instead of {}".format(*cells) in card
+
+
+def test_the_sentences_about_a_quarter_of_the_tokens_hold_the_committed_figures():
+    found = json.loads(closed_loop.FILE.read_text())["pruners"]
+    page = " ".join(closed_loop.PAGE.read_text().split())
+    row = next(row for row in found["rows"] if row["row"] == "reconpruner@0.75")
+    own = next(
+        each["differences"]["epdms_style"]
+        for each in found["comparisons"]
+        if (each["row"], each["against"]) == ("reconpruner@0.75", "none")
+    )
+    low, high = own["ci95"]
+    assert f"{100 * row['collision_rate']:.0f} % of the runs collide, and the EPDMS-style score is" in page
+    assert f"is {-own['difference']:.2f} lower than with all tokens ({-high:.2f} to {-low:.2f})" in page
+    lost = {
+        name: {each["seed"] for each in found["changed"] if (each["row"], each["family"]) == (name, "cyclist")}
+        for name in ("reconpruner@0.5", "reconpruner@0.75")
+    }
+    assert lost["reconpruner@0.5"] < lost["reconpruner@0.75"] and len(lost["reconpruner@0.5"]) == 4
+    assert len(lost["reconpruner@0.75"]) == 5 and "the same four cyclists, and one more" in page
+
+
+def test_the_sentences_about_random_tokens_hold_the_committed_figures():
+    page = " ".join(closed_loop.PAGE.read_text().split())
+    found = json.loads(closed_loop.FILE.read_text())["pruners_two_runs"]
+    assert f"`{found['command']}`" in page
+    random = next(row for row in found["rows"] if row["row"] == "random@0.5")
+    rates = (f"{100 * random[name]:.0f} %" for name in ("collision_rate", "off_road_rate"))
+    assert "{} of the 28 runs collide and {} leave the road".format(*rates) in page
+    own = {(each["row"], each["against"]): each["differences"]["epdms_style"] for each in found["comparisons"]}
+    lower, above = own["random@0.5", "none"], own["reconpruner@0.5", "random@0.5"]
+    low, high = lower["ci95"]
+    assert f"score is {-lower['difference']:.2f} lower ({-high:.2f} to {-low:.2f})" in page
+    low, high = above["ci95"]
+    assert f"in these runs is {above['difference']:.2f} above it ({low:.2f} to {high:.2f})" in page
+
+
+def test_the_closed_loops_page_shows_whether_planners_look():
+    page = (ROOT / "docs" / "closed_loop.md").read_text()
+    for row in json.loads((RESULTS / "closed_loop_looking.json").read_text())["summary"]:
+        cells = (f"{row[name]:.1f}" for name in ("with_m", "without_m", "expert_m"))
+        assert f"| {row['vla']} | {' | '.join(cells)} |" in page
+
+
+def test_the_closed_loops_page_shows_its_ticks_a_second():
+    page = " ".join((ROOT / "docs" / "closed_loop.md").read_text().split())
+    one, two = json.loads((RESULTS / "closed_loop_ticks.json").read_text())["workers"].values()
+    shown = [f"{each['seconds']:.0f} s" for each in (one, two)]
+    rates = [f"{each['ticks'] / each['seconds']:.1f}" for each in (one, two)]
+    assert f"{one['ticks']} ticks of `models/tiny` in {one['driven']} runs took {shown[0]}" in page
+    assert f"({rates[0]} a second) and {shown[1]} with two ({rates[1]})" in page
