@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from fastdrive_node.sync.outcomes import Outcome
 from fastdrive_node.types import KeptTokens, Plan
 
@@ -99,8 +97,9 @@ class PlanStatistics:
 
 
 def _percentiles(values: list[float]) -> Percentiles:
-    p50, p99 = np.percentile(values, (50, 99), method="inverted_cdf")
-    return Percentiles(float(p50), float(p99))
+    ranked = sorted(values)
+    p50, p99 = (ranked[-(-len(ranked) * percent // 100) - 1] for percent in (50, 99))
+    return Percentiles(p50, p99)
 
 
 def _rate_hz(times_ns: list[int], now_ns: int) -> float | None:

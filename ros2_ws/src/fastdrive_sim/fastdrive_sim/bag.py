@@ -27,7 +27,7 @@ from fastdrive_sim.geometry import quaternion_of_matrix, quaternion_of_yaw, to_e
 from fastdrive_sim.rig import RIGS
 from fastdrive_sim.scenarios import CLOSED_LOOP
 from fastdrive_sim.sources import ImageSpec, SourcesFactory, record, simulator_sources
-from fastdrive_sim.types import Camera, EgoPose, Snapshot, Views
+from fastdrive_sim.types import Camera, EgoPose, Snapshot
 
 ODOMETRY_HZ = 20
 EPOCH_NS = 1_700_000_000 * 1_000_000_000
@@ -95,8 +95,8 @@ def write_bag(out: Path, spec: BagSpec, factory: SourcesFactory = simulator_sour
                 recorder = _Recorder(writer, spec, snapshots[0].ego)
                 bar = tqdm(snapshots, unit="step", mininterval=1, file=sys.stderr, disable=not progress)
                 for step, snapshot in enumerate(bar):
-                    views = renderer.render(snapshot) if step % spec.stride == 0 else None
-                    recorder.add(step, snapshot, views)
+                    images = renderer.render_color(snapshot) if step % spec.stride == 0 else None
+                    recorder.add(step, snapshot, images)
             folder.rename(out)
     finally:
         renderer.close()
@@ -143,24 +143,26 @@ class _Recorder:
     def _connect(self, topic: str, kind: str, durability: QosDurability = QosDurability.VOLATILE) -> None:
         self._connections[topic] = connect(self._writer, topic, kind, durability)
 
-    def add(self, step: int, snapshot: Snapshot, views: Views | None) -> None:
-        """Write what is published at one step; ``views`` at the steps of an image set."""
+    def add(self, step: int, snapshot: Snapshot, images: np.ndarray | None) -> None:
+        """Write what is published at one step; ``images`` [C, H, W, 3] RGB at the steps of an image set."""
         stamp_ns = EPOCH_NS + step * 1_000_000_000 // ODOMETRY_HZ
-        for order, (topic, message) in enumerate(self._messages(step, stamp_ns, snapshot, views)):
+        for order, (topic, message) in enumerate(self._messages(step, stamp_ns, snapshot, images)):
             connection = self._connections[topic]
             self._writer.write(connection, stamp_ns + order, _STORE.serialize_cdr(message, connection.msgtype))
             self.counts[topic] += 1
-        self.sets += views is not None
+        self.sets += images is not None
 
-    def _messages(self, step: int, stamp_ns: int, snapshot: Snapshot, views: Views | None) -> Iterator[tuple[str, Any]]:
+    def _messages(
+        self, step: int, stamp_ns: int, snapshot: Snapshot, images: np.ndarray | None
+    ) -> Iterator[tuple[str, Any]]:
         if step == 0:
             yield "/tf_static", rig_message(self._rig, stamp_ns)
         yield "/odom", odometry_message(snapshot.ego, self._start, stamp_ns)
-        if views is None:
+        if images is None:
             return
         yield "/driving_command", _TYPE["std_msgs/msg/String"](data=snapshot.command)
         encode = jpeg_message if self._spec.transport == "compressed" else image_message
-        for camera, rgb in zip(self._rig, views.rgb, strict=True):
+        for camera, rgb in zip(self._rig, images, strict=True):
             header = header_message(stamp_ns, camera.name)
             topic = image_topic(camera.name, self._spec.transport)
             yield topic, encode(header, rgb, self._spec.jpeg_quality)

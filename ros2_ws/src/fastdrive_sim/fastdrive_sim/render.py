@@ -7,9 +7,9 @@ A point X in camera coordinates falls at K X / X_z, K from ``Camera.scaled``; th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import moderngl
@@ -23,6 +23,7 @@ from fastdrive_sim.types import Camera, EgoPose, Snapshot, Views, World
 NEAR_M, FAR_M = 0.3, 6000.0
 _MAX_ROWS = 8192  # of a framebuffer; more cameras than fit are drawn in several rounds
 _MAX_SIDE = 8192
+T = TypeVar("T")
 _HEADLIGHTS_M = (3.4, 0.65)  # ahead of the rear axle, above the ground; both as one
 
 
@@ -57,6 +58,7 @@ class Renderer:
         self._ids = ctx.renderbuffer(size, 1, dtype="u4")
         self._depth = ctx.depth_renderbuffer(size)
         self._target = ctx.framebuffer([self._color, self._ids], self._depth)
+        self._color_target = ctx.framebuffer([self._color], self._depth)
         self._read_rgba = np.empty((size[1], size[0], 4), np.uint8)
         self._read_ids = np.empty((size[1], size[0]), np.uint32)
         self._read_depth = np.empty((size[1], size[0]), np.float32)
@@ -131,6 +133,19 @@ class Renderer:
 
     def render(self, snapshot: Snapshot) -> Views:
         """Draws one instant. The same world and snapshot give the same arrays. Raises ``SimError`` before ``load``."""
+        rounds = self._draw(snapshot, self._target, self._read)
+        parts = (each[0] if len(each) == 1 else np.concatenate(each) for each in zip(*rounds, strict=True))
+        views = Views(*parts)
+        return replace(views, rgb=domains.look_of(self._world, snapshot.time_s, views.rgb))
+
+    def render_color(self, snapshot: Snapshot) -> np.ndarray:
+        """The ``rgb`` of ``render`` alone, in less time: for who drives and needs no labels."""
+        rounds = self._draw(snapshot, self._color_target, self._read_color)
+        rgb = rounds[0] if len(rounds) == 1 else np.concatenate(rounds)
+        return domains.look_of(self._world, snapshot.time_s, rgb)
+
+    def _draw(self, snapshot: Snapshot, target: moderngl.Framebuffer, read: Callable[[int], T]) -> list[T]:
+        """All cameras, in one or more rounds, and what ``read`` gives after each."""
         if self._static is None:
             raise SimError("render: load(world) comes first")
         moving = scene.join(
@@ -141,15 +156,16 @@ class Renderer:
         )
         eyes = [scene.Eye.of(camera, snapshot.ego) for camera in self.rig]
         step = self._per_round
+        rounds = []
         with self._context:
             if self._light.headlights is not None:
                 self._set_headlights(snapshot.ego)
             spans = self._upload(self._static, moving, eyes)
-            starts = range(0, len(eyes), step)
-            rounds = [self._round(eyes[i : i + step], spans[i : i + step], i) for i in starts]
-        parts = (each[0] if len(each) == 1 else np.concatenate(each) for each in zip(*rounds, strict=True))
-        views = Views(*parts)
-        return replace(views, rgb=domains.look_of(self._world, snapshot.time_s, views.rgb))
+            for i in range(0, len(eyes), step):
+                target.use()
+                self._round(eyes[i : i + step], spans[i : i + step], i)
+                rounds.append(read(len(eyes[i : i + step])))
+        return rounds
 
     def _upload(self, static: scene.Chunks, moving: scene.Chunks, eyes: Sequence[scene.Eye]) -> list[tuple[int, int]]:
         """Writes moving vertices and each camera's indices; returns first and count per camera."""
@@ -169,10 +185,10 @@ class Renderer:
         self._indices.write(np.concatenate(drawn).tobytes())
         return spans
 
-    def _round(self, eyes: Sequence[scene.Eye], spans: Sequence[tuple[int, int]], first: int) -> tuple[np.ndarray, ...]:
+    def _round(self, eyes: Sequence[scene.Eye], spans: Sequence[tuple[int, int]], first: int) -> None:
+        """Draws cameras from ``first`` on into the framebuffer in use, one below the other."""
         ctx, factor = self._context, self._factor
-        self._target.use()
-        self._target.clear(depth=1.0)
+        ctx.clear(depth=1.0)
         ctx.enable(moderngl.DEPTH_TEST | moderngl.CULL_FACE)
         ctx.depth_func = "<="
         ctx.front_face = "cw"  # y runs down
@@ -184,22 +200,26 @@ class Renderer:
             self._scene.render(vertices=count, first=start)
             self._sky_program["ray_from_ndc"].write(_rays(intrinsic, eye, self.width, self.height))
             self._sky.render(vertices=3)
-        return self._read(len(eyes))
+
+    def _read_color(self, count: int) -> np.ndarray:
+        factor, rows = self._factor, count * self.height * self._factor
+        self._color_target.read_into(self._read_rgba, (0, 0, self.width * factor, rows), components=4)
+        rgba = self._read_rgba[:rows]
+        if factor > 1:
+            rgba = cv2.resize(rgba, (self.width, count * self.height), interpolation=cv2.INTER_AREA)
+        return cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB).reshape(count, self.height, self.width, 3)
 
     def _read(self, count: int) -> tuple[np.ndarray, ...]:
         factor, rows = self._factor, count * self.height * self._factor
         view = (0, 0, self.width * factor, rows)
-        self._target.read_into(self._read_rgba, view, components=4)
+        rgb = self._read_color(count)
         self._target.read_into(self._read_ids, view, components=1, attachment=1, dtype="u4")
-        rgba = self._read_rgba[:rows]
-        if factor > 1:
-            rgba = cv2.resize(rgba, (self.width, count * self.height), interpolation=cv2.INTER_AREA)
         shape = (count, self.height, self.width)
         middle = slice(factor // 2, None, factor)
         ids = self._read_ids[:rows][middle, middle].reshape(shape)
         self._target.read_into(self._read_depth, view, components=1, attachment=-1, dtype="f4")
         return (
-            cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB).reshape(*shape, 3),
+            rgb,
             (ids >> scene.LABEL_SHIFT).astype(np.uint8),
             ids.astype(np.uint16),
             _metres(self._read_depth[:rows][middle, middle].reshape(shape)),

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from fastdrive_node.errors import SimError, UsageError
 from fastdrive_sim.domains import DEFAULT_DOMAIN, DOMAINS
 from fastdrive_sim.rig import DEFAULT_RIG, RIGS
@@ -58,11 +60,14 @@ class ChoosesKeyframes(Protocol):
 
 
 class RendererLike(Protocol):
-    """The cameras of a rig in one world at a time. Its ``Views`` hold depth: the annotations' visibility needs it."""
+    """The cameras of a rig in one world at a time. Its ``Views`` hold depth: the annotations' visibility needs it.
+    ``render_color`` gives their ``rgb`` alone."""
 
     def load(self, world: World) -> None: ...
 
     def render(self, snapshot: Snapshot) -> Views: ...
+
+    def render_color(self, snapshot: Snapshot) -> np.ndarray: ...
 
     def close(self) -> None: ...
 

@@ -74,6 +74,9 @@ class FakeRenderer:
         label[box], instance[box] = int(Label.VEHICLE), 3
         return Views(rgb.astype(np.uint8), label, instance, np.full((self.cameras, height, width), 50.0, np.float32))
 
+    def render_color(self, snapshot: Snapshot) -> np.ndarray:
+        return self.render(snapshot).rgb
+
     def close(self) -> None:
         pass
 

@@ -66,7 +66,7 @@ class Film:
 
     def render(self, step: RunStep) -> np.ndarray:
         """uint8 [C, H, W, 3] RGB, what each camera sees at a step."""
-        return self._renderer.render(self.snapshot(step)).rgb
+        return self._renderer.render_color(self.snapshot(step))
 
     def snapshot(self, step: RunStep) -> Snapshot:
         """What the cameras see at a step."""

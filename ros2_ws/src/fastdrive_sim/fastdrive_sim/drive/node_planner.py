@@ -33,7 +33,7 @@ LEAD_IN_S = 2.5  # of odometry before the start, at the start's speed: as long a
 ODOMETRY_S = 0.05
 PAUSE_S = 30  # of the stamps between two runs, whole seconds
 REPEAT_S = 0.1  # of wall time between two messages on /clock while the node plans; each costs it time
-BATCH = 5  # odometry messages between two round trips; no queue overflows
+BATCH = 20  # odometry messages between two round trips, each of which costs time; the queues hold 50
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ class NodePlanner:
         self._odometry: list[BagMessage] = []
         self._queue = SimulatedLatency(self._sense, self._solve, self._latency_s)
         self._held.clear()
-        for step in range(round(LEAD_IN_S / ODOMETRY_S), 0, -1):
-            self._odometry.append(self._odometry_at(scene.start(step * ODOMETRY_S), -step * ODOMETRY_S))
-        self._send_odometry(-ODOMETRY_S)
+        steps = range(round(LEAD_IN_S / ODOMETRY_S), 0, -1)
+        lead_in = [self._odometry_at(scene.start(step * ODOMETRY_S), -step * ODOMETRY_S) for step in steps]
+        self._send(lead_in, -ODOMETRY_S)
         self._gone = False
 
     def alive(self) -> bool:
@@ -128,18 +128,18 @@ class NodePlanner:
 
     def _sense(self, ego: EgoStep, time_s: float) -> list[BagMessage]:
         scene = self._scene
-        views = self._rig.renderer.render(scene.snapshot(ego, time_s))
-        images = self._fault.images([np.asarray(rgb) for rgb in views.rgb])
+        views = self._rig.renderer.render_color(scene.snapshot(ego, time_s))
+        images = self._fault.images([np.asarray(rgb) for rgb in views])
         return [self.out.command(scene.command, time_s), *self.out.images(images, time_s)]
 
-    def _send_odometry(self, time_s: float) -> None:
-        waiting, self._odometry = self._odometry, []
-        for first in range(0, len(waiting), BATCH):
-            self._node.tell_time(waiting[first].stamp_ns)
-            for message in waiting[first : first + BATCH]:
+    def _send(self, messages: list[BagMessage], time_s: float) -> None:
+        """Odometry and commands, and then the time, which the node has when this returns."""
+        for first in range(0, len(messages), BATCH):
+            self._node.tell_time(messages[first].stamp_ns)
+            for message in messages[first : first + BATCH]:
                 self._node.publish(message)
             self._node.round_trip()
-        self._node.tell_time(self.out.stamp_ns(time_s))
+        self._node.set_time(self.out.stamp_ns(time_s))
 
     def _solve(self, tick: Tick, time_s: float) -> TickAnswer:
         """Publish a tick and wait for its outcome. Raises FastDriveError where the node has ended or is silent."""
@@ -152,10 +152,8 @@ class NodePlanner:
     def _exchange(self, tick: Tick, time_s: float) -> TickAnswer:
         assert isinstance(tick.sensors, list)
         command, *images = tick.sensors
-        self._send_odometry(time_s)
-        self._node.publish(command)
-        self._node.round_trip()
-        self._node.set_time(self.out.stamp_ns(time_s))
+        waiting, self._odometry = self._odometry, []
+        self._send([*waiting, command], time_s)
         for image in images:
             self._node.publish(image)
         now_ns = self.out.stamp_ns(time_s)

@@ -69,8 +69,13 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
         yield None
         return
     context = get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=die_with, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
         yield pool
+
+
+def _begin_worker(parent: int) -> None:
+    die_with(parent)
+    os.environ.setdefault("LP_NUM_THREADS", "0")  # before OpenGL loads: Mesa's own threads take the others' cores
 
 
 def drive_all(
