@@ -25,7 +25,7 @@ from fastdrive_node.families.spec import default_vla_dir
 from fastdrive_sim.drive import runner
 from fastdrive_sim.drive.command import DriveOptions, _claim, _settings, drive_suite, print_table
 from fastdrive_sim.drive.planners import InProcessPlanner, _straight_on
-from fastdrive_sim.drive.runner import _is_done
+from fastdrive_sim.drive.runner import _is_done, worker_pool
 from fastdrive_sim.drive.scene import DriveScene
 from fastdrive_sim.drive.storage import hash_run, join_hashes, load_run
 
@@ -118,6 +118,16 @@ if __name__ == "__main__":
     while time.monotonic() < end_by and any(map(_is_alive, workers)):
         time.sleep(0.05)
     assert workers and not any(map(_is_alive, workers))
+
+
+@pytest.mark.parametrize(("given", "threads"), [(None, "0"), ("2", "2")])
+def test_the_rasteriser_of_a_worker_has_no_threads_of_its_own_unless_told(monkeypatch, given, threads):
+    monkeypatch.delenv("LP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("LP_NUM_THREADS", given)
+    with worker_pool(2) as pool:
+        assert pool is not None
+        assert pool.submit(os.getenv, "LP_NUM_THREADS").result() == threads
 
 
 def _is_alive(pid: int) -> bool:

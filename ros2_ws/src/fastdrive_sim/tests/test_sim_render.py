@@ -235,12 +235,24 @@ def test_views_have_the_types_and_shapes_of_the_contract(renderer):
     assert {1, 4, 6} <= set(np.unique(views.instance))
 
 
+@pytest.mark.parametrize("domain", ["day", "night"])
+def test_color_alone_is_that_of_all_views(renderer, domain):
+    renderer.load(replace(EMPTY, domain=domain))
+    x, y, _ = to_world(RIG[0], (1, 0, 9))
+    seen = snapshot(block(x, y))
+    color = renderer.render_color(seen)
+    assert np.array_equal(color, renderer.render(seen).rgb)
+    assert color.dtype == np.uint8 and color.shape == (len(RIG), HEIGHT, WIDTH, 3)
+    assert not np.array_equal(color, renderer.render_color(snapshot()))
+
+
 def test_cameras_in_several_rounds_give_the_same_images(renderer, monkeypatch):
     monkeypatch.setattr(render, "_MAX_ROWS", 4 * 2 * HEIGHT)
     renderer.load(street())
     with closing(Renderer(WIDTH, HEIGHT)) as split:
         split.load(street())
         views, expected = split.render(traffic()), renderer.render(traffic())
+        np.testing.assert_array_equal(split.render_color(traffic()), views.rgb)
     np.testing.assert_allclose(views.rgb.astype(int), expected.rgb, atol=1)  # texture coordinates are rounded elsewhere
     for name in ("label", "instance"):
         np.testing.assert_array_equal(getattr(views, name), getattr(expected, name))
@@ -271,6 +283,8 @@ def test_rendering_before_loading_and_impossible_sizes_are_refused(renderer):
         Renderer(9000, 10)
     with closing(Renderer(16, 8)) as fresh, pytest.raises(SimError, match=r"load\(world\) comes first"):
         fresh.render(snapshot())
+    with closing(Renderer(16, 8)) as fresh, pytest.raises(SimError, match=r"load\(world\) comes first"):
+        fresh.render_color(snapshot())
 
 
 def test_missing_egl_names_the_packages_to_install(monkeypatch):
