@@ -14,7 +14,7 @@ FREE_KEYS = (
     *("device", "workers", "tensorboard", "teacher_batch", "log_every", "checkpoint_every"),
 )
 
-PLAN_KEYS = ("objective", "drops", "noise")  # of objective plan
+PLAN_KEYS = ("objective", "drops", "noise", "answers")  # of objective plan
 SENSITIVITY_KEYS = ("power", "draws")  # of objective sensitivity
 
 
@@ -29,6 +29,9 @@ class DistilRecipe:
     objective: Literal["sensitivity", "plan"] = "sensitivity"  # plan: the answers on the kept tokens
     drops: tuple[Fraction, ...] = (0.25, 0.5, 0.75)  # of objective plan: pruning ratios, in turn, one a step
     noise: NotNegative = 1.0  # of objective plan: factor of the Gumbel noise on the scores
+    # Of objective plan, what a VLA reads: the true answer, or its own on all tokens. A VLA that is often wrong gives its
+    # true answers next to no probability, and there the divergence says nothing of its plans.
+    answers: Literal["true", "own"] = "true"
     scores_of: str | None = None  # a pruner file whose scores are the target; no VLA plans then, and masks are not read
     lite_width: Count | None = None  # of a lite pruner, a multiple of the head size; None: the width of the tokens
     start: str | None = None  # the pruner file that it starts as; None: random weights
@@ -70,6 +73,8 @@ class DistilRecipe:
         if self.scores_of and (self.teachers or self.foreground_weight):
             key = "teachers" if self.teachers else "foreground_weight"
             raise ValueError(f"{key}: not with scores_of, which is the whole target")
+        if self.objective != "plan" and self.answers != "true":
+            raise ValueError("answers: own is of objective plan; set objective: plan")
         if self.objective == "plan":
             if self.scores_of:
                 raise ValueError("objective: plan asks VLAs, and scores_of asks a pruner; set one of them")
@@ -82,4 +87,6 @@ class DistilRecipe:
         found = {key: value for key, value in asdict(self).items() if key not in FREE_KEYS}
         # what does nothing decides nothing; checkpoints of before objective plan was there serve on
         idle = PLAN_KEYS if self.objective == "sensitivity" else SENSITIVITY_KEYS
+        if self.answers == "true":
+            idle = (*idle, "answers")  # a younger key
         return {key: value for key, value in found.items() if key not in idle}

@@ -26,7 +26,7 @@ SMALLEST_GATE = 1e-12  # its logarithm is finite; a token of this weight changes
 
 @dataclass(frozen=True)
 class TeacherPrompt:
-    """A keyframe's prompt with its true answer but for the last token."""
+    """A keyframe's prompt with the true answer, or the VLA's own, but for the last token."""
 
     ids: Tensor  # int64 [L]
     positions: Tensor  # int64 [axes, L]
@@ -59,14 +59,20 @@ class Teacher:
         self._answer = text_answer(vla.spec, vla.path)
         vla.model.requires_grad_(False)
 
-    def prompt(self, item: Item) -> TeacherPrompt:
-        """Of an item with a history and a future. Raises InputError, EgoStateError."""
+    def prompt(self, item: Item, written: Sequence[int] = ()) -> TeacherPrompt:
+        """Of an item with a history and a future. Raises InputError, EgoStateError.
+
+        Args:
+            written: ids of an answer of the VLA; the true answer where there are none.
+        """
+        tokens = list(written) or self._true_answer(item)
+        prompt = build_prompt(self.vla, item.known_history, item.command, suffix=tokens[:-1])
+        return TeacherPrompt(prompt.input_ids, prompt.position_ids, prompt.visual, len(tokens))
+
+    def _true_answer(self, item: Item) -> list[int]:
         vla, answer = self.vla, self._answer
         future = item.known_future(answer.points, answer.interval_s)
-        text = format_answer(future, answer, vla.spec.frame, vla.spec.origin_m)
-        tokens = vla.encode_text(text)
-        prompt = build_prompt(vla, item.known_history, item.command, suffix=tokens[:-1])
-        return TeacherPrompt(prompt.input_ids, prompt.position_ids, prompt.visual, len(tokens))
+        return vla.encode_text(format_answer(future, answer, vla.spec.frame, vla.spec.origin_m))
 
     def sensitivity(self, tokens: Tensor, items: Sequence[Item], numbers: Sequence[int]) -> Tensor:
         """Of each visual token, float32 [B, N] on the CPU, of tokens [B, N, D]; root mean square over the draws.

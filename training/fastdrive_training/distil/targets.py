@@ -1,4 +1,5 @@
-"""What the distillation reads, kept on disk: the encoder's tokens, each teacher's sensitivity, foreground, scores.
+"""What the distillation reads, kept on disk: the encoder's tokens, each teacher's sensitivity or answers, foreground,
+scores.
 
 An array is filled chunk by chunk and continues where it was cut off: a pass of a large teacher takes hours.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from fastdrive_node.errors import InputError
+from fastdrive_node.errors import AnswerError, InputError
 from fastdrive_node.families import Vla
 from fastdrive_node.families.spec import spec_json
 from fastdrive_node.files import write_atomically
+from fastdrive_node.planning.generator import Generator
+from fastdrive_node.pruning.baselines.simple import NoPruner
+from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.data.adapters.base import ImageSource, dataset_identity
 from fastdrive_training.data.token_cache import encode_keyframes, load_images
@@ -97,8 +102,40 @@ def sensitivities(used: Used, vla: Vla, tokens: np.ndarray, draws: int, seed: in
         return teacher.sensitivity(own, [used.source[number] for number in numbers], numbers).numpy()
 
     shape = (len(used), tokens.shape[1] * tokens.shape[2])
-    content = [vla.language_fingerprint, vla.encoder_fingerprint, str(vla.dtype), vla.template, spec_json(vla.spec)]
-    return filled(used.cache / "sensitivity", [*used.identity, *content, draws, seed], shape, np.float32, at_once, fill)
+    return filled(
+        used.cache / "sensitivity", [*used.identity, *_content(vla), draws, seed], shape, np.float32, at_once, fill
+    )
+
+
+def own_answers(used: Used, vla: Vla, tokens: np.ndarray) -> np.memmap:
+    """What a VLA writes on all tokens, ids int32 [K, T], -1 behind the last; only -1 where no plan can be read from it.
+
+    Raises ModelError: the VLA cannot answer.
+    """
+    generator = Generator(vla)
+    form = generator.answer
+    width = len(form.prefix_ids) + form.max_new_tokens
+
+    def fill(start: int, stop: int) -> np.ndarray:
+        items = [used.source[number] for number in used.positions[start:stop].tolist()]
+        rows = torch.from_numpy(tokens[start:stop].astype(np.float32)).to(vla.device, vla.dtype)
+        contexts = [PruningContext.of(each, vla.grid) for each in rows]
+        prompts = [generator.prompt(item.known_history, item.command) for item in items]
+        found = np.full((stop - start, width), -1, np.int32)
+        for place, each in enumerate(generator.generate(NoPruner(), contexts, prompts, vla.tokens)):
+            with suppress(AnswerError):
+                form.parse(each.answer.ids)
+                ids = (*form.prefix_ids, *each.answer.ids)
+                found[place, : len(ids)] = ids
+        return found
+
+    key = [*used.identity, *_content(vla), form.max_new_tokens]
+    return filled(used.cache / "answers", key, (len(used), width), np.int32, ENCODED_AT_ONCE, fill)
+
+
+def _content(vla: Vla) -> list[Any]:
+    """What the answers of a VLA depend on."""
+    return [vla.language_fingerprint, vla.encoder_fingerprint, str(vla.dtype), vla.template, spec_json(vla.spec)]
 
 
 def foreground(used: Used, vla: Vla) -> np.memmap:

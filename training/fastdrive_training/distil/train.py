@@ -32,7 +32,7 @@ from fastdrive_training.data.token_cache import require_cameras
 from fastdrive_training.distil.config import KIND, DistilRecipe
 from fastdrive_training.distil.plan import PlanTrainer
 from fastdrive_training.distil.sensitivity import Teacher, TeacherPrompt
-from fastdrive_training.distil.targets import Used, encoded, foreground, pruner_scores, sensitivities
+from fastdrive_training.distil.targets import Used, encoded, foreground, own_answers, pruner_scores, sensitivities
 from fastdrive_training.distil.trainer import DistilBatches, DistilTrainer, Keyframes, PlanKeyframes
 from fastdrive_training.engine.checkpoint import require_checkpoint, start_folder
 from fastdrive_training.engine.config import RecipeError, parse_recipe
@@ -112,7 +112,7 @@ def prepare(
     weight = settings.foreground_weight
     covered = [foreground(one, first) if weight else None for one in used]
     if settings.objective == "plan":
-        asked = [[_questions(one, vla, settings) for vla in vlas] for one in used]
+        asked = [[_questions(one, vla, own, settings) for vla in vlas] for one, own in zip(used, tokens, strict=True)]
         found = [PlanKeyframes(*each) for each in zip(names, tokens, asked, covered, strict=True)]
     else:
         how = settings.draws, settings.seed, settings.teacher_batch
@@ -140,12 +140,13 @@ def _teacher(path: str, first: Vla, settings: DistilRecipe, device: torch.device
     return teacher
 
 
-def _questions(used: Used, vla: Vla, settings: DistilRecipe) -> list[TeacherPrompt]:
-    """What a VLA is asked about each keyframe. Raises as :class:`Teacher` and its ``prompt``."""
+def _questions(used: Used, vla: Vla, tokens: np.ndarray, settings: DistilRecipe) -> list[TeacherPrompt]:
+    """What a VLA is asked about each keyframe. Raises as :class:`Teacher`, its ``prompt``, and ``own_answers``."""
     teacher, found = Teacher(vla, settings.draws, settings.seed), []
+    written = own_answers(used, vla, tokens) if settings.answers == "own" else np.full((len(used), 0), -1)
     alike: dict[tuple[int, int], TeacherPrompt] = {}
-    for position in tqdm(used.positions, desc="prompts", unit="keyframe"):
-        asked = teacher.prompt(used.source[int(position)])
+    for position, ids in zip(tqdm(used.positions, desc="prompts", unit="keyframe"), written, strict=True):
+        asked = teacher.prompt(used.source[int(position)], ids[ids >= 0].tolist())
         first = alike.setdefault(asked.form, asked)
         if torch.equal(first.positions, asked.positions) and torch.equal(first.visual, asked.visual):
             asked = replace(asked, positions=first.positions, visual=first.visual)  # kept once: most of the memory
