@@ -12,6 +12,7 @@ import torch
 from fastdrive_node.cli import main
 from fastdrive_node.errors import TrainingError
 from fastdrive_node.families import VisualTokens
+from fastdrive_node.families.spec import default_vla_dir
 from fastdrive_node.pruning.checkpoint import load_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.data.adapters import open_source
@@ -21,7 +22,7 @@ from fastdrive_training.distil.config import DistilRecipe
 from fastdrive_training.distil.plan import PlanTrainer, gates, gumbel, plan_divergence
 from fastdrive_training.distil.sensitivity import Teacher, answer_logits
 from fastdrive_training.distil.trainer import DistilBatches, PlanKeyframes
-from fastdrive_training.engine.config import RecipeError
+from fastdrive_training.engine.config import RecipeError, parse_recipe
 from fastdrive_training.engine.distributed import Processes
 from fastdrive_training.vla.tiny_model import build_tiny_vla
 from tests.generation import SHALLOW
@@ -192,6 +193,36 @@ def test_another_language_model_is_another_run_and_idle_keys_are_not(recipe, tmp
     with pytest.raises(TrainingError, match="languages was"):
         distil.train({**recipe, "teachers": [str(other)]}, True)
     distil.train({**recipe, "draws": 5, "power": 0.7}, True)
+
+
+@pytest.mark.parametrize("answers", ["true", "own"])
+def test_the_shipped_vla_reads_what_it_would_write_where_the_recipe_says_so(recipe, answers) -> None:
+    shipped = {**recipe, "vla": str(default_vla_dir()), "keyframes": 3, "val_keyframes": 2, "answers": answers}
+    keyframes, _, (vla,) = distil.prepare(parse_recipe(DistilRecipe, shipped), torch.device("cpu"))
+    assert isinstance(keyframes, PlanKeyframes)
+    tokens, _, rows = keyframes.read(np.arange(3))
+    greedy = []
+    for row in rows.tolist():
+        question = keyframes.questions[0][row]
+        with torch.inference_mode():
+            written = answer_logits(vla, tokens[row : row + 1].flatten(1, 2), [question])[0].argmax(-1)
+        greedy.append(written[:-1].tolist() == question.ids[1 - question.answer :].tolist())
+    assert all(greedy) if answers == "own" else not any(greedy)
+
+
+def test_a_vla_whose_own_answers_are_no_plans_reads_the_true_ones(recipe) -> None:
+    given = (parse_recipe(DistilRecipe, {**recipe, "answers": answers}) for answers in ("true", "own"))
+    true, own = (distil.prepare(settings, torch.device("cpu"))[0] for settings in given)
+    assert isinstance(true, PlanKeyframes) and isinstance(own, PlanKeyframes)
+    for one, other in zip(true.questions[0], own.questions[0], strict=True):
+        assert torch.equal(one.ids, other.ids) and one.answer == other.answer
+
+
+def test_own_answers_are_of_objective_plan_and_another_run(recipe) -> None:
+    with pytest.raises(RecipeError, match="answers: own is of objective plan; set objective: plan"):
+        distil.train({**recipe, "objective": "sensitivity", "answers": "own"})
+    own, true = (DistilRecipe("vla", "data", "out", objective="plan", answers=answers) for answers in ("own", "true"))
+    assert own.identity["answers"] == "own" and "answers" not in true.identity  # a checkpoint of before serves on
 
 
 def test_a_ratio_that_keeps_no_token_is_refused_before_the_training(recipe) -> None:

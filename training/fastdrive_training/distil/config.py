@@ -29,8 +29,8 @@ class DistilRecipe:
     objective: Literal["sensitivity", "plan"] = "sensitivity"  # plan: the answers on the kept tokens
     drops: tuple[Fraction, ...] = (0.25, 0.5, 0.75)  # of objective plan: pruning ratios, in turn, one a step
     noise: NotNegative = 1.0  # of objective plan: factor of the Gumbel noise on the scores
-    # Of objective plan, what a VLA reads: the true answer, or its own on all tokens. A VLA that is often wrong gives its
-    # true answers next to no probability, and there the divergence says nothing of its plans.
+    # Of objective plan, what a VLA reads: the true answer, or its own on all tokens. Where a VLA is often wrong, true
+    # answers are next to impossible to it, and the divergence behind them says nothing of its plans.
     answers: Literal["true", "own"] = "true"
     scores_of: str | None = None  # a pruner file whose scores are the target; no VLA plans then, and masks are not read
     lite_width: Count | None = None  # of a lite pruner, a multiple of the head size; None: the width of the tokens
