@@ -28,6 +28,7 @@ FULL, WITHOUT_PRUNER = "none", ("expert", "constant-velocity", "none")
 MAIN = ("collision_rate", "route_completion", "epdms_style")
 FAMILY = ("collision_rate", "epdms_style")  # of which the difference is kept for each family
 CHANGED = 0.5  # difference of the EPDMS-style score from which on a run is listed
+LISTED = "reconpruner"  # what the names of rows begin with whose runs are listed; others are there for comparison
 FAULTS = ("collision", "off_road", "wrong_way", "red_light", "failed")  # events that explain a lost run
 SCORES = {
     "collision_rate": "collision rate",
@@ -53,7 +54,7 @@ def pruner_part(calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ValueError: a call has no row ``none``, or its row is not that of the first call.
     """
     found: dict[str, Any] = {"command": COMMAND, "deterministic_hashes": {}}
-    rows, families, comparisons, worst, changed = {}, {}, {}, {}, {}
+    rows, families, comparisons, changed = {}, {}, {}, {}
     for place, call in enumerate(calls):
         full = next((row for row in call["rows"] if row["row"] == FULL), None)
         if full is None or full != next(row for row in calls[0]["rows"] if row["row"] == FULL):
@@ -61,22 +62,27 @@ def pruner_part(calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
         own = [row for row in call["rows"] if row["row"] not in WITHOUT_PRUNER]
         names = [row["row"] for row in own]
         found["deterministic_hashes"][", ".join(names)] = call["deterministic_hash"]
-        rows |= {row["row"]: row for row in own}
+        rows |= {row["row"]: {**row, "pruner": Path(row["pruner"]).stem} for row in own}  # of a file its name
         for each in call["families"]:
             if each["row"] in names:
-                families[each["row"], each["family"]] = _family(each)
+                families.setdefault(each["row"], {})[each["family"]] = _family(each)
         for each in call["comparisons"]:
             by_family = {name: {key: of[key] for key in FAMILY} for name, of in each["families"].items()}
-            comparisons[each["row"], each["against"]] = {**each, "families": by_family}
-        worst |= {(each["row"], each["family"], each["seed"]): each for each in call["worst"] if each["row"] in names}
-        for each in _changed(call["runs"], names):
+            shown = {"families": by_family} if each["against"] == FULL else {}
+            comparisons[each["row"], each["against"]] = {**_without(each, "families"), **shown}
+        listed = [name for name in names if name.startswith(LISTED)]
+        for each in _changed(call["runs"], listed):
             changed[each["row"], each["family"], each["seed"]] = each
-    lists = {"rows": rows, "families": families, "comparisons": comparisons, "worst": worst, "changed": changed}
-    return {**found, **{name: list(entries.values()) for name, entries in lists.items()}}
+    lists = {"rows": rows, "comparisons": comparisons, "changed": changed}
+    return {**found, **{name: list(entries.values()) for name, entries in lists.items()}, "families": families}
+
+
+def _without(entry: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key != name}
 
 
 def _family(entry: dict[str, Any]) -> dict[str, Any]:
-    return {name: entry[name] for name in ("row", "family", *MAIN)} | {"ci95": entry["ci95"]["epdms_style"]}
+    return {name: entry[name] for name in MAIN} | {"epdms_style_ci95": entry["ci95"]["epdms_style"]}
 
 
 def _changed(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -155,13 +161,16 @@ def _difference(found: dict[str, Any], digits: int) -> str:
 
 def family_table(figures: dict[str, Any]) -> str:
     """Collision rate / EPDMS-style of each family and row; a star where the latter's difference is clear of 0."""
-    cells = {(each["row"], each["family"]): each for each in (*figures["families"], *figures["pruners"]["families"])}
+    cells = {each["family"]: {FULL: each} for each in figures["families"] if each["row"] == FULL}
+    for row, families in figures["pruners"]["families"].items():
+        for name, each in families.items():
+            cells[name][row] = each
     against = _against_all_tokens(figures)
     lines = ["| family | all tokens | " + " | ".join(against) + " |", "|---" * (len(against) + 2) + "|"]
-    for name in sorted({family for _, family in cells}):
-        shown = [_family_cell(cells[FULL, name])]
+    for name in sorted(cells):
+        shown = [_family_cell(cells[name][FULL])]
         for row, each in against.items():
-            shown.append(_family_cell(cells[row, name]) + "*" * is_clear(each["families"][name]["epdms_style"]))
+            shown.append(_family_cell(cells[name][row]) + "*" * is_clear(each["families"][name]["epdms_style"]))
         lines.append(f"| `{name}` | {' | '.join(shown)} |")
     return "\n".join(lines)
 
@@ -186,10 +195,11 @@ def _losses(comparison: dict[str, Any], changed: Sequence[dict[str, Any]]) -> st
     own = [run["epdms_style"] - run["unpruned_epdms_style"] for run in changed if run["row"] == comparison["row"]]
     lost, loss = sum(each < 0 for each in own), comparison["loss"]
     unharmed, worst = (f"{100 * loss[name]:.0f} %" for name in ("unharmed", "share_of_worst5"))
-    return (
+    text = (
         f"- {comparison['row']}: {unharmed} of the scenarios lose nothing, and the worst 5 % of them have {worst} of "
-        f"what is lost; runs that lose more than {CHANGED:g}: {lost}, that gain more: {len(own) - lost}."
     )
+    counts = f"; runs that lose more than {CHANGED:g}: {lost}, that gain more: {len(own) - lost}"
+    return f"{text}what is lost{counts if comparison['row'].startswith(LISTED) else ''}."
 
 
 PARTS = {

@@ -31,7 +31,7 @@ def _call(row: str, scores: list[float], full: list[float]) -> dict:
             {"time_s": 2.0, "kind": "off_road", "detail": ""},
         ]
     return {
-        "rows": [{"row": name, **figures(name)} for name in values],
+        "rows": [{"row": name, "pruner": f"/home/me/{name[:-4]}.safetensors", **figures(name)} for name in values],
         "families": [{"row": name, "family": FAMILY, **figures(name)} for name in values],
         "comparisons": [
             {
@@ -42,7 +42,6 @@ def _call(row: str, scores: list[float], full: list[float]) -> dict:
                 "loss": {"share_of_worst5": 0.5, "unharmed": 0.25},
             }
         ],
-        "worst": [{"row": name, "family": FAMILY, "seed": 0} for name in values],
         "runs": runs,
         "deterministic_hash": f"hash of {row}",
     }
@@ -50,27 +49,37 @@ def _call(row: str, scores: list[float], full: list[float]) -> dict:
 
 @pytest.fixture
 def figures() -> dict:
-    calls = [_call("a@0.5", [0.9, 0.2, 0.9], [0.9, 0.9, 0.0]), _call("b@0.5", [0.9, 0.9, 0.0], [0.9, 0.9, 0.0])]
+    calls = [
+        _call("reconpruner@0.5", [0.9, 0.2, 0.9], [0.9, 0.9, 0.0]),
+        _call("random@0.5", [0.9, 0.1, 0.0], [0.9, 0.9, 0.0]),
+    ]
     return {**calls[0], "pruners": closed_loop.pruner_part(calls)}
 
 
 def test_rows_of_several_calls_stand_together(figures):
     part = figures["pruners"]
-    assert [row["row"] for row in part["rows"]] == ["a@0.5", "b@0.5"]
-    assert part["deterministic_hashes"] == {"a@0.5": "hash of a@0.5", "b@0.5": "hash of b@0.5"}
-    assert {row["row"] for row in part["worst"]} == {"a@0.5", "b@0.5"}, "all tokens have their own part of the file"
+    names = ["reconpruner@0.5", "random@0.5"]
+    assert [row["row"] for row in part["rows"]] == list(part["families"]) == names
+    assert [row["pruner"] for row in part["rows"]] == ["reconpruner", "random"], "not where a file lies"
+    assert part["deterministic_hashes"] == {
+        "reconpruner@0.5": "hash of reconpruner@0.5",
+        "random@0.5": "hash of random@0.5",
+    }
 
 
-def test_runs_are_listed_that_a_pruner_changed_much(figures):
+def test_runs_are_listed_that_our_pruner_changed_much(figures):
     changed = figures["pruners"]["changed"]
     assert [(run["row"], run["seed"], run["unpruned_epdms_style"]) for run in changed] == [
-        ("a@0.5", 1, 0.9),
-        ("a@0.5", 2, 0.0),
+        ("reconpruner@0.5", 1, 0.9),
+        ("reconpruner@0.5", 2, 0.0),
     ]
     assert changed[0]["events"] == ["off_road"], "a close vehicle does not explain a lost run"
     text = closed_loop.changed_table(figures)
     assert "runs that lose more than 0.5: 1, that gain more: 1." in text
-    assert f"| a@0.5 | `{FAMILY}-1` | 0.90 | 0.20 | off road |" in text
+    assert f"| reconpruner@0.5 | `{FAMILY}-1` | 0.90 | 0.20 | off road |" in text
+    assert (
+        "- random@0.5: 25 % of the scenarios lose nothing, and the worst 5 % of them have 50 % of what is lost." in text
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,9 +95,9 @@ def test_a_difference_is_told_with_its_direction_or_not_at_all(monkeypatch, figu
     comparison = figures["pruners"]["comparisons"][0]
     found = {"difference": change, "ci95": [change - 0.1, change + 0.1]}
     comparison["differences"] = dict.fromkeys(("collision_rate", "neuroncap"), found)
-    assert f"- a@0.5 against all tokens: {told}." in closed_loop.difference_table(figures)
+    assert f"- reconpruner@0.5 against all tokens: {told}." in closed_loop.difference_table(figures)
 
 
 def test_calls_of_two_drives_are_not_merged():
     with pytest.raises(ValueError, match="file 2: its row `none` is not that of file 1"):
-        closed_loop.pruner_part([_call("a@0.5", [0.5], [0.9]), _call("b@0.5", [0.5], [0.8])])
+        closed_loop.pruner_part([_call("reconpruner@0.5", [0.5], [0.9]), _call("random@0.5", [0.5], [0.8])])
