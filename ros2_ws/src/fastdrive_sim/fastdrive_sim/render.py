@@ -23,8 +23,9 @@ from fastdrive_sim.types import Camera, EgoPose, Snapshot, Views, World
 NEAR_M, FAR_M = 0.3, 6000.0
 _MAX_ROWS = 8192  # of a framebuffer; more cameras than fit are drawn in several rounds
 _MAX_SIDE = 8192
-T = TypeVar("T")
 _HEADLIGHTS_M = (3.4, 0.65)  # ahead of the rear axle, above the ground; both as one
+
+T = TypeVar("T")
 
 
 class Renderer:
