@@ -153,6 +153,15 @@ def test_the_sentences_about_random_tokens_hold_the_committed_figures():
     )
 
 
+def test_the_sentence_about_divprune_holds_the_committed_figures():
+    page = " ".join(closed_loop.PAGE.read_text().split())
+    found = json.loads(closed_loop.FILE.read_text())
+    row = next(row for row in found["pruners"]["rows"] if row["row"] == "divprune@0.5")
+    value, interval = _lower(_difference(found, "divprune@0.5", "none", "epdms_style"))
+    told = f"{100 * row['collision_rate']:.0f} % of the runs collide, and the EPDMS-style score is {value} lower"
+    assert f"{told} than with all tokens ({interval})" in page
+
+
 def test_the_sentences_about_three_quarters_and_the_pruner_by_the_plan_hold_the_committed_figures():
     page = " ".join(closed_loop.PAGE.read_text().split())
     found = json.loads(closed_loop.FILE.read_text())
