@@ -88,6 +88,11 @@ def test_a_planner_that_refuses_every_set_makes_the_run_fail_with_the_reason():
     assert run.steps[-1].time_s == REFUSALS_S and run.steps[-1].ego.speed == 0.0
 
 
+def test_a_run_whose_plans_all_come_too_late_fails_and_says_so():
+    run = drive(FAMILIES["bend"].scene(0), constant_velocity_planner(4.0), DriveRow("none"))
+    assert run.ending == FAILED and run.reason.startswith(f"no plan in use in {REFUSALS_S:g} s; plans came after their")
+
+
 def test_a_planner_that_breaks_down_makes_the_run_fail_with_the_reason():
     run = drive(FAMILIES["bend"].scene(0), Refusing(FastDriveError("the node ended\nwith 3")), DriveRow("none"))
     assert (run.ending, run.reason) == (FAILED, "the node ended with 3")

@@ -131,6 +131,13 @@ def test_the_heat_map_is_darkest_where_the_score_is_worst(figures):
     assert shades[0.5] == round(75 * 0.5)
 
 
+@pytest.mark.parametrize(("fault", "neutral"), [("speed-scale", 1.0), ("burst", 1.0), ("latency", 0.0)])
+def test_the_row_without_a_fault_stands_at_the_severity_that_changes_nothing(fault, neutral):
+    row = {"pruner": "/home/me/p.safetensors", "drop": 0.5, "epdms_style": 0.5, "ci95": {"epdms_style": None}}
+    found = fault_lines({"rows": [{**row, "fault": None}, {**row, "fault": f"{fault}:2"}]})
+    assert [point.severity for point in found[fault]["p@0.5"]] == [neutral, 2.0]
+
+
 def test_a_faults_line_begins_with_the_row_without_it(figures):
     lines = fault_lines(figures)["frozen"]["reconpruner@0.5"]
     assert [(point.severity, point.value) for point in lines] == [(0.0, 0.75), (0.5, 0.5)]

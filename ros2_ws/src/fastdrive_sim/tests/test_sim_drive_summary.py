@@ -166,6 +166,17 @@ def test_the_worst_runs_are_listed_with_what_unpruned_had():
     assert rows["p@0.5"]["worst5_epdms_style"] == pytest.approx(0.2)
 
 
+def test_the_worst_run_of_a_pruner_is_one_that_lost_and_not_one_that_all_tokens_lose_too():
+    full, pruned = (
+        runs(DriveRow("none"), [0.0, 1.0, *[0.9] * 18]),
+        runs(DriveRow("p", 0.5), [0.0, 0.9, 0.2, *[0.9] * 17]),
+    )
+    found = {each["row"]: (each["family"], each["seed"]) for each in summarize([*full, *pruned])["worst"]}
+    assert found == {"none": full[0].key, "p@0.5": pruned[2].key}
+    (alone,) = summarize(pruned)["worst"]
+    assert alone["epdms_style"] == 0.0, "without the row of all tokens by the score"
+
+
 def test_the_order_of_the_runs_does_not_matter():
     every = [*runs(DriveRow("none"), [1.0, 0.9, 0.2, 0.7]), *runs(DriveRow("p", 0.5), [0.5, 0.8, 0.7, 0.6])]
     found = [summarize(order) for order in (every, every[:4][::-1] + every[4:][::-1])]

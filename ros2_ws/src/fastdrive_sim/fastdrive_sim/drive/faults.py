@@ -18,11 +18,12 @@ Images = list[np.ndarray | None]  # of each camera, uint8 [H, W, 3]; None: nothi
 
 
 class Fault:
-    """No fault. ``severity`` is in ``unit``, from 0 to ``most``."""
+    """No fault. ``severity`` is in ``unit``, from 0 to ``most``; at ``neutral`` nothing changes."""
 
     name = ""
     unit = ""
     most = 1.0
+    neutral = 0.0
     summary = "no fault"
 
     def __init__(self, severity: float = 0.0):
@@ -49,6 +50,7 @@ class Fault:
 
 class Burst(Fault):
     name, unit, most = "burst", "ticks that show the same images", 20.0
+    neutral = 1.0
     summary = "only every n-th frame set is new, the ones between repeat it with new stamps"
 
     def begin(self, seed: int) -> None:
@@ -133,6 +135,7 @@ class PositionNoise(Fault):
 
 class SpeedScale(Fault):
     name, unit, most = "speed-scale", "factor", 4.0
+    neutral = 1.0
     summary = "the speed of the odometry is multiplied; positions stay true"
 
     def odometry(self, ego: EgoStep) -> EgoStep:

@@ -161,9 +161,12 @@ class _Run:
         elif not -OFF_ROUTE_M < left < OFF_ROUTE_M + 3.5:
             self.ending = OFF_ROAD
         elif time_s >= REFUSALS_S and self.in_use < 0:
-            refusals = [plan.reason for plan in self.plans if plan.outcome == REFUSED]
+            reasons = [plan.reason for plan in self.plans if plan.outcome == REFUSED]
+            if any(plan.outcome == LATE for plan in self.plans):
+                reasons.append("plans came after their last waypoint; give a smaller latency")
             self.ending = FAILED
-            self.reason = f"no plan in {REFUSALS_S:g} s; " + (refusals[-1] if refusals else "the planner gave none")
+            reason = reasons[-1] if reasons else "the planner gave none"
+            self.reason = f"no plan in use in {REFUSALS_S:g} s; {reason}"
         return bool(self.ending)
 
 

@@ -25,6 +25,7 @@ from fastdrive_sim.drive.types import CONSTANT_VELOCITY, EXPERT, FAILED, DriveRo
 from fastdrive_sim.sources import RendererLike
 from fastdrive_sim.types import Camera
 
+_MESA = ("LP_NUM_THREADS", "0")  # of a worker, before OpenGL loads: Mesa's own threads take the others' cores
 DEATHS = 3  # runs in a row that a node's end made fail, after which a row's other runs are not tried
 
 
@@ -75,7 +76,7 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
 
 def _begin_worker(parent: int) -> None:
     die_with(parent)
-    os.environ.setdefault("LP_NUM_THREADS", "0")  # before OpenGL loads: Mesa's own threads take the others' cores
+    os.environ.setdefault(*_MESA)
 
 
 def drive_all(
@@ -154,6 +155,7 @@ def drive_chunk(settings: DriveSettings, chunk: Chunk) -> None:
 
 def _on_cluster(settings: DriveSettings) -> Callable[[Iterable[Chunk]], Iterator[RunRecord]]:
     """What a worker of a cluster does with chunks."""
+    os.environ.setdefault(*_MESA)
     return lambda chunks: (run for chunk in chunks for run in drive_runs(settings, chunk))
 
 

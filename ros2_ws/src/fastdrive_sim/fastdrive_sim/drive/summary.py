@@ -197,13 +197,19 @@ def _loss(own: _RowRuns, other: _RowRuns) -> dict[str, Any]:
 
 
 def _worst(table: _RowRuns, tables: dict[DriveRow, _RowRuns]) -> list[dict[str, Any]]:
-    """The worst 5 % of a row's runs: by the EPDMS-style score, then by NeuroNCAP's and by the way."""
-    order = sorted(
-        table.runs, key=lambda run: (run.scores.epdms_style, run.scores.neuroncap, run.scores.route_completion)
-    )
-    row = order[0].row
+    """The worst 5 % of a row's runs: of a pruner's those that lost most against all tokens, where these were driven,
+    else by the EPDMS-style score; then by NeuroNCAP's and by the way."""
+    row = table.runs[0].row
     full = tables.get(replace(row, pruner=FULL, drop=0.0))
     unpruned = {run.key: run.scores.epdms_style for run in full.runs} if full is not None else {}
+    is_pruned = row.pruner not in (FULL, EXPERT, CONSTANT_VELOCITY)
+
+    def place(run: ScoredRun) -> tuple[float, float, float, float]:
+        scores = run.scores
+        loss = scores.epdms_style - unpruned.get(run.key, 0.0) if is_pruned else 0.0
+        return loss, scores.epdms_style, scores.neuroncap, scores.route_completion
+
+    order = sorted(table.runs, key=place)
     return [
         {
             "row": row.name,

@@ -61,7 +61,8 @@ def page(figures: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
         ("Families", "Darker is worse.", _card(heat_maps(figures))),
         ("Against the severity of a fault", "EPDMS-style score with 95 % intervals; severity in the fault's unit.",
          severity_charts(figures)),
-        ("Worst runs", "The worst 5 % of each row.", _card(worst_table(figures))),
+        ("Worst runs", "The worst 5 % of each row; of a pruner those that lost most against all tokens.",
+         _card(worst_table(figures))),
         ("Runs", _RUNS, _player(runs)),
     ]  # fmt: skip
     body = "".join(

@@ -23,7 +23,7 @@ def chosen_runs(figures: dict[str, Any]) -> list[Key]:
     """The worst runs of each row, then one of each family and row until the page is full."""
     found: dict[Key, None] = {}
     taken: dict[str, int] = {}
-    for each in sorted(figures["worst"], key=lambda each: each["epdms_style"]):
+    for each in sorted(figures["worst"], key=_harm):
         if taken.get(each["row"], 0) < WORST_OF_A_ROW and each["row"] != EXPERT:
             taken[each["row"]] = taken.get(each["row"], 0) + 1
             found[(each["row"], each["family"], each["seed"])] = None
@@ -33,6 +33,11 @@ def chosen_runs(figures: dict[str, Any]) -> list[Key]:
     for key in firsts.values():
         found[key] = None
     return list(found)[:MAX_RUNS]
+
+
+def _harm(worst: dict[str, Any]) -> tuple[bool, float]:
+    """What pruning did harm to comes first, constant velocity last."""
+    return worst["row"] == CONSTANT_VELOCITY, worst["epdms_style"] - (worst["unpruned_epdms_style"] or 0.0)
 
 
 def played(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
+
+from fastdrive_sim.drive.faults import FAULTS
 
 WIDTH, HEIGHT = 440.0, 260.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 12.0, 40.0
@@ -22,15 +25,16 @@ class FaultPoint:
 
 
 def fault_lines(figures: dict[str, Any], figure: str = "epdms_style") -> dict[str, dict[str, list[FaultPoint]]]:
-    """For each fault, the points of each pruner by severity; the row without the fault is severity 0."""
+    """For each fault, the points of each pruner by severity; the row without it is at its neutral one."""
     found: dict[str, dict[str, list[FaultPoint]]] = {}
     rows = [row for row in figures["rows"] if row[figure] is not None]
     for fault in dict.fromkeys(row["fault"].split(":")[0] for row in rows if row["fault"]):
         lines: dict[str, list[FaultPoint]] = {}
         for row in rows:
-            name, _, severity = (row["fault"] or f"{fault}:0").partition(":")
+            name, _, severity = (row["fault"] or f"{fault}:{FAULTS[fault].neutral:g}").partition(":")
             if name == fault and row["pruner"] not in ("expert", "constant-velocity"):
-                label = f"{row['pruner']}@{row['drop']:g}" if row["drop"] else row["pruner"]
+                pruner = Path(row["pruner"]).stem  # of a file its name
+                label = f"{pruner}@{row['drop']:g}" if row["drop"] else pruner
                 interval = row["ci95"][figure]
                 point = FaultPoint(float(severity), row[figure], tuple(interval) if interval else None)
                 lines.setdefault(label, []).append(point)
