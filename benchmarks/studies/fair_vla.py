@@ -18,11 +18,10 @@ from pathlib import Path
 import torch
 
 from fastdrive_node.families import load_vla
+from fastdrive_node.families.fingerprint import VIEW_WEIGHTS_FILE
 from fastdrive_node.planning.loading import default_vla_dir
 from fastdrive_training.vla.planner import TrainablePlanner
 from fastdrive_training.vla.tiny_model import build_tiny_vla
-
-WEIGHTS_FILE = "prune2drive.json"
 
 
 def build(source: Path, out: Path, seed: int) -> Path:
@@ -31,8 +30,8 @@ def build(source: Path, out: Path, seed: int) -> Path:
     vla = load_vla(build_tiny_vla(out / "vla", seed))
     vla.model.model.visual.load_state_dict(load_vla(source).model.model.visual.state_dict())
     vla.model.save_pretrained(out / "vla")
-    if (source / WEIGHTS_FILE).exists():
-        shutil.copy(source / WEIGHTS_FILE, out / "vla" / WEIGHTS_FILE)
+    if (source / VIEW_WEIGHTS_FILE).exists():
+        shutil.copy(source / VIEW_WEIGHTS_FILE, out / "vla" / VIEW_WEIGHTS_FILE)
     TrainablePlanner(vla).save_heads(out)
     return out
 

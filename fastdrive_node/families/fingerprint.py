@@ -12,7 +12,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fastdrive_node.errors import ModelError
+from fastdrive_node.validation import read_json
 
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+VIEW_WEIGHTS_FILE = "prune2drive.json"  # of a pruner, in the VLA directory
 _HEAD = "lm_head."  # of the language model, named so in every checkpoint
 Files = tuple[tuple[str, int, int], ...]  # name, time of change and size: what a cached fingerprint belongs to
 Prefixes = tuple[str, ...]
@@ -61,9 +64,48 @@ def language_fingerprint(vla_dir: str | Path, prefixes: Prefixes, others: Prefix
     return hashlib.sha256(f"{constants}|{stored}".encode()).hexdigest()
 
 
+def model_files(vla_dir: str | Path) -> list[Path]:
+    """The files of a VLA directory that decide its answers, in the order of their names: configuration, tokenizer,
+    prompt, camera geometry and weights. What a pruner or an engine has there beside them decides nothing of the others.
+
+    Raises:
+        ModelError: the index of the weights cannot be read.
+    """
+    folder = Path(vla_dir)
+    texts = [file for pattern in ("*.json", "*.txt", "*.jinja") for file in folder.glob(pattern)]
+    manifests = {file for file in texts if file.suffix == ".json" and file.with_suffix("").is_file()}
+    return sorted({*texts, *_weight_paths(folder)} - manifests - {folder / VIEW_WEIGHTS_FILE})
+
+
+def indexed_weights(path: Path) -> list[Path]:
+    """The weight files that an index names, there or not. Raises ModelError where it cannot be read."""
+    index = path / WEIGHTS_INDEX
+    try:
+        names = set(read_json(index)["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{index}: not readable as a weight index ({error})") from error
+    if any(not isinstance(name, str) or Path(name).name != name for name in names):
+        raise ModelError(f"{index}: weight_map: names a file outside of the directory")
+    return [path / name for name in sorted(names)]
+
+
+def _weight_paths(folder: Path) -> list[Path]:
+    """By the index, or by the usual name; every safetensors file where there is neither."""
+    if (folder / WEIGHTS_INDEX).is_file():
+        return indexed_weights(folder)
+    usual = folder / WEIGHTS
+    return [usual] if usual.is_file() else sorted(folder.glob("*.safetensors"))
+
+
 def _weight_files(vla_dir: str | Path) -> Files:
-    files = sorted(Path(vla_dir).glob("*.safetensors"))
-    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    """Raises ModelError where the index cannot be read, or a file of it is missing."""
+    found = []
+    for file in _weight_paths(Path(vla_dir)):
+        try:
+            found.append((str(file), file.stat().st_mtime_ns, file.stat().st_size))
+        except OSError as error:
+            raise ModelError(f"{file}: cannot be read ({error.strerror}); fetch it again") from error
+    return tuple(found)
 
 
 @lru_cache(maxsize=16)
@@ -91,7 +133,7 @@ def _stored_fingerprint(vla_dir: str, files: Files, prefixes: Prefixes, others: 
 
 
 def directory_fingerprint(vla_dir: str | Path) -> str:
-    """Tells two VLA directories apart without reading gigabytes: over the JSON files, and of the files of weights over
+    """Tells two VLA directories apart without reading gigabytes: over ``model_files``, and of the files of weights over
     their sizes and blocks at even distances, 64 MB in all. In larger models a change of single tensors may be missed.
 
     Raises:
@@ -99,9 +141,11 @@ def directory_fingerprint(vla_dir: str | Path) -> str:
     """
     digest = hashlib.sha256()
     try:
-        for file in sorted(Path(vla_dir).glob("*.json")):
-            digest.update(f"{file.name}|".encode() + file.read_bytes())
         files = _weight_files(vla_dir)
+        weights = {Path(name) for name, _, _ in files}
+        for file in model_files(vla_dir):
+            if file not in weights:
+                digest.update(f"{file.name}|".encode() + file.read_bytes())
         step = max(1, sum(size for _, _, size in files) // _SAMPLED) * _BLOCK
         for name, _, size in files:
             digest.update(f"{Path(name).name}|{size}|".encode())

@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families.base import LANGUAGE, VISION, VlaFamily
+from fastdrive_node.families.fingerprint import WEIGHTS, WEIGHTS_INDEX, indexed_weights
 from fastdrive_node.families.vla import CONFIG, first_line, quiet_loading, without_meta_initialisation
 from fastdrive_node.validation import read_json
 
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes of safetensors that hold weights as they are
 Shape = tuple[int, ...]
 Key = tuple[str, str]  # part, name without the model's prefixes
@@ -80,16 +80,7 @@ def weight_files(path: Path) -> list[Path]:
     Raises:
         ModelError: one is missing or unreadable.
     """
-    index = path / WEIGHTS_INDEX
-    files = [path / WEIGHTS]
-    if index.is_file():
-        try:
-            names = set(read_json(index)["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ModelError(f"{index}: not readable as a weight index ({first_line(error)})") from error
-        if any(not isinstance(name, str) or Path(name).name != name for name in names):
-            raise ModelError(f"{index}: weight_map: names a file outside of the directory")
-        files = [path / name for name in sorted(names)]
+    files = indexed_weights(path) if (path / WEIGHTS_INDEX).is_file() else [path / WEIGHTS]
     for file in files:
         if not file.is_file():
             raise ModelError(f"{file}: missing; a VLA directory needs it (the weights, as safetensors)")

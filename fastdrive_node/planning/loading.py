@@ -10,12 +10,13 @@ from fastdrive_node.engines.language_engine import LanguageChoice, open_language
 from fastdrive_node.engines.vision_engine import EngineChoice, open_engine, require_engines
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import LANGUAGE, PARTS, VISION, Vla, load_vla
+from fastdrive_node.families.fingerprint import VIEW_WEIGHTS_FILE
 from fastdrive_node.families.spec import default_vla_dir
 from fastdrive_node.planning.checks import PlanLimits
 from fastdrive_node.planning.pipeline import Pipeline
 from fastdrive_node.pruning.pruner import Pruner
-from fastdrive_node.pruning.registry import FILES, NAMES, make_pruner, with_options
-from fastdrive_node.pruning.score_pruner import ScoreOptions, ScorePruner
+from fastdrive_node.pruning.registry import BY_VIEW, FILES, NAMES, make_pruner, with_options
+from fastdrive_node.pruning.score_pruner import VARIANTS, ScoreOptions, ScorePruner
 
 SHIPPED_PRUNER = "reconpruner.safetensors"
 
@@ -103,6 +104,19 @@ def name_and_file(vla_dir: Path, pruner: str | Path | None) -> tuple[str, Path |
     if str(pruner) in NAMES:
         return str(pruner), shipped if shipped.is_file() else None
     return "reconpruner", Path(pruner)
+
+
+def own_file(vla_dir: Path, pruner: str) -> Path | None:
+    """The file that the choice of a pruner depends on, there or not; None for those that have none.
+
+    Args:
+        pruner: a name of ``pruning.registry``, or a ReconPruner's file.
+    """
+    if pruner in BY_VIEW:
+        return vla_dir / VIEW_WEIGHTS_FILE
+    if pruner in FILES or pruner not in NAMES:
+        return name_and_file(vla_dir, pruner)[1]
+    return vla_dir / SHIPPED_PRUNER if pruner == "reconpruner" or pruner in VARIANTS else None
 
 
 def _torch_pruner(name: str, file: Path | None, vla: Vla, scores: ScoreOptions | None) -> Pruner:

@@ -45,7 +45,7 @@ _BY_NAME: dict[str, Callable[[], Pruner]] = {
     "reconpruner": lambda: ScorePruner(None),
     "oracle": OraclePruner,
 }
-_BY_VIEW = {"prune2drive": Prune2Drive, "prune2drive-input": Prune2DriveInput}
+BY_VIEW = {"prune2drive": Prune2Drive, "prune2drive-input": Prune2DriveInput}
 PRUNERS = tuple(_BY_NAME)
 FILES = {  # pruners with a file of their own in the VLA directory
     "reconpruner-lite": "reconpruner_lite.safetensors",
@@ -78,8 +78,8 @@ def make_pruner(
     """
     if name == "random":
         return RandomPruner(seed)
-    if name in _BY_VIEW:
-        return _BY_VIEW[name](load_weights(vla) if vla is not None else None)
+    if name in BY_VIEW:
+        return BY_VIEW[name](load_weights(vla) if vla is not None else None)
     if name == "ring-view" and vla is not None:
         return load_ring_view(vla)
     if name == "reconpruner" or name in VARIANTS:

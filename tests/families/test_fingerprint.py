@@ -76,3 +76,39 @@ def test_that_of_a_directory_changes_with_the_language_model_and_with_vla_json(t
     content = (copy / "vla.json").read_text()
     (copy / "vla.json").write_text(content + " ")
     assert directory_fingerprint(copy) != changed
+
+
+@pytest.mark.parametrize(
+    ("name", "decides"),
+    [
+        ("prompt.txt", True),
+        ("tokenizer.json", True),
+        ("chat_template.jinja", True),
+        ("README.md", False),
+        ("reconpruner_plan.safetensors", False),
+        ("prune2drive.json", False),
+        ("vision.onnx", False),
+        ("vision.onnx.json", False),
+    ],
+)
+def test_that_of_a_directory_changes_only_with_files_that_decide_the_answers(tmp_path, tiny_dir, name, decides):
+    copy = shutil.copytree(tiny_dir, tmp_path / "copy")
+    (copy / "vision.onnx").touch()
+    before = directory_fingerprint(copy)
+    (copy / name).write_text("other")
+    assert (directory_fingerprint(copy) != before) == decides
+
+
+def test_a_pruner_beside_the_weights_has_no_part_in_that_of_the_encoder(tmp_path, tiny_dir):
+    copy = shutil.copytree(tiny_dir, tmp_path / "copy")
+    (copy / "another.safetensors").write_bytes(b"damaged")
+    assert encoder_fingerprint(copy, QWEN.encoder_prefixes) == encoder_fingerprint(tiny_dir, QWEN.encoder_prefixes)
+
+
+def test_a_shard_that_the_index_names_and_that_is_missing_is_told(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+    with pytest.raises(ModelError, match=r"model-1\.safetensors: cannot be read"):
+        directory_fingerprint(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../model-1.safetensors"}}')
+    with pytest.raises(ModelError, match="weight_map: names a file outside of the directory"):
+        directory_fingerprint(tmp_path)

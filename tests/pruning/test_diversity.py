@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import load_vla
+from fastdrive_node.families.fingerprint import VIEW_WEIGHTS_FILE
 from fastdrive_node.pruning.baselines.diversity import DivPrune, directions, farthest_points, most_isolated
 from fastdrive_node.pruning.baselines.prune2drive import (
-    WEIGHTS_FILE,
     Prune2Drive,
     Prune2DriveInput,
     save_weights,
@@ -194,7 +194,7 @@ def test_weights_beside_the_vla_are_read_in_its_camera_order(tiny_dir, tmp_path)
     vla = load_vla(tmp_path / "vla")
     assert make_pruner("prune2drive", vla).weights is None
     weights = {camera: float(index) for index, camera in enumerate(reversed(CAMERAS))}
-    save_weights(tmp_path / "vla" / WEIGHTS_FILE, weights, drop=0.5)
+    save_weights(tmp_path / "vla" / VIEW_WEIGHTS_FILE, weights, drop=0.5)
     assert make_pruner("prune2drive", vla).weights == (5.0, 4.0, 3.0, 2.0, 1.0, 0.0)
 
 
@@ -211,10 +211,10 @@ def test_weights_beside_the_vla_are_read_in_its_camera_order(tiny_dir, tmp_path)
 )
 def test_a_weights_file_that_cannot_serve_is_refused_by_name(tiny_dir, tmp_path, content, message):
     shutil.copytree(tiny_dir, tmp_path / "vla")
-    (tmp_path / "vla" / WEIGHTS_FILE).write_text(content)
+    (tmp_path / "vla" / VIEW_WEIGHTS_FILE).write_text(content)
     with pytest.raises(ModelError, match=message) as error:
         make_pruner("prune2drive", load_vla(tmp_path / "vla"))
-    assert WEIGHTS_FILE in str(error.value)
+    assert VIEW_WEIGHTS_FILE in str(error.value)
 
 
 def test_angles_mean_what_the_cases_by_hand_say():

@@ -13,16 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import Vla
+from fastdrive_node.families.fingerprint import VIEW_WEIGHTS_FILE
 from fastdrive_node.pruning.baselines.diversity import directions, farthest_points, most_isolated
 from fastdrive_node.pruning.layer_pruning import LayerChoice, LayerPruner, LayerStep, Reached
 from fastdrive_node.pruning.pruner import Pruner, PruningContext
 from fastdrive_node.validation import parse_json, read_bytes
 
-WEIGHTS_FILE = "prune2drive.json"  # in the VLA directory
-
 
 class ViewWeights(BaseModel):
-    """Content of ``WEIGHTS_FILE``; what else is in it says how the weights were found."""
+    """Content of ``VIEW_WEIGHTS_FILE``; what else is in it says how the weights were found."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
     cameras: dict[str, Annotated[float, Field(ge=0, le=1e6)]]
@@ -122,7 +121,7 @@ def load_weights(vla: Vla) -> tuple[float, ...] | None:
     Raises:
         ModelError: the file is no JSON, lacks a camera or has no weight above zero.
     """
-    path = vla.path / WEIGHTS_FILE
+    path = vla.path / VIEW_WEIGHTS_FILE
     try:
         text = read_bytes(path)
     except FileNotFoundError:

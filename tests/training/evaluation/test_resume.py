@@ -13,6 +13,8 @@ from fastdrive_node.cli import main
 from fastdrive_node.errors import InputError
 from fastdrive_node.families import load_vla
 from fastdrive_node.planning.generator import Generator
+from fastdrive_node.pruning.baselines.prune2drive import save_weights
+from fastdrive_node.types import CAMERAS
 from fastdrive_training.data import token_cache
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 from fastdrive_training.data.token_cache import FeatureStore
@@ -97,6 +99,19 @@ def test_folder_of_another_evaluation_is_refused(tmp_path, dataset, tiny_dir, ti
     (tmp_path / "run" / "run.json").write_text("[]")
     with pytest.raises(InputError, match=r"run\.json: not a JSON object"):
         evaluate(dataset, tiny_vla, _settings(tmp_path / "run"), progress=False)
+
+
+def test_a_run_goes_on_beside_another_file_of_a_pruner_that_it_does_not_have(tmp_path, dataset, tiny_dir, asked):
+    vla = shutil.copytree(tiny_dir, tmp_path / "vla")
+    run, weights = tmp_path / "run", vla / "prune2drive.json"
+    evaluate(dataset, load_vla(vla), _settings(run), progress=False)
+    save_weights(weights, dict.fromkeys(CAMERAS, 1.0))
+    both = _settings(run, pruners=("none", "random", "prune2drive-input"))
+    evaluate(dataset, load_vla(vla), both, progress=False)
+    weights.write_text(weights.read_text() + " ")
+    evaluate(dataset, load_vla(vla), _settings(run), progress=False)
+    with pytest.raises(InputError, match="file of prune2drive-input differs"):
+        evaluate(dataset, load_vla(vla), both, progress=False)
 
 
 def test_times_are_kept_with_the_run(tmp_path, dataset, tiny_vla, asked, monkeypatch):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fastdrive_node.cli import write_json
 from fastdrive_node.commands.options import pruning_ratio
-from fastdrive_node.pruning.baselines.prune2drive import WEIGHTS_FILE, save_weights
+from fastdrive_node.families.fingerprint import VIEW_WEIGHTS_FILE
+from fastdrive_node.pruning.baselines.prune2drive import save_weights
 from fastdrive_training.commands.options import add_dataset_arguments, open_dataset, require_positive
 from fastdrive_training.scoring.view_weights import PlanningError, best_trial, search_weights
 
@@ -15,7 +16,7 @@ from fastdrive_training.scoring.view_weights import PlanningError, best_trial, s
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Search the weights by which Prune2Drive distributes its tokens over the cameras, by the plans' L2 error [m].\n"
-        f"They are written to {WEIGHTS_FILE} in the VLA directory, where `fastdrive evaluate` finds them.\n"
+        f"They are written to {VIEW_WEIGHTS_FILE} in the VLA directory, where `fastdrive evaluate` finds them.\n"
         "Search on keyframes that no figure is reported of."
     )
     parser.epilog = (
@@ -25,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drop", type=pruning_ratio, default=0.5, metavar="P", help="pruning ratio p (%(default)s)")
     parser.add_argument("--trials", type=int, default=40, metavar="N", help="weights that are tried (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the search (%(default)s)")
-    parser.add_argument("--out", metavar="FILE", help=f"write the weights here ({WEIGHTS_FILE} in the VLA directory)")
+    parser.add_argument(
+        "--out", metavar="FILE", help=f"write the weights here ({VIEW_WEIGHTS_FILE} in the VLA directory)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -44,5 +47,5 @@ def run(args: argparse.Namespace) -> None:
         "l2_m": best.error,
         "l2_equal_weights_m": trials[0].error,
     }
-    save_weights(Path(args.out) if args.out else vla.path / WEIGHTS_FILE, cameras, **figures)
+    save_weights(Path(args.out) if args.out else vla.path / VIEW_WEIGHTS_FILE, cameras, **figures)
     write_json({**figures, "cameras": cameras}, args.json)

@@ -16,7 +16,10 @@ import pyarrow.parquet as pq
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.families import Vla
+from fastdrive_node.families.fingerprint import model_files
 from fastdrive_node.files import write_atomically
+from fastdrive_node.planning.loading import own_file
+from fastdrive_node.pruning.score_pruner import VARIANTS
 from fastdrive_training.data.adapters.base import ImageSource, read_object
 from fastdrive_training.data.masks import INDEX, MANIFEST, TABLES
 from fastdrive_training.evaluation.answers import JudgedAnswer
@@ -153,6 +156,7 @@ def identity_of(source: ImageSource, vla: Vla, samples: SampleChoice, settings: 
         "pruner": _digest([settings.pruner_file]) if settings.reads_pruner and settings.pruner_file else None,
         "masks": _masks_digest(settings.masks) if settings.masks and "oracle" in settings.pruners else None,
         "shard": str(settings.shard) if settings.shard else None,
+        **_pruner_files(vla.path, settings.pruners),
     }
 
 
@@ -163,8 +167,15 @@ def samples_digest(names: Sequence[str], samples: SampleChoice, segment: int) ->
 
 
 def vla_digest(folder: Path) -> str:
-    """Of the files of a VLA directory."""
-    return _digest(sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".safetensors")))
+    """Of the files of a VLA directory that all rows depend on."""
+    return _digest(model_files(folder))
+
+
+def _pruner_files(folder: Path, pruners: Sequence[str]) -> dict[str, str]:
+    """Of the files that single pruners have in the VLA directory, by a field of ``run.json``."""
+    files = {name: own_file(folder, name) for name in pruners if name != "reconpruner" and name not in VARIANTS}
+    digests = {name: _digest([file]) if file.is_file() else "none" for name, file in files.items() if file is not None}
+    return {f"file of {name}": digest for name, digest in digests.items()}
 
 
 def _masks_digest(folder: Path) -> str:

@@ -25,9 +25,10 @@ from fastdrive_node.families.spec import default_vla_dir
 from fastdrive_sim.drive import runner
 from fastdrive_sim.drive.command import DriveOptions, _claim, _settings, drive_suite, print_table
 from fastdrive_sim.drive.planners import InProcessPlanner, _straight_on
-from fastdrive_sim.drive.runner import _is_done, worker_pool
+from fastdrive_sim.drive.runner import _is_done, _pruner_file, worker_pool
 from fastdrive_sim.drive.scene import DriveScene
 from fastdrive_sim.drive.storage import hash_run, join_hashes, load_run
+from fastdrive_sim.drive.types import DriveRow
 
 
 @pytest.fixture(scope="module")
@@ -166,13 +167,49 @@ def test_another_model_in_the_same_folder_is_another_drive(tmp_path):
 
 def test_a_run_is_driven_again_where_its_pruner_is_newer(tmp_path):
     run, pruner = tmp_path / "bend-0.jsonl", tmp_path / "pruner.safetensors"
-    assert not _is_done(run, Path("random"))
+    assert not _is_done(run, None)
     run.touch()
     pruner.touch()
     os.utime(run, ns=(10, 10))
-    assert _is_done(run, Path("random")) and not _is_done(run, pruner)
+    assert _is_done(run, None) and not _is_done(run, pruner)
     os.utime(pruner, ns=(9, 9))
     assert _is_done(run, pruner)
+
+
+def test_the_file_of_a_named_pruner_is_the_one_in_the_vla_directory(tmp_path):
+    settings = replace(_settings(DriveOptions(tmp_path)), vla=str(tmp_path))
+    assert _pruner_file(settings, DriveRow("reconpruner-plan", 0.5)) is None
+    for name in ("reconpruner.safetensors", "reconpruner_plan.safetensors", "prune2drive.json"):
+        (tmp_path / name).touch()
+    files = {"reconpruner-plan": "reconpruner_plan.safetensors", "reconpruner": "reconpruner.safetensors"}
+    files |= {"prune2drive": "prune2drive.json", "none": "", "random": "", "expert": "", "constant-velocity": ""}
+    for name, file in files.items():
+        assert _pruner_file(settings, DriveRow(name, 0.5)) == (tmp_path / file if file else None)
+    by_path = str(tmp_path / "reconpruner.safetensors")
+    assert _pruner_file(settings, DriveRow(by_path, 0.5)) == Path(by_path)
+
+
+def test_a_pruner_that_is_added_to_the_vla_does_not_end_a_drive(tmp_path):
+    vla = shutil.copytree(default_vla_dir(), tmp_path / "vla")
+    options = DriveOptions(tmp_path / "out", families=("bend",), runs=1, pruners=(), vla=vla)
+    _claim(options, _settings(options))
+    (vla / "reconpruner_plan.safetensors").write_bytes(b"another")
+    _claim(options, _settings(options))
+
+
+def test_a_parameter_file_belongs_to_the_drive(tmp_path):
+    with pytest.raises(InputError, match=r"none\.yaml: no such parameter file; correct --params"):
+        DriveOptions(tmp_path / "out", params=tmp_path / "none.yaml")
+    params = tmp_path / "node.yaml"
+    params.write_text("fastdrive: {ros__parameters: {max_plan_age_s: 1.0}}")
+    options = DriveOptions(tmp_path / "out", families=("bend",), runs=1, pruners=(), params=params)
+    drive_suite(options)
+    params.write_text("fastdrive: {ros__parameters: {max_plan_age_s: 1.5}}")
+    with pytest.raises(InputError, match="other settings"):
+        drive_suite(options)
+    params.write_text("fastdrive: {ros__parameters: {max_plan_age: 1.5}}")
+    with pytest.raises(InputError, match=r"node\.yaml: .*max_plan_age: 1\.5: Extra inputs"):
+        drive_suite(replace(options, out=tmp_path / "other"))
 
 
 class FailingPlanner(InProcessPlanner):

@@ -56,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="L",
         help="simulated, of each plan, in lockstep (0); or a JSON file with a list of recorded ones to draw from",
     )
+    add(
+        "--params",
+        type=Path,
+        metavar="FILE",
+        help="ROS 2 parameter file of the node, such as for its engines; VLA, pruner and drop of a row win",
+    )
     add("--plan-hz", type=float, default=2.0, metavar="H", help="frame sets a second, a divisor of 10 (2)")
     add("--size", type=size, metavar="WxH", help="of the images (default: what the VLA reads)")
     add("--workers", type=at_least_one, default=1, metavar="N", help="processes, each with its node (%(default)s)")
@@ -101,6 +107,7 @@ def run(args: argparse.Namespace) -> None:
         faults=tuple(args.fault),
         realtime=args.realtime,
         latencies_s=read_latencies(args.latency_ms),
+        params=args.params,
         plan_hz=args.plan_hz,
         size=args.size,
         workers=args.workers,

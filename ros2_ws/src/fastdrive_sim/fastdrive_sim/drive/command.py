@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -17,6 +16,7 @@ from fastdrive_node.cluster import open_cluster
 from fastdrive_node.errors import InputError, UsageError
 from fastdrive_node.families.spec import VlaSpec, load_spec
 from fastdrive_node.files import package_share_file, write_atomically
+from fastdrive_node.ros.parameter_files import check_parameter_file
 from fastdrive_sim.drive.faults import parse_fault
 from fastdrive_sim.drive.latency import describe, mean_s
 from fastdrive_sim.drive.loop import LoopSettings
@@ -32,7 +32,7 @@ DRIVING_VLA = "models/tiny_drive"  # the shipped one that was trained to drive h
 
 @dataclass(frozen=True)
 class DriveOptions:
-    """What the command line gives. Raises UsageError for a value that is out of range."""
+    """What the command line gives. Raises UsageError for a value that is out of range, InputError for no such file."""
 
     out: Path
     suite: str = "standard"
@@ -49,10 +49,13 @@ class DriveOptions:
     size: tuple[int, int] | None = None
     workers: int = 1
     node_command: tuple[str, ...] | None = None
+    params: Path | None = None  # ROS 2 parameter file of the node
     bags: str | None = None  # "state" or "cameras"
     ray: str | None = None  # address of a cluster, whose workers drive
 
     def __post_init__(self) -> None:
+        if self.params is not None and not self.params.is_file():
+            raise InputError(f"{self.params}: no such parameter file; correct --params")
         if self.ray is not None and self.workers > 1:
             raise UsageError(f"--workers {self.workers}: with --ray the cluster has the workers; use --ray local:N")
         if self.realtime and any(self.latencies_s):
@@ -67,11 +70,13 @@ def drive_suite(options: DriveOptions) -> dict:
 
     Raises:
         UsageError: an unknown suite, family or fault, before anything starts.
-        InputError, ModelError: the VLA directory cannot be used, or ``out`` holds another drive.
+        InputError, ModelError: the VLA directory or the parameter file cannot be used, or ``out`` holds another drive.
         FastDriveError: no node can be started, or the cluster cannot be joined.
     """
     chosen = scenarios(options.suite, options.families, options.runs, options.seed)
     faults = [parse_fault(text) for text in options.faults]
+    if options.params is not None:
+        check_parameter_file(options.params, "fastdrive")
     all_rows = rows(_known_pruners(options.pruners), options.drops, faults, mean_s(options.latencies_s))
     settings = _settings(options)
     started = time.monotonic()
@@ -166,6 +171,7 @@ def _settings(options: DriveOptions) -> DriveSettings:
         options.realtime,
         LoopSettings(1 / options.plan_hz),
         options.node_command,
+        options.params and options.params.resolve(),
         latencies_s=options.latencies_s if len(options.latencies_s) > 1 else (),
     )
 
@@ -178,13 +184,14 @@ def _image_size(spec: VlaSpec) -> tuple[int, int]:
 
 def _identity(options: DriveOptions, settings: DriveSettings) -> dict:
     """What all runs of a folder must have in common."""
-    files = sorted(each for each in Path(settings.vla).iterdir() if each.is_file())
-    stats = [(each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in files]
+    from fastdrive_node.families.fingerprint import directory_fingerprint  # imports torch
+
     return {
         "vla": settings.vla,
-        "vla_files": hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16],  # another model has others
+        "vla_files": directory_fingerprint(settings.vla)[:16],  # another model has others
         "size": list(settings.size),
         "realtime": options.realtime,
+        **({} if options.params is None else {"node_parameters": options.params.read_text()}),
         **describe(options.latencies_s),
         "plan_hz": options.plan_hz,
         "actuators": asdict(settings.loop.actuators),

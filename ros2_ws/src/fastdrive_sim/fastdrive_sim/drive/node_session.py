@@ -46,6 +46,7 @@ def open_node(settings: DriveSettings, row: DriveRow) -> Iterator[tuple[CameraRi
 
     Raises:
         SimError: no rig has the VLA's cameras, or the machine cannot render.
+        InputError: the parameter file cannot be used.
         FastDriveError: the node ended, or was not ready in time.
     """
     cameras = rig_of(settings.cameras)
@@ -59,7 +60,8 @@ def open_node(settings: DriveSettings, row: DriveRow) -> Iterator[tuple[CameraRi
     if row.pruner != FULL:
         parameters["drop"] = row.drop
     values = {} if settings.realtime else {"missing_timeout_s": MISSING_S}
-    options = NodeOptions(parameters=parameters, command=settings.node_command or NODE_COMMAND)
+    command = settings.node_command or NODE_COMMAND
+    options = NodeOptions(parameters=parameters, parameter_file=settings.parameter_file, command=command)
     renderer = (settings.renderer or _renderer)(*settings.size, cameras)
     try:
         rig = CameraRig(renderer, topics)

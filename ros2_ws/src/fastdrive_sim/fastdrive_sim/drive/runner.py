@@ -40,6 +40,7 @@ class DriveSettings:
     realtime: bool = False
     loop: LoopSettings = field(default_factory=LoopSettings)
     node_command: tuple[str, ...] | None = None  # None: the installed node
+    parameter_file: Path | None = None  # of the node; VLA, pruner and drop of a row win
     renderer: Callable[[int, int, Sequence[Camera]], RendererLike] | None = None  # None: the simulator's
     latencies_s: tuple[float, ...] = ()  # recorded ones, of which each plan draws; none: that of the row
 
@@ -128,16 +129,26 @@ def _chunks(
     settings: DriveSettings, rows: Sequence[DriveRow], scenarios: Sequence[ScenarioKey], workers: int
 ) -> Iterator[Chunk]:
     for row in rows:
-        todo = [each for each in scenarios if not _is_done(run_path(settings.out, row, each), Path(row.pruner))]
+        pruner = _pruner_file(settings, row)
+        todo = [each for each in scenarios if not _is_done(run_path(settings.out, row, each), pruner)]
         for index in range(min(workers, len(todo))):
             yield Chunk(row, tuple(todo[index::workers]))
 
 
-def _is_done(run: Path, pruner: Path) -> bool:
-    """Whether a run has a file that is newer than its pruner's, where that is a file, and need not be tried again."""
+def _pruner_file(settings: DriveSettings, row: DriveRow) -> Path | None:
+    if row.pruner in (EXPERT, CONSTANT_VELOCITY):
+        return None
+    from fastdrive_node.planning.loading import own_file  # imports torch
+
+    file = own_file(Path(settings.vla), row.pruner)
+    return file if file is not None and file.is_file() else None
+
+
+def _is_done(run: Path, pruner: Path | None) -> bool:
+    """Whether a run has a file that is newer than its pruner's, where that has one, and need not be tried again."""
 
     def is_current(file: Path) -> bool:
-        return file.is_file() and not (pruner.is_file() and pruner.stat().st_mtime_ns > file.stat().st_mtime_ns)
+        return file.is_file() and (pruner is None or pruner.stat().st_mtime_ns <= file.stat().st_mtime_ns)
 
     return is_current(run) and (is_current(_first_failure(run)) or read_ending(run) != FAILED)
 
