@@ -113,6 +113,10 @@ def test_the_shipped_vla_drives(tmp_path):
         run = short_drive(planner, row, 1.5, "stopped-lead")
     assert [plan.outcome for plan in run.plans] == ["planned"] * 4
     assert [(plan.kept_tokens, plan.total_tokens) for plan in run.plans] == [(96, 192)] * 4
+    assert [{name: mask.shape for name, mask in plan.kept.items()} for plan in run.plans] == [
+        dict.fromkeys(CAMERAS, (4, 8))
+    ] * 4
+    assert [sum(mask.sum() for mask in plan.kept.values()) for plan in run.plans] == [96] * 4
     assert run.steps[-1].progress_m > 8.0  # it starts at 10 m/s, 70 m behind a vehicle that stands
     assert max(abs(step.ego.steer) for step in run.steps) < 0.2
 
@@ -143,6 +147,7 @@ def test_the_vehicle_follows_the_nodes_plans(two_runs):
     assert [plan.time_s for plan in run.plans] == [0.5 * index for index in range(len(run.plans))]
     assert run.plans[0].total_tokens == 192 and run.plans[0].kept_tokens == 96
     first = run.plans[0]
+    assert [int(first.kept[name].sum()) for name in CAMERAS] == [32, 32, 32, 0, 0, 0]  # the first half of all tokens
     assert first.ego is not None and first.times_s.tolist() == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
     at = next(step for step in run.steps if step.time_s == 0.5).ego
     assert (at.x, at.y) == pytest.approx(tuple(first.xy[0]), abs=0.3)

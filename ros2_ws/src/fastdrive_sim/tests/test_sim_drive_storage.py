@@ -1,9 +1,15 @@
 """The record of a closed-loop run on disk."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from fastdrive_node.errors import InputError
+from fastdrive_node.types import KeptTokens
+from fastdrive_sim.drive.kept import masks_by_camera, with_kept
 from fastdrive_sim.drive.storage import hash_run, join_hashes, lines, load_run, save_run
 from fastdrive_sim.drive.types import (
     Collision,
@@ -57,6 +63,87 @@ def test_a_damaged_file_is_named(tmp_path, text):
     path.write_text(text)
     with pytest.raises(InputError, match=r"run\.jsonl"):
         load_run(path)
+
+
+FRONT, BACK = np.eye(2, 3, dtype=bool), np.array([[True, True], [True, False]])  # 5 of 10 tokens
+
+
+def kept_run(**masks: np.ndarray) -> RunRecord:
+    first, *others = make_run().plans
+    return replace(make_run(), plans=(replace(first, kept=masks), *others))
+
+
+def test_kept_tokens_are_read_as_they_were_written(tmp_path):
+    path = tmp_path / "run.jsonl"
+    save_run(path, kept_run(FRONT=FRONT, BACK=BACK))
+    first, refused = with_kept(load_run(path), path).plans
+    assert {name: mask.tolist() for name, mask in first.kept.items()} == {
+        "FRONT": FRONT.tolist(),
+        "BACK": BACK.tolist(),
+    }
+    assert refused.kept == {}
+
+
+def test_the_hash_does_not_depend_on_what_is_known_of_kept_tokens(tmp_path):
+    path, run = tmp_path / "run.jsonl", kept_run(FRONT=FRONT, BACK=BACK)
+    save_run(path, run)
+    assert hash_run(run) == hash_run(make_run()) == hash_run(load_run(path)) == hash_run(with_kept(run, path))
+
+
+def test_a_file_of_an_earlier_version_says_nothing_of_kept_tokens(tmp_path):
+    path = tmp_path / "run.jsonl"
+    save_run(path, make_run())
+    assert "kept" not in [json.loads(line)["type"] for line in path.read_text().splitlines()]
+    assert [plan.kept for plan in with_kept(load_run(path), path).plans] == [{}, {}]
+
+
+@pytest.mark.parametrize(
+    ("damage", "detail"),
+    [
+        (lambda values: values["plans"].pop(), "plans: 1"),
+        (lambda values: values["plans"].__setitem__(0, "AAAAAA=="), "4 bytes for 10 tokens"),
+        (lambda values: values["plans"].__setitem__(0, "//8="), "10 of 10 kept, the plan has 5 of 10"),
+        (lambda values: values["plans"].__setitem__(0, 7), "TypeError"),
+        (lambda values: values["plans"].__setitem__(0, "no base64!"), "base64"),
+        (lambda values: values["cameras"].update(FRONT=[2, -3]), "rows and columns"),
+        (lambda values: values["cameras"].update(FRONT=[2, 1 << 40]), "rows and columns"),
+        (lambda values: values["cameras"].update(FRONT=6), "TypeError"),
+        (lambda values: values.update(cameras=[]), "AttributeError"),
+        (lambda values: values.pop("plans"), "KeyError"),
+        (None, "JSONDecodeError"),
+    ],
+)
+def test_damaged_kept_tokens_are_told_and_the_run_can_be_scored_all_the_same(tmp_path, damage, detail):
+    path = tmp_path / "run.jsonl"
+    save_run(path, kept_run(FRONT=FRONT, BACK=BACK))
+    *text, kept = path.read_text().splitlines()
+    values = json.loads(kept)
+    if damage is not None:
+        damage(values)
+    last = json.dumps(values, separators=(",", ":")) if damage is not None else kept[:-9]
+    path.write_text("\n".join([*text, last]))
+    run = load_run(path)
+    assert hash_run(run) == hash_run(make_run())
+    with pytest.raises(InputError, match=rf"run\.jsonl: its kept tokens are damaged \(.*{detail}") as told:
+        with_kept(run, path)
+    assert "\n" not in str(told.value)
+
+
+def test_a_missing_file_is_named_when_its_kept_tokens_are_read():
+    with pytest.raises(InputError, match="gone"):
+        with_kept(make_run(), Path("gone"))
+
+
+def test_kept_tokens_of_a_record_are_those_of_its_cameras_at_t0():
+    indices = np.array([0, 5, 7, 11])
+    kept = KeptTokens(indices, None, (4, 1, 3), current=(2, 3))  # two cameras, an earlier image of each
+    masks = masks_by_camera(kept, ("FRONT", "BACK"))
+    assert {name: mask.tolist() for name, mask in masks.items()} == {
+        "FRONT": [[False, True, False]],
+        "BACK": [[False, False, True]],
+    }
+    assert masks_by_camera(kept, ("FRONT",)) == {}
+    assert masks_by_camera(None, ("FRONT", "BACK")) == {}
 
 
 def test_corners_begin_at_the_front_left():

@@ -127,7 +127,7 @@ class _Run:
         tick = answer.tick
         plan = PlanStep(
             tick.time_s, answer.outcome, answer.reason, None, answer.xy, answer.times_s, tick.ego, answer.mode,
-            answer.kept_tokens, answer.total_tokens,
+            answer.kept_tokens, answer.total_tokens, answer.kept,
         )  # fmt: skip
         if answer.outcome != PLANNED:
             return plan

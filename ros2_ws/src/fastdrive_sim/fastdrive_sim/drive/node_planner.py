@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from fastdrive_node.ros.topics import TopicMap
 from fastdrive_node.types import SUPERSEDED as NODE_SUPERSEDED
 from fastdrive_sim.bag import EPOCH_NS
 from fastdrive_sim.drive.faults import Fault
+from fastdrive_sim.drive.kept import masks_by_camera
 from fastdrive_sim.drive.latency import Latency
 from fastdrive_sim.drive.planners import SimulatedLatency, Tick, TickAnswer
 from fastdrive_sim.drive.scene import DriveScene
@@ -71,6 +73,7 @@ class NodePlanner:
         self._rig, self._node, self._fault = rig, connection, fault
         self._latency_s, self._missing_s, self._plan_s = latency_s, missing_timeout_s, plan_s
         self.max_plan_age_s = max_plan_age_s
+        self.cameras = tuple(rig.topics.cameras)  # in the VLA's order
         self._held: deque[TickAnswer] = deque()
         self._seen = 0  # arrivals of earlier ticks
         self._gone = False
@@ -162,7 +165,7 @@ class NodePlanner:
                 return TickAnswer(tick, REFUSED, "no camera has sent an image")
             self._node.round_trip()
             now_ns += round(self._missing_s * 1e9) + 1_000_000
-        return answer_of(tick, self._outcome(self.out.stamp_ns(tick.time_s), now_ns))
+        return answer_of(tick, self._outcome(self.out.stamp_ns(tick.time_s), now_ns), self.cameras)
 
     def _outcome(self, t0_ns: int, now_ns: int) -> PlanRecord:
         """The record of a frame set. Raises FastDriveError where the node has ended or gives none."""
@@ -183,8 +186,12 @@ class NodePlanner:
             self._node.tell_time(now_ns)
 
 
-def answer_of(tick: Tick, record: PlanRecord) -> TickAnswer:
-    """A record in the terms of a run. A plan is in the frame of the vehicle at t0, whatever its odometry says."""
+def answer_of(tick: Tick, record: PlanRecord, cameras: Sequence[str]) -> TickAnswer:
+    """A record in the terms of a run. A plan is in the frame of the vehicle at t0, whatever its odometry says.
+
+    Args:
+        cameras: of the VLA, in its order.
+    """
     if record.kind != "plan":
         outcome = SUPERSEDED if record.kind == NODE_SUPERSEDED else REFUSED
         return TickAnswer(tick, outcome, record.reason)
@@ -193,4 +200,4 @@ def answer_of(tick: Tick, record: PlanRecord) -> TickAnswer:
     xy = to_parent_frame(plan.waypoints_m, ego.x, ego.y, ego.yaw)
     times = tick.time_s + begin_s + plan.dt_s * np.arange(1, len(xy) + 1)
     kept, total = (plan.kept.kept, plan.kept.total) if plan.kept is not None else (0, 0)
-    return TickAnswer(tick, PLANNED, "", xy, times, plan.mode, kept, total)
+    return TickAnswer(tick, PLANNED, "", xy, times, plan.mode, kept, total, masks_by_camera(plan.kept, cameras))

@@ -12,7 +12,7 @@ import numpy as np
 from fastdrive_sim.drive.expert import Expert
 from fastdrive_sim.drive.latency import Latency
 from fastdrive_sim.drive.scene import DriveScene
-from fastdrive_sim.drive.types import PLANNED, SUPERSEDED, EgoStep
+from fastdrive_sim.drive.types import PLANNED, SUPERSEDED, EgoStep, KeptMasks
 
 WAYPOINT_S, WAYPOINTS = 0.5, 6
 
@@ -38,6 +38,7 @@ class TickAnswer:
     mode: str = ""
     kept_tokens: int = 0
     total_tokens: int = 0
+    kept: KeptMasks = field(default_factory=dict)
 
 
 class DrivePlanner(Protocol):

@@ -46,7 +46,7 @@ class RealTimeNodePlanner(NodePlanner):
             self._seen += 1
             tick = self._ticks.pop(record.t0_ns, None)
             if tick is not None:
-                found.append(answer_of(tick, record))
+                found.append(answer_of(tick, record, self.cameras))
         return found
 
     def _pace(self, time_s: float) -> None:

@@ -1,7 +1,8 @@
 """Runs on disk: one JSON object a line, so that a run can be scored again, by this program or another.
 
 The first line has everything but the steps and plans (``head``), the next ones a step or a plan each. Floats are
-written in full: what is read equals what was written, bit for bit.
+written in full: what is read equals what was written, bit for bit. The last line has the kept tokens (``kept``), where
+they are known.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from fastdrive_node.errors import InputError
 from fastdrive_node.files import write_atomically
 from fastdrive_node.types import Vehicle
+from fastdrive_sim.drive.kept import KEPT, KEPT_START, kept_values
 from fastdrive_sim.drive.types import (
     Collision,
     DriveRow,
@@ -35,7 +37,7 @@ FORMAT = 1
 
 
 def lines(run: RunRecord) -> Iterator[str]:
-    """The lines of a run's file."""
+    """The lines of a run's file that scores and hash depend on: all but that of the kept tokens."""
     head = {field.name: getattr(run, field.name) for field in fields(run) if field.name not in ("steps", "plans")}
     yield _line("run", {"format": FORMAT, **head})
     for step in run.steps:
@@ -48,15 +50,22 @@ def save_run(path: Path, run: RunRecord) -> None:
     """Write a run. Raises InputError where the file cannot be written."""
     try:
         with write_atomically(path) as partial:
-            partial.write_text("".join(f"{line}\n" for line in lines(run)), encoding="utf-8")
+            kept = kept_values(run)
+            text = [*lines(run), *([] if kept is None else [_line(KEPT, kept)])]
+            partial.write_text("".join(f"{line}\n" for line in text), encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
 
 
 def load_run(path: Path) -> RunRecord:
-    """Read a run. Raises InputError where the file is missing, damaged, or of another version."""
+    """Read a run, without the kept tokens of its plans, which ``with_kept`` adds.
+
+    Raises:
+        InputError: the file is missing, damaged, or of another version.
+    """
     try:
-        values = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        text = path.read_text(encoding="utf-8").splitlines()
+        values = [json.loads(line) for line in text if not line.startswith(KEPT_START)]
         head = values[0]
         if head["type"] != "run" or head["format"] != FORMAT:
             raise ValueError(f"format {head.get('format')}, expected {FORMAT}")
@@ -89,9 +98,9 @@ def join_hashes(hashes: Iterable[str]) -> str:
 
 
 def _line(kind: str, values: Any) -> str:
-    plain = (
-        values if isinstance(values, dict) else {field.name: getattr(values, field.name) for field in fields(values)}
-    )
+    plain = values
+    if not isinstance(values, dict):
+        plain = {field.name: getattr(values, field.name) for field in fields(values) if field.name != KEPT}
     return json.dumps({"type": kind, **plain}, default=_plain, separators=(",", ":"), allow_nan=False)
 
 
@@ -129,7 +138,8 @@ def _step(values: Mapping) -> RunStep:
 
 def _plan(values: Mapping) -> PlanStep:
     ego = None if values["ego"] is None else _build(EgoStep, values["ego"])
-    return _build(PlanStep, values, ego=ego, xy=_points(values["xy"]), times_s=np.array(values["times_s"], np.float64))
+    times = np.array(values["times_s"], np.float64)
+    return _build(PlanStep, values, ego=ego, xy=_points(values["xy"]), times_s=times, kept={})
 
 
 def _map(values: Mapping) -> StaticMap:

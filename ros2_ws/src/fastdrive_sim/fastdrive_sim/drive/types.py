@@ -7,6 +7,7 @@ is that of the rear axle on the ground; other road users are given by the middle
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,7 @@ COMPLETED, COLLIDED, OFF_ROAD, TIMEOUT, FAILED = "completed", "collision", "off_
 ENDINGS = (COMPLETED, COLLIDED, OFF_ROAD, TIMEOUT, FAILED)
 EXPERT, CONSTANT_VELOCITY = "expert", "constant-velocity"  # rows that drive without the node
 Where = Literal["front", "side", "rear"]
+KeptMasks = Mapping[str, np.ndarray]  # by camera, in the VLA's order: bool [rows, columns], True for a kept token
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ class PlanStep:
     mode: str = ""  # of the node
     kept_tokens: int = 0
     total_tokens: int = 0
+    # Which ones, of the images at t0; empty where that is not known. Scores and hash leave it out (``kept``).
+    kept: KeptMasks = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
