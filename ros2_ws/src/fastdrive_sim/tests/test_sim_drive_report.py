@@ -6,17 +6,19 @@ import json
 import re
 import shutil
 import subprocess
+from base64 import b64decode
 from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sim_runs import ego, hit, make_map, make_run, parked, steady, straight_plan
 
 from fastdrive_sim.drive.command import DriveOptions, drive_suite
 from fastdrive_sim.drive.report import page, write_report
-from fastdrive_sim.drive.report.player import MAX_RUNS, chosen_runs, run_payload
+from fastdrive_sim.drive.report.player import MAX_RUNS, OLD, chosen_runs, run_payload
 from fastdrive_sim.drive.report.severity import fault_lines
 from fastdrive_sim.drive.report.tables import difference_table, heat_maps, score_table
 from fastdrive_sim.drive.storage import load_run, save_run
@@ -26,17 +28,27 @@ from fastdrive_sim.drive.types import DriveRow, RunRecord
 NONE, PRUNED, FAULTED = DriveRow("none"), DriveRow("reconpruner", 0.5), DriveRow("reconpruner", 0.5, "frozen", 0.5)
 
 
+MASK = np.arange(20).reshape(4, 5) % 2 == 0
+ALL = np.ones((4, 5), bool)
+
+
 @cache
 def records() -> list[RunRecord]:
-    """Unpruned drives well, pruned has one collision in four, and two under a fault."""
+    """Unpruned drives well, pruned has one collision in four, and two under a fault, without its kept tokens."""
     crash = (hit(parked(7.0), ego(4.0)),)
     plan = replace(straight_plan(ego(0.0), 0.0, 5.0), kept_tokens=20, total_tokens=40)
-    calm = make_run(steady(20.0), plans=(plan,), map_=make_map(obstacles=(parked(150.0),)))
-    bad = replace(make_run(steady(2.0), plans=(plan,)), collisions=crash, ending="collision")
+    kept = {
+        NONE: {"kept": {"CAM_FRONT": ALL, "CAM_BACK": ALL}, "kept_tokens": 40},
+        PRUNED: {"kept": {"CAM_FRONT": MASK, "CAM_BACK": ~MASK}},
+        FAULTED: {},
+    }
+    calm = make_run(steady(20.0), map_=make_map(obstacles=(parked(150.0),)))
+    bad = replace(make_run(steady(2.0)), collisions=crash, ending="collision")
+    calm, bad = (replace(run, steps=tuple(replace(step, plan=0) for step in run.steps)) for run in (calm, bad))
     scenarios = [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
     rows = {NONE: 4, PRUNED: 3, FAULTED: 2}  # calm runs
     return [
-        replace(calm if index < good else bad, row=row, family=family, seed=seed)
+        replace(calm if index < good else bad, row=row, family=family, seed=seed, plans=(replace(plan, **kept[row]),))
         for row, good in rows.items()
         for index, (family, seed) in enumerate(scenarios)
     ]
@@ -95,6 +107,41 @@ def test_the_page_plays_the_worst_runs_with_the_way_of_the_unpruned_row(folder):
     assert next(run for run in runs if run["row"] == "none")["ghost"] == []
 
 
+def test_the_page_has_the_kept_tokens_of_each_plan(folder):
+    runs = {(run["row"], run["family"], run["seed"]): run for run in embedded((folder / "report.html").read_text())}
+    pruned, full, old = (runs[row.name, "a", 0] for row in (PRUNED, NONE, FAULTED))
+    assert pruned["cameras"] == [[["front", 4, 5, 0], ["back", 4, 5, 20]]]
+    bits = np.unpackbits(np.frombuffer(b64decode(pruned["plans"][0][6]), np.uint8))[:40].reshape(2, 4, 5)
+    assert (bits.astype(bool) == [MASK, ~MASK]).all()
+    assert (full["plans"][0][6], old["plans"][0][6], old["cameras"]) == (1, 0, [])
+    assert (pruned["unknown"], old["unknown"]) == ("", OLD)
+
+
+def test_six_surround_cameras_are_drawn_as_they_look():
+    names = ("FRONT", "FRONT_RIGHT", "BACK_RIGHT", "BACK", "BACK_LEFT", "FRONT_LEFT")
+    plan = replace(
+        records()[0].plans[0], kept={f"CAM_{name}": MASK for name in names}, kept_tokens=60, total_tokens=120
+    )
+    run = replace(records()[0], plans=(plan,))
+    rows = run_payload(run, summarize([run])["runs"][0])["cameras"]
+    assert [[(title, first) for title, *_, first in row] for row in rows] == [
+        [("front left", 100), ("front", 0), ("front right", 20)],
+        [("back left", 80), ("back", 60), ("back right", 40)],
+    ]
+
+
+def test_damaged_kept_tokens_give_a_page_without_them_that_says_so(folder, tmp_path, capsys):
+    out = shutil.copytree(folder, tmp_path / "drive")
+    damaged = out / "runs" / PRUNED.name / "a-0.jsonl"
+    damaged.write_text(re.sub(r'("type":"kept".*"plans":\[")...', r"\1", damaged.read_text()))
+    write_report(out / "report.html", json.loads((out / "summary.json").read_text()), out)
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"{damaged}: its kept tokens are damaged (")
+    runs = {(run["row"], run["family"]): run for run in embedded((out / "report.html").read_text()) if run["seed"] == 0}
+    assert runs[PRUNED.name, "a"]["unknown"] == told
+    assert (runs[PRUNED.name, "a"]["cameras"], runs[PRUNED.name, "a"]["plans"][0][6]) == ([], 0)
+
+
 def test_text_in_a_run_cannot_end_the_script():
     run = replace(records()[0], ending="failed", reason="</script><b>")
     figures = summarize([run])
@@ -149,32 +196,44 @@ const fs = require("fs"), html = fs.readFileSync(process.argv[1], "utf8");
 const data = html.match(/<script type="application\\/json" id="runs">([\\s\\S]*?)<\\/script>/)[1];
 const script = html.match(/<script>([\\s\\S]*)<\\/script><\\/body>/)[1];
 let calls = 0;
-const context = new Proxy({}, {
-  get: (t, k) => k in t ? t[k] : (...a) => {
-    calls++; if (a.some((v) => typeof v === "number" && !Number.isFinite(v))) throw Error(String(k));
-  },
-  set: (t, k, v) => { t[k] = v; return true; } });
-const element = (id) => ({ textContent: id === "runs" ? data : "", value: "0", clientWidth: 900, clientHeight: 400,
-  handlers: {}, addEventListener(name, f) { this.handlers[name] = f; }, getContext: () => context,
-  replaceChildren() {}, append() {} });
+const element = (id) => {
+  const cells = {}, context = new Proxy({}, {
+    get: (t, k) => k in t ? t[k] : (...a) => {
+      calls++; if (a.some((v) => typeof v === "number" && !Number.isFinite(v))) throw Error(String(k));
+      if (k === "fillRect") cells[t.fillStyle] = (cells[t.fillStyle] || 0) + 1;
+      if (k === "clearRect") for (const style in cells) delete cells[style];
+    },
+    set: (t, k, v) => { t[k] = v; return true; } });
+  return { textContent: id === "runs" ? data : "", value: "0", clientWidth: 900, clientHeight: 400, style: {}, cells,
+    handlers: {}, addEventListener(name, f) { this.handlers[name] = f; }, getContext: () => context,
+    replaceChildren() {}, append() {} };
+};
 const made = {};
 global.document = { getElementById: (id) => made[id] ??= element(id), querySelectorAll: () => [],
   documentElement: {}, createElement: () => element("x") };
 global.window = { devicePixelRatio: 1, addEventListener() {} };
-global.getComputedStyle = () => ({ getPropertyValue: () => " #fff" });
+global.getComputedStyle = () => ({ getPropertyValue: (name) => ` ${name}` });
 eval(script.replace('"use strict";', ""));
-const count = JSON.parse(data).length;
-for (let i = 0; i < count; i++) {
+const runs_ = JSON.parse(data), kept = {};
+runs_.forEach((run, i) => {
   made.run.value = String(i); made.run.handlers.change(); made.time.value = "7"; made.time.handlers.input();
-}
-console.log(calls > 100 * count, made.told.textContent);
+  kept[run.row] = { told: made["told-kept"].textContent, hidden: made.kept.hidden, cells: { ...made.kept.cells } };
+});
+console.log(JSON.stringify({ drawn: calls > 100 * runs_.length, told: made.told.textContent, kept }));
 """
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")
 def test_the_script_draws_every_run(folder):
     done = subprocess.run(["node", "-e", STUB, folder / "report.html"], capture_output=True, text=True, timeout=60)
-    assert done.stdout.startswith("true 0.7 s, 5.0 m/s, straight"), done.stderr
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["drawn"] and found["told"].startswith("0.7 s, 5.0 m/s, straight")
+    pruned, full, old = (found["kept"][row.name] for row in (PRUNED, NONE, FAULTED))
+    assert (pruned["told"], pruned["hidden"]) == ("The plan of 0.0 s keeps 20 of 40 tokens.", False)
+    assert pruned["cells"] == {"--series-1": 20, "--grid": 20}
+    assert (full["told"], full["hidden"]) == ("The plan of 0.0 s keeps all 40 tokens.", True)
+    assert (old["told"], old["hidden"]) == (OLD, True)
 
 
 def test_a_drive_writes_summary_and_page_and_is_the_same_again(tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastdrive_node.errors import InputError
 from fastdrive_node.files import write_atomically
+from fastdrive_sim.drive.kept import with_kept
 from fastdrive_sim.drive.report.player import Key, played
 from fastdrive_sim.drive.report.severity import severity_charts
 from fastdrive_sim.drive.report.tables import (
@@ -35,12 +36,14 @@ def write_report(path: Path, figures: dict[str, Any], out: Path) -> None:
         InputError: the file cannot be written, or a run cannot be read.
     """
 
-    def load(key: Key) -> RunRecord | None:
+    def file(key: Key) -> Path:
         row, family, seed = key
-        file = out / "runs" / row / f"{family}-{seed}.jsonl"
-        return load_run(file) if file.is_file() else None
+        return out / "runs" / row / f"{family}-{seed}.jsonl"
 
-    text = page(figures, list(played(figures, load)))
+    def load(key: Key) -> RunRecord | None:
+        return load_run(file(key)) if file(key).is_file() else None
+
+    text = page(figures, list(played(figures, load, lambda key, run: with_kept(run, file(key)))))
     try:
         with write_atomically(path) as partial:
             partial.write_text(text, encoding="utf-8")
@@ -86,7 +89,8 @@ _DIFFERENCES = (
 )
 _RUNS = (
     "The worst runs of each row, and one of each family. The vehicle looks to the right; green: the plan in use; "
-    "dashed: the way of the unpruned row. In the strip: speed, kept tokens of each tick (red: refused), events."
+    "dashed: the way of the unpruned row. In the strip: speed, kept tokens of each tick (red: refused), events. Beside "
+    "the view from above: the tokens of each camera; blue: those that the plan in use kept."
 )
 
 
@@ -127,5 +131,6 @@ def _player(runs: Sequence[dict[str, Any]]) -> str:
         '<div class="controls"><button id="play" type="button">Play</button>'
         '<input id="time" type="range" min="0" value="0" aria-label="Time"><span id="told"></span></div>'
         '<canvas id="strip" role="img" aria-label="Speed, kept tokens and events over time"></canvas></div>'
-        '<ul id="events" aria-label="Events"></ul></div></div>'
+        '<div><canvas id="kept" role="img" aria-label="Kept tokens of each camera"></canvas>'
+        '<p id="told-kept" class="faint"></p><ul id="events" aria-label="Events"></ul></div></div></div>'
     )

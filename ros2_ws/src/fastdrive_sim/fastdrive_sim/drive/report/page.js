@@ -7,6 +7,7 @@ if (heat) heat.addEventListener("change", () => {
 
 const choice = document.getElementById("run"), slider = document.getElementById("time"), play = document.getElementById("play");
 const above = document.getElementById("above"), strip = document.getElementById("strip");
+const kept = document.getElementById("kept"), toldKept = document.getElementById("told-kept");
 const told = document.getElementById("told"), events = document.getElementById("events"), scores = document.getElementById("scores");
 let run = null, index = 0, timer = null;
 
@@ -85,13 +86,50 @@ function drawStrip() {
   context.fillStyle = color("ink"); context.fillRect(x(run.steps[index][0]) - 0.75, 4, 1.5, height - 8);
 }
 
+// Cameras as [title, rows, columns, first, left, top, size of a cell] in a canvas of this width, and its height.
+function placeCameras(width) {
+  const gap = 8, label = 18, most = Math.max(...run.cameras.map((row) => row.length));
+  const tile = (width - gap * (most + 1)) / most, places = [];
+  let top = label;
+  for (const row of run.cameras) {
+    row.forEach((camera, i) => places.push([...camera, gap + i * (tile + gap), top, tile / camera[2]]));
+    top += Math.max(...row.map(([, rows, columns]) => rows * tile / columns)) + gap + label;
+  }
+  return [places, top - label];
+}
+
+function drawKept() {
+  const plan = run.plans[run.steps[index][5]], bits = plan ? plan[6] : 0;
+  const text = run.unknown || !run.cameras.length ? run.unknown
+    : !plan ? "No plan is in use."
+    : bits === 1 ? `The plan of ${plan[0].toFixed(1)} s keeps all ${plan[4]} tokens.`
+    : bits ? `The plan of ${plan[0].toFixed(1)} s keeps ${plan[3]} of ${plan[4]} tokens.`
+    : `Which tokens the plan of ${plan[0].toFixed(1)} s keeps is not known.`;
+  toldKept.textContent = text;
+  if (kept.hidden) return;
+  const [places, height] = placeCameras(kept.clientWidth);
+  kept.style.height = `${height + 2}px`;  // and its border
+  const [context] = surface(kept);
+  const bytes = typeof bits === "string" ? atob(bits) : "";
+  context.font = "11px system-ui";
+  for (const [title, rows, columns, first, left, top, cell] of places) {
+    const edge = cell > 5 ? 1 : 0;
+    context.fillStyle = color("faint"); context.fillText(title, left, top - 5);
+    for (let i = 0; bytes && i < rows * columns; i++) {
+      const bit = first + i, filled = bytes.charCodeAt(bit >> 3) & (128 >> (bit & 7));
+      context.fillStyle = color(filled ? "series-1" : "grid");
+      context.fillRect(left + cell * (i % columns), top + cell * Math.floor(i / columns), cell - edge, cell - edge);
+    }
+  }
+}
+
 function show(next) {
   index = Math.min(Math.max(next, 0), run.steps.length - 1);
   slider.value = index;
   const [time, , , , speed, plan, age, , , command] = run.steps[index], used = run.plans[plan];
   const tokens = used && used[4] ? `, ${used[3]} of ${used[4]} tokens` : "";
   told.textContent = `${time.toFixed(1)} s, ${speed.toFixed(1)} m/s, ${command}` + (plan >= 0 ? `, plan ${age.toFixed(1)} s old${tokens}` : ", no plan");
-  drawAbove(); drawStrip();
+  drawAbove(); drawStrip(); drawKept();
 }
 
 function stop() { clearInterval(timer); timer = null; play.textContent = "Play"; }
@@ -100,6 +138,7 @@ function choose() {
   stop();
   run = runs[choice.value];
   slider.max = run.steps.length - 1;
+  kept.hidden = !run.plans.some((plan) => typeof plan[6] === "string");  // with all tokens kept a line says so
   scores.textContent = Object.entries(run.scores).map(([name, value]) => `${name} ${value.toFixed(2)}`).join(", ");
   events.replaceChildren(...run.events.map(([time, kind, detail]) => {
     const item = document.createElement("li"), button = document.createElement("button");

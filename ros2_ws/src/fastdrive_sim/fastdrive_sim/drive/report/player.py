@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from fastdrive_sim.drive.types import CONSTANT_VELOCITY, EXPERT, RunRecord
+from fastdrive_node.errors import InputError
+from fastdrive_node.visualization.layout import camera_layout, camera_title
+from fastdrive_sim.drive.kept import Grids, grids_of, packed
+from fastdrive_sim.drive.types import CONSTANT_VELOCITY, EXPERT, PlanStep, RunRecord
 
 MAX_RUNS = 36  # of a page
 WORST_OF_A_ROW = 3
@@ -17,6 +21,7 @@ SHOWN = {
     **{name: name.upper() for name in ("nc", "dac", "ddc", "tlc", "ep", "ttc", "lk", "hc", "ec")},
 }  # fmt: skip
 Key = tuple[str, str, int]  # row, family, seed
+OLD = "The run's file does not say which tokens were kept; drive it again to see them."
 
 
 def chosen_runs(figures: dict[str, Any]) -> list[Key]:
@@ -41,11 +46,18 @@ def _harm(worst: dict[str, Any]) -> tuple[bool, float]:
 
 
 def played(
-    figures: dict[str, Any], load: Callable[[Key], RunRecord | None], ghost_row: str = "none"
+    figures: dict[str, Any],
+    load: Callable[[Key], RunRecord | None],
+    add_kept: Callable[[Key, RunRecord], RunRecord],
+    ghost_row: str = "none",
 ) -> Iterator[dict[str, Any]]:
-    """The chosen runs as JSON values; ``load`` gives a run, or None where it was not driven.
+    """The chosen runs as JSON values.
 
     The way of the row ``ghost_row`` in the same scenario is given too, for comparison.
+
+    Args:
+        load: gives a run, or None where it was not driven.
+        add_kept: gives it with its kept tokens; raises InputError where they are damaged, which the page then says.
     """
     entries = {(run["row"], run["family"], run["seed"]): run for run in figures["runs"]}
     for row, family, seed in chosen_runs(figures):
@@ -53,15 +65,26 @@ def played(
         if run is None or not run.steps:
             continue
         other = load((ghost_row, family, seed)) if row != ghost_row else None
-        yield {"row": row, "family": family, "seed": seed, **run_payload(run, entries[row, family, seed], other)}
+        problem = ""
+        try:
+            run = add_kept((row, family, seed), run)
+        except InputError as error:
+            problem = str(error)
+            print(problem, file=sys.stderr)
+        payload = run_payload(run, entries[row, family, seed], other, problem)
+        yield {"row": row, "family": family, "seed": seed, **payload}
 
 
-def run_payload(run: RunRecord, entry: dict[str, Any], ghost: RunRecord | None = None) -> dict[str, Any]:
+def run_payload(
+    run: RunRecord, entry: dict[str, Any], ghost: RunRecord | None = None, problem: str = ""
+) -> dict[str, Any]:
     """A run for the page's player: lengths in m to the cm, angles in rad to the mrad.
 
     Args:
         entry: of ``runs`` of the summary, with the scores and events.
+        problem: why the kept tokens are not known.
     """
+    grids = grids_of(run)
     return {
         "ending": run.ending,
         "reason": run.reason,
@@ -73,14 +96,36 @@ def run_payload(run: RunRecord, entry: dict[str, Any], ghost: RunRecord | None =
             "obstacles": [[o.kind, *map(_r, (o.x, o.y, o.yaw, o.length, o.width))] for o in run.map.obstacles],
         },
         "steps": [_step(step) for step in run.steps],
-        "plans": [
-            [_r(plan.time_s), plan.outcome, _points(plan.xy), plan.kept_tokens, plan.total_tokens, plan.reason]
-            for plan in run.plans
-        ],
+        "plans": [_plan(plan, grids) for plan in run.plans],
+        "cameras": _cameras(grids),
+        "unknown": "" if grids else problem or (OLD if any(plan.total_tokens for plan in run.plans) else ""),
         "ghost": [] if ghost is None else [[_r(step.ego.x), _r(step.ego.y)] for step in ghost.steps],
         "scores": {title: entry[name] for name, title in SHOWN.items()},
         "events": [[_r(event["time_s"]), event["kind"], event["detail"]] for event in entry["events"]],
     }
+
+
+def _plan(plan: PlanStep, grids: Grids) -> list[Any]:
+    return [
+        _r(plan.time_s), plan.outcome, _points(plan.xy), plan.kept_tokens, plan.total_tokens, plan.reason,
+        _kept(plan, grids),
+    ]  # fmt: skip
+
+
+def _kept(plan: PlanStep, grids: Grids) -> str | int:
+    """The bits of ``packed``; 1 where all tokens are kept, 0 where it is not known."""
+    if plan.kept and plan.kept_tokens == plan.total_tokens:
+        return 1
+    return packed(plan.kept, grids) or 0
+
+
+def _cameras(grids: Grids) -> list[list[list[Any]]]:
+    """Rows of cameras as they are drawn, each with title, rows, columns, and the index of its first bit."""
+    first, found = 0, {}
+    for name, (rows, columns) in grids.items():
+        found[name] = [camera_title(name), rows, columns, first]
+        first += rows * columns
+    return [[found[name] for name in names] for names in camera_layout(list(grids))]
 
 
 def _step(step: Any) -> list[Any]:
