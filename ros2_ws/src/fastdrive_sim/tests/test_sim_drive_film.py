@@ -42,6 +42,44 @@ def test_what_the_camera_saw_in_the_run_is_seen_again(run):
     assert np.abs(near[150:300, 200:440].astype(int) - empty[150:300, 200:440]).mean() > 10  # a vehicle fills the view
 
 
+def test_tokens_that_the_plan_in_use_did_not_keep_are_gray(run):
+    mask = np.zeros((4, 8), bool)
+    mask[:, 4:] = True
+    plan = replace(run.plans[0], kept={"CAM_FRONT": mask}, kept_tokens=16, total_tokens=32)
+    step = replace(run.steps[0], plan=0)
+    with Film(replace(run, plans=(plan,))) as film:
+        marked, early = film.frame(step), film.frame(replace(step, plan=-1))
+    left, right = np.s_[60:, :310], np.s_[60:, 330:630]  # below the text, without the outline
+    spread = np.ptp(marked[left].astype(int), axis=2)
+    assert spread.max() == 0 and np.ptp(early[left].astype(int), axis=2).max() > 10
+    assert (marked[right] == early[right]).all()
+
+
+def test_with_all_tokens_kept_the_image_is_as_the_camera_saw_it(run):
+    plan = replace(run.plans[0], kept={"CAM_FRONT": np.ones((4, 8), bool)}, kept_tokens=32, total_tokens=32)
+    step = replace(run.steps[0], plan=0)
+    with Film(replace(run, plans=(plan,))) as film:
+        assert (film.frame(step)[60:, :640] == film.render(step)[0][60:]).all()
+
+
+def test_show_marks_the_kept_tokens_of_the_file_and_goes_on_without_damaged_ones(run, tmp_path: Path, capsys):
+    mask = np.eye(4, 8, dtype=bool)
+    plan = replace(run.plans[0], kept={"CAM_FRONT": mask}, kept_tokens=4, total_tokens=32)
+    file = tmp_path / "run.jsonl"
+    save_run(file, replace(run, steps=tuple(replace(step, plan=0) for step in run.steps[:2]), plans=(plan,)))
+
+    def colors() -> float:
+        main(["sim", "drive", "--show", str(file), "--out", str(tmp_path / "videos"), "--json", "-"])
+        told = capsys.readouterr()
+        assert ("its kept tokens are damaged" in told.err) == ("AAAA" in file.read_text())
+        sheet = cv2.imread(json.loads(told.out)["sheet"])
+        return float(np.ptp(sheet[30:, :320].astype(int), axis=2).mean())
+
+    marked = colors()
+    file.write_text(file.read_text().replace('"plans":["', '"plans":["AAAA'))
+    assert colors() > 2 * marked
+
+
 def test_show_writes_a_video_and_a_sheet(run, tmp_path: Path, capsys):
     save_run(tmp_path / "run.jsonl", replace(run, steps=run.steps[-4:]))
     main(["sim", "drive", "--show", str(tmp_path / "run.jsonl"), "--out", str(tmp_path / "videos"), "--json", "-"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from fastdrive_node.families.spec import VlaSpec, load_spec
 from fastdrive_node.files import package_share_file, write_atomically
 from fastdrive_node.ros.parameter_files import check_parameter_file
 from fastdrive_sim.drive.faults import parse_fault
+from fastdrive_sim.drive.kept import with_kept
 from fastdrive_sim.drive.latency import describe, mean_s
 from fastdrive_sim.drive.loop import LoopSettings
 from fastdrive_sim.drive.report import write_report
@@ -133,11 +135,17 @@ def print_table(figures: dict, console: Console) -> None:
 def show_run(run: Path, out: Path) -> dict:
     """A video and a contact sheet of a run; returns ``video``, ``sheet`` and ``seconds``.
 
+    Kept tokens that are damaged are not drawn, which a line on stderr says.
+
     Raises:
         InputError: the run cannot be read.
         SimError: the machine cannot render, or ``out`` cannot be written.
     """
     record = load_run(run)
+    try:
+        record = with_kept(record, run)
+    except InputError as error:
+        print(error, file=sys.stderr)
     from fastdrive_sim.drive.film import write_sheet, write_video  # loads OpenGL
 
     make_folder(out)

@@ -1,4 +1,4 @@
-"""A recorded run as pictures: the front camera rendered anew, and a bird's-eye view with the plan in use."""
+"""A recorded run as pictures: the front camera rendered anew with the plan's kept tokens, and a bird's-eye view."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 
 from fastdrive_node.errors import SimError
+from fastdrive_node.visualization.overlay import overlay
 from fastdrive_sim.drive.families import FAMILIES
 from fastdrive_sim.drive.scene import DriveScene
-from fastdrive_sim.drive.types import RECORD_S, EgoStep, Light, RunRecord, RunStep, ego_corners, other_corners
+from fastdrive_sim.drive.types import RECORD_S, EgoStep, Light, PlanStep, RunRecord, RunStep, ego_corners, other_corners
 from fastdrive_sim.geometry import to_ego
 from fastdrive_sim.render import Renderer
 from fastdrive_sim.rig import DEFAULT_RIG, RIGS
@@ -54,15 +55,25 @@ class Film:
         self._renderer.close()
 
     def frame(self, step: RunStep) -> np.ndarray:
-        """uint8 [384, 1024, 3] RGB: camera, bird's-eye view, and a line of text."""
-        camera = np.ascontiguousarray(self.render(step)[0])
+        """uint8 [384, 1024, 3] RGB: camera, bird's-eye view, and a line of text.
+
+        In the camera's image the tokens that the plan in use did not keep are gray, where that is known.
+        """
+        plan = self.run.plans[step.plan] if step.plan >= 0 else None
+        camera = self._marked(self.render(step)[0], plan)
         picture = np.concatenate([camera, self.birds_eye(step)], axis=1)
         ego = step.ego
-        age = f"plan {step.plan_age_s:.1f} s old" if step.plan >= 0 else "no plan"
+        age = f"plan {step.plan_age_s:.1f} s old" if plan is not None else "no plan"
+        if plan is not None and plan.total_tokens:
+            age += f", {plan.kept_tokens} of {plan.total_tokens} tokens"
         text = f"{step.time_s:5.1f} s  {3.6 * ego.speed:4.0f} km/h  {ego.accel:+.1f} m/s2  {step.command}  {age}"
         _write(picture, f"{self.run.row.name}  {self.run.family} {self.run.seed}", 22)
         _write(picture, text, 44)
         return picture
+
+    def _marked(self, image: np.ndarray, plan: PlanStep | None) -> np.ndarray:
+        mask = None if plan is None else plan.kept.get(self._cameras[0].name)
+        return image if mask is None or mask.all() else overlay(image, mask)
 
     def render(self, step: RunStep) -> np.ndarray:
         """uint8 [C, H, W, 3] RGB, what each camera sees at a step."""
