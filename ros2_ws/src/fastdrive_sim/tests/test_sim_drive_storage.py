@@ -1,6 +1,7 @@
 """The record of a closed-loop run on disk."""
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def kept_run(**masks: np.ndarray) -> RunRecord:
 
 def test_kept_tokens_are_read_as_they_were_written(tmp_path):
     path = tmp_path / "run.jsonl"
-    save_run(path, kept_run(FRONT=FRONT, BACK=BACK))
+    save_run(path, pickle.loads(pickle.dumps(kept_run(FRONT=FRONT, BACK=BACK))))  # as it comes from a worker
     first, refused = with_kept(load_run(path), path).plans
     assert {name: mask.tolist() for name, mask in first.kept.items()} == {
         "FRONT": FRONT.tolist(),
