@@ -108,6 +108,18 @@ def test_the_rows_of_a_node_are_taken_or_those_asked_for(drives):
         run_dataset_spec(drives / "runs")
 
 
+def test_a_dataset_does_not_depend_on_what_is_known_of_kept_tokens(late, tmp_path):
+    digests = []
+    for name, kept in (("known", {"FRONT": np.eye(2, dtype=bool)}), ("unknown", {})):
+        plans = tuple(replace(plan, kept=kept, kept_tokens=2, total_tokens=4) for plan in late.plans)
+        file = tmp_path / name / "runs" / PATH
+        file.parent.mkdir(parents=True)
+        save_run(file, replace(late, plans=plans))
+        assert ('"type":"kept"' in file.read_text()) == bool(kept)
+        digests += [run.digest for run in run_dataset_spec(tmp_path / name, width=64, height=36).runs]
+    assert digests[0] == digests[1]
+
+
 def test_runs_of_the_suites_are_refused(tmp_path, late):
     (tmp_path / "runs" / "none").mkdir(parents=True)
     save_run(tmp_path / "runs" / "none" / "bend-15.jsonl", late)

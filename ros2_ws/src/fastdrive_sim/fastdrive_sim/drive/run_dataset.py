@@ -12,6 +12,7 @@ from typing import Any
 from fastdrive_node.errors import InputError, UsageError
 from fastdrive_sim.dataset import EPOCH_US, DatasetSpec
 from fastdrive_sim.domains import DEFAULT_DOMAIN
+from fastdrive_sim.drive.kept import KEPT_START
 from fastdrive_sim.drive.redrive import redrive
 from fastdrive_sim.drive.storage import load_run
 from fastdrive_sim.drive.suite import SUITES
@@ -131,4 +132,6 @@ def _run_file(path: Path) -> RunFile:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a folder of a drive") from error
+    start = KEPT_START.encode()  # a dataset does not depend on what is known of kept tokens
+    content = b"".join(line for line in content.splitlines(keepends=True) if not line.startswith(start))
     return RunFile(str(path), hashlib.sha256(content).hexdigest(), content.count(_STEP))
