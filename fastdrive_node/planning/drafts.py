@@ -1,9 +1,10 @@
 """Drafts of an answer that one forward verifies: what the format forces is known, and a trajectory is nearly known.
 
 All of a draft's tokens run in one forward, those of the first draft in that of the prompt. The longest beginning that
-greedy decoding would have written is kept, with the token that it writes next; what the model predicts for the numbers
-behind is the next draft (Jacobi iteration). What the format forces stays in the draft until the model writes something
-else, so the text is that of plain greedy decoding, whatever the draft was. No ROS.
+greedy decoding would have written is kept, with the token that it writes next. What the model predicts for the numbers
+behind, moved along with the positions before them, is the next draft (Jacobi iteration). What the format forces stays
+in the draft until the model writes something else, so the text is that of plain greedy decoding, whatever the draft
+was. No ROS.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ class Drafter(Protocol):
         ...
 
     def read(self, draft: Draft, predicted: Sequence[int], numbers: Sequence[float]) -> list[float]:
-        """The numbers that a model would write in place of a draft's.
+        """The numbers of the next draft: those that a model would write in place of a draft's, or what follows of them.
 
         Args:
             predicted: for each token of the draft, the id that the model would have written there.
-            numbers: taken where a prediction is no number.
+            numbers: of the draft; taken where a prediction is no number.
         """
         ...
 
@@ -145,9 +146,28 @@ class TextDrafter:
             text = "".join(map(self._piece, predicted[first:last])).strip(" ")
             if self._number.fullmatch(text):
                 values[index] = float(text)
-        return values
+        return moved_along(numbers, values) if self.spec.pairs == "xy" else values
 
 
+def moved_along(drafted: Sequence[float], predicted: Sequence[float]) -> list[float]:
+    """Predicted positions, moved along with those before them that the model has changed.
+
+    A model predicts a position behind the draft's ones. Where it changes these, it will change the next one too: by the
+    last change on this axis, and half of what that had grown by. A fit to answers of models/tiny on ``sim_val`` gives
+    this (1.53 and -0.47 times the last two changes). Small moves are left out: they would move what is right already.
+
+    Args:
+        drafted, predicted: the numbers of pairs [x, y], one after the other.
+    """
+    changes, moved = [0.0] * 4, []  # of the two points before the first
+    for was, now in zip(drafted, predicted, strict=True):
+        move = 1.5 * changes[-2] - 0.5 * changes[-4]
+        changes.append(now + move - was)
+        moved.append(now + move if _LEAST_MOVE_M < abs(move) < math.inf else now)
+    return moved
+
+
+_LEAST_MOVE_M = 0.3
 _DIGITS = re.compile(r"[-+0-9.]*", re.ASCII)
 _FADE_S = 1.0  # an acceleration falls to 1/e of itself in this time
 

@@ -1,5 +1,8 @@
 """Drafts never change an answer, and the better they are the fewer forwards it takes."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from fastdrive_node.families import load_vla
 from fastdrive_node.families.spec import AnswerSpec, text_answer
 from fastdrive_node.families.templates import TEMPLATES
 from fastdrive_node.planning.answer_format import answer_format, answer_text
-from fastdrive_node.planning.drafts import ReplayedDrafter, TextDrafter, constant_turn
+from fastdrive_node.planning.drafts import ReplayedDrafter, TextDrafter, constant_turn, moved_along
 from fastdrive_node.planning.generator import Generator
 from fastdrive_node.planning.loading import default_vla_dir, open_pipeline
 from fastdrive_node.pruning.baselines.simple import NoPruner
@@ -61,10 +64,30 @@ def test_the_tokens_of_each_number_are_told():
 
 
 def test_predicted_numbers_are_read_and_others_kept():
-    drafter = by_characters()
+    drafter = by_characters(replace(SPEC, pairs="speed_curvature"))
     draft = drafter.write([], [1, 2, 3, 4, 5, 6])
     model = [ord(each) for each in "go [1.00, 2.50], [x.00, 4.00], [5.00, 6.25] end"]
     assert drafter.read(draft, model, [1, 2, 3, 4, 5, 6]) == [1, 2.5, 3, 4, 5, 6.25]
+
+
+def test_positions_move_along_with_those_that_the_model_changed():
+    straight, wish = [5.0, 0.0, 10.0, 0.0, 15.0, 0.0, 20.0, 0.0], [5.0, 0.0, 9.0, 0.0, 14.5, 0.0, 20.0, 0.0]
+    moved = moved_along(straight, wish)
+    assert moved[:5] == [5.0, 0.0, 9.0, 0.0, pytest.approx(14.5 - 1.5)], "by the change of -1 m and half of its growth"
+    assert moved[6] == pytest.approx(20.0 - 1.5 * 2.0 + 0.5 * 1.0)
+    assert moved[1::2] == [0.0] * 4, "the other axis stays"
+    assert moved_along(straight, straight) == straight
+    slightly = [5.0, 0.0, 10.0, 0.0, 15.0, 0.1, 20.0, 0.0]
+    assert moved_along(straight, slightly) == slightly, "what is nearly right is left alone"
+    assert moved_along([math.inf, 0.0] * 4, slightly) == slightly
+
+
+def test_only_positions_move_along():
+    wish = "go [1.00, 2.00], [9.00, 4.00], [5.00, 6.00] end"
+    for pairs, last in (("xy", 5.0 + 1.5 * 6.0), ("speed_curvature", 5.0)):
+        drafter = by_characters(replace(SPEC, pairs=pairs))
+        draft = drafter.write((), [1, 2, 3, 4, 5, 6])
+        assert drafter.read(draft, [ord(each) for each in wish], [1, 2, 3, 4, 5, 6])[4] == last
 
 
 def test_free_text_is_not_drafted_and_what_follows_it_is():
