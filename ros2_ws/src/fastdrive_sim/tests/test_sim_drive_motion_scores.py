@@ -224,7 +224,7 @@ def test_plans_that_stop_and_go_lose_ec():
     again = curve(ego(8.0, speed=8.0), 1.0)
     later = curve(ego(12.0, speed=8.0), 1.5)
     assert plan_comfort([go, stop, again, later]) == pytest.approx(1 / 3)
-    assert plan_comfort([go]) == 1.0
+    assert plan_comfort([go]) is None
 
 
 # HD-Score and plan deviation

@@ -20,7 +20,7 @@ from fastdrive_sim.drive.command import DriveOptions, drive_suite
 from fastdrive_sim.drive.report import page, write_report
 from fastdrive_sim.drive.report.player import MAX_RUNS, OLD, chosen_runs, run_payload
 from fastdrive_sim.drive.report.severity import fault_lines
-from fastdrive_sim.drive.report.tables import difference_table, heat_maps, score_table
+from fastdrive_sim.drive.report.tables import difference_table, heat_maps, score_table, term_table
 from fastdrive_sim.drive.storage import load_run, save_run
 from fastdrive_sim.drive.summary import ScoredRun, summarize
 from fastdrive_sim.drive.types import DriveRow, RunRecord
@@ -148,6 +148,15 @@ def test_text_in_a_run_cannot_end_the_script():
     text = page(figures, [{"row": "none", "family": "a", "seed": 0, **run_payload(run, figures["runs"][0])}])
     assert "</script><b>" not in text
     assert embedded(text)[0]["reason"] == "</script><b>"
+
+
+def test_a_score_that_is_not_known_is_left_out_of_the_player_and_a_dash_in_the_table():
+    run = records()[0]  # it has one plan, so EC is not rated
+    figures = summarize([run])
+    assert figures["rows"][0]["ec"] is None
+    scores = run_payload(run, figures["runs"][0])["scores"]
+    assert "EC" not in scores and scores["HC"] == 1.0
+    assert "<td>-</td>" in term_table(figures)
 
 
 def test_a_page_has_a_limited_number_of_runs():

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sim_runs import GOAL_M, box, braking, ego, hit, make_map, make_run, parked, steady
+from sim_runs import GOAL_M, box, braking, ego, hit, make_map, make_run, parked, steady, straight_plan
 
 from fastdrive_sim.drive.scoring.comfort import filtered
 from fastdrive_sim.drive.scoring.scores import epdms_style, neuroncap, score_run
@@ -18,7 +18,8 @@ MOVING = Other(3, "car", 7.0, 0.0, 0.0, 4.0, 2.0, 3.0)
 
 
 def test_a_calm_drive_along_the_lane_has_every_term_at_one():
-    scores = score_run(make_run(steady(20.0, 5.0)))
+    plans = tuple(straight_plan(ego(2.5 * index), 0.5 * index, 5.0) for index in range(40))
+    scores = score_run(make_run(steady(20.0, 5.0), plans=plans))
     terms = [scores.nc, scores.dac, scores.ddc, scores.tlc, scores.ep, scores.ttc, scores.lk, scores.hc, scores.ec]
     assert terms == [1.0] * 9
     assert scores.epdms_style == 1.0
@@ -30,6 +31,13 @@ def test_the_weights_are_those_of_the_reference():
     losses = {name: round(16 * (1 - epdms_style(ones | {name: 0.0})), 6) for name in ones}
     assert losses == {"nc": 16, "dac": 16, "ddc": 16, "tlc": 16, "ep": 5, "ttc": 5, "lk": 2, "hc": 2, "ec": 2}
     assert epdms_style(ones | {"nc": 0.5, "ddc": 0.5}) == 0.25
+
+
+def test_ec_is_not_rated_where_no_two_plans_are_half_a_second_apart():
+    scores = score_run(make_run(steady(20.0, 5.0), plans=(straight_plan(ego(0.0), 0.0, 5.0),)))
+    assert (scores.ec, scores.epdms_style) == (None, 1.0)
+    ones = dict.fromkeys(("nc", "dac", "ddc", "tlc", "ep", "ttc", "lk", "hc"), 1.0)
+    assert epdms_style(ones | {"hc": 0.0, "ec": None}) == pytest.approx(12 / 14)  # and not 14 / 16
 
 
 # NC and NeuroNCAP

@@ -100,7 +100,7 @@ def run_payload(
         "cameras": _cameras(grids),
         "unknown": "" if grids else problem or (OLD if any(plan.total_tokens for plan in run.plans) else ""),
         "ghost": [] if ghost is None else [[_r(step.ego.x), _r(step.ego.y)] for step in ghost.steps],
-        "scores": {title: entry[name] for name, title in SHOWN.items()},
+        "scores": {title: entry[name] for name, title in SHOWN.items() if entry[name] is not None},
         "events": [[_r(event["time_s"]), event["kind"], event["detail"]] for event in entry["events"]],
     }
 

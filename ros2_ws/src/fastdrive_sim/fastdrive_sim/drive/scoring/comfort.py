@@ -167,7 +167,7 @@ def plans_agree(first: PlanStep, second: PlanStep) -> bool | None:
     )
 
 
-def plan_comfort(plans: Sequence[PlanStep]) -> float:
-    """EC: the fraction of pairs of plans that agree; 1 without a pair."""
+def plan_comfort(plans: Sequence[PlanStep]) -> float | None:
+    """EC: the fraction of pairs of plans that agree; None without a pair."""
     agree = [found for pair in plan_pairs(plans) if (found := plans_agree(*pair)) is not None]
-    return float(np.mean(agree)) if agree else 1.0
+    return float(np.mean(agree)) if agree else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -26,6 +27,7 @@ from fastdrive_sim.drive.types import FAILED, OFF_ROAD, Collision, RunRecord
 
 WINDOW_S, STRIDE_S = 4.0, 0.5  # the horizon of EPDMS, and between two windows' starts
 SOFT = ("traffic_cone",)  # the run goes on after a contact with one; it is no collision
+WEIGHTS = {"ep": 5.0, "ttc": 5.0, "lk": 2.0, "hc": 2.0, "ec": 2.0}
 SLOW_START_MPS = 1.0  # the reference speed of NeuroNCAP is the limit where a run starts slower
 
 
@@ -41,7 +43,7 @@ class RunScores:
     ttc: float
     lk: float
     hc: float
-    ec: float
+    ec: float | None  # None: no two plans are 0.5 s apart
     epdms_style: float
     neuroncap: float  # 0 to 5
     hd_score: float
@@ -117,11 +119,13 @@ def score_run(run: RunRecord) -> RunScores:
     )
 
 
-def epdms_style(terms: dict[str, float]) -> float:
-    """NC * DAC * DDC * TLC * (5 EP + 5 TTC + 2 LK + 2 HC + 2 EC) / 16."""
-    allowed = terms["nc"] * terms["dac"] * terms["ddc"] * terms["tlc"]
-    weighted = 5 * terms["ep"] + 5 * terms["ttc"] + 2 * terms["lk"] + 2 * terms["hc"] + 2 * terms["ec"]
-    return allowed * weighted / 16
+def epdms_style(terms: Mapping[str, float | None]) -> float:
+    """NC * DAC * DDC * TLC * (5 EP + 5 TTC + 2 LK + 2 HC + 2 EC) / 16; a term that is None is left out of the mean."""
+    known = {name: value for name, value in terms.items() if value is not None}
+    allowed = known["nc"] * known["dac"] * known["ddc"] * known["tlc"]
+    weights = {name: weight for name, weight in WEIGHTS.items() if name in known}
+    weighted = sum(weight * known[name] for name, weight in weights.items())
+    return allowed * weighted / sum(weights.values())
 
 
 def first_collision(run: RunRecord) -> Collision | None:
