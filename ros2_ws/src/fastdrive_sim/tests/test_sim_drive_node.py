@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sim_fakes
+from sim_rescore_motion import differing
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
 
@@ -20,13 +21,16 @@ from fastdrive_node.replay.session import Session
 from fastdrive_node.types import CAMERAS
 from fastdrive_sim.drive.command import DRIVING_VLA, DriveOptions, _settings
 from fastdrive_sim.drive.families import FAMILIES
-from fastdrive_sim.drive.loop import drive
+from fastdrive_sim.drive.loop import drive, with_expert
 from fastdrive_sim.drive.node_planner import CameraRig, NodePlanner
 from fastdrive_sim.drive.node_session import make_planner, open_node, open_planner
+from fastdrive_sim.drive.planners import expert_planner
+from fastdrive_sim.drive.run_bag import read_run_lines, write_run_bag
 from fastdrive_sim.drive.runner import DriveSettings, Driving
 from fastdrive_sim.drive.storage import lines
 from fastdrive_sim.drive.suite import ScenarioKey
-from fastdrive_sim.drive.types import COLLIDED, FAILED, OFF_ROAD, DriveRow, RunRecord
+from fastdrive_sim.drive.summary import summarize
+from fastdrive_sim.drive.types import COLLIDED, EXPERT, FAILED, OFF_ROAD, DriveRow, RunRecord
 
 ROW = DriveRow("fake", 0.5)
 BEND = ScenarioKey("bend", 1)
@@ -99,18 +103,30 @@ def test_in_real_time_plans_come_into_use_after_their_exposure(tmp_path, way):
     assert len(delays) >= 3 and min(delays) > 0
 
 
-def test_the_shipped_vla_drives(tmp_path):
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory) -> dict[str, RunRecord]:
+    """Runs of the node with models/tiny_drive, by family; the first one ends after 1.5 s."""
     from fastdrive_sim.render import Renderer
 
     try:
         Renderer(16, 16).close()
     except SimError as error:
         pytest.skip(str(error))
-    vla = _settings(DriveOptions(tmp_path)).vla
+    vla = _settings(DriveOptions(tmp_path_factory.mktemp("shipped"))).vla
     assert Path(vla) == Path(__file__).parents[4] / DRIVING_VLA
     row = DriveRow("reconpruner", 0.5)
-    with open_planner(DriveSettings(tmp_path, vla, CAMERAS, (224, 112)), row) as planner:
-        run = short_drive(planner, row, 1.5, "stopped-lead")
+    runs = {}
+    with open_planner(DriveSettings(tmp_path_factory.mktemp("drive"), vla, CAMERAS, (224, 112)), row) as planner:
+        runs["stopped-lead"] = short_drive(planner, row, 1.5, "stopped-lead")
+        for family in ("bend", "road-works"):
+            run = drive(FAMILIES[family].scene(0), planner, row)
+            expert = drive(FAMILIES[family].scene(0), expert_planner(), DriveRow(EXPERT))
+            runs[family] = with_expert(run, expert)
+    return runs
+
+
+def test_the_shipped_vla_drives(shipped):
+    run = shipped["stopped-lead"]
     assert [plan.outcome for plan in run.plans] == ["planned"] * 4
     assert [(plan.kept_tokens, plan.total_tokens) for plan in run.plans] == [(96, 192)] * 4
     assert [{name: mask.shape for name, mask in plan.kept.items()} for plan in run.plans] == [
@@ -119,6 +135,14 @@ def test_the_shipped_vla_drives(tmp_path):
     assert [sum(mask.sum() for mask in plan.kept.values()) for plan in run.plans] == [96] * 4
     assert run.steps[-1].progress_m > 8.0  # it starts at 10 m/s, 70 m behind a vehicle that stands
     assert max(abs(step.ego.steer) for step in run.steps) < 0.2
+
+
+@pytest.mark.parametrize("family", ["bend", "road-works"])
+def test_scores_from_the_bag_of_a_run_of_the_shipped_vla_are_those_reported(shipped, family, tmp_path):
+    write_run_bag(shipped[family], tmp_path / "bag")
+    entry = summarize([shipped[family]])["runs"][0]
+    assert entry["ticks"] > 10 and 0.0 < entry["ec"] < 1.0 and 0.0 < entry["hd_score"] < 1.0
+    assert differing(entry, read_run_lines(tmp_path / "bag")) == {}
 
 
 def test_a_drive_that_is_killed_leaves_no_node_behind(tmp_path, way):
