@@ -91,7 +91,7 @@ class RunStep:
     others: tuple[Other, ...]  # within 100 m, those that move or can move
     lights: tuple[Light, ...]
     command: str  # "left" | "straight" | "right"
-    progress_m: float  # arc length of the ego on ``StaticMap.route``, from the start of the run
+    progress_m: float  # arc length on ``StaticMap.route``, from the start of the run, of the ego 0.09 s before
     plan: int  # index in ``RunRecord.plans`` of the plan that is tracked; -1 before the first one
     plan_age_s: float  # from the exposure of that plan's images to now; 0 where ``plan`` is -1
 
