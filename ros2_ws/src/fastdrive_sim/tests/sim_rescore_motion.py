@@ -46,7 +46,7 @@ def differing(reported: dict, texts: Sequence[str]) -> dict[str, tuple[float | N
     The way along the route is found on the map's line, which has points 0.5 m apart; far from it, in a bend, the
     nearest point is not well defined.
     """
-    way = 3e-3 if reported["ending"] == "off_road" else 5e-4
+    way = 5e-3 if reported["ending"] == "off_road" else 5e-4
     tolerances = {"ep": way, "route_completion": way, "epdms_style": way, "hd_score": way}
     found = {}
     for name, value in rescore(texts).items():
