@@ -19,18 +19,20 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ro
 from fastdrive_node.errors import FastDriveError, SimError
 from fastdrive_node.replay.session import Session
 from fastdrive_node.types import CAMERAS
+from fastdrive_sim.drive import realtime
 from fastdrive_sim.drive.command import DRIVING_VLA, DriveOptions, _settings
 from fastdrive_sim.drive.families import FAMILIES
 from fastdrive_sim.drive.loop import drive, with_expert
 from fastdrive_sim.drive.node_planner import CameraRig, NodePlanner
 from fastdrive_sim.drive.node_session import make_planner, open_node, open_planner
-from fastdrive_sim.drive.planners import expert_planner
+from fastdrive_sim.drive.planners import TickAnswer, expert_planner
 from fastdrive_sim.drive.run_bag import read_run_lines, write_run_bag
 from fastdrive_sim.drive.runner import DriveSettings, Driving
+from fastdrive_sim.drive.scene import DriveScene
 from fastdrive_sim.drive.storage import lines
 from fastdrive_sim.drive.suite import ScenarioKey
 from fastdrive_sim.drive.summary import summarize
-from fastdrive_sim.drive.types import COLLIDED, EXPERT, FAILED, OFF_ROAD, DriveRow, RunRecord
+from fastdrive_sim.drive.types import COLLIDED, COMPLETED, EXPERT, FAILED, OFF_ROAD, PLANNED, DriveRow, RunRecord
 
 ROW = DriveRow("fake", 0.5)
 BEND = ScenarioKey("bend", 1)
@@ -143,6 +145,42 @@ def test_scores_from_the_bag_of_a_run_of_the_shipped_vla_are_those_reported(ship
     entry = summarize([shipped[family]])["runs"][0]
     assert entry["ticks"] > 10 and 0.0 < entry["ec"] < 1.0 and 0.0 < entry["hd_score"] < 1.0
     assert differing(entry, read_run_lines(tmp_path / "bag")) == {}
+
+
+def test_in_real_time_the_shipped_vla_is_charged_the_age_of_its_plans(tmp_path, monkeypatch):
+    monkeypatch.setattr(realtime, "MAX_LAG_S", 1e9)  # however slow the machine is
+    row, scene = DriveRow("reconpruner", 0.5), FAMILIES["stopped-lead"].scene(1)
+    drawn = settings(tmp_path, realtime=True)
+    drawn = replace(drawn, vla=_settings(DriveOptions(tmp_path)).vla, size=(224, 112), node_command=None)
+    with open_planner(drawn, row) as planner:
+        run = drive(scene, EndingPlanner(planner, scene, answers=4), row)
+    assert run.ending == COMPLETED, run.reason
+    for plan in run.plans:
+        assert (plan.used_from_s is not None) == (plan.outcome == PLANNED)
+        assert plan.used_from_s is None or 0 < plan.used_from_s - plan.time_s < plan.times_s[-1] - plan.time_s
+    used = [plan for plan in run.plans if plan.used_from_s is not None]
+    assert [plan.time_s for plan in used] == sorted({plan.time_s for plan in used}), (
+        "an older plan replaced a newer one"
+    )
+    for step in run.steps:
+        plan = run.plans[step.plan] if step.plan >= 0 else None
+        assert step.plan_age_s == (0.0 if plan is None else pytest.approx(step.time_s - plan.time_s))
+        assert plan is None or (plan.used_from_s is not None and plan.used_from_s <= step.time_s)
+
+
+class EndingPlanner:
+    """A planner whose run is at its goal after so many answers."""
+
+    def __init__(self, planner: NodePlanner, scene: DriveScene, answers: int):
+        self.begin, self.watch, self.offer = planner.begin, planner.watch, planner.offer
+        self._planner, self._scene, self._left = planner, scene, answers
+
+    def collect(self, time_s: float) -> list[TickAnswer]:
+        found = self._planner.collect(time_s)
+        self._left -= len(found)
+        if self._left <= 0:
+            self._scene.goal_m = 0.0
+        return found
 
 
 def test_a_drive_that_is_killed_leaves_no_node_behind(tmp_path, way):

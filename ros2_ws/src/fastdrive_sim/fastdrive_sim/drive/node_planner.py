@@ -60,6 +60,8 @@ class NodePlanner:
         max_plan_age_s: the node's parameter; it refuses a plan that is older when it is made.
     """
 
+    silence_s = SILENCE_S  # without an answer of the node, after which it is given up
+
     def __init__(
         self,
         rig: CameraRig,
@@ -141,8 +143,9 @@ class NodePlanner:
             self._node.tell_time(messages[first].stamp_ns)
             for message in messages[first : first + BATCH]:
                 self._node.publish(message)
-            self._node.round_trip()
-        self._node.set_time(self.out.stamp_ns(time_s))
+            self._node.round_trip(self.silence_s)
+        self._node.tell_time(self.out.stamp_ns(time_s))
+        self._node.round_trip(self.silence_s)
 
     def _solve(self, tick: Tick, time_s: float) -> TickAnswer:
         """Publish a tick and wait for its outcome. Raises FastDriveError where the node has ended or is silent."""
@@ -163,7 +166,7 @@ class NodePlanner:
         if len(images) < len(self._rig.topics.cameras):
             if not images:
                 return TickAnswer(tick, REFUSED, "no camera has sent an image")
-            self._node.round_trip()
+            self._node.round_trip(self.silence_s)
             now_ns += round(self._missing_s * 1e9) + 1_000_000
         return answer_of(tick, self._outcome(self.out.stamp_ns(tick.time_s), now_ns), self.cameras)
 
@@ -180,8 +183,8 @@ class NodePlanner:
                     return record
             now = time.monotonic()
             silent_s, before = silent_s + min(now - before, 1.0), now  # a process that was stopped hears nothing
-            if silent_s > SILENCE_S:
-                raise FastDriveError(f"the node has given no plan record for {SILENCE_S:.0f} s; see its log")
+            if silent_s > self.silence_s:
+                raise FastDriveError(f"the node has given no plan record for {self.silence_s:.0f} s; see its log")
             self._node.wait(REPEAT_S)
             self._node.tell_time(now_ns)
 

@@ -6,6 +6,7 @@ import time
 
 from fastdrive_node.errors import FastDriveError
 from fastdrive_node.replay.connection import CLOCK_STEP_S
+from fastdrive_sim.drive.loop import REFUSALS_S
 from fastdrive_sim.drive.node_planner import NodePlanner, answer_of
 from fastdrive_sim.drive.planners import Tick, TickAnswer
 from fastdrive_sim.drive.scene import DriveScene
@@ -16,11 +17,17 @@ MAX_LAG_S = 1.0  # that the simulation may be behind the wall clock; the node wo
 
 class RealTimeNodePlanner(NodePlanner):
     """Time on /clock is that of the simulation, which waits for the wall clock. Images are sent when they are rendered,
-    stamped with the time at which rendering began: that is the latency of the cameras."""
+    stamped with the time at which rendering began: that is the latency of the cameras.
+
+    A node that plans slowly still gives a record for each frame set. One that gives none for ``silence_s`` is given up.
+    """
+
+    silence_s = REFUSALS_S  # so that a run without any plan tells which of the two it was
 
     def begin(self, scene: DriveScene) -> None:
         super().begin(scene)
         self._ticks: dict[int, Tick] = {}  # by t0 in ns
+        self._asked_s: float | None = None  # t0 of the first frame set since the last record
         self._start_s = time.monotonic()
 
     def watch(self, ego: EgoStep, time_s: float) -> None:
@@ -34,16 +41,25 @@ class RealTimeNodePlanner(NodePlanner):
         self._node.publish(command)
         for image in images:
             self._node.publish(image)
+        if images and self._asked_s is None:
+            self._asked_s = time_s
 
     def collect(self, time_s: float) -> list[TickAnswer]:
         self._pace(time_s)
-        return self._hold(self._arrived(), time_s)
+        answers = self._hold(self._arrived(), time_s)
+        if self._asked_s is not None and time_s - self._asked_s >= self.silence_s:
+            self._gone = True
+            raise FastDriveError(
+                f"--realtime: the node has given no plan record for {self.silence_s:g} s, it hangs; see its log"
+            )
+        return answers
 
     def _arrived(self) -> list[TickAnswer]:
         arrivals, found = self._node.arrivals, []
         while self._seen < len(arrivals):
             record = arrivals[self._seen].record
             self._seen += 1
+            self._asked_s = None
             tick = self._ticks.pop(record.t0_ns, None)
             if tick is not None:
                 found.append(answer_of(tick, record, self.cameras))
