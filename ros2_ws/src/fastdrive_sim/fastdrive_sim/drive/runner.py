@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from fastdrive_node.cluster import Cluster, map_items
@@ -66,13 +66,21 @@ def run_path(out: Path, row: DriveRow, scenario: ScenarioKey) -> Path:
 
 @contextmanager
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Processes for ``drive_all`` and ``score_all``, which end with this one; none for one worker."""
+    """Processes for ``drive_all`` and ``score_all``, which end with this one; none for one worker.
+
+    An error in the block ends them at once: what waits is not begun, and runs in progress are lost.
+    """
     if workers == 1:
         yield None
         return
-    context = get_context("spawn")
+    context, others = get_context("spawn"), set(active_children())
     with ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
-        yield pool
+        try:
+            yield pool
+        except Exception:
+            for worker in set(active_children()) - others:
+                worker.terminate()  # its node ends with it, and so do the pool and what waits in it
+            raise
 
 
 def _begin_worker(parent: int) -> None:
@@ -97,7 +105,8 @@ def drive_all(
         cluster: whose workers drive instead; files are written here.
 
     Raises:
-        FastDriveError: a node could not be started at all, or a worker of the cluster failed.
+        FastDriveError: a node could not be started at all, or a worker of the cluster failed; told as soon as one
+            worker has it.
     """
     for part in ([row for row in rows if row.pruner == EXPERT], [row for row in rows if row.pruner != EXPERT]):
         chunks = list(_chunks(settings, part, scenarios, cluster.workers if cluster else workers))

@@ -1,0 +1,104 @@
+"""How the runs of a drive are given to workers and nodes, and what is done where one of these fails."""
+
+from __future__ import annotations
+
+import time
+from multiprocessing import active_children
+from pathlib import Path
+
+import pytest
+
+from fastdrive_node.errors import FastDriveError
+from fastdrive_node.types import CAMERAS
+from fastdrive_sim.drive import runner
+from fastdrive_sim.drive.planners import InProcessPlanner, _straight_on
+from fastdrive_sim.drive.runner import DEATHS, Chunk, DriveSettings, drive_all, drive_runs, keep_run, worker_pool
+from fastdrive_sim.drive.scene import DriveScene
+from fastdrive_sim.drive.storage import load_run
+from fastdrive_sim.drive.suite import ScenarioKey
+from fastdrive_sim.drive.types import CONSTANT_VELOCITY, EXPERT, FAILED, DriveRow, RunRecord
+
+ROWS = [DriveRow(f"pruner{number}", 0.5) for number in range(8)]
+SCENARIOS = tuple(ScenarioKey("bend", seed) for seed in range(6))
+
+
+def settings(out: Path) -> DriveSettings:
+    return DriveSettings(out, "", CAMERAS, (32, 24))
+
+
+def begins_or_fails(settings: DriveSettings, chunk: Chunk) -> None:
+    """In place of ``drive_chunk``, in a worker: the others take a long time, and the first row then has no node."""
+    (settings.out / chunk.row.name).touch()
+    if chunk.row == ROWS[0]:
+        while not (settings.out / ROWS[1].name).exists():
+            time.sleep(0.01)
+        raise FastDriveError("the node ended with exit code 3: no model here")
+    time.sleep(60)
+    (settings.out / f"{chunk.row.name} done").touch()
+
+
+def test_an_error_of_a_worker_is_told_before_the_others_are_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "drive_chunk", begins_or_fails)
+    before = set(active_children())
+    with pytest.raises(FastDriveError, match="no model here"), worker_pool(2) as pool:
+        drive_all(settings(tmp_path), ROWS, SCENARIOS[:1], 2, pool)
+    begun = {path.name for path in tmp_path.glob("pruner*") if " " not in path.name}
+    assert ROWS[0].name in begun and len(begun) <= 3  # the one that failed, and at most one for each worker since
+    assert not list(tmp_path.glob("* done")), "it waited for a run in progress"
+    assert set(active_children()) <= before, "a worker goes on"
+
+
+class DyingNodes(InProcessPlanner):
+    """Constant velocity by nodes that end in the runs with these numbers; ``started`` counts the nodes."""
+
+    def __init__(self, dies_in: set[int]):
+        super().__init__(lambda scene: _straight_on)
+        self.dies_in, self.begun, self.dead, self.started = dies_in, 0, False, 0
+
+    def start(self, *_: float) -> DyingNodes:
+        self.started += 1
+        return self
+
+    def begin(self, scene: DriveScene) -> None:
+        self.begun, self.dead = self.begun + 1, self.begun in self.dies_in
+        if self.dead:
+            raise FastDriveError("the node ended with exit code 3")
+        super().begin(scene)
+
+    def alive(self) -> bool:
+        return not self.dead
+
+
+def driven(monkeypatch, out: Path, dies_in: set[int]) -> tuple[DyingNodes, list[RunRecord]]:
+    """The nodes, and the runs that they drove."""
+    nodes = DyingNodes(dies_in)
+    monkeypatch.setattr(runner, "constant_velocity_planner", nodes.start)
+    return nodes, list(drive_runs(settings(out), Chunk(DriveRow(CONSTANT_VELOCITY), SCENARIOS)))
+
+
+def test_after_three_ends_of_the_node_in_a_row_the_other_runs_are_not_tried(tmp_path, monkeypatch):
+    nodes, runs = driven(monkeypatch, tmp_path, {1, 2, 3})
+    assert (nodes.begun, nodes.started) == (1 + DEATHS, DEATHS)
+    ended, not_tried = "the node ended with exit code 3", "not tried: the node ended in 3 runs before it"
+    assert [run.seed for run in runs] == [scenario.seed for scenario in SCENARIOS]
+    assert [run.reason for run in runs] == ["", ended, ended, ended, not_tried, not_tried]
+    assert [run.ending == FAILED for run in runs] == [False, True, True, True, True, True]
+    assert [len(run.steps) for run in runs[4:]] == [0, 0]
+
+
+def test_ends_of_the_node_that_are_not_in_a_row_do_not_stop_the_others(tmp_path, monkeypatch):
+    nodes, runs = driven(monkeypatch, tmp_path, {0, 1, 3, 4})
+    assert (nodes.begun, nodes.started) == (6, 5)  # the last end was followed by one run more
+    assert [run.ending == FAILED for run in runs] == [True, True, False, True, True, False]
+
+
+def test_a_run_that_was_not_tried_has_a_file_and_is_tried_when_the_drive_goes_on(tmp_path, monkeypatch):
+    row, given = DriveRow(CONSTANT_VELOCITY), settings(tmp_path)
+    drive_all(given, [DriveRow(EXPERT)], SCENARIOS, 1, None)
+    for run in driven(monkeypatch, tmp_path, {1, 2, 3})[1]:
+        keep_run(given, run)
+    last = runner.run_path(tmp_path, row, SCENARIOS[-1])
+    assert load_run(last).reason.startswith("not tried") and len(load_run(last).expert_progress_m) > 10
+    monkeypatch.setattr(runner, "constant_velocity_planner", DyingNodes(set()).start)
+    drive_all(given, [row], SCENARIOS, 1, None)
+    assert load_run(last).ending != FAILED
