@@ -43,7 +43,7 @@ SCORES = {
     "refused": "refused plans",
     "plan_deviation_m": "plan deviation (m)",
     "plan_age_s": "plan age (s)",
-}  # the others, late plans and failed runs, are 0 in lockstep
+}  # the others, late plans, superseded frame sets and failed runs, are 0 in lockstep without latency
 SMALL = ("refused", "plan_age_s")  # shown with a digit more
 
 

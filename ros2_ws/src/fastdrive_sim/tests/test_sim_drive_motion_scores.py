@@ -267,11 +267,14 @@ def test_plan_deviation_weights_near_waypoints_most():
 
 def test_ticks_are_counted_by_what_became_of_them():
     plan = straight_plan(ego(0.0), 0.0, 5.0)
-    plans = (plan, replace(plan, time_s=0.5, outcome="refused"), replace(plan, time_s=1.0, outcome="late"), plan)
-    plans = tuple(replace(each, kept_tokens=20, total_tokens=80) for each in plans)
+    outcomes = ["planned"] * 2 + ["refused"] + ["late"] * 2 + ["superseded"] * 3
+    plans = tuple(
+        replace(plan, time_s=0.05 * number, outcome=outcome, kept_tokens=20, total_tokens=80)
+        for number, outcome in enumerate(outcomes)
+    )
     run = make_run(steady(2.0), plans=plans)
     steps = [replace(step, plan=0, plan_age_s=0.1 * i) if i > 4 else step for i, step in enumerate(run.steps)]
     scores = score_run(replace(run, steps=tuple(steps)))
-    assert (scores.ticks, scores.refused, scores.late, scores.kept) == (4, 0.25, 0.25, 0.25)
+    assert (scores.ticks, scores.refused, scores.late, scores.superseded, scores.kept) == (8, 0.125, 0.25, 0.375, 0.25)
     assert scores.plan_age_s == pytest.approx(np.mean(0.1 * np.arange(5, 21)))
     assert scores.max_plan_age_s == pytest.approx(2.0)

@@ -172,6 +172,7 @@ def figures() -> dict:
 
 def test_tables_show_figures_with_their_intervals_and_mark_what_is_surely_worse(figures):
     assert "<td>25.0 %<small>0.0 % to " in score_table(figures)
+    assert '<th scope="col">late</th><th scope="col">superseded</th>' in score_table(figures)
     worse = [{**each, "differences": {"collision_rate": {"difference": 0.5, "ci95": [0.25, 0.75]}}}
              for each in figures["comparisons"]]  # fmt: skip
     assert '<td class="bad">+50.0 %<small>+25.0 % to +75.0 %</small></td>' in difference_table({"comparisons": worse})

@@ -18,7 +18,7 @@ CALM = score_run(make_run(steady(20.0)))
 CRASHED = score_run(make_run(steady(2.0), collisions=(hit(parked(7.0), ego(4.0)),)))
 FIGURES = [
     "collision_rate", "neuroncap", "epdms_style", "hd_score", "route_completion", "off_road_rate", "red_light_rate",
-    "comfort", "refused", "late",
+    "comfort", "refused", "late", "superseded",
 ]  # fmt: skip
 
 

@@ -27,6 +27,7 @@ FIGURES = {
     "comfort": "hc",
     "refused": "refused",
     "late": "late",
+    "superseded": "superseded",
     "failed_rate": "failed",
     "plan_deviation_m": "plan_deviation_m",
     "plan_age_s": "plan_age_s",
@@ -34,8 +35,8 @@ FIGURES = {
 }
 MAIN = ("collision_rate", "neuroncap", "epdms_style", "hd_score", "route_completion")  # given for each family
 LOWER_IS_BETTER = (
-    "collision_rate", "at_fault_rate", "off_road_rate", "red_light_rate", "refused", "late", "failed_rate",
-    "plan_deviation_m", "plan_age_s",
+    "collision_rate", "at_fault_rate", "off_road_rate", "red_light_rate", "refused", "late", "superseded",
+    "failed_rate",    "plan_deviation_m", "plan_age_s",
 )  # fmt: skip
 FULL, RANDOM = "none", "random"
 DIGITS = 5

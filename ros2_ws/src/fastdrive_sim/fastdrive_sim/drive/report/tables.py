@@ -20,6 +20,7 @@ TITLES = {
     "comfort": "comfort",
     "refused": "refused",
     "late": "late",
+    "superseded": "superseded",
     "failed_rate": "failed",
     "plan_deviation_m": "plan deviation, m",
     "plan_age_s": "plan age, s",
@@ -28,12 +29,13 @@ TITLES = {
 }
 SCORES = (
     "collision_rate", "neuroncap", "epdms_style", "worst5_epdms_style", "hd_score", "route_completion", "off_road_rate",
-    "red_light_rate", "comfort", "refused", "late", "failed_rate", "plan_age_s", "plan_deviation_m", "kept",
+    "red_light_rate", "comfort", "refused", "late", "superseded", "failed_rate", "plan_age_s", "plan_deviation_m",
+    "kept",
 )  # fmt: skip
 TERMS = ("nc", "dac", "ddc", "tlc", "ep", "ttc", "lk", "hc", "ec")
 PERCENT = (
     "collision_rate", "at_fault_rate", "route_completion", "off_road_rate", "red_light_rate", "comfort", "refused",
-    "late", "failed_rate", "kept",
+    "late", "superseded", "failed_rate", "kept",
 )  # fmt: skip
 NOTHING = "-"
 

@@ -13,7 +13,7 @@ from fastdrive_sim.drive.scoring.comfort import plan_is_comfortable
 from fastdrive_sim.drive.scoring.meetings import meet_moving, meet_standing
 from fastdrive_sim.drive.scoring.polygons import inside_any
 from fastdrive_sim.drive.scoring.track import Track, ego_rectangles
-from fastdrive_sim.drive.types import LATE, PLANNED, RECORD_S, REFUSED, PlanStep
+from fastdrive_sim.drive.types import LATE, PLANNED, RECORD_S, REFUSED, SUPERSEDED, PlanStep
 
 AHEAD_S = (0.5, 1.0)  # TTC of HD-Score
 SHORT_STEP_M = 0.5  # a plan's segment that is shorter has the heading of the one before
@@ -125,6 +125,7 @@ class Ticks:
     ticks: int
     refused: float  # fractions of the ticks
     late: float
+    superseded: float
     mean_age_s: float | None  # of the plan in use, over the steps that had one
     max_age_s: float | None
     kept: float | None  # kept tokens over all tokens
@@ -140,6 +141,7 @@ class Ticks:
             len(outcomes),
             outcomes.count(REFUSED) / count,
             outcomes.count(LATE) / count,
+            outcomes.count(SUPERSEDED) / count,
             float(np.mean(ages)) if ages else None,
             max(ages) if ages else None,
             sum(plan.kept_tokens for plan in run.plans) / tokens if tokens else None,

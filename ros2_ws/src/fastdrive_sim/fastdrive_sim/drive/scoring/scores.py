@@ -60,6 +60,7 @@ class RunScores:
     ticks: int
     refused: float  # fractions of the ticks
     late: float
+    superseded: float
     kept: float | None  # of the visual tokens
     events: tuple[Event, ...]
 
@@ -114,6 +115,7 @@ def score_run(run: RunRecord) -> RunScores:
         ticks=ticks.ticks,
         refused=ticks.refused,
         late=ticks.late,
+        superseded=ticks.superseded,
         kept=ticks.kept,
         events=_events(track, reds, threats, off_lane, breaches),
     )
@@ -157,7 +159,8 @@ def _not_driven(run: RunRecord) -> RunScores:
     return RunScores(
         **zeros, epdms_style=0.0, neuroncap=0.0, hd_score=0.0, route_completion=0.0, collided=False, at_fault=False,
         off_road=False, red_light=False, failed=True, impact_mps=None, plan_deviation_m=None, plan_age_s=None,
-        max_plan_age_s=None, ticks=0, refused=0.0, late=0.0, kept=None, events=(event,),
+        max_plan_age_s=None, ticks=0, refused=0.0, late=0.0, superseded=0.0, kept=None,
+        events=(event,),
     )  # fmt: skip
 
 
