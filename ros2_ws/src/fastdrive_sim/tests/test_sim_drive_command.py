@@ -258,6 +258,17 @@ def test_the_bag_of_a_run_that_was_driven_again_is_written_anew(drive, tmp_path)
     assert bag.stat().st_mtime_ns >= run.stat().st_mtime_ns
 
 
+def test_the_table_says_which_rows_cannot_be_compared(tmp_path, monkeypatch):
+    planner = FailingPlanner(1)
+    monkeypatch.setattr(runner, "constant_velocity_planner", lambda *_: planner)
+    figures = drive_suite(DriveOptions(tmp_path / "out", families=("bend",), runs=2, pruners=()))
+    console = Console(record=True, width=200)
+    print_table(figures, console)
+    text = console.export_text()
+    assert re.search(r"expert +│ +2 +│ +0 ", text) and re.search(r"constant-velocity +│ +2 +│ +1 ", text)
+    assert "not comparable: constant-velocity: 1 of 2 runs failed" in text and "not comparable: expert" not in text
+
+
 def test_the_table_has_a_line_for_each_row_and_the_reasons_of_failures(drive):
     figures = drive[1]
     failed = {**figures["runs"][0], "reason": "the node ended with exit code 3"}

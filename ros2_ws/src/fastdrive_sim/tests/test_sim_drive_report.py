@@ -188,6 +188,22 @@ def test_the_heat_map_is_darkest_where_the_score_is_worst(figures):
     assert shades[0.5] == round(75 * 0.5)
 
 
+def test_the_page_says_which_rows_cannot_be_compared(figures):
+    told = "1 of 4 runs failed; its figures are of the others and cannot be compared"
+    failed = [replace(run, ending="failed") if run.row == PRUNED and run.key == ("a", 1) else run for run in records()]
+    found = summarize(failed)
+    table = score_table(found)
+    assert "cannot be compared with those" not in score_table(figures)
+    assert f'<p class="bad">reconpruner@0.5: {told}' in table and table.count("cannot be compared with those") == 1
+    assert "<td>reconpruner@0.5</td><td>4</td><td>1</td>" in table
+    assert "<td>reconpruner@0.5</td><td>none</td><td>3</td><td>1</td>" in difference_table(found)
+
+
+def test_a_page_of_runs_that_all_failed_has_no_best_row():
+    found = summarize([replace(run, ending="failed") for run in records()])
+    assert "<dt>highest EPDMS-style</dt><dd></dd>" in page(found, [])
+
+
 @pytest.mark.parametrize(("fault", "neutral"), [("speed-scale", 1.0), ("burst", 1.0), ("latency", 0.0)])
 def test_the_row_without_a_fault_stands_at_the_severity_that_changes_nothing(fault, neutral):
     row = {"pruner": "/home/me/p.safetensors", "drop": 0.5, "epdms_style": 0.5, "ci95": {"epdms_style": None}}

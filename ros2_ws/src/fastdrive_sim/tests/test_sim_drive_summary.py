@@ -104,6 +104,62 @@ def test_a_row_has_the_figures_of_the_contract_each_with_its_interval():
     json.dumps(found, allow_nan=False)
 
 
+def failed(run: ScoredRun, ticks: int = 4) -> ScoredRun:
+    """The run as one that failed: it was refused until then, and has no collision."""
+    scores = replace(
+        CALM, failed=True, epdms_style=0.0, neuroncap=0.0, hd_score=0.0, ticks=ticks, refused=1.0 * (ticks > 0)
+    )
+    return replace(run, ending="failed", reason="no plan", scores=scores)
+
+
+def test_runs_that_failed_are_counted_and_are_in_no_rate():
+    driven = runs(DriveRow("none"), [1.0, 0.0, 0.5, 0.9])
+    (row,) = summarize(driven)["rows"]
+    assert (row["runs"], row["failed"], row["comparable"], row["failed_rate"]) == (4, 0, True, 0.0)
+    (other,) = summarize([*driven, *map(failed, runs(DriveRow("none"), [1.0] * 8)[4:])])["rows"]
+    assert (other["runs"], other["failed"], other["comparable"], other["failed_rate"]) == (8, 4, False, 0.5)
+    of_all = {"runs", "failed", "comparable", "failed_rate", "refused", "late", "superseded", "ticks", "ci95"}
+    assert {key: row[key] for key in row.keys() - of_all} == {key: other[key] for key in row.keys() - of_all}
+    assert {key: row["ci95"][key] for key in row["ci95"].keys() - of_all} == {
+        key: other["ci95"][key] for key in other["ci95"].keys() - of_all
+    }
+    (lost,) = summarize([*driven[2:], failed(driven[0])])["worst"]
+    assert (lost["ending"], lost["epdms_style"]) == ("completed", 0.5)
+
+
+def test_what_became_of_the_ticks_of_a_failed_run_is_known_unless_it_was_not_tried():
+    driven = runs(DriveRow("none"), [1.0] * 8)
+    (row,) = summarize([*driven[:2], failed(driven[2]), failed(driven[3]), *(failed(run, 0) for run in driven[4:])])[
+        "rows"
+    ]
+    assert row["refused"] == 0.5
+
+
+def test_a_row_of_runs_that_all_failed_has_no_scores():
+    found = summarize([failed(run) for run in runs(DriveRow("none"), [1.0] * 4)])
+    (row,) = found["rows"]
+    assert [row[name] for name in ("collision_rate", "epdms_style", "worst5_epdms_style", "kept")] == [None] * 4
+    assert (row["failed"], row["refused"], row["ci95"]["epdms_style"], found["worst"]) == (4, 1.0, None, [])
+    assert {family["collision_rate"] for family in found["families"]} == {None}
+    json.dumps(found, allow_nan=False)
+
+
+def test_pairs_with_a_failed_run_are_left_out_of_a_comparison():
+    full, pruned = runs(DriveRow("none"), [1.0] * 8), runs(DriveRow("p", 0.5), [0.9] * 8)
+    whole = summarize([*full[:6], *pruned[:6]])["comparisons"][0]
+    (found,) = summarize([*full[:7], failed(full[7]), *pruned[:6], failed(pruned[6]), failed(pruned[7])])["comparisons"]
+    assert (whole["runs"], whole["failed"], found["runs"], found["failed"]) == (6, 0, 6, 2)
+    assert found["differences"].pop("failed_rate")["difference"] == 0.125
+    assert found["differences"].items() <= whole["differences"].items()
+    assert (found["loss"], found["families"]) == (whole["loss"], whole["families"])
+
+
+def test_a_failed_run_of_all_tokens_is_no_reference_of_the_worst_runs():
+    full, pruned = runs(DriveRow("none"), [0.9] * 4), runs(DriveRow("p", 0.5), [0.9, 0.9, 0.9, 0.0])
+    found = [each for each in summarize([*full[:3], failed(full[3]), *pruned])["worst"] if each["row"] == "p@0.5"]
+    assert [(each["family"], each["seed"], each["unpruned_epdms_style"]) for each in found] == [("b", 1, None)]
+
+
 def test_a_fault_is_named_with_its_severity():
     (row,) = summarize(runs(DriveRow("none", fault="frozen", severity=0.5), [1.0]))["rows"]
     assert (row["fault"], row["row"]) == ("frozen:0.5", "none+frozen:0.5")

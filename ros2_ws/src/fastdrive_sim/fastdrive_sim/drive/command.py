@@ -26,7 +26,7 @@ from fastdrive_sim.drive.report import write_report
 from fastdrive_sim.drive.runner import DriveSettings, drive_all, make_folder, run_path, score_all, worker_pool
 from fastdrive_sim.drive.storage import load_run
 from fastdrive_sim.drive.suite import rows, scenarios
-from fastdrive_sim.drive.summary import summarize
+from fastdrive_sim.drive.summary import not_comparable, summarize
 from fastdrive_sim.drive.types import RECORD_S
 
 DRIVING_VLA = "models/tiny_drive"  # the shipped one that was trained to drive here
@@ -112,7 +112,17 @@ def _write_bags(options: DriveOptions, settings: DriveSettings, files: Sequence[
             write_run_bag(load_run(file), path, cameras, settings.size)
 
 
-TABLE = ("runs", "collision_rate", "neuroncap", "epdms_style", "hd_score", "route_completion", "refused", "late")
+TABLE = (
+    "runs",
+    "failed",
+    "collision_rate",
+    "neuroncap",
+    "epdms_style",
+    "hd_score",
+    "route_completion",
+    "refused",
+    "late",
+)
 
 
 def print_table(figures: dict, console: Console) -> None:
@@ -124,6 +134,8 @@ def print_table(figures: dict, console: Console) -> None:
         values = [row[name] for name in TABLE]
         table.add_row(row["row"], *("-" if v is None else str(v) if isinstance(v, int) else f"{v:.3f}" for v in values))
     console.print(table)
+    for told in filter(None, map(not_comparable, figures["rows"])):
+        console.print(f"not comparable: {told}", markup=False, soft_wrap=True)
     failed: dict[str, int] = {}
     for run in figures["runs"]:
         if run["reason"]:

@@ -38,6 +38,7 @@ LOWER_IS_BETTER = (
     "collision_rate", "at_fault_rate", "off_road_rate", "red_light_rate", "refused", "late", "superseded",
     "failed_rate",    "plan_deviation_m", "plan_age_s",
 )  # fmt: skip
+OF_TICKS = ("refused", "late", "superseded")  # known of a run that failed, too
 FULL, RANDOM = "none", "random"
 DIGITS = 5
 
@@ -101,17 +102,39 @@ def score_file(path: Path) -> tuple[ScoredRun, str]:
     return ScoredRun.of(run), hash_run(run)
 
 
+def not_comparable(row: dict[str, Any]) -> str:
+    """Why a row of the summary cannot be compared with others, for people; "" where it can."""
+    if row["comparable"]:
+        return ""
+    return (
+        f"{row['row']}: {row['failed']} of {row['runs']} runs failed; its figures are of the others and cannot be "
+        "compared with those of other rows"
+    )
+
+
 class _RowRuns:
     """The runs of a row."""
 
     def __init__(self, runs: Sequence[ScoredRun]):
         self.runs = sorted(runs, key=lambda run: run.key)
         self.families = [run.family for run in self.runs]
+        self.keys = {run.key for run in self.runs}
+        self.failed = sum(run.scores.failed for run in self.runs)
 
     def values(self, figure: str) -> np.ndarray:
-        """float64 [runs], NaN where it is not known."""
-        found = [getattr(run.scores, FIGURES[figure]) for run in self.runs]
+        """float64 [runs], NaN where it is not known: of a run that failed, all but what says so and its ticks."""
+        found = [
+            getattr(run.scores, FIGURES[figure]) if self._is_known(run.scores, figure) else None for run in self.runs
+        ]
         return np.array([np.nan if value is None else float(value) for value in found])
+
+    @staticmethod
+    def _is_known(scores: RunScores, figure: str) -> bool:
+        return not scores.failed or figure == "failed_rate" or (figure in OF_TICKS and scores.ticks > 0)
+
+    def driven(self) -> _RowRuns:
+        """Those that did not fail."""
+        return _RowRuns([run for run in self.runs if not run.scores.failed])
 
     def only(self, keys: set[tuple[str, int]]) -> _RowRuns:
         return _RowRuns([run for run in self.runs if run.key in keys])
@@ -119,14 +142,18 @@ class _RowRuns:
 
 def _row(row: DriveRow, table: _RowRuns) -> dict[str, Any]:
     values = {figure: table.values(figure) for figure in FIGURES}
-    scores = values["epdms_style"]
+    driven = table.driven()
+    scores = driven.values("epdms_style")
+    kept = [np.nan if run.scores.kept is None else run.scores.kept for run in driven.runs]
     return {
         **_names(row),
         "runs": len(table.runs),
+        "failed": table.failed,
+        "comparable": table.failed == 0,
         "ticks": sum(run.scores.ticks for run in table.runs),
         **{figure: _rounded(known_mean(each)) for figure, each in values.items()},
-        "worst5_epdms_style": _rounded(float(scores[worst(scores)].mean())),
-        "kept": _rounded(known_mean(np.array([np.nan if (k := run.scores.kept) is None else k for run in table.runs]))),
+        "worst5_epdms_style": _rounded(known_mean(scores[worst(scores)])),
+        "kept": _rounded(known_mean(np.array(kept))),
         "ci95": {figure: _pair(interval(each, table.families)) for figure, each in values.items()},
     }
 
@@ -139,13 +166,14 @@ def _names(row: DriveRow) -> dict[str, Any]:
 def _families(row: DriveRow, table: _RowRuns) -> list[dict[str, Any]]:
     found = []
     for family in dict.fromkeys(table.families):
-        own = table.only({run.key for run in table.runs if run.family == family})
+        own = table.only({key for key in table.keys if key[0] == family})
         values = {figure: own.values(figure) for figure in MAIN}
         found.append(
             {
                 "family": family,
                 "row": row.name,
                 "runs": len(own.runs),
+                "failed": own.failed,
                 **{figure: _rounded(known_mean(each)) for figure, each in values.items()},
                 "ci95": {figure: _pair(interval(each, own.families)) for figure, each in values.items()},
             }
@@ -162,8 +190,12 @@ def _references(row: DriveRow) -> list[DriveRow]:
 
 
 def _compare(row: DriveRow, against: DriveRow, tables: dict[DriveRow, _RowRuns]) -> dict[str, Any]:
-    shared = {run.key for run in tables[row].runs} & {run.key for run in tables[against].runs}
-    own, other = tables[row].only(shared), tables[against].only(shared)
+    """Paired; pairs with a run that failed are left out of all figures but the rate of failures."""
+    both = tables[row], tables[against]
+    tried = both[0].keys & both[1].keys
+    shared = both[0].driven().keys & both[1].driven().keys
+    own, other = (table.only(shared) for table in both)
+    failures = _differences(both[0].only(tried), both[1].only(tried), ("failed_rate",))
     families = {}
     for family in dict.fromkeys(own.families):
         keys = {key for key in shared if key[0] == family}
@@ -172,7 +204,8 @@ def _compare(row: DriveRow, against: DriveRow, tables: dict[DriveRow, _RowRuns])
         "row": row.name,
         "against": against.name,
         "runs": len(shared),
-        "differences": _differences(own, other, tuple(FIGURES)),
+        "failed": len(tried - shared),
+        "differences": _differences(own, other, tuple(FIGURES)) | failures,
         "families": families,
         "loss": _loss(own, other),
     }
@@ -198,11 +231,11 @@ def _loss(own: _RowRuns, other: _RowRuns) -> dict[str, Any]:
 
 
 def _worst(table: _RowRuns, tables: dict[DriveRow, _RowRuns]) -> list[dict[str, Any]]:
-    """The worst 5 % of a row's runs: of a pruner's those that lost most against all tokens, where these were driven,
-    else by the EPDMS-style score; then by NeuroNCAP's and by the way."""
-    row = table.runs[0].row
+    """The worst 5 % of a row's runs that did not fail: of a pruner's those that lost most against all tokens, where
+    these were driven, else by the EPDMS-style score; then by NeuroNCAP's and by the way."""
+    row, driven = table.runs[0].row, table.driven()
     full = tables.get(replace(row, pruner=FULL, drop=0.0))
-    unpruned = {run.key: run.scores.epdms_style for run in full.runs} if full is not None else {}
+    unpruned = {run.key: run.scores.epdms_style for run in full.driven().runs} if full is not None else {}
     is_pruned = row.pruner not in (FULL, EXPERT, CONSTANT_VELOCITY)
 
     def place(run: ScoredRun) -> tuple[float, float, float, float]:
@@ -210,7 +243,7 @@ def _worst(table: _RowRuns, tables: dict[DriveRow, _RowRuns]) -> list[dict[str, 
         loss = scores.epdms_style - unpruned.get(run.key, 0.0) if is_pruned else 0.0
         return loss, scores.epdms_style, scores.neuroncap, scores.route_completion
 
-    order = sorted(table.runs, key=place)
+    order = sorted(driven.runs, key=place)
     return [
         {
             "row": row.name,
@@ -222,7 +255,7 @@ def _worst(table: _RowRuns, tables: dict[DriveRow, _RowRuns]) -> list[dict[str, 
             "neuroncap": _rounded(run.scores.neuroncap),
             "route_completion": _rounded(run.scores.route_completion),
         }
-        for run in order[: len(worst(table.values("epdms_style")))]
+        for run in order[: len(worst(driven.values("epdms_style")))]
     ]
 
 

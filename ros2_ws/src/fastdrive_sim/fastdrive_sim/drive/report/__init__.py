@@ -81,11 +81,13 @@ def page(figures: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
 
 
 _SCORES = (
-    "Means over runs; small: 95 % interval. EPDMS-style is on the own simulator and cannot be compared with NAVSIM's."
+    "Means over the runs that did not fail; small: 95 % interval. EPDMS-style is on the own simulator and cannot be "
+    "compared with NAVSIM's."
 )
 _DIFFERENCES = (
-    "Row less reference, paired by family and seed; small: 95 % interval. Green is better and red worse where the "
-    "interval does not hold 0. The last columns tell where the loss of the EPDMS-style score is."
+    "Row less reference, paired by family and seed; small: 95 % interval; left out: pairs with a run that failed. "
+    "Green is better and red worse where the interval does not hold 0. The last columns tell where the loss of the "
+    "EPDMS-style score is."
 )
 _RUNS = (
     "The worst runs of each row, and one of each family. The vehicle looks to the right; green: the plan in use; "
@@ -100,7 +102,8 @@ def _card(text: str) -> str:
 
 def _head(figures: dict[str, Any]) -> str:
     settings = figures.get("settings", {})
-    best = max(figures["rows"], key=lambda row: row["epdms_style"] or 0.0, default=None)
+    whole = [row for row in figures["rows"] if row["comparable"]]
+    best = max(whole, key=lambda row: row["epdms_style"] or 0.0, default=None)
     stats = {
         "rows": len(figures["rows"]),
         "runs": len(figures["runs"]),

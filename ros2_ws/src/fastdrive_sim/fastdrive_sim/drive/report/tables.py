@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from fastdrive_sim.drive.summary import LOWER_IS_BETTER, MAIN
+from fastdrive_sim.drive.summary import LOWER_IS_BETTER, MAIN, not_comparable
 
 TITLES = {
     "collision_rate": "collisions",
@@ -21,7 +21,6 @@ TITLES = {
     "refused": "refused",
     "late": "late",
     "superseded": "superseded",
-    "failed_rate": "failed",
     "plan_deviation_m": "plan deviation, m",
     "plan_age_s": "plan age, s",
     "kept": "tokens kept",
@@ -29,13 +28,12 @@ TITLES = {
 }
 SCORES = (
     "collision_rate", "neuroncap", "epdms_style", "worst5_epdms_style", "hd_score", "route_completion", "off_road_rate",
-    "red_light_rate", "comfort", "refused", "late", "superseded", "failed_rate", "plan_age_s", "plan_deviation_m",
-    "kept",
+    "red_light_rate", "comfort", "refused", "late", "superseded", "plan_age_s", "plan_deviation_m", "kept",
 )  # fmt: skip
 TERMS = ("nc", "dac", "ddc", "tlc", "ep", "ttc", "lk", "hc", "ec")
 PERCENT = (
     "collision_rate", "at_fault_rate", "route_completion", "off_road_rate", "red_light_rate", "comfort", "refused",
-    "late", "superseded", "failed_rate", "kept",
+    "late", "superseded", "kept",
 )  # fmt: skip
 NOTHING = "-"
 
@@ -50,8 +48,9 @@ def number(value: float | None, figure: str, sign: bool = False) -> str:
 
 
 def score_table(figures: dict[str, Any]) -> str:
-    """A line for each row, with the interval below each figure."""
-    return _rows_table(figures["rows"], SCORES)
+    """A line for each row, with the interval below each figure, and which rows cannot be compared."""
+    told = "".join(f'<p class="bad">{escape(each)}.</p>' for each in map(not_comparable, figures["rows"]) if each)
+    return _rows_table(figures["rows"], SCORES) + told
 
 
 def term_table(figures: dict[str, Any]) -> str:
@@ -60,8 +59,8 @@ def term_table(figures: dict[str, Any]) -> str:
 
 
 def _rows_table(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    head = ["row", "runs", *(TITLES.get(name, name.upper()) for name in names)]
-    body = [[row["row"], row["runs"], *(_with_interval(row, name) for name in names)] for row in rows]
+    head = ["row", "runs", "failed", *(TITLES.get(name, name.upper()) for name in names)]
+    body = [[row["row"], row["runs"], row["failed"], *(_with_interval(row, name) for name in names)] for row in rows]
     return table(head, body)
 
 
@@ -78,13 +77,13 @@ def _with_interval(row: dict[str, Any], name: str) -> HtmlCell:
 def difference_table(figures: dict[str, Any]) -> str:
     """Paired differences; coloured where their interval does not hold 0."""
     names = ("collision_rate", "neuroncap", "epdms_style", "hd_score", "route_completion", "comfort")
-    head = ["row", "against", "runs", *(TITLES[name] for name in names), "loss in the worst 5 %", "no loss"]
+    head = ["row", "against", "runs", "left out", *(TITLES[name] for name in names), "loss in the worst 5 %", "no loss"]
     body = []
     for each in figures["comparisons"]:
         loss = each["loss"]
         cells = [_difference(each["differences"].get(name), name) for name in names]
         ends = [_share(loss["share_of_worst5"]), _share(loss["unharmed"])]
-        body.append([each["row"], each["against"], each["runs"], *cells, *ends])
+        body.append([each["row"], each["against"], each["runs"], each["failed"], *cells, *ends])
     return table(head, body) if body else '<p class="faint">No row to compare with.</p>'
 
 
