@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from multiprocessing import active_children
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from fastdrive_node.errors import FastDriveError
 from fastdrive_node.types import CAMERAS
 from fastdrive_sim.drive import runner
-from fastdrive_sim.drive.planners import InProcessPlanner, _straight_on
+from fastdrive_sim.drive.command import DriveOptions, drive_suite
+from fastdrive_sim.drive.planners import InProcessPlanner, _straight_on, constant_velocity_planner
 from fastdrive_sim.drive.runner import DEATHS, Chunk, DriveSettings, drive_all, drive_runs, keep_run, worker_pool
 from fastdrive_sim.drive.scene import DriveScene
 from fastdrive_sim.drive.storage import load_run
@@ -46,6 +48,25 @@ def test_an_error_of_a_worker_is_told_before_the_others_are_done(tmp_path, monke
     assert ROWS[0].name in begun and len(begun) <= 3  # the one that failed, and at most one for each worker since
     assert not list(tmp_path.glob("* done")), "it waited for a run in progress"
     assert set(active_children()) <= before, "a worker goes on"
+
+
+def test_a_pruners_file_in_another_folder_has_the_same_hash_and_its_drive_goes_on(tmp_path, monkeypatch):
+    node_session = pytest.importorskip("fastdrive_sim.drive.node_session", reason="rclpy is not installed")
+    monkeypatch.setattr(node_session, "open_planner", lambda *_: nullcontext(constant_velocity_planner()))
+    found = []
+    for name in ("here", "there"):
+        file = tmp_path / name / "own.safetensors"
+        file.parent.mkdir()
+        file.touch()
+        options = DriveOptions(tmp_path / name / "out", families=("bend",), runs=2, pruners=(str(file),))
+        found.append(drive_suite(options))
+        run = options.out / "runs" / "own@0.5" / "bend-1.jsonl"
+        assert load_run(run).row.pruner == str(file)
+        before = run.stat().st_mtime_ns
+        assert drive_suite(options)["deterministic_hash"] == found[-1]["deterministic_hash"]
+        assert run.stat().st_mtime_ns == before, "it was driven again"
+    assert found[0]["deterministic_hash"] == found[1]["deterministic_hash"]
+    assert [row["pruner"] for row in found[0]["rows"]][2] == str(tmp_path / "here" / "own.safetensors")
 
 
 class DyingNodes(InProcessPlanner):

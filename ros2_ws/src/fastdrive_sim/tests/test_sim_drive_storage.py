@@ -1,5 +1,6 @@
 """The record of a closed-loop run on disk."""
 
+import hashlib
 import json
 import pickle
 from dataclasses import replace
@@ -56,6 +57,21 @@ def test_a_run_is_read_as_it_was_written(tmp_path):
 def test_the_hash_depends_on_the_runs_and_not_on_their_order():
     one, two, three = (hash_run(make_run(number)) for number in (1, 2, 3))
     assert join_hashes([one, two]) == join_hashes([two, one]) != join_hashes([one, three])
+
+
+def test_the_hash_has_the_name_of_a_pruners_file_and_not_its_folder():
+    run = make_run()
+    here, there, other = (
+        hash_run(replace(run, row=DriveRow(pruner, 0.5)))
+        for pruner in ("/here/own.safetensors", "/there/is/own.safetensors", "/here/other.safetensors")
+    )
+    assert here == there != other
+
+
+@pytest.mark.parametrize("pruner", ["none", "prune2drive-input", "expert", "constant-velocity"])
+def test_the_hash_of_a_row_without_a_pruners_file_is_that_of_its_lines(pruner):
+    run = replace(make_run(), row=DriveRow(pruner))
+    assert hash_run(run) == hashlib.sha256("\n".join(lines(run)).encode()).hexdigest()
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"type": "run", "format": 99}', "not JSON"])

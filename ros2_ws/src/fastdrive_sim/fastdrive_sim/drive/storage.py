@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,8 @@ def read_ending(path: Path) -> str:
 
 
 def hash_run(run: RunRecord) -> str:
-    """sha256 over the lines of a run."""
+    """sha256 over the lines of a run; of a pruner's file its name counts, not where it is."""
+    run = replace(run, row=replace(run.row, pruner=Path(run.row.pruner).name))
     return hashlib.sha256("\n".join(lines(run)).encode()).hexdigest()
 
 
