@@ -128,8 +128,9 @@ TABLE = (
 def print_table(figures: dict, console: Console) -> None:
     """The rows for people."""
     table = Table(title="Closed loop", title_justify="left")
-    for name in ("row", *TABLE):
-        table.add_column(name, justify="left" if name == "row" else "right")
+    table.add_column("row", no_wrap=True)
+    for name in TABLE:
+        table.add_column(name.replace("_", " "), justify="right")
     for row in figures["rows"]:
         values = [row[name] for name in TABLE]
         table.add_row(row["row"], *("-" if v is None else str(v) if isinstance(v, int) else f"{v:.3f}" for v in values))
