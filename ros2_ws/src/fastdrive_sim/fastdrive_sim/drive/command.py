@@ -113,16 +113,8 @@ def _write_bags(options: DriveOptions, settings: DriveSettings, files: Sequence[
 
 
 TABLE = (
-    "runs",
-    "failed",
-    "collision_rate",
-    "neuroncap",
-    "epdms_style",
-    "hd_score",
-    "route_completion",
-    "refused",
-    "late",
-)
+    "runs", "failed", "collision_rate", "neuroncap", "epdms_style", "hd_score", "route_completion", "refused", "late",
+)  # fmt: skip
 
 
 def print_table(figures: dict, console: Console) -> None:
