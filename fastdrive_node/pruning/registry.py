@@ -58,7 +58,7 @@ def make_pruner(
     name: str,
     vla: Vla | None = None,
     path: str | Path | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     options: ScoreOptions | None = None,
 ) -> Pruner:
     """A pruner by its name; docs/pruners.md has their rules.
@@ -69,7 +69,7 @@ def make_pruner(
             may hold the views' weights, for ``ring-view`` that which holds the cameras' geometry, and for those of
             ``FILES`` that which holds their file.
         path: for ``reconpruner`` and its variants, the pruner file.
-        seed: for ``random``.
+        seed: for ``random``; see ``RandomPruner``.
         options: for ``reconpruner``: what is done with its scores.
 
     Raises:

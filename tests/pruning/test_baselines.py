@@ -35,6 +35,13 @@ def test_random_depends_on_its_seed_alone():
     assert choose(other, 48) not in choices and choices[0] != choices[1]
 
 
+def test_random_without_a_seed_depends_on_the_tokens_alone():
+    pruner, other = make_pruner("random"), PruningContext.of(TOKENS + 0.001, (4, 8))
+    first, second = choose(pruner, 48), choose_tokens(pruner, other, 48).tolist()
+    assert first != second and choose(pruner, 48) == first, "whatever was asked before"
+    assert choose_tokens(make_pruner("random"), other, 48).tolist() == second
+
+
 def test_uniform_takes_the_middle_of_equal_parts():
     assert choose(make_pruner("uniform"), 4) == [24, 72, 120, 168]
     assert choose(make_pruner("uniform"), 192) == list(range(192))

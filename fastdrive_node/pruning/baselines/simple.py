@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, field
 
 import torch
@@ -21,16 +22,24 @@ class NoPruner(Pruner):
 
 @dataclass
 class RandomPruner(Pruner):
-    """Keeps random tokens; the same seed gives the same choices in the same order of calls."""
+    """Keeps random tokens.
 
-    seed: int = 0
+    Args:
+        seed: the same one gives the same choices in the same order of calls. None: the tokens are the seed, so that
+            equal images have equal choices, whatever was asked before.
+    """
+
+    seed: int | None = None
     name: str = "random"
     _generator: torch.Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._generator = torch.Generator().manual_seed(self.seed)
+        self._generator = torch.Generator().manual_seed(self.seed or 0)
 
     def select(self, context: PruningContext, scores: None, keep: int) -> torch.Tensor:
+        if self.seed is None:
+            rows = context.visual.rows.detach().contiguous().cpu().flatten().view(torch.uint8)
+            self._generator.manual_seed(zlib.crc32(rows.numpy()))
         return torch.randperm(context.total, generator=self._generator)[:keep].sort().values
 
 
