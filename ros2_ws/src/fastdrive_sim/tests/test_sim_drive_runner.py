@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from multiprocessing import active_children
 from pathlib import Path
 
@@ -12,12 +14,24 @@ import pytest
 from fastdrive_node.errors import FastDriveError
 from fastdrive_node.types import CAMERAS
 from fastdrive_sim.drive import runner
-from fastdrive_sim.drive.command import DriveOptions, drive_suite
-from fastdrive_sim.drive.planners import InProcessPlanner, _straight_on, constant_velocity_planner
-from fastdrive_sim.drive.runner import DEATHS, Chunk, DriveSettings, drive_all, drive_runs, keep_run, worker_pool
+from fastdrive_sim.drive.command import DriveOptions, _driven, _settings, drive_suite
+from fastdrive_sim.drive.families import FAMILIES
+from fastdrive_sim.drive.loop import drive, with_expert
+from fastdrive_sim.drive.planners import InProcessPlanner, _straight_on, constant_velocity_planner, expert_planner
+from fastdrive_sim.drive.runner import (
+    DEATHS,
+    Chunk,
+    DriveSettings,
+    drive_all,
+    drive_runs,
+    keep_run,
+    run_path,
+    worker_pool,
+)
 from fastdrive_sim.drive.scene import DriveScene
-from fastdrive_sim.drive.storage import load_run
+from fastdrive_sim.drive.storage import load_run, save_run
 from fastdrive_sim.drive.suite import ScenarioKey
+from fastdrive_sim.drive.summary import ScoredRun
 from fastdrive_sim.drive.types import CONSTANT_VELOCITY, EXPERT, FAILED, DriveRow, RunRecord
 
 ROWS = [DriveRow(f"pruner{number}", 0.5) for number in range(8)]
@@ -123,3 +137,19 @@ def test_a_run_that_was_not_tried_has_a_file_and_is_tried_when_the_drive_goes_on
     monkeypatch.setattr(runner, "constant_velocity_planner", DyingNodes(set()).start)
     drive_all(given, [row], SCENARIOS, 1, None)
     assert load_run(last).ending != FAILED
+
+
+def test_what_a_call_drove_through_the_node_is_counted(tmp_path):
+    settings = _settings(DriveOptions(tmp_path, families=("bend",)))
+    runs, expert = [], drive(FAMILIES["bend"].scene(0), expert_planner(0.0), DriveRow(EXPERT))
+    for row, changed_ns in ((DriveRow("none"), 9), (DriveRow("random", 0.5), 10), (DriveRow(EXPERT), 11)):
+        record = with_expert(replace(expert, row=row), expert)
+        file = run_path(tmp_path, row, ScenarioKey("bend", 0))
+        file.parent.mkdir(parents=True)
+        save_run(file, record)
+        os.utime(file, ns=(changed_ns, changed_ns))
+        runs.append(ScoredRun.of(record))
+    ticks = runs[0].scores.ticks
+    assert ticks > 10
+    assert _driven(settings, runs, 10, 4.0) == {"runs": 1, "ticks": ticks, "seconds": 4.0, "ticks_per_s": ticks / 4}
+    assert _driven(settings, runs, 12, 4.0) == {"runs": 0, "ticks": 0}

@@ -25,9 +25,9 @@ from fastdrive_sim.drive.loop import LoopSettings
 from fastdrive_sim.drive.report import write_report
 from fastdrive_sim.drive.runner import DriveSettings, drive_all, make_folder, run_path, score_all, worker_pool
 from fastdrive_sim.drive.storage import load_run
-from fastdrive_sim.drive.suite import rows, scenarios
-from fastdrive_sim.drive.summary import not_comparable, summarize
-from fastdrive_sim.drive.types import RECORD_S
+from fastdrive_sim.drive.suite import ScenarioKey, rows, scenarios
+from fastdrive_sim.drive.summary import ScoredRun, not_comparable, summarize
+from fastdrive_sim.drive.types import CONSTANT_VELOCITY, EXPERT, RECORD_S
 
 DRIVING_VLA = "models/tiny_drive"  # the shipped one that was trained to drive here
 
@@ -84,7 +84,9 @@ def drive_suite(options: DriveOptions) -> dict:
     started = time.monotonic()
     with worker_pool(options.workers) as pool, open_cluster(options.ray, "cpu") as cluster:
         _claim(options, settings)
+        begun_s, begun_ns = time.monotonic(), time.time_ns()
         drive_all(settings, all_rows, chosen, options.workers, pool, cluster)
+        driving_s = time.monotonic() - begun_s
         if options.bags:
             _write_bags(options, settings, [run_path(options.out, row, each) for row in all_rows for each in chosen])
         scored, digest = score_all(settings, all_rows, chosen, pool)
@@ -92,11 +94,25 @@ def drive_suite(options: DriveOptions) -> dict:
         **summarize(scored),
         "deterministic_hash": digest,
         "settings": _identity(options, settings),
+        "driven": _driven(settings, scored, begun_ns, driving_s),
         "seconds": round(time.monotonic() - started, 1),
     }
     _write(options.out / "summary.json", figures)
     write_report(options.out / "report.html", figures, options.out)
     return figures
+
+
+def _driven(settings: DriveSettings, scored: Sequence[ScoredRun], begun_ns: int, seconds: float) -> dict[str, float]:
+    """What a call drove through the node: runs, planning ticks, and ticks a second, with the node's start in it.
+
+    Args:
+        begun_ns: runs whose file is of this time or later are those of the call.
+    """
+    of_node = [run for run in scored if run.row.pruner not in (EXPERT, CONSTANT_VELOCITY)]
+    files = [run_path(settings.out, run.row, ScenarioKey(run.family, run.seed)) for run in of_node]
+    ticks = [run.scores.ticks for run, file in zip(of_node, files, strict=True) if file.stat().st_mtime_ns >= begun_ns]
+    rate = {"seconds": round(seconds, 1), "ticks_per_s": round(sum(ticks) / seconds, 2)} if ticks else {}
+    return {"runs": len(ticks), "ticks": sum(ticks), **rate}
 
 
 def _write_bags(options: DriveOptions, settings: DriveSettings, files: Sequence[Path]) -> None:
@@ -127,6 +143,8 @@ def print_table(figures: dict, console: Console) -> None:
         values = [row[name] for name in TABLE]
         table.add_row(row["row"], *("-" if v is None else str(v) if isinstance(v, int) else f"{v:.3f}" for v in values))
     console.print(table)
+    if "ticks_per_s" in (driven := figures["driven"]):
+        console.print("{ticks} planning ticks in {seconds:.0f} s, {ticks_per_s:.1f} a second".format(**driven))
     for told in filter(None, map(not_comparable, figures["rows"])):
         console.print(f"not comparable: {told}", markup=False, soft_wrap=True)
     failed: dict[str, int] = {}
