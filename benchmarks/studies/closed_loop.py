@@ -1,4 +1,4 @@
-"""Pruners in the closed loop's standard suite: what is committed of them, and the tables of docs/closed_loop.md.
+"""The closed loop's standard suite, without and with pruners: what is committed, and the tables of docs/closed_loop.md.
 
     fastdrive sim drive --suite standard --pruners none,reconpruner --drop 0.5 --workers 2 --out DIR --json half.json
     python -m benchmarks.studies.closed_loop half.json quarter.json      # into benchmarks/results, then the page
@@ -23,6 +23,7 @@ from fastdrive_sim.drive.summary import LOWER_IS_BETTER
 
 FILE, PAGE = RESULTS / "closed_loop_standard.json", ROOT / "docs" / "closed_loop.md"
 WRITER = "benchmarks/studies/closed_loop.py"
+SUITE_COMMAND = "fastdrive sim drive --suite standard --pruners none --workers 2 --out DIR --json F"
 COMMAND = "fastdrive sim drive --suite standard --pruners none,PRUNER --drop DROP --workers 2 --out DIR --json F"
 FULL, WITHOUT_PRUNER = "none", ("expert", "constant-velocity", "none")
 MAIN = ("collision_rate", "route_completion", "epdms_style")
@@ -45,6 +46,17 @@ SCORES = {
     "plan_age_s": "plan age (s)",
 }  # the others, late plans, superseded frame sets and failed runs, are 0 in lockstep without latency
 SMALL = ("refused", "plan_age_s")  # shown with a digit more
+
+
+def suite_part(call: dict[str, Any]) -> dict[str, Any]:
+    """The rows without a pruner, from the JSON of a call of ``fastdrive sim drive``."""
+    rows = [row for row in call["rows"] if row["row"] in WITHOUT_PRUNER]
+    families = [
+        {"family": each["family"], "row": each["row"], **_family(each)}
+        for each in call["families"]
+        if each["row"] in WITHOUT_PRUNER
+    ]
+    return {"command": SUITE_COMMAND, "rows": rows, "families": families}
 
 
 def pruner_part(calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -99,6 +111,21 @@ def _changed(runs: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[
             | {"unpruned_ending": other["ending"], "unpruned_epdms_style": other["epdms_style"], "events": events}
         )
     return sorted(found, key=lambda run: (run["row"], run["epdms_style"] - run["unpruned_epdms_style"]))
+
+
+def suite_table(figures: dict[str, Any]) -> str:
+    """Collision rate / route completion / EPDMS-style of the rows without a pruner, in all and by family."""
+    cells: dict[str, dict[str, str]] = {"all": {row["row"]: _three(row) for row in figures["rows"]}}
+    for each in figures["families"]:
+        cells.setdefault(f"`{each['family']}`", {})[each["row"]] = _three(each)
+    lines = ["| family | expert | constant velocity | models/tiny_drive |", "|---|---|---|---|"]
+    for name in ("all", *sorted(cells.keys() - {"all"})):
+        lines.append(f"| {name} | {' | '.join(cells[name][row] for row in WITHOUT_PRUNER)} |")
+    return "\n".join(lines)
+
+
+def _three(entry: dict[str, Any]) -> str:
+    return " / ".join(f"{entry[name]:.2f}" for name in MAIN)
 
 
 def row_table(figures: dict[str, Any]) -> str:
@@ -203,6 +230,7 @@ def _losses(comparison: dict[str, Any], changed: Sequence[dict[str, Any]]) -> st
 
 
 PARTS = {
+    "standard suite": suite_table,
     "pruner rows": row_table,
     "differences of pruners": difference_table,
     "families and pruners": family_table,
@@ -223,9 +251,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("files", type=Path, nargs="*", help="JSON of `fastdrive sim drive`; none: the page alone")
     files = parser.parse_args(arguments).files
     if files:
-        figures = json.loads(FILE.read_text())
+        calls = [json.loads(file.read_text()) for file in files]
         try:
-            figures["pruners"] = summarize(pruner_part([json.loads(file.read_text()) for file in files]))
+            figures = summarize({**suite_part(calls[0]), "pruners": pruner_part(calls)})
         except ValueError as error:
             parser.error(str(error))
         FILE.write_text(to_text(figures) + "\n")

@@ -101,3 +101,16 @@ def test_a_difference_is_told_with_its_direction_or_not_at_all(monkeypatch, figu
 def test_calls_of_two_drives_are_not_merged():
     with pytest.raises(ValueError, match="file 2: its row `none` is not that of file 1"):
         closed_loop.pruner_part([_call("reconpruner@0.5", [0.5], [0.9]), _call("random@0.5", [0.5], [0.8])])
+
+
+def test_the_rows_without_a_pruner_stand_apart_with_their_families():
+    call = _call("reconpruner@0.5", [0.5, 0.6], [0.9, 0.8])
+    for part in ("rows", "families"):
+        full = next(each for each in call[part] if each["row"] == "none")
+        call[part] += [{**full, "row": "expert", "epdms_style": 1.0}, {**full, "row": "constant-velocity"}]
+    found = closed_loop.suite_part(call)
+    assert {row["row"] for row in found["rows"]} == {"none", "expert", "constant-velocity"}
+    assert found["command"] == closed_loop.SUITE_COMMAND
+    lines = closed_loop.suite_table(found).splitlines()
+    assert [line[:9] for line in lines[2:]] == ["| all | 0", "| `bend` "]
+    assert lines[2] == "| all | 0.85 / 0.85 / 1.00 | 0.85 / 0.85 / 0.85 | 0.85 / 0.85 / 0.85 |"
