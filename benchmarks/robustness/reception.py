@@ -53,7 +53,8 @@ def publish(topics: Sequence[str], hz: float, seconds: float, size: tuple[int, i
     width, height = size
     message = Image(width=width, height=height, encoding="rgb8", step=3 * width, data=bytes(3 * width * height))
     bodies = []
-    for message.header.frame_id in CAMERAS:
+    for camera in CAMERAS:
+        message.header.frame_id = camera
         bodies.append(serialize_message(message)[STAMP_END:])
     sent, begun = 0, time.monotonic()
     while (due := begun + sent / hz) < begun + SETTLE_S + seconds:

@@ -15,7 +15,7 @@ from fastdrive_node.errors import ModelError
 from fastdrive_node.validation import read_json
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-VIEW_WEIGHTS_FILE = "prune2drive.json"  # of a pruner, in the VLA directory
+VIEW_WEIGHTS_FILE, GEOMETRY_FILE = "prune2drive.json", "camera_geometry.json"  # of pruners, in the VLA directory
 _HEAD = "lm_head."  # of the language model, named so in every checkpoint
 Files = tuple[tuple[str, int, int], ...]  # name, time of change and size: what a cached fingerprint belongs to
 Prefixes = tuple[str, ...]
@@ -66,15 +66,16 @@ def language_fingerprint(vla_dir: str | Path, prefixes: Prefixes, others: Prefix
 
 def model_files(vla_dir: str | Path) -> list[Path]:
     """The files of a VLA directory that decide its answers, in the order of their names: configuration, tokenizer,
-    prompt, camera geometry and weights. What a pruner or an engine has there beside them decides nothing of the others.
+    prompt and weights. What a pruner or an engine has there beside them decides nothing of the others.
 
     Raises:
-        ModelError: the index of the weights cannot be read.
+        ModelError: the index of the weights cannot be read, or a file of it is missing.
     """
     folder = Path(vla_dir)
-    texts = [file for pattern in ("*.json", "*.txt", "*.jinja") for file in folder.glob(pattern)]
+    texts = [file for end in ("json", "txt", "jinja") for file in folder.glob(f"*.{end}") if file.is_file()]
     manifests = {file for file in texts if file.suffix == ".json" and file.with_suffix("").is_file()}
-    return sorted({*texts, *_weight_paths(folder)} - manifests - {folder / VIEW_WEIGHTS_FILE})
+    weights = (Path(name) for name, _, _ in _weight_files(folder))
+    return sorted({*texts, *weights} - manifests - {folder / VIEW_WEIGHTS_FILE, folder / GEOMETRY_FILE})
 
 
 def indexed_weights(path: Path) -> list[Path]:
@@ -84,7 +85,9 @@ def indexed_weights(path: Path) -> list[Path]:
         names = set(read_json(index)["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ModelError(f"{index}: not readable as a weight index ({error})") from error
-    if any(not isinstance(name, str) or Path(name).name != name for name in names):
+    if any(
+        not isinstance(name, str) or Path(name).name != name or name in ("", "..") or "\0" in name for name in names
+    ):
         raise ModelError(f"{index}: weight_map: names a file outside of the directory")
     return [path / name for name in sorted(names)]
 

@@ -10,7 +10,7 @@ from fastdrive_node.engines.language_engine import LanguageChoice, open_language
 from fastdrive_node.engines.vision_engine import EngineChoice, open_engine, require_engines
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import LANGUAGE, PARTS, VISION, Vla, load_vla
-from fastdrive_node.families.fingerprint import VIEW_WEIGHTS_FILE
+from fastdrive_node.families.fingerprint import GEOMETRY_FILE, VIEW_WEIGHTS_FILE
 from fastdrive_node.families.spec import default_vla_dir
 from fastdrive_node.planning.checks import PlanLimits
 from fastdrive_node.planning.pipeline import Pipeline
@@ -114,6 +114,8 @@ def own_file(vla_dir: Path, pruner: str) -> Path | None:
     """
     if pruner in BY_VIEW:
         return vla_dir / VIEW_WEIGHTS_FILE
+    if pruner == "ring-view":
+        return vla_dir / GEOMETRY_FILE
     if pruner in FILES or pruner not in NAMES:
         return name_and_file(vla_dir, pruner)[1]
     return vla_dir / SHIPPED_PRUNER if pruner == "reconpruner" or pruner in VARIANTS else None

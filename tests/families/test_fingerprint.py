@@ -87,6 +87,7 @@ def test_that_of_a_directory_changes_with_the_language_model_and_with_vla_json(t
         ("README.md", False),
         ("reconpruner_plan.safetensors", False),
         ("prune2drive.json", False),
+        ("camera_geometry.json", False),
         ("vision.onnx", False),
         ("vision.onnx.json", False),
     ],
@@ -109,6 +110,16 @@ def test_a_shard_that_the_index_names_and_that_is_missing_is_told(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
     with pytest.raises(ModelError, match=r"model-1\.safetensors: cannot be read"):
         directory_fingerprint(tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../model-1.safetensors"}}')
+
+
+@pytest.mark.parametrize("name", ["../model-1.safetensors", "..", "", "a\\u0000"])
+def test_an_index_that_names_no_file_of_the_directory_is_refused(tmp_path, name):
+    (tmp_path / "model.safetensors.index.json").write_text(f'{{"weight_map": {{"a": "{name}"}}}}')
     with pytest.raises(ModelError, match="weight_map: names a file outside of the directory"):
         directory_fingerprint(tmp_path)
+
+
+def test_folders_that_are_named_as_files_have_no_part_in_that_of_a_directory(tmp_path, tiny_dir):
+    copy = shutil.copytree(tiny_dir, tmp_path / "copy")
+    (copy / "more.json").mkdir()
+    assert directory_fingerprint(copy) == directory_fingerprint(tiny_dir)

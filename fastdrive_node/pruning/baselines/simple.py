@@ -38,8 +38,8 @@ class RandomPruner(Pruner):
 
     def select(self, context: PruningContext, scores: None, keep: int) -> torch.Tensor:
         if self.seed is None:
-            rows = context.visual.rows.detach().contiguous().cpu().flatten().view(torch.uint8)
-            self._generator.manual_seed(zlib.crc32(rows.numpy()))
+            column = context.visual.rows[:, :1].detach().contiguous().cpu().view(torch.uint8)  # of every token
+            self._generator.manual_seed(zlib.crc32(column.numpy()))
         return torch.randperm(context.total, generator=self._generator)[:keep].sort().values
 
 

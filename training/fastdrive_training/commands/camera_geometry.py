@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fastdrive_node.cli import write_json
 from fastdrive_node.errors import InputError
-from fastdrive_node.pruning.baselines.ring_view import GEOMETRY_FILE, ViewGeometry, duplicates, save_geometry
+from fastdrive_node.families.fingerprint import GEOMETRY_FILE
+from fastdrive_node.pruning.baselines.ring_view import ViewGeometry, duplicates, save_geometry
 from fastdrive_training.commands.options import add_dataset_arguments, open_dataset
 
 

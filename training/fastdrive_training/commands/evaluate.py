@@ -14,8 +14,8 @@ from fastdrive_node.cli import write_json
 from fastdrive_node.cluster import open_cluster
 from fastdrive_node.commands.options import add_ray_argument
 from fastdrive_node.families import Vla
+from fastdrive_node.families.fingerprint import GEOMETRY_FILE
 from fastdrive_node.families.spec import SHIPPED_VLA
-from fastdrive_node.pruning.baselines.ring_view import GEOMETRY_FILE
 from fastdrive_node.pruning.checkpoint import load_calibration
 from fastdrive_node.pruning.registry import FILES, NAMES, PRUNERS, VARIANTS
 from fastdrive_training.commands.options import (

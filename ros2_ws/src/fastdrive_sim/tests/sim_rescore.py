@@ -86,8 +86,8 @@ class ReadAgain:
 
     def corners(self, ego: dict) -> np.ndarray:
         turn = np.exp(1j * ego["yaw"]) * np.array([1, 1, -1, -1]) * self.length / 2
-        side = 1j * np.exp(1j * ego["yaw"]) * np.array([1, -1, -1, 1]) * self.width / 2
-        return self.center(ego) + np.stack([(turn + side).real, (turn + side).imag], axis=1)
+        across = 1j * np.exp(1j * ego["yaw"]) * np.array([1, -1, -1, 1]) * self.width / 2
+        return self.center(ego) + np.stack([(turn + across).real, (turn + across).imag], axis=1)
 
     def is_on_road(self, ego: dict) -> bool:
         return all(any(area.holds(corner) for area in self.drivable) for corner in self.corners(ego))

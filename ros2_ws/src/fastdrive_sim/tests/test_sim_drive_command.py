@@ -21,14 +21,12 @@ from rich.console import Console
 from fastdrive_node.cli import main
 from fastdrive_node.cluster import Cluster
 from fastdrive_node.errors import FastDriveError, InputError, UsageError
-from fastdrive_node.families.spec import default_vla_dir
 from fastdrive_sim.drive import runner
-from fastdrive_sim.drive.command import DriveOptions, _claim, _settings, drive_suite, print_table
+from fastdrive_sim.drive.command import DriveOptions, drive_suite, print_table
 from fastdrive_sim.drive.planners import InProcessPlanner, _straight_on
-from fastdrive_sim.drive.runner import _is_done, _pruner_file, worker_pool
+from fastdrive_sim.drive.runner import worker_pool
 from fastdrive_sim.drive.scene import DriveScene
 from fastdrive_sim.drive.storage import hash_run, join_hashes, load_run
-from fastdrive_sim.drive.types import DriveRow
 
 
 @pytest.fixture(scope="module")
@@ -151,52 +149,6 @@ def test_a_folder_of_a_drive_with_other_settings_is_refused(drive):
         drive_suite(replace(drive[0], plan_hz=5.0))
 
 
-def test_another_model_in_the_same_folder_is_another_drive(tmp_path):
-    vla = shutil.copytree(default_vla_dir(), tmp_path / "vla")
-    options = DriveOptions(tmp_path / "out", families=("bend",), runs=1, pruners=(), vla=vla)
-    settings = _settings(options)
-    _claim(options, settings)
-    _claim(options, settings)
-    (vla / "model.safetensors").write_bytes(b"trained again")
-    with pytest.raises(InputError, match="other settings"):
-        _claim(options, settings)
-    (options.out / "settings.json").write_text("{")
-    with pytest.raises(InputError, match=r"settings\.json: not readable as JSON"):
-        _claim(options, settings)
-
-
-def test_a_run_is_driven_again_where_its_pruner_is_newer(tmp_path):
-    run, pruner = tmp_path / "bend-0.jsonl", tmp_path / "pruner.safetensors"
-    assert not _is_done(run, None)
-    run.touch()
-    pruner.touch()
-    os.utime(run, ns=(10, 10))
-    assert _is_done(run, None) and not _is_done(run, pruner)
-    os.utime(pruner, ns=(9, 9))
-    assert _is_done(run, pruner)
-
-
-def test_the_file_of_a_named_pruner_is_the_one_in_the_vla_directory(tmp_path):
-    settings = replace(_settings(DriveOptions(tmp_path)), vla=str(tmp_path))
-    assert _pruner_file(settings, DriveRow("reconpruner-plan", 0.5)) is None
-    for name in ("reconpruner.safetensors", "reconpruner_plan.safetensors", "prune2drive.json"):
-        (tmp_path / name).touch()
-    files = {"reconpruner-plan": "reconpruner_plan.safetensors", "reconpruner": "reconpruner.safetensors"}
-    files |= {"prune2drive": "prune2drive.json", "none": "", "random": "", "expert": "", "constant-velocity": ""}
-    for name, file in files.items():
-        assert _pruner_file(settings, DriveRow(name, 0.5)) == (tmp_path / file if file else None)
-    by_path = str(tmp_path / "reconpruner.safetensors")
-    assert _pruner_file(settings, DriveRow(by_path, 0.5)) == Path(by_path)
-
-
-def test_a_pruner_that_is_added_to_the_vla_does_not_end_a_drive(tmp_path):
-    vla = shutil.copytree(default_vla_dir(), tmp_path / "vla")
-    options = DriveOptions(tmp_path / "out", families=("bend",), runs=1, pruners=(), vla=vla)
-    _claim(options, _settings(options))
-    (vla / "reconpruner_plan.safetensors").write_bytes(b"another")
-    _claim(options, _settings(options))
-
-
 def test_a_parameter_file_belongs_to_the_drive(tmp_path):
     with pytest.raises(InputError, match=r"none\.yaml: no such parameter file; correct --params"):
         DriveOptions(tmp_path / "out", params=tmp_path / "none.yaml")
@@ -234,16 +186,6 @@ def test_a_run_that_failed_is_tried_once_more_when_the_drive_goes_on(tmp_path, m
     rates = [drive_suite(options)["rows"][1]["failed_rate"] for _ in range(3)]
     assert planner.begun == tries
     assert rates == [float(failures > 0), float(failures > 1), float(failures > 1)]
-
-
-def test_a_failure_on_an_older_pruner_does_not_use_up_the_second_try(tmp_path):
-    run, first, pruner = (tmp_path / name for name in ("bend-0.jsonl", "bend-0.jsonl.failed", "pruner.safetensors"))
-    for time_ns, file in enumerate((first, pruner, run), 10):
-        file.write_text('{"ending": "failed"}\n')
-        os.utime(file, ns=(time_ns, time_ns))
-    assert not _is_done(run, pruner)
-    os.utime(first, ns=(12, 12))
-    assert _is_done(run, pruner)
 
 
 def test_the_bag_of_a_run_that_was_driven_again_is_written_anew(drive, tmp_path):

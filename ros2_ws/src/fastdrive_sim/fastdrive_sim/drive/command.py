@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -16,12 +15,13 @@ from rich.table import Table
 from fastdrive_node.cluster import open_cluster
 from fastdrive_node.errors import InputError, UsageError
 from fastdrive_node.families.spec import VlaSpec, load_spec
-from fastdrive_node.files import package_share_file, write_atomically
+from fastdrive_node.files import package_share_file
 from fastdrive_node.ros.parameter_files import check_parameter_file
 from fastdrive_sim.drive.faults import parse_fault
 from fastdrive_sim.drive.kept import with_kept
 from fastdrive_sim.drive.latency import describe, mean_s
 from fastdrive_sim.drive.loop import LoopSettings
+from fastdrive_sim.drive.out_folder import claim, pruner_files, write_json
 from fastdrive_sim.drive.report import write_report
 from fastdrive_sim.drive.runner import DriveSettings, drive_all, make_folder, run_path, score_all, worker_pool
 from fastdrive_sim.drive.storage import load_run
@@ -81,9 +81,11 @@ def drive_suite(options: DriveOptions) -> dict:
         check_parameter_file(options.params, "fastdrive")
     all_rows = rows(_known_pruners(options.pruners), options.drops, faults, mean_s(options.latencies_s))
     settings = _settings(options)
+    identity = _identity(options, settings)
     started = time.monotonic()
     with worker_pool(options.workers) as pool, open_cluster(options.ray, "cpu") as cluster:
-        _claim(options, settings)
+        since_ns = claim(options.out, identity, pruner_files(Path(settings.vla), all_rows))
+        settings = replace(settings, pruners_since_ns=since_ns)
         begun_s, begun_ns = time.monotonic(), time.time_ns()
         drive_all(settings, all_rows, chosen, options.workers, pool, cluster)
         driving_s = time.monotonic() - begun_s
@@ -93,25 +95,28 @@ def drive_suite(options: DriveOptions) -> dict:
     figures = {
         **summarize(scored),
         "deterministic_hash": digest,
-        "settings": _identity(options, settings),
+        "settings": identity,
         "driven": _driven(settings, scored, begun_ns, driving_s),
         "seconds": round(time.monotonic() - started, 1),
     }
-    _write(options.out / "summary.json", figures)
+    write_json(options.out / "summary.json", figures)
     write_report(options.out / "report.html", figures, options.out)
     return figures
 
 
 def _driven(settings: DriveSettings, scored: Sequence[ScoredRun], begun_ns: int, seconds: float) -> dict[str, float]:
-    """What a call drove through the node: runs, planning ticks, and ticks a second, with the node's start in it.
+    """What a call drove through the node: runs and planning ticks, and in lockstep how many of them a second.
 
     Args:
-        begun_ns: runs whose file is of this time or later are those of the call.
+        begun_ns: runs whose file is of this time or later are those of the call; such without a tick do not count.
+        seconds: of all driving, with the node's start and the rows without a node.
     """
     of_node = [run for run in scored if run.row.pruner not in (EXPERT, CONSTANT_VELOCITY)]
     files = [run_path(settings.out, run.row, ScenarioKey(run.family, run.seed)) for run in of_node]
-    ticks = [run.scores.ticks for run, file in zip(of_node, files, strict=True) if file.stat().st_mtime_ns >= begun_ns]
-    rate = {"seconds": round(seconds, 1), "ticks_per_s": round(sum(ticks) / seconds, 2)} if ticks else {}
+    own = [run for run, file in zip(of_node, files, strict=True) if file.stat().st_mtime_ns >= begun_ns]
+    ticks = [run.scores.ticks for run in own if run.scores.ticks]
+    rate = {"seconds": round(seconds, 1), "ticks_per_s": round(sum(ticks) / seconds, 2)}
+    rate = rate if ticks and not settings.realtime else {}
     return {"runs": len(ticks), "ticks": sum(ticks), **rate}
 
 
@@ -222,31 +227,8 @@ def _identity(options: DriveOptions, settings: DriveSettings) -> dict:
         "vla_files": directory_fingerprint(settings.vla)[:16],  # another model has others
         "size": list(settings.size),
         "realtime": options.realtime,
-        **({} if options.params is None else {"node_parameters": options.params.read_text()}),
+        **({} if options.params is None else {"node_parameters": options.params.read_text(encoding="utf-8")}),
         **describe(options.latencies_s),
         "plan_hz": options.plan_hz,
         "actuators": asdict(settings.loop.actuators),
     }
-
-
-def _claim(options: DriveOptions, settings: DriveSettings) -> None:
-    """Make the folder, or see that it is of the same drive."""
-    path, identity = options.out / "settings.json", _identity(options, settings)
-    if path.is_file():
-        try:
-            found = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: not readable as JSON ({error}); give a new --out") from error
-        if found != identity:
-            raise InputError(f"{options.out}: holds runs with other settings ({path.name}); give a new --out")
-        return
-    _write(path, identity)
-
-
-def _write(path: Path, values: dict) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with write_atomically(path) as partial:
-            partial.write_text(json.dumps(values, indent=1) + "\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error

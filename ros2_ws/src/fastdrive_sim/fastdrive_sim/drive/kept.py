@@ -80,10 +80,12 @@ def _grids(kept: KeptMasks) -> Grids:
 
 
 def _read_grids(values: Mapping) -> Grids:
-    grids = {str(name): (int(rows), int(columns)) for name, (rows, columns) in values.items()}
+    grids = {str(name): (rows, columns) for name, (rows, columns) in values.items()}
+    if not grids or any(not isinstance(n, int) or n < 1 for grid in grids.values() for n in grid):
+        raise ValueError("cameras: expected rows and columns of each, as integers from 1 on")
     total = sum(rows * columns for rows, columns in grids.values())
-    if not grids or any(min(grid) < 1 for grid in grids.values()) or total > MAX_TOKENS:
-        raise ValueError("cameras: expected rows and columns of each")
+    if total > MAX_TOKENS:
+        raise ValueError(f"cameras: {total} tokens, more than {MAX_TOKENS}")
     return grids
 
 

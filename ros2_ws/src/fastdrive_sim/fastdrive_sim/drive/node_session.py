@@ -15,7 +15,6 @@ from fastdrive_sim.drive.latency import Latency
 from fastdrive_sim.drive.node_planner import CameraRig, NodePlanner
 from fastdrive_sim.drive.realtime import RealTimeNodePlanner
 from fastdrive_sim.drive.runner import DriveSettings
-from fastdrive_sim.drive.suite import FULL
 from fastdrive_sim.drive.types import DriveRow
 from fastdrive_sim.rig import RIGS
 from fastdrive_sim.sources import RendererLike
@@ -56,9 +55,7 @@ def open_node(settings: DriveSettings, row: DriveRow) -> Iterator[tuple[CameraRi
         simulator_topics().command,
         "the simulator's topics",
     )
-    parameters: dict[str, object] = {"vla": settings.vla, "pruner": row.pruner}
-    if row.pruner != FULL:
-        parameters["drop"] = row.drop
+    parameters: dict[str, object] = {"vla": settings.vla, "pruner": row.pruner, "drop": row.drop}
     values = {} if settings.realtime else {"missing_timeout_s": MISSING_S}
     command = settings.node_command or NODE_COMMAND
     options = NodeOptions(parameters=parameters, parameter_file=settings.parameter_file, command=command)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,6 +17,7 @@ from fastdrive_node.errors import InputError
 from fastdrive_node.supervision.child import die_with
 from fastdrive_sim.drive.families import FAMILIES
 from fastdrive_sim.drive.loop import LoopSettings, drive, with_expert
+from fastdrive_sim.drive.out_folder import pruner_key
 from fastdrive_sim.drive.planners import DrivePlanner, constant_velocity_planner, expert_planner
 from fastdrive_sim.drive.storage import join_hashes, load_run, read_ending, save_run
 from fastdrive_sim.drive.suite import ScenarioKey
@@ -42,6 +43,7 @@ class DriveSettings:
     node_command: tuple[str, ...] | None = None  # None: the installed node
     parameter_file: Path | None = None  # of the node; VLA, pruner and drop of a row win
     renderer: Callable[[int, int, Sequence[Camera]], RendererLike] | None = None  # None: the simulator's
+    pruners_since_ns: Mapping[str, int] = field(default_factory=dict)  # see ``out_folder.claim``
     latencies_s: tuple[float, ...] = ()  # recorded ones, of which each plan draws; none: that of the row
 
     def latencies_of(self, row: DriveRow) -> tuple[float, ...]:
@@ -138,26 +140,17 @@ def _chunks(
     settings: DriveSettings, rows: Sequence[DriveRow], scenarios: Sequence[ScenarioKey], workers: int
 ) -> Iterator[Chunk]:
     for row in rows:
-        pruner = _pruner_file(settings, row)
-        todo = [each for each in scenarios if not _is_done(run_path(settings.out, row, each), pruner)]
+        since_ns = settings.pruners_since_ns.get(pruner_key(row), 0)
+        todo = [each for each in scenarios if not _is_done(run_path(settings.out, row, each), since_ns)]
         for index in range(min(workers, len(todo))):
             yield Chunk(row, tuple(todo[index::workers]))
 
 
-def _pruner_file(settings: DriveSettings, row: DriveRow) -> Path | None:
-    if row.pruner in (EXPERT, CONSTANT_VELOCITY):
-        return None
-    from fastdrive_node.planning.loading import own_file  # imports torch
-
-    file = own_file(Path(settings.vla), row.pruner)
-    return file if file is not None and file.is_file() else None
-
-
-def _is_done(run: Path, pruner: Path | None) -> bool:
-    """Whether a run has a file that is newer than its pruner's, where that has one, and need not be tried again."""
+def _is_done(run: Path, since_ns: int) -> bool:
+    """Whether a run has a file since its pruner's file is as it is, and need not be tried again."""
 
     def is_current(file: Path) -> bool:
-        return file.is_file() and (pruner is None or pruner.stat().st_mtime_ns <= file.stat().st_mtime_ns)
+        return file.is_file() and file.stat().st_mtime_ns >= since_ns
 
     return is_current(run) and (is_current(_first_failure(run)) or read_ending(run) != FAILED)
 

@@ -36,7 +36,7 @@ FIGURES = {
 MAIN = ("collision_rate", "neuroncap", "epdms_style", "hd_score", "route_completion")  # given for each family
 LOWER_IS_BETTER = (
     "collision_rate", "at_fault_rate", "off_road_rate", "red_light_rate", "refused", "late", "superseded",
-    "failed_rate",    "plan_deviation_m", "plan_age_s",
+    "failed_rate", "plan_deviation_m", "plan_age_s",
 )  # fmt: skip
 OF_TICKS = ("refused", "late", "superseded")  # known of a run that failed, too
 FULL, RANDOM = "none", "random"
