@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ro
 from fastdrive_node.errors import FastDriveError, SimError
 from fastdrive_node.replay.session import Session
 from fastdrive_node.types import CAMERAS
-from fastdrive_sim.drive import realtime
+from fastdrive_sim.drive import node_session, realtime
 from fastdrive_sim.drive.command import DRIVING_VLA, DriveOptions, _settings
 from fastdrive_sim.drive.families import FAMILIES
 from fastdrive_sim.drive.loop import drive, with_expert
@@ -159,7 +160,7 @@ def test_in_real_time_the_shipped_vla_is_charged_the_age_of_its_plans(tmp_path, 
         assert (plan.used_from_s is not None) == (plan.outcome == PLANNED)
         assert plan.used_from_s is None or 0 < plan.used_from_s - plan.time_s < plan.times_s[-1] - plan.time_s
     used = [plan for plan in run.plans if plan.used_from_s is not None]
-    assert [plan.time_s for plan in used] == sorted({plan.time_s for plan in used}), (
+    assert used and [plan.time_s for plan in used] == sorted({plan.time_s for plan in used}), (
         "an older plan replaced a newer one"
     )
     for step in run.steps:
@@ -181,6 +182,22 @@ class EndingPlanner:
         if self._left <= 0:
             self._scene.goal_m = 0.0
         return found
+
+
+@pytest.mark.parametrize("row", [DriveRow("none"), DriveRow("random", 0.25)])
+def test_pruner_and_ratio_of_a_row_win_over_the_parameter_file(tmp_path, monkeypatch, row):
+    asked = {}
+
+    @contextmanager
+    def open_session(rig, options, values, lockstep):
+        asked.update(options.parameters, file=options.parameter_file)
+        yield None
+
+    monkeypatch.setattr(node_session, "open_session", open_session)
+    file = tmp_path / "node.yaml"
+    with open_node(settings(tmp_path, parameter_file=file), row):
+        pass
+    assert asked == {"vla": "", "pruner": row.pruner, "drop": row.drop, "file": file}
 
 
 def test_a_drive_that_is_killed_leaves_no_node_behind(tmp_path, way):
