@@ -39,7 +39,7 @@ class RandomPruner(Pruner):
     def select(self, context: PruningContext, scores: None, keep: int) -> torch.Tensor:
         if self.seed is None:
             column = context.visual.rows[:, :1].detach().contiguous().cpu().view(torch.uint8)  # of every token
-            self._generator.manual_seed(zlib.crc32(column.numpy()))
+            self._generator.manual_seed(zlib.crc32(column.numpy().tobytes()))
         return torch.randperm(context.total, generator=self._generator)[:keep].sort().values
 
 
