@@ -153,3 +153,5 @@ def test_what_a_call_drove_through_the_node_is_counted(tmp_path):
     assert ticks > 10
     assert _driven(settings, runs, 10, 4.0) == {"runs": 1, "ticks": ticks, "seconds": 4.0, "ticks_per_s": ticks / 4}
     assert _driven(settings, runs, 12, 4.0) == {"runs": 0, "ticks": 0}
+    in_real_time = replace(settings, realtime=True)  # the wall clock sets the pace
+    assert _driven(in_real_time, runs, 10, 4.0) == {"runs": 1, "ticks": ticks}
