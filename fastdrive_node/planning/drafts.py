@@ -153,8 +153,8 @@ def moved_along(drafted: Sequence[float], predicted: Sequence[float]) -> list[fl
     """Predicted positions, moved along with those before them that the model has changed.
 
     A model predicts a position behind the draft's ones. Where it changes these, it will change the next one too: by the
-    last change on this axis, and half of what that had grown by. A fit to answers of models/tiny on ``sim_val`` gives
-    this (1.53 and -0.47 times the last two changes). Small moves are left out: they would move what is right already.
+    last change on this axis, and half of what that had grown by, a damped linear extrapolation. Small moves are left
+    out: they would move what is right already. ``benchmarks.studies.drafts`` counts the forwards.
 
     Args:
         drafted, predicted: the numbers of pairs [x, y], one after the other.

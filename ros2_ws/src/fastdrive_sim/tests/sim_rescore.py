@@ -168,7 +168,7 @@ class ReadAgain:
         return True in directions or self.off_line_m(ego) > 4.0
 
     def red_light(self) -> float:
-        """0 where the vehicle comes onto a light's area at red; who was on it before may leave."""
+        """0 where the vehicle comes onto a light's area at red; one that was on it already may leave."""
         were_on: set[int] = set()
         for index, (ego, step) in enumerate(zip(self.egos, self.steps, strict=True)):
             on = {light["instance"] for light in step["lights"] if self._is_on(ego, light["area"])}
