@@ -9,6 +9,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from fastdrive_node.errors import FastDriveError
+from fastdrive_sim.drive.planners import InProcessPlanner, _straight_on
+from fastdrive_sim.drive.scene import DriveScene
 from fastdrive_sim.sources import Sources
 from fastdrive_sim.types import Camera, EgoPose, Label, Snapshot, Thing, Views, World
 
@@ -129,3 +132,24 @@ class BlockingRenderer(FakeRenderer):
 
 def blocking_sources() -> Sources:
     return Sources(FakeSimulation, BlockingRenderer)
+
+
+class DyingNodes(InProcessPlanner):
+    """Constant velocity by nodes that end in the runs with these numbers; ``started`` counts the nodes."""
+
+    def __init__(self, dies_in: set[int]):
+        super().__init__(lambda scene: _straight_on)
+        self.dies_in, self.begun, self.dead, self.started = dies_in, 0, False, 0
+
+    def start(self, *_: float) -> DyingNodes:
+        self.started += 1
+        return self
+
+    def begin(self, scene: DriveScene) -> None:
+        self.begun, self.dead = self.begun + 1, self.begun in self.dies_in
+        if self.dead:
+            raise FastDriveError("the node ended with exit code 3")
+        super().begin(scene)
+
+    def alive(self) -> bool:
+        return not self.dead

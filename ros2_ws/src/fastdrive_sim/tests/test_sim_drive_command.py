@@ -17,15 +17,14 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from sim_fakes import DyingNodes
 
 from fastdrive_node.cli import main
 from fastdrive_node.cluster import Cluster
-from fastdrive_node.errors import FastDriveError, InputError, UsageError
+from fastdrive_node.errors import InputError, UsageError
 from fastdrive_sim.drive import runner
 from fastdrive_sim.drive.command import DriveOptions, drive_suite, print_table
-from fastdrive_sim.drive.planners import InProcessPlanner, _straight_on
 from fastdrive_sim.drive.runner import worker_pool
-from fastdrive_sim.drive.scene import DriveScene
 from fastdrive_sim.drive.storage import hash_run, join_hashes, load_run
 
 
@@ -164,27 +163,13 @@ def test_a_parameter_file_belongs_to_the_drive(tmp_path):
         drive_suite(replace(options, out=tmp_path / "other"))
 
 
-class FailingPlanner(InProcessPlanner):
-    """Constant velocity, but its first runs fail; ``begun`` counts the runs."""
-
-    def __init__(self, failures: int):
-        super().__init__(lambda scene: _straight_on)
-        self.failures, self.begun = failures, 0
-
-    def begin(self, scene: DriveScene) -> None:
-        self.begun += 1
-        if self.begun <= self.failures:
-            raise FastDriveError("the node ended with exit code 3")
-        super().begin(scene)
-
-
 @pytest.mark.parametrize(("failures", "tries"), [(0, 1), (1, 2), (5, 2)])
 def test_a_run_that_failed_is_tried_once_more_when_the_drive_goes_on(tmp_path, monkeypatch, failures, tries):
-    planner = FailingPlanner(failures)
-    monkeypatch.setattr(runner, "constant_velocity_planner", lambda *_: planner)
+    nodes = DyingNodes(set(range(failures)))
+    monkeypatch.setattr(runner, "constant_velocity_planner", nodes.start)
     options = DriveOptions(tmp_path / "out", families=("bend",), runs=1, pruners=())
     rates = [drive_suite(options)["rows"][1]["failed_rate"] for _ in range(3)]
-    assert planner.begun == tries
+    assert nodes.begun == tries
     assert rates == [float(failures > 0), float(failures > 1), float(failures > 1)]
 
 
@@ -201,8 +186,7 @@ def test_the_bag_of_a_run_that_was_driven_again_is_written_anew(drive, tmp_path)
 
 
 def test_the_table_says_which_rows_cannot_be_compared(tmp_path, monkeypatch):
-    planner = FailingPlanner(1)
-    monkeypatch.setattr(runner, "constant_velocity_planner", lambda *_: planner)
+    monkeypatch.setattr(runner, "constant_velocity_planner", DyingNodes({0}).start)
     figures = drive_suite(DriveOptions(tmp_path / "out", families=("bend",), runs=2, pruners=()))
     console = Console(record=True, width=120)  # as where the output is no terminal
     print_table(figures, console)

@@ -255,14 +255,15 @@ def test_a_node_that_ends_makes_its_run_fail_and_the_next_run_gets_another(drivi
 
 
 def test_a_latency_is_charged_and_a_plan_that_is_too_old_is_refused(node, tmp_path):
-    used = []
+    used, reasons = [], []
     for latency_s in (0.3, 1.1):
         row = DriveRow("fake", 0.5, latency_s=latency_s)
         planner = make_planner(settings(tmp_path), row, *node)
         planner.max_plan_age_s = 1.0
         run = short_drive(planner, row)
         used.append([(plan.outcome, plan.used_from_s) for plan in run.plans if plan.outcome != "superseded"])
-    assert used[0][:2] == [("planned", 0.3), ("planned", 0.8)]
+        reasons.append([plan.reason for plan in run.plans])
+    assert used[0][:2] == [("planned", 0.3), ("planned", 0.8)], reasons[0]
     assert {outcome for outcome, _ in used[1]} == {"refused"}
 
 

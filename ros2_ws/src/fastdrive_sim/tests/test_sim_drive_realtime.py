@@ -20,7 +20,7 @@ from fastdrive_node.types import CAMERAS, Plan
 from fastdrive_sim.bag import image_topic
 from fastdrive_sim.drive import node_session, realtime
 from fastdrive_sim.drive.families import FAMILIES
-from fastdrive_sim.drive.faults import make_fault
+from fastdrive_sim.drive.faults import Fault, Images
 from fastdrive_sim.drive.latency import Latency
 from fastdrive_sim.drive.loop import drive
 from fastdrive_sim.drive.node_planner import CameraRig
@@ -28,7 +28,7 @@ from fastdrive_sim.drive.node_session import rig_of
 from fastdrive_sim.drive.realtime import RealTimeNodePlanner
 from fastdrive_sim.drive.runner import Chunk, DriveSettings, drive_runs
 from fastdrive_sim.drive.suite import ScenarioKey
-from fastdrive_sim.drive.types import FAILED, LATE, PLANNED, TIMEOUT, DriveRow, RunRecord
+from fastdrive_sim.drive.types import FAILED, LATE, PLANNED, REFUSED, TIMEOUT, DriveRow, RunRecord
 
 ROW = DriveRow("fake", 0.5)
 DT_S = 2.0  # between waypoints: a plan of 12 s, which is of use after the seconds that a slow node takes
@@ -53,9 +53,11 @@ class StandInConnection:
         self.time_ns, self.sets = 0, 0
         self.arrivals: list[Arrival] = []
         self.arrived_at: dict[int, float] = {}  # by t0 in ns
+        self.first_calls: list[str] = []
         self._due: list[tuple[float, int]] = []
 
     def publish(self, message: BagMessage) -> None:
+        self._note("publish")
         if message.topic != self.last_camera:
             return
         delay_s = self.delays(self.sets)
@@ -73,23 +75,28 @@ class StandInConnection:
         self.clock.now_s = until_s
 
     def tell_time(self, ns: int) -> None:
+        self._note("tell_time")
         self.time_ns = ns
 
     def round_trip(self, timeout_s: float) -> bool:
+        self._note("round_trip")
         return True
+
+    def _note(self, call: str) -> None:
+        self.first_calls = [*self.first_calls, call][:3]
 
 
 @pytest.fixture
-def make(monkeypatch) -> Callable[[Delays], RealTimeNodePlanner]:
+def make(monkeypatch) -> Callable[..., RealTimeNodePlanner]:
     """A planner with a stand-in for the node."""
     clock, known = WallClock(), simulator_topics()
     monkeypatch.setattr(realtime, "time", clock)
     topics = TopicMap({name: image_topic(name, "raw") for name in CAMERAS}, known.odometry, known.command, "the test's")
     rig = CameraRig(sim_fakes.FakeRenderer(32, 24, rig_of(CAMERAS)), topics)
 
-    def planner(delays: Delays) -> RealTimeNodePlanner:
+    def planner(delays: Delays, fault: Fault | None = None) -> RealTimeNodePlanner:
         node = StandInConnection(clock, list(topics.cameras.values())[-1], delays)
-        return RealTimeNodePlanner(rig, node, make_fault("", 0.0), Latency(), 0.05, 0.5)  # pyright: ignore[reportArgumentType]
+        return RealTimeNodePlanner(rig, node, fault or Fault(), Latency(), 0.05, 0.5)  # pyright: ignore[reportArgumentType]
 
     return planner
 
@@ -100,6 +107,12 @@ def run_of(planner: RealTimeNodePlanner, seconds: float) -> RunRecord:
     return drive(scene, planner, ROW)
 
 
+def test_the_node_has_the_time_before_it_hears_anything(make):
+    planner = make(lambda number: 0.1)
+    run_of(planner, 1.0)
+    assert planner._node.first_calls == ["tell_time", "round_trip", "tell_time"], "its clock would start in between"
+
+
 def test_a_plan_comes_into_use_when_its_record_has_come(make):
     planner = make(lambda number: 0.123 + 0.1 * number)
     run = run_of(planner, 4.0)
@@ -107,6 +120,25 @@ def test_a_plan_comes_into_use_when_its_record_has_come(make):
     for number, plan in enumerate(run.plans):
         arrived_s = plan.time_s + 0.123 + 0.1 * number
         assert plan.used_from_s is not None and 0 <= plan.used_from_s - arrived_s < 0.0101  # the next step of physics
+
+
+class NoImages(Fault):
+    """Every second frame set has no image at all."""
+
+    def begin(self, seed: int) -> None:
+        super().begin(seed)
+        self._sets = 0
+
+    def images(self, images: Images) -> Images:
+        self._sets += 1
+        return images if self._sets % 2 else [None] * len(images)
+
+
+def test_a_frame_set_without_any_image_is_refused_like_in_lockstep(make):
+    run = run_of(make(lambda number: 0.1, NoImages()), 4.0)
+    outcomes = [(plan.outcome, plan.reason) for plan in run.plans]
+    assert set(outcomes[::2]) == {(PLANNED, "")} and len(outcomes) > 5
+    assert set(outcomes[1::2]) == {(REFUSED, "no camera has sent an image")}
 
 
 def test_a_step_has_the_age_of_the_plan_that_is_in_use(make):

@@ -18,7 +18,7 @@ from sim_runs import ego, hit, make_map, make_run, parked, steady, straight_plan
 
 from fastdrive_sim.drive.command import DriveOptions, drive_suite
 from fastdrive_sim.drive.report import page, write_report
-from fastdrive_sim.drive.report.player import MAX_RUNS, OLD, chosen_runs, run_payload
+from fastdrive_sim.drive.report.player import MAX_RUNS, UNKNOWN, chosen_runs, run_payload
 from fastdrive_sim.drive.report.severity import fault_lines
 from fastdrive_sim.drive.report.tables import difference_table, heat_maps, score_table, term_table
 from fastdrive_sim.drive.storage import load_run, save_run
@@ -114,7 +114,7 @@ def test_the_page_has_the_kept_tokens_of_each_plan(folder):
     bits = np.unpackbits(np.frombuffer(b64decode(pruned["plans"][0][6]), np.uint8))[:40].reshape(2, 4, 5)
     assert (bits.astype(bool) == [MASK, ~MASK]).all()
     assert (full["plans"][0][6], old["plans"][0][6], old["cameras"]) == (1, 0, [])
-    assert (pruned["unknown"], old["unknown"]) == ("", OLD)
+    assert (pruned["unknown"], old["unknown"]) == ("", UNKNOWN)
 
 
 def test_six_surround_cameras_are_drawn_as_they_look():
@@ -259,7 +259,7 @@ def test_the_script_draws_every_run(folder):
     assert (pruned["told"], pruned["hidden"]) == ("The plan of 0.0 s keeps 20 of 40 tokens.", False)
     assert [cell == "--series-1" for cell in pruned["cells"]] == [*MASK.ravel(), *~MASK.ravel()]
     assert (full["told"], full["hidden"]) == ("The plan of 0.0 s keeps all 40 tokens.", True)
-    assert (old["told"], old["hidden"]) == (OLD, True)
+    assert (old["told"], old["hidden"]) == (UNKNOWN, True)
 
 
 def test_a_drive_writes_summary_and_page_and_is_the_same_again(tmp_path):

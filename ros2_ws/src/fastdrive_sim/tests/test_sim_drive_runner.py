@@ -10,6 +10,7 @@ from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
+from sim_fakes import DyingNodes
 
 from fastdrive_node.errors import FastDriveError
 from fastdrive_node.types import CAMERAS
@@ -17,7 +18,7 @@ from fastdrive_sim.drive import runner
 from fastdrive_sim.drive.command import DriveOptions, _driven, _settings, drive_suite
 from fastdrive_sim.drive.families import FAMILIES
 from fastdrive_sim.drive.loop import drive, with_expert
-from fastdrive_sim.drive.planners import InProcessPlanner, _straight_on, constant_velocity_planner, expert_planner
+from fastdrive_sim.drive.planners import constant_velocity_planner, expert_planner
 from fastdrive_sim.drive.runner import (
     DEATHS,
     Chunk,
@@ -28,7 +29,6 @@ from fastdrive_sim.drive.runner import (
     run_path,
     worker_pool,
 )
-from fastdrive_sim.drive.scene import DriveScene
 from fastdrive_sim.drive.storage import load_run, save_run
 from fastdrive_sim.drive.suite import ScenarioKey
 from fastdrive_sim.drive.summary import ScoredRun
@@ -81,27 +81,6 @@ def test_a_pruners_file_in_another_folder_has_the_same_hash_and_its_drive_goes_o
         assert run.stat().st_mtime_ns == before, "it was driven again"
     assert found[0]["deterministic_hash"] == found[1]["deterministic_hash"]
     assert [row["pruner"] for row in found[0]["rows"]][2] == str(tmp_path / "here" / "own.safetensors")
-
-
-class DyingNodes(InProcessPlanner):
-    """Constant velocity by nodes that end in the runs with these numbers; ``started`` counts the nodes."""
-
-    def __init__(self, dies_in: set[int]):
-        super().__init__(lambda scene: _straight_on)
-        self.dies_in, self.begun, self.dead, self.started = dies_in, 0, False, 0
-
-    def start(self, *_: float) -> DyingNodes:
-        self.started += 1
-        return self
-
-    def begin(self, scene: DriveScene) -> None:
-        self.begun, self.dead = self.begun + 1, self.begun in self.dies_in
-        if self.dead:
-            raise FastDriveError("the node ended with exit code 3")
-        super().begin(scene)
-
-    def alive(self) -> bool:
-        return not self.dead
 
 
 def driven(monkeypatch, out: Path, dies_in: set[int]) -> tuple[DyingNodes, list[RunRecord]]:

@@ -35,6 +35,7 @@ LEAD_IN_S = 2.5  # of odometry before the start, at the start's speed: as long a
 ODOMETRY_S = 0.05
 PAUSE_S = 30  # of the stamps between two runs, whole seconds
 REPEAT_S = 0.1  # of wall time between two messages on /clock while the node plans; each costs it time
+NO_IMAGE = "no camera has sent an image"
 BATCH = 20  # odometry messages between two round trips, each of which costs time; the queues hold 50
 
 
@@ -92,6 +93,8 @@ class NodePlanner:
         self._held.clear()
         steps = range(round(LEAD_IN_S / ODOMETRY_S), 0, -1)
         lead_in = [self._odometry_at(scene.start(step * ODOMETRY_S), -step * ODOMETRY_S) for step in steps]
+        self._node.tell_time(lead_in[0].stamp_ns)
+        self._node.round_trip(self.silence_s)  # a node whose clock starts then forgets what it heard before
         self._send(lead_in, -ODOMETRY_S)
         self._gone = False
 
@@ -165,7 +168,7 @@ class NodePlanner:
         now_ns = self.out.stamp_ns(time_s)
         if len(images) < len(self._rig.topics.cameras):
             if not images:
-                return TickAnswer(tick, REFUSED, "no camera has sent an image")
+                return TickAnswer(tick, REFUSED, NO_IMAGE)
             self._node.round_trip(self.silence_s)
             now_ns += round(self._missing_s * 1e9) + 1_000_000
         return answer_of(tick, self._outcome(self.out.stamp_ns(tick.time_s), now_ns), self.cameras)

@@ -7,10 +7,10 @@ import time
 from fastdrive_node.errors import FastDriveError
 from fastdrive_node.replay.connection import CLOCK_STEP_S
 from fastdrive_sim.drive.loop import REFUSALS_S
-from fastdrive_sim.drive.node_planner import NodePlanner, answer_of
+from fastdrive_sim.drive.node_planner import NO_IMAGE, NodePlanner, answer_of
 from fastdrive_sim.drive.planners import Tick, TickAnswer
 from fastdrive_sim.drive.scene import DriveScene
-from fastdrive_sim.drive.types import EgoStep
+from fastdrive_sim.drive.types import REFUSED, EgoStep
 
 MAX_LAG_S = 1.0  # that the simulation may be behind the wall clock; the node would seem faster than it is
 
@@ -27,6 +27,7 @@ class RealTimeNodePlanner(NodePlanner):
     def begin(self, scene: DriveScene) -> None:
         super().begin(scene)
         self._ticks: dict[int, Tick] = {}  # by t0 in ns
+        self._unseen: list[TickAnswer] = []  # of frame sets without any image, of which the node knows nothing
         self._asked_s: float | None = None  # t0 of the first frame set since the last record
         self._start_s = time.monotonic()
 
@@ -37,11 +38,15 @@ class RealTimeNodePlanner(NodePlanner):
     def offer(self, ego: EgoStep, time_s: float) -> None:
         self._pace(time_s)
         command, *images = self._sense(ego, time_s)
-        self._ticks[self.out.stamp_ns(time_s)] = Tick(time_s, ego)
+        tick = Tick(time_s, ego)
         self._node.publish(command)
+        if not images:
+            self._unseen.append(TickAnswer(tick, REFUSED, NO_IMAGE))
+            return
+        self._ticks[self.out.stamp_ns(time_s)] = tick
         for image in images:
             self._node.publish(image)
-        if images and self._asked_s is None:
+        if self._asked_s is None:
             self._asked_s = time_s
 
     def collect(self, time_s: float) -> list[TickAnswer]:
@@ -55,7 +60,7 @@ class RealTimeNodePlanner(NodePlanner):
         return answers
 
     def _arrived(self) -> list[TickAnswer]:
-        arrivals, found = self._node.arrivals, []
+        arrivals, found, self._unseen = self._node.arrivals, self._unseen, []
         while self._seen < len(arrivals):
             record = arrivals[self._seen].record
             self._seen += 1

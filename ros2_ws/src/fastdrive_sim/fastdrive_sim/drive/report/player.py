@@ -21,7 +21,7 @@ SHOWN = {
     **{name: name.upper() for name in ("nc", "dac", "ddc", "tlc", "ep", "ttc", "lk", "hc", "ec")},
 }  # fmt: skip
 Key = tuple[str, str, int]  # row, family, seed
-OLD = "The run's file does not say which tokens were kept; drive it again to see them."
+UNKNOWN = "The run's file does not say which tokens were kept: it is of an earlier version, or the node did not tell."
 
 
 def chosen_runs(figures: dict[str, Any]) -> list[Key]:
@@ -98,7 +98,7 @@ def run_payload(
         "steps": [_step(step) for step in run.steps],
         "plans": [_plan(plan, grids) for plan in run.plans],
         "cameras": _cameras(grids),
-        "unknown": "" if grids else problem or (OLD if any(plan.total_tokens for plan in run.plans) else ""),
+        "unknown": "" if grids else problem or (UNKNOWN if any(plan.total_tokens for plan in run.plans) else ""),
         "ghost": [] if ghost is None else [[_r(step.ego.x), _r(step.ego.y)] for step in ghost.steps],
         "scores": {title: entry[name] for name, title in SHOWN.items() if entry[name] is not None},
         "events": [[_r(event["time_s"]), event["kind"], event["detail"]] for event in entry["events"]],
