@@ -171,6 +171,14 @@ def test_the_latency_page_shows_the_figures_with_engines():
     ratios = f"{figures['speedup_end_to_end']:.1f} times faster from camera to plan ({paced:.1f} paced)"
     assert f"{ratios}, {figures['speedup_decode']:.1f} in decoding, {equal} of {of} answers equal" in page
     assert f"the {figures['forwards_per_answer']:.1f} forwards" in page
+    others = [
+        " and ".join(f"{each[name]:.1f}" for each in figures["other_runs"])
+        for name in ("speedup_end_to_end", "speedup_decode")
+    ]
+    assert "Two more runs had {} times from camera to plan, {} in decoding".format(*others) in page
+    fifth, encoder = rows["camera to plan"]["transformers_ms"] / 5, rows["encode and score"]
+    assert f"A fifth of transformers' time is {fifth:.1f} ms, and the encoder takes {encoder['ours_ms']:.1f} ms" in page
+    assert f"as transformers' does ({encoder['transformers_ms']:.1f} ms)" in page
     for name, row in json.loads((RESULTS / "engine_threads.json").read_text())["rows"].items():
         shown = f"| {name.removesuffix(' (as built)')} | {row['median_ms']:.1f} |"
         assert shown in page.replace("**", "")
