@@ -1,11 +1,12 @@
 """The closed loop's standard suite, without and with pruners: what is committed, and the tables of docs/closed_loop.md.
 
     fastdrive sim drive --suite standard --pruners none,reconpruner --drop 0.5 --workers 2 --out DIR --json half.json
-    python -m benchmarks.studies.closed_loop half.json quarter.json      # into benchmarks/results, then the page
+    fastdrive sim drive --suite standard --pruners none --workers 2 --out DIR --json all.json
+    python -m benchmarks.studies.closed_loop all.json half.json ...      # into benchmarks/results, then the page
     python -m benchmarks.studies.closed_loop                             # the page alone
 
-Each file is the JSON of one call with the row ``none`` and one or more pruners. All must be of one ``--out``, so that
-the rows without a pruner are the same runs.
+The first file is the JSON of the call without a pruner, each other one that of a call with the row ``none`` and one or
+more pruners. All must be of one ``--out``, so that the rows without a pruner are the same runs.
 """
 
 from __future__ import annotations
@@ -49,14 +50,27 @@ SMALL = ("refused", "plan_age_s")  # shown with a digit more
 
 
 def suite_part(call: dict[str, Any]) -> dict[str, Any]:
-    """The rows without a pruner, from the JSON of a call of ``fastdrive sim drive``."""
-    rows = [row for row in call["rows"] if row["row"] in WITHOUT_PRUNER]
+    """The rows without a pruner, from the JSON of the call of ``fastdrive sim drive`` that has no others.
+
+    Raises:
+        ValueError: it has others, which its hash would be of too.
+    """
+    others = [row["row"] for row in call["rows"] if row["row"] not in WITHOUT_PRUNER]
+    if others:
+        raise ValueError(f"file 1: it has the row {others[0]}; give the call with `--pruners none` first")
+    rows = [_counted(row) for row in call["rows"]]
     families = [
         {"family": each["family"], "row": each["row"], **_family(each)}
         for each in call["families"]
         if each["row"] in WITHOUT_PRUNER
     ]
-    return {"command": SUITE_COMMAND, "rows": rows, "families": families}
+    hashed = {"deterministic_hash": call["deterministic_hash"]}
+    return {"command": SUITE_COMMAND, **hashed, "rows": rows, "families": families}
+
+
+def _counted(entry: dict[str, Any]) -> dict[str, Any]:
+    """With the number of its runs by another name: ``summarize`` leaves ``runs`` out, which are timings elsewhere."""
+    return {**entry, "scenarios": entry["runs"]}
 
 
 def pruner_part(calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -73,15 +87,16 @@ def pruner_part(calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"file {place + 1}: its row `none` is not that of file 1; give calls with one --out")
         own = [row for row in call["rows"] if row["row"] not in WITHOUT_PRUNER]
         names = [row["row"] for row in own]
-        found["deterministic_hashes"][", ".join(names)] = call["deterministic_hash"]
-        rows |= {row["row"]: {**row, "pruner": Path(row["pruner"]).stem} for row in own}  # of a file its name
+        if names:
+            found["deterministic_hashes"][", ".join(names)] = call["deterministic_hash"]
+        rows |= {row["row"]: {**_counted(row), "pruner": Path(row["pruner"]).stem} for row in own}  # of a file its name
         for each in call["families"]:
             if each["row"] in names:
                 families.setdefault(each["row"], {})[each["family"]] = _family(each)
         for each in call["comparisons"]:
             by_family = {name: {key: of[key] for key in FAMILY} for name, of in each["families"].items()}
             shown = {"families": by_family} if each["against"] == FULL else {}
-            comparisons[each["row"], each["against"]] = {**_without(each, "families"), **shown}
+            comparisons[each["row"], each["against"]] = {**_counted(_without(each, "families")), **shown}
         listed = [name for name in names if name.startswith(LISTED)]
         for each in _changed(call["runs"], listed):
             changed[each["row"], each["family"], each["seed"]] = each

@@ -16,7 +16,12 @@ def _call(row: str, scores: list[float], full: list[float]) -> dict:
 
     def figures(name: str) -> dict:
         mean = sum(values[name]) / len(values[name])
-        return {**dict.fromkeys(FIGURES, mean), "ci95": {key: [mean - 0.1, mean + 0.1] for key in FIGURES}, "kept": 0.5}
+        return {
+            **dict.fromkeys(FIGURES, mean),
+            "runs": len(values[name]),
+            "ci95": {key: [mean - 0.1, mean + 0.1] for key in FIGURES},
+            "kept": 0.5,
+        }
 
     change = figures(row)["epdms_style"] - figures("none")["epdms_style"]
     found = {"difference": change, "ci95": [change - 0.1, change + 0.1]}
@@ -37,6 +42,7 @@ def _call(row: str, scores: list[float], full: list[float]) -> dict:
             {
                 "row": row,
                 "against": "none",
+                "runs": len(scores),
                 "differences": dict.fromkeys(FIGURES, found),
                 "families": {FAMILY: dict.fromkeys(FIGURES, found)},
                 "loss": {"share_of_worst5": 0.5, "unharmed": 0.25},
@@ -65,6 +71,14 @@ def test_rows_of_several_calls_stand_together(figures):
         "reconpruner@0.5": "hash of reconpruner@0.5",
         "random@0.5": "hash of random@0.5",
     }
+    assert [row["scenarios"] for row in (*part["rows"], *part["comparisons"])] == [3] * 4
+
+
+def test_the_call_without_a_pruner_may_stand_before_the_others(figures):
+    calls = [_call(row, [0.9, 0.2, 0.9], [0.9, 0.9, 0.0]) for row in ("reconpruner@0.5", "random@0.5")]
+    alone = {**calls[0], "comparisons": [], "rows": [row for row in calls[0]["rows"] if row["row"] == "none"]}
+    part = closed_loop.pruner_part([alone, *calls])
+    assert list(part["deterministic_hashes"]) == ["reconpruner@0.5", "random@0.5"]
 
 
 def test_runs_are_listed_that_our_pruner_changed_much(figures):
@@ -108,7 +122,13 @@ def test_the_rows_without_a_pruner_stand_apart_with_their_families():
     for part in ("rows", "families"):
         full = next(each for each in call[part] if each["row"] == "none")
         call[part] += [{**full, "row": "expert", "epdms_style": 1.0}, {**full, "row": "constant-velocity"}]
+    with pytest.raises(ValueError, match=r"file 1: it has the row reconpruner@0\.5; give the call with"):
+        closed_loop.suite_part(call)
+    for part in ("rows", "families"):
+        call[part] = [each for each in call[part] if each["row"] != "reconpruner@0.5"]
     found = closed_loop.suite_part(call)
+    assert found["deterministic_hash"] == call["deterministic_hash"]
+    assert [row["scenarios"] for row in found["rows"]] == [2, 2, 2]
     assert {row["row"] for row in found["rows"]} == {"none", "expert", "constant-velocity"}
     assert found["command"] == closed_loop.SUITE_COMMAND
     lines = closed_loop.suite_table(found).splitlines()

@@ -105,6 +105,10 @@ def test_unknown_names_are_refused_with_the_known_ones():
         scenarios("all", [], None, 0)
 
 
+def test_a_family_that_is_named_twice_counts_once():
+    assert [key.seed for key in scenarios("smoke", ["bend", "bend"], 2, 0)] == [0, 1]
+
+
 def test_rows_are_pruners_by_ratios_by_faults_and_the_references():
     names = [row.name for row in rows(["none", "reconpruner"], [0.25, 0.5], [("frozen", 0.5)], 0.0)]
     assert DriveRow("/data/mine.safetensors", 0.5).name == "mine@0.5"

@@ -77,7 +77,18 @@ def test_the_same_seed_gives_the_same_fault_again(name):
     assert [fault.odometry(EGO) for _ in range(3)] == first
 
 
-@pytest.mark.parametrize("text", ["frozen", "frozen:2", "frozen:x", "latency:-1", "icy:0.5", "black:nan"])
+@pytest.mark.parametrize(
+    "text",
+    ["frozen", "frozen:2", "frozen:x", "latency:-1", "icy:0.5", "black:nan", "latency:0.5", "burst:0", "swapped:4"],
+)
 def test_a_wrong_fault_is_refused(text):
     with pytest.raises(UsageError, match="--fault"):
         parse_fault(text)
+
+
+def test_a_severity_that_would_be_rounded_is_refused_with_what_may_be_given():
+    with pytest.raises(
+        UsageError, match=r"latency:2\.5: give latency:SEVERITY, a whole number from 0 to 20 \(planning"
+    ):
+        parse_fault("latency:2.5")
+    assert parse_fault("burst:2.0") == ("burst", 2.0) and parse_fault("black:0.25") == ("black", 0.25)

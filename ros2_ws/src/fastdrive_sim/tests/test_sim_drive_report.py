@@ -19,7 +19,7 @@ from sim_runs import ego, hit, make_map, make_run, parked, steady, straight_plan
 from fastdrive_sim.drive.command import DriveOptions, drive_suite
 from fastdrive_sim.drive.report import page, write_report
 from fastdrive_sim.drive.report.player import MAX_RUNS, UNKNOWN, chosen_runs, run_payload
-from fastdrive_sim.drive.report.severity import fault_lines
+from fastdrive_sim.drive.report.severity import fault_lines, severity_charts
 from fastdrive_sim.drive.report.tables import difference_table, heat_maps, score_table, term_table
 from fastdrive_sim.drive.storage import load_run, save_run
 from fastdrive_sim.drive.summary import ScoredRun, summarize
@@ -201,14 +201,28 @@ def test_the_page_says_which_rows_cannot_be_compared(figures):
 
 def test_a_page_of_runs_that_all_failed_has_no_best_row():
     found = summarize([replace(run, ending="failed") for run in records()])
-    assert "<dt>highest EPDMS-style</dt><dd></dd>" in page(found, [])
+    assert "<dt>highest EPDMS-style of the VLA</dt><dd></dd>" in page(found, [])
 
 
 @pytest.mark.parametrize(("fault", "neutral"), [("speed-scale", 1.0), ("burst", 1.0), ("latency", 0.0)])
 def test_the_row_without_a_fault_stands_at_the_severity_that_changes_nothing(fault, neutral):
     row = {"pruner": "/home/me/p.safetensors", "drop": 0.5, "epdms_style": 0.5, "ci95": {"epdms_style": None}}
-    found = fault_lines({"rows": [{**row, "fault": None}, {**row, "fault": f"{fault}:2"}]})
+    found = fault_lines({"rows": [{**row, "failed": 0, "fault": each} for each in (None, f"{fault}:2")]})
     assert [point.severity for point in found[fault]["p@0.5"]] == [neutral, 2.0]
+
+
+def test_runs_that_failed_under_a_fault_are_marked_in_its_chart():
+    row = {"pruner": "none", "drop": 0.0, "epdms_style": 0.5, "ci95": {"epdms_style": [0.4, 0.6]}, "failed": 0}
+    some = {**row, "fault": "dropped:0.5", "failed": 3}
+    all_failed = {**row, "fault": "dropped:1", "failed": 14, "epdms_style": None, "ci95": {"epdms_style": None}}
+    text = severity_charts({"rows": [{**row, "fault": None}, some, all_failed]})
+    assert "<title>none, severity 0.5: 0.500, 3 failed</title></circle>" in text and text.count('fill="none">') == 1
+    assert "<title>none, severity 1: 14 failed</title></path>" in text
+    assert "ring: some runs failed" in text and "ring:" not in severity_charts(
+        {"rows": [{**row, "fault": "dropped:0"}]}
+    )
+    way = re.search(r'<polyline points="([^"]*)"', text)
+    assert way is not None and len(way[1].split()) == 2, "a line to a score that there is not"
 
 
 def test_a_faults_line_begins_with_the_row_without_it(figures):

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME:SEVERITY",
         help="further rows with a fault, such as frozen:0.5; may be repeated",
     )
-    add("--realtime", action="store_true", help="late plans are late (default: lockstep, the same on every machine)")
+    add("--realtime", action="store_true", help="late plans are late (default: lockstep, the same in each run)")
     add(
         "--latency-ms",
         default="0",

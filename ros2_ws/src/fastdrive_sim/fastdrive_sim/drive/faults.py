@@ -18,11 +18,12 @@ Images = list[np.ndarray | None]  # of each camera, uint8 [H, W, 3]; None: nothi
 
 
 class Fault:
-    """No fault. ``severity`` is in ``unit``, from 0 to ``most``; at ``neutral`` nothing changes."""
+    """No fault. ``severity`` is in ``unit``, from ``least`` to ``most``; at ``neutral`` nothing changes."""
 
     name = ""
     unit = ""
-    most = 1.0
+    least, most = 0.0, 1.0
+    whole = False  # only whole numbers
     neutral = 0.0
     summary = "no fault"
 
@@ -49,7 +50,8 @@ class Fault:
 
 
 class Burst(Fault):
-    name, unit, most = "burst", "ticks that show the same images", 20.0
+    name, unit = "burst", "ticks that show the same images"
+    least, most, whole = 1.0, 20.0, True
     neutral = 1.0
     summary = "only every n-th frame set is new, the ones between repeat it with new stamps"
 
@@ -106,7 +108,8 @@ class Black(Fault):
 
 
 class Swapped(Fault):
-    name, unit, most = "swapped", "pairs of cameras", 8.0
+    name, unit = "swapped", "pairs of cameras"
+    most, whole = 3.0, True
     summary = "pairs of cameras have changed their places, the front camera among the first pair"
 
     def begin(self, seed: int) -> None:
@@ -143,7 +146,8 @@ class SpeedScale(Fault):
 
 
 class LatencyFault(Fault):
-    name, unit, most = "latency", "planning periods", 20.0
+    name, unit = "latency", "planning periods"
+    most, whole = 20.0, True
     summary = "every plan is held back for n planning periods, while others are made (a queue before the controller)"
 
     @property
@@ -165,8 +169,11 @@ def parse_fault(text: str) -> tuple[str, float]:
         severity = float(number)
     except ValueError:
         severity = -1.0
-    if not 0 <= severity <= fault.most:
-        raise UsageError(f"--fault {text}: give NAME:SEVERITY with 0 to {fault.most:g} ({fault.unit})")
+    if not fault.least <= severity <= fault.most or (fault.whole and severity != round(severity)):
+        number = "a whole number from" if fault.whole else "a number from"
+        raise UsageError(
+            f"--fault {text}: give {name}:SEVERITY, {number} {fault.least:g} to {fault.most:g} ({fault.unit})"
+        )
     return name, severity
 
 

@@ -27,7 +27,7 @@ def scenarios(suite: str, families: Sequence[str], runs: int | None, seed: int) 
     """
     Args:
         suite: a key of ``SUITES``.
-        families: all of them where empty.
+        families: all of them where empty; one that is named twice counts once.
         runs: scenarios of each family; None for the suite's number.
         seed: of the first scenario of each family; the next ones follow.
 
@@ -42,7 +42,7 @@ def scenarios(suite: str, families: Sequence[str], runs: int | None, seed: int) 
         raise UsageError(
             f"--seed {seed}: seeds from {TRAINING_SEEDS} on are those of training data; give a smaller one"
         )
-    return [ScenarioKey(name, seed + index) for name in families or FAMILIES for index in range(number)]
+    return [ScenarioKey(name, seed + index) for name in dict.fromkeys(families or FAMILIES) for index in range(number)]
 
 
 def check_families(names: Sequence[str]) -> None:
@@ -70,5 +70,8 @@ def rows(
     names = [row.name for row in chosen]
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
-        raise UsageError(f"--pruners: two rows are called {double}; give the pruner's file another name")
+        raise UsageError(
+            f"two rows are called {double}: give a pruner's file another name, and ratios and severities that differ "
+            "in six digits"
+        )
     return chosen
