@@ -57,7 +57,13 @@ def gumbel(seed: int, step: int, rows: Sequence[int], count: int) -> Tensor:
 
 
 def plan_divergence(
-    vla: Vla, tokens: Tensor, questions: Sequence[TeacherPrompt], scores: Tensor, drops: Sequence[float], noise: Tensor
+    vla: Vla,
+    tokens: Tensor,
+    questions: Sequence[TeacherPrompt],
+    scores: Tensor,
+    drops: Sequence[float],
+    noise: Tensor,
+    at_once: int,
 ) -> Tensor:
     """Divergence in nats [len(drops), B] of a VLA's answers on the kept tokens from those on all.
 
@@ -65,19 +71,43 @@ def plan_divergence(
         tokens: [B, N, D], all of them.
         scores: [B, N], with gradient.
         noise: [B, N] that is added to the scores.
+        at_once: keyframes that go through the VLA together, where their prompts have one form. It decides the memory
+            that is needed, and nothing else: no pass leaves a graph behind.
     """
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for row, question in enumerate(questions):
         groups[question.form].append(row)
+    passes = [rows[start : start + at_once] for rows in groups.values() for start in range(0, len(rows), at_once)]
     found = torch.empty(len(drops), len(questions), device=scores.device)
-    for rows in groups.values():
+    for rows in passes:
         asked = [questions[row] for row in rows]
         with torch.no_grad():
             whole = answer_logits(vla, tokens[rows], asked).log_softmax(-1)
         for place, drop in enumerate(drops):
-            kept = answer_logits(vla, tokens[rows], asked, gates(scores[rows], drop, noise[rows])).log_softmax(-1)
-            found[place, rows] = kl_div(kept, whole, reduction="none", log_target=True).sum((1, 2))
+            found[place, rows] = _pruned(vla, tokens[rows], asked, scores[rows], drop, noise[rows], whole)
     return found
+
+
+def _pruned(
+    vla: Vla,
+    tokens: Tensor,
+    questions: Sequence[TeacherPrompt],
+    scores: Tensor,
+    drop: float,
+    noise: Tensor,
+    whole: Tensor,
+) -> Tensor:
+    """Divergence [B] of the answers at one pruning ratio from ``whole``, in one pass through a VLA.
+
+    A keyframe's value depends on its own scores alone, so its gradient is known here and stands for the VLA's graph.
+    """
+    leaf = scores.detach().requires_grad_(torch.is_grad_enabled() and scores.requires_grad)
+    kept = answer_logits(vla, tokens, questions, gates(leaf, drop, noise)).log_softmax(-1)
+    each = kl_div(kept, whole, reduction="none", log_target=True).sum((1, 2))
+    if not each.requires_grad:
+        return each
+    (slopes,) = torch.autograd.grad(each.sum(), leaf)
+    return each.detach() + ((scores - scores.detach()) * slopes).sum(1)  # the first term, and the gradient of the second
 
 
 class PlanTrainer(DistilTrainer):
@@ -108,7 +138,7 @@ class PlanTrainer(DistilTrainer):
         scores = self.scores(self.wrapped["pruner"], tokens)
         noise = recipe.noise * gumbel(recipe.seed, self.step, numbers, scores.shape[1]).to(scores.device)
         drops = (recipe.drops[turn % len(recipe.drops)],)
-        each = plan_divergence(self._vlas[place], tokens.flatten(1, 2), questions, scores, drops, noise)[0]
+        each = plan_divergence(self._vlas[place], tokens.flatten(1, 2), questions, scores, drops, noise, recipe.teacher_batch)[0]
         if recipe.foreground_weight:
             mixed = torch.lerp(each, distance(scores, shares(covered)), recipe.foreground_weight)
             each = torch.where(covered.sum(1) > 0, mixed, each)  # without foreground the plan is all there is
@@ -118,14 +148,14 @@ class PlanTrainer(DistilTrainer):
     def judge(self, keyframes: Keyframes | PlanKeyframes) -> dict[str, Any]:
         """``held_out``, the mean divergence of all VLAs at all ratios, and ``divergence`` by ratio; without noise."""
         assert isinstance(keyframes, PlanKeyframes)
-        found, device = [], self.processes.device
+        found, device, at_once = [], self.processes.device, self.recipe.teacher_batch
         for start in range(0, len(keyframes.names), self.recipe.batch):
             rows = np.arange(start, min(start + self.recipe.batch, len(keyframes.names)))
             tokens = keyframes.read(rows)[0].to(device)
             scores = self.scores_now(tokens).to(device)
             for vla, questions in zip(self._vlas, keyframes.questions, strict=True):
                 asked, noise = [questions[row] for row in rows], torch.zeros_like(scores)
-                found.append(plan_divergence(vla, tokens.flatten(1, 2), asked, scores, self.recipe.drops, noise))
+                found.append(plan_divergence(vla, tokens.flatten(1, 2), asked, scores, self.recipe.drops, noise, at_once))
         means = torch.cat(found, 1).mean(1).tolist()
         by_drop = {f"{drop:g}": mean for drop, mean in zip(self.recipe.drops, means, strict=True)}
         return {"held_out": float(np.mean(means)), "divergence": by_drop}
