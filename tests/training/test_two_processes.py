@@ -9,8 +9,9 @@ import pytest
 import torch
 import yaml
 
-from fastdrive_node.families import load_vla
+from fastdrive_node.families import Vla, load_vla
 from fastdrive_node.pruning.checkpoint import load_pruner
+from fastdrive_training.distil.train import train as train_distil
 from fastdrive_training.engine.logging import read_log
 from fastdrive_training.pruner.train import train as train_pruner
 from fastdrive_training.vla import train_tower
@@ -20,7 +21,8 @@ from tests.training.tiny_nuscenes import write_dataset
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny_dir) -> Path:
-    """With the runs ``one`` and ``two`` of a pruner, and ``tower_one`` and ``tower_two`` of a VLA's first stage."""
+    """With the runs ``one`` and ``two`` of a pruner, ``plan_one`` and ``plan_two`` of one by the plan, and
+    ``tower_one`` and ``tower_two`` of a VLA's first stage."""
     folder = tmp_path_factory.mktemp("runs")
     shared = {"cache": str(folder / "cache"), "device": "cpu", "tensorboard": False}
     short = str(write_dataset(folder / "short", scenes=2, keyframes=3))
@@ -39,6 +41,11 @@ def folder(tmp_path_factory, tiny_dir) -> Path:
     train_tower.train({**tower, "out": str(folder / "tower_one")}, False)
     split = {"kind": "vla_tower", **tower, "out": str(folder / "tower_two")}
     (folder / "tower.yaml").write_text(yaml.safe_dump(split))
+    plan = {**shared, "vla": str(tiny_dir), "dataset": long, "objective": "plan", "keyframes": 6, "val_keyframes": 2}
+    plan |= {"steps": 3, "batch": 4, "log_every": 1, "warmup_steps": 1, "workers": 0, "foreground_weight": 0.2}
+    train_distil({**plan, "out": str(folder / "plan_one")})
+    split = {"kind": "distil", **plan, "out": str(folder / "plan_two"), "teacher_batch": 1}
+    (folder / "plan.yaml").write_text(yaml.safe_dump(split))
     launch("tests.training.two_processes", folder, 2)
     return folder
 
@@ -49,14 +56,24 @@ def assert_equal_logs(two: Path, one: Path, without: set[str]) -> None:
             assert row[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5), (row["step"], key)
 
 
-def test_two_processes_train_a_pruner_with_the_losses_of_one(folder, tiny_dir):
-    one, two = folder / "one", folder / "two"
-    assert [row["step"] for row in read_log(two)] == list(range(4))
-    assert_equal_logs(two, one, {"images_per_s", "recall", "phase"})
-    vla = load_vla(tiny_dir)
+def assert_equal_pruners(two: Path, one: Path, vla: Vla) -> None:
     ours, theirs = (load_pruner(run / "reconpruner.safetensors", vla).state_dict() for run in (two, one))
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_two_processes_train_a_pruner_with_the_losses_of_one(folder, tiny_vla):
+    one, two = folder / "one", folder / "two"
+    assert [row["step"] for row in read_log(two)] == list(range(4))
+    assert_equal_logs(two, one, {"images_per_s", "recall", "phase"})
+    assert_equal_pruners(two, one, tiny_vla)
+
+
+def test_two_processes_learn_from_the_plan_as_one_does_whose_batch_is_one_pass(folder, tiny_vla):
+    one, two = folder / "plan_one", folder / "plan_two"
+    assert [row["step"] for row in read_log(two)] == list(range(3))
+    assert_equal_logs(two, one, {"images_per_s", "divergence"})
+    assert_equal_pruners(two, one, tiny_vla)
 
 
 def test_two_processes_train_a_vla_with_the_losses_of_one(folder):

@@ -1,4 +1,4 @@
-"""One of the processes of a test: trains two recipes, then a run whose second image is no number."""
+"""One of the processes of a test: trains three recipes, then a run whose second image is no number."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def poisoned(folder: Path) -> str:
 
 
 def main(folder: Path) -> None:
-    for recipe in ("tower", "pruner"):  # the tower before there is a group: see train_tower
+    for recipe in ("tower", "pruner", "plan"):  # the tower before there is a group: see train_tower
         assert fastdrive(["train", str(folder / f"{recipe}.yaml")]) == 0
     processes = Processes("cpu")
     report = {"poisoned": poisoned(folder), "processes": processes.count}

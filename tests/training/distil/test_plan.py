@@ -14,42 +14,26 @@ from fastdrive_node.errors import TrainingError
 from fastdrive_node.families import VisualTokens
 from fastdrive_node.families.spec import default_vla_dir
 from fastdrive_node.pruning.checkpoint import load_pruner
-from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_training.data.adapters import open_source
-from fastdrive_training.data.token_cache import encode_keyframes, load_images
 from fastdrive_training.distil import train as distil
 from fastdrive_training.distil.config import DistilRecipe
 from fastdrive_training.distil.plan import PlanTrainer, gates, gumbel, plan_divergence
-from fastdrive_training.distil.sensitivity import Teacher, answer_logits
-from fastdrive_training.distil.trainer import DistilBatches, PlanKeyframes
+from fastdrive_training.distil.sensitivity import answer_logits
+from fastdrive_training.distil.trainer import PlanKeyframes
 from fastdrive_training.engine.config import RecipeError, parse_recipe
-from fastdrive_training.engine.distributed import Processes
 from fastdrive_training.vla.tiny_model import build_tiny_vla
 from tests.generation import SHALLOW
-from tests.training.tiny_nuscenes import write_dataset
-
-SMALL = {"batch": 4, "workers": 0, "tensorboard": False, "device": "cpu", "steps": 4, "checkpoint_every": 2}
+from tests.training.distil.plan_runs import plan_trainer
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data") / "d", scenes=2, keyframes=12)
+@pytest.fixture
+def recipe(recipe) -> dict:
+    return {**recipe, "objective": "plan"}
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def asked(tiny_vla, root):
+@pytest.fixture
+def asked(held):
     """Tokens [4, N, D] of four keyframes, and what is asked about them."""
-    source = open_source(root, "train")
-    items = [source[number] for number in range(4)]
-    images = [load_images(item, tiny_vla.spec.cameras) for item in items]
-    tokens = encode_keyframes(tiny_vla.torch_vision(), images).flatten(1, 2).clone()
-    teacher = Teacher(tiny_vla, 1, 0)
-    return tokens, [teacher.prompt(item) for item in items]
+    return held.read(np.arange(4))[0].flatten(1, 2), held.asked(0, range(4))
 
 
 def test_gates_are_one_for_the_kept_and_scores_near_the_border_have_the_largest_gradient() -> None:
@@ -70,7 +54,7 @@ def test_noise_of_a_keyframe_does_not_depend_on_its_batch() -> None:
 
 
 def test_a_closed_gate_is_a_token_that_the_node_leaves_out(tiny_vla, asked) -> None:
-    tokens, questions = asked
+    tokens, questions = asked[0], [each.prompt for each in asked[1]]
     question, language = questions[0], tiny_vla.torch_language()
     kept = torch.arange(0, tokens.shape[1], 3)
     open_gates = torch.zeros(1, tokens.shape[1]).scatter(1, kept[None], 1.0)
@@ -93,53 +77,31 @@ def test_a_closed_gate_is_a_token_that_the_node_leaves_out(tiny_vla, asked) -> N
 
 
 def test_the_divergence_is_zero_on_all_tokens_and_reaches_scores_of_left_out_ones(tiny_vla, asked) -> None:
-    tokens, questions = asked
+    tokens, own = asked
     scores = torch.linspace(2, -2, tokens.shape[1]).repeat(4, 1).requires_grad_()
     none = torch.zeros_like(scores)
-    found = plan_divergence(tiny_vla, tokens, questions, scores, [0.0, 0.5, 0.75], none)
+    found = plan_divergence(tiny_vla, tokens, own, scores, [0.0, 0.5, 0.75], none, 4)
     assert found.shape == (3, 4) and found[0].abs().max() < 1e-4
     assert torch.all(found[1:] > 1e-3)
     found[2].sum().backward()
     assert scores.grad is not None and scores.grad[:, -64:].abs().sum() > 0
 
 
-def test_scores_learn_to_leave_the_plan_as_it_is(tiny_vla, asked, tmp_path) -> None:
-    tokens, questions = asked
-    held = PlanKeyframes(tuple("abcd"), tokens.view(4, 6, 32, -1).numpy().astype(np.float16), [questions], None)
-    keys = {**SMALL, "steps": 40, "rate": 3e-3, "objective": "plan", "drops": (0.75,), "noise": 0.3}
-    recipe = DistilRecipe("vla", "data", str(tmp_path), **keys)
-    torch.manual_seed(0)
-    pruner = ReconPruner(tiny_vla.family, tiny_vla.config.text_config, cameras=tiny_vla.spec.cameras)
-    processes = Processes("cpu")
-    batches = DistilBatches(held, recipe, processes)
-    trainer = PlanTrainer(recipe, [tiny_vla], held, pruner, batches, processes, {}, held)
+def test_scores_learn_to_leave_the_plan_as_it_is(tiny_vla, held, tmp_path) -> None:
+    trainer = plan_trainer(tiny_vla, held, tmp_path, steps=40, rate=3e-3, drops=(0.75,), noise=0.3)
     before = trainer.judge(held)
     figures = trainer.run()
     assert figures["divergence"]["0.75"] == figures["held_out"] < 0.8 * before["held_out"]
 
 
-def test_keyframes_without_foreground_keep_the_whole_loss_of_the_plan(tiny_vla, asked, tmp_path) -> None:
-    tokens, questions = asked
-    covered = np.zeros((4, tokens.shape[1]), np.float32)
+def test_keyframes_without_foreground_keep_the_whole_loss_of_the_plan(tiny_vla, held, tmp_path) -> None:
+    covered = np.zeros((4, tiny_vla.tokens), np.float32)
     covered[0, :10] = 1
-    held = PlanKeyframes(tuple("abcd"), tokens.view(4, 6, 32, -1).numpy().astype(np.float16), [questions], covered)
-    losses = []
+    keyframes, losses = dataclasses.replace(held, covered=covered), []
     for weight in (0.0, 0.5):
-        keys = {**SMALL, "objective": "plan", "foreground_weight": weight}
-        recipe = DistilRecipe("vla", "data", str(tmp_path / str(weight)), **keys)
-        torch.manual_seed(0)
-        pruner, processes = ReconPruner(tiny_vla.family, tiny_vla.config.text_config), Processes("cpu")
-        trainer = PlanTrainer(
-            recipe, [tiny_vla], held, pruner, DistilBatches(held, recipe, processes), processes, {}, held
-        )
-        losses.append(trainer.losses(held.read(np.arange(4)))["each"])
+        trainer = plan_trainer(tiny_vla, keyframes, tmp_path / str(weight), foreground_weight=weight)
+        losses.append(trainer.losses(keyframes.read(np.arange(4)))["each"])
     assert torch.allclose(losses[0][1:], losses[1][1:]) and losses[1][0] > losses[0][0]
-
-
-@pytest.fixture
-def recipe(tmp_path, root, cache, tiny_dir) -> dict:
-    paths = {"vla": tiny_dir, "dataset": root, "out": tmp_path / "run", "cache": cache}
-    return {**SMALL, **{key: str(path) for key, path in paths.items()}, "objective": "plan", "evaluate_every": 2}
 
 
 def test_a_run_writes_a_pruner_that_serves_and_resumes_like_an_unbroken_one(recipe, tmp_path, tiny_vla) -> None:
@@ -177,9 +139,9 @@ def test_a_run_writes_a_pruner_that_serves_and_resumes_like_an_unbroken_one(reci
 def test_several_vlas_take_turns(recipe, tmp_path, monkeypatch) -> None:
     other, turns = build_tiny_vla(tmp_path / "other", seed=0, size=SHALLOW), []
 
-    def seen(vla, tokens, questions, scores, drops, noise):
+    def seen(vla, tokens, asked, scores, drops, *how):
         turns.append((str(vla.path), *drops))
-        return plan_divergence(vla, tokens, questions, scores, drops, noise)
+        return plan_divergence(vla, tokens, asked, scores, drops, *how)
 
     monkeypatch.setattr("fastdrive_training.distil.plan.plan_divergence", seen)
     distil.train({**recipe, "teachers": [str(other)], "drops": [0.25, 0.5], "evaluate_every": 100})

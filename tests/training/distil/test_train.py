@@ -28,25 +28,6 @@ from fastdrive_training.engine.distributed import Processes
 from fastdrive_training.vla.tiny_model import build_tiny_vla
 from tests.generation import QWEN
 from tests.training.pruner.recon_fixtures import GRID, text_config
-from tests.training.tiny_nuscenes import write_dataset
-
-SMALL = {"batch": 4, "workers": 0, "tensorboard": False, "device": "cpu", "draws": 1, "steps": 4, "checkpoint_every": 2}
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data") / "d", scenes=2, keyframes=12)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def recipe(tmp_path, root, cache, tiny_dir) -> dict:
-    paths = {"vla": tiny_dir, "dataset": root, "out": tmp_path / "run", "cache": cache}
-    return {**SMALL, **{key: str(path) for key, path in paths.items()}, "evaluate_every": 2}
 
 
 def _keyframes(count: int = 64) -> Keyframes:

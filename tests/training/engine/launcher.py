@@ -15,7 +15,13 @@ from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-PARTS = ("commands.train", "data.nuscenes.keyframes", "pruner.train", "vla.train_tower")  # imported as they are needed
+PARTS = (
+    "commands.train",
+    "data.nuscenes.keyframes",
+    "distil.train",
+    "pruner.train",
+    "vla.train_tower",
+)  # imported as they are needed
 
 
 def _free_port() -> int:

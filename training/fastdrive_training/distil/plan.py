@@ -13,7 +13,6 @@ left out learns too what attention to it would change.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,9 +25,9 @@ from fastdrive_node.families import Vla
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.pruning.select import keep_count
 from fastdrive_training.distil.config import DistilRecipe
-from fastdrive_training.distil.sensitivity import TeacherPrompt, answer_logits
+from fastdrive_training.distil.sensitivity import answer_logits, passes
 from fastdrive_training.distil.targets import shares
-from fastdrive_training.distil.trainer import DistilTrainer, Keyframes, PlanKeyframes, distance
+from fastdrive_training.distil.trainer import Asked, DistilTrainer, Keyframes, PlanKeyframes, distance
 from fastdrive_training.engine.distributed import Processes
 from fastdrive_training.engine.loop import Losses, StepBatches
 
@@ -59,7 +58,7 @@ def gumbel(seed: int, step: int, rows: Sequence[int], count: int) -> Tensor:
 def plan_divergence(
     vla: Vla,
     tokens: Tensor,
-    questions: Sequence[TeacherPrompt],
+    asked: Sequence[Asked],
     scores: Tensor,
     drops: Sequence[float],
     noise: Tensor,
@@ -74,40 +73,30 @@ def plan_divergence(
         at_once: keyframes that go through the VLA together, where their prompts have one form. It decides the memory
             that is needed, and nothing else: no pass leaves a graph behind.
     """
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for row, question in enumerate(questions):
-        groups[question.form].append(row)
-    passes = [rows[start : start + at_once] for rows in groups.values() for start in range(0, len(rows), at_once)]
-    found = torch.empty(len(drops), len(questions), device=scores.device)
-    for rows in passes:
-        asked = [questions[row] for row in rows]
-        with torch.no_grad():
-            whole = answer_logits(vla, tokens[rows], asked).log_softmax(-1)
+    found = torch.empty(len(drops), len(asked), device=scores.device)
+    for rows in passes([each.prompt for each in asked], at_once):
+        own = [asked[row] for row in rows]
         for place, drop in enumerate(drops):
-            found[place, rows] = _pruned(vla, tokens[rows], asked, scores[rows], drop, noise[rows], whole)
+            found[place, rows] = _pruned(vla, tokens[rows], own, scores[rows], drop, noise[rows])
     return found
 
 
-def _pruned(
-    vla: Vla,
-    tokens: Tensor,
-    questions: Sequence[TeacherPrompt],
-    scores: Tensor,
-    drop: float,
-    noise: Tensor,
-    whole: Tensor,
-) -> Tensor:
-    """Divergence [B] of the answers at one pruning ratio from ``whole``, in one pass through a VLA.
+def _pruned(vla: Vla, tokens: Tensor, asked: Sequence[Asked], scores: Tensor, drop: float, noise: Tensor) -> Tensor:
+    """Divergence [B] at one pruning ratio, in one pass.
 
     A keyframe's value depends on its own scores alone, so its gradient is known here and stands for the VLA's graph.
     """
     leaf = scores.detach().requires_grad_(torch.is_grad_enabled() and scores.requires_grad)
+    with torch.no_grad():
+        states = torch.stack([each.whole for each in asked]).to(vla.device, vla.dtype)
+        whole = vla.model.lm_head(states).float().log_softmax(-1)
+    questions = [each.prompt for each in asked]
     kept = answer_logits(vla, tokens, questions, gates(leaf, drop, noise)).log_softmax(-1)
     each = kl_div(kept, whole, reduction="none", log_target=True).sum((1, 2))
     if not each.requires_grad:
         return each
     (slopes,) = torch.autograd.grad(each.sum(), leaf)
-    return each.detach() + ((scores - scores.detach()) * slopes).sum(1)  # the first term, and the gradient of the second
+    return each.detach() + ((scores - scores.detach()) * slopes).sum(1)  # a value, and 0 with its gradient
 
 
 class PlanTrainer(DistilTrainer):
@@ -134,11 +123,11 @@ class PlanTrainer(DistilTrainer):
         tokens, covered, rows = part
         recipe, numbers = self.recipe, rows.tolist()
         turn, place = divmod(self.step, len(self._vlas))
-        questions = [self._keyframes.questions[place][row] for row in numbers]
+        asked = self._keyframes.asked(place, numbers)
         scores = self.scores(self.wrapped["pruner"], tokens)
         noise = recipe.noise * gumbel(recipe.seed, self.step, numbers, scores.shape[1]).to(scores.device)
-        drops = (recipe.drops[turn % len(recipe.drops)],)
-        each = plan_divergence(self._vlas[place], tokens.flatten(1, 2), questions, scores, drops, noise, recipe.teacher_batch)[0]
+        how = (recipe.drops[turn % len(recipe.drops)],), noise, recipe.teacher_batch
+        each = plan_divergence(self._vlas[place], tokens.flatten(1, 2), asked, scores, *how)[0]
         if recipe.foreground_weight:
             mixed = torch.lerp(each, distance(scores, shares(covered)), recipe.foreground_weight)
             each = torch.where(covered.sum(1) > 0, mixed, each)  # without foreground the plan is all there is
@@ -148,14 +137,15 @@ class PlanTrainer(DistilTrainer):
     def judge(self, keyframes: Keyframes | PlanKeyframes) -> dict[str, Any]:
         """``held_out``, the mean divergence of all VLAs at all ratios, and ``divergence`` by ratio; without noise."""
         assert isinstance(keyframes, PlanKeyframes)
-        found, device, at_once = [], self.processes.device, self.recipe.teacher_batch
+        found, device = [], self.processes.device
         for start in range(0, len(keyframes.names), self.recipe.batch):
             rows = np.arange(start, min(start + self.recipe.batch, len(keyframes.names)))
             tokens = keyframes.read(rows)[0].to(device)
             scores = self.scores_now(tokens).to(device)
-            for vla, questions in zip(self._vlas, keyframes.questions, strict=True):
-                asked, noise = [questions[row] for row in rows], torch.zeros_like(scores)
-                found.append(plan_divergence(vla, tokens.flatten(1, 2), asked, scores, self.recipe.drops, noise, at_once))
+            how = self.recipe.drops, torch.zeros_like(scores), self.recipe.teacher_batch
+            for place, vla in enumerate(self._vlas):
+                asked = keyframes.asked(place, rows.tolist())
+                found.append(plan_divergence(vla, tokens.flatten(1, 2), asked, scores, *how))
         means = torch.cat(found, 1).mean(1).tolist()
         by_drop = {f"{drop:g}": mean for drop, mean in zip(self.recipe.drops, means, strict=True)}
         return {"held_out": float(np.mean(means)), "divergence": by_drop}

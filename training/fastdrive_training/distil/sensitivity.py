@@ -81,11 +81,8 @@ class Teacher:
             numbers: of the items, for their own random draws: a value does not depend on what runs together.
         """
         questions = [self.prompt(item) for item in items]
-        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for row, question in enumerate(questions):
-            groups[question.form].append(row)
         found = torch.empty(tokens.shape[:2])
-        for rows in groups.values():
+        for rows in passes(questions, len(questions)):
             asked = [questions[row] for row in rows]
             found[rows] = self._run(tokens[rows], asked, [numbers[row] for row in rows])
         return found
@@ -109,8 +106,21 @@ class Teacher:
         return torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)[:, 0]
 
 
+def passes(questions: Sequence[TeacherPrompt], at_once: int) -> list[list[int]]:
+    """The questions' numbers, split into passes through a VLA: of one form, and ``at_once`` at most."""
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for row, question in enumerate(questions):
+        groups[question.form].append(row)
+    return [rows[start : start + at_once] for rows in groups.values() for start in range(0, len(rows), at_once)]
+
+
 def answer_logits(vla: Vla, tokens: Tensor, questions: Sequence[TeacherPrompt], gates: Tensor | None = None) -> Tensor:
-    """What a VLA predicts at each position of the true answer: logits float32 [B, A, vocabulary].
+    """What a VLA predicts at each position of the answer: logits float32 [B, A, vocabulary]. See answer_states."""
+    return vla.model.lm_head(answer_states(vla, tokens, questions, gates)).float()
+
+
+def answer_states(vla: Vla, tokens: Tensor, questions: Sequence[TeacherPrompt], gates: Tensor | None = None) -> Tensor:
+    """What the head of a VLA reads at each position of the answer, [B, A, D] in the VLA's dtype.
 
     Args:
         tokens: [B, N, D] on the VLA's device, in raster order, of keyframes whose prompts have one form.
@@ -133,4 +143,4 @@ def answer_logits(vla: Vla, tokens: Tensor, questions: Sequence[TeacherPrompt], 
         attention_mask=mask,
         use_cache=False,
     )
-    return model.lm_head(out.last_hidden_state[:, -questions[0].answer :]).float()
+    return out.last_hidden_state[:, -questions[0].answer :]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.data.adapters.base import ImageSource, dataset_identity
 from fastdrive_training.data.token_cache import encode_keyframes, load_images
-from fastdrive_training.distil.sensitivity import Teacher
+from fastdrive_training.distil.sensitivity import Teacher, TeacherPrompt, answer_states, passes
 
 ENCODED_AT_ONCE = 16  # keyframes
 
@@ -131,6 +131,32 @@ def own_answers(used: Used, vla: Vla, tokens: np.ndarray) -> np.memmap:
 
     key = [*used.identity, *_content(vla), form.max_new_tokens]
     return filled(used.cache / "answers", key, (len(used), width), np.int32, ENCODED_AT_ONCE, fill)
+
+
+@torch.inference_mode()
+def whole_answers(
+    used: Used, vla: Vla, tokens: np.ndarray, questions: Sequence[TeacherPrompt], at_once: int
+) -> np.memmap:
+    """``answer_states`` of a VLA on all tokens, float32 [K, A, D]; 0 before the first position of a shorter answer.
+
+    Its predictions follow from them by the head alone, and are as many as the vocabulary where these are D.
+
+    Args:
+        at_once: keyframes of a pass through the VLA.
+    """
+    width = max(question.answer for question in questions)
+
+    def fill(start: int, stop: int) -> np.ndarray:
+        own = torch.from_numpy(tokens[start:stop].astype(np.float32)).flatten(1, 2)
+        found = np.zeros((stop - start, width, vla.width), np.float32)
+        for rows in passes(questions[start:stop], at_once):
+            asked = [questions[start + row] for row in rows]
+            found[rows, -asked[0].answer :] = answer_states(vla, own[rows].to(vla.device), asked).float().cpu().numpy()
+        return found
+
+    read = hashlib.sha256(b"".join(question.ids.numpy().tobytes() for question in questions)).hexdigest()
+    key = [*used.identity, *_content(vla), [question.answer for question in questions], read]
+    return filled(used.cache / "whole_answers", key, (len(used), width, vla.width), np.float32, ENCODED_AT_ONCE, fill)
 
 
 def _content(vla: Vla) -> list[Any]:

@@ -32,7 +32,15 @@ from fastdrive_training.data.token_cache import require_cameras
 from fastdrive_training.distil.config import KIND, DistilRecipe
 from fastdrive_training.distil.plan import PlanTrainer
 from fastdrive_training.distil.sensitivity import Teacher, TeacherPrompt
-from fastdrive_training.distil.targets import Used, encoded, foreground, own_answers, pruner_scores, sensitivities
+from fastdrive_training.distil.targets import (
+    Used,
+    encoded,
+    foreground,
+    own_answers,
+    pruner_scores,
+    sensitivities,
+    whole_answers,
+)
 from fastdrive_training.distil.trainer import DistilBatches, DistilTrainer, Keyframes, PlanKeyframes
 from fastdrive_training.engine.checkpoint import require_checkpoint, start_folder
 from fastdrive_training.engine.config import RecipeError, parse_recipe
@@ -113,7 +121,11 @@ def prepare(
     covered = [foreground(one, first) if weight else None for one in used]
     if settings.objective == "plan":
         asked = [[_questions(one, vla, own, settings) for vla in vlas] for one, own in zip(used, tokens, strict=True)]
-        found = [PlanKeyframes(*each) for each in zip(names, tokens, asked, covered, strict=True)]
+        whole = [
+            [whole_answers(one, vla, own, each, settings.teacher_batch) for vla, each in zip(vlas, its, strict=True)]
+            for one, own, its in zip(used, tokens, asked, strict=True)
+        ]
+        found = [PlanKeyframes(*each) for each in zip(names, tokens, asked, whole, covered, strict=True)]
     else:
         how = settings.draws, settings.seed, settings.teacher_batch
         known = [[sensitivities(one, vla, own, *how) for vla in vlas] for one, own in zip(used, tokens, strict=True)]

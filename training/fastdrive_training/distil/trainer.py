@@ -24,12 +24,21 @@ DROPS = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a VLA is asked about a keyframe, and what it answers on all tokens."""
+
+    prompt: TeacherPrompt
+    whole: Tensor  # ``answer_states``, float32 [A, D]
+
+
+@dataclass(frozen=True)
 class PlanKeyframes:
-    """K keyframes with what VLAs are asked about them; tokens stay on disk until they are read."""
+    """K keyframes with what VLAs are asked about them; tokens and answers stay on disk until they are read."""
 
     names: tuple[str, ...]
     tokens: np.ndarray  # float16 [K, C, n, D]
     questions: list[list[TeacherPrompt]]  # of each VLA, of each keyframe
+    whole: list[np.ndarray]  # of each VLA, float32 [K, A, D], see ``whole_answers``
     covered: np.ndarray | None  # fraction of foreground, float32 [K, C * n]
 
     def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,6 +48,11 @@ class PlanKeyframes:
         if self.covered is not None:
             covered = torch.from_numpy(self.covered[rows])
         return tokens, covered, torch.from_numpy(rows)
+
+    def asked(self, vla: int, rows: Sequence[int]) -> list[Asked]:
+        """Of one of the VLAs, about keyframes."""
+        questions, whole = self.questions[vla], torch.from_numpy(self.whole[vla][list(rows)])
+        return [Asked(questions[row], own[-questions[row].answer :]) for row, own in zip(rows, whole, strict=True)]
 
 
 @dataclass(frozen=True)
