@@ -117,7 +117,7 @@ def test_set_overrides_nested_keys():
     ("name", "kind"),
     [
         *((f"recon_{size}{form}", ReconRecipe) for size in ("tiny", "3b", "7b") for form in ("", "_paper")),
-        *((f"distil_{size}{form}", DistilRecipe) for size in ("tiny", "3b", "7b") for form in ("", "_lite")),
+        *((f"distil_{size}{form}", DistilRecipe) for size in ("tiny", "3b", "7b") for form in ("", "_lite", "_plan")),
         *((f"tiny_tower{form}", TowerRecipe) for form in ("", "_wide")),
         *((f"tiny_{name}", LanguageRecipe) for name in ("language", "language_sizes", "language_wide", "drive")),
     ],
@@ -133,6 +133,15 @@ def test_full_size_recipes_have_the_papers_numbers(name):
     recipe = parse_recipe(ReconRecipe, load_recipe(name)[1])
     assert (recipe.decoder_layers, recipe.loss.alpha, recipe.loss.ssim_weight) == (6, 0.5, 0.2)
     assert recipe.schedule.lr == 2e-5
+
+
+@pytest.mark.parametrize("size", ["3b", "7b"])
+def test_full_size_recipes_by_the_plan_are_those_at_toy_size_one_keyframe_a_pass(size):
+    plan, toy, other = (load_recipe(f"distil_{name}")[1] for name in (f"{size}_plan", "tiny_plan", size))
+    assert (plan["objective"], plan["drops"]) == (toy["objective"], toy["drops"])
+    assert (plan["teacher_batch"], plan["precision"]) == (1, "bfloat16")
+    assert all(plan[key] == other[key] for key in ("vla", "start", "dataset", "keyframes", "steps", "batch"))
+    assert plan["out"] != other["out"]
 
 
 @pytest.mark.parametrize("size", ["tiny", "3b", "7b"])
