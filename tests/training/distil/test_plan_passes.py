@@ -9,11 +9,13 @@ from torch.nn.functional import cosine_similarity, kl_div
 
 from fastdrive_node.families import load_vla
 from fastdrive_node.pruning.checkpoint import load_pruner
+from fastdrive_training.data.adapters import open_source
 from fastdrive_training.distil import plan, targets
 from fastdrive_training.distil import train as distil
 from fastdrive_training.distil.config import DistilRecipe
 from fastdrive_training.distil.plan import gates, plan_divergence
-from fastdrive_training.distil.sensitivity import answer_logits, answer_states
+from fastdrive_training.distil.sensitivity import Teacher, answer_logits, answer_states
+from fastdrive_training.distil.targets import Used
 from fastdrive_training.distil.trainer import PlanKeyframes
 from fastdrive_training.engine.logging import read_log
 from tests.training.distil.plan_runs import plan_trainer
@@ -170,8 +172,21 @@ def test_what_a_vla_says_on_all_tokens_is_asked_once_and_continues_where_it_was_
     assert asked == [1] * (count + 1)  # the third is asked again
     distil.prepare(settings, torch.device("cpu"))
     assert len(asked) == count + 1
-    tokens = keyframes.read(np.arange(3))[0].flatten(1, 2)
-    for row, found in enumerate(keyframes.asked(0, range(3))):
+    _require_states(keyframes, tiny_vla)
+
+
+def _require_states(keyframes: PlanKeyframes, vla) -> None:
+    """What is kept of the first two is what the VLA says when it is asked about each alone."""
+    tokens = keyframes.read(np.arange(2))[0].flatten(1, 2)
+    for row, found in enumerate(keyframes.asked(0, range(2))):
         with torch.inference_mode():
-            states = answer_states(tiny_vla, tokens[row : row + 1], [found.prompt])[0]
+            states = answer_states(vla, tokens[row : row + 1], [found.prompt])[0]
         torch.testing.assert_close(found.whole, states, rtol=1e-4, atol=1e-5)
+
+
+def test_answers_of_several_lengths_are_kept_each_at_its_own_positions(tiny_vla, held, root, tmp_path) -> None:
+    source, teacher = open_source(root, "train"), Teacher(tiny_vla, 1, 0)
+    questions = [teacher.prompt(source[0], tiny_vla.encode_text("1.5")), teacher.prompt(source[1])]
+    whole = targets.whole_answers(Used(source, np.arange(2), tmp_path), tiny_vla, held.tokens, questions, 2)
+    assert whole.shape[1] == questions[1].answer > questions[0].answer
+    _require_states(PlanKeyframes(("a", "b"), held.tokens, [questions], [whole], None), tiny_vla)
