@@ -117,7 +117,7 @@ def question(size: ModelSize, device: torch.device) -> TeacherPrompt:
 
 
 @dataclass(frozen=True)
-class Step:
+class CountedStep:
     """A VLA and a pruner with random weights, and keyframes; on ``meta`` nothing is computed."""
 
     vla: Any
@@ -127,7 +127,7 @@ class Step:
     tokens: torch.Tensor  # [B, C, n, D]
 
     @classmethod
-    def of(cls, size: ModelSize, batch: int, device: torch.device = META) -> Step:
+    def of(cls, size: ModelSize, batch: int, device: torch.device = META) -> CountedStep:
         model = build_model(size, device, torch.bfloat16, 0)
         vla = SimpleNamespace(model=model, device=device, dtype=torch.bfloat16)
         scene, width, prompt = size.scenes[1], size.text["hidden_size"], question(size, device)
@@ -155,7 +155,7 @@ class Step:
 
 def count_step(size: ModelSize, batch: int, at_once: int) -> dict[str, Any]:
     """What a step on ``batch`` keyframes keeps and computes: the pruner, and its passes, of which one is counted."""
-    step = Step.of(size, batch)
+    step = CountedStep.of(size, batch)
     kept = step.kept()
     with FlopCounterMode(display=False) as whole, torch.no_grad():
         answer_logits(step.vla, step.tokens.flatten(1, 2)[:1], [step.asked.prompt])

@@ -14,7 +14,7 @@ TOY = memory.SIZES["toy"]
 
 
 def _kept(batch: int, at_once: int, device: str) -> memory.KeptTensors:
-    step = memory.Step.of(TOY, batch, torch.device(device))
+    step = memory.CountedStep.of(TOY, batch, torch.device(device))
     kept = step.kept()
     with torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
         step.loss(step.scores(), at_once).backward()

@@ -39,6 +39,7 @@ def _divergence(vla, held, at_once) -> tuple[torch.Tensor, torch.Tensor]:
     scores, tokens = _scores(held), held.read(np.array(ROWS))[0].flatten(1, 2)
     each = plan_divergence(vla, tokens, held.asked(0, ROWS), scores, [DROP], torch.zeros_like(scores), at_once)[0]
     (each * torch.arange(1, 5)).sum().backward()
+    assert scores.grad is not None
     return each.detach(), scores.grad
 
 

@@ -38,7 +38,7 @@ class PlanKeyframes:
     names: tuple[str, ...]
     tokens: np.ndarray  # float16 [K, C, n, D]
     questions: list[list[TeacherPrompt]]  # of each VLA, of each keyframe
-    whole: list[np.ndarray]  # of each VLA, float32 [K, A, D], see ``whole_answers``
+    whole: Sequence[np.ndarray]  # of each VLA, float32 [K, A, D], see ``whole_answers``
     covered: np.ndarray | None  # fraction of foreground, float32 [K, C * n]
 
     def read(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
