@@ -14,7 +14,7 @@ from fastdrive_node.families import VisualTokens
 from fastdrive_training.data.adapters import open_source
 from fastdrive_training.data.token_cache import encode_keyframes, load_images
 from fastdrive_training.distil.sensitivity import Teacher
-from fastdrive_training.distil.targets import filled, target
+from fastdrive_training.distil.targets import filled, shares, target
 from tests.training.tiny_nuscenes import write_dataset
 
 NUMBERS = [0, 3]
@@ -103,3 +103,11 @@ def test_the_target_is_the_mean_of_the_teachers_and_the_foreground() -> None:
         0.6 * plan + 0.4 * np.array([[0, 0, 0.25, 0.75]])
     )
     assert target([first, second], np.zeros((1, 4)), 0.5, 0.4) == pytest.approx(plan)  # no foreground in sight
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor])
+def test_shares_are_of_the_kind_that_they_are_given(make) -> None:
+    values = make([[1.0, 3.0], [0.0, 0.0]])
+    found = shares(values)
+    assert type(found) is type(values) and found.dtype == values.dtype
+    assert found.tolist() == [[0.25, 0.75], [0.0, 0.0]]

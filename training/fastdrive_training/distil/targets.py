@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from fastdrive_training.data.token_cache import encode_keyframes, load_images
 from fastdrive_training.distil.sensitivity import Teacher, TeacherPrompt, answer_states, passes
 
 ENCODED_AT_ONCE = 16  # keyframes
+Values = TypeVar("Values", np.ndarray, torch.Tensor)
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,6 @@ def target(
     return np.where(seen, mixed, plan).astype(np.float32)
 
 
-def shares(values: Any) -> Any:
+def shares(values: Values) -> Values:
     """Values [B, N], none negative, of an array or a tensor, as fractions of their sum in each row; zeros stay."""
-    return values / values.sum(1)[:, None].clip(np.finfo(np.float32).tiny)
+    return values / values.sum(1)[:, None].clip(float(np.finfo(np.float32).tiny))
