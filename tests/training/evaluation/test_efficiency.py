@@ -114,7 +114,7 @@ def test_nothing_is_measured_without_a_sample(sample, tiny_vla):
 def test_rows_take_turns_on_each_sample(sample, tiny_vla, monkeypatch):
     answerer, one = sample
     rows, timed = _rows(tiny_vla, "none", "uniform", "divprune"), []
-    monkeypatch.setattr(efficiency, "_count", lambda *_: {"flops": 7, "peak_memory_mb": 0.5})
+    monkeypatch.setattr(efficiency._Counter, "count", lambda *_: {"flops": 7, "peak_memory_mb": 0.5})
 
     def times(_, row, sample):
         timed.append(row.key.pruner)
@@ -125,3 +125,19 @@ def test_rows_take_turns_on_each_sample(sample, tiny_vla, monkeypatch):
     assert timed == ["none", "uniform", "divprune", "uniform", "divprune", "none"]
     assert [row["prefill_ms"] for row in figures] == [3.5, 3.0, 4.0]
     assert [(row["flops"], row["peak_memory_mb"]) for row in figures] == [(7, 0.5)] * 3
+
+
+def test_a_decode_is_counted_once_for_rows_with_as_many_tokens(sample, tiny_vla, monkeypatch):
+    """FastV keeps as many as the others, but not in its first layers."""
+    answerer, one = sample
+    rows, counted = _rows(tiny_vla, "none", "uniform", "random", "fastv"), []
+    each = [measure(answerer, [row], [one], timing=False)[0] for row in rows]
+    monkeypatch.setattr(efficiency, "count_flops", lambda work: counted.append(work.__name__) or count_flops(work))
+    assert measure(answerer, rows, [one, one], timing=False) == each
+    assert counted.count("before_decode") == 8 and counted.count("decode") == 3
+
+
+def test_progress_is_shown_while_operations_are_counted(sample, tiny_vla, capsys):
+    measure(sample[0], _rows(tiny_vla, "none"), [sample[1]], timing=False, progress=True)
+    shown = capsys.readouterr().err
+    assert "counting" in shown and "1/1" in shown

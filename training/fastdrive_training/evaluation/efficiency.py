@@ -39,6 +39,7 @@ def measure(
     decoded. ``tokens_by_layer`` is there for pruners inside of the language model only. Without ``timing`` the
     times are None.
     """
+    counter = _Counter(answerer)
     counted_samples, timed_samples = samples[:COUNTED_SAMPLES], samples[: TIMED_SAMPLES if timing else 0]
     steps = len(rows) * (len(counted_samples) + len(timed_samples))
     with tqdm(
@@ -47,7 +48,7 @@ def measure(
         counts: list[list[dict]] = [[] for _ in rows]  # it warms up, too
         for found, row in zip(counts, rows, strict=True):
             for sample in counted_samples:
-                found.append(_count(answerer, row, sample))
+                found.append(counter.count(row, sample))
                 bar.update()
         counted = [_medians(each) for each in counts]
         times: list[list[dict]] = [[] for _ in rows]
@@ -80,22 +81,45 @@ def _times(answerer: Answerer, row: PrunerRow, sample: EvaluationSample) -> dict
     return times
 
 
-def _count(answerer: Answerer, row: PrunerRow, sample: EvaluationSample) -> dict:
-    """Operations and memory of one sample by itself."""
-    device, run = answerer.vla.device, _Stages(answerer, row, sample)
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(device)
-    memory = PeakMemory()
-    with nullcontext() if on_gpu else memory:
-        flops = count_flops(run.before_decode)
-        decode_flops = count_flops(run.decode)
-    weights = sum(tensor.nbytes for tensor in answerer.vla.model.parameters())
-    peak = torch.cuda.max_memory_allocated(device) if on_gpu else weights + memory.peak
-    result = {"flops": flops, "decode_flops_per_token": round(decode_flops / run.decoded), "peak_memory_mb": peak / 1e6}
-    if row.pruner.acts_inside:
-        result["tokens_by_layer"] = list(run.prefilled.tokens_by_layer)
-    return result
+class _Counter:
+    """Operations and memory of single samples; those of a decode once for all with as many tokens in each layer."""
+
+    def __init__(self, answerer: Answerer):
+        self._answerer = answerer
+        self._decodes: dict[tuple, tuple[int, int]] = {}  # operations, and bytes at once beside those of before
+
+    def count(self, row: PrunerRow, sample: EvaluationSample) -> dict:
+        """Of one sample by itself."""
+        vla, run = self._answerer.vla, _Stages(self._answerer, row, sample)
+        on_gpu = vla.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(vla.device)
+        memory = PeakMemory()
+        with nullcontext() if on_gpu else memory:
+            flops = count_flops(run.before_decode)
+        before = memory.live()
+        run.decode()  # uncounted, which is far faster, for its number of tokens
+        peak = torch.cuda.max_memory_allocated(vla.device) if on_gpu else 0
+        decode_flops, more = self._decode(row, sample, run)
+        if not on_gpu:
+            weights = sum(tensor.nbytes for tensor in vla.model.parameters())
+            peak = weights + max(memory.peak, before + more)
+        by_layer = {"tokens_by_layer": list(run.prefilled.tokens_by_layer)} if row.pruner.acts_inside else {}
+        per_token = round(decode_flops / run.decoded)
+        return {"flops": flops, "decode_flops_per_token": per_token, "peak_memory_mb": peak / 1e6, **by_layer}
+
+    def _decode(self, row: PrunerRow, sample: EvaluationSample, done: _Stages) -> tuple[int, int]:
+        """Of a decode like the one that is done: they depend on lengths alone, not on which tokens there are."""
+        lengths = (len(done.prefilled.prompts[0]), done.prefilled.tokens_by_layer, done.decoded)
+        if lengths not in self._decodes:
+            run, memory = _Stages(self._answerer, row, sample), PeakMemory()
+            with memory:
+                run.before_decode()
+            before = memory.restart()
+            with memory:
+                flops = count_flops(run.decode)
+            self._decodes[lengths] = flops, memory.peak - before
+        return self._decodes[lengths]
 
 
 class _Stages:
@@ -171,6 +195,17 @@ class PeakMemory(TorchDispatchMode):
         self._made: dict[int, tuple[StorageWeakRef, int]] = {}  # by address, which a weak reference keeps from reuse
         self._bytes = 0  # of all in ``_made``, those that are gone included
 
+    def live(self) -> int:
+        """Bytes of the tensors made in its block that are still there."""
+        self._made = {key: entry for key, entry in self._made.items() if not entry[0].expired()}
+        self._bytes = sum(size for _, size in self._made.values())
+        return self._bytes
+
+    def restart(self) -> int:
+        """Forget the peak so far; the bytes that are there now."""
+        self.peak = self.live()
+        return self.peak
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         known = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
         result = func(*args, **(kwargs or {}))
@@ -180,9 +215,7 @@ class PeakMemory(TorchDispatchMode):
                 self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
                 self._bytes += storage.nbytes()
         if self._bytes > self.peak:
-            self._made = {key: entry for key, entry in self._made.items() if not entry[0].expired()}
-            self._bytes = sum(size for _, size in self._made.values())
-            self.peak = max(self.peak, self._bytes)
+            self.peak = max(self.peak, self.live())
         return result
 
 
