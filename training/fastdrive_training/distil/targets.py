@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -31,7 +31,6 @@ from fastdrive_training.data.token_cache import encode_keyframes, load_images
 from fastdrive_training.distil.sensitivity import Teacher, TeacherPrompt, answer_states, passes
 
 ENCODED_AT_ONCE = 16  # keyframes
-Values = TypeVar("Values", np.ndarray, torch.Tensor)
 
 
 @dataclass(frozen=True)
@@ -213,6 +212,14 @@ def target(
     return np.where(seen, mixed, plan).astype(np.float32)
 
 
-def shares(values: Values) -> Values:
+@overload
+def shares(values: np.ndarray) -> np.ndarray: ...
+
+
+@overload
+def shares(values: torch.Tensor) -> torch.Tensor: ...
+
+
+def shares(values: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
     """Values [B, N], none negative, of an array or a tensor, as fractions of their sum in each row; zeros stay."""
     return values / values.sum(1)[:, None].clip(float(np.finfo(np.float32).tiny))
