@@ -22,13 +22,20 @@ from fastdrive_node.errors import FastDriveError, InputError, UsageError
 GROUP = "fastdrive.commands"
 # Of this repository: they are found in a checkout too, where nothing is installed.
 PACKAGES = ("fastdrive_node", "fastdrive_training", "fastdrive_export", "fastdrive_sim")
-INSTALL_HINTS = {
+INSTALL_HINTS = {  # by the package that is missing
     "fastdrive_sim": "make install-test, or pip install -c constraints.txt -e '.[sim]' -e ros2_ws/src/fastdrive_sim",
     "fastdrive_training": "pip install -c constraints.txt -e '.[train]'",
     "onnx": "pip install -c constraints.txt -e '.[export]'",
     "onnxruntime": "pip install -c constraints.txt -e '.[export]'",
     "ray": "pip install -c constraints.txt -e '.[cluster]'",
     "rclpy": "pip install -c constraints.txt -e '.[ros]', or source a ROS 2 installation",
+}
+COMMAND_HINTS = {  # else by the command's module, the first that it starts with
+    "fastdrive_node.commands.replay": INSTALL_HINTS["rclpy"],
+    "fastdrive_node.": "pip install -c constraints.txt -e .",
+    "fastdrive_training.": INSTALL_HINTS["fastdrive_training"],
+    "fastdrive_export.": INSTALL_HINTS["onnx"],
+    "fastdrive_sim.": INSTALL_HINTS["fastdrive_sim"],
 }
 EVERYTHING = "make install-test, or pip install -c constraints.txt -e '.[ros,train,export,sim]'"
 ELSEWHERE = {"sim": "fastdrive_sim"}  # commands of distributions that may be absent
@@ -98,11 +105,13 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
     name = f"fastdrive {argv[0]}" if argv else "fastdrive"
+    module = ""  # of the command
     try:
         if not argv:
             build_parser().print_help(sys.stderr)
             return 2
         commands = find_commands()
+        module = _module_of(argv, commands)
         if argv[0] in ELSEWHERE.keys() - commands.keys():
             raise ModuleNotFoundError(name=ELSEWHERE[argv[0]])
         args = build_parser(argv[0] if argv[0] in commands else None).parse_args(argv)
@@ -115,14 +124,25 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         else:
-            print(f"{name}: {one_line(error)}", file=sys.stderr)
+            print(f"{name}: {one_line(error, module)}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
 
 
-def one_line(error: Exception) -> str:
-    """The error in one line; for a missing package, how to install it."""
+def _module_of(argv: list[str], commands: dict[str, tuple[str, str | dict]]) -> str:
+    """The module of the command that a command line names; empty where there is none."""
+    target: str | dict = commands
+    for word in argv:
+        if isinstance(target, dict) and word in target:
+            target = target[word][1]
+    return target if isinstance(target, str) else ""
+
+
+def one_line(error: Exception, module: str = "") -> str:
+    """The error in one line; for a missing package, how to install it for the command in ``module``."""
     if isinstance(error, ModuleNotFoundError):
-        hint = INSTALL_HINTS.get((error.name or "").split(".")[0], EVERYTHING)
+        hint = INSTALL_HINTS.get((error.name or "").split(".")[0])
+        if hint is None:
+            hint = next((text for start, text in COMMAND_HINTS.items() if module.startswith(start)), EVERYTHING)
         return f"the Python package {error.name!r} is missing; install it with: {hint}"
     text = " ".join(str(error).split())
     if isinstance(error, FastDriveError):

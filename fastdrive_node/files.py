@@ -9,6 +9,10 @@ from pathlib import Path
 
 from fastdrive_node.errors import InputError
 
+# Pruners' files in a VLA directory, beside those of ``catalog.FILES``.
+SHIPPED_PRUNER = "reconpruner.safetensors"
+VIEW_WEIGHTS_FILE, GEOMETRY_FILE = "prune2drive.json", "camera_geometry.json"
+
 
 @contextmanager
 def write_atomically(path: str | Path) -> Iterator[Path]:

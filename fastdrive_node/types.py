@@ -10,9 +10,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-import numpy as np
+if TYPE_CHECKING:  # `fastdrive COMMAND --help` works where nothing is installed
+    import numpy as np
 
 CAMERAS = (
     "CAM_FRONT",
@@ -173,7 +174,7 @@ class KeptTokens:
 
     @property
     def total(self) -> int:
-        return int(np.prod(self.grid))
+        return math.prod(self.grid)
 
     @property
     def kept(self) -> int:
@@ -181,12 +182,16 @@ class KeptTokens:
 
     def masks(self) -> list[np.ndarray]:
         """bool [rows, columns] of each image of t0, in camera order: True where the token was kept."""
+        import numpy as np
+
         flat = np.zeros(self.total, dtype=bool)
         flat[self.indices] = True
         return self.by_image(flat)
 
     def by_image(self, values: np.ndarray) -> list[np.ndarray]:
         """Values [N] of all tokens -> [rows, columns] of each image of t0, in camera order."""
+        import numpy as np
+
         grids = self.grids or (self.grid[1:],) * self.grid[0]
         parts = np.split(values, np.cumsum([rows * columns for rows, columns in grids])[:-1])
         images = [part.reshape(grid) for part, grid in zip(parts, grids, strict=True)]

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from fastdrive_node.families import PrunedPrompt, VisualTokens, Vla, family_of, load_vla
+from fastdrive_node.files import SHIPPED_PRUNER
 from fastdrive_node.planning.answer_format import TextAnswer
 from fastdrive_node.planning.generator import Answer, Generated, Generator
-from fastdrive_node.planning.loading import SHIPPED_PRUNER
 from fastdrive_node.pruning.baselines.ring_view import GEOMETRY_FILE, ViewGeometry, save_geometry
 from fastdrive_node.pruning.baselines.simple import NoPruner
 from fastdrive_node.pruning.checkpoint import save_pruner

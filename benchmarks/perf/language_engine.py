@@ -35,7 +35,8 @@ from fastdrive_node.engines.graph_info import ASKED, NEW, PAST, SEEN, SHOWN, Lan
 from fastdrive_node.engines.language_engine import EngineLanguage, load_language_engine
 from fastdrive_node.families import Vla, load_vla
 from fastdrive_node.families.prompt import build_prompt
-from fastdrive_node.planning.loading import SHIPPED_PRUNER, default_vla_dir
+from fastdrive_node.families.spec import default_vla_dir
+from fastdrive_node.files import SHIPPED_PRUNER
 from fastdrive_node.pruning.pruner import Pruner
 from fastdrive_node.pruning.registry import make_pruner
 

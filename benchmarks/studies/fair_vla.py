@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from fastdrive_node.families import load_vla
-from fastdrive_node.families.fingerprint import VIEW_WEIGHTS_FILE
+from fastdrive_node.files import VIEW_WEIGHTS_FILE
 from fastdrive_node.planning.loading import default_vla_dir
 from fastdrive_training.vla.planner import TrainablePlanner
 from fastdrive_training.vla.tiny_model import build_tiny_vla

@@ -29,7 +29,7 @@ from benchmarks.perf.random_models import SIZES, write_checkpoint
 from benchmarks.studies.summary import summarize, to_text
 from benchmarks.studies.tiny_card import filled
 from fastdrive_node.families import load_vla
-from fastdrive_node.planning.loading import SHIPPED_PRUNER
+from fastdrive_node.files import SHIPPED_PRUNER
 from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from fastdrive_node.families import load_vla
-from fastdrive_node.planning.loading import SHIPPED_PRUNER, default_vla_dir
+from fastdrive_node.families.spec import default_vla_dir
+from fastdrive_node.files import SHIPPED_PRUNER
 from fastdrive_node.pruning.checkpoint import load_pruner
 from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.pruning.score_pruner import ScorePruner

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from fastdrive_node.families import Vla, load_vla
-from fastdrive_node.planning.loading import SHIPPED_PRUNER, default_vla_dir
+from fastdrive_node.families.spec import default_vla_dir
+from fastdrive_node.files import SHIPPED_PRUNER
 from fastdrive_node.pruning.checkpoint import load_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 

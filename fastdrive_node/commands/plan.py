@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
-
 from fastdrive_node.cli import write_json
 from fastdrive_node.commands.options import (
     add_device_arguments,
@@ -19,10 +16,10 @@ from fastdrive_node.commands.options import (
     check_engine_arguments,
 )
 from fastdrive_node.errors import AnswerError, FastDriveError, InputError, UsageError
-from fastdrive_node.record import PlanRecord
 from fastdrive_node.types import CameraFrame, Command, EgoHistory, EgoState, FrameSet, ModelOutput, Plan
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from fastdrive_node.families.spec import VlaSpec
@@ -205,6 +202,9 @@ def read_image(file: Path) -> np.ndarray:
     Raises:
         InputError: it cannot be read or is cut off.
     """
+    import numpy as np
+    from PIL import Image
+
     try:
         with Image.open(file) as image:
             return np.asarray(image.convert("RGB"))
@@ -220,6 +220,8 @@ def standing_start(speed_mps: float, interval_s: float) -> EgoHistory:
 
 def plan_json(plan: Plan, device: torch.device) -> dict:
     """The plan with the prompt, tokens, times and memory."""
+    from fastdrive_node.record import PlanRecord
+
     record = PlanRecord(plan)
     assert plan.output is not None
     return {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from fastdrive_node.cli import write_json
 from fastdrive_node.commands.options import add_engine_arguments, add_model_arguments, check_engine_arguments
 from fastdrive_node.errors import FastDriveError, InputError, UsageError
+from fastdrive_node.pruning.catalog import NAMES
 from fastdrive_node.types import CAMERAS
 
 if TYPE_CHECKING:
@@ -180,8 +181,6 @@ def model_cameras(options: ReplayOptions) -> tuple[str, ...]:
 
 
 def is_pruner_name(pruner: Path) -> bool:
-    from fastdrive_node.pruning.registry import NAMES  # imports torch
-
     return str(pruner) in NAMES
 
 

@@ -12,10 +12,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fastdrive_node.errors import ModelError
+from fastdrive_node.files import GEOMETRY_FILE, VIEW_WEIGHTS_FILE
 from fastdrive_node.validation import read_json
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-VIEW_WEIGHTS_FILE, GEOMETRY_FILE = "prune2drive.json", "camera_geometry.json"  # of pruners, in the VLA directory
 _HEAD = "lm_head."  # of the language model, named so in every checkpoint
 Files = tuple[tuple[str, int, int], ...]  # name, time of change and size: what a cached fingerprint belongs to
 Prefixes = tuple[str, ...]

@@ -12,7 +12,8 @@ from fastdrive_node.engines.vision_engine import EngineVision
 from fastdrive_node.families.fingerprint import directory_fingerprint, pruner_fingerprint
 from fastdrive_node.planning.loading import name_and_file
 from fastdrive_node.planning.pipeline import Pipeline
-from fastdrive_node.pruning.score_pruner import VARIANTS, RefinedPruner
+from fastdrive_node.pruning.catalog import VARIANTS
+from fastdrive_node.pruning.score_pruner import RefinedPruner
 
 SHORT = 12  # digits of a fingerprint
 FREE_EVERY_S = 1.0  # asking the driver for free memory may take milliseconds

@@ -22,11 +22,11 @@ from fastdrive_node.families.common.cpu_linear import has_bfloat16, multiply
 from fastdrive_node.families.loading import preprocessor_problems, read_config
 from fastdrive_node.families.spec import AnswerSpec, CodebookSpec, VlaSpec
 from fastdrive_node.families.weights import stored_parameters, weight_problems
+from fastdrive_node.files import SHIPPED_PRUNER
 from fastdrive_node.planning.answer_format import answer_format, answer_text, constant_prefix
-from fastdrive_node.planning.loading import SHIPPED_PRUNER
 from fastdrive_node.planning.pairs import pairs_of
+from fastdrive_node.pruning.catalog import FILES
 from fastdrive_node.pruning.checkpoint import load_pruner
-from fastdrive_node.pruning.registry import FILES
 from fastdrive_node.types import Command, EgoHistory, EgoState
 
 _SPEED_MPS, _YAW_RATE_RADPS = 4.6, 0.02  # of the example answer and prompt: slow city driving, slightly to the left

@@ -10,15 +10,14 @@ from fastdrive_node.engines.language_engine import LanguageChoice, open_language
 from fastdrive_node.engines.vision_engine import EngineChoice, open_engine, require_engines
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import LANGUAGE, PARTS, VISION, Vla, load_vla
-from fastdrive_node.families.fingerprint import GEOMETRY_FILE, VIEW_WEIGHTS_FILE
 from fastdrive_node.families.spec import default_vla_dir
+from fastdrive_node.files import GEOMETRY_FILE, SHIPPED_PRUNER, VIEW_WEIGHTS_FILE
 from fastdrive_node.planning.checks import PlanLimits
 from fastdrive_node.planning.pipeline import Pipeline
+from fastdrive_node.pruning.catalog import FILES, NAMES, VARIANTS, ScoreOptions
 from fastdrive_node.pruning.pruner import Pruner
-from fastdrive_node.pruning.registry import BY_VIEW, FILES, NAMES, make_pruner, with_options
-from fastdrive_node.pruning.score_pruner import VARIANTS, ScoreOptions, ScorePruner
-
-SHIPPED_PRUNER = "reconpruner.safetensors"
+from fastdrive_node.pruning.registry import BY_VIEW, make_pruner, with_options
+from fastdrive_node.pruning.score_pruner import ScorePruner
 
 
 def open_pipeline(

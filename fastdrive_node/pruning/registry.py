@@ -1,4 +1,4 @@
-"""The pruners by name."""
+"""The pruners of the names in ``catalog``."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from fastdrive_node.pruning.baselines.simple import NoPruner, OraclePruner, Rand
 from fastdrive_node.pruning.baselines.sparsevlm import SparseVlm
 from fastdrive_node.pruning.baselines.vispruner import VisPruner
 from fastdrive_node.pruning.calibration import Calibration
+from fastdrive_node.pruning.catalog import FILES, NAMES, VARIANTS, ScoreOptions
 from fastdrive_node.pruning.checkpoint import load_calibration, load_pruner
 from fastdrive_node.pruning.pruner import Pruner
-from fastdrive_node.pruning.score_pruner import VARIANTS, RefinedPruner, ScoreOptions, ScorePruner
+from fastdrive_node.pruning.score_pruner import RefinedPruner, ScorePruner
 
 _log = logging.getLogger(__name__)
 _BY_NAME: dict[str, Callable[[], Pruner]] = {
@@ -46,12 +47,6 @@ _BY_NAME: dict[str, Callable[[], Pruner]] = {
     "oracle": OraclePruner,
 }
 BY_VIEW = {"prune2drive": Prune2Drive, "prune2drive-input": Prune2DriveInput}
-PRUNERS = tuple(_BY_NAME)
-FILES = {  # pruners with a file of their own in the VLA directory
-    "reconpruner-lite": "reconpruner_lite.safetensors",
-    "reconpruner-plan": "reconpruner_plan.safetensors",
-}
-NAMES = (*PRUNERS, *FILES, *VARIANTS)
 
 
 def make_pruner(
@@ -64,7 +59,7 @@ def make_pruner(
     """A pruner by its name; docs/pruners.md has their rules.
 
     Args:
-        name: one of ``NAMES``.
+        name: one of ``catalog.NAMES``.
         vla: for ``reconpruner`` and its variants; for ``prune2drive`` and ``prune2drive-input`` the one whose directory
             may hold the views' weights, for ``ring-view`` that which holds the cameras' geometry, and for those of
             ``FILES`` that which holds their file.

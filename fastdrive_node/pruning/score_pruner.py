@@ -11,61 +11,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fastdrive_node.errors import InputError, ModelError
+from fastdrive_node.errors import ModelError
 from fastdrive_node.families.tokens import VisualTokens
 from fastdrive_node.pruning.baselines.coverage import evenly_spaced
 from fastdrive_node.pruning.calibration import Calibration
+from fastdrive_node.pruning.catalog import ScoreOptions
 from fastdrive_node.pruning.pruner import ContextField, Pruner, PruningContext, Selection, Timer, no_timer
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.pruning.select import keep_above, select_top
-from fastdrive_node.pruning.temporal import TemporalSettings, TemporalState, temporal_scores, why_stale
-
-ADAPTIVE_THRESHOLD = 0.05  # a token whose probability to be foreground is one in twenty is kept
-
-
-@dataclass(frozen=True)
-class ScoreOptions:
-    """What is done with scores before the best are taken; by default nothing.
-
-    Raises:
-        InputError: a value is out of range; the text names it.
-    """
-
-    calibrated: bool = False  # rank tokens of all cameras by their probability to be foreground
-    keep_threshold: float = 0.0  # keep tokens of at least this probability; 0: as many as the pruning ratio leaves
-    k_min: int = 16  # with a threshold, tokens that are kept at least; the pruning ratio says how many at most
-    temporal: TemporalSettings | None = None
-    even_spacing: float = 0.0  # fraction of K that is spread evenly over each camera, whatever its scores; 0: none
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.keep_threshold < 1:
-            raise InputError(f"keep_threshold: {self.keep_threshold} is not in [0, 1)")
-        if self.k_min < 1:
-            raise InputError(f"k_min: {self.k_min}: must be at least 1")
-        if not 0 <= self.even_spacing <= 1:
-            raise InputError(f"even_spacing: {self.even_spacing} is not in [0, 1]")
-
-    @property
-    def needs_calibration(self) -> bool:
-        return self.calibrated or self.keep_threshold > 0
-
-    @property
-    def changes_scores(self) -> bool:
-        return self.needs_calibration or self.temporal is not None
-
-    @property
-    def active(self) -> bool:
-        return self.changes_scores or self.even_spacing > 0
-
-
-VARIANTS = {
-    "reconpruner-calibrated": ScoreOptions(calibrated=True),
-    "reconpruner-adaptive": ScoreOptions(keep_threshold=ADAPTIVE_THRESHOLD),
-    "reconpruner-temporal": ScoreOptions(temporal=TemporalSettings()),
-    "reconpruner-even25": ScoreOptions(even_spacing=0.25),
-    "reconpruner-even50": ScoreOptions(even_spacing=0.5),
-    "reconpruner-even75": ScoreOptions(even_spacing=0.75),
-}
+from fastdrive_node.pruning.temporal import TemporalState, temporal_scores, why_stale
 
 
 def check_options(options: ScoreOptions, calibration: Calibration | None, cameras: Sequence[str]) -> None:

@@ -21,32 +21,11 @@ import torch
 from torch.nn.functional import normalize
 
 from fastdrive_node.families.tokens import VisualTokens
-from fastdrive_node.types import TEMPORAL_RANGES, EgoState
+from fastdrive_node.pruning.catalog import TemporalSettings
+from fastdrive_node.types import EgoState
 
 _LARGEST_CHANGE = 1.0  # in deviations: beyond, it says more of the vehicle's speed than of what is new
 _STILL = 0.01  # least deviation: of images of a static scene, what is left is noise
-
-
-@dataclass(frozen=True)
-class TemporalSettings:
-    """Weights, and what ends a state.
-
-    Raises:
-        ValueError: a value is out of range; the text names it.
-    """
-
-    change: float = 0.5  # weight of what is new; 0: none
-    memory: float = 0.5  # fraction of the score of the set before, in [0, 1)
-    reach: int = 1  # rows and columns around a token's place in which its like is looked for in the set before
-    max_gap_s: float = 0.25  # between the sets' t0: after more, the vehicle's own motion has changed every token
-    max_slip_m: float = 2.0  # between where the vehicle is and where its speed says that it must be
-    max_slip_rad: float = 0.35  # likewise of its heading
-
-    def __post_init__(self) -> None:
-        own = {"reach": (0, 64), "max_slip_m": (0, 100), "max_slip_rad": (0, 3.15)}
-        for name, (low, high) in {**TEMPORAL_RANGES, **own}.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name}: {getattr(self, name)} is not in {low:g} .. {high:g}")
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import BaseModel, field_validator
 
+from fastdrive_node.pruning.catalog import ScoreOptions, TemporalSettings
 from fastdrive_node.ros.check_parameters import exchanged, fixed, live
 from fastdrive_node.supervision.supervisor import SupervisionLimits
 from fastdrive_node.types import MAX_DROP, TEMPORAL_RANGES, DtypeName, OnnxProviderName, VisionBackendName
-
-if TYPE_CHECKING:
-    from fastdrive_node.pruning.score_pruner import ScoreOptions
 
 
 class ModelSettings(BaseModel):
@@ -114,9 +112,6 @@ class ModelSettings(BaseModel):
 
     def score_options(self) -> ScoreOptions:
         """Raises InputError for a combination that the pruner's scores do not allow."""
-        from fastdrive_node.pruning.score_pruner import ScoreOptions  # imports torch
-        from fastdrive_node.pruning.temporal import TemporalSettings
-
         temporal = None
         if self.temporal_change or self.temporal_memory:
             temporal = TemporalSettings(self.temporal_change, self.temporal_memory, max_gap_s=self.temporal_max_gap_s)

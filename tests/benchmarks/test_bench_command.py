@@ -10,8 +10,8 @@ from fastdrive_node.benchmark import comparison
 from fastdrive_node.cli import main
 from fastdrive_node.families import load_vla
 from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage
+from fastdrive_node.files import SHIPPED_PRUNER
 from fastdrive_node.planning.generator import Generator
-from fastdrive_node.planning.loading import SHIPPED_PRUNER
 from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.vla.tiny_model import TinySize, build_tiny_vla

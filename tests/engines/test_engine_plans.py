@@ -14,8 +14,9 @@ from fastdrive_node.engines.vision_engine import EngineChoice, EngineVision
 from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.planning.loading import open_pipeline
 from fastdrive_node.planning.pipeline import Pipeline
+from fastdrive_node.pruning.catalog import ScoreOptions
 from fastdrive_node.pruning.pruner import PruningContext
-from fastdrive_node.pruning.score_pruner import ScoreOptions, ScorePruner
+from fastdrive_node.pruning.score_pruner import ScorePruner
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.planner_factory import load_planner
 from fastdrive_node.types import CAMERAS, CameraFrame, Command, FrameSet

@@ -10,11 +10,13 @@ from fastdrive_node.engines.language_engine import LanguageChoice
 from fastdrive_node.engines.vision_engine import EngineChoice
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import MODEL_TYPES, LayeredLanguageModel, Vla, load_vla
-from fastdrive_node.planning.loading import SHIPPED_PRUNER, open_pipeline
+from fastdrive_node.files import SHIPPED_PRUNER
+from fastdrive_node.planning.loading import open_pipeline
 from fastdrive_node.planning.pipeline import Pipeline
+from fastdrive_node.pruning.catalog import PRUNERS
 from fastdrive_node.pruning.checkpoint import load_pruner, save_pruner
 from fastdrive_node.pruning.pruner import ContextField
-from fastdrive_node.pruning.registry import PRUNERS, make_pruner
+from fastdrive_node.pruning.registry import make_pruner
 from tests.families.checks import build_sibling, frame_set_of, images_of, scene_of
 from tests.families.tiny_vlas import CAMERAS, build_family_vla
 from tests.generation import lite_pruner, read_answers_as, untrained_pruner, write_geometry

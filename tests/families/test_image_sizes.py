@@ -12,10 +12,11 @@ from fastdrive_node.families import MODEL_TYPES, VisualTokens, build_prompt, loa
 from fastdrive_node.planning.answer_format import example_answer
 from fastdrive_node.planning.generator import Generator
 from fastdrive_node.planning.pipeline import Pipeline
+from fastdrive_node.pruning.catalog import ScoreOptions
 from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.pruning.registry import make_pruner, with_options
-from fastdrive_node.pruning.score_pruner import ScoreOptions, ScorePruner
+from fastdrive_node.pruning.score_pruner import ScorePruner
 from fastdrive_node.types import CameraFrame, Command, EgoHistory, EgoState, FrameSet
 from tests.families.checks import answer, by_masking, some_kept
 from tests.families.tiny_vlas import build_family_vla, with_sizes

@@ -11,10 +11,10 @@ from fastdrive_node.planning.answer_format import format_answer
 from fastdrive_node.planning.loading import open_pipeline
 from fastdrive_node.planning.pipeline import Pipeline
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
+from fastdrive_node.pruning.catalog import ScoreOptions, TemporalSettings
 from fastdrive_node.pruning.checkpoint import save_calibration, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_node.pruning.score_pruner import RefinedPruner, ScoreOptions, ScorePruner
-from fastdrive_node.pruning.temporal import TemporalSettings
+from fastdrive_node.pruning.score_pruner import RefinedPruner, ScorePruner
 from fastdrive_node.types import CAMERAS, CameraFrame, EgoHistory, EgoState, FrameSet
 from tests.generation import answer_with
 

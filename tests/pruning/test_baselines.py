@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from fastdrive_node.errors import ModelError
+from fastdrive_node.pruning import registry
+from fastdrive_node.pruning.catalog import PRUNERS
 from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_node.pruning.registry import PRUNERS, make_pruner
+from fastdrive_node.pruning.registry import make_pruner
 from tests.generation import choose as choose_tokens
 
 TOKENS = torch.randn(6, 32, 128, generator=torch.Generator().manual_seed(0))
@@ -79,3 +81,7 @@ def test_each_name_gives_the_pruner_of_that_name(tiny_vla, tmp_path):
 def test_reconpruner_without_a_file_is_refused(tiny_vla):
     with pytest.raises(ModelError, match="a pruner file"):
         make_pruner("reconpruner", tiny_vla)
+
+
+def test_the_registry_makes_the_pruners_of_the_catalog():
+    assert tuple(registry._BY_NAME) == PRUNERS

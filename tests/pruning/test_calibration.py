@@ -6,11 +6,10 @@ from safetensors import safe_open
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
+from fastdrive_node.pruning.catalog import ScoreOptions, TemporalSettings
 from fastdrive_node.pruning.checkpoint import load_calibration, load_pruner, save_calibration, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.pruning.registry import make_pruner
-from fastdrive_node.pruning.score_pruner import ScoreOptions
-from fastdrive_node.pruning.temporal import TemporalSettings
 
 CAMERAS = ("CAM_FRONT", "CAM_BACK")
 FIT = FitRecord("sim", "val", 800, 0.04, 0.01)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import load_vla
-from fastdrive_node.families.fingerprint import VIEW_WEIGHTS_FILE
+from fastdrive_node.files import VIEW_WEIGHTS_FILE
 from fastdrive_node.pruning.baselines.diversity import DivPrune, directions, farthest_points, most_isolated
 from fastdrive_node.pruning.baselines.prune2drive import (
     Prune2Drive,

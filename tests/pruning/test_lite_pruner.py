@@ -18,11 +18,11 @@ from fastdrive_node.families.spec import default_vla_dir
 from fastdrive_node.planning.identity import Identity
 from fastdrive_node.planning.loading import open_pipeline
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
+from fastdrive_node.pruning.catalog import FILES, ScoreOptions
 from fastdrive_node.pruning.checkpoint import load_calibration, load_pruner, save_calibration, save_pruner
 from fastdrive_node.pruning.lite import narrow_sizes
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_node.pruning.registry import FILES, make_pruner
-from fastdrive_node.pruning.score_pruner import ScoreOptions
+from fastdrive_node.pruning.registry import make_pruner
 from fastdrive_training.data.image_sets import BagSets
 from fastdrive_training.distil.trainer import overlap
 from fastdrive_training.scoring.score import score_sets

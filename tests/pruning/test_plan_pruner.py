@@ -10,7 +10,8 @@ from fastdrive_node.families import load_vla
 from fastdrive_node.families.fingerprint import pruner_fingerprint
 from fastdrive_node.planning.identity import Identity
 from fastdrive_node.planning.loading import open_pipeline
-from fastdrive_node.pruning.registry import FILES, make_pruner
+from fastdrive_node.pruning.catalog import FILES
+from fastdrive_node.pruning.registry import make_pruner
 
 NAME, WIDE = "reconpruner-plan", ROOT / "models/tiny_wide"
 

@@ -12,11 +12,12 @@ from fastdrive_node.families.prompt import build_prompt
 from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage
 from fastdrive_node.planning.generator import Generator
 from fastdrive_node.planning.pipeline import Pipeline
+from fastdrive_node.pruning.catalog import PRUNERS
 from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.layer_pruning import text_attention
 from fastdrive_node.pruning.pruner import ContextField
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_node.pruning.registry import PRUNERS, make_pruner
+from fastdrive_node.pruning.registry import make_pruner
 from fastdrive_node.types import CameraFrame, Command, EgoHistory, FrameSet
 from fastdrive_training.vla.tiny_model import TinySize, build_tiny_vla
 from tests.generation import choose, generate, prefill_chosen, read_answers_as, vary_answers, write_geometry

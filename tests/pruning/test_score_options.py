@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
+from fastdrive_node.pruning.catalog import ScoreOptions, TemporalSettings
 from fastdrive_node.pruning.pruner import PruningContext
-from fastdrive_node.pruning.score_pruner import ScoreOptions, refine
+from fastdrive_node.pruning.score_pruner import refine
 from fastdrive_node.pruning.select import keep_above, select_top
-from fastdrive_node.pruning.temporal import FrameContext, TemporalSettings
+from fastdrive_node.pruning.temporal import FrameContext
 from fastdrive_node.types import EgoState
 
 GRID = (2, 3)

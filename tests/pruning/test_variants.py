@@ -10,12 +10,13 @@ from fastdrive_node.errors import ModelError
 from fastdrive_node.families import VisualTokens
 from fastdrive_node.pruning.baselines.coverage import CoveragePruner, evenly_spaced
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
+from fastdrive_node.pruning.catalog import VARIANTS, ScoreOptions, TemporalSettings
 from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.pruning.registry import make_pruner
-from fastdrive_node.pruning.score_pruner import VARIANTS, RefinedPruner, ScoreOptions, ScorePruner
-from fastdrive_node.pruning.temporal import FrameContext, TemporalSettings
+from fastdrive_node.pruning.score_pruner import RefinedPruner, ScorePruner
+from fastdrive_node.pruning.temporal import FrameContext
 from fastdrive_node.types import EgoState
 from tests.generation import choose
 

@@ -5,9 +5,9 @@ import torch
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
+from fastdrive_node.pruning.catalog import ScoreOptions
 from fastdrive_node.pruning.checkpoint import save_calibration, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_node.pruning.score_pruner import ScoreOptions
 from fastdrive_node.ros.parameters import Settings, validate
 from fastdrive_node.ros.planner_factory import load_planner
 from fastdrive_node.types import CAMERAS

@@ -8,10 +8,11 @@ from pathlib import Path
 from fastdrive_export.commands.options import add_source_arguments, say
 from fastdrive_node.cli import write_json
 from fastdrive_node.commands.options import add_json_argument, at_least_one
-from fastdrive_node.engines.manifest import BACKENDS
 from fastdrive_node.errors import UsageError
+from fastdrive_node.types import VISION_BACKENDS
 
 PARTS = ("vision", "language")
+BACKENDS = tuple(name for name in VISION_BACKENDS if name != "torch")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser, "the shipped tiny one")
     add = parser.add_argument
     add("--part", choices=PARTS, default="vision", help="tower and pruner, or the language model (%(default)s)")
-    add("--backend", choices=tuple(BACKENDS.values()), default="onnxruntime", help="what runs it (%(default)s)")
+    add("--backend", choices=BACKENDS, default="onnxruntime", help="what runs it (%(default)s)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the engine and its manifest")
     add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the matrix products (%(default)s)")
     add("--opset", type=int, choices=(17, 18), help="17 for TensorRT 8.5 and 8.6, 18 for all others (by the backend)")

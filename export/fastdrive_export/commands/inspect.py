@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastdrive_export.commands.options import plain, say
 from fastdrive_node.cli import write_json
 from fastdrive_node.commands.options import add_json_argument
-from fastdrive_node.engines.manifest import Manifest, check_files, read_manifest
+
+if TYPE_CHECKING:
+    from fastdrive_node.engines.manifest import Manifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises ModelError where engine and manifest do not belong together."""
+    from fastdrive_node.engines.manifest import check_files, read_manifest
+
     manifest = read_manifest(args.file)
     check_files(args.file, manifest)
     layers = _layers(args.file, manifest)

@@ -8,7 +8,6 @@ from pathlib import Path
 from fastdrive_export.commands.options import add_source_arguments, plain, say
 from fastdrive_node.cli import write_json
 from fastdrive_node.commands.options import add_device_arguments, add_json_argument, at_least_one, pruning_ratio
-from fastdrive_node.engines.manifest import read_manifest
 from fastdrive_node.errors import ModelError
 from fastdrive_node.types import ONNX_PROVIDERS
 
@@ -43,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises InputError or ModelError for the files, ModelError too where the engine is too far from torch."""
-    manifest = read_manifest(args.file)
+    from fastdrive_node.engines.manifest import read_manifest
+
+    manifest = read_manifest(args.file)  # before what takes seconds to import
 
     from fastdrive_export.parity import verify_engine
     from fastdrive_export.samples import dataset_samples, synthetic_samples
@@ -85,7 +86,7 @@ def _distance(file: Path, figures: dict) -> str:
 
 def _shipped_pruner(vla_dir: Path) -> Path | None:
     """It chooses the tokens of pruned prompts; without one only unpruned prompts are compared."""
-    from fastdrive_node.planning.loading import SHIPPED_PRUNER
+    from fastdrive_node.files import SHIPPED_PRUNER
 
     file = vla_dir / SHIPPED_PRUNER
     return file if file.is_file() else None

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import Vla
-from fastdrive_node.families.fingerprint import VIEW_WEIGHTS_FILE
+from fastdrive_node.files import VIEW_WEIGHTS_FILE
 from fastdrive_node.pruning.baselines.diversity import directions, farthest_points, most_isolated
 from fastdrive_node.pruning.layer_pruning import LayerChoice, LayerPruner, LayerStep, Reached
 from fastdrive_node.pruning.pruner import Pruner, PruningContext

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import Vla
-from fastdrive_node.families.fingerprint import GEOMETRY_FILE
+from fastdrive_node.files import GEOMETRY_FILE
 from fastdrive_node.pruning.baselines.coverage import spread_order
 from fastdrive_node.pruning.pruner import Pruner, PruningContext
 from fastdrive_node.validation import parse_json, read_bytes

@@ -15,10 +15,9 @@ from fastdrive_node.cli import main
 from fastdrive_node.errors import InputError
 from fastdrive_node.families import load_vla
 from fastdrive_node.planning.answer_format import format_answer
-from fastdrive_node.pruning.registry import PRUNERS
+from fastdrive_node.pruning.catalog import PRUNERS
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.annotate.run import Annotation
-from fastdrive_training.commands import options
 from fastdrive_training.data import token_cache
 from fastdrive_training.data.adapters import open_source
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
@@ -203,7 +202,7 @@ def test_cameras_follow_the_vlas_order(tmp_path, root, vla_dir, monkeypatch, sil
 
 
 def test_shipped_vla_is_named_as_the_commands_name_it(tmp_path, root, vla_dir, monkeypatch, silent):
-    monkeypatch.setattr(options, "default_vla_dir", lambda: vla_dir)
+    monkeypatch.setattr("fastdrive_node.families.spec.default_vla_dir", lambda: vla_dir)
     assert _run(tmp_path, "evaluate", root, "--pruners", "none", "--limit", 1)["vla"] == "models/tiny"
 
 

@@ -10,9 +10,9 @@ import torch
 
 from fastdrive_node.families import load_vla
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
+from fastdrive_node.pruning.catalog import FILES, PRUNERS
 from fastdrive_node.pruning.checkpoint import save_calibration, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_node.pruning.registry import FILES, PRUNERS
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.commands.evaluate import all_pruners
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset

@@ -12,10 +12,9 @@ import torch
 from fastdrive_node.cli import main
 from fastdrive_node.errors import InputError
 from fastdrive_node.families import load_vla
+from fastdrive_node.pruning.catalog import ScoreOptions, TemporalSettings
 from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_node.pruning.score_pruner import ScoreOptions
-from fastdrive_node.pruning.temporal import TemporalSettings
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
 from fastdrive_training.data.nuscenes.step_outs import sightings

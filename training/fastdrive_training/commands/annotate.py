@@ -6,17 +6,11 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from fastdrive_node.cli import write_json
 from fastdrive_node.cluster import open_cluster
 from fastdrive_node.commands.options import add_ray_argument
-from fastdrive_node.devices import choose_device
-from fastdrive_training.annotate.models import GroundedSam
-from fastdrive_training.annotate.run import Annotation, raise_failures
-from fastdrive_training.annotate.settings import AnnotateSettings, load_settings
 from fastdrive_training.commands.options import (
     KEPT,
     figures_table,
@@ -25,8 +19,13 @@ from fastdrive_training.commands.options import (
     require_positive,
     shard_of,
 )
-from fastdrive_training.data.adapters import KINDS, open_source
-from fastdrive_training.data.sampling import Shard
+from fastdrive_training.data.adapters import KINDS
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fastdrive_training.annotate.models import GroundedSam
+    from fastdrive_training.annotate.settings import AnnotateSettings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--detector", metavar="M", help="Grounding DINO: a name on the hub or a folder")
     parser.add_argument("--segmenter", metavar="M", help="SAM: a name on the hub or a folder")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")
-    parser.add_argument("--shard", type=shard_of, default=Shard(), metavar="I/N", help="part I of N, from 0 (0/1)")
+    parser.add_argument("--shard", type=shard_of, default="0/1", metavar="I/N", help="part I of N, from 0 (0/1)")
     parser.add_argument("--limit", type=int, metavar="N", help="so many items only, evenly spread, to try things out")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (%(default)s)")
     parser.add_argument("--recompose", action="store_true", help="new thresholds: masks anew from stored instances")
@@ -65,6 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises InputError for the data, the configuration or OUT, ModelError for the models."""
+    from rich.console import Console  # heavy imports, not needed for --help
+
+    from fastdrive_training.annotate.run import Annotation, raise_failures
+    from fastdrive_training.annotate.settings import load_settings
+    from fastdrive_training.data.adapters import open_source
+
     require_positive("--limit", args.limit)
     require_positive("--batch-size", args.batch_size)
     named = {"detector": args.detector, "segmenter": args.segmenter}
@@ -87,6 +92,9 @@ def run(args: argparse.Namespace) -> None:
 
 def load_models(settings: AnnotateSettings, device: str) -> GroundedSam:
     """Detector and segmenter, in the process that calls it."""
+    from fastdrive_node.devices import choose_device
+    from fastdrive_training.annotate.models import GroundedSam
+
     return GroundedSam(settings, choose_device(device, "--device"))
 
 

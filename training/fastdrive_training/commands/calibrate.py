@@ -5,22 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from fastdrive_node.cli import write_json
 from fastdrive_node.errors import InputError
-from fastdrive_node.pruning.calibration import Calibration, FitRecord
-from fastdrive_node.pruning.checkpoint import load_pruner, save_calibration
 from fastdrive_training.commands.options import add_dataset_arguments, figures_table, pruner_file, require_positive
 from fastdrive_training.commands.score import open_sets
-from fastdrive_training.data.adapters.nuscenes import only_split
-from fastdrive_training.data.image_sets import SourceSets
-from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
-from fastdrive_training.data.sampling import evenly_spaced
-from fastdrive_training.scoring.calibration import calibration_figures, fit_cameras, threshold_figures
-from fastdrive_training.scoring.score import score_sets
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fastdrive_training.data.image_sets import SourceSets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises InputError for the data (no masks, several splits) or the scores, ModelError for the VLA or pruner."""
+    from rich.console import Console  # heavy imports, not needed for --help
+
+    from fastdrive_node.pruning.calibration import Calibration, FitRecord
+    from fastdrive_node.pruning.checkpoint import load_pruner, save_calibration
+    from fastdrive_training.data.image_sets import SourceSets
+    from fastdrive_training.data.sampling import evenly_spaced
+    from fastdrive_training.scoring.calibration import calibration_figures, fit_cameras, threshold_figures
+    from fastdrive_training.scoring.score import score_sets
+
     require_positive("--limit", args.limit)
     sets, vla = open_sets(args)
     if not isinstance(sets, SourceSets) or not sets.source.has_masks:
@@ -74,6 +78,9 @@ def table(figures: dict) -> Table:
 
 def _only_split(sets: SourceSets) -> str:
     """The split of a dataset that has one. Raises InputError where it has several: a fit must not mix them."""
+    from fastdrive_training.data.adapters.nuscenes import only_split
+    from fastdrive_training.data.nuscenes.keyframes import KeyframeDataset
+
     if isinstance(sets.source, KeyframeDataset):
         return only_split(sets.source) or ""
     return sets.source.split or ""

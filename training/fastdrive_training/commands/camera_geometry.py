@@ -7,8 +7,7 @@ from pathlib import Path
 
 from fastdrive_node.cli import write_json
 from fastdrive_node.errors import InputError
-from fastdrive_node.families.fingerprint import GEOMETRY_FILE
-from fastdrive_node.pruning.baselines.ring_view import ViewGeometry, duplicates, save_geometry
+from fastdrive_node.files import GEOMETRY_FILE
 from fastdrive_training.commands.options import add_dataset_arguments, open_dataset
 
 
@@ -24,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises InputError where the dataset has no calibration of a camera, ModelError for the VLA."""
+    from fastdrive_node.pruning.baselines.ring_view import ViewGeometry, duplicates, save_geometry  # imports torch
+
     source, vla = open_dataset(args)
     item, views = source[0], {}
     for camera in vla.spec.cameras:

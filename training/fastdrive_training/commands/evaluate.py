@@ -6,18 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from fastdrive_node.cli import write_json
 from fastdrive_node.cluster import open_cluster
 from fastdrive_node.commands.options import add_ray_argument
-from fastdrive_node.families import Vla
-from fastdrive_node.families.fingerprint import GEOMETRY_FILE
-from fastdrive_node.families.spec import SHIPPED_VLA
-from fastdrive_node.pruning.checkpoint import load_calibration
-from fastdrive_node.pruning.registry import FILES, NAMES, PRUNERS, VARIANTS
+from fastdrive_node.files import GEOMETRY_FILE
+from fastdrive_node.pruning.catalog import FILES, NAMES, PRUNERS, VARIANTS
 from fastdrive_training.commands.options import (
     KEPT,
     add_dataset_arguments,
@@ -28,8 +23,12 @@ from fastdrive_training.commands.options import (
     pruner_file,
     shard_of,
 )
-from fastdrive_training.data.adapters import ImageSource
-from fastdrive_training.evaluation import OpenLoopSettings, evaluate
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fastdrive_node.families import Vla
+    from fastdrive_training.data.adapters import ImageSource
 
 RATES = {  # heads of columns
     "coll. [%]": "collision_polygon",
@@ -88,6 +87,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises InputError for the data or an argument, ModelError for the VLA or pruner."""
+    from rich.console import Console  # heavy imports, not needed for --help
+
+    from fastdrive_node.families.spec import SHIPPED_VLA
+    from fastdrive_training.evaluation import OpenLoopSettings, evaluate
+
     hint = KEPT.format("segments") if args.out else "nothing is kept without --out"
     with interrupted_with(hint), open_cluster(args.ray, args.device) as cluster:
         source, vla = open_dataset(args, cluster)
@@ -124,6 +128,8 @@ def all_pruners(source: ImageSource, vla: Vla, file: Path) -> tuple[str, ...]:
     the VLA, a pruner whose own file is not there, the variants that are calibrated without a calibration for all
     cameras, those of even spacing, and the one with a memory, which at the usual two keyframes a second is as without.
     """
+    from fastdrive_node.pruning.checkpoint import load_calibration  # imports torch
+
     calibration = load_calibration(file)
     allowed = {"oracle": source.has_masks and not vla.spec.frames, "ring-view": (vla.path / GEOMETRY_FILE).exists()}
     names = [name for name in PRUNERS if allowed.get(name, True)]

@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from fastdrive_node.cli import write_json
 from fastdrive_node.errors import UsageError
-from fastdrive_node.families.spec import VlaSpec, load_spec
-from fastdrive_node.families.templates import TEMPLATES
-from fastdrive_training.data.adapters import open_source
-from fastdrive_training.evaluation.recorded_answers import judge_answers, match, read_recorded
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fastdrive_node.families.spec import VlaSpec
 
 COLUMNS = {
     "L2 avg-to-t [m]": "l2_avg_to_t",
@@ -55,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--vla", metavar="DIR", type=Path, help="whose vla.json says how an answer is read")
     parser.add_argument(
-        "--template", choices=[*TEMPLATES], help="how an answer is read, without a VLA directory (impromptu-1v)"
+        "--template",
+        metavar="T",
+        help="how an answer is read, without --vla: impromptu-1v (default), impromptu-6v, impromptu-waymo, or tiny",
     )
     parser.add_argument(
         "--zeros",
@@ -67,6 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises UsageError, or InputError where a file or an answer's keyframe is wrong."""
+    from rich.console import Console  # heavy imports, not needed for --help
+
+    from fastdrive_training.data.adapters import open_source
+    from fastdrive_training.evaluation.recorded_answers import judge_answers, match, read_recorded
+
     spec = _spec(args)
     answers = read_recorded(args.answers)
     questions = None if args.questions is None else read_recorded(args.questions)
@@ -84,15 +90,23 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _spec(args: argparse.Namespace) -> VlaSpec:
+    from fastdrive_node.families.spec import load_spec
+    from fastdrive_node.families.templates import TEMPLATES
+
     if args.vla is not None and args.template is not None:
         raise UsageError("--template: --vla says already how an answer is read; give one of the two")
     if args.vla is not None:
         return load_spec(args.vla)
-    return TEMPLATES[args.template or "impromptu-1v"]().spec
+    name = args.template or "impromptu-1v"
+    if name not in TEMPLATES:
+        raise UsageError(f"--template {name}: use {', '.join(TEMPLATES)}")
+    return TEMPLATES[name]().spec
 
 
 def table(figures: dict) -> Table:
     """For people: the mean of 1, 2 and 3 s."""
+    from rich.table import Table
+
     result = Table(title=f"mean of 1, 2 and 3 s; unreadable answers are {figures['unreadable_are']}")
     result.add_column("plans")
     for name in ("scored", *COLUMNS):

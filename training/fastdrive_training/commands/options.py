@@ -1,4 +1,4 @@
-"""Arguments that the commands over a dataset have in common."""
+"""Arguments that the commands over a dataset have in common. Nothing here imports torch: `--help` works without it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from rich.table import Table
-
-from fastdrive_node.cluster import Cluster
 from fastdrive_node.commands.options import add_device_arguments
-from fastdrive_node.devices import choose_device, choose_dtype
 from fastdrive_node.errors import UsageError
-from fastdrive_node.families import Vla, load_vla
-from fastdrive_node.families.spec import load_spec
-from fastdrive_node.planning.loading import SHIPPED_PRUNER, default_vla_dir
-from fastdrive_training.data.adapters import ImageSource, open_source
-from fastdrive_training.data.sampling import Shard
+from fastdrive_node.files import SHIPPED_PRUNER
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fastdrive_node.cluster import Cluster
+    from fastdrive_node.families import Vla
+    from fastdrive_training.data.adapters import ImageSource
+    from fastdrive_training.data.sampling import Shard
 
 KEPT = "finished {} are kept; give the same command again, and it goes on"  # for ``interrupted_with``
 
@@ -45,6 +45,13 @@ def open_dataset(args: argparse.Namespace, cluster: Cluster | None = None) -> tu
         UsageError: --limit is below 1.
         InputError, ModelError: the dataset, device or VLA cannot be used.
     """
+    import torch  # heavy imports, not needed for --help
+
+    from fastdrive_node.devices import choose_device, choose_dtype
+    from fastdrive_node.families import load_vla
+    from fastdrive_node.families.spec import load_spec
+    from fastdrive_training.data.adapters import open_source
+
     require_positive("--limit", args.limit)
     device = torch.device(cluster.device) if cluster else choose_device(args.device, "--device")
     cameras = tuple(load_spec(vla_dir(args)).cameras)
@@ -67,6 +74,8 @@ def interrupted_with(hint: str) -> Iterator[None]:
 
 def figures_table(title: str, first: str, *columns: str) -> Table:
     """A table for people: names in the first column, figures in the others."""
+    from rich.table import Table
+
     result = Table(title=title)
     result.add_column(first, no_wrap=True)
     for name in columns:
@@ -81,6 +90,8 @@ def names(text: str) -> tuple[str, ...]:
 
 def shard_of(text: str) -> Shard:
     """``I/N`` as a part of the work; an argparse type."""
+    from fastdrive_training.data.sampling import Shard
+
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not int(match[1]) < int(match[2]):
         raise argparse.ArgumentTypeError(f"{text!r}: write I/N with I from 0 to N - 1, as in 0/4")
@@ -95,6 +106,8 @@ def require_positive(option: str, value: int | None) -> None:
 
 def vla_dir(args: argparse.Namespace) -> Path:
     """The VLA directory of the arguments, or the shipped one. Raises ModelError where there is none."""
+    from fastdrive_node.families.spec import default_vla_dir
+
     return Path(args.vla) if args.vla else default_vla_dir()
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from fastdrive_node.cli import write_json
-from fastdrive_training.evaluation.metrics.vectors import figures, load_scenarios
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises InputError where the file or something in it is wrong."""
+    from rich.console import Console  # heavy imports, not needed for --help
+
+    from fastdrive_training.evaluation.metrics.vectors import figures, load_scenarios
+
     by_name = {scenario.name: figures(scenario) for scenario in load_scenarios(args.vectors)}
     Console(file=sys.stderr, width=None if sys.stderr.isatty() else 120).print(table(by_name))
     write_json(by_name, args.json)
@@ -34,6 +38,8 @@ def run(args: argparse.Namespace) -> None:
 
 def table(by_name: dict[str, dict]) -> Table:
     """The 3 s figures for people."""
+    from rich.table import Table
+
     result = Table(title="at 3 s")
     result.add_column("scenario")
     for name in ("L2 avg-to-t [m]", "L2 at t [m]", "polygons", "ST-P3", "VAD", "UniAD", "BEV-Planner", "boundary"):

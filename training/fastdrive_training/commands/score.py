@@ -5,29 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from fastdrive_node.cli import write_json
-from fastdrive_node.devices import choose_device, choose_dtype
 from fastdrive_node.errors import InputError
-from fastdrive_node.families import Vla, load_vla
-from fastdrive_node.families.spec import load_spec
-from fastdrive_node.pruning.calibration import Calibration
-from fastdrive_node.pruning.checkpoint import load_calibration, load_pruner
-from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_node.pruning.score_pruner import ScoreOptions, check_options
-from fastdrive_node.pruning.temporal import TemporalSettings
+from fastdrive_node.pruning.catalog import ScoreOptions, TemporalSettings
 from fastdrive_training.commands.options import add_dataset_arguments, pruner_file, require_positive, vla_dir
-from fastdrive_training.data.adapters import detect_kind, open_source
-from fastdrive_training.data.image_sets import BagSets, ImageSets, SourceSets, is_bag
-from fastdrive_training.data.sampling import evenly_spaced
-from fastdrive_training.scoring.calibration import calibrated_figures
-from fastdrive_training.scoring.pictures import write_score_maps
-from fastdrive_training.scoring.score import score_figures, score_maps, score_sets
-from fastdrive_training.scoring.temporal import temporal_figures
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fastdrive_node.families import Vla
+    from fastdrive_node.pruning.calibration import Calibration
+    from fastdrive_node.pruning.recon_pruner import ReconPruner
+    from fastdrive_training.data.image_sets import ImageSets
 
 EXAMPLE = """examples:
   fastdrive score data/sim --split val --vla models/tiny --json -
@@ -79,6 +70,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises InputError for the data (no masks among it) or an argument, ModelError for the VLA or pruner."""
+    from rich.console import Console  # heavy imports, not needed for --help
+
+    from fastdrive_node.pruning.checkpoint import load_pruner
+    from fastdrive_training.data.image_sets import SourceSets
+    from fastdrive_training.data.sampling import evenly_spaced
+    from fastdrive_training.scoring.pictures import write_score_maps
+    from fastdrive_training.scoring.score import score_maps, score_sets
+
     require_positive("--limit", args.limit)
     require_positive("--picture-count", args.picture_count)
     sets, vla = open_sets(args)
@@ -109,6 +108,11 @@ def run(args: argparse.Namespace) -> None:
 
 def open_sets(args: argparse.Namespace) -> tuple[ImageSets, Vla]:
     """The data that the arguments name, and the VLA. Raises InputError or ModelError."""
+    from fastdrive_node.devices import choose_device, choose_dtype
+    from fastdrive_node.families import load_vla
+    from fastdrive_node.families.spec import load_spec
+    from fastdrive_training.data.adapters import detect_kind, open_source
+    from fastdrive_training.data.image_sets import BagSets, SourceSets, is_bag
 
     def vla() -> Vla:  # after the data, whose mistakes are seen sooner
         device = choose_device(args.device, "--device")
@@ -145,6 +149,10 @@ def extra_figures(
         InputError: an option does not fit the data.
         ModelError: the pruner file has no calibration.
     """
+    from fastdrive_node.pruning.checkpoint import load_calibration
+    from fastdrive_node.pruning.score_pruner import check_options
+    from fastdrive_training.scoring.calibration import calibrated_figures
+
     calibration = None
     if args.calibrated:
         calibration = load_calibration(pruner_file(args))
@@ -163,6 +171,9 @@ def extra_figures(
 def _temporal(
     args: argparse.Namespace, sets: ImageSets, vla: Vla, pruner: ReconPruner, calibration: Calibration | None
 ) -> dict:
+    from fastdrive_training.data.image_sets import SourceSets
+    from fastdrive_training.scoring.temporal import temporal_figures
+
     if not isinstance(sets, SourceSets):
         raise InputError("--temporal: needs a dataset with ego motion, not a bag")
     if args.limit is not None:
@@ -195,6 +206,8 @@ def summary(figures: dict[str, Any]) -> str:
 
 
 def _figures(args: argparse.Namespace, scores: np.ndarray, coverage: np.ndarray) -> dict[str, Any]:
+    from fastdrive_training.scoring.score import score_figures
+
     figures = score_figures(scores, coverage)
     if figures["auroc"] is None:
         kind = "all" if figures["foreground_share"] else "none"

@@ -14,7 +14,6 @@ from fastdrive_node.cluster import open_cluster
 from fastdrive_node.commands.options import add_ray_argument
 from fastdrive_node.errors import UsageError
 from fastdrive_training.commands.options import KEPT, interrupted_with
-from fastdrive_training.engine.config import RecipeError, load_recipe, recipe_schema, set_keys
 
 # kind -> module, recipe class, function (recipe: dict, resume: bool) -> figures
 KINDS = {
@@ -49,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises RecipeError that names the file and key, UsageError, and what the training itself raises."""
+    from fastdrive_training.engine.config import RecipeError, load_recipe, recipe_schema, set_keys
+
     if args.ray and not args.cache_only:
         raise UsageError("--ray: a cluster encodes images only; use it with --cache-only, then train without")
     path, recipe = load_recipe(args.recipe)

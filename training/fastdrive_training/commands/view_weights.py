@@ -7,10 +7,8 @@ from pathlib import Path
 
 from fastdrive_node.cli import write_json
 from fastdrive_node.commands.options import pruning_ratio
-from fastdrive_node.families.fingerprint import VIEW_WEIGHTS_FILE
-from fastdrive_node.pruning.baselines.prune2drive import save_weights
+from fastdrive_node.files import VIEW_WEIGHTS_FILE
 from fastdrive_training.commands.options import add_dataset_arguments, open_dataset, require_positive
-from fastdrive_training.scoring.view_weights import PlanningError, best_trial, search_weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises InputError for the data or an argument, ModelError for the VLA."""
+    from fastdrive_node.pruning.baselines.prune2drive import save_weights  # heavy imports, not needed for --help
+    from fastdrive_training.scoring.view_weights import PlanningError, best_trial, search_weights
+
     require_positive("--trials", args.trials)
     source, vla = open_dataset(args)
     objective = PlanningError(source, vla, args.limit or len(source), args.drop)

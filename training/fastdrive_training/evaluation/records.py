@@ -19,7 +19,7 @@ from fastdrive_node.families import Vla
 from fastdrive_node.families.fingerprint import model_files
 from fastdrive_node.files import write_atomically
 from fastdrive_node.planning.loading import own_file
-from fastdrive_node.pruning.score_pruner import VARIANTS
+from fastdrive_node.pruning.catalog import VARIANTS
 from fastdrive_training.data.adapters.base import ImageSource, read_object
 from fastdrive_training.data.masks import INDEX, MANIFEST, TABLES
 from fastdrive_training.evaluation.answers import JudgedAnswer

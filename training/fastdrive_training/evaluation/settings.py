@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastdrive_node.errors import UsageError
-from fastdrive_node.pruning.registry import NAMES, PRUNERS, VARIANTS
+from fastdrive_node.pruning.catalog import NAMES, PRUNERS, VARIANTS
 from fastdrive_node.types import PruningRatio
 from fastdrive_training.data.sampling import Shard
 

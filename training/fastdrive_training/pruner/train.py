@@ -15,8 +15,7 @@ from fastdrive_node.devices import choose_device
 from fastdrive_node.families import Vla, load_vla
 from fastdrive_node.families.base import VISION
 from fastdrive_node.families.loading import read_language_layer
-from fastdrive_node.files import write_atomically
-from fastdrive_node.planning.loading import SHIPPED_PRUNER
+from fastdrive_node.files import SHIPPED_PRUNER, write_atomically
 from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.data.adapters import ImageSource, open_source

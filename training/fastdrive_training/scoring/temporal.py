@@ -15,9 +15,10 @@ import torch
 from fastdrive_node.errors import InputError
 from fastdrive_node.families import Vla
 from fastdrive_node.pruning.calibration import Calibration
+from fastdrive_node.pruning.catalog import ScoreOptions
 from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.pruning.recon_pruner import ReconPruner
-from fastdrive_node.pruning.score_pruner import ScoreOptions, refine
+from fastdrive_node.pruning.score_pruner import refine
 from fastdrive_node.pruning.select import keep_count, select_top
 from fastdrive_node.pruning.temporal import FrameContext
 from fastdrive_training.data.adapters.base import ImageSource

@@ -27,12 +27,10 @@ from fastdrive_sim.geometry import quaternion_of_matrix, quaternion_of_yaw, to_e
 from fastdrive_sim.rig import RIGS
 from fastdrive_sim.scenarios import CLOSED_LOOP
 from fastdrive_sim.sources import ImageSpec, SourcesFactory, record, simulator_sources
-from fastdrive_sim.types import Camera, EgoPose, Snapshot
+from fastdrive_sim.types import STORAGES, TRANSPORTS, Camera, EgoPose, Snapshot
 
 ODOMETRY_HZ = 20
 EPOCH_NS = 1_700_000_000 * 1_000_000_000
-STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
-TRANSPORTS = ("raw", "compressed")
 
 _STORE = get_typestore(Stores.ROS2_JAZZY)
 _TYPE: dict[str, Any] = _STORE.types  # a message's class by the name of its type
@@ -91,7 +89,7 @@ def write_bag(out: Path, spec: BagSpec, factory: SourcesFactory = simulator_sour
         renderer.load(replace(simulation.world, domain=spec.domain))
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as partial:
             folder = Path(partial) / out.name  # rosbag2 names the file within after its folder
-            with Writer(folder, version=9, storage_plugin=STORAGES[spec.storage]) as writer:
+            with Writer(folder, version=9, storage_plugin=StoragePlugin[spec.storage.upper()]) as writer:
                 recorder = _Recorder(writer, spec, snapshots[0].ego)
                 bar = tqdm(snapshots, unit="step", mininterval=1, file=sys.stderr, disable=not progress)
                 for step, snapshot in enumerate(bar):

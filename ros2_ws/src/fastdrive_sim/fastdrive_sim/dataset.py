@@ -55,9 +55,8 @@ from fastdrive_sim.sources import (
     SourcesFactory,
     simulator_sources,
 )
-from fastdrive_sim.types import FOREGROUND_GROUPS, Label
+from fastdrive_sim.types import FOREGROUND_GROUPS, SPLITS, Label
 
-SPLITS = ("train", "val", "test")
 _HELD_OUT_FRACTION = 0.15  # of the scenes, for val and test each
 _FORMAT = 2
 EPOCH_US = 1_700_000_000_000_000

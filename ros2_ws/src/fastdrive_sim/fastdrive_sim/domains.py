@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
-from fastdrive_sim.scene import Illumination
 from fastdrive_sim.types import World
+
+if TYPE_CHECKING:
+    from fastdrive_sim.scene import Illumination
 
 DEFAULT_DOMAIN = "day"
 _DARK = np.zeros(3, np.float32)
@@ -27,6 +29,8 @@ class Domain:
 
 def light_of(world: World) -> Illumination:
     """The light of a world in its domain."""
+    from fastdrive_sim.scene import Illumination  # it needs OpenCV, which the names of the domains do not
+
     return DOMAINS[world.domain].light(Illumination.of(world))
 
 
@@ -82,6 +86,8 @@ def _rain_light(light: Illumination) -> Illumination:
 
 def _rain(image: np.ndarray, lens: np.random.Generator, frame: np.random.Generator) -> np.ndarray:
     """Streaks, and a few drops on the lens that blur what is behind them."""
+    import cv2
+
     height, width = image.shape[:2]
     seen = image.astype(np.float32)
     streaks = np.zeros((height, width), np.uint8)

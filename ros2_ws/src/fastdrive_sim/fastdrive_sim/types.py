@@ -8,6 +8,9 @@ from enum import IntEnum
 
 import numpy as np
 
+SPLITS = ("train", "val", "test")  # of a dataset
+STORAGES, TRANSPORTS = ("mcap", "sqlite3"), ("raw", "compressed")  # of a bag: its files, and the images in it
+
 
 class Label(IntEnum):
     """Class of a pixel. The foreground groups of nuScenes-FG are in ``FOREGROUND_GROUPS``."""

@@ -9,8 +9,8 @@ import pytest
 import sim_fakes
 
 from fastdrive_node.cli import main
+from fastdrive_sim import bag, dataset
 from fastdrive_sim.bag import write_bag
-from fastdrive_sim.commands import bag, dataset
 from fastdrive_sim.dataset import write_dataset
 
 

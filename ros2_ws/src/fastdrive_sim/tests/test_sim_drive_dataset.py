@@ -199,7 +199,7 @@ def test_other_speeds_need_the_experts_labels(tmp_path, capsys):
 
 def test_scenes_are_of_the_families_that_are_asked_for(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        "fastdrive_sim.commands.dataset.write_dataset",
+        "fastdrive_sim.dataset.write_dataset",
         lambda out, spec, workers: write_dataset(out, spec, 0, sim_fakes.fake_sources, False),
     )
     arguments = ["sim", "dataset", str(tmp_path / "d"), "--seed", "3", "--keyframes", "36", "--size", "64x36"]

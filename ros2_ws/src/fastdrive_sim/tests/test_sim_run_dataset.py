@@ -13,7 +13,7 @@ import sim_fakes
 
 from fastdrive_node.cli import main
 from fastdrive_node.errors import InputError, UsageError
-from fastdrive_sim.commands import dataset
+from fastdrive_sim import dataset
 from fastdrive_sim.dataset import write_dataset
 from fastdrive_sim.drive.expert import Expert
 from fastdrive_sim.drive.families import FAMILIES

@@ -321,7 +321,7 @@ def test_a_bag_is_of_its_scenario(tmp_path):
 def test_the_flag_reaches_data_set_and_bag(tmp_path, monkeypatch):
     seen = []
     for name in ("dataset", "bag"):
-        write = f"fastdrive_sim.commands.{name}.write_{name}"
+        write = f"fastdrive_sim.{name}.write_{name}"
         monkeypatch.setattr(write, lambda out, spec, **_: seen.append(spec.scenario) or {})
     arguments = ["--seed", "1", "--scenario", "step-out"]
     assert main(["sim", "dataset", str(tmp_path / "d"), "--keyframes", "1", *arguments]) == 0

@@ -1,12 +1,18 @@
-"""Datasets of several layouts behind one Protocol; each adapter is imported when it is asked for."""
+"""Datasets of several layouts behind one Protocol; each adapter is imported when it is asked for.
+
+So are the names of ``base``, which needs OpenCV and numpy: ``fastdrive annotate --help`` lists ``KINDS`` without them.
+"""
 
 from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fastdrive_node.errors import InputError
-from fastdrive_training.data.adapters.base import ImageSource, Item, ReopenedSource, SourceOptions, dataset_identity
+
+if TYPE_CHECKING:
+    from fastdrive_training.data.adapters.base import ImageSource, Item, dataset_identity
 
 __all__ = ["KINDS", "ImageSource", "Item", "dataset_identity", "detect_kind", "open_source"]
 
@@ -41,6 +47,8 @@ def open_source(
         InputError: no such folder, kind, split or camera; files that the layout must have are absent; masks of another
             split or of other images.
     """
+    from fastdrive_training.data.adapters.base import ReopenedSource, SourceOptions
+
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give the folder that holds the dataset")
@@ -69,3 +77,11 @@ def detect_kind(root: Path) -> str:
     if any(root.glob("camera_image/*.parquet")) or any(root.glob("*/camera_image/*.parquet")):
         return "waymo"
     return "folder"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("ImageSource", "Item", "dataset_identity"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.base"), name)
+    globals()[name] = value
+    return value

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from fastdrive_node.cli import write_json
-from fastdrive_sim.bag import STORAGES, TRANSPORTS, BagSpec, write_bag
 from fastdrive_sim.commands.options import add_image_arguments, read_spec
+from fastdrive_sim.types import STORAGES, TRANSPORTS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,10 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_image_arguments(parser)
     parser.add_argument("--seconds", type=float, required=True, help="length of the drive")
     parser.add_argument("--hz", type=float, required=True, help="image sets a second, a rate that divides 20")
-    parser.add_argument("--storage", choices=tuple(STORAGES), default="mcap", help="(mcap)")
+    parser.add_argument("--storage", choices=STORAGES, default="mcap", help="(mcap)")
     parser.add_argument("--transport", choices=TRANSPORTS, default="raw", help="raw rgb8 or JPEG (raw)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Raises UsageError for an argument out of range, SimError for the folder or the machine."""
+    from fastdrive_sim.bag import BagSpec, write_bag  # OpenCV and rosbags, not needed for --help
+
     write_json(write_bag(args.out, read_spec(args, BagSpec)), args.json)

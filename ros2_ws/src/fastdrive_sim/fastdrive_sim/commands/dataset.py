@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastdrive_node.cli import write_json
 from fastdrive_node.commands.options import at_least_one
 from fastdrive_node.errors import UsageError
 from fastdrive_sim.commands.options import add_image_arguments, read_spec
-from fastdrive_sim.dataset import SPLITS, DatasetSpec, write_dataset
 from fastdrive_sim.scenarios import CLOSED_LOOP, DEFAULT, SCENARIOS
+from fastdrive_sim.types import SPLITS
+
+if TYPE_CHECKING:
+    from fastdrive_sim.dataset import DatasetSpec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Raises UsageError for a wrong argument, InputError for the drive, SimError for the folder or the machine."""
+    from fastdrive_sim.dataset import write_dataset  # OpenCV, not needed for --help
+
     write_json(write_dataset(args.out, _spec(args), workers=args.workers), args.json)
 
 
@@ -85,4 +91,6 @@ def _spec(args: argparse.Namespace) -> DatasetSpec:
 
         args.family = tuple(args.family)
         return read_spec(args, DriveDatasetSpec)
+    from fastdrive_sim.dataset import DatasetSpec
+
     return read_spec(args, DatasetSpec)

@@ -6,15 +6,14 @@ import argparse
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fastdrive_node.commands.options import add_json_argument
-from fastdrive_sim.domains import DEFAULT_DOMAIN, DOMAINS
-from fastdrive_sim.rig import DEFAULT_RIG, RIGS
-from fastdrive_sim.scenarios import DEFAULT, SCENARIOS
-from fastdrive_sim.sources import ImageSpec
 
-Spec = TypeVar("Spec", bound=ImageSpec)
+if TYPE_CHECKING:
+    from fastdrive_sim.sources import ImageSpec
+
+Spec = TypeVar("Spec", bound="ImageSpec")
 
 
 def size(text: str) -> tuple[int, int]:
@@ -27,6 +26,10 @@ def size(text: str) -> tuple[int, int]:
 
 def add_image_arguments(parser: argparse.ArgumentParser, needs_seed: bool = True) -> None:
     """What is written where, from which world, and as which images."""
+    from fastdrive_sim.domains import DEFAULT_DOMAIN, DOMAINS  # with numpy, which `sim drive --help` is without
+    from fastdrive_sim.rig import DEFAULT_RIG, RIGS
+    from fastdrive_sim.scenarios import DEFAULT, SCENARIOS
+
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
     parser.add_argument("--seed", type=int, required=needs_seed, help="decides the worlds; same seed, same bytes")
     parser.add_argument("--size", type=size, default=(280, 168), metavar="WxH", help="of each image (280x168)")

@@ -16,6 +16,7 @@ from fastdrive_node.cluster import open_cluster
 from fastdrive_node.errors import InputError, UsageError
 from fastdrive_node.families.spec import VlaSpec, load_spec
 from fastdrive_node.files import package_share_file
+from fastdrive_node.pruning.catalog import NAMES
 from fastdrive_node.ros.parameter_files import check_parameter_file
 from fastdrive_sim.drive.faults import parse_fault
 from fastdrive_sim.drive.kept import with_kept
@@ -188,8 +189,6 @@ def _known_pruners(names: Sequence[str]) -> list[str]:
     """Names as they are, files as absolute paths. Raises UsageError for what is neither."""
     if not names:
         return []
-    from fastdrive_node.pruning.registry import NAMES  # imports torch
-
     for name in names:
         if name not in NAMES and not Path(name).is_file():
             raise UsageError(f"--pruners {name}: unknown; give a pruner's file, or one of {', '.join(NAMES)}")
