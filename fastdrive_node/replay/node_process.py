@@ -16,6 +16,7 @@ import yaml
 
 from fastdrive_node.errors import FastDriveError
 from fastdrive_node.ros.topics import TopicMap
+from fastdrive_node.supervision.supervisor import how_ended
 
 NODE_COMMAND = (sys.executable, "-m", "fastdrive_node.ros")
 TAIL_LINES = 3
@@ -90,8 +91,9 @@ class NodeProcess:
         """Raises FastDriveError where the process has ended, with what it said last."""
         if self._reader.is_alive():
             return
-        code = self._process.wait()
-        raise FastDriveError(f"the node ended with exit code {code}: {last_words(list(self._tail))}")
+        code, words = self._process.wait(), last_words(list(self._tail))
+        # What it said before a signal is not why it ended.
+        raise FastDriveError(f"{how_ended(code, 'the node')}{': ' if code >= 0 else '; it said last: '}{words}")
 
     def _read(self) -> None:
         assert self._process.stderr is not None  # a pipe

@@ -303,7 +303,7 @@ class SupervisedPlanner:
         except subprocess.TimeoutExpired:
             child.process.kill()
             code = child.process.wait()
-        ended = f"{child.killed_for}: killed" if code == -signal.SIGKILL and child.killed_for else _how(code)
+        ended = f"{child.killed_for}: killed" if code == -signal.SIGKILL and child.killed_for else how_ended(code)
         if code != -signal.SIGKILL and child.killed_for:
             ended = child.killed_for
         with self._changed:
@@ -330,12 +330,13 @@ def _environment(threads: int) -> Mapping[str, str]:
     return {"OMP_NUM_THREADS": str(others), **os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
 
 
-def _how(code: int) -> str:
+def how_ended(code: int, process: str = "the planner's process") -> str:
+    """How a process ended, by the code that ``subprocess`` gives; with the name of a signal."""
     if code >= 0:
-        return f"the planner's process ended with exit code {code}"
+        return f"{process} ended with exit code {code}"
     hint = "; the kernel does so where memory is short" if code == -signal.SIGKILL else ""
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    return f"the planner's process was ended by {name}{hint}"
+    return f"{process} was ended by {name}{hint}"
