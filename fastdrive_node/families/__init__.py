@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         VisionBackend,
         VlaFamily,
     )
-    from fastdrive_node.families.loading import MODEL_TYPES, family_of, load_vla, read_config
+    from fastdrive_node.families.loading import MODEL_TYPES, family_of, load_vla, read_config, read_vla
     from fastdrive_node.families.prompt import build_prompt, full_positions
     from fastdrive_node.families.tokens import Prompt, PrunedPrompt, VisualTokens, prune_prompt
     from fastdrive_node.families.vla import Vla
@@ -47,11 +47,12 @@ __all__ = [
     "load_vla",
     "prune_prompt",
     "read_config",
+    "read_vla",
 ]
 _BASE = ("LANGUAGE", "PARTS", "VISION", "EmbeddingLanguageModel", "ExtendingLanguageModel", "LanguageModel")
 _MODULES = {
     **dict.fromkeys((*_BASE, "LayeredLanguageModel", "VisionBackend", "VlaFamily"), "base"),
-    **dict.fromkeys(("MODEL_TYPES", "family_of", "load_vla", "read_config"), "loading"),
+    **dict.fromkeys(("MODEL_TYPES", "family_of", "load_vla", "read_config", "read_vla"), "loading"),
     **dict.fromkeys(("build_prompt", "full_positions"), "prompt"),
     **dict.fromkeys(("Prompt", "PrunedPrompt", "VisualTokens", "prune_prompt"), "tokens"),
     "Vla": "vla",

@@ -6,8 +6,9 @@ import importlib
 import itertools
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -68,11 +69,8 @@ def load_vla(
         ModelError: a file is missing or unreadable, a field of vla.json is wrong, or the parts do not fit together;
             the text names the file and field.
     """
-    path = Path(path)
-    spec = load_spec(path)
-    template = _read_template(path, spec)
-    family, config = read_config(path)
-    _check_sizes(path, family, config, spec)
+    read = read_vla(path)
+    path, spec, family, config = read.path, read.spec, read.family, read.config
     problems = weight_problems(path, family, config, parts)
     if problems:
         raise ModelError("; ".join(problems[:_TOLD_PROBLEMS]) + f"; the weights do not fit {CONFIG}")
@@ -82,10 +80,24 @@ def load_vla(
     tokenizer = _read_tokenizer(path, family, config)
     model = family.load(path, config, torch.device(device), dtype, parts)
     use_float32_products(model)
-    vla = Vla(path, family, config, model, tokenizer, spec, template, parts)
+    vla = replace(read, model=model, tokenizer=tokenizer, parts=parts)
     _check_eos(vla)
     check_prompt(vla)
     return vla
+
+
+def read_vla(path: str | Path) -> Vla:
+    """A VLA directory without weights and tokenizer, which are None: for its sizes, cameras and fingerprints.
+
+    Raises:
+        ModelError: a file is missing or unreadable, or a field of vla.json is wrong.
+    """
+    path, absent = Path(path), cast(Any, None)
+    spec = load_spec(path)
+    template = _read_template(path, spec)
+    family, config = read_config(path)
+    _check_sizes(path, family, config, spec)
+    return Vla(path, family, config, absent, absent, spec, template, frozenset())
 
 
 def _check_sizes(path: Path, family: VlaFamily, config: Any, spec: VlaSpec) -> None:

@@ -15,6 +15,7 @@ from fastdrive_node.files import GEOMETRY_FILE, SHIPPED_PRUNER, VIEW_WEIGHTS_FIL
 from fastdrive_node.planning.checks import PlanLimits
 from fastdrive_node.planning.pipeline import Pipeline
 from fastdrive_node.pruning.catalog import FILES, NAMES, VARIANTS, ScoreOptions
+from fastdrive_node.pruning.checkpoint import check_pruner_file
 from fastdrive_node.pruning.pruner import Pruner
 from fastdrive_node.pruning.registry import BY_VIEW, make_pruner, with_options
 from fastdrive_node.pruning.score_pruner import ScorePruner
@@ -120,10 +121,35 @@ def own_file(vla_dir: Path, pruner: str) -> Path | None:
     return vla_dir / SHIPPED_PRUNER if pruner == "reconpruner" or pruner in VARIANTS else None
 
 
+def check_pruner(vla: Vla, pruner: str, scores: ScoreOptions | None = None) -> None:
+    """See, without its weights, that a pruner can serve a VLA.
+
+    Args:
+        vla: its weights need not be loaded (``families.read_vla``).
+        pruner: a name of ``pruning.registry``, or a ReconPruner's file.
+        scores: see ``open_pipeline``.
+
+    Raises:
+        ModelError: as ``open_pipeline``, but for values of a pruner file that are not finite.
+    """
+    name, _ = name_and_file(vla.path, pruner)
+    _refuse_scores(name, scores)
+    if name == "reconpruner" or name in VARIANTS:
+        file = own_file(vla.path, pruner) or Path(pruner)
+        check_pruner_file(file, vla)
+        with_options(ScorePruner(None), VARIANTS.get(name, scores), vla, file, name)
+    else:
+        make_pruner(name, vla)
+
+
 def _torch_pruner(name: str, file: Path | None, vla: Vla, scores: ScoreOptions | None) -> Pruner:
+    _refuse_scores(name, scores)
+    return make_pruner(name, vla, file, options=scores)
+
+
+def _refuse_scores(name: str, scores: ScoreOptions | None) -> None:
     if scores is not None and scores.active and name != "reconpruner":
         raise ModelError(
             "calibrated_scores, keep_threshold, temporal_change, temporal_memory, even_spacing: are for ReconPruner, "
             f"but the pruner is {name!r}; give a pruner file or turn them off"
         )
-    return make_pruner(name, vla, file, options=scores)

@@ -99,6 +99,20 @@ def load_pruner(path: str | Path, vla: Vla, dtype: torch.dtype | None = None) ->
     return pruner
 
 
+def check_pruner_file(path: str | Path, vla: Vla) -> None:
+    """See that a pruner file is one for a VLA; neither its weights nor those of the VLA are read.
+
+    Raises:
+        ModelError: as ``load_pruner``, but for values that are not finite.
+    """
+    path = Path(path)
+    with _opened(path) as (stored, metadata):
+        pruner = _empty(path, metadata, vla)
+        _compare(path, stored, pruner)
+    if pruner.camera_bias is not None:
+        _order_cameras(path, pruner, vla)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
     """A pruner file of the present format, and its metadata."""
@@ -182,8 +196,8 @@ def _order_cameras(path: Path, pruner: ReconPruner, vla: Vla) -> None:
     pruner.camera_bias = torch.nn.Parameter(pruner.camera_bias[order], requires_grad=False)
 
 
-def _fill(path: Path, stored, pruner: ReconPruner, vla: Vla, dtype: torch.dtype) -> ReconPruner:
-    """Compare shapes on the meta device, then take the file's tensors as the parameters."""
+def _compare(path: Path, stored, pruner: ReconPruner) -> None:
+    """Names and shapes of a file's tensors are those of the pruner. Raises ModelError where they are not."""
     expected = {name: list(tensor.shape) for name, tensor in pruner.state_dict().items()}
     names = set(stored.keys())
     if names != set(expected):
@@ -193,7 +207,12 @@ def _fill(path: Path, stored, pruner: ReconPruner, vla: Vla, dtype: torch.dtype)
         found = stored.get_slice(name).get_shape()
         if found != shape:
             raise ModelError(f"{path}: tensor {name!r} has shape {found}, expected {shape} by the file's own config")
-    tensors = {name: stored.get_tensor(name).to(vla.device, dtype) for name in expected}
+
+
+def _fill(path: Path, stored, pruner: ReconPruner, vla: Vla, dtype: torch.dtype) -> ReconPruner:
+    """Compare shapes on the meta device, then take the file's tensors as the parameters."""
+    _compare(path, stored, pruner)
+    tensors = {name: stored.get_tensor(name).to(vla.device, dtype) for name in pruner.state_dict()}
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"{path}: tensor {name!r} holds values that are not finite")
