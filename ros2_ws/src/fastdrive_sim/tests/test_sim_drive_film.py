@@ -89,6 +89,24 @@ def test_show_writes_a_video_and_a_sheet(run, tmp_path: Path, capsys):
     assert cv2.imread(figures["sheet"]).shape == (192, 1024, 3)
 
 
+def test_a_run_that_cannot_be_shown_is_told_in_one_line(tmp_path: Path, capsys):
+    run = drive(FAMILIES["bend"].scene(1), constant_velocity_planner(), DriveRow("none"))
+    file = tmp_path / "run.jsonl"
+
+    def shown(damaged: RunRecord, lines_left: int | None = None) -> str:
+        save_run(file, damaged)
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[:lines_left]))
+        assert main(["sim", "drive", "--show", str(file), "--out", str(tmp_path / "videos")]) == 1
+        return capsys.readouterr().err
+
+    told = shown(replace(run, steps=(), plans=(), ending="failed", reason="not tried: why"))
+    assert told == "fastdrive sim: none, bend 1: the run has no steps (not tried: why); there is nothing to show\n"
+    assert not list((tmp_path / "videos").iterdir())
+    told = shown(run, lines_left=1 + len(run.steps))
+    assert told.startswith(f"fastdrive sim: {file}: ") and "its steps name plans that it does not have" in told
+    assert told.count("\n") == 1
+
+
 def test_a_family_that_is_not_known_any_more_is_told(run):
     with pytest.raises(SimError, match="old-family"):
         Film(replace(run, family="old-family"))

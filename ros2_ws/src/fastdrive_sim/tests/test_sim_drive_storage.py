@@ -12,7 +12,7 @@ import pytest
 from fastdrive_node.errors import InputError
 from fastdrive_node.types import KeptTokens
 from fastdrive_sim.drive.kept import masks_by_camera, with_kept
-from fastdrive_sim.drive.storage import hash_run, join_hashes, lines, load_run, save_run
+from fastdrive_sim.drive.storage import check_file, hash_run, join_hashes, lines, load_run, save_run
 from fastdrive_sim.drive.types import (
     Collision,
     DriveRow,
@@ -74,12 +74,69 @@ def test_the_hash_of_a_row_without_a_pruners_file_is_that_of_its_lines(pruner):
     assert hash_run(run) == hashlib.sha256("\n".join(lines(run)).encode()).hexdigest()
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"type": "run", "format": 99}', "not JSON"])
-def test_a_damaged_file_is_named(tmp_path, text):
+AGAIN = r"delete it, and it is driven again with the same --out$"
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"type": "run", "format": 99}', "not JSON", "\xff"])
+@pytest.mark.parametrize(
+    ("read", "advice"), [(load_run, AGAIN), (lambda path: load_run(path, earlier=True), "or drive it again$")]
+)
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path, text, read, advice):
     path = tmp_path / "run.jsonl"
-    path.write_text(text)
-    with pytest.raises(InputError, match=r"run\.jsonl"):
-        load_run(path)
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=rf"run\.jsonl: .*; .*{advice}"):
+        read(path)
+
+
+def check(path: Path) -> None:
+    check_file(path, "none", "lead", 3)
+
+
+@pytest.mark.parametrize("read", [load_run, check])
+def test_a_file_that_was_cut_off_at_the_end_of_a_line_is_refused(tmp_path, read):
+    path = tmp_path / "run.jsonl"
+    save_run(path, make_run())
+    read(path)
+    whole = path.read_text().splitlines(keepends=True)
+    assert [json.loads(line)["type"] for line in whole] == ["run", "step", "step", "plan", "plan", "end"]
+    for number in range(1, len(whole)):
+        path.write_text("".join(whole[:number]))
+        with pytest.raises(InputError, match=rf"run\.jsonl: .*cut off, or an earlier version wrote it.*{AGAIN}"):
+            read(path)
+    path.write_text("".join(whole)[:-8])
+    with pytest.raises(InputError, match=r"run\.jsonl: .*JSONDecodeError"):
+        read(path)
+
+
+@pytest.mark.parametrize("read", [load_run, check, lambda path: load_run(path, earlier=True)])
+@pytest.mark.parametrize("missing", [1, 2, 3, 4])
+def test_a_file_that_lacks_a_step_or_plan_is_refused(tmp_path, read, missing):
+    path = tmp_path / "run.jsonl"
+    save_run(path, make_run())
+    whole = path.read_text().splitlines()
+    path.write_text("\n".join(whole[:missing] + whole[missing + 1 :]))
+    kind = "step" if missing < 3 else "plan"
+    with pytest.raises(InputError, match=rf"run\.jsonl: .*it has 1 {kind}s, by its last line 2\); "):
+        read(path)
+
+
+def test_a_file_of_an_earlier_version_is_read_where_that_is_asked_for(tmp_path):
+    path = tmp_path / "run.jsonl"
+    save_run(path, make_run())
+    path.write_text("".join(f"{line}\n" for line in lines(make_run())))
+    assert hash_run(load_run(path, earlier=True)) == hash_run(make_run())
+    path.write_text("".join(f"{line}\n" for line in [*lines(make_run())][:3]))  # step 1 follows the first plan
+    with pytest.raises(InputError, match="its steps name plans that it does not have: it has 0"):
+        load_run(path, earlier=True)
+
+
+def test_a_file_of_another_run_is_told(tmp_path):
+    path = tmp_path / "lead-4.jsonl"
+    save_run(path, make_run())
+    for asked in (("none", "lead", 4), ("none", "bend", 3), ("random@0.5", "lead", 3)):
+        text = "is of another run, none, lead 3, not of {}, {} {}; ".format(*asked)
+        with pytest.raises(InputError, match=rf"lead-4\.jsonl: the file {text}{AGAIN}"):
+            check_file(path, *asked)
 
 
 FRONT, BACK = np.eye(2, 3, dtype=bool), np.array([[True, True], [True, False]])  # 5 of 10 tokens
@@ -135,12 +192,12 @@ def test_a_file_of_an_earlier_version_says_nothing_of_kept_tokens(tmp_path):
 def test_damaged_kept_tokens_are_told_and_the_run_can_be_scored_all_the_same(tmp_path, damage, detail):
     path = tmp_path / "run.jsonl"
     save_run(path, kept_run(FRONT=FRONT, BACK=BACK))
-    *text, kept = path.read_text().splitlines()
+    *text, kept, end = path.read_text().splitlines()
     values = json.loads(kept)
     if damage is not None:
         damage(values)
     last = json.dumps(values, separators=(",", ":")) if damage is not None else kept[:-9]
-    path.write_text("\n".join([*text, last]))
+    path.write_text("\n".join([*text, last, end]))
     run = load_run(path)
     assert hash_run(run) == hash_run(make_run())
     with pytest.raises(InputError, match=rf"run\.jsonl: its kept tokens are damaged \(.*{detail}") as told:

@@ -23,7 +23,7 @@ from fastdrive_sim.drive.recorder import LEAD_IN
 from fastdrive_sim.drive.redrive import away_from_road, redrive
 from fastdrive_sim.drive.run_dataset import RecordedRun, run_dataset_spec
 from fastdrive_sim.drive.scene import pose_of
-from fastdrive_sim.drive.storage import load_run, save_run
+from fastdrive_sim.drive.storage import lines, load_run, save_run
 from fastdrive_sim.drive.types import COLLIDED, OFF_ROAD, DriveRow, RunRecord
 
 SEED = 20  # not of the suites
@@ -118,6 +118,18 @@ def test_a_dataset_does_not_depend_on_what_is_known_of_kept_tokens(late, tmp_pat
         assert ('"type":"kept"' in file.read_text()) == bool(kept)
         digests += [run.digest for run in run_dataset_spec(tmp_path / name, width=64, height=36).runs]
     assert digests[0] == digests[1]
+
+
+def test_a_run_of_an_earlier_version_gives_the_same_dataset(late, drives, tmp_path):
+    file = tmp_path / "runs" / PATH
+    file.parent.mkdir(parents=True)
+    file.write_text("".join(f"{line}\n" for line in lines(late)))
+    (file.parent / ".bend-21.99.partial.jsonl").write_text("of a worker that was killed")
+    (run,) = run_dataset_spec(tmp_path).runs
+    (now,) = run_dataset_spec(drives, ["none"]).runs
+    assert run.digest == now.digest
+    keyframes = [RecordedRun(Path(each.path)).choose(9, 2).keyframes for each in (run, now)]
+    assert len(keyframes[0]) == len(keyframes[1]) == 9
 
 
 def test_runs_of_the_suites_are_refused(tmp_path, late):

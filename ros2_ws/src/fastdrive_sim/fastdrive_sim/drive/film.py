@@ -152,8 +152,21 @@ def frames(run: RunRecord, every: int = 1) -> Iterator[np.ndarray]:
             yield film.frame(step)
 
 
+def _require_steps(run: RunRecord) -> None:
+    if not run.steps:
+        reason = f" ({run.reason})" if run.reason else ""
+        raise SimError(
+            f"{run.row.name}, {run.family} {run.seed}: the run has no steps{reason}; there is nothing to show"
+        )
+
+
 def write_video(run: RunRecord, path: Path) -> int:
-    """An MP4 of a run at its own pace. Returns the number of pictures; raises SimError where it cannot be written."""
+    """An MP4 of a run at its own pace. Returns the number of pictures.
+
+    Raises:
+        SimError: the run has no steps, none can be drawn, or the file cannot be written.
+    """
+    _require_steps(run)
     size, count = (CAMERA_PX[0] + MAP_PX, MAP_PX), 0
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 1 / RECORD_S, size)
     if not writer.isOpened():
@@ -168,7 +181,8 @@ def write_video(run: RunRecord, path: Path) -> int:
 
 
 def write_sheet(run: RunRecord, path: Path, every: int = 20, columns: int = 2) -> None:
-    """A JPEG with a picture every ``every`` steps. Raises SimError where it cannot be written."""
+    """A JPEG with a picture every ``every`` steps. Raises SimError as ``write_video``."""
+    _require_steps(run)
     pictures = list(frames(run, every))
     blank = np.full_like(pictures[0], 255)
     pictures += [blank] * (-len(pictures) % columns)

@@ -14,7 +14,7 @@ from fastdrive_sim.dataset import EPOCH_US, DatasetSpec
 from fastdrive_sim.domains import DEFAULT_DOMAIN
 from fastdrive_sim.drive.kept import KEPT_START
 from fastdrive_sim.drive.redrive import redrive
-from fastdrive_sim.drive.storage import load_run
+from fastdrive_sim.drive.storage import END_START, load_run
 from fastdrive_sim.drive.suite import SUITES
 from fastdrive_sim.drive.types import CONSTANT_VELOCITY, EXPERT, RECORD_S
 from fastdrive_sim.scenarios import CLOSED_LOOP
@@ -54,7 +54,7 @@ class RecordedRun:
 
     def choose(self, keyframes: int, hz: int) -> SceneRecording:
         """All keyframes of the run, at most so many."""
-        run = load_run(self._path)
+        run = load_run(self._path, earlier=True)
         recording = redrive(run, self._path, hz, self._other_speeds).recording(slice(keyframes))
         return replace(recording, about={**recording.about, "row": run.row.name})
 
@@ -106,7 +106,8 @@ def run_dataset_spec(folder: Path, rows: Sequence[str] = (), split: str | None =
         if row not in found:
             raise UsageError(f"--row {row}: not in the drive; give one of {', '.join(found)}")
     chosen = rows or [row for row in found if row not in (EXPERT, CONSTANT_VELOCITY)]
-    paths = [path.resolve() for row in chosen for path in sorted((folder / "runs" / row).glob("*.jsonl"))]
+    # Not those that begin with a dot: a worker was killed while it wrote one.
+    paths = [path.resolve() for row in chosen for path in sorted((folder / "runs" / row).glob("[!.]*.jsonl"))]
     for path in paths:
         _refuse_suite(path)
     runs = tuple(run for run in map(_run_file, paths) if run.steps)  # a run that was not tried has none
@@ -132,6 +133,7 @@ def _run_file(path: Path) -> RunFile:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a folder of a drive") from error
-    start = KEPT_START.encode()  # a dataset does not depend on what is known of kept tokens
-    content = b"".join(line for line in content.splitlines(keepends=True) if not line.startswith(start))
+    # a dataset does not depend on what is known of kept tokens, nor on the version that wrote the file
+    apart = KEPT_START.encode(), END_START.encode()
+    content = b"".join(line for line in content.splitlines(keepends=True) if not line.startswith(apart))
     return RunFile(str(path), hashlib.sha256(content).hexdigest(), content.count(_STEP))

@@ -1,15 +1,15 @@
 """Runs on disk: one JSON object a line, so that a run can be scored again, by this program or another.
 
 The first line has everything but the steps and plans (``head``), the next ones a step or a plan each. Floats are
-written in full: what is read equals what was written, bit for bit. The last line has the kept tokens (``kept``), where
-they are known.
+written in full: what is read equals what was written, bit for bit. Behind them a line has the kept tokens (``kept``),
+where they are known, and the last one (``end``) the numbers of steps and plans: without it a file was cut off.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,14 @@ from fastdrive_sim.drive.types import (
 )
 
 FORMAT = 1
+END = "end"  # type of the last line
+END_START = f'{{"type":"{END}"'
+AGAIN = "delete it, and it is driven again with the same --out"
+_OTHER_FILE = "give a whole file of runs/ of a drive, or drive it again"
 
 
 def lines(run: RunRecord) -> Iterator[str]:
-    """The lines of a run's file that scores and hash depend on: all but that of the kept tokens."""
+    """The lines of a run's file that scores and hash depend on: all but those of the kept tokens and the end."""
     head = {field.name: getattr(run, field.name) for field in fields(run) if field.name not in ("steps", "plans")}
     yield _line("run", {"format": FORMAT, **head})
     for step in run.steps:
@@ -51,31 +55,94 @@ def save_run(path: Path, run: RunRecord) -> None:
     try:
         with write_atomically(path) as partial:
             kept = kept_values(run)
-            text = [*lines(run), *([] if kept is None else [_line(KEPT, kept)])]
+            end = _line(END, {"steps": len(run.steps), "plans": len(run.plans)})
+            text = [*lines(run), *([] if kept is None else [_line(KEPT, kept)]), end]
             partial.write_text("".join(f"{line}\n" for line in text), encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
 
 
-def load_run(path: Path) -> RunRecord:
+def load_run(path: Path, earlier: bool = False) -> RunRecord:
     """Read a run, without the kept tokens of its plans, which ``with_kept`` adds.
 
+    Args:
+        earlier: take a file without its last line too, as earlier versions wrote it.
+
     Raises:
-        InputError: the file is missing, damaged, or of another version.
+        InputError: the file is missing, damaged, cut off, or of another version.
     """
+    hint = _OTHER_FILE if earlier else AGAIN
+    text = _read_lines(path, hint)
     try:
-        text = path.read_text(encoding="utf-8").splitlines()
-        values = [json.loads(line) for line in text if not line.startswith(KEPT_START)]
+        if not (earlier and not text[-1].startswith(END_START)):
+            _check_end(text)
+        values = [json.loads(line) for line in text if not line.startswith((KEPT_START, END_START))]
         head = values[0]
         if head["type"] != "run" or head["format"] != FORMAT:
             raise ValueError(f"format {head.get('format')}, expected {FORMAT}")
         steps = tuple(_step(each) for each in values if each["type"] == "step")
         plans = tuple(_plan(each) for each in values if each["type"] == "plan")
+        if max((step.plan for step in steps), default=-1) >= len(plans):
+            raise ValueError(f"its steps name plans that it does not have: it has {len(plans)}")
         return _run(head, steps, plans)
+    except _UNREADABLE as error:
+        raise _damaged(path, error, hint) from error
+
+
+def check_file(path: Path, row: str, family: str, seed: int) -> None:
+    """See that a run's file is whole and of this run, in less time than ``load_run`` takes.
+
+    Args:
+        row: name of the run's row.
+
+    Raises:
+        InputError: the file cannot be read, was cut off, or is of another run.
+    """
+    text = _read_lines(path, AGAIN)
+    try:
+        _check_end(text)
+        head = json.loads(text[0])
+        found = _build(DriveRow, head["row"]).name, head["family"], head["seed"]
+    except _UNREADABLE as error:
+        raise _damaged(path, error, AGAIN) from error
+    if found != (row, family, seed):
+        own = "{}, {} {}".format(*found)
+        raise InputError(f"{path}: the file is of another run, {own}, not of {row}, {family} {seed}; {AGAIN}")
+
+
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+
+def _read_lines(path: Path, hint: str) -> list[str]:
+    """At least one."""
+    try:
+        text = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a file of runs/ of a drive") from error
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise InputError(f"{path}: not a run of `fastdrive sim drive` ({type(error).__name__}: {error})") from error
+    except ValueError as error:
+        raise _damaged(path, error, hint) from error
+    if not text:
+        raise InputError(f"{path}: the file is empty; {hint}")
+    return text
+
+
+def _check_end(text: Sequence[str]) -> None:
+    """Raises ValueError where the last line is missing, or does not agree with those before it."""
+    if not text[-1].startswith(END_START):
+        raise ValueError("it was cut off, or an earlier version wrote it: its last line is not `end`")
+    end = json.loads(text[-1])
+    for kind in ("step", "plan"):
+        number = sum(line.startswith(f'{{"type":"{kind}"') for line in text)
+        if number != end[f"{kind}s"]:
+            raise ValueError(
+                f"lines are missing or doubled: it has {number} {kind}s, by its last line {end[kind + 's']}"
+            )
+
+
+def _damaged(path: Path, error: Exception, hint: str) -> InputError:
+    detail = " ".join(str(error).split())[:200]
+    name = "" if type(error) is ValueError else f"{type(error).__name__}: "
+    return InputError(f"{path}: not a whole run of `fastdrive sim drive` ({name}{detail}); {hint}")
 
 
 def read_ending(path: Path) -> str:
