@@ -197,7 +197,7 @@ def test_a_node_that_cannot_start_says_why(tmp_path):
 def test_a_node_that_was_killed_names_the_signal(tmp_path):
     code = "import os, sys; print('active', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)"
     with pytest.raises(
-        FastDriveError, match=r"the node was ended by SIGKILL; .*memory is short; it said last: active$"
+        FastDriveError, match=r"the node was ended by SIGKILL; .* memory is short; it said last: active$"
     ):
         replay(ReplayOptions(write_bag(tmp_path / "bag")), (sys.executable, "-c", code), CAMERAS)
 
