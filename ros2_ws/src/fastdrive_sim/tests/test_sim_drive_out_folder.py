@@ -34,8 +34,27 @@ def test_another_model_in_the_same_folder_is_another_drive(vla, tmp_path):
     claim_for(vla, out)
     claim_for(vla, out)
     (vla / "model.safetensors").write_bytes(b"trained again")
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(InputError, match=r"other settings \(settings\.json: vla_files: \w{16} there, \w{16} now"):
         claim_for(vla, out)
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "told"),
+    [
+        ({"size": [1, 2]}, {"size": [1, 3]}, "size: [1, 2] there, [1, 3] now"),
+        ({}, {"node_parameters": "a: 1"}, "node_parameters: none there, a: 1 now"),
+        ({"node_parameters": "a: 1"}, {}, "node_parameters: a: 1 there, none now"),
+        ({"actuators": {"a": 1, "b": 2}}, {"actuators": {"a": 1, "b": 3}}, "actuators.b: 2 there, 3 now"),
+        ({"node_parameters": "a:\n  b: 1\n"}, {"node_parameters": "a:\n  b: 2\n"}, "b: 1 there, b: 2 now"),
+        ({"node_parameters": "a" * 200}, {}, f"node_parameters: {'a' * 77}... there, none now"),
+    ],
+)
+def test_the_setting_that_differs_is_named_with_both_values(tmp_path, then, now, told):
+    claim(tmp_path, {"plan_hz": 2.0, **then}, {})
+    with pytest.raises(InputError) as error:
+        claim(tmp_path, {"plan_hz": 2.0, **now}, {})
+    assert f"{told}); give a new --out, or the settings of this one" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ Spec = TypeVar("Spec", bound="ImageSpec")
 
 
 def size(text: str) -> tuple[int, int]:
-    """``280x168`` as (width, height); an argparse type."""
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    """``280x168`` as (width, height), both 1 or more; an argparse type."""
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write WIDTHxHEIGHT, as in 280x168")
     return int(match[1]), int(match[2])

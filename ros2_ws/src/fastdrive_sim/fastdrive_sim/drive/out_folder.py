@@ -14,6 +14,7 @@ from fastdrive_node.files import write_atomically
 from fastdrive_sim.drive.types import CONSTANT_VELOCITY, EXPERT, DriveRow
 
 SETTINGS, PRUNERS = "settings.json", "pruners"
+NEW_OUT = "give a new --out, or the settings of this one"
 
 
 def pruner_key(row: DriveRow) -> str:
@@ -47,7 +48,9 @@ def claim(out: Path, identity: dict[str, Any], files: Mapping[str, Path]) -> dic
     found = _read(path)
     known: dict[str, dict[str, Any]] = found.pop(PRUNERS, {})
     if found and found != identity:
-        raise InputError(f"{out}: holds runs with other settings ({SETTINGS}); give a new --out")
+        raise InputError(
+            f"{out}: holds runs with other settings ({SETTINGS}: {_differing(found, identity)}); {NEW_OUT}"
+        )
     now = dict(known)
     for key, file in files.items():
         digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "none"
@@ -58,6 +61,26 @@ def claim(out: Path, identity: dict[str, Any], files: Mapping[str, Path]) -> dic
     if not found or now != known:
         write_json(path, {**identity, PRUNERS: now})
     return {key: now[key]["since_ns"] for key in files}
+
+
+def _differing(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """The first setting that differs, with both values."""
+    name = next(name for name in (*asked, *found) if found.get(name) != asked.get(name))
+    then, now = found.get(name), asked.get(name)
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        return f"{name}.{_differing(then, now)}"
+    return f"{name}: {_short(then, now)} there, {_short(now, then)} now"
+
+
+def _short(value: Any, other: Any) -> str:
+    """A value; of a long text the line that another one does not have."""
+    if value is None:
+        return "none"
+    text = str(value)
+    if "\n" in text:
+        lines = str(other).splitlines()
+        text = next((line.strip() for line in text.splitlines() if line not in lines), text)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _read(path: Path) -> dict[str, Any]:
