@@ -143,9 +143,35 @@ def test_a_run_that_has_a_file_is_not_driven_again(drive):
     assert path.stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("damage", ["cut", "of another scenario"])
+def test_a_file_that_was_changed_is_neither_scored_nor_driven_over(drive, tmp_path, damage):
+    options = replace(drive[0], out=shutil.copytree(drive[0].out, tmp_path / "out"), runs=3)
+    folder = options.out / "runs" / "constant-velocity"
+    path = folder / "bend-0.jsonl"
+    if damage == "cut":
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-5]))
+    else:
+        shutil.copy(folder / "bend-1.jsonl", path)
+    with pytest.raises(InputError, match=rf"{path}: .*; delete it, and it is driven again with the same --out"):
+        drive_suite(options)
+    assert not list(options.out.rglob("bend-2.jsonl")), "it drove before it looked"
+    path.unlink()
+    assert drive_suite(replace(options, runs=2))["deterministic_hash"] == drive[1]["deterministic_hash"]
+
+
 def test_a_folder_of_a_drive_with_other_settings_is_refused(drive):
-    with pytest.raises(InputError, match=r"settings\.json.*new --out"):
+    with pytest.raises(InputError, match=r"\(settings\.json: plan_hz: 2\.0 there, 5\.0 now\); give a new --out"):
         drive_suite(replace(drive[0], plan_hz=5.0))
+
+
+def test_ctrl_c_says_what_is_kept(tmp_path, monkeypatch, capsys):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastdrive_sim.drive.command.drive_suite", interrupted)
+    assert main(["sim", "drive", "--out", str(tmp_path)]) == 1
+    told = f"fastdrive sim: interrupted: what was driven is kept in {tmp_path}; the same --out and options go on\n"
+    assert capsys.readouterr().err == told
 
 
 def test_a_parameter_file_belongs_to_the_drive(tmp_path):
@@ -156,7 +182,9 @@ def test_a_parameter_file_belongs_to_the_drive(tmp_path):
     options = DriveOptions(tmp_path / "out", families=("bend",), runs=1, pruners=(), params=params)
     drive_suite(options)
     params.write_text("fastdrive: {ros__parameters: {max_plan_age_s: 1.5}}")
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(
+        InputError, match=r"node_parameters: .*max_plan_age_s: 1\.0}} there, .*max_plan_age_s: 1\.5}} now"
+    ):
         drive_suite(options)
     params.write_text("fastdrive: {ros__parameters: {max_plan_age: 1.5}}")
     with pytest.raises(InputError, match=r"node\.yaml: .*max_plan_age: 1\.5: Extra inputs"):
@@ -226,6 +254,8 @@ def test_values_out_of_range_are_refused(values, text):
         ["--fault", "frozen"],
         ["--drop", "2"],
         ["--seed", "-1"],
+        ["--size", "0x0"],
+        ["--size", "64x0"],
         ["--pruners", "nonsense"],
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from fastdrive_node.errors import InputError, SimError
 from fastdrive_sim.drive import film
+from fastdrive_sim.drive.command import DriveOptions, drive_suite
 from fastdrive_sim.drive.families import FAMILIES
 from fastdrive_sim.drive.loop import drive
 from fastdrive_sim.drive.planners import expert_planner
@@ -81,3 +83,33 @@ def test_a_folder_that_exists_and_a_bag_without_a_run_are_refused(run, bag, tmp_
         write_run_bag(run, bag)
     with pytest.raises(InputError, match="not a readable rosbag2"):
         read_run_lines(tmp_path)
+
+
+def test_bags_get_images_when_they_are_asked_for_later(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("fastdrive_sim.drive.node_session", reason="rclpy is not installed")
+
+    def refuse(*_):
+        raise SimError("no OpenGL here")
+
+    options = DriveOptions(tmp_path / "out", families=("bend",), runs=1, pruners=(), bags="state")
+    bag = options.out / "bags" / "expert" / "bend-0"
+
+    def written() -> list[str]:
+        """The bags that the call has told."""
+        drive_suite(options)
+        return [line for line in capsys.readouterr().err.splitlines() if " bag " in line]
+
+    both = ["expert  bend-0  bag 1 of 2", "constant-velocity  bend-0  bag 2 of 2"]
+    assert written() == both and written() == []
+    options = replace(options, bags="cameras")
+    monkeypatch.setattr(film, "Renderer", refuse)
+    with pytest.raises(SimError, match="no OpenGL here"):
+        drive_suite(options)
+    assert read_run_lines(bag), "the bag without images is gone"
+    monkeypatch.setattr(film, "Renderer", sim_fakes.FakeRenderer)
+    assert written() == both and written() == []
+    with Reader(bag) as reader:
+        images = {each.topic: each.msgcount for each in reader.connections if each.topic.endswith("image_raw")}
+    assert len(images) == 6 and min(images.values()) > 10
+    options = replace(options, bags="state")
+    assert written() == []

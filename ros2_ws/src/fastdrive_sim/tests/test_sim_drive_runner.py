@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from multiprocessing import active_children
 from pathlib import Path
+from threading import Thread, main_thread
 
 import pytest
 from sim_fakes import DyingNodes
 
 from fastdrive_node.errors import FastDriveError
+from fastdrive_node.files import package_share_file
 from fastdrive_node.types import CAMERAS
 from fastdrive_sim.drive import runner
-from fastdrive_sim.drive.command import DriveOptions, _driven, _settings, drive_suite
+from fastdrive_sim.drive.command import DRIVING_VLA, DriveOptions, _driven, _settings, drive_suite
 from fastdrive_sim.drive.families import FAMILIES
 from fastdrive_sim.drive.loop import drive, with_expert
 from fastdrive_sim.drive.planners import constant_velocity_planner, expert_planner
@@ -27,6 +32,7 @@ from fastdrive_sim.drive.runner import (
     drive_runs,
     keep_run,
     run_path,
+    runs_left,
     worker_pool,
 )
 from fastdrive_sim.drive.storage import load_run, save_run
@@ -57,11 +63,47 @@ def test_an_error_of_a_worker_is_told_before_the_others_are_done(tmp_path, monke
     monkeypatch.setattr(runner, "drive_chunk", begins_or_fails)
     before = set(active_children())
     with pytest.raises(FastDriveError, match="no model here"), worker_pool(2) as pool:
-        drive_all(settings(tmp_path), ROWS, SCENARIOS[:1], 2, pool)
+        drive_all(settings(tmp_path), dict.fromkeys(ROWS, SCENARIOS[:1]), 2, pool)
     begun = {path.name for path in tmp_path.glob("pruner*") if " " not in path.name}
     assert ROWS[0].name in begun and len(begun) <= 3  # the one that failed, and at most one for each worker since
     assert not list(tmp_path.glob("* done")), "it waited for a run in progress"
     assert set(active_children()) <= before, "a worker goes on"
+
+
+def waits(settings: DriveSettings, chunk: Chunk) -> None:
+    """In place of ``drive_chunk``, in a worker."""
+    (settings.out / chunk.row.name).touch()
+    time.sleep(300)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also where this process was started with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_ends_the_workers_and_what_waits_for_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "drive_chunk", waits)
+    before, begun = set(active_children()), []
+
+    def interrupt() -> None:
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.05)
+        for worker in set(active_children()) - before:
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGINT)  # as a terminal does; the command decides
+        time.sleep(0.5)
+        begun.extend(tmp_path.iterdir())
+        signal.pthread_kill(main_thread().ident or 0, signal.SIGINT)
+
+    Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt), worker_pool(2) as pool:
+        drive_all(settings(tmp_path), dict.fromkeys(ROWS, SCENARIOS[:1]), 2, pool)
+    assert len(begun) == 2, "a worker ended its run by itself"
+    assert len(list(tmp_path.iterdir())) <= 3 and set(active_children()) <= before
 
 
 def test_a_pruners_file_in_another_folder_has_the_same_hash_and_its_drive_goes_on(tmp_path, monkeypatch):
@@ -71,7 +113,7 @@ def test_a_pruners_file_in_another_folder_has_the_same_hash_and_its_drive_goes_o
     for name in ("here", "there"):
         file = tmp_path / name / "own.safetensors"
         file.parent.mkdir()
-        file.touch()
+        shutil.copy(package_share_file(f"{DRIVING_VLA}/reconpruner.safetensors"), file)
         options = DriveOptions(tmp_path / name / "out", families=("bend",), runs=2, pruners=(str(file),))
         found.append(drive_suite(options))
         run = options.out / "runs" / "own@0.5" / "bend-1.jsonl"
@@ -108,13 +150,14 @@ def test_ends_of_the_node_that_are_not_in_a_row_do_not_stop_the_others(tmp_path,
 
 def test_a_run_that_was_not_tried_has_a_file_and_is_tried_when_the_drive_goes_on(tmp_path, monkeypatch):
     row, given = DriveRow(CONSTANT_VELOCITY), settings(tmp_path)
-    drive_all(given, [DriveRow(EXPERT)], SCENARIOS, 1, None)
+    drive_all(given, {DriveRow(EXPERT): SCENARIOS}, 1, None)
     for run in driven(monkeypatch, tmp_path, {1, 2, 3})[1]:
         keep_run(given, run)
     last = runner.run_path(tmp_path, row, SCENARIOS[-1])
     assert load_run(last).reason.startswith("not tried") and len(load_run(last).expert_progress_m) > 10
     monkeypatch.setattr(runner, "constant_velocity_planner", DyingNodes(set()).start)
-    drive_all(given, [row], SCENARIOS, 1, None)
+    assert runs_left(given, [DriveRow(EXPERT), row], SCENARIOS) == {row: [*SCENARIOS[1:]]}
+    drive_all(given, runs_left(given, [row], SCENARIOS), 1, None)
     assert load_run(last).ending != FAILED
 
 

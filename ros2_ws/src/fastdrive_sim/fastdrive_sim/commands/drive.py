@@ -115,7 +115,10 @@ def run(args: argparse.Namespace) -> None:
         bags=args.bags,
         ray=args.ray,
     )
-    figures = drive_suite(options)
+    try:
+        figures = drive_suite(options)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"what was driven is kept in {args.out}; the same --out and options go on") from stop
     stream = sys.stderr if args.json == "-" else sys.stdout
     print_table(figures, Console(file=stream, width=None if stream.isatty() else 120))
     write_json(figures, args.json)

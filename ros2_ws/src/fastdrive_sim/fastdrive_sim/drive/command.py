@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,15 +15,22 @@ from fastdrive_node.cluster import open_cluster
 from fastdrive_node.errors import InputError, UsageError
 from fastdrive_node.families.spec import VlaSpec, load_spec
 from fastdrive_node.files import package_share_file
-from fastdrive_node.pruning.catalog import NAMES
-from fastdrive_node.ros.parameter_files import check_parameter_file
 from fastdrive_sim.drive.faults import parse_fault
 from fastdrive_sim.drive.kept import with_kept
 from fastdrive_sim.drive.latency import describe, mean_s
 from fastdrive_sim.drive.loop import LoopSettings
 from fastdrive_sim.drive.out_folder import claim, pruner_files, write_json
+from fastdrive_sim.drive.preflight import check_pruners, engine_digests, known_pruners, node_settings, read_engines
 from fastdrive_sim.drive.report import write_report
-from fastdrive_sim.drive.runner import DriveSettings, drive_all, make_folder, run_path, score_all, worker_pool
+from fastdrive_sim.drive.runner import (
+    DriveSettings,
+    drive_all,
+    make_folder,
+    run_path,
+    runs_left,
+    score_all,
+    worker_pool,
+)
 from fastdrive_sim.drive.storage import load_run
 from fastdrive_sim.drive.suite import ScenarioKey, rows, scenarios
 from fastdrive_sim.drive.summary import ScoredRun, not_comparable, summarize
@@ -73,22 +79,24 @@ def drive_suite(options: DriveOptions) -> dict:
 
     Raises:
         UsageError: an unknown suite, family or fault, before anything starts.
-        InputError, ModelError: the VLA directory or the parameter file cannot be used, or ``out`` holds another drive.
+        InputError, ModelError: the VLA directory, the parameter file, an engine that it names or a pruner cannot be
+            used, ``out`` holds another drive, or a run's file in it is not whole.
         FastDriveError: no node can be started, or the cluster cannot be joined.
     """
     chosen = scenarios(options.suite, options.families, options.runs, options.seed)
     faults = [parse_fault(text) for text in options.faults]
-    if options.params is not None:
-        check_parameter_file(options.params, "fastdrive")
-    all_rows = rows(_known_pruners(options.pruners), options.drops, faults, mean_s(options.latencies_s))
-    settings = _settings(options)
-    identity = _identity(options, settings)
+    parameters = node_settings(options.params)
+    all_rows = rows(known_pruners(options.pruners), options.drops, faults, mean_s(options.latencies_s))
+    settings, engines = _settings(options), read_engines(parameters)
+    identity = _identity(options, settings, engine_digests(engines))
     started = time.monotonic()
     with worker_pool(options.workers) as pool, open_cluster(options.ray, "cpu") as cluster:
         since_ns = claim(options.out, identity, pruner_files(Path(settings.vla), all_rows))
         settings = replace(settings, pruners_since_ns=since_ns)
+        left = runs_left(settings, all_rows, chosen)
+        check_pruners(Path(settings.vla), left, parameters, engines)
         begun_s, begun_ns = time.monotonic(), time.time_ns()
-        drive_all(settings, all_rows, chosen, options.workers, pool, cluster)
+        drive_all(settings, left, options.workers, pool, cluster)
         driving_s = time.monotonic() - begun_s
         if options.bags:
             _write_bags(options, settings, [run_path(options.out, row, each) for row in all_rows for each in chosen])
@@ -122,16 +130,17 @@ def _driven(settings: DriveSettings, scored: Sequence[ScoredRun], begun_ns: int,
 
 
 def _write_bags(options: DriveOptions, settings: DriveSettings, files: Sequence[Path]) -> None:
+    """The bags that are missing, of a run that has been driven again, or without the images that are asked for."""
     from fastdrive_sim.drive.node_session import rig_of
-    from fastdrive_sim.drive.run_bag import write_run_bag
+    from fastdrive_sim.drive.run_bag import has_images, write_run_bag
 
     cameras = rig_of(settings.cameras) if options.bags == "cameras" else ()
-    for file in files:
+    for number, file in enumerate(files, 1):
         path = options.out / "bags" / file.parent.name / file.stem
-        if path.exists() and path.stat().st_mtime_ns < file.stat().st_mtime_ns:
-            shutil.rmtree(path)  # of a run that has been driven again
-        if not path.exists():
-            write_run_bag(load_run(file), path, cameras, settings.size)
+        is_new = path.exists() and path.stat().st_mtime_ns >= file.stat().st_mtime_ns
+        if not is_new or not has_images(path, cameras):
+            write_run_bag(load_run(file), path, cameras, settings.size, anew=True)
+            print(f"{file.parent.name}  {file.stem}  bag {number} of {len(files)}", file=sys.stderr, flush=True)
 
 
 TABLE = (
@@ -170,7 +179,7 @@ def show_run(run: Path, out: Path) -> dict:
         InputError: the run cannot be read.
         SimError: the machine cannot render, or ``out`` cannot be written.
     """
-    record = load_run(run)
+    record = load_run(run, earlier=True)
     try:
         record = with_kept(record, run)
     except InputError as error:
@@ -183,16 +192,6 @@ def show_run(run: Path, out: Path) -> dict:
     pictures = write_video(record, video)
     write_sheet(record, sheet)
     return {"video": str(video), "sheet": str(sheet), "seconds": round(pictures * RECORD_S, 1)}
-
-
-def _known_pruners(names: Sequence[str]) -> list[str]:
-    """Names as they are, files as absolute paths. Raises UsageError for what is neither."""
-    if not names:
-        return []
-    for name in names:
-        if name not in NAMES and not Path(name).is_file():
-            raise UsageError(f"--pruners {name}: unknown; give a pruner's file, or one of {', '.join(NAMES)}")
-    return [name if name in NAMES else str(Path(name).resolve()) for name in names]
 
 
 def _settings(options: DriveOptions) -> DriveSettings:
@@ -217,8 +216,8 @@ def _image_size(spec: VlaSpec) -> tuple[int, int]:
     return width, height
 
 
-def _identity(options: DriveOptions, settings: DriveSettings) -> dict:
-    """What all runs of a folder must have in common."""
+def _identity(options: DriveOptions, settings: DriveSettings, engines: Mapping[str, str] | None = None) -> dict:
+    """What all runs of a folder must have in common; ``engines``: digests by parameter."""
     from fastdrive_node.families.fingerprint import directory_fingerprint  # imports torch
 
     return {
@@ -227,6 +226,7 @@ def _identity(options: DriveOptions, settings: DriveSettings) -> dict:
         "size": list(settings.size),
         "realtime": options.realtime,
         **({} if options.params is None else {"node_parameters": options.params.read_text(encoding="utf-8")}),
+        **({"engines": dict(engines)} if engines else {}),
         **describe(options.latencies_s),
         "plan_hz": options.plan_hz,
         "actuators": asdict(settings.loop.actuators),

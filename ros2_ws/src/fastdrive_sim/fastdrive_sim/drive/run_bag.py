@@ -6,6 +6,7 @@ It holds the lines of the run's file too, so that a bag alone can be scored.
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -50,24 +51,39 @@ _CUBE = 1  # visualization_msgs/Marker
 Messages = Iterator[tuple[float, str, Any]]  # time, topic, message
 
 
-def write_run_bag(run: RunRecord, out: Path, cameras: Sequence[Camera] = (), size: tuple[int, int] = SIZE) -> None:
+def write_run_bag(
+    run: RunRecord, out: Path, cameras: Sequence[Camera] = (), size: tuple[int, int] = SIZE, anew: bool = False
+) -> None:
     """Write the bag of a run; the folder appears when it is whole.
 
     Args:
         cameras: rendered anew, at the planning ticks; none by default.
         size: of their images, width and height.
+        anew: in place of a bag that is there, which goes when the new one is whole.
 
     Raises:
         SimError: ``out`` exists, or the machine cannot render.
     """
-    if out.exists():
+    if out.exists() and not anew:
         raise SimError(f"{out}: exists already; give a new folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as partial:
         folder = Path(partial) / out.name  # rosbag2 names the file within after its folder
         with Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
             _write(writer, run, cameras, size)
+        if out.exists():
+            shutil.rmtree(out)
         folder.rename(out)
+
+
+def has_images(bag: Path, cameras: Sequence[Camera]) -> bool:
+    """Whether a bag has images of these cameras; one that is damaged has none."""
+    try:
+        with Reader(bag) as reader:
+            topics = {each.topic for each in reader.connections}
+    except Exception:  # of many kinds
+        return False
+    return topics >= {image_topic(camera.name, "raw") for camera in cameras}
 
 
 def read_run_lines(bag: Path) -> list[str]:

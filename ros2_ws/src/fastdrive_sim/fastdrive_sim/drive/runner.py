@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -19,7 +20,7 @@ from fastdrive_sim.drive.families import FAMILIES
 from fastdrive_sim.drive.loop import LoopSettings, drive, with_expert
 from fastdrive_sim.drive.out_folder import pruner_key
 from fastdrive_sim.drive.planners import DrivePlanner, constant_velocity_planner, expert_planner
-from fastdrive_sim.drive.storage import join_hashes, load_run, read_ending, save_run
+from fastdrive_sim.drive.storage import check_file, join_hashes, load_run, read_ending, save_run
 from fastdrive_sim.drive.suite import ScenarioKey
 from fastdrive_sim.drive.summary import ScoredRun, score_file
 from fastdrive_sim.drive.types import CONSTANT_VELOCITY, EXPERT, FAILED, DriveRow, RunRecord
@@ -70,7 +71,7 @@ def run_path(out: Path, row: DriveRow, scenario: ScenarioKey) -> Path:
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
     """Processes for ``drive_all`` and ``score_all``, which end with this one; none for one worker.
 
-    An error in the block ends them at once: what waits is not begun, and runs in progress are lost.
+    An error in the block, or Ctrl-C, ends them at once: what waits is not begun, and runs in progress are lost.
     """
     if workers == 1:
         yield None
@@ -79,29 +80,50 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
     with ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
         try:
             yield pool
-        except Exception:
+        except BaseException:
             for worker in set(active_children()) - others:
                 worker.terminate()  # its node ends with it, and so do the pool and what waits in it
             raise
 
 
 def _begin_worker(parent: int) -> None:
+    # A terminal sends it to all processes; the command ends the workers. A handler, which a node does not inherit.
+    signal.signal(signal.SIGINT, lambda *_: None)
     die_with(parent)
     os.environ.setdefault(*_MESA)
 
 
+def runs_left(
+    settings: DriveSettings, rows: Sequence[DriveRow], scenarios: Sequence[ScenarioKey]
+) -> dict[DriveRow, list[ScenarioKey]]:
+    """What is to be driven, by row: all runs that have no file yet, and once more those that failed.
+
+    Raises:
+        InputError: the file of a run that counts as driven is not whole, or of another run.
+    """
+    left: dict[DriveRow, list[ScenarioKey]] = {}
+    for row in rows:
+        since_ns = settings.pruners_since_ns.get(pruner_key(row), 0)
+        for each in scenarios:
+            path = run_path(settings.out, row, each)
+            if _is_done(path, since_ns):
+                check_file(path, row.name, each.family, each.seed)
+            else:
+                left.setdefault(row, []).append(each)
+    return left
+
+
 def drive_all(
     settings: DriveSettings,
-    rows: Sequence[DriveRow],
-    scenarios: Sequence[ScenarioKey],
+    left: Mapping[DriveRow, Sequence[ScenarioKey]],
     workers: int,
     pool: ProcessPoolExecutor | None,
     cluster: Cluster | None = None,
 ) -> None:
-    """All runs that have no file yet, and once more those that failed. The expert goes first: the others' progress is
-    compared with its.
+    """Drive these runs. The expert goes first: the others' progress is compared with its.
 
     Args:
+        left: see ``runs_left``.
         workers: into how many parts the runs of a row are divided.
         pool: None: this process drives.
         cluster: whose workers drive instead; files are written here.
@@ -110,8 +132,9 @@ def drive_all(
         FastDriveError: a node could not be started at all, or a worker of the cluster failed; told as soon as one
             worker has it.
     """
-    for part in ([row for row in rows if row.pruner == EXPERT], [row for row in rows if row.pruner != EXPERT]):
-        chunks = list(_chunks(settings, part, scenarios, cluster.workers if cluster else workers))
+    for is_first in (True, False):
+        part = {row: each for row, each in left.items() if (row.pruner == EXPERT) == is_first}
+        chunks = _chunks(part, cluster.workers if cluster else workers)
         if cluster is not None:
             for run in map_items(partial(_on_cluster, settings), chunks, cluster):
                 keep_run(settings, run)
@@ -136,14 +159,12 @@ def score_all(
     return [scored for scored, _ in found], join_hashes(digest for _, digest in found)
 
 
-def _chunks(
-    settings: DriveSettings, rows: Sequence[DriveRow], scenarios: Sequence[ScenarioKey], workers: int
-) -> Iterator[Chunk]:
-    for row in rows:
-        since_ns = settings.pruners_since_ns.get(pruner_key(row), 0)
-        todo = [each for each in scenarios if not _is_done(run_path(settings.out, row, each), since_ns)]
-        for index in range(min(workers, len(todo))):
-            yield Chunk(row, tuple(todo[index::workers]))
+def _chunks(left: Mapping[DriveRow, Sequence[ScenarioKey]], workers: int) -> list[Chunk]:
+    return [
+        Chunk(row, tuple(todo[index::workers]))
+        for row, todo in left.items()
+        for index in range(min(workers, len(todo)))
+    ]
 
 
 def _is_done(run: Path, since_ns: int) -> bool:
