@@ -96,3 +96,36 @@ def test_the_closed_loops_page_shows_the_committed_faults():
     assert found["command"] == closed_loop_faults.command(found["rows"])
     assert f"`{found['command']}`" in " ".join(page.split())
     assert (ROOT / "docs" / "images" / "closed_loop_faults.png").is_file() and "images/closed_loop_faults.png" in page
+
+
+def test_the_sentences_about_faults_hold_the_committed_figures():
+    page = " ".join(closed_loop.PAGE.read_text().split())
+    found = json.loads(closed_loop_faults.FILE.read_text())
+    rows = {row["row"]: row for row in found["rows"]}
+    against = {(each["row"], each["against"]): each["differences"]["epdms_style"] for each in found["comparisons"]}
+    full = {
+        name.partition("+")[2]: f"{row['epdms_style']:.2f}" for name, row in rows.items() if row["pruner"] == "none"
+    }
+    assert f"`frozen`, three cameras: {full['frozen:0.5']} of {full['']}" in page
+    assert f"(`burst:4`: {full['burst:4']})" in page and f"(`latency:2`: {full['latency:2']})" in page
+    assert f"reads 25 % too high ({full['speed-scale:1.25']})" in page
+    assert sorted(full.values())[:4] == sorted(
+        full[each] for each in ("frozen:0.5", "burst:4", "latency:2", "speed-scale:1.25")
+    )
+    black = against["reconpruner@0.5+black:0.5", "none+black:0.5"]
+    low, high = black["ci95"]
+    assert f"lose {-black['difference']:.2f} more than all ({-high:.2f} to {-low:.2f})" in page
+    pruned = rows["reconpruner@0.5+black:0.5"]["epdms_style"]
+    assert f"the score is {pruned:.2f} where that of all tokens is {full['black:0.5']}" in page
+    faults = [each for each in full if each]
+    pairs = {each: against[f"reconpruner@0.5+{each}", f"none+{each}"] for each in faults}
+    assert {each for each, pair in pairs.items() if closed_loop.is_clear(pair)} == {
+        "black:0.5",
+        "burst:2",
+        "dropped:0.5",
+    }
+    assert f"{pairs['burst:2']['ci95'][1]:.2f}" == "-0.00" and f"{pairs['dropped:0.5']['ci95'][0]:.2f}" == "0.00"
+    assert len(faults) == 13 and 0.4 < rows["none+dropped:0.5"]["refused"] < 0.5
+    assert rows["none+position-noise:2"]["epdms_style"] == rows["none"]["epdms_style"]
+    suite = next(row for row in json.loads(closed_loop.FILE.read_text())["rows"] if row["row"] == "none")
+    assert f"has {full['']} here and {suite['epdms_style']:.2f} in the standard suite" in page
