@@ -21,8 +21,7 @@ from tqdm import tqdm
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import PARTS, VISION, Vla, load_vla
 from fastdrive_node.families.fingerprint import pruner_fingerprint
-from fastdrive_node.files import write_atomically
-from fastdrive_node.planning.loading import SHIPPED_PRUNER
+from fastdrive_node.files import SHIPPED_PRUNER, write_atomically
 from fastdrive_node.pruning.checkpoint import load_pruner, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.pruning.select import keep_count

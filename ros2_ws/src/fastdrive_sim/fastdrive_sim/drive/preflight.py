@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdrive_node.errors import FastDriveError, UsageError
+from fastdrive_node.pruning.catalog import NAMES
 from fastdrive_node.ros.parameter_files import check_parameter_file
 from fastdrive_node.ros.parameters import Settings, make_settings
 from fastdrive_sim.drive.types import CONSTANT_VELOCITY, EXPERT, DriveRow
@@ -24,10 +25,6 @@ _NEEDS_MASKS = "oracle"  # the pruner; a dataset has masks, a node does not
 
 def known_pruners(names: Sequence[str]) -> list[str]:
     """Names as they are, files as absolute paths. Raises UsageError for what is neither, and what cannot drive."""
-    if not names:
-        return []
-    from fastdrive_node.pruning.registry import NAMES  # imports torch
-
     can_drive = [name for name in NAMES if name != _NEEDS_MASKS]
     for name in names:
         if name in can_drive or (name != _NEEDS_MASKS and Path(name).is_file()):
