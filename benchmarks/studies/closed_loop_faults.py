@@ -114,9 +114,9 @@ def draw(figures: dict[str, Any], file: Path = PICTURE) -> None:
     for place, (fault, lines) in zip(picture.axes, faults.items(), strict=False):
         place.set_visible(True)
         for row, points in lines.items():
-            at = [point.severity for point in points]
-            place.plot(at, [point.value for point in points], marker="o", markersize=3, label=row)
-            bounds = [point.interval or (point.value, point.value) for point in points]
+            known = [(each.severity, each.value, each.interval) for each in points if each.value is not None]
+            at, bounds = [severity for severity, _, _ in known], [pair or (value, value) for _, value, pair in known]
+            place.plot(at, [value for _, value, _ in known], marker="o", markersize=3, label=row)
             place.fill_between(at, [low for low, _ in bounds], [high for _, high in bounds], alpha=0.2)
         place.set_title(fault, fontsize=9)
         place.set_xlabel(FAULTS[fault].unit, fontsize=7)

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.perf.random_models import SIZES as MODEL_SIZES
 from benchmarks.perf.random_models import TEXT_BEFORE, TEXT_BEHIND, ModelSize, build_model
 from benchmarks.studies.pruner_memory import CELL_PX, FAMILY, GIB, GPUS
-from fastdrive_node.cli import write_json
+from benchmarks.studies.summary import summarize, to_text
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_training.distil.plan import plan_divergence
 from fastdrive_training.distil.sensitivity import TeacherPrompt, answer_logits
@@ -224,7 +224,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=16, help="keyframes of a step (%(default)s)")
     parser.add_argument("--teacher-batch", type=int, nargs="+", default=[1, 16], help="of a pass (%(default)s)")
     parser.add_argument("--efficiency", type=float, default=0.4, help="fraction of a GPU's peak FLOP/s (%(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="figures; the table goes beside them as .md")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="figures; the table goes beside them as .md")
     args = parser.parse_args(argv)
     rows = []
     for name in args.sizes:
@@ -242,11 +242,10 @@ def main(argv: list[str] | None = None) -> None:
         },
         "rows": rows,
     }
-    write_json(report, args.json)
-    if args.json and args.json != "-":
-        Path(args.json).with_suffix(".md").write_text(table(report))
-    if args.json != "-":
-        print(table(report))
+    if args.json:
+        args.json.write_text(to_text(summarize(report)) + "\n")
+        args.json.with_suffix(".md").write_text(table(report))
+    print(table(report))
 
 
 if __name__ == "__main__":
