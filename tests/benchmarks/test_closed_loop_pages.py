@@ -204,5 +204,6 @@ def test_the_closed_loops_page_shows_its_ticks_a_second():
         f"({few['ticks']:,} ticks) took {after:.0f} s from first to last ({few['ticks'] / after:.1f} a second)" in page
     )
     assert f"exchange with the node, {before:.0f} s" in page
+    assert f"on another day they took {few['first_to_last_run_seconds']['after_on_another_day']:.0f} s" in page
     for command in (found["command"], few["command"]):
         assert f"`{command}`" in page

@@ -111,6 +111,9 @@ def test_the_node_has_the_time_before_it_hears_anything(make):
     planner = make(lambda number: 0.1)
     run_of(planner, 1.0)
     assert planner._node.first_calls == ["tell_time", "round_trip", "tell_time"], "its clock would start in between"
+    planner._node.first_calls = []
+    run_of(planner, 1.0)
+    assert planner._node.first_calls == ["tell_time", "publish", "publish"], "its clock goes on: no need to wait"
 
 
 def test_a_plan_comes_into_use_when_its_record_has_come(make):

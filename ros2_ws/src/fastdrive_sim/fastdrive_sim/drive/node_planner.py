@@ -93,8 +93,9 @@ class NodePlanner:
         self._held.clear()
         steps = range(round(LEAD_IN_S / ODOMETRY_S), 0, -1)
         lead_in = [self._odometry_at(scene.start(step * ODOMETRY_S), -step * ODOMETRY_S) for step in steps]
-        self._node.tell_time(lead_in[0].stamp_ns)
-        self._node.round_trip(self.silence_s)  # a node whose clock starts then forgets what it heard before
+        if not self._node.time_ns:  # the node's clock starts now, and it forgets what it heard before
+            self._node.tell_time(lead_in[0].stamp_ns)
+            self._node.round_trip(self.silence_s)
         self._send(lead_in, -ODOMETRY_S)
         self._gone = False
 
