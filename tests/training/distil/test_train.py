@@ -186,3 +186,20 @@ def test_it_starts_from_a_pruner_file(recipe, tmp_path, tiny_vla) -> None:
     save_pruner(file, pruner, tiny_vla.encoder_fingerprint)
     with pytest.raises(RecipeError, match="has a bias for each camera; set camera_bias to true"):
         start_pruner(DistilRecipe(**{**recipe, "start": str(file), "camera_bias": False}), tiny_vla)
+
+
+def test_the_bias_of_the_cameras_can_be_trained_alone(recipe, tmp_path, tiny_vla) -> None:
+    torch.manual_seed(0)
+    start = str(tmp_path / "start.safetensors")
+    stored = ReconPruner(tiny_vla.family, tiny_vla.config.text_config)
+    save_pruner(start, stored, tiny_vla.encoder_fingerprint)
+    recipe = {**recipe, "objective": "plan", "start": start, "trained": "camera_bias"}
+    after = load_file(distil.train(recipe)["pruner"])
+    assert after.pop("camera_bias").abs().min() > 0
+    assert all(torch.equal(after[name], weight) for name, weight in stored.state_dict().items())
+    for lacking in ({"start": None}, {"camera_bias": False}):
+        with pytest.raises(RecipeError, match="trained: camera_bias needs start"):
+            distil.train({**recipe, **lacking})
+    alone, all_of_it = DistilRecipe("v", "d", "o", start="s", trained="camera_bias"), DistilRecipe("v", "d", "o")
+    assert alone.identity["trained"] == "camera_bias"
+    assert "trained" not in all_of_it.identity  # checkpoints of before the key was there serve on

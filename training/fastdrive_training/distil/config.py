@@ -36,6 +36,7 @@ class DistilRecipe:
     lite_width: Count | None = None  # of a lite pruner, a multiple of the head size; None: the width of the tokens
     start: str | None = None  # the pruner file that it starts as; None: random weights
     camera_bias: bool = True  # a number for each camera that is added to its scores
+    trained: Literal["all", "camera_bias"] = "all"  # camera_bias: the layer stays that of start, a control
     normalise: bool = True  # RMSNorm before the Hadamard product; of a pruner without ``start``
     foreground_weight: Fraction = 0.0  # of the target is foreground by the masks, the rest the plan's sensitivity; of
     # objective plan: weight of the scores' distance from the foreground in the loss, that of the plan is the rest
@@ -70,6 +71,8 @@ class DistilRecipe:
     def __post_init__(self) -> None:
         if self.start and self.lite_width:
             raise ValueError("lite_width: the file of start has its width; set one of them")
+        if self.trained == "camera_bias" and not (self.start and self.camera_bias):
+            raise ValueError("trained: camera_bias needs start, whose layer stays as it is, and camera_bias: true")
         if self.scores_of and (self.teachers or self.foreground_weight):
             key = "teachers" if self.teachers else "foreground_weight"
             raise ValueError(f"{key}: not with scores_of, which is the whole target")
@@ -87,6 +90,10 @@ class DistilRecipe:
         found = {key: value for key, value in asdict(self).items() if key not in FREE_KEYS}
         # what does nothing decides nothing; checkpoints of before objective plan was there serve on
         idle = PLAN_KEYS if self.objective == "sensitivity" else SENSITIVITY_KEYS
-        if self.answers == "true":
-            idle = (*idle, "answers")  # a younger key
+        # younger keys
+        idle = (
+            *idle,
+            *(["answers"] if self.answers == "true" else []),
+            *(["trained"] if self.trained == "all" else []),
+        )
         return {key: value for key, value in found.items() if key not in idle}

@@ -194,7 +194,8 @@ def _use(settings: DistilRecipe, vla: Vla, root: str, split: str, masks: str | N
 
 
 def start_pruner(settings: DistilRecipe, vla: Vla) -> ReconPruner:
-    """The pruner on the CPU in float32, with a bias for each camera where the recipe has one.
+    """The pruner on the CPU in float32, with a bias for each camera where the recipe has one; what it does not train
+    needs no gradient.
 
     Raises RecipeError: ``start`` has a bias for each camera already, and the recipe wants none; or a width is wrong.
     """
@@ -208,4 +209,7 @@ def start_pruner(settings: DistilRecipe, vla: Vla) -> ReconPruner:
     token_width = None if stored.narrow is None else stored.width
     pruner = ReconPruner(vla.family, stored.layer.sizes(), stored.normalise, cameras, token_width)
     pruner.load_state_dict({**pruner.state_dict(), **stored.state_dict()})
+    if settings.trained == "camera_bias":
+        for name, weight in pruner.named_parameters():
+            weight.requires_grad_(name == "camera_bias")
     return pruner

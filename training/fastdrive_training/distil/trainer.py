@@ -106,7 +106,8 @@ class DistilTrainer(Trainer):
         identity: dict[str, Any],
         held_out: Keyframes | PlanKeyframes | None = None,
     ):
-        optimizer = torch.optim.AdamW(pruner.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay)
+        trained = [weight for weight in pruner.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=recipe.rate, weight_decay=recipe.weight_decay)
         schedule = learning_rate(optimizer, recipe.warmup_steps, recipe.steps, recipe.final_rate, recipe.warmup_steps)
         options = LoopOptions(
             recipe.steps,
