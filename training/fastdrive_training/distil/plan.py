@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import kl_div
 
 from fastdrive_node.families import Vla
@@ -91,7 +92,8 @@ def _pruned(vla: Vla, tokens: Tensor, asked: Sequence[Asked], scores: Tensor, dr
         states = torch.stack([each.whole for each in asked]).to(vla.device, vla.dtype)
         whole = vla.model.lm_head(states).float().log_softmax(-1)
     questions = [each.prompt for each in asked]
-    kept = answer_logits(vla, tokens, questions, gates(leaf, drop, noise)).log_softmax(-1)
+    with sdpa_kernel(SDPBackend.MATH):  # CUDA's other kernels have no gradient at the mask for some lengths
+        kept = answer_logits(vla, tokens, questions, gates(leaf, drop, noise)).log_softmax(-1)
     each = kl_div(kept, whole, reduction="none", log_target=True).sum((1, 2))
     if not each.requires_grad:
         return each
