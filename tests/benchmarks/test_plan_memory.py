@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, ROOT
 from benchmarks.studies import plan_memory as memory
 from fastdrive_training.engine.config import load_recipe
 
@@ -45,8 +45,15 @@ def test_recipes_have_the_committed_memory_and_hours_of_their_batches(size) -> N
     assert (content["keyframes"], content["steps"]) == (memory.KEYFRAMES, memory.STEPS)
     text = re.sub(r"\s*\n# ", " ", path.read_text())
     found = re.search(
-        r"about (\d+) GiB on paper \((\d+) without fused attention\), and about (\d+\.\d) hours of an H100", text
+        r"about (\d+) GiB on paper, attention matrices included, and about (\d+\.\d) hours of an H100", text
     )
     assert found is not None
-    figures = row["memory_gib"], row["memory_with_matrices_gib"]
-    assert found.groups() == (*(f"{figure:.0f}" for figure in figures), f"{row['gpu_hours']['H100']:.1f}")
+    assert found.groups() == (f"{row['memory_with_matrices_gib']:.0f}", f"{row['gpu_hours']['H100']:.1f}")
+
+
+def test_the_page_has_the_committed_memory_with_attention_matrices() -> None:
+    rows = json.loads((RESULTS / "plan_memory.json").read_text())["rows"]
+    of = {(row["size"], row["teacher_batch"]): f"{row['memory_with_matrices_gib']:.0f}" for row in rows}
+    page = (ROOT / "docs/training_the_pruner.md").read_text()
+    assert f"needs {of['3B', 1]} GiB at 3B and {of['7B', 1]} GiB at 7B on paper" in page
+    assert f"would need {of['3B', 16]} and {of['7B', 16]} GiB" in page

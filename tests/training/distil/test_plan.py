@@ -16,7 +16,7 @@ from fastdrive_node.families.spec import default_vla_dir
 from fastdrive_node.pruning.checkpoint import load_pruner
 from fastdrive_training.distil import train as distil
 from fastdrive_training.distil.config import DistilRecipe
-from fastdrive_training.distil.plan import PlanTrainer, gates, gumbel, plan_divergence
+from fastdrive_training.distil.plan import PlanTrainer, attention_kernel, gates, gumbel, plan_divergence
 from fastdrive_training.distil.sensitivity import answer_logits
 from fastdrive_training.distil.trainer import PlanKeyframes
 from fastdrive_training.engine.config import RecipeError, parse_recipe
@@ -195,3 +195,12 @@ def test_a_ratio_that_keeps_no_token_is_refused_before_the_training(recipe) -> N
 def test_checkpoints_of_before_the_objective_serve_on() -> None:
     assert not {"objective", "drops", "noise"} & set(DistilRecipe("vla", "data", "out").identity)
     assert DistilRecipe("vla", "data", "out").identity["draws"] == 2
+
+
+def test_on_a_gpu_attention_keeps_its_matrices_for_the_gradient_of_the_gates() -> None:
+    cuda = torch.backends.cuda
+    before = cuda.mem_efficient_sdp_enabled(), cuda.flash_sdp_enabled()
+    with attention_kernel(torch.device("cuda")):
+        assert cuda.math_sdp_enabled() and not cuda.mem_efficient_sdp_enabled() and not cuda.flash_sdp_enabled()
+    with attention_kernel(torch.device("cpu")):
+        assert (cuda.mem_efficient_sdp_enabled(), cuda.flash_sdp_enabled()) == before

@@ -14,6 +14,7 @@ left out learns too what attention to it would change.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -92,13 +93,22 @@ def _pruned(vla: Vla, tokens: Tensor, asked: Sequence[Asked], scores: Tensor, dr
         states = torch.stack([each.whole for each in asked]).to(vla.device, vla.dtype)
         whole = vla.model.lm_head(states).float().log_softmax(-1)
     questions = [each.prompt for each in asked]
-    with sdpa_kernel(SDPBackend.MATH):  # CUDA's other kernels have no gradient at the mask for some lengths
+    with attention_kernel(vla.device):
         kept = answer_logits(vla, tokens, questions, gates(leaf, drop, noise)).log_softmax(-1)
     each = kl_div(kept, whole, reduction="none", log_target=True).sum((1, 2))
     if not each.requires_grad:
         return each
     (slopes,) = torch.autograd.grad(each.sum(), leaf)
     return each.detach() + ((scores - scores.detach()) * slopes).sum(1)  # a value, and 0 with its gradient
+
+
+def attention_kernel(device: torch.device) -> AbstractContextManager[Any]:
+    """The kernel for attention with gates that have a gradient.
+
+    On CUDA it is the one that keeps the attention matrices: the memory-efficient one of torch 2.11 refuses the gradient
+    of such a mask ("LSE is not correctly aligned").
+    """
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext()
 
 
 class PlanTrainer(DistilTrainer):
