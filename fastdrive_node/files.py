@@ -12,6 +12,7 @@ from fastdrive_node.errors import InputError
 # Pruners' files in a VLA directory, beside those of ``catalog.FILES``.
 SHIPPED_PRUNER = "reconpruner.safetensors"
 VIEW_WEIGHTS_FILE, GEOMETRY_FILE = "prune2drive.json", "camera_geometry.json"
+TOKEN_PACKER_FILE = "tokenpacker.safetensors"
 
 
 @contextmanager

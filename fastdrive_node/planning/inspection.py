@@ -22,11 +22,12 @@ from fastdrive_node.families.common.cpu_linear import has_bfloat16, multiply
 from fastdrive_node.families.loading import preprocessor_problems, read_config
 from fastdrive_node.families.spec import AnswerSpec, CodebookSpec, VlaSpec
 from fastdrive_node.families.weights import stored_parameters, weight_problems
-from fastdrive_node.files import SHIPPED_PRUNER
+from fastdrive_node.files import SHIPPED_PRUNER, TOKEN_PACKER_FILE
 from fastdrive_node.planning.answer_format import answer_format, answer_text, constant_prefix
 from fastdrive_node.planning.pairs import pairs_of
 from fastdrive_node.pruning.catalog import FILES
 from fastdrive_node.pruning.checkpoint import load_pruner
+from fastdrive_node.pruning.token_packer import load_packer
 from fastdrive_node.types import Command, EgoHistory, EgoState
 
 _SPEED_MPS, _YAW_RATE_RADPS = 4.6, 0.02  # of the example answer and prompt: slow city driving, slightly to the left
@@ -210,10 +211,10 @@ def _seconds(work: Callable[[], object], device: torch.device, runs: int = 3) ->
 def _pruner_problems(vla: Vla) -> list[str]:
     """Of the pruner that the node would take, and of those with a name of their own."""
     found = []
-    for file in (vla.path / name for name in (SHIPPED_PRUNER, *FILES.values())):
+    for name in (SHIPPED_PRUNER, *FILES.values(), TOKEN_PACKER_FILE):
         try:
-            if file.is_file():
-                load_pruner(file, vla)
+            if (vla.path / name).is_file():
+                load_packer(vla) if name == TOKEN_PACKER_FILE else load_pruner(vla.path / name, vla)
         except ModelError as error:
             found.append(str(error))
     return list(dict.fromkeys(found))  # the encoder's fingerprint reads every weight file, and fails at the same one

@@ -11,7 +11,7 @@ from fastdrive_node.engines.vision_engine import EngineChoice, open_engine, requ
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import LANGUAGE, PARTS, VISION, Vla, load_vla
 from fastdrive_node.families.spec import default_vla_dir
-from fastdrive_node.files import GEOMETRY_FILE, SHIPPED_PRUNER, VIEW_WEIGHTS_FILE
+from fastdrive_node.files import GEOMETRY_FILE, SHIPPED_PRUNER, TOKEN_PACKER_FILE, VIEW_WEIGHTS_FILE
 from fastdrive_node.planning.checks import PlanLimits
 from fastdrive_node.planning.pipeline import Pipeline
 from fastdrive_node.pruning.catalog import FILES, NAMES, VARIANTS, ScoreOptions
@@ -19,6 +19,7 @@ from fastdrive_node.pruning.checkpoint import check_pruner_file
 from fastdrive_node.pruning.pruner import Pruner
 from fastdrive_node.pruning.registry import BY_VIEW, make_pruner, with_options
 from fastdrive_node.pruning.score_pruner import ScorePruner
+from fastdrive_node.pruning.token_packer import check_packer_file
 
 
 def open_pipeline(
@@ -116,6 +117,8 @@ def own_file(vla_dir: Path, pruner: str) -> Path | None:
         return vla_dir / VIEW_WEIGHTS_FILE
     if pruner == "ring-view":
         return vla_dir / GEOMETRY_FILE
+    if pruner == "tokenpacker":
+        return vla_dir / TOKEN_PACKER_FILE
     if pruner in FILES or pruner not in NAMES:
         return name_and_file(vla_dir, pruner)[1]
     return vla_dir / SHIPPED_PRUNER if pruner == "reconpruner" or pruner in VARIANTS else None
@@ -138,6 +141,8 @@ def check_pruner(vla: Vla, pruner: str, scores: ScoreOptions | None = None) -> N
         file = own_file(vla.path, pruner) or Path(pruner)
         check_pruner_file(file, vla)
         with_options(ScorePruner(None), VARIANTS.get(name, scores), vla, file, name)
+    elif name == "tokenpacker":
+        check_packer_file(vla)
     else:
         make_pruner(name, vla)
 

@@ -27,6 +27,7 @@ PRUNERS = (
     "dart",
     "prumerge",
     "matryoshka",
+    "tokenpacker",
     "reconpruner",
     "oracle",
 )

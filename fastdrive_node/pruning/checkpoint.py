@@ -3,26 +3,22 @@
 Metadata: ``format`` ("fastdrive-reconpruner"), ``version`` ("1", of a lite pruner "2", which readers before it refuse),
 ``config`` (JSON: the layer's sizes, whether the product is normalised, the names of the cameras where each has a bias,
 and of a lite pruner ``token_width``), ``encoder`` (fingerprint of the vision tower), and where it was calibrated
-``calibration``. Only tensors are read from a file, and its sizes are compared with
-the VLA's before anything is allocated.
+``calibration``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import Vla
-from fastdrive_node.files import write_atomically
 from fastdrive_node.pruning.calibration import Calibration
+from fastdrive_node.pruning.module_file import check_encoder, compare, fill, opened, write_tensors
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.validation import refuse_constant
 
@@ -48,13 +44,7 @@ def save_pruner(path: str | Path, pruner: ReconPruner, encoder_fingerprint: str)
         "config": json.dumps(config),
         "encoder": encoder_fingerprint,
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in pruner.state_dict().items()}
-    _write(Path(path), tensors, metadata)
-
-
-def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    with write_atomically(path) as partial:
-        partial.write_bytes(save(tensors, metadata))  # save_file would make it private to its owner
+    write_tensors(Path(path), pruner.state_dict(), metadata)
 
 
 def load_calibration(path: str | Path) -> Calibration | None:
@@ -79,7 +69,7 @@ def save_calibration(path: str | Path, calibration: Calibration, out: str | Path
     """
     with _opened(Path(path)) as (stored, metadata):
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    _write(Path(out or path), tensors, {**metadata, "calibration": calibration.to_json()})
+    write_tensors(Path(out or path), tensors, {**metadata, "calibration": calibration.to_json()})
 
 
 def load_pruner(path: str | Path, vla: Vla, dtype: torch.dtype | None = None) -> ReconPruner:
@@ -93,7 +83,9 @@ def load_pruner(path: str | Path, vla: Vla, dtype: torch.dtype | None = None) ->
     """
     path = Path(path)
     with _opened(path) as (stored, metadata):
-        pruner = _fill(path, stored, _empty(path, metadata, vla), vla, dtype or vla.dtype)
+        pruner = _empty(path, metadata, vla)
+        fill(path, stored, pruner, "pruner", vla.device, dtype or vla.dtype)
+    pruner.layer.rebuild_buffers(vla.device)
     if pruner.camera_bias is not None:
         _order_cameras(path, pruner, vla)
     return pruner
@@ -108,30 +100,15 @@ def check_pruner_file(path: str | Path, vla: Vla) -> None:
     path = Path(path)
     with _opened(path) as (stored, metadata):
         pruner = _empty(path, metadata, vla)
-        _compare(path, stored, pruner)
+        compare(path, stored, pruner, "pruner")
     if pruner.camera_bias is not None:
         _order_cameras(path, pruner, vla)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
+def _opened(path: Path) -> AbstractContextManager[tuple[Any, dict[str, str]]]:
     """A pruner file of the present format, and its metadata."""
-    if not path.is_file():
-        raise ModelError(
-            f"{path}: no such pruner file, and no pruner of this name (docs/pruners.md); train one: `fastdrive train`"
-        )
-    try:
-        with safe_open(path, framework="pt") as stored:
-            metadata = stored.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ModelError(f"{path}: format: not a pruner file (its metadata lacks format {FORMAT!r})")
-            if metadata.get("version") not in (VERSION, LITE_VERSION):
-                found = metadata.get("version", "")[:20]
-                known = f"{VERSION!r} or {LITE_VERSION!r}"
-                raise ModelError(f"{path}: version: {found!r} is not {known}; update this package")
-            yield stored, metadata
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
+    missing = "no such pruner file, and no pruner of this name (docs/pruners.md); train one: `fastdrive train`"
+    return opened(path, FORMAT, (VERSION, LITE_VERSION), "pruner", missing)
 
 
 def _empty(path: Path, metadata: dict[str, str], vla: Vla) -> ReconPruner:
@@ -158,11 +135,7 @@ def _empty(path: Path, metadata: dict[str, str], vla: Vla) -> ReconPruner:
             f"{path}: hidden_size: the pruner scores tokens of width {pruner.width}, but {vla.path} gives "
             f"tokens of width {vla.width}; use a pruner that was trained for this VLA's encoder"
         )
-    if metadata.get("encoder") != vla.encoder_fingerprint:
-        raise ModelError(
-            f"{path}: encoder: trained on the vision encoder {metadata.get('encoder', '')[:12]!r}, but {vla.path} has "
-            f"{vla.encoder_fingerprint[:12]!r}; train the pruner on this encoder"
-        )
+    check_encoder(path, metadata, vla, "pruner")
     return pruner
 
 
@@ -194,28 +167,3 @@ def _order_cameras(path: Path, pruner: ReconPruner, vla: Vla) -> None:
     order = [pruner.cameras.index(camera) for camera in vla.spec.cameras]
     pruner.cameras = vla.spec.cameras
     pruner.camera_bias = torch.nn.Parameter(pruner.camera_bias[order], requires_grad=False)
-
-
-def _compare(path: Path, stored, pruner: ReconPruner) -> None:
-    """Names and shapes of a file's tensors are those of the pruner. Raises ModelError where they are not."""
-    expected = {name: list(tensor.shape) for name, tensor in pruner.state_dict().items()}
-    names = set(stored.keys())
-    if names != set(expected):
-        odd = min(names ^ set(expected))
-        raise ModelError(f"{path}: tensor {odd[:80]!r} is {'missing' if odd in expected else 'not a pruner tensor'}")
-    for name, shape in expected.items():
-        found = stored.get_slice(name).get_shape()
-        if found != shape:
-            raise ModelError(f"{path}: tensor {name!r} has shape {found}, expected {shape} by the file's own config")
-
-
-def _fill(path: Path, stored, pruner: ReconPruner, vla: Vla, dtype: torch.dtype) -> ReconPruner:
-    """Compare shapes on the meta device, then take the file's tensors as the parameters."""
-    _compare(path, stored, pruner)
-    tensors = {name: stored.get_tensor(name).to(vla.device, dtype) for name in pruner.state_dict()}
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ModelError(f"{path}: tensor {name!r} holds values that are not finite")
-    pruner.load_state_dict(tensors, assign=True)
-    pruner.layer.rebuild_buffers(vla.device)
-    return pruner.requires_grad_(False).eval()

@@ -13,7 +13,7 @@ from fastdrive_node.pruning.baselines.coverage import CoveragePruner
 from fastdrive_node.pruning.baselines.dart import Dart
 from fastdrive_node.pruning.baselines.diversity import DivPrune
 from fastdrive_node.pruning.baselines.fastv import FastV
-from fastdrive_node.pruning.baselines.merging import Matryoshka, PruMerge
+from fastdrive_node.pruning.baselines.merging import Matryoshka, PackedTokens, PruMerge
 from fastdrive_node.pruning.baselines.prune2drive import Prune2Drive, Prune2DriveInput, load_weights
 from fastdrive_node.pruning.baselines.ring_view import RingView, load_ring_view
 from fastdrive_node.pruning.baselines.simple import NoPruner, OraclePruner, RandomPruner, UniformPruner
@@ -24,6 +24,7 @@ from fastdrive_node.pruning.catalog import FILES, NAMES, VARIANTS, ScoreOptions
 from fastdrive_node.pruning.checkpoint import load_calibration, load_pruner
 from fastdrive_node.pruning.pruner import Pruner
 from fastdrive_node.pruning.score_pruner import RefinedPruner, ScorePruner
+from fastdrive_node.pruning.token_packer import load_packer
 
 _log = logging.getLogger(__name__)
 _BY_NAME: dict[str, Callable[[], Pruner]] = {
@@ -43,6 +44,7 @@ _BY_NAME: dict[str, Callable[[], Pruner]] = {
     "dart": Dart,
     "prumerge": PruMerge,
     "matryoshka": Matryoshka,
+    "tokenpacker": PackedTokens,
     "reconpruner": lambda: ScorePruner(None),
     "oracle": OraclePruner,
 }
@@ -61,8 +63,8 @@ def make_pruner(
     Args:
         name: one of ``catalog.NAMES``.
         vla: for ``reconpruner`` and its variants; for ``prune2drive`` and ``prune2drive-input`` the one whose directory
-            may hold the views' weights, for ``ring-view`` that which holds the cameras' geometry, and for those of
-            ``FILES`` that which holds their file.
+            may hold the views' weights, for ``ring-view`` that which holds the cameras' geometry, and for
+            ``tokenpacker`` and those of ``FILES`` that which holds their file.
         path: for ``reconpruner`` and its variants, the pruner file.
         seed: for ``random``; see ``RandomPruner``.
         options: for ``reconpruner``: what is done with its scores.
@@ -77,6 +79,8 @@ def make_pruner(
         return BY_VIEW[name](load_weights(vla) if vla is not None else None)
     if name == "ring-view" and vla is not None:
         return load_ring_view(vla)
+    if name == "tokenpacker" and vla is not None:
+        return PackedTokens(load_packer(vla))
     if name == "reconpruner" or name in VARIANTS:
         if vla is None or path is None:
             raise ModelError(f"{name}: a VLA and a pruner file are needed")

@@ -1,4 +1,5 @@
-"""Pruners that change the tokens which they keep: pooled cells (Matryoshka) and weighted neighbors (PruMerge)."""
+"""Pruners that change the tokens which they keep: pooled cells (Matryoshka), cells packed by a trained module
+(TokenPacker), and weighted neighbors (PruMerge)."""
 
 from __future__ import annotations
 
@@ -7,10 +8,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from fastdrive_node.errors import ModelError
 from fastdrive_node.families.tokens import VisualTokens
+from fastdrive_node.files import TOKEN_PACKER_FILE
 from fastdrive_node.pruning.baselines.diversity import directions
 from fastdrive_node.pruning.pruner import ContextField, Pruner, PruningContext
 from fastdrive_node.pruning.select import select_top
+from fastdrive_node.pruning.token_packer import TokenPacker, members_of
 
 NEIGHBORS = 32  # that are merged into a kept token
 
@@ -67,6 +71,35 @@ def cells_of(grids: Sequence[tuple[int, int]], side: int) -> torch.Tensor:
         found.append(start + ((row // side * side) * columns + column // side * side).flatten())
         start += rows * columns
     return torch.cat(found)
+
+
+@dataclass
+class PackedTokens(Pruner):
+    """One token of each 2x2 cell, packed by ``token_packer``, at the position of the cell's first token.
+
+    A language model that was trained with the packer has read nothing else, so the choice is the same at every K.
+    """
+
+    packer: TokenPacker | None = None  # None: not known, ``select`` raises ModelError
+    name: str = "tokenpacker"
+
+    def select(self, context: PruningContext, scores: None, keep: int) -> torch.Tensor:
+        if self.packer is None:
+            raise ModelError(f"pruner tokenpacker: {TOKEN_PACKER_FILE} is missing; use a VLA that has it")
+        first = members_of(context.visual.image_grids)[0][:, 0]
+        if len(first) > keep:
+            raise ModelError(
+                f"pruner tokenpacker: {keep} tokens are to be kept, but it always gives {len(first)} of "
+                f"{context.total}; use a smaller pruning ratio or another pruner"
+            )
+        return first
+
+    def tokens(self, visual: VisualTokens, chosen: torch.Tensor) -> VisualTokens:
+        assert self.packer is not None  # by ``select``
+        members, present = members_of(visual.image_grids)
+        rows = visual.raster().flatten(0, 1)
+        packed = self.packer(rows[members.to(rows.device)], present.to(rows.device))
+        return replace(visual.keep(chosen), rows=packed)
 
 
 @dataclass

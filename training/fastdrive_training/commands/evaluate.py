@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fastdrive_node.cli import write_json
 from fastdrive_node.cluster import open_cluster
 from fastdrive_node.commands.options import add_ray_argument
-from fastdrive_node.files import GEOMETRY_FILE
+from fastdrive_node.files import GEOMETRY_FILE, TOKEN_PACKER_FILE
 from fastdrive_node.pruning.catalog import FILES, NAMES, PRUNERS, VARIANTS
 from fastdrive_training.commands.options import (
     KEPT,
@@ -125,13 +125,18 @@ def all_pruners(source: ImageSource, vla: Vla, file: Path) -> tuple[str, ...]:
     """What the data and the pruner file allow.
 
     Left out are the oracle without masks or for a VLA of past images, ring-view without the cameras' geometry beside
-    the VLA, a pruner whose own file is not there, the variants that are calibrated without a calibration for all
-    cameras, those of even spacing, and the one with a memory, which at the usual two keyframes a second is as without.
+    the VLA, tokenpacker and others whose own file is not there, the variants that are calibrated without a calibration
+    for all cameras, those of even spacing, and the one with a memory, which at the usual two keyframes a second is as
+    without.
     """
     from fastdrive_node.pruning.checkpoint import load_calibration  # imports torch
 
     calibration = load_calibration(file)
-    allowed = {"oracle": source.has_masks and not vla.spec.frames, "ring-view": (vla.path / GEOMETRY_FILE).exists()}
+    allowed = {
+        "oracle": source.has_masks and not vla.spec.frames,
+        "ring-view": (vla.path / GEOMETRY_FILE).exists(),
+        "tokenpacker": (vla.path / TOKEN_PACKER_FILE).exists(),
+    }
     names = [name for name in PRUNERS if allowed.get(name, True)]
     names += [name for name, own in FILES.items() if (vla.path / own).exists()]
     if calibration is not None and not vla.spec.image_sizes and set(vla.spec.cameras) <= set(calibration.cameras):

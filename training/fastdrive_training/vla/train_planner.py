@@ -1,13 +1,14 @@
 """Recipes of kind ``vla_language``: the second stage of training a small VLA.
 
 The tower is frozen, its tokens are computed once, and the language model learns the text from them: from whole and
-pruned sets, or, with ``sets``, from sets of other sizes and cameras of which no token is dropped.
+pruned sets, or, with ``sets``, from sets of other sizes and cameras of which no token is dropped, or, with ``packed``,
+from the tokens of a TokenPacker that is trained with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,8 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastdrive_node.errors import InputError
-from fastdrive_node.families import load_vla
-from fastdrive_node.files import write_atomically
+from fastdrive_node.families import Vla, load_vla
+from fastdrive_node.files import TOKEN_PACKER_FILE, write_atomically
+from fastdrive_node.pruning.token_packer import TokenPacker, load_packer, members_of, save_packer
 from fastdrive_training.engine.checkpoint import require_checkpoint, start_folder
 from fastdrive_training.engine.config import Fraction, parse_recipe, recipe_class
 from fastdrive_training.engine.distributed import Processes, choose_precision
@@ -53,12 +55,22 @@ class LanguageRecipe(VlaRecipe):
     drop: tuple[Fraction, Fraction] = (0.1, 0.8)  # least and most of the tokens that the other samples go without
     pruned_alike: bool = False  # samples of a batch keep equally many tokens: the rest is not computed, which is faster
     sets: SetForms = field(default_factory=SetForms)
+    packed: bool = False  # the language model reads packed tokens only, a quarter; the packer is trained with it
 
     def __post_init__(self) -> None:
         if not self.drop[0] <= self.drop[1] < 1:
             raise ValueError(f"drop: {list(self.drop)} is no range below 1; give the least, then the most")
         if self.sets.active and self.pruned_by != "none":
             raise ValueError("sets: sets of other forms are never pruned; set pruned_by to none")
+        if self.packed and (self.sets.active or self.pruned_by != "none"):
+            raise ValueError("packed: packed sets are never pruned or of other forms; set pruned_by to none, no sets")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        found = super().identity
+        if not self.packed:  # checkpoints of before the key was there serve on
+            del found["packed"]
+        return found
 
 
 class LanguageBatches(VlaBatches):
@@ -91,11 +103,27 @@ class LanguageBatches(VlaBatches):
 
 
 class LanguagePlanner(TrainablePlanner):
-    """The losses of the second stage."""
+    """The losses of the second stage.
+
+    Args:
+        packer: packs the tokens of each batch, and is trained with the rest; None: they are read as they are.
+    """
+
+    def __init__(self, vla: Vla, precision: str = "float32", packer: TokenPacker | None = None):
+        super().__init__(vla, precision)
+        self.packer = packer
+        grids = [vla.grids[camera] for camera, _ in vla.images]
+        self.members, self.present = (part.to(vla.device) for part in members_of(grids))
 
     def forward(self, batch: VlaBatch) -> dict[str, Tensor]:
         with self.autocast():
-            return self.plan_losses(cast(Tensor, batch.visual), batch)
+            tokens = cast(Tensor, batch.visual)
+            if self.packer is None:
+                return self.plan_losses(tokens, batch)
+            first = self.members[:, 0]
+            packed = self.packer(tokens[:, self.members], self.present)
+            kept = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device).index_fill(1, first, True)
+            return self.plan_losses(tokens.index_copy(1, first, packed.to(tokens.dtype)), replace(batch, kept=kept))
 
 
 def train(recipe: dict, resume: bool) -> dict[str, Any]:
@@ -119,7 +147,8 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
     vla = with_prompt(load_vla(begin, processes.device), settings.prompt)
     settings.sets.check(vla)
     torch.manual_seed(settings.seed)
-    planner = LanguagePlanner(vla, precision)
+    packer = trainable_packer(vla) if settings.packed else None
+    planner = LanguagePlanner(vla, precision, packer)
     with processes.first_goes_ahead():
         source = settings.open_data(vla.spec.cameras)
         data = prepare(vla, source, Path(settings.cache), settings.workers, settings.other_speeds)
@@ -136,8 +165,17 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
     figures = trainer.run(resume)
     if processes.first:
         save_vla(vla, begin, folder / "vla")
+        if packer is not None:
+            save_packer(folder / "vla" / TOKEN_PACKER_FILE, packer, vla.encoder_fingerprint)
         planner.save_heads(folder)  # another run of this stage may go on from here
     return figures
+
+
+def trainable_packer(vla: Vla) -> TokenPacker:
+    """The packer beside a VLA, to go on from; a new one where it has none. Raises ModelError: an unusable file."""
+    if (vla.path / TOKEN_PACKER_FILE).exists():
+        return load_packer(vla).requires_grad_(True)
+    return TokenPacker(vla.width, vla.config.text_config.num_attention_heads)
 
 
 def token_places(groups: Sequence[ImageGroup]) -> tuple[np.ndarray, np.ndarray]:
