@@ -63,9 +63,10 @@ def pytest_collection_finish() -> None:
 def tiny_dir(tmp_path_factory):
     """An untrained tiny VLA directory; tests must not change it."""
     from fastdrive_training.vla.tiny_model import build_tiny_vla
-    from tests.generation import SHALLOW, write_geometry
+    from tests.generation import SHALLOW, write_geometry, write_packer
 
-    return write_geometry(build_tiny_vla(tmp_path_factory.mktemp("vla") / "tiny", seed=0, size=SHALLOW))
+    folder = build_tiny_vla(tmp_path_factory.mktemp("vla") / "tiny", seed=0, size=SHALLOW)
+    return write_packer(write_geometry(folder))
 
 
 @pytest.fixture(scope="session")

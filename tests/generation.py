@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from fastdrive_node.families import PrunedPrompt, VisualTokens, Vla, family_of, load_vla
-from fastdrive_node.files import SHIPPED_PRUNER
+from fastdrive_node.families.loading import read_vla
+from fastdrive_node.files import SHIPPED_PRUNER, TOKEN_PACKER_FILE
 from fastdrive_node.planning.answer_format import TextAnswer
 from fastdrive_node.planning.generator import Answer, Generated, Generator
 from fastdrive_node.pruning.baselines.ring_view import GEOMETRY_FILE, ViewGeometry, save_geometry
@@ -20,6 +21,7 @@ from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.lite import narrow_sizes
 from fastdrive_node.pruning.pruner import Prefilled, Pruner, PruningContext, Selection, batch_inputs
 from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_node.pruning.token_packer import TokenPacker, save_packer
 from fastdrive_node.types import CAMERAS
 from fastdrive_training.vla.tiny_model import TinySize, build_tiny_vla
 
@@ -32,13 +34,29 @@ def untrained_vla(folder: Path, size: TinySize | None = None) -> Path:
     vla = load_vla(build_tiny_vla(folder, seed=0, size=size))
     pruner = ReconPruner(vla.family, vla.config.text_config)
     save_pruner(folder / SHIPPED_PRUNER, pruner, vla.encoder_fingerprint)
-    return write_geometry(folder)
+    return write_packer(write_geometry(folder))
 
 
 def write_geometry(folder: Path, cameras: Sequence[str] = CAMERAS) -> Path:
     """Beside a VLA: level cameras of 70 degrees, turned by 60 degrees against each other. Returns the folder."""
     views = {camera: level_camera(60.0 * index, 70.0) for index, camera in enumerate(cameras)}
     save_geometry(folder / GEOMETRY_FILE, views)
+    return folder
+
+
+def random_packer(width: int) -> TokenPacker:
+    """A packer whose tokens are not the means of their cells, always the same one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        packer = TokenPacker(width, 2)
+        torch.nn.init.normal_(packer.mlp[-1].weight, std=0.5)
+    return packer.requires_grad_(False).eval()
+
+
+def write_packer(folder: Path) -> Path:
+    """Beside a VLA: a packer with random weights. Returns the folder."""
+    vla = read_vla(folder)
+    save_packer(folder / TOKEN_PACKER_FILE, random_packer(vla.width), vla.encoder_fingerprint)
     return folder
 
 

@@ -118,6 +118,11 @@ def members_of(grids: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
     return torch.where(present, members, members[:, :1]), present
 
 
+def cells_of_vla(vla: Vla) -> tuple[Tensor, Tensor]:
+    """``members_of`` the images of a VLA's prompt."""
+    return members_of([vla.grids[camera] for camera, _ in vla.images])
+
+
 def save_packer(path: Path, packer: TokenPacker, encoder_fingerprint: str) -> None:
     """Write a packer's file.
 

@@ -19,13 +19,13 @@ from fastdrive_node.pruning.pruner import ContextField
 from fastdrive_node.pruning.registry import make_pruner
 from tests.families.checks import build_sibling, frame_set_of, images_of, scene_of
 from tests.families.tiny_vlas import CAMERAS, build_family_vla
-from tests.generation import lite_pruner, read_answers_as, untrained_pruner, write_geometry
+from tests.generation import lite_pruner, read_answers_as, untrained_pruner, write_geometry, write_packer
 
 
 @pytest.fixture(scope="module", params=MODEL_TYPES)
 def vla(request, tmp_path_factory) -> Vla:
     path = build_family_vla(tmp_path_factory.mktemp("vla"), request.param)
-    return load_vla(write_geometry(path, CAMERAS))
+    return load_vla(write_packer(write_geometry(path, CAMERAS)))
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_a_pruner_plans_or_says_what_the_family_lacks(vla, name, ego_history, mo
             Pipeline(vla, pruner, drop=0.5).plan(frames, ego_history)
         return
     kept = Pipeline(vla, pruner, drop=0.5).plan(frames, ego_history).kept
-    fewer = name == "matryoshka" or name.startswith("sparsevlm")  # pooled grids; the mean over the layers
+    fewer = name in ("matryoshka", "tokenpacker") or name.startswith("sparsevlm")  # grids; the mean over the layers
     assert kept is not None and (0 < kept.kept < vla.tokens // 2 if fewer else kept.kept == vla.tokens // 2)
 
 

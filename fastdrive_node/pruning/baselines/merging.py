@@ -86,7 +86,7 @@ class PackedTokens(Pruner):
     def select(self, context: PruningContext, scores: None, keep: int) -> torch.Tensor:
         if self.packer is None:
             raise ModelError(f"pruner tokenpacker: {TOKEN_PACKER_FILE} is missing; use a VLA that has it")
-        first = members_of(context.visual.image_grids)[0][:, 0]
+        first = members_of(context.visual.image_grids)[0][:, 0].contiguous()
         if len(first) > keep:
             raise ModelError(
                 f"pruner tokenpacker: {keep} tokens are to be kept, but it always gives {len(first)} of "

@@ -211,7 +211,8 @@ def test_oracle_needs_masks(tmp_path, vla_dir, capsys, silent):
     assert main(["evaluate", str(bare), "--vla", str(vla_dir), "--pruners", "oracle"]) == 1
     assert "has no masks" in capsys.readouterr().err
     rows = _run(tmp_path, "evaluate", bare, "--vla", vla_dir, "--drop", "0.9", "--limit", 1)["rows"]
-    assert {row["pruner"] for row in rows} == {*PRUNERS, "constant-velocity"} - {"oracle"}
+    left_out = {"oracle", "tokenpacker"}  # the latter always gives a quarter of the tokens
+    assert {row["pruner"] for row in rows} == {*PRUNERS, "constant-velocity"} - left_out
 
 
 def test_dataset_without_futures_and_wrong_arguments_are_refused(tmp_path, root, vla_dir, capsys):

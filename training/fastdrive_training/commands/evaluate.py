@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
     hint = KEPT.format("segments") if args.out else "nothing is kept without --out"
     with interrupted_with(hint), open_cluster(args.ray, args.device) as cluster:
         source, vla = open_dataset(args, cluster)
-        pruners = args.pruners or all_pruners(source, vla, pruner_file(args))
+        pruners = args.pruners or all_pruners(source, vla, pruner_file(args), args.drop)
         settings = OpenLoopSettings(
             pruners=pruners,
             drops=args.drop,
@@ -121,21 +121,23 @@ def run(args: argparse.Namespace) -> None:
     write_json({"dataset": args.dataset, "split": args.split, "vla": args.vla or SHIPPED_VLA, **figures}, args.json)
 
 
-def all_pruners(source: ImageSource, vla: Vla, file: Path) -> tuple[str, ...]:
-    """What the data and the pruner file allow.
+def all_pruners(source: ImageSource, vla: Vla, file: Path, drops: Sequence[float] = ()) -> tuple[str, ...]:
+    """What the data, the pruner file and the pruning ratios allow.
 
     Left out are the oracle without masks or for a VLA of past images, ring-view without the cameras' geometry beside
-    the VLA, tokenpacker and others whose own file is not there, the variants that are calibrated without a calibration
-    for all cameras, those of even spacing, and the one with a memory, which at the usual two keyframes a second is as
-    without.
+    the VLA, tokenpacker and others whose own file is not there, tokenpacker too where a ratio leaves fewer tokens than
+    it gives, the variants that are calibrated without a calibration for all cameras, those of even spacing, and the one
+    with a memory, which at the usual two keyframes a second is as without.
     """
-    from fastdrive_node.pruning.checkpoint import load_calibration  # imports torch
+    from fastdrive_node.pruning.checkpoint import load_calibration  # these import torch
+    from fastdrive_node.pruning.token_packer import cells_of_vla
 
     calibration = load_calibration(file)
     allowed = {
         "oracle": source.has_masks and not vla.spec.frames,
         "ring-view": (vla.path / GEOMETRY_FILE).exists(),
-        "tokenpacker": (vla.path / TOKEN_PACKER_FILE).exists(),
+        "tokenpacker": (vla.path / TOKEN_PACKER_FILE).exists()
+        and max(drops, default=0.0) <= 1 - len(cells_of_vla(vla)[0]) / vla.tokens,
     }
     names = [name for name in PRUNERS if allowed.get(name, True)]
     names += [name for name, own in FILES.items() if (vla.path / own).exists()]

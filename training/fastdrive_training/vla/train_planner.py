@@ -21,7 +21,7 @@ from tqdm import tqdm
 from fastdrive_node.errors import InputError
 from fastdrive_node.families import Vla, load_vla
 from fastdrive_node.files import TOKEN_PACKER_FILE, write_atomically
-from fastdrive_node.pruning.token_packer import TokenPacker, load_packer, members_of, save_packer
+from fastdrive_node.pruning.token_packer import TokenPacker, cells_of_vla, load_packer, save_packer
 from fastdrive_training.engine.checkpoint import require_checkpoint, start_folder
 from fastdrive_training.engine.config import Fraction, parse_recipe, recipe_class
 from fastdrive_training.engine.distributed import Processes, choose_precision
@@ -112,8 +112,7 @@ class LanguagePlanner(TrainablePlanner):
     def __init__(self, vla: Vla, precision: str = "float32", packer: TokenPacker | None = None):
         super().__init__(vla, precision)
         self.packer = packer
-        grids = [vla.grids[camera] for camera, _ in vla.images]
-        self.members, self.present = (part.to(vla.device) for part in members_of(grids))
+        self.members, self.present = (part.to(vla.device) for part in cells_of_vla(vla))
 
     def forward(self, batch: VlaBatch) -> dict[str, Tensor]:
         with self.autocast():
