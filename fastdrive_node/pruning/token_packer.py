@@ -66,8 +66,8 @@ class TokenPacker(nn.Module):
         self.value, self.value_norm = _two_layers(width), nn.LayerNorm(width)
         self.attended = nn.Linear(width, width)
         self.mlp = _two_layers(width)
-        nn.init.zeros_(self.mlp[-1].weight)  # an untrained packer gives the mean
-        nn.init.zeros_(self.mlp[-1].bias)
+        for parameter in self.mlp[-1].parameters():
+            nn.init.zeros_(parameter)  # an untrained packer gives the mean
 
     def forward(self, cells: Tensor, present: Tensor) -> Tensor:
         """Packed tokens [..., K, D].

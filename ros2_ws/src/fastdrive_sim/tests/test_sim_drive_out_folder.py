@@ -80,6 +80,7 @@ def test_the_file_of_a_named_pruner_is_the_one_in_the_vla_directory(tmp_path):
         "reconpruner-even50": "reconpruner.safetensors",
         "prune2drive": "prune2drive.json",
         "ring-view": "camera_geometry.json",
+        "tokenpacker": "tokenpacker.safetensors",
     }
     without = ("none", "random", "expert", "constant-velocity")
     found = pruner_files(tmp_path, [DriveRow(name, 0.5) for name in (*files, *without)])

@@ -59,6 +59,7 @@ def bare(tmp_path) -> Path:
         ("reconpruner-plan", r"reconpruner_plan\.safetensors: no such pruner file"),
         ("reconpruner-even50", r"reconpruner\.safetensors: no such pruner file"),
         ("ring-view", r"camera_geometry\.json: missing"),
+        ("tokenpacker", r"tokenpacker\.safetensors: missing"),
     ],
 )
 def test_a_pruner_whose_file_the_vla_lacks_is_told(bare, pruner, told):
