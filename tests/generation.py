@@ -49,7 +49,8 @@ def random_packer(width: int) -> TokenPacker:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         packer = TokenPacker(width, 2)
-        torch.nn.init.normal_(packer.mlp[-1].weight, std=0.5)
+        for parameter in packer.mlp[-1].parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
     return packer.requires_grad_(False).eval()
 
 

@@ -11,8 +11,6 @@ from safetensors.torch import load_file
 
 from fastdrive_node.errors import TrainingError
 from fastdrive_node.families import VisualTokens, load_vla
-from fastdrive_node.families.prompt import build_prompt
-from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage
 from fastdrive_node.files import TOKEN_PACKER_FILE
 from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.pruning.registry import make_pruner
@@ -79,33 +77,26 @@ def test_packer_and_language_half_are_trained_and_a_resumed_run_ends_like_an_unb
     assert not torch.equal(trained.model.lm_head.weight, before.model.lm_head.weight)
 
 
-def test_the_language_model_reads_in_training_what_the_pruner_gives_it(tiny_vla, ego_history, monkeypatch) -> None:
-    """The states of a prompt's last token are the same, so that tokens, their places and positions are."""
+def test_the_language_model_reads_in_training_what_the_pruner_gives_it(tiny_vla, monkeypatch) -> None:
+    """The same tokens at the same places of the prompt, which have their positions."""
     pruner = make_pruner("tokenpacker", tiny_vla)
     planner = LanguagePlanner(tiny_vla, packer=random_packer(tiny_vla.width))
-    tokens, prompt = torch.randn(1, 192, tiny_vla.width), build_prompt(tiny_vla, ego_history)
-    seen = {}
-
-    def losses(packed, batch):
-        seen["hidden"] = planner.hidden(packed, prompt.input_ids[None], batch.kept)
-        return {}
-
-    monkeypatch.setattr(planner, "plan_losses", losses)
-    batch = VlaBatch(tokens, *[torch.zeros(1)] * 5, labels=())
-    visual = VisualTokens.from_raster(tokens[0].view(6, 32, -1), tiny_vla.grid)
-    with torch.inference_mode():
-        planner(batch)
-        kept = choose(pruner, PruningContext(visual), 48)
-        prefilled = pruner.prefill(TorchLanguage(tiny_vla), [prompt], [visual], [kept], 48, 1)
-        logits = tiny_vla.model.lm_head(seen["hidden"][:, -1])
-    assert seen["hidden"].shape[1] == len(prompt) - 144
-    torch.testing.assert_close(logits, prefilled.logits, atol=1e-4, rtol=1e-4)
+    tokens, seen = torch.randn(2, 192, tiny_vla.width), {}
+    monkeypatch.setattr(planner, "plan_losses", lambda shown, batch: seen.update(shown=shown, kept=batch.kept) or {})
+    with torch.no_grad():
+        planner(VlaBatch(tokens, *[torch.zeros(2)] * 5, labels=()))
+    for sample, shown, kept in zip(tokens, seen["shown"], seen["kept"], strict=True):
+        visual = VisualTokens.from_raster(sample.view(6, 32, -1), tiny_vla.grid)
+        given = pruner.tokens(visual, choose(pruner, PruningContext(visual), 48))
+        assert torch.equal(kept.nonzero().flatten(), given.indices)
+        torch.testing.assert_close(shown[kept], given.rows)
 
 
 def test_a_run_from_a_packed_vla_goes_on_with_its_packer(recipe, tiny_dir, tmp_path) -> None:
-    train_planner.train({**recipe, "start": str(tiny_dir), "steps": 1, "rate": 1e-9}, False)
+    train_planner.train({**recipe, "start": str(tiny_dir), "steps": 1, "rate": 1e-6}, False)
     ours, theirs = (load_file(folder / TOKEN_PACKER_FILE) for folder in (tmp_path / "o" / "vla", tiny_dir))
-    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
+    assert not torch.equal(ours["query.weight"], theirs["query.weight"])  # it is trained on
 
 
 def test_packed_sets_are_never_pruned_or_of_other_forms() -> None:
