@@ -111,7 +111,7 @@ class TorchLanguage:
         return self.forward(self.embed(ids), positions, cache, ids.shape[1])
 
     def forward(
-        self, embeddings: torch.Tensor, positions: PositionInputs, cache: KvCache, last: int = 1
+        self, embeddings: torch.Tensor, positions: PositionInputs, cache: KvCache, last: int | torch.Tensor = 1
     ) -> torch.Tensor:
         """Run new positions after those in the cache.
 
@@ -119,7 +119,7 @@ class TorchLanguage:
             embeddings: [B, L, D].
             positions: of the new ones.
             cache: filled in place.
-            last: new positions whose logits are given.
+            last: how many new positions' logits are given, those of the last; or their indices, int64 [last].
 
         Returns:
             Logits [B, last, vocabulary].
@@ -137,7 +137,7 @@ class TorchLanguage:
         positions: PositionInputs,
         cache: KvCache,
         start: int,
-        last: int = 1,
+        last: int | torch.Tensor = 1,
     ) -> torch.Tensor:
         """One layer on new positions; fills its part of the cache, and leaves ``cache.used`` to the caller.
 
@@ -145,7 +145,7 @@ class TorchLanguage:
             hidden: [B, L, D], the layer's input.
             positions: of the L positions.
             start: positions that the layer's cache holds already.
-            last: positions that the last layer gives.
+            last: positions that the last layer gives; see ``forward``.
 
         Returns:
             [B, L, D]; of the last layer [B, last, D].
@@ -161,7 +161,8 @@ class TorchLanguage:
             start + hidden.shape[1],
         )
         if index == self.layers - 1:
-            hidden = hidden[:, -last:]  # the others only mattered as keys and values
+            # the others only mattered as keys and values
+            hidden = hidden[:, -last:] if isinstance(last, int) else hidden[:, last]
         return hidden + _mlp(layer, hidden)
 
     def run_static(
@@ -183,12 +184,19 @@ class TorchLanguage:
             Logits [1, L, vocabulary].
         """
         hidden = self.embed(ids)
+        kv_heads = cache.keys[0].shape[1]
+        group = self.config.num_attention_heads // kv_heads
+        bias = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill_(~mask, -torch.inf).repeat(group, 1)
         for layer, keys, values in zip(self._text.layers, cache.keys, cache.values, strict=True):
             normed = _norm(layer.input_layernorm, hidden)
             query, key, value = self._heads(layer.self_attn, normed, positions)
             keys.index_copy_(2, places, key)
             values.index_copy_(2, places, value)
-            hidden = hidden + self._mix(layer.self_attn, query, keys, values, mask, False)
+            # the heads of a group as rows of one head: of a GPU's kernels, those that take a mask take no groups
+            query = query.unflatten(1, (kv_heads, group)).flatten(2, 3)
+            mixed = scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=layer.self_attn.scaling)
+            mixed = mixed.unflatten(2, (group, -1)).flatten(1, 2)
+            hidden = hidden + _linear(layer.self_attn.o_proj, mixed.transpose(1, 2).flatten(2))
             hidden = hidden + _mlp(layer, hidden)
         return _linear(self._head, _norm(self._text.norm, hidden))
 

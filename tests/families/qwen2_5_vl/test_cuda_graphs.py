@@ -1,16 +1,19 @@
-"""The steps of fixed addresses, run without graphs on a CPU: they give what the eager steps give."""
+"""Prompts and steps of fixed addresses, run without graphs on a CPU: they give what the eager ones give."""
 
+import numpy as np
 import pytest
 import torch
 
-from fastdrive_node.families.qwen2_5_vl.cuda_graphs import LENGTHS, GraphedLanguage
+from fastdrive_node.families.qwen2_5_vl.cuda_graphs import LENGTHS, PREFILLS, RECENT, GraphedLanguage, padded_length
 from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage
+from fastdrive_node.families.tokens import VisualTokens
 from fastdrive_node.planning.drafts import ReplayedDrafter
 from fastdrive_node.planning.generator import Generator
 from fastdrive_node.planning.loading import open_pipeline
 from fastdrive_node.pruning.baselines.fastv import FastV
 from fastdrive_node.pruning.baselines.simple import NoPruner
 from tests.families.checks import scene_of
+from tests.families.qwen2_5_vl.replayed import ReplayedLanguage
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +21,25 @@ def vla():
     return open_pipeline(drop=0.5).vla
 
 
-@pytest.fixture(scope="module")
-def sides(vla):
-    return Generator(vla, TorchLanguage(vla)), Generator(vla, GraphedLanguage(vla))
+@pytest.fixture(scope="module", params=[GraphedLanguage, ReplayedLanguage])
+def sides(vla, request):
+    return Generator(vla, TorchLanguage(vla)), Generator(vla, request.param(vla))
+
+
+@pytest.fixture
+def graphed(vla):
+    return ReplayedLanguage(vla)
+
+
+NO_IMAGE, TOKENS = [torch.arange(0)], [VisualTokens(torch.zeros(0, 1), torch.arange(0), (1, 1, 1))]
+
+
+def text_prompt(language, count, last=1, seed=0):
+    """Prefill of random ids without an image."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(30, 200, (1, count), generator=generator)
+    inputs = language.position_inputs(torch.arange(count).expand(3, 1, -1))
+    return language.prefill(ids, NO_IMAGE, TOKENS, inputs, 20, last)
 
 
 def prefill(generator, history, seed, pruner=None, keep=None):
@@ -41,6 +60,21 @@ def test_answers_are_those_of_the_eager_steps(sides, ego_history):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("drop", [0.0, 0.75])
+def test_a_draft_that_runs_with_the_pruned_prompt_gives_the_plain_answer(sides, ego_history, drop):
+    eager, graphed = sides
+    for seed in range(3):
+        _, visual, prompt = scene_of(eager.vla, ego_history, seed)
+        kept = torch.arange(visual.total)[:: round(1 / (1 - drop))]
+        inputs = NoPruner(), [prompt], [visual], [kept], len(kept)
+        (plain,) = eager.decode(eager.prefill(*inputs))
+        likely = graphed.answer.numbers(np.zeros((6, 2)))
+        state = graphed.prefill(*inputs, likely)
+        (drafted,) = graphed.decode(state, likely)
+        assert state.draft_logits is not None and drafted.ids == plain.ids and drafted.forwards < plain.forwards
+
+
+@torch.inference_mode()
 def test_answers_in_turns_do_not_mix(sides, ego_history):
     """Two prompts share the one static cache, token by token."""
     eager, graphed = sides
@@ -54,6 +88,13 @@ def test_answers_in_turns_do_not_mix(sides, ego_history):
             now = tuple(part[:, place : place + 1] for part in inputs)
             ours = graphed.language.decode_step(ids, now, state.cache).clone()
             torch.testing.assert_close(ours, eager.language.decode_step(ids, now, reference.cache), atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+def test_logits_of_a_step_stay_when_the_next_is_run(sides, ego_history):
+    eager, graphed = sides
+    logits = [side.forced_logits(prefill(side, ego_history, 0), (30, 31, 32, 33)) for side in (eager, graphed)]
+    torch.testing.assert_close(*logits, atol=1e-4, rtol=0)
 
 
 @torch.inference_mode()
@@ -77,3 +118,99 @@ def test_more_tokens_than_any_graph_has_run_eagerly(sides, ego_history):
         places = (state.prompts[0].next_position + torch.arange(count)).expand(3, 1, -1)
         logits.append(side.language.extend(torch.full((1, count), 30), side.language.position_inputs(places), cache))
     torch.testing.assert_close(*logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("tokens", "most"), [(100, 15), (600, 0), (1014, 10), (1500, 40), (3451, 64)])
+def test_padding_is_small_against_a_prompt(tokens, most):
+    assert tokens <= padded_length(tokens) <= tokens + max(most, tokens // 32)
+    assert padded_length(padded_length(tokens)) == padded_length(tokens)
+
+
+@torch.inference_mode()
+def test_prompts_of_one_padded_length_share_a_graph_and_give_the_eager_logits_and_cache(vla, graphed):
+    eager = TorchLanguage(vla)
+    for count, last in [(97, 1), (112, 1), (104, 1), (97, 9), (110, 30)]:
+        (logits, cache), (wanted, reference) = (text_prompt(each, count, last, count) for each in (graphed, eager))
+        assert logits.shape == wanted.shape and cache.used == reference.used == count
+        torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=1e-4)
+        for ours, theirs in zip((*cache.keys, *cache.values), (*reference.keys, *reference.values), strict=True):
+            torch.testing.assert_close(ours[:, :, :count], theirs[:, :, :count], atol=1e-4, rtol=1e-4)
+        places = graphed.position_inputs((count + torch.arange(3)).expand(3, 1, -1))
+        steps = [
+            each.extend(torch.tensor([[40, 41, 42]]), places, held)
+            for each, held in ((graphed, cache), (eager, reference))
+        ]
+        torch.testing.assert_close(*steps, atol=1e-4, rtol=1e-4)
+    assert graphed.captured == 3  # the prompt, the prompt with a draft, and the step
+
+
+@torch.inference_mode()
+def test_a_prompt_keeps_its_cache_and_logits_when_the_next_one_is_run(vla, graphed):
+    eager, token = TorchLanguage(vla), torch.tensor([40])
+    held = [(text_prompt(graphed, 90, seed=seed), text_prompt(eager, 90, seed=seed)) for seed in (0, 1)]
+    assert graphed._bound() is held[1][0][1]
+    now = graphed.position_inputs(torch.full((3, 1, 1), 90))
+    for (logits, cache), (wanted, reference) in held:
+        torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=1e-4)
+        steps = graphed.decode_step(token, now, cache), eager.decode_step(token, now, reference)
+        torch.testing.assert_close(*steps, atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_decoding_starts_on_the_cache_of_the_prefill_without_a_copy(graphed, monkeypatch):
+    copies = []
+    monkeypatch.setattr("fastdrive_node.families.qwen2_5_vl.cuda_graphs._copy", lambda *given: copies.append(given))
+    for seed in range(3):
+        _, cache = text_prompt(graphed, 90, seed=seed)
+        graphed.decode_step(torch.tensor([40]), graphed.position_inputs(torch.full((3, 1, 1), 90)), cache)
+        del cache  # else the next prompt leaves it a copy
+    assert copies == []
+
+
+@torch.inference_mode()
+def test_a_longer_prompt_than_all_before_gets_a_larger_cache(vla, graphed):
+    eager = TorchLanguage(vla)
+    for seed, count in enumerate((60, 700, 60)):
+        (logits, cache), (wanted, reference) = (text_prompt(each, count, seed=seed) for each in (graphed, eager))
+        torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=1e-4)
+        now = graphed.position_inputs(torch.full((3, 1, 1), count))
+        steps = (
+            each.decode_step(torch.tensor([40]), now, held) for each, held in ((graphed, cache), (eager, reference))
+        )
+        torch.testing.assert_close(*steps, atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_values_that_are_not_finite_do_not_reach_the_next_prompt(graphed, monkeypatch):
+    good, _ = text_prompt(graphed, 90)
+    with monkeypatch.context() as patch:
+        patch.setattr(graphed, "embed", lambda ids: torch.full((*ids.shape, graphed.config.hidden_size), torch.nan))
+        assert text_prompt(graphed, 140)[0].isnan().all() and text_prompt(graphed, 96)[0].isnan().all()
+    logits, cache = text_prompt(graphed, 90)
+    assert torch.equal(logits, good)
+    step = graphed.decode_step(torch.tensor([40]), graphed.position_inputs(torch.full((3, 1, 1), 90)), cache)
+    assert step.isfinite().all()
+
+
+@torch.inference_mode()
+def test_few_graphs_of_prompts_are_held_and_a_length_in_use_keeps_its_own(graphed):
+    lengths = [32 * (1 + number) for number in range(PREFILLS + 1)]
+    for length in lengths * 2:
+        text_prompt(graphed, length)
+    assert graphed.captured == PREFILLS and [key[0] for key in graphed._prompts] == lengths[:-1]
+    for _ in range(RECENT):
+        text_prompt(graphed, lengths[-1])
+    assert graphed.captured == PREFILLS + 1
+    assert [key[0] for key in graphed._prompts] == lengths[1:]
+    text_prompt(graphed, 200)
+    assert graphed.captured == PREFILLS + 1  # a length that may not come again
+
+
+@torch.inference_mode()
+def test_batches_run_as_before(vla, graphed):
+    ids, places = torch.randint(30, 200, (2, 50)), torch.arange(50).expand(3, 2, -1)
+    logits = [
+        each.prefill(ids, NO_IMAGE * 2, TOKENS * 2, each.position_inputs(places), 5)[0]
+        for each in (TorchLanguage(vla), graphed)
+    ]
+    assert torch.equal(*logits) and graphed.captured == 0

@@ -14,6 +14,7 @@ from fastdrive_training.evaluation.answers import Answerer, make_rows
 from fastdrive_training.evaluation.efficiency import PeakMemory, count_flops, measure
 from fastdrive_training.evaluation.samples import surroundings
 from fastdrive_training.evaluation.seen_images import SeenImages, SeenStore
+from tests.families.qwen2_5_vl.replayed import ReplayedLanguage
 from tests.training.tiny_nuscenes import write_dataset
 
 MB = 1 << 20
@@ -99,6 +100,18 @@ def test_flops_of_a_decode_step_equal_a_hand_count(sample, tiny_vla, measured):
     step = 2 * (weights + config.hidden_size * config.vocab_size)
     step += 4 * config.num_hidden_layers * config.hidden_size * middle
     assert figures["decode_flops_per_token"] == pytest.approx(step * (steps - 1) / steps, rel=0.02)
+
+
+def test_operations_of_cuda_graphs_are_counted(sample, tiny_vla, measured):
+    """A counter does not see what a graph's replay runs."""
+    _, one = sample
+    graphed = Answerer(tiny_vla)
+    graphed.generator.language = language = ReplayedLanguage(tiny_vla)
+    rows = _rows(tiny_vla, "none", "uniform")
+    for figures, plain in zip(measure(graphed, rows, [one], timing=False), measured, strict=True):
+        names = ("flops", "decode_flops_per_token")
+        assert [figures[name] for name in names] == [plain[name] for name in names]
+    assert language.captured > 0  # the decode that is not counted
 
 
 def test_pruned_prompt_takes_less_memory(tiny_vla, measured):
