@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from benchmarks.perf.gpu_report import DROPS, ours_at
+from benchmarks.perf.gpu_report import ENDS, ours_at
 from benchmarks.perf.random_models import GraphedLanguage
 from fastdrive_node.benchmark.implementations import FastDrive, FixedLength
 from fastdrive_node.benchmark.timing import Case
@@ -21,22 +21,27 @@ class Faster:
     """This package with drafts and with CUDA graphs, each alone and both.
 
     Random weights have no plan to draft: a draft is the answer itself, wrong at so many evenly spread places that it
-    takes the stated number of forwards.
+    takes the stated number of forwards. Each pruning ratio has graphs of its own, as a vehicle has one ratio.
+
+    Args:
+        make: this package at a pruning ratio, without drafts and graphs.
+        forwards: behind the prefill, of a drafted answer.
+        graphs: measure the graphs too; on a CPU their steps run one by one.
     """
 
-    def __init__(self, work: Workload, make: Callable[[float], FastDrive], forwards: int):
-        graphed = GraphedLanguage(work.vla) if work.vla.device.type == "cuda" else None
-        variants: list[tuple[GraphedLanguage | None, bool, str]] = [(None, True, "_drafts")]
-        if graphed is not None:
-            variants += [(graphed, False, "_graphs"), (graphed, True, "_drafts_graphs")]
+    def __init__(self, work: Workload, make: Callable[[float], FastDrive], forwards: int, graphs: bool):
+        self._make = make
+        self._graphed = {drop: GraphedLanguage(work.vla) for drop in ENDS} if graphs else {}
         self._cases: dict[str, tuple[FastDrive, Prefilled]] = {}
         self.figures: dict[str, dict] = {}
-        for drop in (DROPS[0], DROPS[-1]):
+        for drop in ENDS:
             plain = make(drop)
-            state = plain.prefill(*pruned(plain))
-            answer = plain.decode(state)
+            answer = plain.decode(plain.prefill(*pruned(plain)))
             wrong = np.linspace(1, len(answer) - 1, forwards + 1)[:forwards].round().astype(int).tolist()
-            self._cases[ours_at(drop)] = (plain, state)
+            graphed = self._graphed.get(drop)
+            variants: list[tuple[GraphedLanguage | None, bool, str]] = [(None, True, "_drafts")]
+            if graphed is not None:
+                variants += [(graphed, False, "_graphs"), (graphed, True, "_drafts_graphs")]
             for language, drafts, name in variants:
                 ours = make(drop)
                 ours.generator.language = language or ours.generator.language
@@ -68,6 +73,17 @@ class Faster:
         assert first is not None and state is not None
         return state, first
 
+    def prefills(self) -> dict[str, Case]:
+        """Prefills by graphs, of prompts without drafts."""
+        cases = {}
+        for drop, language in self._graphed.items():
+            ours = self._make(drop)
+            ours.generator.language = language
+            cases[f"{ours_at(drop)}_graphs"] = Case(
+                lambda state, ours=ours: ours.prefill(*state), lambda ours=ours: pruned(ours)
+            )
+        return cases
+
     def decoding(self) -> dict[str, Case]:
         """Decoding alone."""
         return {
@@ -77,11 +93,7 @@ class Faster:
 
     def whole(self) -> dict[str, Case]:
         """Patches to ids."""
-        return {
-            name: Case(lambda _, ours=ours: ours.end_to_end())
-            for name, (ours, _) in self._cases.items()
-            if name in self.figures
-        }
+        return {name: Case(lambda _, ours=ours: ours.end_to_end()) for name, (ours, _) in self._cases.items()}
 
 
 def pruned(ours: FastDrive) -> tuple[VisualTokens, torch.Tensor]:

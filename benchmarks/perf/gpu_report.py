@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from fastdrive_node.benchmark.timing import Timing, ratio
 
 DROPS = (0.0, 0.25, 0.5, 0.75)
+ENDS = (DROPS[0], DROPS[-1])  # of what takes long, and of graphs
 STOCK = "transformers"
 
 
@@ -20,22 +23,32 @@ def ratios(timings: dict[str, dict[str, Timing]]) -> dict:
     for stage in ("prefill", "decode_per_token", "end_to_end"):
         times = timings[stage]
         against_stock[stage] = {name: ratio(times[STOCK], ours) for name, ours in times.items() if name != STOCK}
-        against_none[stage] = {
-            ours_at(drop): ratio(times[ours_at(0.0)], times[ours_at(drop)]) for drop in DROPS if drop
-        }
-    against_stock["prefill_with_pruner"] = {
-        ours_at(drop): _with_pruner(timings, ours_at(drop)) for drop in DROPS if drop
-    }
+        against_none[stage] = {name: ratio(times[_none(name)], times[name]) for name in _dropped(times)}
+    rows, name = _dropped(timings["prefill"]), "prefill_with_pruner"
+    against_stock[name] = {row: _with_pruner(timings, STOCK, row) for row in rows}
+    against_none[name] = {row: _with_pruner(timings, _none(row), row) for row in rows}
     return {"transformers_over_ours": against_stock, "ours_drop_0_over_ours": against_none}
 
 
-def _with_pruner(timings: dict[str, dict[str, Timing]], name: str) -> float | None:
-    """transformers' prefill over this package's pruner and prefill."""
-    parts = [timings["prefill"][STOCK], timings["prefill"][name], timings["prune"][name]]
+def _dropped(times: Iterable[str]) -> list[str]:
+    """Rows with pruning."""
+    return [name for name in times if name != STOCK and _none(name) != name]
+
+
+def _none(name: str) -> str:
+    """Row of the same variant without pruning."""
+    drop = next(ours_at(drop) for drop in reversed(DROPS) if name.startswith(ours_at(drop)))
+    return ours_at(DROPS[0]) + name.removeprefix(drop)
+
+
+def _with_pruner(timings: dict[str, dict[str, Timing]], slow: str, name: str) -> float | None:
+    """A prefill without pruning over pruner and prefill."""
+    pruner = next(row for row in timings["prune"] if name.startswith(row))
+    parts = [timings["prefill"][slow], timings["prefill"][name], timings["prune"][pruner]]
     if any(part.error is not None for part in parts):
         return None
-    stock, prefill, prune = (part.median_ms for part in parts)
-    return round(stock / (prefill + prune), 3)
+    whole, prefill, prune = (part.median_ms for part in parts)
+    return round(whole / (prefill + prune), 3)
 
 
 def table(report: dict) -> str:
@@ -49,6 +62,10 @@ def table(report: dict) -> str:
             for stage, rows in figures.get("stages", {}).items():
                 cells = (f"{name} {times.get('median_ms', 'failed')}" for name, times in rows.items())
                 lines.append(f"  {stage}: {', '.join(cells)}")
+            for stage, rows in figures.get("ratios", {}).get("ours_drop_0_over_ours", {}).items():
+                lines.append(
+                    f"  no drop over drop, {stage}: {', '.join(f'{row} {value}' for row, value in rows.items())}"
+                )
         for scene, found in entry.get("engines", {}).items():
             lines += [f"{size} {scene}: engines {found.get('error', '')}", *engine_lines(found)]
         if "error" in entry:

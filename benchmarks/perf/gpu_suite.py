@@ -6,7 +6,7 @@ Needs torch, transformers, numpy and a checkout, which need not be installed; no
 three steps, which --steps chooses among:
 
     models   encoding, pruning, prefill, decoding and the whole. transformers reads all visual tokens; this package is
-             measured at each pruning ratio.
+             measured at each pruning ratio; what takes long, and CUDA graphs, at the least and the most.
     compile  tower and pruner by torch.compile.
     engines  TensorRT plans of tower and pruner, built here, against torch. Needs the package onnx, and a TensorRT:
              this Python's, or that of --tensorrt-python, where numpy and cuda-python are enough beside it. Packages
@@ -39,7 +39,7 @@ from benchmarks.perf.gpu_compile import NOTE as COMPILE_NOTE
 from benchmarks.perf.gpu_compile import vision_cases
 from benchmarks.perf.gpu_engines import EngineScene, EngineSettings
 from benchmarks.perf.gpu_faster import Faster, pruned
-from benchmarks.perf.gpu_report import DROPS, STOCK, ours_at, ratios, table
+from benchmarks.perf.gpu_report import DROPS, ENDS, STOCK, ours_at, ratios, table
 from benchmarks.perf.random_models import (
     SIZES,
     ModelSize,
@@ -78,6 +78,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--draft-forwards", type=int, default=20, help="that an answer takes when it is drafted (default: 20)"
     )
+    parser.add_argument("--graphs-on-cpu", action="store_true", help="their rows on a CPU too, step by step: for tests")
     engines = parser.add_argument_group("engines")
     engines.add_argument("--tensorrt-python", type=Path, metavar="P", help="interpreter that has TensorRT")
     engines.add_argument("--precisions", default=",".join(PRECISIONS), help="with commas (default: fp16,fp32,bf16)")
@@ -108,6 +109,7 @@ class Suite:
         self.warm_up = 1 if args.quick else 3
         self.quick = args.quick
         self.draft_forwards = args.draft_forwards
+        self.graphs = args.device == "cuda" or args.graphs_on_cpu
         self.backend = None if args.compile_backend == "none" else args.compile_backend
         self.engine_scenes = tuple(args.engine_scenes.split(","))
         self.engines = EngineSettings(
@@ -213,16 +215,16 @@ class Suite:
         self, model, pruner: ScorePruner, work: Workload, answer: int, scene: Scene, figures: dict, timings: dict
     ) -> None:
         """The step ``models``."""
-        faster = Faster(work, lambda drop: self._ours(work, answer, pruner, drop), self.draft_forwards)
+        faster = Faster(work, lambda drop: self._ours(work, answer, pruner, drop), self.draft_forwards, self.graphs)
         figures["faster"] = faster.figures
         figures["kept_tokens"] = {ours_at(drop): self._ours(work, answer, pruner, drop).keep for drop in DROPS}
         found = figures.setdefault("agreement", {})[self.report["dtype"]] = {}
         self._guarded(found, lambda: self._agree(model, scene, found))
-        steps = 4 if self.quick else 33  # the first token of an answer is the prefill's
+        steps = 4 if self.quick else 17  # the first token of an answer is the prefill's
         for name, cases, runs, parts in (
             ("encode", encode_cases(work), self.runs, 1),
             ("prune", self._prune_cases(work, pruner), self.runs, 1),
-            ("prefill", self._prefill_cases(work, pruner, answer), self.runs, 1),
+            ("prefill", self._prefill_cases(work, pruner, answer) | faster.prefills(), self.runs, 1),
             ("decode_per_token", self._decode_cases(work, pruner, steps), self.long_runs, steps - 1),
             ("decode", faster.decoding(), self.long_runs, 1),
             ("end_to_end", self._whole_cases(work, pruner, answer) | faster.whole(), self.long_runs, 1),
@@ -234,7 +236,8 @@ class Suite:
     def _measured(self, scene: Scene, name: str, cases: dict, runs: int, timings: dict, parts: int = 1) -> dict:
         """Figures of one stage; its times are put into ``timings``."""
         print(f"{scene.name}: {name}", file=sys.stderr)
-        warm_up = self.warm_up if runs == self.runs else 1
+        # what takes long has been run before the end-to-end stage
+        warm_up = self.warm_up if runs == self.runs else int(name != "end_to_end")
         timings[name] = measure(cases, runs, self.device, warm_up, tolerant=True)
         return {case: timing.figures(parts) for case, timing in timings[name].items()}
 
@@ -265,14 +268,14 @@ class Suite:
     def _decode_cases(self, work: Workload, pruner: ScorePruner, answer: int) -> dict[str, Case]:
         stock = HfGenerate(work, answer)
         cases = {STOCK: Case(stock.decode, lambda: stock.prefill(stock.encode()))}
-        for drop in DROPS:
+        for drop in ENDS:
             ours = self._ours(work, answer, pruner, drop)
             cases[ours_at(drop)] = Case(ours.decode, lambda ours=ours: ours.prefill(*pruned(ours)))
         return cases
 
     def _whole_cases(self, work: Workload, pruner: ScorePruner, answer: int) -> dict[str, Case]:
         implementations: dict[str, HfGenerate | FastDrive] = {STOCK: HfGenerate(work, answer)}
-        implementations |= {ours_at(drop): self._ours(work, answer, pruner, drop) for drop in DROPS}
+        implementations |= {ours_at(drop): self._ours(work, answer, pruner, drop) for drop in ENDS}
         return {name: Case(lambda _, run=run: run.end_to_end()) for name, run in implementations.items()}
 
 

@@ -12,6 +12,7 @@ from benchmarks.perf.random_models import Scene
 SCENES = {"one_image_84x84": 9, "six_cameras_112x56": 48}
 DROPS = ("ours_drop_0", "ours_drop_0.25", "ours_drop_0.5", "ours_drop_0.75")
 QUICK = ("--device", "cpu", "--sizes", "tiny", "--quick", "--steps", "models,compile", "--compile-backend", "eager")
+GRAPHS = ("ours_drop_0_graphs", "ours_drop_0.75_graphs")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,7 +30,7 @@ def smaller():
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     out = tmp_path_factory.mktemp("suite") / "results" / "suite.json"
-    gpu_suite.main([*QUICK, "--dtype", "bfloat16", "--out", str(out)])
+    gpu_suite.main([*QUICK, "--graphs-on-cpu", "--dtype", "bfloat16", "--out", str(out)])
     return json.loads(out.read_text())
 
 
@@ -39,18 +40,18 @@ def test_it_runs_to_the_end_with_every_stage_of_every_side(report):
     assert {name: scene["visual_tokens"] for name, scene in scenes.items()} == SCENES
     for scene in scenes.values():
         rows = {name: set(stage) for name, stage in scene["stages"].items()}
-        everyone = {"transformers", *DROPS}
-        drafted = {"ours_drop_0_drafts", "ours_drop_0.75_drafts"}
+        ends = {"transformers", DROPS[0], DROPS[-1]}
+        faster = {f"{drop}_{name}" for drop in (DROPS[0], DROPS[-1]) for name in ("drafts", "graphs", "drafts_graphs")}
         assert rows == {
             "vision": {"transformers", "ours", "ours_compiled"},
             "encode": {"transformers", "ours"},
             "prune": set(DROPS[1:]),
-            "prefill": everyone,
-            "decode_per_token": everyone,
-            "decode": drafted | {name.removesuffix("_drafts") for name in drafted},
-            "end_to_end": everyone | drafted,
+            "prefill": {"transformers", *DROPS, *GRAPHS},
+            "decode_per_token": ends,
+            "decode": faster,
+            "end_to_end": ends | faster,
         }
-        assert set(scene["faster"]) == drafted
+        assert set(scene["faster"]) == faster
         assert all(1 <= entry["forwards"] <= 7 for entry in scene["faster"].values())
         times = [times for stage in scene["stages"].values() for times in stage.values()]
         assert all(0 < entry["min_ms"] <= entry["median_ms"] <= entry["p99_ms"] for entry in times)
@@ -90,8 +91,12 @@ def test_ratios_are_those_of_the_medians(report):
     faster = scene["ratios"]["transformers_over_ours"]
     assert faster["prefill"]["ours_drop_0.75"] == pytest.approx(stock / fast, rel=1e-2)
     assert faster["prefill_with_pruner"]["ours_drop_0.75"] == pytest.approx(stock / (fast + prune), rel=1e-2)
-    own = scene["ratios"]["ours_drop_0_over_ours"]["prefill"]["ours_drop_0.75"]
-    assert own == pytest.approx(none / fast, rel=1e-2)
+    own = scene["ratios"]["ours_drop_0_over_ours"]
+    assert own["prefill"]["ours_drop_0.75"] == pytest.approx(none / fast, rel=1e-2)
+    assert own["prefill_with_pruner"]["ours_drop_0.75"] == pytest.approx(none / (fast + prune), rel=1e-2)
+    none, fast = (prefill[name]["median_ms"] for name in GRAPHS)
+    assert own["prefill"][GRAPHS[1]] == pytest.approx(none / fast, rel=1e-2)
+    assert own["prefill_with_pruner"][GRAPHS[1]] == pytest.approx(none / (fast + prune), rel=1e-2)
 
 
 def test_both_sides_agree_in_float32_and_the_ties_of_bfloat16_are_listed(report):
@@ -118,7 +123,7 @@ def test_a_side_that_runs_out_of_memory_is_recorded_and_the_rest_goes_on(monkeyp
         stopped = ("vision", "encode", "prefill", "decode_per_token")
         assert all(stages[name]["transformers"] == failed for name in stopped)
         assert scene["agreement"]["float32"] == failed
-        assert ratios["prefill"]["ours_drop_0.5"] is None and ratios["end_to_end"]["ours_drop_0.5"] > 0
+        assert ratios["prefill"]["ours_drop_0.5"] is None and ratios["end_to_end"]["ours_drop_0.75"] > 0
         assert "median_ms" in stages["prefill"]["ours_drop_0.5"]
 
 
@@ -130,6 +135,15 @@ def test_a_size_that_cannot_be_built_is_recorded(monkeypatch, capsys):
     gpu_suite.main(list(QUICK))
     printed = json.loads(capsys.readouterr().out)
     assert printed["finished"] and printed["sizes"]["tiny"]["error"] == "OutOfMemoryError: out of memory"
+
+
+def test_without_a_gpu_there_are_no_rows_of_graphs(monkeypatch, tmp_path):
+    size = gpu_suite.SIZES["tiny"]
+    monkeypatch.setitem(gpu_suite.SIZES, "tiny", replace(size, scenes=size.scenes[:1]))
+    arguments = ("--steps", "models", "--out", str(tmp_path / "suite.json"))
+    (scene,) = gpu_suite.main([*QUICK, *arguments])["sizes"]["tiny"]["scenes"].values()
+    assert set(scene["faster"]) == {"ours_drop_0_drafts", "ours_drop_0.75_drafts"}
+    assert set(scene["stages"]["prefill"]) == {"transformers", *DROPS}
 
 
 @pytest.mark.parametrize(("option", "value"), [("--sizes", "3b,huge"), ("--steps", "all"), ("--precisions", "int8")])
