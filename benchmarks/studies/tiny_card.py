@@ -79,6 +79,9 @@ def filled(card: str, part: str, text: str, writer: str = "benchmarks/studies/ti
         ValueError: a mark is missing.
     """
     begin, end = f"<!-- {part}: written by {writer} -->", f"<!-- end of {part} -->"
+    for mark in (begin, end):
+        if mark not in card:
+            raise ValueError(f"the mark {mark} is not found; put it on a line of the page")
     before, after = card.index(begin) + len(begin), card.index(end)
     return f"{card[:before]}\n{text}\n{card[after:]}"
 

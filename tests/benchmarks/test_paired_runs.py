@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -9,8 +11,12 @@ import pytest
 from benchmarks.studies.paired_runs import compare, main, table_of
 from fastdrive_training.evaluation.records import SCHEMA
 
+HITS = ("collision", "raster_collision", "off_drivable")
 
-def _run(folder, errors: dict[tuple[str, float, int], list[float | None]], first: int = 0, with_plans: bool = False):
+
+def _run(
+    folder, errors: Mapping[tuple[str, float, int], Sequence[float | None]], first: int = 0, with_plans: bool = False
+):
     """A run folder whose samples have a constant error in metres; None is a refused answer.
 
     With plans it can be read as a whole; each lies as far to the left as its error says.
@@ -18,7 +24,7 @@ def _run(folder, errors: dict[tuple[str, float, int], list[float | None]], first
     lines = [
         {"pruner": pruner, "drop": drop, "seed": seed, "sample": f"k{first + place}", "scene": f"s{place // 2}"}
         | {"refused": error is None, "errors_m": None if error is None else [error] * 6}
-        | {"collision": None if error is None else [error > 1] * 6}
+        | dict.fromkeys(HITS, None if error is None else [error > 1] * 6)
         for (pruner, drop, seed), values in errors.items()
         for place, error in enumerate(values)
     ]

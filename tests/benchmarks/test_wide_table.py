@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from statistics import mean
 
 import pytest
@@ -37,6 +38,18 @@ def test_the_tables_are_those_of_the_committed_figures():
             assert filled(text, part, content, wide_table.WRITER) == text, (page, part)
     with pytest.raises(ValueError, match="not found"):
         filled("# models/tiny_wide", "figures", "", wide_table.WRITER)
+
+
+def test_a_domain_is_in_the_card_as_soon_as_its_figures_are_there(tmp_path):
+    for file in RESULTS.glob("open_loop_wide*.json"):
+        shutil.copy(file, tmp_path)
+    for end in ("", "_paired"):
+        shutil.copy(RESULTS / f"open_loop_wide_night{end}.json", tmp_path / f"open_loop_wide_rain{end}.json")
+    parts = wide_table.pages(tmp_path)[wide_table.CARD]
+    assert parts["rain"] == parts["night"] != parts["figures"]
+    for file in tmp_path.glob("open_loop_wide_rain*"):
+        file.unlink()
+    assert "rain" not in wide_table.pages(tmp_path)[wide_table.CARD]
 
 
 def test_fewest_vehicles_are_hit_with_a_quarter_of_the_tokens():
