@@ -22,7 +22,11 @@ from benchmarks.studies.wide_table import FIGURES, LEAST
 
 WRITER = "benchmarks/studies/seed_tables.py"
 MARK = re.compile(rf"^<!-- ((\w+) (figures|verdicts)): written by {WRITER} -->$", re.MULTILINE)
-UNITS = dict(zip(FIGURES, (("L2 [m]", 1, 3), ("vehicles hit [%]", 100, 2), ("off the road [%]", 100, 1)), strict=True))
+UNITS: dict[str, tuple[str, int, int]] = {  # as shown, what the figure is multiplied by, digits
+    "l2_avg_to_t": ("L2 [m]", 1, 3),
+    "collision_any": ("vehicles hit [%]", 100, 2),
+    "off_drivable": ("off the road [%]", 100, 1),
+}
 
 
 def figures_table(found: dict) -> str:

@@ -13,7 +13,7 @@ from benchmarks.studies.run_rows import Row, Source
 from tests.benchmarks.test_paired_runs import _run
 
 L2, HITS = "l2_avg_to_t", "collision_any"
-BASE = {
+BASE: dict[tuple[str, float, int], Sequence[float | None]] = {
     ("none", 0.0, 0): [0.5] * 4,
     ("constant-velocity", 0.0, 0): [4.0] * 4,
     ("random", 0.5, 0): [1.5, 1.5, 1.5, 1.5],
@@ -33,8 +33,7 @@ def about(run: Path, **fields: str) -> Path:
 
 
 def base(folder: Path, **changed: Sequence[float | None]) -> Path:
-    errors = {key: changed.get(key[0], values) for key, values in BASE.items()}
-    return about(_run(folder, errors))
+    return about(_run(folder, {**BASE, **{key: changed[key[0]] for key in BASE if key[0] in changed}}))
 
 
 def seed(folder: Path, errors: Sequence[float | None], file: str = "", **fields: str) -> Path:
