@@ -112,8 +112,8 @@ class Runs:
     def _read(self, run: Path) -> dict[Key, list[pa.Table]]:
         if run not in self._rows:
             rows, about = rows_of(run), json.loads((run / "run.json").read_text())
-            first = next(iter(self._rows), run)
-            _require_alike(run, about, first, self._about.get(first, about))
+            first, known = next(iter(self._about.items()), (run, about))
+            _require_alike(run, about, first, known)
             samples = next(iter(self._rows.get(first, rows).values()))[0].column("sample")
             if any(table.column("sample") != samples for tables in rows.values() for table in tables):
                 raise ValueError(f"{run} and {first} are evaluations of different samples, or one is not finished")
