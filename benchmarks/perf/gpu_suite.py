@@ -78,6 +78,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--draft-forwards", type=int, default=20, help="that an answer takes when it is drafted (default: 20)"
     )
+    parser.add_argument("--scenes", metavar="NAMES", default="", help="how their names start (default: all)")
     parser.add_argument("--graphs-on-cpu", action="store_true", help="their rows on a CPU too, step by step: for tests")
     engines = parser.add_argument_group("engines")
     engines.add_argument("--tensorrt-python", type=Path, metavar="P", help="interpreter that has TensorRT")
@@ -91,8 +92,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         unknown = set(getattr(args, name).split(",")) - set(known)
         if unknown:
             parser.error(f"--{name}: {min(unknown)!r} is not one of {', '.join(known)}")
-    if args.runs < 1:
-        parser.error("--runs: give 1 or more")
+    scenes = [scene.name for size in args.sizes.split(",") for scene in SIZES[size].scenes]
+    if args.runs < 1 or not any(name.startswith(tuple(args.scenes.split(","))) for name in scenes):
+        parser.error("--runs: give 1 or more" if args.runs < 1 else f"--scenes: give beginnings of {', '.join(scenes)}")
     return args
 
 
@@ -111,7 +113,7 @@ class Suite:
         self.draft_forwards = args.draft_forwards
         self.graphs = args.device == "cuda" or args.graphs_on_cpu
         self.backend = None if args.compile_backend == "none" else args.compile_backend
-        self.engine_scenes = tuple(args.engine_scenes.split(","))
+        self.scenes, self.engine_scenes = tuple(args.scenes.split(",")), tuple(args.engine_scenes.split(","))
         self.engines = EngineSettings(
             precisions=tuple(args.precisions.split(",")),
             python=args.tensorrt_python,
@@ -180,12 +182,13 @@ class Suite:
             "build_s": round(time.perf_counter() - start, 1),
             "scenes": {},
         }
-        for scene in size.scenes:
+        scenes = [scene for scene in size.scenes if scene.name.startswith(self.scenes)]
+        for scene in scenes:
             found = entry["scenes"][scene.name] = {}
             self._guarded(found, lambda scene=scene, found=found: self._scene(model, pruner, size, scene, found))
         if self.dtype != torch.float32 and "models" in self.steps:
             model.float()  # where rounding breaks no ties, both implementations must choose the same tokens
-            for scene in size.scenes:
+            for scene in scenes:
                 found = entry["scenes"][scene.name].setdefault("agreement", {})["float32"] = {}
                 self._guarded(found, lambda scene=scene, found=found: self._agree(model, scene, found))
 
