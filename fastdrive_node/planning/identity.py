@@ -85,6 +85,8 @@ def _score_options(pipeline: Pipeline) -> dict[str, str]:
         values["keep_threshold"] = f"{options.keep_threshold:g}, at least {options.k_min} tokens"
     if options.even_spacing:
         values["even_spacing"] = f"{options.even_spacing:g}"
+    if options.pooled:
+        values["pooled_cells"] = "true"
     if options.temporal is not None:
         terms = options.temporal
         values["temporal"] = f"change {terms.change:g}, memory {terms.memory:g}, up to {terms.max_gap_s:g} s"

@@ -155,6 +155,6 @@ def _torch_pruner(name: str, file: Path | None, vla: Vla, scores: ScoreOptions |
 def _refuse_scores(name: str, scores: ScoreOptions | None) -> None:
     if scores is not None and scores.active and name != "reconpruner":
         raise ModelError(
-            "calibrated_scores, keep_threshold, temporal_change, temporal_memory, even_spacing: are for ReconPruner, "
-            f"but the pruner is {name!r}; give a pruner file or turn them off"
+            "calibrated_scores, keep_threshold, temporal_change, temporal_memory, even_spacing, pooled_cells: are for "
+            f"ReconPruner, but the pruner is {name!r}; give a pruner file or turn them off"
         )

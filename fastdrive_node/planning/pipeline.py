@@ -131,8 +131,8 @@ class Pipeline:
                 f"{self.vla.set_tokens} tokens of each; build it without --max-keep"
             )
         if self._max_keep < total and not pruner.ranks_by_engine:
-            spread = isinstance(pruner, RefinedPruner) and pruner.options.even_spacing
-            name = f"{pruner.name} with even_spacing" if spread else pruner.name
+            option = pruner.options.reads_all if isinstance(pruner, RefinedPruner) else None
+            name = f"{pruner.name} with {option}" if option else pruner.name
             raise ModelError(
                 f"pruner {name}: reads all {total} visual tokens, the engine gives {self.vision.max_keep}; "
                 "build it with a larger --max-keep, or set vision_backend to torch"

@@ -73,6 +73,7 @@ class ScoreOptions:
     k_min: int = 16  # with a threshold, tokens that are kept at least; the pruning ratio says how many at most
     temporal: TemporalSettings | None = None
     even_spacing: float = 0.0  # fraction of K that is spread evenly over each camera, whatever its scores; 0: none
+    pooled: bool = False  # rank cells of 2x2 tokens; the best keep their tokens, each other one becomes its mean
 
     def __post_init__(self) -> None:
         if not 0 <= self.keep_threshold < 1:
@@ -81,6 +82,8 @@ class ScoreOptions:
             raise InputError(f"k_min: {self.k_min}: must be at least 1")
         if not 0 <= self.even_spacing <= 1:
             raise InputError(f"even_spacing: {self.even_spacing} is not in [0, 1]")
+        if self.pooled and self.even_spacing:
+            raise InputError("pooled_cells, even_spacing: each says which tokens are kept; turn one of them off")
 
     @property
     def needs_calibration(self) -> bool:
@@ -92,7 +95,12 @@ class ScoreOptions:
 
     @property
     def active(self) -> bool:
-        return self.changes_scores or self.even_spacing > 0
+        return self.changes_scores or self.reads_all is not None
+
+    @property
+    def reads_all(self) -> str | None:
+        """The option by which tokens of any score may be kept, so that an engine must give all; None: none is on."""
+        return "even_spacing" if self.even_spacing else "pooled_cells" if self.pooled else None
 
 
 VARIANTS = {
@@ -102,5 +110,6 @@ VARIANTS = {
     "reconpruner-even25": ScoreOptions(even_spacing=0.25),
     "reconpruner-even50": ScoreOptions(even_spacing=0.5),
     "reconpruner-even75": ScoreOptions(even_spacing=0.75),
+    "reconpruner-pooled": ScoreOptions(pooled=True),
 }
 NAMES = (*PRUNERS, *FILES, *VARIANTS)

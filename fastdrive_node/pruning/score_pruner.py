@@ -1,7 +1,7 @@
 """ReconPruner as a pruner: the highest scores over all cameras, and what may be done with the scores before.
 
-Calibrated scores, a threshold in place of a fixed K, temporal terms and even spacing are not of FastDriveVLA. They
-are off by default; node and evaluation run the same code for them.
+Calibrated scores, a threshold in place of a fixed K, temporal terms, even spacing and pooled cells are not of
+FastDriveVLA. They are off by default; node and evaluation run the same code for them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families.tokens import VisualTokens
 from fastdrive_node.pruning.baselines.coverage import evenly_spaced
+from fastdrive_node.pruning.baselines.merging import choose_cells, with_pooled_cells
 from fastdrive_node.pruning.calibration import Calibration
 from fastdrive_node.pruning.catalog import ScoreOptions
 from fastdrive_node.pruning.pruner import ContextField, Pruner, PruningContext, Selection, Timer, no_timer
@@ -80,7 +81,7 @@ class ScorePruner(Pruner):
 class RefinedPruner(Pruner):
     """A ``ScorePruner`` whose scores pass through options before the best are taken.
 
-    Only ``keep_threshold`` may keep fewer tokens than asked for.
+    Only ``keep_threshold`` may keep fewer tokens than asked for, and pooled cells up to two fewer.
 
     Raises:
         ModelError: an option needs a calibration that is not there, or not for one of ``cameras``.
@@ -100,7 +101,7 @@ class RefinedPruner(Pruner):
 
     @property
     def ranks_by_engine(self) -> bool:
-        return self.base.ranks_by_engine and not self.options.even_spacing  # any token may be an evenly spaced one
+        return self.base.ranks_by_engine and self.options.reads_all is None
 
     @property
     def remembers(self) -> bool:
@@ -118,6 +119,9 @@ class RefinedPruner(Pruner):
         with timer("select"):
             return self._select(context, scores, keep)
 
+    def tokens(self, visual: VisualTokens, chosen: torch.Tensor) -> VisualTokens:
+        return with_pooled_cells(visual, chosen) if self.options.pooled else super().tokens(visual, chosen)
+
     def state_after(self, contexts: Sequence[PruningContext]) -> TemporalState | None:
         """What consecutive sets, the oldest first and without a state of their own, leave to the next one."""
         state = None
@@ -127,21 +131,22 @@ class RefinedPruner(Pruner):
         return state
 
     def _select(self, context: PruningContext, scores: torch.Tensor, keep: int) -> Selection:
+        visual, by_all = context.visual, self.options.reads_all
+        if by_all and not visual.complete:
+            raise ModelError(f"{by_all}: reads all visual tokens, the engine gives fewer; build it without --max-keep")
         refined = refine(scores, context, keep, self.options, self.calibration)
-        chosen_by = with_floor(refined.scores, context.visual, int(self.options.even_spacing * refined.keep))
-        indices = self.base.select(context, chosen_by, refined.keep)
+        if self.options.pooled:
+            indices = choose_cells(refined.scores, visual.image_grids, refined.keep)
+        else:
+            chosen_by = with_floor(refined.scores, visual, int(self.options.even_spacing * refined.keep))
+            indices = self.base.select(context, chosen_by, refined.keep)
         return Selection(indices, refined.scores, refined.temporal, refined.state)
 
 
 def with_floor(scores: torch.Tensor, visual: VisualTokens, count: int) -> torch.Tensor:
-    """Scores [C, N] by which ``count`` tokens that are evenly spaced in each image come first, the others as they are.
-
-    Raises ModelError: an engine gave only its best tokens.
-    """
+    """Scores [C, N] by which ``count`` tokens, evenly spaced in each image, come first, and the others as they are."""
     if not count:
         return scores
-    if not visual.complete:
-        raise ModelError("even_spacing: reads all visual tokens, the engine gives fewer; build it without --max-keep")
     floor = evenly_spaced(visual, count)
     raised = scores.detach().float().cpu().clone()
     raised.view(-1)[floor] = torch.finfo(torch.float32).max  # not infinite, which would be refused as a fault

@@ -92,6 +92,11 @@ class ModelSettings(BaseModel):
         0.0,
         1.0,
     )
+    pooled_cells: bool = fixed(
+        False,
+        "rank cells of 2x2 tokens by their scores: the best keep their tokens, each other one becomes one token, their "
+        "mean; for a VLA that has read averaged grids in its training (docs/pruners.md)",
+    )
     k_min: int = fixed(16, "smallest number of tokens that keep_threshold and deadline_ms keep", 1, 100_000)
     temporal_change: float = fixed(
         0.0, "weight of what is new since the previous set; 0: off", *TEMPORAL_RANGES["change"]
@@ -115,4 +120,6 @@ class ModelSettings(BaseModel):
         temporal = None
         if self.temporal_change or self.temporal_memory:
             temporal = TemporalSettings(self.temporal_change, self.temporal_memory, max_gap_s=self.temporal_max_gap_s)
-        return ScoreOptions(self.calibrated_scores, self.keep_threshold, self.k_min, temporal, self.even_spacing)
+        return ScoreOptions(
+            self.calibrated_scores, self.keep_threshold, self.k_min, temporal, self.even_spacing, self.pooled_cells
+        )

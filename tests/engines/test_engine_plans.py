@@ -179,9 +179,12 @@ def test_pruners_that_read_all_tokens_are_refused_behind_an_engine_that_gives_fe
     file, _ = build_onnx(toy.vla.path, toy.pruner_file, tmp_path, GraphOptions(max_keep=20))
     with pytest.raises(ModelError, match=r"pruner divprune: reads all .* --max-keep"):
         open_pipeline(toy.vla.path, "divprune", 0.9, engine=EngineChoice("onnxruntime", file))
-    with pytest.raises(ModelError, match=r"reconpruner with even_spacing: reads all .* --max-keep"):
-        even = ScoreOptions(even_spacing=0.5)
-        open_pipeline(toy.vla.path, toy.pruner_file, 0.9, engine=EngineChoice("onnxruntime", file), scores=even)
+    for name, options in {
+        "even_spacing": ScoreOptions(even_spacing=0.5),
+        "pooled_cells": ScoreOptions(pooled=True),
+    }.items():
+        with pytest.raises(ModelError, match=rf"reconpruner with {name}: reads all .* --max-keep"):
+            open_pipeline(toy.vla.path, toy.pruner_file, 0.9, engine=EngineChoice("onnxruntime", file), scores=options)
 
 
 def test_other_pruners_run_behind_an_engine_that_gives_all_tokens(toy, engine_file):
@@ -190,17 +193,18 @@ def test_other_pruners_run_behind_an_engine_that_gives_all_tokens(toy, engine_fi
     pipeline.warm_up()
 
 
-def test_even_spacing_keeps_the_same_tokens_behind_an_engine_that_gives_all(toy, engine_file, ego_history):
-    even = ScoreOptions(even_spacing=0.5)
+@pytest.mark.parametrize("options", [ScoreOptions(even_spacing=0.5), ScoreOptions(pooled=True)])
+def test_options_that_read_all_tokens_plan_alike_behind_an_engine_that_gives_all(
+    toy, engine_file, ego_history, options
+):
     engines = (None, EngineChoice("onnxruntime", engine_file))
-    kept = [
-        open_pipeline(toy.vla.path, toy.pruner_file, 0.75, engine=engine, scores=even)
-        .plan(frame_set(0), ego_history)
-        .kept.indices.tolist()
+    by_torch, by_engine = (
+        open_pipeline(toy.vla.path, toy.pruner_file, 0.6, engine=engine, scores=options).plan(frame_set(0), ego_history)
         for engine in engines
-    ]
-    alone = open_pipeline(toy.vla.path, toy.pruner_file, 0.75).plan(frame_set(0), ego_history).kept.indices.tolist()
-    assert kept[0] == kept[1] != alone
+    )
+    alone = open_pipeline(toy.vla.path, toy.pruner_file, 0.6).plan(frame_set(0), ego_history)
+    kept = [plan.kept.indices.tolist() for plan in (by_torch, by_engine, alone)]
+    assert kept[0] == kept[1] != kept[2] and by_torch.text == by_engine.text
 
 
 def test_pictures_of_another_form_are_refused(toy, engine_file):

@@ -13,10 +13,11 @@ from fastdrive_node.families import MODEL_TYPES, LayeredLanguageModel, Vla, load
 from fastdrive_node.files import SHIPPED_PRUNER
 from fastdrive_node.planning.loading import open_pipeline
 from fastdrive_node.planning.pipeline import Pipeline
-from fastdrive_node.pruning.catalog import PRUNERS
+from fastdrive_node.pruning.catalog import PRUNERS, ScoreOptions
 from fastdrive_node.pruning.checkpoint import load_pruner, save_pruner
 from fastdrive_node.pruning.pruner import ContextField
 from fastdrive_node.pruning.registry import make_pruner
+from fastdrive_node.pruning.score_pruner import RefinedPruner, ScorePruner
 from tests.families.checks import build_sibling, frame_set_of, images_of, scene_of
 from tests.families.tiny_vlas import CAMERAS, build_family_vla
 from tests.generation import lite_pruner, read_answers_as, untrained_pruner, write_geometry, write_packer
@@ -135,6 +136,18 @@ def test_a_pruner_plans_or_says_what_the_family_lacks(vla, name, ego_history, mo
     kept = Pipeline(vla, pruner, drop=0.5).plan(frames, ego_history).kept
     fewer = name in ("matryoshka", "tokenpacker") or name.startswith("sparsevlm")  # grids; the mean over the layers
     assert kept is not None and (0 < kept.kept < vla.tokens // 2 if fewer else kept.kept == vla.tokens // 2)
+
+
+def test_pooled_cells_of_all_tokens_and_of_one_each_plan_as_none_and_matryoshka(vla, pruner, ego_history, monkeypatch):
+    texts, frames = read_answers_as(monkeypatch), frame_set_of(vla)
+    pooled = RefinedPruner(ScorePruner(pruner), ScoreOptions(pooled=True), None, vla.spec.cameras)
+    cells = sum(-(-rows // 2) * -(-columns // 2) for rows, columns in vla.grids)
+    fewest = 1 - (cells + 0.5) / vla.tokens
+    for drop, name, keep in ((0.0, "none", vla.tokens), (fewest, "matryoshka", cells)):
+        pair = (Pipeline(vla, pooled, drop), Pipeline(vla, make_pruner(name), drop))
+        plans = [pipeline.plan(frames, ego_history) for pipeline in pair]
+        assert plans[0].text == plans[1].text and plans[0].kept.kept == plans[1].kept.kept == keep
+    assert len(texts) == 4
 
 
 def test_a_directory_with_its_pruner_plans(vla, pruner_file, tmp_path, ego_history, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from dataclasses import dataclass, field
 
@@ -10,6 +11,9 @@ import pytest
 from fastdrive_node.errors import ModelError, PlannerError
 from fastdrive_node.planning.deadline import RATIOS, Deadline, LatencyModel
 from fastdrive_node.planning.pipeline import Pipeline
+from fastdrive_node.pruning.catalog import ScoreOptions
+from fastdrive_node.pruning.score_pruner import RefinedPruner
+from fastdrive_node.types import CAMERAS
 
 WANTED, LEAST = 96, 16
 ENCODE_MS, FIXED_MS, EACH_MS = 30.0, 20.0, 0.5  # of an idle machine
@@ -98,6 +102,16 @@ def test_the_pipeline_keeps_fewer_tokens_and_tells_why(tiny_vla, pruner, frame_s
     pipeline._deadline._encoder_load = lambda encode_ms: 1.0  # the machine is not slower than at the start
     plan = pipeline.plan(frame_set, ego_history)
     assert plan.kept.kept == plan.deadline.keep in (83, 84, 85) and plan.deadline.reason == "deadline"
+
+
+@pytest.mark.parametrize(("fit", "kept"), [(20, 20), (48, 48), (85, 84)])
+def test_pooled_cells_become_fewer_with_the_time(tiny_vla, pruner, frame_set, ego_history, good_plan, fit, kept):
+    pooled = RefinedPruner(pruner, ScoreOptions(pooled=True), None, CAMERAS)
+    pipeline = Pipeline(tiny_vla, pooled, drop=0.5)
+    pipeline.set_deadline(1e6, LEAST)
+    choose = pipeline._deadline.choose
+    pipeline._deadline.choose = lambda *arguments: dataclasses.replace(choose(*arguments), keep=fit)
+    assert pipeline.plan(frame_set, ego_history).kept.kept == kept  # of 48 cells: pooled, and 12 of them whole
 
 
 def test_a_pipeline_refuses_a_set_that_has_no_time_left(tiny_vla, pruner, frame_set, ego_history, good_plan):

@@ -148,6 +148,14 @@ def test_evenly_spaced_tokens_are_kept_whatever_their_scores(tiny_vla, pruner):
     assert not set(every.indices) <= set(alone.indices)
 
 
+@pytest.mark.parametrize("drop", [0.5, 0.9])
+def test_pooled_cells_of_a_missing_camera_are_left_out(tiny_vla, pruner, drop):
+    pipeline = Pipeline(tiny_vla, refined(pruner, ScoreOptions(pooled=True)), drop)
+    every, fewer = plan(pipeline, 0.0), plan(pipeline, 0.1, missing=CAMERAS[:1])
+    assert every.kept == {0.5: 96, 0.9: 19}[drop]
+    assert fewer.indices.tolist() == [place for place in every.indices if place >= 32]
+
+
 def test_a_threshold_chooses_how_many(tiny_vla, pruner):
     raw = plan(Pipeline(tiny_vla, pruner, 0.25), 0.0).scores
     middle = float(np.median(raw))

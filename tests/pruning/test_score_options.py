@@ -106,6 +106,7 @@ def test_temporal_terms_come_after_the_calibration():
     [
         ({"even_spacing": 1.1}, "even_spacing"),
         ({"even_spacing": math.nan}, "even_spacing"),
+        ({"even_spacing": 0.1, "pooled": True}, r"pooled_cells, even_spacing: .*turn one of them off"),
         ({"keep_threshold": 1.0}, "keep_threshold"),
         ({"keep_threshold": -0.1}, "keep_threshold"),
         ({"keep_threshold": math.nan}, "keep_threshold"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastdrive_node.errors import ModelError
+from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
 from fastdrive_node.pruning.catalog import ScoreOptions
 from fastdrive_node.pruning.checkpoint import save_calibration, save_pruner
@@ -32,7 +32,7 @@ def test_the_defaults_do_nothing_to_the_scores():
 def test_each_parameter_reaches_its_option():
     values = {"calibrated_scores": True, "keep_threshold": 0.3, "k_min": 8, "temporal_change": 0.4}
     options = Settings(**values, temporal_memory=0.2, temporal_max_gap_s=0.6, even_spacing=0.2).score_options()
-    assert options.even_spacing == 0.2
+    assert options.even_spacing == 0.2 and Settings(pooled_cells=True).score_options() == ScoreOptions(pooled=True)
     assert (options.calibrated, options.keep_threshold, options.k_min) == (True, 0.3, 8)
     assert (options.temporal.change, options.temporal.memory, options.temporal.max_gap_s) == (0.4, 0.2, 0.6)
 
@@ -62,8 +62,15 @@ def test_the_planner_has_the_options_and_the_diagnostics_say_so(settings):
     assert identity["temporal"] == "change 0, memory 0.5, up to 0.25 s"
 
 
+def test_pooled_cells_are_named_and_refused_with_even_spacing(settings):
+    assert load_planner(settings.model_copy(update={"pooled_cells": True})).identity()["pooled_cells"] == "true"
+    with pytest.raises(InputError, match=r"pooled_cells, even_spacing: .*turn one of them off"):
+        load_planner(settings.model_copy(update={"pooled_cells": True, "even_spacing": 0.5}))
+
+
 def test_without_the_options_nothing_is_said(settings):
-    assert not {"calibration", "keep_threshold", "temporal"} & set(load_planner(settings).identity())
+    names = {"calibration", "keep_threshold", "temporal", "even_spacing", "pooled_cells"}
+    assert not names & set(load_planner(settings).identity())
 
 
 def test_a_pruner_without_calibration_is_refused_at_start(settings, tiny_vla):

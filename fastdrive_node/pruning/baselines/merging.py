@@ -1,5 +1,5 @@
-"""Pruners that change the tokens which they keep: pooled cells (Matryoshka), cells packed by a trained module
-(TokenPacker), and weighted neighbors (PruMerge)."""
+"""Pruners that change the tokens which they keep: pooled cells (Matryoshka, and by score), cells packed by a trained
+module (TokenPacker), and weighted neighbors (PruMerge)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from fastdrive_node.pruning.select import select_top
 from fastdrive_node.pruning.token_packer import TokenPacker, members_of
 
 NEIGHBORS = 32  # that are merged into a kept token
+CELL = 2  # rows and columns of the cells that are ranked by score; smaller at edges
 
 
 @dataclass
@@ -36,17 +37,27 @@ class Matryoshka(Pruner):
 
     def tokens(self, visual: VisualTokens, chosen: torch.Tensor) -> VisualTokens:
         cells = cells_of(visual.image_grids, pooling_side(visual.image_grids, len(chosen)))
-        number = torch.searchsorted(chosen, cells).to(visual.rows.device)
-        sizes = torch.bincount(number, minlength=len(chosen))[:, None]
+        return pooled_rows(visual, chosen, cells)
 
-        def pooled(values: torch.Tensor) -> torch.Tensor:
-            sums = torch.zeros(len(chosen), values.shape[1], dtype=torch.float32, device=values.device)
-            return (sums.index_add_(0, number, values.float()) / sizes).to(values.dtype)
 
-        order = visual.positions_of(torch.arange(visual.total)).to(visual.rows.device)
-        rows = pooled(visual.rows[order])
-        features = tuple(pooled(feature[order]) for feature in visual.layer_features)
-        return replace(visual, rows=rows, indices=chosen.cpu(), layer_features=features)
+def pooled_rows(visual: VisualTokens, chosen: torch.Tensor, targets: torch.Tensor) -> VisualTokens:
+    """The chosen tokens, each the mean of the tokens that go into it; so are the features of later layers.
+
+    Args:
+        chosen: int64 [K], ascending raster indices.
+        targets: int64 [N]: the chosen raster index that each token goes into; -1: into none.
+    """
+    device, members = visual.rows.device, (targets >= 0).nonzero()[:, 0]
+    number = torch.searchsorted(chosen.cpu(), targets[members]).to(device)
+    sizes = torch.bincount(number, minlength=len(chosen))[:, None]
+    order = visual.positions_of(members).to(device)
+
+    def pooled(values: torch.Tensor) -> torch.Tensor:
+        sums = torch.zeros(len(chosen), values.shape[1], dtype=torch.float32, device=device)
+        return (sums.index_add_(0, number, values[order].float()) / sizes).to(values.dtype)
+
+    features = tuple(pooled(feature) for feature in visual.layer_features)
+    return replace(visual, rows=pooled(visual.rows), indices=chosen.cpu(), layer_features=features)
 
 
 def pooling_side(grids: Sequence[tuple[int, int]], keep: int) -> int:
@@ -71,6 +82,50 @@ def cells_of(grids: Sequence[tuple[int, int]], side: int) -> torch.Tensor:
         found.append(start + ((row // side * side) * columns + column // side * side).flatten())
         start += rows * columns
     return torch.cat(found)
+
+
+def choose_cells(scores: torch.Tensor, grids: Sequence[tuple[int, int]], keep: int) -> torch.Tensor:
+    """int64 [at most ``keep``] on the CPU, ascending raster indices: cells by the sum of their tokens' scores.
+
+    Every token of a whole cell, and of a pooled one its first. With fewer tokens than cells the best ``keep`` cells are
+    pooled and the others left out. With more, all are there and the best are whole; what is too little for one more
+    whole cell, two tokens at most, is not used. Equal sums are taken in index order.
+
+    Args:
+        scores: N numbers in raster order, of any shape.
+        grids: token rows and columns of each image.
+
+    Raises:
+        ValueError: a score is not finite, or ``keep`` is out of range.
+    """
+    values = scores.detach().float().cpu().flatten()
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError("scores: not finite")
+    if not 0 < keep <= len(values):
+        raise ValueError(f"keep: {keep} is not in 1..{len(values)}")
+    first, cell = torch.unique(cells_of(grids, CELL), return_inverse=True)
+    sums = torch.zeros(len(first)).index_add_(0, cell, values)
+    order = sums.sort(descending=True, stable=True).indices
+    chosen = torch.zeros(len(values), dtype=torch.bool)
+    chosen[first[order[:keep]]] = True
+    more = (torch.bincount(cell) - 1)[order].cumsum(0)  # tokens that it takes to have the cells up to this one whole
+    chosen |= torch.isin(cell, order[more <= keep - len(first)])
+    return chosen.nonzero()[:, 0]
+
+
+def with_pooled_cells(visual: VisualTokens, chosen: torch.Tensor) -> VisualTokens:
+    """The tokens at the places that ``choose_cells`` gave: a cell of which one alone is chosen is the mean of all.
+
+    Args:
+        visual: complete.
+        chosen: int64 [K], ascending raster indices; cells may be left out.
+    """
+    cells = cells_of(visual.image_grids, CELL)
+    kept = torch.zeros(len(cells), dtype=torch.bool)
+    kept[chosen.cpu()] = True
+    alone = torch.bincount(cells[kept], minlength=len(cells))[cells] == 1
+    into = torch.where(alone, cells, -1)
+    return pooled_rows(visual, chosen, torch.where(kept, torch.arange(len(cells)), into))
 
 
 @dataclass

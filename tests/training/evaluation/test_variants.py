@@ -62,13 +62,14 @@ def test_the_sets_before_are_those_of_the_scene_in_time_order(dataset, tiny_vla)
 
 def test_a_memory_that_time_has_ended_chooses_as_the_pruner_alone(tmp_path, dataset, tiny_vla, calibrated, monkeypatch):
     monkeypatch.setattr(segments, "measure", lambda _, rows, *__, **___: [{} for _ in rows])
-    pruners = ("reconpruner", "reconpruner-calibrated", "reconpruner-adaptive", "reconpruner-temporal")
+    pruners = ("reconpruner", *(f"reconpruner-{name}" for name in ("calibrated", "adaptive", "temporal", "pooled")))
     settings = OpenLoopSettings(pruners=pruners, drops=(0.25,), pruner_file=calibrated, out=tmp_path / "run")
     rows = {row["pruner"]: row for row in evaluate(dataset, tiny_vla, settings, progress=False)["rows"]}
     lines = pq.read_table(tmp_path / "run" / "samples.parquet").to_pylist()
     kept = {name: [line["kept"] for line in lines if line["pruner"] == name] for name in pruners}
     assert kept["reconpruner-temporal"] == kept["reconpruner"]  # half a second between keyframes
     assert rows["reconpruner"]["tokens"] == rows["reconpruner-calibrated"]["tokens"] == 144
+    assert rows["reconpruner-pooled"]["tokens"] == 144 and kept["reconpruner-pooled"] != kept["reconpruner"]
     counts = [len(each) for each in kept["reconpruner-adaptive"]]
     assert len(set(counts)) > 1 and max(counts) <= 144
     assert rows["reconpruner-adaptive"]["tokens"] == pytest.approx(sum(counts) / len(counts))

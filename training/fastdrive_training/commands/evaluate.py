@@ -126,8 +126,8 @@ def all_pruners(source: ImageSource, vla: Vla, file: Path, drops: Sequence[float
 
     Left out are the oracle without masks or for a VLA of past images, ring-view without the cameras' geometry beside
     the VLA, tokenpacker and others whose own file is not there, tokenpacker too where a ratio leaves fewer tokens than
-    it gives, the variants that are calibrated without a calibration for all cameras, those of even spacing, and the one
-    with a memory, which at the usual two keyframes a second is as without.
+    it gives, the variants that are calibrated without a calibration for all cameras, those of even spacing and of
+    pooled cells, and the one with a memory, which at the usual two keyframes a second is as without.
     """
     from fastdrive_node.pruning.checkpoint import load_calibration  # these import torch
     from fastdrive_node.pruning.token_packer import cells_of_vla

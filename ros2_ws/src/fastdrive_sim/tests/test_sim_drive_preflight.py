@@ -68,7 +68,8 @@ def test_a_pruner_whose_file_the_vla_lacks_is_told(bare, pruner, told):
 
 
 def test_pruners_that_the_node_can_open_are_not_refused():
-    names = ("expert", "none", "random", "reconpruner", "reconpruner-plan", "reconpruner-even50", "ring-view", "fastv")
+    variants = (f"reconpruner-{name}" for name in ("plan", "even50", "pooled"))
+    names = ("expert", "none", "random", "reconpruner", *variants, "ring-view", "fastv")
     check_pruners(VLA, [DriveRow(name, 0.5) for name in names], node_settings(None))
 
 
