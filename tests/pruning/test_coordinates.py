@@ -145,6 +145,15 @@ def test_the_smallest_cells_that_fit_are_pooled_and_those_at_the_edge_may_be_sma
         choose(Matryoshka(), context_of(2), 1)
 
 
+@pytest.mark.parametrize("keep", [64, 16, 4, 2])
+def test_pooled_tokens_of_the_other_cameras_are_the_same_where_one_is_missing(keep):
+    rows = torch.randn(2, 32, 3, generator=torch.Generator().manual_seed(0))
+    visual = VisualTokens.from_raster(rows, (4, 8))
+    kept = choose(Matryoshka(), PruningContext(visual), keep)
+    left = Matryoshka().tokens(visual, kept[kept >= 32])
+    assert torch.equal(left.rows, Matryoshka().tokens(visual, kept).rows[keep // 2 :]) and len(left.rows) == keep // 2
+
+
 def test_every_token_of_equal_ones_stays_as_it_is_when_merged():
     attention = torch.rand(2, 32, generator=torch.Generator().manual_seed(0))
     visual = VisualTokens.from_raster(torch.ones(2, 32, 4), (4, 8), attention)

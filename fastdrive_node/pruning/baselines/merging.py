@@ -36,8 +36,8 @@ class Matryoshka(Pruner):
         return torch.unique(cells)
 
     def tokens(self, visual: VisualTokens, chosen: torch.Tensor) -> VisualTokens:
-        cells = cells_of(visual.image_grids, pooling_side(visual.image_grids, len(chosen)))
-        return pooled_rows(visual, chosen, cells)
+        cells = cells_of(visual.image_grids, side_of(visual.image_grids, chosen))
+        return pooled_rows(visual, chosen, torch.where(torch.isin(cells, chosen.cpu()), cells, -1))
 
 
 def pooled_rows(visual: VisualTokens, chosen: torch.Tensor, targets: torch.Tensor) -> VisualTokens:
@@ -70,6 +70,14 @@ def pooling_side(grids: Sequence[tuple[int, int]], keep: int) -> int:
     while sum(-(-rows // side) * -(-columns // side) for rows, columns in grids) > keep:
         if side >= max(max(grid) for grid in grids):
             raise ValueError(f"keep: {keep} tokens are fewer than the {len(grids)} images")
+        side *= 2
+    return side
+
+
+def side_of(grids: Sequence[tuple[int, int]], chosen: torch.Tensor) -> int:
+    """Rows and columns of the cells whose first tokens were chosen, where those of some cameras may be missing."""
+    side = 1
+    while side < max(max(grid) for grid in grids) and bool(torch.isin(chosen.cpu(), cells_of(grids, 2 * side)).all()):
         side *= 2
     return side
 
