@@ -146,6 +146,42 @@ def test_the_latency_page_shows_the_committed_figures():
         )
 
 
+def test_the_latency_page_shows_the_prefill_as_a_graph():
+    page = (ROOT / "docs" / "latency.md").read_text()
+    scene = json.loads((RESULTS / "gpu_models_3b_h200.json").read_text())["sizes"]["3b"]["scenes"][
+        "one_image_1596x1596"
+    ]
+    stages = {stage: {name: of["median_ms"] for name, of in each.items()} for stage, each in scene["stages"].items()}
+    prefill, ratios = stages["prefill"], scene["ratios"]["ours_drop_0_over_ours"]
+
+    def ratio(name):
+        return f"{ratios['prefill'][name]:.2f} | {ratios['prefill_with_pruner'][name]:.2f}"
+
+    plain = f"{prefill['transformers']:.1f} | {prefill['ours_drop_0']:.1f} | {prefill['ours_drop_0.75']:.1f}"
+    assert f"| prefill without graphs | {plain} | {ratio('ours_drop_0.75')} |" in page
+    graphs = f"{prefill['ours_drop_0_graphs']:.1f} | {prefill['ours_drop_0.75_graphs']:.1f}"
+    assert f"| prefill as a graph | | {graphs} | {ratio('ours_drop_0.75_graphs')} |" in page
+    decode, whole = stages["decode"], stages["end_to_end"]
+    both = [
+        f"{each['ours_drop_0_drafts_graphs']:.1f} | {each['ours_drop_0.75_drafts_graphs']:.1f}"
+        for each in (decode, whole)
+    ]
+    assert f"| 20 forwards of the answer, by graphs | | {both[0]} | | |" in page
+    gain = ratios["end_to_end"]["ours_drop_0.75_drafts_graphs"]
+    assert f"| end to end, drafts and graphs | {whole['transformers']:.1f} | {both[1]} | {gain:.2f} | |" in page
+    limit = scene["prompt_tokens"] / (
+        scene["prompt_tokens"] - scene["visual_tokens"] + scene["kept_tokens"]["ours_drop_0.75"]
+    )
+    reached = ratios["prefill"]["ours_drop_0.75_graphs"] / limit
+    assert f"{limit:.1f} times smaller" in page and f"({100 * reached:.0f} %)" in page
+    times = scene["ratios"]["transformers_over_ours"]["end_to_end"]["ours_drop_0.75_drafts_graphs"]
+    assert f"End to end {times:.1f} times faster than transformers" in page
+    before = json.loads((RESULTS / "gpu_models_3b.json").read_text())["sizes"]["3b"]["scenes"]["one_image_1596x1596"]
+    single, drafted = (before["stages"]["decode"][f"ours_drop_0{of}_graphs"]["median_ms"] for of in ("", "_drafts"))
+    assert f"took {decode['ours_drop_0_graphs']:,.0f} ms at all tokens, where the H100 took {single:.0f} ms" in page
+    assert f"({decode['ours_drop_0_drafts_graphs']:.1f} ms, on the H100 {drafted:.1f})" in page
+
+
 def test_the_latency_page_shows_the_figures_of_the_bench_and_of_the_deadlines():
     page = (ROOT / "docs" / "latency.md").read_text()
     figures = json.loads((RESULTS / "bench_tiny.json").read_text())

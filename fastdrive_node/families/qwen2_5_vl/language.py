@@ -183,20 +183,19 @@ class TorchLanguage:
         Returns:
             Logits [1, L, vocabulary].
         """
-        hidden = self.embed(ids)
-        kv_heads = cache.keys[0].shape[1]
-        group = self.config.num_attention_heads // kv_heads
-        bias = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill_(~mask, -torch.inf).repeat(group, 1)
+        hidden, bias = self.embed(ids), None
+        if len(places) > 1:  # a single position has too few rows for it (docs/latency.md)
+            group = self.config.num_attention_heads // cache.keys[0].shape[1]
+            bias = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill_(~mask, -torch.inf).repeat(group, 1)
         for layer, keys, values in zip(self._text.layers, cache.keys, cache.values, strict=True):
             normed = _norm(layer.input_layernorm, hidden)
             query, key, value = self._heads(layer.self_attn, normed, positions)
             keys.index_copy_(2, places, key)
             values.index_copy_(2, places, value)
-            # the heads of a group as rows of one head: of a GPU's kernels, those that take a mask take no groups
-            query = query.unflatten(1, (kv_heads, group)).flatten(2, 3)
-            mixed = scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=layer.self_attn.scaling)
-            mixed = mixed.unflatten(2, (group, -1)).flatten(1, 2)
-            hidden = hidden + _linear(layer.self_attn.o_proj, mixed.transpose(1, 2).flatten(2))
+            if bias is None:
+                hidden = hidden + self._mix(layer.self_attn, query, keys, values, mask, False)
+            else:
+                hidden = hidden + self._mix_grouped(layer.self_attn, query, keys, values, bias)
             hidden = hidden + _mlp(layer, hidden)
         return _linear(self._head, _norm(self._text.norm, hidden))
 
@@ -232,6 +231,15 @@ class TorchLanguage:
         )
         query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    def _mix_grouped(self, attention, query, keys, values, bias) -> torch.Tensor:
+        """The heads of a group as rows of one head: of a GPU's kernels, those that take a mask take no groups."""
+        kv_heads = keys.shape[1]
+        group = query.shape[1] // kv_heads
+        rows = query.unflatten(1, (kv_heads, group)).flatten(2, 3)
+        mixed = scaled_dot_product_attention(rows, keys, values, attn_mask=bias, scale=attention.scaling)
+        mixed = mixed.unflatten(2, (group, -1)).flatten(1, 2)
+        return _linear(attention.o_proj, mixed.transpose(1, 2).flatten(2))
 
     def _mix(self, attention, query, keys, values, mask, causal) -> torch.Tensor:
         mixed = scaled_dot_product_attention(
