@@ -14,7 +14,7 @@ from fastdrive_node.families.spec import default_vla_dir
 from fastdrive_node.files import GEOMETRY_FILE, SHIPPED_PRUNER, TOKEN_PACKER_FILE, VIEW_WEIGHTS_FILE
 from fastdrive_node.planning.checks import PlanLimits
 from fastdrive_node.planning.pipeline import Pipeline
-from fastdrive_node.pruning.catalog import FILES, NAMES, VARIANTS, ScoreOptions
+from fastdrive_node.pruning.catalog import FILES, NAMES, VARIANT_FILES, VARIANTS, ScoreOptions
 from fastdrive_node.pruning.checkpoint import check_pruner_file
 from fastdrive_node.pruning.pruner import Pruner
 from fastdrive_node.pruning.registry import BY_VIEW, make_pruner, with_options
@@ -102,6 +102,8 @@ def name_and_file(vla_dir: Path, pruner: str | Path | None) -> tuple[str, Path |
         return ("reconpruner", shipped) if shipped.is_file() else ("none", None)
     if str(pruner) in FILES:
         return "reconpruner", vla_dir / FILES[str(pruner)]
+    if str(pruner) in VARIANT_FILES:
+        return str(pruner), vla_dir / VARIANT_FILES[str(pruner)]
     if str(pruner) in NAMES:
         return str(pruner), shipped if shipped.is_file() else None
     return "reconpruner", Path(pruner)
@@ -119,7 +121,7 @@ def own_file(vla_dir: Path, pruner: str) -> Path | None:
         return vla_dir / GEOMETRY_FILE
     if pruner == "tokenpacker":
         return vla_dir / TOKEN_PACKER_FILE
-    if pruner in FILES or pruner not in NAMES:
+    if pruner in FILES or pruner in VARIANT_FILES or pruner not in NAMES:
         return name_and_file(vla_dir, pruner)[1]
     return vla_dir / SHIPPED_PRUNER if pruner == "reconpruner" or pruner in VARIANTS else None
 

@@ -111,5 +111,7 @@ VARIANTS = {
     "reconpruner-even50": ScoreOptions(even_spacing=0.5),
     "reconpruner-even75": ScoreOptions(even_spacing=0.75),
     "reconpruner-pooled": ScoreOptions(pooled=True),
+    "reconpruner-plan-pooled": ScoreOptions(pooled=True),
 }
+VARIANT_FILES = {"reconpruner-plan-pooled": FILES["reconpruner-plan"]}  # variants of a file of their own
 NAMES = (*PRUNERS, *FILES, *VARIANTS)

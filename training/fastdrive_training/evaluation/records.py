@@ -19,7 +19,7 @@ from fastdrive_node.families import Vla
 from fastdrive_node.families.fingerprint import model_files
 from fastdrive_node.files import write_atomically
 from fastdrive_node.planning.loading import own_file
-from fastdrive_node.pruning.catalog import VARIANTS
+from fastdrive_node.pruning.catalog import VARIANT_FILES, VARIANTS
 from fastdrive_training.data.adapters.base import ImageSource, read_object
 from fastdrive_training.data.masks import INDEX, MANIFEST, TABLES
 from fastdrive_training.evaluation.answers import JudgedAnswer
@@ -173,7 +173,8 @@ def vla_digest(folder: Path) -> str:
 
 def _pruner_files(folder: Path, pruners: Sequence[str]) -> dict[str, str]:
     """Of the files that single pruners have in the VLA directory, by a field of ``run.json``."""
-    files = {name: own_file(folder, name) for name in pruners if name != "reconpruner" and name not in VARIANTS}
+    of_the_run = {"reconpruner", *VARIANTS} - set(VARIANT_FILES)
+    files = {name: own_file(folder, name) for name in pruners if name not in of_the_run}
     digests = {name: _digest([file]) if file.is_file() else "none" for name, file in files.items() if file is not None}
     return {f"file of {name}": digest for name, digest in digests.items()}
 

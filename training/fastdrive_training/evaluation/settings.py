@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastdrive_node.errors import UsageError
-from fastdrive_node.pruning.catalog import NAMES, PRUNERS, VARIANTS
+from fastdrive_node.pruning.catalog import NAMES, PRUNERS, VARIANT_FILES, VARIANTS
 from fastdrive_node.types import PruningRatio
 from fastdrive_training.data.sampling import Shard
 
@@ -60,7 +60,7 @@ class OpenLoopSettings:
     @property
     def reads_pruner(self) -> bool:
         """Whether a row depends on the pruner file."""
-        return any(name == "reconpruner" or name in VARIANTS for name in self.pruners)
+        return not {"reconpruner", *VARIANTS}.difference(VARIANT_FILES).isdisjoint(self.pruners)
 
     @property
     def folder(self) -> Path | None:
