@@ -1,4 +1,4 @@
-"""The open-loop table on VLAs that were trained with other prunings, and that of the shipped one, as Markdown.
+"""The open-loop table on models/tiny and on VLAs that were trained with other prunings, as Markdown.
 
 Example: python -m benchmarks.studies.other_vlas
 """
@@ -40,27 +40,7 @@ def table(results: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
-def pruner_table(results: Path = RESULTS) -> str:
-    """L2 of every pruner on the shipped VLA, as in ``table``, and the visual tokens that a layer sees on average."""
-    figures = json.loads((results / f"{VLAS['by foreground (models/tiny)']}.json").read_text())
-    lines = [
-        "| pruner | " + " | ".join(f"L2 at drop {drop}" for drop in DROPS) + " | tokens a layer |",
-        "|---" * (len(DROPS) + 2) + "|",
-        f"| none | {_cell(figures, 'none', 0.0, 3)} | | | {_mean_tokens(figures, 'none', (0.0,))} |",
-    ]
-    skipped = ("none", "constant-velocity")
-    for pruner in dict.fromkeys(row["pruner"] for row in figures["rows"] if row["pruner"] not in skipped):
-        cells = [_cell(figures, pruner, drop, 3) for drop in DROPS]
-        lines.append(f"| {pruner} | {' | '.join(cells)} | {_mean_tokens(figures, pruner, DROPS)} |")
-    return "\n".join(lines)
-
-
-def _mean_tokens(figures: dict, pruner: str, drops: Sequence[float]) -> str:
-    rows = {row["drop"]: row for row in figures["rows"] if row["pruner"] == pruner}
-    return " / ".join(f"{np.mean(rows[drop].get('tokens_by_layer', rows[drop]['tokens'])):.0f}" for drop in drops)
-
-
-def _cell(figures: dict, pruner: str, drop: float, digits: int = 2) -> str:
+def _cell(figures: dict, pruner: str, drop: float) -> str:
     rows = [row for row in figures["rows"] if (row["pruner"], row["drop"]) == (pruner, drop)]
     l2 = np.mean([row["l2_avg_to_t"]["avg"] for row in rows])
     refused = np.mean([row["refused"] for row in rows])
@@ -69,14 +49,14 @@ def _cell(figures: dict, pruner: str, drop: float, digits: int = 2) -> str:
         and not one["interval_95"][0] <= 0 <= one["interval_95"][1]
         for one in figures["comparisons"]
     )
-    return f"{l2:.{digits}f}{'*' if star else ''}" + (f" ({refused:.0f})" if refused >= 1 else "")
+    return f"{l2:.2f}{'*' if star else ''}" + (f" ({refused:.0f})" if refused >= 1 else "")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files (benchmarks/results)")
     results = parser.parse_args(arguments).results
-    print(table(results), pruner_table(results), sep="\n\n")
+    print(table(results))
 
 
 if __name__ == "__main__":

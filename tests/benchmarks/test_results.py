@@ -39,10 +39,6 @@ def test_decision_0007_shows_the_table_of_the_committed_figures():
     assert other_vlas.table() in page
 
 
-def test_the_page_of_pruners_shows_the_table_of_the_committed_figures():
-    assert other_vlas.pruner_table() in (ROOT / "docs" / "pruners.md").read_text()
-
-
 @pytest.mark.parametrize(
     ("page", "vla"),
     [
