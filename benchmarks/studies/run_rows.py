@@ -14,6 +14,7 @@ import pyarrow as pa
 from benchmarks.studies.paired_runs import Key, rows_of
 from benchmarks.studies.wide_table import FIGURES
 from fastdrive_training.evaluation.intervals import known_mean, sample_figures
+from fastdrive_training.evaluation.settings import OF_THE_RUN
 
 BELONGS = ("samples", "vla", "dtype")  # fields of run.json in which runs of one table agree, beside the dataset's name
 
@@ -90,12 +91,18 @@ class Runs:
         return list(dict.fromkeys(name for name, _ in self._read(run)))
 
     def cells(self, row: Row) -> dict[float, Cell]:
-        """The row at each ratio that all of its seeds have."""
+        """The row at each ratio, which all of its seeds must have."""
         found = [self._tables(source) for source in row.sources]
         files = [file for file in map(self._pruner_file, row.sources) if file is not None]
         if len(set(row.sources)) < len(row.sources) or len(set(files)) < len(files):
             raise ValueError(f"{row.name}: two of its seeds are evaluations of one pruner file; name each file once")
-        drops = sorted(set.intersection(*map(set, found)))
+        drops = sorted(set().union(*found))
+        for source, by_drop in zip(row.sources, found, strict=True):
+            lacking = [f"{drop:g}" for drop in drops if drop not in by_drop]
+            if lacking:
+                raise ValueError(
+                    f"{row.name}: {source} lacks the ratio {lacking[0]} of another seed; evaluate it there"
+                )
         return {drop: Cell([table for by_drop in found for table in by_drop[drop]]) for drop in drops}
 
     def _tables(self, source: Source) -> dict[float, list[pa.Table]]:
@@ -106,8 +113,8 @@ class Runs:
 
     def _pruner_file(self, source: Source) -> str | None:
         """The digest of the file that a pruner was read from, as run.json has it; None without a file."""
-        about = self._about[source.run]
-        return about.get(f"file of {source.pruner}", about.get("pruner"))
+        name = "pruner" if source.pruner in OF_THE_RUN else f"file of {source.pruner}"
+        return self._about[source.run].get(name)
 
     def _read(self, run: Path) -> dict[Key, list[pa.Table]]:
         if run not in self._rows:

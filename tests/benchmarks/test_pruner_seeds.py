@@ -157,6 +157,39 @@ def test_one_pruner_file_is_not_two_seeds(tmp_path, seeds):
             compare([(tmp_path / "base", ())], [row(OURS, *runs)], OURS)
 
 
+def test_seeds_without_a_file_may_lie_beside_one_pruner_file(tmp_path, seeds):
+    base(tmp_path / "base")
+    pairs = [about(_run(tmp_path / str(n), {("random", 0.5, n): [1.0 + n] * 4}), pruner="one file") for n in (0, 1)]
+    rows = [row(OURS, *seeds), Row("random", tuple(Source(run, "random") for run in pairs))]
+    assert figures_of(compare([(tmp_path / "base", ())], rows, OURS), "random")["seeds"] == 2
+
+
+@pytest.mark.parametrize("name", ["reconpruner-plan", "reconpruner-plan-pooled", "reconpruner-lite"])
+def test_a_file_of_its_own_tells_seeds_apart(tmp_path, name):
+    """Such a name does not read the file of the run."""
+    base(tmp_path / "base")
+
+    def seeds(*files: str) -> Row:
+        runs = [tmp_path / f"{place}_{len(files)}_{file}" for place, file in enumerate(files)]
+        for run, file in zip(runs, files, strict=True):
+            about(_run(run, {(name, 0.5, 0): [1.0] * 4}), pruner="one file", **{f"file of {name}": file})
+        return Row(name, tuple(Source(run, name) for run in runs))
+
+    found = compare([(tmp_path / "base", ())], [seeds("a", "b")], name)
+    assert figures_of(found, name)["seeds"] == 2
+    with pytest.raises(ValueError, match=f"{name}: two of its seeds are evaluations of one pruner file"):
+        compare([(tmp_path / "base", ())], [seeds("c", "c", "d")], name)
+
+
+def test_a_ratio_that_one_seed_lacks_is_named(tmp_path, seeds):
+    more = {**BASE, ("random", 0.75, 0): [1.0] * 4}
+    folder = about(_run(tmp_path / "base", more))
+    longer = {("reconpruner", drop, 0): [1.0] * 4 for drop in (0.5, 0.75)}
+    both = about(_run(tmp_path / "both", longer), pruner="another file")
+    with pytest.raises(ValueError, match=f"{OURS}: plan_0:reconpruner lacks the ratio 0.75 of another seed"):
+        compare([(folder, ())], [row(OURS, both, seeds[0])], OURS)
+
+
 def test_rows_that_are_missing_are_named(tmp_path, seeds):
     folder = base(tmp_path / "base")
     with pytest.raises(ValueError, match="plan_0: has no row dart, only reconpruner"):

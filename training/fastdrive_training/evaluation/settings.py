@@ -11,6 +11,7 @@ from fastdrive_node.types import PruningRatio
 from fastdrive_training.data.sampling import Shard
 
 SEEDED = frozenset({"random"})  # pruners that a seed changes
+OF_THE_RUN = frozenset({"reconpruner", *VARIANTS}).difference(VARIANT_FILES)  # those that read ``pruner_file``
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class OpenLoopSettings:
     @property
     def reads_pruner(self) -> bool:
         """Whether a row depends on the pruner file."""
-        return not {"reconpruner", *VARIANTS}.difference(VARIANT_FILES).isdisjoint(self.pruners)
+        return not OF_THE_RUN.isdisjoint(self.pruners)
 
     @property
     def folder(self) -> Path | None:
