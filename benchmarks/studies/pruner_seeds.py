@@ -32,7 +32,7 @@ from benchmarks.studies.wide_table import FIGURES, LEAST
 from fastdrive_training.evaluation.intervals import paired_difference, relative_performance
 
 L2 = FIGURES[0]
-CHANCE, WHOLE, STRAIGHT, ORACLE = "random", "none", "constant-velocity", "oracle"
+RANDOM, WHOLE, STRAIGHT, ORACLE = "random", "none", "constant-velocity", "oracle"
 NOT_PRUNED = (WHOLE, STRAIGHT)  # one row each, at ratio 0
 Base = tuple[Path, Sequence[str]]  # a run folder and the pruners that are taken from it; none named: all
 
@@ -91,7 +91,7 @@ def _all_rows(runs: Runs, bases: Sequence[Base], rows: Sequence[Row]) -> list[Ro
 
 def _common_drops(cells: dict[str, dict[float, Cell]], ours: str, unranked: Sequence[str]) -> list[float]:
     """The ratios of ``ours``, which every pruner must have. Raises ValueError: one lacks them, or a row is missing."""
-    for name in (ours, CHANCE, WHOLE, *unranked):
+    for name in (ours, RANDOM, WHOLE, *unranked):
         if name not in cells:
             raise ValueError(f"no row {name}; name it with --row, or give a --base that has it")
     drops = list(cells[ours])
@@ -131,20 +131,21 @@ def difference(first: Cell, second: Cell, figure: str) -> list[float]:
 def verdict(cells: dict[str, dict[float, Cell]], ours: str, ranked: Sequence[str], drop: float, figure: str) -> dict:
     """Where ``ours`` is among the ranked rows in a figure; differences are ``ours`` less the other, above 0 is worse.
 
-    ``place``: ``first``; ``within``: another one has the lowest figure, and zero lies in the paired interval to it;
-    ``behind``: that interval is above zero. ``ahead`` are all rows that are better, clear of zero.
+    All are paired: over the samples that both answered. ``best_other`` is the row that ``ours`` is worst against, and
+    ``ahead`` are all rows that are better than ``ours``, clear of zero. ``place`` is ``behind`` where there are such;
+    ``first`` where no row is better in the mean, which alone is not significant: the interval of ``less_best_other``
+    says whether the lead is; else ``within``.
     """
     own = cells[ours][drop]
     less = {name: difference(own, cells[name][drop], figure) for name in ranked if name != ours}
-    best = min(less, key=lambda name: cells[name][drop].mean(figure))
-    behind = less[best][1] > LEAST
-    leads = own.mean(figure) <= cells[best][drop].mean(figure)
-    chance = difference(own, cells[CHANCE][drop], figure)
+    best = max(less, key=lambda name: less[name][0])
+    ahead = [name for name, (_, low, _) in less.items() if low > LEAST]
+    random = difference(own, cells[RANDOM][drop], figure)
     return {
-        **{"drop": drop, "figure": figure, "place": "behind" if behind else "first" if leads else "within"},
-        **{"best_other": best, "less_best_other": less[best]},
-        "ahead": [name for name, (_, low, _) in less.items() if low > LEAST],
-        **{"above_chance": chance[2] < -LEAST, "less_chance": chance},
+        **{"drop": drop, "figure": figure},
+        "place": "behind" if ahead else "within" if less[best][0] > LEAST else "first",
+        **{"best_other": best, "less_best_other": less[best], "ahead": ahead},
+        **{"better_than_random": random[2] < -LEAST, "less_random": random},
         "less_whole": difference(own, cells[WHOLE][0.0], figure),
     }
 

@@ -28,6 +28,11 @@ UNITS: dict[str, tuple[str, int, int]] = {  # as shown, what the figure is multi
     "off_drivable": ("off the road [%]", 100, 1),
 }
 
+PLACES = """\
+Differences are paired, over the samples that both answered; below zero is better, and a star is clear of zero. The best
+other is the row that does best against ours. `first`: no other row is better in the mean, which alone is not
+significant. `behind`: those named are better, clear of zero. `within`: another row is better, none clear of zero."""
+
 
 def figures_table(found: dict) -> str:
     """L2 in m / vehicles hit in % / off the road in % of each row and ratio, and what is left of the unpruned L2.
@@ -55,18 +60,19 @@ def _cell(row: dict) -> str:
 
 
 def verdict_table(found: dict) -> str:
-    """For each ratio and figure our place among the ranked rows, and our paired differences; below zero is better."""
-    heads = ["drop", "figure", found["ours"], "place", "the best other", "less that", "above chance", "less all tokens"]
+    """For each ratio and figure our place among the ranked rows, and our paired differences; and what a place means."""
+    random = "better than random"
+    heads = ["drop", "figure", found["ours"], "place", "the best other", "less that", random, "less all tokens"]
     lines = [heads, ["---"] * len(heads)]
     figures = {(row["pruner"], row["drop"]): row for row in found["rows"]}
     for one in found["verdicts"]:
         drop, name, best = one["drop"], one["figure"], one["best_other"]
-        ahead = f"; ahead, clear of zero: {', '.join(one['ahead'])}" if one["ahead"] else ""
-        chance = ("yes, " if one["above_chance"] else "no, ") + _difference(one["less_chance"], name)
+        place = " ".join([one["place"], ", ".join(one["ahead"])]).strip()
+        random = ("yes, " if one["better_than_random"] else "no, ") + _difference(one["less_random"], name)
         own, other = (_number(figures[pruner, drop][name], name) for pruner in (found["ours"], best))
-        cells = [f"{drop:g}", UNITS[name][0], own, one["place"] + ahead, f"{best} {other}"]
-        lines.append([*cells, _difference(one["less_best_other"], name), chance, _difference(one["less_whole"], name)])
-    return _markdown(lines)
+        cells = [f"{drop:g}", UNITS[name][0], own, place, f"{best} {other}"]
+        lines.append([*cells, _difference(one["less_best_other"], name), random, _difference(one["less_whole"], name)])
+    return f"{_markdown(lines)}\n\n{PLACES}"
 
 
 def _number(value: float, figure: str, sign: str = "") -> str:

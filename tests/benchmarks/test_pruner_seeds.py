@@ -99,23 +99,37 @@ def test_the_place_among_the_ranked(tmp_path, seeds, coverage, place, ahead):
     assert place_of(unranked)["best_other"] == "random" and place_of(unranked)["place"] == "first"
 
 
-def test_another_row_may_be_clearly_ahead_though_the_best_one_is_not(tmp_path, seeds):
+def test_a_row_that_is_ahead_clear_of_zero_is_enough_to_be_behind(tmp_path, seeds):
+    """Though the best one is not clear of zero."""
     base(tmp_path / "base", coverage=[0.1, 0.1, 0.1, 1.5])
     control = seed(tmp_path / "bias", [0.75, 0.75, 0.65, 0.95])
     found = compare([(tmp_path / "base", ())], [row(OURS, *seeds), row("bias", control)], OURS)
     one = place_of(found)
-    assert (one["place"], one["best_other"], one["ahead"]) == ("within", "coverage", ["bias"])
+    assert (one["place"], one["best_other"], one["ahead"]) == ("behind", "coverage", ["bias"])
 
 
-def test_above_chance_only_where_the_interval_is_clear_of_zero(tmp_path, seeds):
+def test_a_row_that_refuses_the_hard_sample_is_not_the_best(tmp_path, seeds):
+    """Its mean over what it answered is the lowest, and it is behind in the samples that both answered."""
+    base(tmp_path / "base", coverage=[0.82, 0.82, 0.75, None])
+    one = place_of(compare([(tmp_path / "base", ())], [row(OURS, *seeds)], OURS))
+    assert (one["place"], one["best_other"]) == ("first", "coverage")
+    assert one["less_best_other"][0] == pytest.approx((0.8 + 0.8 + 0.7 - 0.82 - 0.82 - 0.75) / 3)
+    control = seed(tmp_path / "bias", [0.79, 0.79, 0.75, 0.95])
+    one = place_of(compare([(tmp_path / "base", ())], [row(OURS, *seeds), row("bias", control)], OURS))
+    assert (one["place"], one["best_other"], one["ahead"]) == ("within", "bias", [])
+
+
+def test_better_than_random_only_where_the_interval_is_clear_of_zero(tmp_path, seeds):
     base(tmp_path / "base")
     one = place_of(compare([(tmp_path / "base", ())], [row(OURS, *seeds)], OURS))
-    assert one["above_chance"] and one["less_chance"][0] == pytest.approx(((0.8 + 0.8 + 0.7) - 6.0 + 1.0 - 1.5) / 4)
+    assert one["better_than_random"] and one["less_random"][0] == pytest.approx(
+        ((0.8 + 0.8 + 0.7) - 6.0 + 1.0 - 1.5) / 4
+    )
     assert one["less_whole"][0] == pytest.approx(3.3 / 4 - 0.5)
     level = seed(tmp_path / "level", [4.0, 0.1, 2.0, 0.1])
     one = place_of(compare([(tmp_path / "base", ())], [row(OURS, level)], OURS))
-    difference, low, high = one["less_chance"]
-    assert not one["above_chance"] and low < difference < 0 < high
+    difference, low, high = one["less_random"]
+    assert not one["better_than_random"] and low < difference < 0 < high
 
 
 def test_named_pruners_of_a_base_are_all_that_is_taken(tmp_path, seeds):

@@ -30,8 +30,8 @@ FOUND = {
     ],
     "verdicts": [
         {"drop": 0.5, "figure": HITS, "place": "behind", "best_other": "random", "ahead": ["random"]}
-        | {"less_best_other": [0.0123, 0.0011, 0.02], "less_chance": [0.0123, 0.0011, 0.02]}
-        | {"above_chance": False, "less_whole": [0.001, -0.01, 0.01]}
+        | {"less_best_other": [0.0123, 0.0011, 0.02], "less_random": [0.0123, 0.0011, 0.02]}
+        | {"better_than_random": False, "less_whole": [0.001, -0.01, 0.01]}
     ],
 }
 MARKS = "<!-- seeds_x {0}: written by {1} -->\n<!-- end of seeds_x {0} -->\n"
@@ -49,9 +49,15 @@ def test_figures_have_the_span_of_the_seeds_stars_and_refused_answers():
 
 def test_the_verdict_says_by_how_much():
     assert verdict_table(FOUND).splitlines()[2] == (
-        "| 0.5 | vehicles hit [%] | 1.40 | behind; ahead, clear of zero: random | random 1.40 "
+        "| 0.5 | vehicles hit [%] | 1.40 | behind random | random 1.40 "
         "| +1.23* (+0.11 to +2.00) | no, +1.23* (+0.11 to +2.00) | +0.10 (-1.00 to +1.00) |"
     )
+
+
+def test_the_caption_says_that_the_first_place_alone_is_not_significant():
+    table, caption = verdict_table(FOUND).split("\n\n")
+    assert "| better than random |" in table.splitlines()[0]
+    assert "`first`: no other row is better in the mean, which alone is not significant." in " ".join(caption.split())
 
 
 def test_a_page_is_written_between_its_marks(tmp_path):
