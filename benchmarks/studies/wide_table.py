@@ -1,16 +1,17 @@
 """The open-loop figures of models/tiny_wide as Markdown, written into its card and README; it never met a pruner.
 
 fastdrive evaluate data/sim_test --split test --vla models/tiny_wide --no-timing --seeds 3 --out runs/wide \\
-    --pruners none,random,uniform,coverage,ring-view,fastv,vispruner,divprune,cdpruner,prune2drive,dart,\\
-prumerge,matryoshka,reconpruner,reconpruner-plan,oracle \\
+    --pruners none,random,uniform,coverage,ring-view,fastv,sparsevlm,sparsevlm-unmerged,vispruner,divprune,\\
+cdpruner,prune2drive,prune2drive-input,dart,prumerge,matryoshka,reconpruner,reconpruner-plan,\\
+reconpruner-plan-pooled,oracle \\
     --json benchmarks/results/open_loop_wide.json
-python -m benchmarks.studies.paired_runs runs/wide runs/wide --pruner reconpruner-plan \\
+python -m benchmarks.studies.paired_runs runs/wide runs/wide --pruner reconpruner-plan-pooled \\
     --json benchmarks/results/open_loop_wide_paired.json
 python -m benchmarks.studies.summary benchmarks/results/open_loop_wide*.json
 python -m benchmarks.studies.wide_table   # the comparisons with reconpruner are left out of the committed file
 
-The same with ``_night`` and ``_rain`` behind ``sim_test``, ``runs/wide`` and ``open_loop_wide``, and with the pruners
-of ``SHOWN``. The card must have the marks of a domain whose figures are there.
+The same with ``_night`` and ``_rain`` behind ``sim_test``, ``runs/wide`` and ``open_loop_wide``, with ``--seeds 3`` too
+and with none and the pruners of ``SHOWN``. The card must have the marks of a domain whose figures are there.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def table(results: Path = RESULTS, name: str = "open_loop_wide", pruners: Iterab
     """L2 in m / vehicles hit in % / off the road in %, and refused answers in brackets, of each pruner and ratio.
 
     ``pruners`` are the rows, all without it. A star: the paired 95 % interval of the difference to ``OURS`` is clear
-    of zero.
+    of zero; in ``open_loop_wide_before``, which is older than ``OURS``, that to ``PLAN``.
     """
     found = json.loads((results / f"{name}.json").read_text())
     apart = told_apart(results, name)
@@ -60,7 +61,7 @@ def table(results: Path = RESULTS, name: str = "open_loop_wide", pruners: Iterab
 
 
 def told_apart(results: Path = RESULTS, name: str = "open_loop_wide") -> set[tuple[str, float, str]]:
-    """The (pruner, ratio, figure) whose paired difference to ``OURS`` has a 95 % interval clear of zero."""
+    """The (pruner, ratio, figure) whose paired difference, to the row that :func:`table` says, is clear of zero."""
     return {
         (one["other"], one["drop"], one["figure"])
         for one in json.loads((results / f"{name}_paired.json").read_text())["comparisons"]
@@ -69,18 +70,33 @@ def told_apart(results: Path = RESULTS, name: str = "open_loop_wide") -> set[tup
 
 
 def relative_table(pruners: Iterable[str], results: Path = RESULTS, name: str = "open_loop_wide") -> str:
-    """What is left of the unpruned L2 and what the worst samples lose, as in docs/open_loop.md."""
+    """What is left of the unpruned L2 and what the worst samples lose, as in docs/open_loop.md.
+
+    Each is the mean of the seeds' figures; a line below the table names the rows that have several.
+    """
     rows = json.loads((results / f"{name}.json").read_text())["rows"]
-    lines = ["| pruner | drop 0.25 | drop 0.5 | drop 0.75 |", "|---|---|---|---|"]
+    lines, notes = ["| pruner | drop 0.25 | drop 0.5 | drop 0.75 |", "|---|---|---|---|"], []
     for pruner in pruners:
-        cells = []
-        for drop in DROPS:
-            row = next(row for row in rows if (row["pruner"], row["drop"]) == (pruner, drop))
-            tails, kept = row["tails"], row["relative_performance"]["l2_avg_to_t"]
-            worst = f"{tails['worst5_loss']:.2f} / {100 * tails['new_collisions']:.1f}"
-            cells.append(f"{100 * kept:.1f} / {100 * tails['loss_90_samples']:.0f} / {worst}")
-        lines.append(f"| {pruner} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        by_drop = [_found(rows, pruner, drop) for drop in DROPS]
+        lines.append(f"| {pruner} | {' | '.join(map(_losses, by_drop))} |")
+        if len(by_drop[0]) > 1:
+            notes.append(f"`{pruner}`: the mean of the figures of {len(by_drop[0])} seeds.")
+    return "\n".join(lines + [line for note in notes for line in ("", note)])
+
+
+def _found(rows: list[dict], pruner: str, drop: float) -> list[dict]:
+    """The seeds of a row. Raises ValueError: it is not there."""
+    found = [row for row in rows if (row["pruner"], row["drop"]) == (pruner, drop)]
+    if not found:
+        raise ValueError(f"the committed figures have no row {pruner} at {drop:g}; evaluate it too (--help)")
+    return found
+
+
+def _losses(rows: list[dict]) -> str:
+    kept = np.mean([row["relative_performance"]["l2_avg_to_t"] for row in rows])
+    names = ("loss_90_samples", "worst5_loss", "new_collisions")
+    samples, worst, hits = (np.mean([row["tails"][name] for row in rows]) for name in names)
+    return f"{100 * kept:.1f} / {100 * samples:.0f} / {worst:.2f} / {100 * hits:.1f}"
 
 
 def _cell(rows: list[dict], stars: Sequence[str]) -> str:
@@ -97,12 +113,9 @@ def short_table(results: Path = RESULTS) -> str:
     lines = ["| visual tokens | 432 (all) | 324 | 216 | 108 |", "|---|---|---|---|---|"]
     whole = next(row for row in rows if row["pruner"] == "none")["l2_avg_to_t"]["avg"]
     for place, pruner in enumerate((OURS, PLAN, "reconpruner", "prune2drive", "matryoshka", "coverage", "random")):
-        found = {
-            drop: np.mean([row["l2_avg_to_t"]["avg"] for row in rows if (row["pruner"], row["drop"]) == (pruner, drop)])
-            for drop in DROPS
-        }
+        l2 = (np.mean([row["l2_avg_to_t"]["avg"] for row in _found(rows, pruner, drop)]) for drop in DROPS)
         first = "" if place else f"{whole:.3f}"
-        lines.append(f"| {pruner} | {first} | " + " | ".join(f"{found[drop]:.3f}" for drop in DROPS) + " |")
+        lines.append(f"| {pruner} | {first} | " + " | ".join(f"{each:.3f}" for each in l2) + " |")
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from statistics import mean
 
@@ -12,6 +13,7 @@ from benchmarks import RESULTS
 from benchmarks.studies import wide_table
 from benchmarks.studies.tiny_card import filled
 from benchmarks.studies.wide_table import FIGURES, OURS, told_apart
+from fastdrive_node.pruning.catalog import NAMES
 
 L2, HITS, OFF = FIGURES
 CARD = " ".join(wide_table.CARD.read_text(encoding="utf-8").split())
@@ -47,6 +49,29 @@ def test_the_tables_are_those_of_the_committed_figures():
             assert filled(text, part, content, wide_table.WRITER) == text, (page, part)
     with pytest.raises(ValueError, match="not found"):
         filled("# models/tiny_wide", "figures", "", wide_table.WRITER)
+
+
+def test_the_commands_make_every_row_that_is_shown():
+    text = (wide_table.__doc__ or "").replace("\\\n", "")
+    (pruners,) = re.findall(r"--pruners (\S+)", text)
+    assert {"none", *wide_table.SHOWN, *OTHERS} <= set(pruners.split(",")) <= set(NAMES)
+    assert re.findall(r"--pruner (\S+)", text) == [OURS]
+
+
+def test_losses_are_the_mean_of_all_seeds(tmp_path):
+    def row(pruner: str, drop: float, seed: int, kept: float, lost: float) -> dict:
+        tails = {"loss_90_samples": lost, "worst5_loss": lost, "new_collisions": lost}
+        return {"pruner": pruner, "drop": drop, "seed": seed, "relative_performance": {L2: kept}, "tails": tails}
+
+    found = [row("random", drop, seed, 0.8 + 0.1 * seed, 0.1 * seed) for drop in wide_table.DROPS for seed in (0, 1)]
+    found += [row("uniform", drop, 0, 0.9, 0.3) for drop in wide_table.DROPS]
+    (tmp_path / "x.json").write_text(json.dumps({"rows": found}))
+    lines = wide_table.relative_table(("random", "uniform"), tmp_path, "x").splitlines()
+    assert lines[2] == "| random |" + " 85.0 / 5 / 0.05 / 5.0 |" * 3
+    assert lines[3] == "| uniform |" + " 90.0 / 30 / 0.30 / 30.0 |" * 3
+    assert lines[4:] == ["", "`random`: the mean of the figures of 2 seeds."]
+    with pytest.raises(ValueError, match=r"no row dart at 0\.25"):
+        wide_table.relative_table(["dart"], tmp_path, "x")
 
 
 def test_a_domain_is_in_the_card_as_soon_as_its_figures_are_there(tmp_path):
