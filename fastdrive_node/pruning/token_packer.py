@@ -31,7 +31,7 @@ from fastdrive_node.pruning.module_file import check_encoder, compare, fill, ope
 from fastdrive_node.validation import STRICT, parse_json
 
 FORMAT, VERSION, KIND = "fastdrive-tokenpacker", "1", "token packer"
-SIDE = 2  # rows and columns of a cell
+CELL = 2  # rows and columns of a cell; fewer at the edge of an odd grid
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -96,26 +96,35 @@ def _two_layers(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
 
 
-def members_of(grids: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+def members_of(grids: Sequence[tuple[int, int]], size: int = CELL) -> tuple[Tensor, Tensor]:
     """The tokens of each cell of some images.
 
     Args:
         grids: token rows and columns of each image.
+        size: S, rows and columns of a cell.
 
     Returns:
-        Raster indices int64 [K, 4], the cell's first token first and cells ascending by it, and bool [K, 4]: whether a
-        cell has this token. Where it has not, at the edge of an odd grid, the index is the first token's.
+        Raster indices int64 [K, S * S], the cell's first token first and cells ascending by it, and bool of this shape:
+        whether a cell has this token. Where it has not, at an edge, the index is the first token's.
     """
     found, start = [], 0
     for rows, columns in grids:
         raster = start + torch.arange(rows * columns).view(rows, columns)
-        raster = pad(raster, (0, -columns % SIDE, 0, -rows % SIDE), value=-1)
-        cells = raster.unflatten(0, (-1, SIDE)).unflatten(-1, (-1, SIDE))  # [rows, 2, columns, 2]
-        found.append(cells.transpose(1, 2).reshape(-1, SIDE * SIDE))
+        raster = pad(raster, (0, -columns % size, 0, -rows % size), value=-1)
+        cells = raster.unflatten(0, (-1, size)).unflatten(-1, (-1, size))  # [rows, S, columns, S]
+        found.append(cells.transpose(1, 2).reshape(-1, size * size))
         start += rows * columns
     members = torch.cat(found)
     present = members >= 0
     return torch.where(present, members, members[:, :1]), present
+
+
+def cells_of(grids: Sequence[tuple[int, int]], size: int = CELL) -> Tensor:
+    """int64 [N]: the raster index of the first token of each token's cell, of the cells of ``members_of``."""
+    members, _ = members_of(grids, size)
+    first = torch.empty(sum(rows * columns for rows, columns in grids), dtype=torch.int64)
+    first[members] = members[:, :1].expand_as(members)
+    return first
 
 
 def cells_of_vla(vla: Vla) -> tuple[Tensor, Tensor]:

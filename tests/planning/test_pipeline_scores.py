@@ -14,6 +14,7 @@ from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitReco
 from fastdrive_node.pruning.catalog import ScoreOptions, TemporalSettings
 from fastdrive_node.pruning.checkpoint import save_calibration, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
+from fastdrive_node.pruning.registry import make_pruner
 from fastdrive_node.pruning.score_pruner import RefinedPruner, ScorePruner
 from fastdrive_node.types import CAMERAS, CameraFrame, EgoHistory, EgoState, FrameSet
 from tests.generation import answer_with
@@ -154,6 +155,17 @@ def test_pooled_cells_of_a_missing_camera_are_left_out(tiny_vla, pruner, drop):
     every, fewer = plan(pipeline, 0.0), plan(pipeline, 0.1, missing=CAMERAS[:1])
     assert every.kept == {0.5: 96, 0.9: 19}[drop]
     assert fewer.indices.tolist() == [place for place in every.indices if place >= 32]
+
+
+def test_packed_cells_of_a_missing_camera_are_left_out(tiny_vla, monkeypatch):
+    pruner, rows = make_pruner("tokenpacker", tiny_vla), []
+    tokens = pruner.tokens
+    monkeypatch.setattr(pruner, "tokens", lambda *given: rows.append(tokens(*given).rows) or tokens(*given))
+    pipeline = Pipeline(tiny_vla, pruner, 0.5)
+    every, fewer = plan(pipeline, 0.0), plan(pipeline, 0.1, missing=CAMERAS[:1])
+    assert (every.kept, fewer.kept) == (48, 40)
+    assert fewer.indices.tolist() == [place for place in every.indices if place >= 32]
+    torch.testing.assert_close(rows[1], rows[0][8:])
 
 
 def test_a_threshold_chooses_how_many(tiny_vla, pruner):

@@ -26,7 +26,7 @@ from tests.generation import choose
 ROOT = Path(__file__).resolve().parents[2]
 WIDE = ROOT / "models/tiny_wide"
 POOLED = ScoreOptions(pooled=True)
-# One image of 3 x 5 tokens: cells of 4, 4, 2 / 2, 2 and 1 tokens, with the sums 4, 7, 5 / 3, 8 and 6.
+# One image of 3 x 5 tokens: cells of 4, 4, 2 / 2, 2 and 1 tokens, with the means 1, 1.75, 2.5 / 1.5, 4 and 6.
 GRID = (3, 5)
 SCORES = [1.0, 1, 0, 7, 2, 1, 1, 0, 0, 3, 3, 0, 4, 4, 6]
 
@@ -51,26 +51,36 @@ def pruner_of(options=POOLED, calibration=None, cameras=("A", "B")) -> RefinedPr
     return RefinedPruner(ScorePruner(Fixed()), options, calibration, cameras)
 
 
-WHOLE_3 = [0, 2, 3, 4, 7, 8, 10, 12, 13, 14]  # the best three cells are whole
+WHOLE_3 = [0, 2, 4, 9, 10, 12, 13, 14]  # the best three cells are whole
+WHOLE_5 = sorted([*WHOLE_3, 3, 7, 8, 11])
 
 
 @pytest.mark.parametrize(
     ("keep", "kept"),
     [
-        (1, [12]),  # fewer than the six cells: the best, each as one token
-        (3, [2, 12, 14]),
-        (5, [0, 2, 4, 12, 14]),
+        (1, [14]),  # fewer than the six cells: the best, each as one token
+        (3, [4, 12, 14]),
+        (5, [2, 4, 10, 12, 14]),
         (6, [0, 2, 4, 10, 12, 14]),  # all as one token
-        (7, [0, 2, 4, 10, 12, 13, 14]),  # the best cell, of two tokens, is whole
-        (9, [0, 2, 4, 10, 12, 13, 14]),  # the next needs three more, and so two are not used
-        (10, WHOLE_3),
-        (11, sorted([*WHOLE_3, 9])),
-        (14, [place for place in range(15) if place != 11]),
+        (7, [0, 2, 4, 10, 12, 13, 14]),  # the best cell is one token; the next, of two, is whole
+        (8, WHOLE_3),
+        (10, WHOLE_3),  # the next needs three more, and so two are not used
+        (11, [place for place in WHOLE_5 if place != 11]),
+        (12, WHOLE_5),
+        (14, WHOLE_5),
         (15, list(range(15))),
     ],
 )
 def test_the_best_cells_are_whole_and_the_others_one_token_each(keep, kept):
     assert choose(pruner_of(), PruningContext(visual_of(SCORES)), keep).tolist() == kept
+
+
+def test_cells_of_few_tokens_at_an_edge_are_not_better_for_it_where_scores_are_negative():
+    """3 x 3 tokens: a cell of four at -1 is before those of two and one at -2 and -3, whose sums are as high."""
+    visual = visual_of([-1.0, -1, -2, -1, -1, -2, -2, -2, -3], (3, 3))
+    assert choose(pruner_of(), PruningContext(visual), 1).tolist() == [0]
+    assert choose(pruner_of(), PruningContext(visual), 3).tolist() == [0, 2, 6]
+    assert choose(pruner_of(), PruningContext(visual), 7).tolist() == [0, 1, 2, 3, 4, 6, 8]
 
 
 def test_cells_of_all_cameras_are_ranked_together_and_none_reaches_into_another_image():
@@ -85,10 +95,10 @@ def test_a_pooled_token_is_the_mean_of_its_cell_at_the_place_of_the_first():
     visual = visual_of(SCORES)
     visual = VisualTokens.from_raster(visual.raster(), GRID, layer_features=(2 * visual.rows,))
     tokens = pruner_of().tokens(visual, choose(pruner_of(), PruningContext(visual), 10))
-    assert tokens.indices.tolist() == [0, 2, 3, 4, 7, 8, 10, 12, 13, 14]
-    places = [(0 + 10 + 50 + 60) / 4, 20, 30, (40 + 90) / 2, 70, 80, (100 + 110) / 2, 120, 130, 140]
+    assert tokens.indices.tolist() == WHOLE_3
+    places = [(0 + 10 + 50 + 60) / 4, (20 + 30 + 70 + 80) / 4, 40, 90, (100 + 110) / 2, 120, 130, 140]
     assert tokens.rows[:, 1].tolist() == places
-    assert tokens.rows[0, 0] == 1.0 and tokens.rows[3, 0] == 2.5
+    assert tokens.rows[:2, 0].tolist() == [1.0, 1.75] and tokens.rows[4, 0] == 1.5
     assert torch.equal(tokens.layer_features[0], 2 * tokens.rows)
 
 

@@ -54,6 +54,16 @@ def test_an_untrained_packer_gives_the_means_that_matryoshka_gives() -> None:
     assert torch.equal(ours.indices, theirs.indices)
 
 
+def test_the_features_of_later_layers_are_the_means_of_their_cells() -> None:
+    tokens, features = torch.randn(2, 15, 16), (torch.randn(30, 16), torch.randn(30, 16))
+    visual = VisualTokens.from_raster(tokens, (3, 5), layer_features=features)
+    pruner = PackedTokens(random_packer(16))
+    kept = choose(pruner, PruningContext(visual), 12)
+    ours, theirs = (each.tokens(visual, kept).layer_features for each in (pruner, Matryoshka()))
+    assert len(ours) == 2 and all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
+    assert torch.equal(ours[1][3], features[1][[10, 11]].mean(0))
+
+
 def by_torch(packer: TokenPacker, cell: torch.Tensor) -> torch.Tensor:
     """The packed token of one cell [n, D] with torch's own attention."""
     width = cell.shape[-1]

@@ -14,10 +14,9 @@ from fastdrive_node.files import TOKEN_PACKER_FILE
 from fastdrive_node.pruning.baselines.diversity import directions
 from fastdrive_node.pruning.pruner import ContextField, Pruner, PruningContext
 from fastdrive_node.pruning.select import select_top
-from fastdrive_node.pruning.token_packer import TokenPacker, members_of
+from fastdrive_node.pruning.token_packer import TokenPacker, cells_of, members_of
 
 NEIGHBORS = 32  # that are merged into a kept token
-CELL = 2  # rows and columns of the cells that are ranked by score; smaller at edges
 
 
 @dataclass
@@ -32,12 +31,21 @@ class Matryoshka(Pruner):
 
     def select(self, context: PruningContext, scores: None, keep: int) -> torch.Tensor:
         visual = context.visual
-        cells = cells_of(visual.image_grids, pooling_side(visual.image_grids, keep))
+        cells = cells_of(visual.image_grids, pooling_size(visual.image_grids, keep))
         return torch.unique(cells)
 
     def tokens(self, visual: VisualTokens, chosen: torch.Tensor) -> VisualTokens:
-        cells = cells_of(visual.image_grids, side_of(visual.image_grids, chosen))
-        return pooled_rows(visual, chosen, torch.where(torch.isin(cells, chosen.cpu()), cells, -1))
+        return pooled_cells(visual, chosen, cells_of(visual.image_grids, size_of(visual.image_grids, chosen)))
+
+
+def pooled_cells(visual: VisualTokens, chosen: torch.Tensor, cells: torch.Tensor) -> VisualTokens:
+    """The cells whose first tokens were chosen, each as the mean of its tokens; the others are left out.
+
+    Args:
+        chosen: int64 [K], ascending raster indices.
+        cells: int64 [N], the first token of each token's cell.
+    """
+    return pooled_rows(visual, chosen, torch.where(torch.isin(cells, chosen.cpu()), cells, -1))
 
 
 def pooled_rows(visual: VisualTokens, chosen: torch.Tensor, targets: torch.Tensor) -> VisualTokens:
@@ -60,44 +68,34 @@ def pooled_rows(visual: VisualTokens, chosen: torch.Tensor, targets: torch.Tenso
     return replace(visual, rows=pooled(visual.rows), indices=chosen.cpu(), layer_features=features)
 
 
-def pooling_side(grids: Sequence[tuple[int, int]], keep: int) -> int:
+def pooling_size(grids: Sequence[tuple[int, int]], keep: int) -> int:
     """Rows and columns of the smallest cells, a power of two, that leave at most ``keep`` tokens.
 
     Raises:
         ValueError: one token of each image is more.
     """
-    side = 1
-    while sum(-(-rows // side) * -(-columns // side) for rows, columns in grids) > keep:
-        if side >= max(max(grid) for grid in grids):
+    size = 1
+    while sum(-(-rows // size) * -(-columns // size) for rows, columns in grids) > keep:
+        if size >= max(max(grid) for grid in grids):
             raise ValueError(f"keep: {keep} tokens are fewer than the {len(grids)} images")
-        side *= 2
-    return side
+        size *= 2
+    return size
 
 
-def side_of(grids: Sequence[tuple[int, int]], chosen: torch.Tensor) -> int:
+def size_of(grids: Sequence[tuple[int, int]], chosen: torch.Tensor) -> int:
     """Rows and columns of the cells whose first tokens were chosen, where those of some cameras may be missing."""
-    side = 1
-    while side < max(max(grid) for grid in grids) and bool(torch.isin(chosen.cpu(), cells_of(grids, 2 * side)).all()):
-        side *= 2
-    return side
-
-
-def cells_of(grids: Sequence[tuple[int, int]], side: int) -> torch.Tensor:
-    """int64 [N]: the raster index of the first token of each token's cell; cells at the edges may be smaller."""
-    found, start = [], 0
-    for rows, columns in grids:
-        row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-        found.append(start + ((row // side * side) * columns + column // side * side).flatten())
-        start += rows * columns
-    return torch.cat(found)
+    size = 1
+    while size < max(max(grid) for grid in grids) and bool(torch.isin(chosen.cpu(), cells_of(grids, 2 * size)).all()):
+        size *= 2
+    return size
 
 
 def choose_cells(scores: torch.Tensor, grids: Sequence[tuple[int, int]], keep: int) -> torch.Tensor:
-    """int64 [at most ``keep``] on the CPU, ascending raster indices: cells by the sum of their tokens' scores.
+    """int64 [at most ``keep``] on the CPU, ascending raster indices: cells of 2x2 by the mean of their scores.
 
     Every token of a whole cell, and of a pooled one its first. With fewer tokens than cells the best ``keep`` cells are
     pooled and the others left out. With more, all are there and the best are whole; what is too little for one more
-    whole cell, two tokens at most, is not used. Equal sums are taken in index order.
+    whole cell, two tokens at most, is not used. Equal means are taken in index order.
 
     Args:
         scores: N numbers in raster order, of any shape.
@@ -111,12 +109,14 @@ def choose_cells(scores: torch.Tensor, grids: Sequence[tuple[int, int]], keep: i
         raise ValueError("scores: not finite")
     if not 0 < keep <= len(values):
         raise ValueError(f"keep: {keep} is not in 1..{len(values)}")
-    first, cell = torch.unique(cells_of(grids, CELL), return_inverse=True)
-    sums = torch.zeros(len(first)).index_add_(0, cell, values)
-    order = sums.sort(descending=True, stable=True).indices
+    first, cell = torch.unique(cells_of(grids), return_inverse=True)
+    sizes = torch.bincount(cell)
+    # Not by the sum: where scores are below 0, as logits of background are, it would favor the small cells at edges.
+    means = torch.zeros(len(first)).index_add_(0, cell, values) / sizes
+    order = means.sort(descending=True, stable=True).indices
     chosen = torch.zeros(len(values), dtype=torch.bool)
     chosen[first[order[:keep]]] = True
-    more = (torch.bincount(cell) - 1)[order].cumsum(0)  # tokens that it takes to have the cells up to this one whole
+    more = (sizes - 1)[order].cumsum(0)  # tokens that it takes to have the cells up to this one whole
     chosen |= torch.isin(cell, order[more <= keep - len(first)])
     return chosen.nonzero()[:, 0]
 
@@ -128,7 +128,7 @@ def with_pooled_cells(visual: VisualTokens, chosen: torch.Tensor) -> VisualToken
         visual: complete.
         chosen: int64 [K], ascending raster indices; cells may be left out.
     """
-    cells = cells_of(visual.image_grids, CELL)
+    cells = cells_of(visual.image_grids)
     kept = torch.zeros(len(cells), dtype=torch.bool)
     kept[chosen.cpu()] = True
     alone = torch.bincount(cells[kept], minlength=len(cells))[cells] == 1
@@ -140,6 +140,7 @@ def with_pooled_cells(visual: VisualTokens, chosen: torch.Tensor) -> VisualToken
 class PackedTokens(Pruner):
     """One token of each 2x2 cell, packed by ``token_packer``, at the position of the cell's first token.
 
+    The features of later layers are the means of the cell's.
     A language model that was trained with the packer has read nothing else, so the choice is the same at every K.
     """
 
@@ -160,9 +161,10 @@ class PackedTokens(Pruner):
     def tokens(self, visual: VisualTokens, chosen: torch.Tensor) -> VisualTokens:
         assert self.packer is not None  # by ``select``
         members, present = members_of(visual.image_grids)
+        given = torch.isin(members[:, 0], chosen.cpu())  # those of a missing camera are left out
         rows = visual.raster().flatten(0, 1)
-        packed = self.packer(rows[members.to(rows.device)], present.to(rows.device))
-        return replace(visual.keep(chosen), rows=packed)
+        packed = self.packer(rows[members[given].to(rows.device)], present[given].to(rows.device))
+        return replace(pooled_cells(visual, chosen, cells_of(visual.image_grids)), rows=packed)
 
 
 @dataclass
