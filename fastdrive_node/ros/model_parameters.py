@@ -94,8 +94,8 @@ class ModelSettings(BaseModel):
     )
     pooled_cells: bool = fixed(
         False,
-        "rank cells of 2x2 tokens by their scores: the best keep their tokens, each other one becomes one token, their "
-        "mean; for a VLA that has read averaged grids in its training (docs/pruners.md)",
+        "rank cells of 2x2 tokens by their mean score: the best keep their tokens, each other one becomes one token, "
+        "their mean; for a VLA that has read averaged grids in its training (docs/pruners.md)",
     )
     k_min: int = fixed(16, "smallest number of tokens that keep_threshold and deadline_ms keep", 1, 100_000)
     temporal_change: float = fixed(

@@ -13,6 +13,7 @@ from fastdrive_node.cli import build_parser
 from fastdrive_node.families.prompt import ITEM_MARKERS, TEMPLATE_MARKERS
 from fastdrive_node.families.spec import PairKind
 from fastdrive_node.families.templates import TEMPLATES
+from fastdrive_node.pruning.catalog import NAMES
 from tests.packaging.source_imports import ROOT
 
 PAGES = (
@@ -74,3 +75,10 @@ def test_the_page_of_vla_directories_names_everything_that_may_be_written():
     quoted = set(re.findall(r"`([^`]*)`", page))
     assert {*get_args(PairKind), *TEMPLATES} - quoted == set()
     assert {f"{{{marker}}}" for marker in ITEM_MARKERS | TEMPLATE_MARKERS} - quoted == set()
+
+
+def test_the_page_of_pruners_has_a_row_of_every_name():
+    rows = [line for line in (ROOT / "docs/pruners.md").read_text().splitlines() if line.startswith("| `")]
+    found = [name for row in rows for name in re.findall(r"`([\w-]+)`", row.split("|")[1])]
+    table = [f"reconpruner{name}" if name.startswith("-") else name for name in found]  # `-even50` is of one row
+    assert sorted(set(NAMES) - set(table)) == []
