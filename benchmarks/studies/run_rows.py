@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from benchmarks.studies.paired_runs import Key, rows_of
 from benchmarks.studies.wide_table import FIGURES
+from fastdrive_node.pruning.catalog import reads_given_file
 from fastdrive_training.evaluation.intervals import known_mean, sample_figures
-from fastdrive_training.evaluation.settings import OF_THE_RUN
 
 BELONGS = ("samples", "vla", "dtype")  # fields of run.json in which runs of one table agree, beside the dataset's name
 
@@ -113,7 +113,7 @@ class Runs:
 
     def _pruner_file(self, source: Source) -> str | None:
         """The digest of the file that a pruner was read from, as run.json has it; None without a file."""
-        name = "pruner" if source.pruner in OF_THE_RUN else f"file of {source.pruner}"
+        name = "pruner" if reads_given_file(source.pruner) else f"file of {source.pruner}"
         return self._about[source.run].get(name)
 
     def _read(self, run: Path) -> dict[Key, list[pa.Table]]:

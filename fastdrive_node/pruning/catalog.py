@@ -117,3 +117,8 @@ VARIANTS = {
 }
 VARIANT_FILES = {"reconpruner-plan-pooled": FILES["reconpruner-plan"]}  # variants of a file of their own
 NAMES = (*PRUNERS, *FILES, *VARIANTS)
+
+
+def reads_given_file(name: str) -> bool:
+    """Whether a pruner reads the pruner file that a node or an evaluation is given, not one of its own or none."""
+    return name == "reconpruner" or (name in VARIANTS and name not in VARIANT_FILES)

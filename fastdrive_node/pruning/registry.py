@@ -20,7 +20,7 @@ from fastdrive_node.pruning.baselines.simple import NoPruner, OraclePruner, Rand
 from fastdrive_node.pruning.baselines.sparsevlm import SparseVlm
 from fastdrive_node.pruning.baselines.vispruner import VisPruner
 from fastdrive_node.pruning.calibration import Calibration
-from fastdrive_node.pruning.catalog import FILES, NAMES, VARIANT_FILES, VARIANTS, ScoreOptions
+from fastdrive_node.pruning.catalog import FILES, NAMES, VARIANT_FILES, VARIANTS, ScoreOptions, reads_given_file
 from fastdrive_node.pruning.checkpoint import load_calibration, load_pruner
 from fastdrive_node.pruning.pruner import Pruner
 from fastdrive_node.pruning.score_pruner import RefinedPruner, ScorePruner
@@ -82,7 +82,7 @@ def make_pruner(
     if name == "tokenpacker" and vla is not None:
         return PackedTokens(load_packer(vla))
     if name == "reconpruner" or name in VARIANTS:
-        if vla is not None and name in VARIANT_FILES:
+        if vla is not None and not reads_given_file(name):
             path = vla.path / VARIANT_FILES[name]
         if vla is None or path is None:
             raise ModelError(f"{name}: a VLA and a pruner file are needed")

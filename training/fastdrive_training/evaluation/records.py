@@ -19,11 +19,12 @@ from fastdrive_node.families import Vla
 from fastdrive_node.families.fingerprint import model_files
 from fastdrive_node.files import write_atomically
 from fastdrive_node.planning.loading import own_file
+from fastdrive_node.pruning.catalog import reads_given_file
 from fastdrive_training.data.adapters.base import ImageSource, read_object
 from fastdrive_training.data.masks import INDEX, MANIFEST, TABLES
 from fastdrive_training.evaluation.answers import JudgedAnswer
 from fastdrive_training.evaluation.samples import SampleChoice
-from fastdrive_training.evaluation.settings import OF_THE_RUN, OpenLoopSettings, RowKey
+from fastdrive_training.evaluation.settings import OpenLoopSettings, RowKey
 
 _STEPS = pa.list_(pa.bool_())
 SCHEMA = pa.schema(
@@ -172,7 +173,7 @@ def vla_digest(folder: Path) -> str:
 
 def _pruner_files(folder: Path, pruners: Sequence[str]) -> dict[str, str]:
     """Of the files that single pruners have in the VLA directory, by a field of ``run.json``."""
-    files = {name: own_file(folder, name) for name in pruners if name not in OF_THE_RUN}
+    files = {name: own_file(folder, name) for name in pruners if not reads_given_file(name)}
     digests = {name: _digest([file]) if file.is_file() else "none" for name, file in files.items() if file is not None}
     return {f"file of {name}": digest for name, digest in digests.items()}
 

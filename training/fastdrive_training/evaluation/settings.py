@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastdrive_node.errors import UsageError
-from fastdrive_node.pruning.catalog import NAMES, PRUNERS, VARIANT_FILES, VARIANTS
+from fastdrive_node.pruning.catalog import NAMES, PRUNERS, reads_given_file
 from fastdrive_node.types import PruningRatio
 from fastdrive_training.data.sampling import Shard
 
 SEEDED = frozenset({"random"})  # pruners that a seed changes
-OF_THE_RUN = frozenset({"reconpruner", *VARIANTS}).difference(VARIANT_FILES)  # those that read ``pruner_file``
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class OpenLoopSettings:
     @property
     def reads_pruner(self) -> bool:
         """Whether a row depends on the pruner file."""
-        return not OF_THE_RUN.isdisjoint(self.pruners)
+        return any(map(reads_given_file, self.pruners))
 
     @property
     def folder(self) -> Path | None:
