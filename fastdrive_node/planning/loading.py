@@ -14,7 +14,7 @@ from fastdrive_node.families.spec import default_vla_dir
 from fastdrive_node.files import GEOMETRY_FILE, SHIPPED_PRUNER, TOKEN_PACKER_FILE, VIEW_WEIGHTS_FILE
 from fastdrive_node.planning.checks import PlanLimits
 from fastdrive_node.planning.pipeline import Pipeline
-from fastdrive_node.pruning.catalog import FILES, NAMES, VARIANT_FILES, VARIANTS, ScoreOptions
+from fastdrive_node.pruning.catalog import FILES, NAMES, VARIANT_FILES, VARIANTS, ScoreOptions, reads_given_file
 from fastdrive_node.pruning.checkpoint import check_pruner_file
 from fastdrive_node.pruning.pruner import Pruner
 from fastdrive_node.pruning.registry import BY_VIEW, make_pruner, with_options
@@ -121,9 +121,10 @@ def own_file(vla_dir: Path, pruner: str) -> Path | None:
         return vla_dir / GEOMETRY_FILE
     if pruner == "tokenpacker":
         return vla_dir / TOKEN_PACKER_FILE
-    if pruner in FILES or pruner in VARIANT_FILES or pruner not in NAMES:
-        return name_and_file(vla_dir, pruner)[1]
-    return vla_dir / SHIPPED_PRUNER if pruner == "reconpruner" or pruner in VARIANTS else None
+    if reads_given_file(pruner):
+        return vla_dir / SHIPPED_PRUNER
+    own = pruner in FILES or pruner in VARIANT_FILES or pruner not in NAMES
+    return name_and_file(vla_dir, pruner)[1] if own else None
 
 
 def check_pruner(vla: Vla, pruner: str, scores: ScoreOptions | None = None) -> None:
@@ -151,7 +152,7 @@ def check_pruner(vla: Vla, pruner: str, scores: ScoreOptions | None = None) -> N
 
 def _torch_pruner(name: str, file: Path | None, vla: Vla, scores: ScoreOptions | None) -> Pruner:
     _refuse_scores(name, scores)
-    return make_pruner(name, vla, file, options=scores)
+    return make_pruner(name, vla, file or own_file(vla.path, name), options=scores)  # it tells of a missing file
 
 
 def _refuse_scores(name: str, scores: ScoreOptions | None) -> None:

@@ -17,12 +17,19 @@ import torch
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import Vla
+from fastdrive_node.files import SHIPPED_PRUNER
 from fastdrive_node.pruning.calibration import Calibration
+from fastdrive_node.pruning.catalog import FILES
 from fastdrive_node.pruning.module_file import check_encoder, compare, fill, opened, write_tensors
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.validation import refuse_constant
 
 FORMAT, VERSION, LITE_VERSION = "fastdrive-reconpruner", "1", "2"
+_MADE_BY = {  # files with a name of their own in a VLA directory, and a recipe that trains one
+    "reconpruner": (SHIPPED_PRUNER, "recon_tiny"),
+    "reconpruner-lite": (FILES["reconpruner-lite"], "distil_tiny_lite"),
+    "reconpruner-plan": (FILES["reconpruner-plan"], "distil_tiny_plan"),
+}
 _MOST_CAMERAS = 64
 _MOST_WIDTH = 1 << 17
 
@@ -107,8 +114,18 @@ def check_pruner_file(path: str | Path, vla: Vla) -> None:
 
 def _opened(path: Path) -> AbstractContextManager[tuple[Any, dict[str, str]]]:
     """A pruner file of the present format, and its metadata."""
-    missing = "no such pruner file, and no pruner of this name (docs/pruners.md); train one: `fastdrive train`"
-    return opened(path, FORMAT, (VERSION, LITE_VERSION), "pruner", missing)
+    return opened(path, FORMAT, (VERSION, LITE_VERSION), "pruner", _missing(path))
+
+
+def _missing(path: Path) -> str:
+    """What is said of a file that is not there: its name may be that of a known pruner's file, or a wrong name."""
+    for name, (file, recipe) in _MADE_BY.items():
+        if path.name == file:
+            return (
+                f"no such pruner file, and {name} needs it; train one (`fastdrive train {recipe}` and others, "
+                "docs/training_the_pruner.md) and copy it to this path, or use another pruner"
+            )
+    return "no such pruner file, and no pruner of this name (docs/pruners.md); train one: `fastdrive train`"
 
 
 def _empty(path: Path, metadata: dict[str, str], vla: Vla) -> ReconPruner:

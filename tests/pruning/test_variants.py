@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from fastdrive_node.errors import ModelError
-from fastdrive_node.families import VisualTokens
+from fastdrive_node.families import VisualTokens, load_vla
+from fastdrive_node.files import SHIPPED_PRUNER
+from fastdrive_node.planning.loading import open_pipeline, own_file
 from fastdrive_node.pruning.baselines.coverage import CoveragePruner, evenly_spaced
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
-from fastdrive_node.pruning.catalog import VARIANTS, ScoreOptions, TemporalSettings
+from fastdrive_node.pruning.catalog import (
+    NAMES,
+    VARIANT_FILES,
+    VARIANTS,
+    ScoreOptions,
+    TemporalSettings,
+    reads_given_file,
+)
 from fastdrive_node.pruning.checkpoint import save_pruner
 from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.pruning.recon_pruner import ReconPruner
@@ -18,6 +30,7 @@ from fastdrive_node.pruning.registry import make_pruner
 from fastdrive_node.pruning.score_pruner import RefinedPruner, ScorePruner
 from fastdrive_node.pruning.temporal import FrameContext
 from fastdrive_node.types import EgoState
+from fastdrive_training.engine.config import load_recipe
 from tests.generation import choose
 
 GRID = (2, 3)
@@ -124,14 +137,49 @@ def test_frame_is_needed():
         choose(pruner, PruningContext.of(torch.ones(2, 6, 4), GRID), 3)
 
 
-def test_variants_that_need_a_calibration_refuse_a_file_without_one(tmp_path, tiny_vla):
-    file = tmp_path / "pruner.safetensors"
-    save_pruner(file, ReconPruner(tiny_vla.family, tiny_vla.config.text_config), tiny_vla.encoder_fingerprint)
+@pytest.fixture
+def vla(tiny_dir, tmp_path):
+    """A VLA directory with the pruner files of all variants, without a calibration."""
+    vla = load_vla(shutil.copytree(tiny_dir, tmp_path / "vla"))
+    for name in (SHIPPED_PRUNER, *VARIANT_FILES.values()):
+        save_pruner(vla.path / name, ReconPruner(vla.family, vla.config.text_config), vla.encoder_fingerprint)
+    return vla
+
+
+def test_variants_that_need_a_calibration_refuse_a_file_without_one(vla):
+    file = vla.path / SHIPPED_PRUNER
     for name, options in VARIANTS.items():
         if options.needs_calibration:
             with pytest.raises(ModelError, match=f"{name}.*fastdrive calibrate"):
-                make_pruner(name, tiny_vla, file)
+                make_pruner(name, vla, file)
         else:
-            assert make_pruner(name, tiny_vla, file).name == name
+            assert make_pruner(name, vla, file).name == name
     with pytest.raises(ModelError, match="a pruner file"):
-        make_pruner("reconpruner-temporal", tiny_vla)
+        make_pruner("reconpruner-temporal", vla)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "recipe"),
+    [
+        ("reconpruner-plan-pooled", "reconpruner_plan", "distil_tiny_plan"),
+        ("reconpruner-plan", "reconpruner_plan", "distil_tiny_plan"),
+        ("reconpruner-lite", "reconpruner_lite", "distil_tiny_lite"),
+        ("reconpruner-even50", "reconpruner", "recon_tiny"),
+    ],
+)
+def test_a_name_whose_file_is_missing_tells_how_to_make_it(tiny_vla, name, file, recipe):
+    shipped = tiny_vla.path / SHIPPED_PRUNER
+    told = rf"{file}\.safetensors: no such pruner file, and {file.replace('_', '-')} needs it; train one \(`fastdrive "
+    with pytest.raises(ModelError, match=rf"{told}train {recipe}` .*copy it to this path, or use another pruner"):
+        make_pruner(name, tiny_vla, shipped)
+    with pytest.raises(ModelError, match=told):
+        open_pipeline(tiny_vla.path, name)
+    load_recipe(recipe)
+    with pytest.raises(ModelError, match=r"vla/reconprune: no such pruner file, and no pruner of this name"):
+        make_pruner("reconpruner", tiny_vla, Path("vla/reconprune"))
+
+
+def test_a_name_reads_the_given_pruner_file_or_one_of_its_own():
+    given = {name for name in NAMES if reads_given_file(name)}
+    assert given == {"reconpruner", *VARIANTS} - {"reconpruner-plan-pooled"}
+    assert {name for name in NAMES if own_file(Path("vla"), name) == Path("vla") / SHIPPED_PRUNER} == given
