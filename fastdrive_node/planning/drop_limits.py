@@ -16,12 +16,14 @@ class DropLimits:
     max_keep: int  # of them, the most that the vision backend gives
     engine_keep: int  # as ``max_keep``, of what the engine encodes at once
     has_pruner: bool
+    min_keep: int = 1  # the fewest that the pruner can keep
 
     def keep(self, drop: float) -> int:
         """The number of tokens that a pruning ratio keeps.
 
         Raises:
-            InputError: it is out of range, or it keeps more tokens than the engine gives, or it needs a pruner.
+            InputError: it is out of range, or it keeps more tokens than the engine gives or fewer than the pruner can,
+                or it needs a pruner.
         """
         try:
             keep = PruningRatio(drop).keep_count(self.tokens)
@@ -34,4 +36,9 @@ class DropLimits:
             )
         if drop > 0 and not self.has_pruner:
             raise InputError(f"drop: {drop:g}, but the model runs without a pruner; give 0")
+        if keep < self.min_keep:
+            raise InputError(
+                f"drop: {drop:g} keeps {keep} of {self.tokens} tokens, the pruner keeps at least {self.min_keep}; give "
+                "a smaller drop, or another pruner"
+            )
         return keep

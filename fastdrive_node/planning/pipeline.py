@@ -11,7 +11,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from fastdrive_node.errors import AnswerError, FrameSetError, ModelError
+from fastdrive_node.errors import AnswerError, FrameSetError, InputError, ModelError
 from fastdrive_node.families import LanguageModel, Prompt, VisionBackend, VisualTokens, Vla
 from fastdrive_node.planning.checks import LastPlan, PlanLimits, check_plan
 from fastdrive_node.planning.deadline import Deadline
@@ -163,13 +163,20 @@ class Pipeline:
         """The number of tokens that a pruning ratio keeps, without a change of the present one.
 
         Raises:
-            InputError: it is out of range, or it keeps more tokens than the engine gives, or it needs a pruner.
+            InputError: it is out of range, or it keeps more tokens than the engine gives or fewer than the pruner can,
+                or it needs a pruner.
         """
         return self.drop_limits.keep(value)
 
     @property
     def drop_limits(self) -> DropLimits:
-        return DropLimits(self.vla.tokens, self._max_keep, self.vision.max_keep, self.pruner.name != "none")
+        vla, has_pruner = self.vla, self.pruner.name != "none"
+        return DropLimits(vla.tokens, self._max_keep, self.vision.max_keep, has_pruner, self._least_keep)
+
+    @property
+    def _least_keep(self) -> int:
+        """The fewest tokens of all images that the pruner can keep."""
+        return self.pruner.least_keep([self.vla.grids[camera] for camera, _ in self.vla.images])
 
     @torch.inference_mode()
     def plan(self, frame_set: FrameSet, history: EgoHistory, command: Command = Command.NONE) -> Plan:
@@ -296,9 +303,15 @@ class Pipeline:
 
         Raises:
             ModelError: there is no pruner.
+            InputError: the pruner cannot keep as few as ``k_min``.
         """
         if self.pruner.name == "none":
             raise ModelError("deadline_ms: the model runs without a pruner; give a pruner, or deadline_ms 0")
+        if k_min < self._least_keep:
+            raise InputError(
+                f"k_min: {k_min} with deadline_ms {deadline_ms:g}, but pruner {self.pruner.name} keeps at least "
+                f"{self._least_keep} of {self.vla.tokens} tokens; give a larger k_min, another pruner, or deadline_ms 0"
+            )
         deadline, times, encodes = Deadline(deadline_ms, k_min), {}, []
         least = min(k_min, self._keep)
         for keep in {least, (least + self._keep) // 2, self._keep}:

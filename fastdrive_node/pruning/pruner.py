@@ -144,6 +144,10 @@ class Pruner(ABC):
             ValueError: ``keep`` is out of range, or a score is not finite.
         """
 
+    def least_keep(self, grids: Sequence[tuple[int, int]]) -> int:
+        """The smallest K that ``select`` takes for images of these token rows and columns."""
+        return 1
+
     def choose(self, context: PruningContext, keep: int, timer: Timer = no_timer) -> Selection:
         """Score and select. Raises as ``select``; ModelError: the context lacks a field."""
         with timer("score"):

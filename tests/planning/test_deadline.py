@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from fastdrive_node.errors import ModelError, PlannerError
+from fastdrive_node.errors import InputError, ModelError, PlannerError
 from fastdrive_node.planning.deadline import RATIOS, Deadline, LatencyModel
+from fastdrive_node.planning.loading import open_pipeline
 from fastdrive_node.planning.pipeline import Pipeline
 from fastdrive_node.pruning.catalog import ScoreOptions
+from fastdrive_node.pruning.registry import make_pruner
 from fastdrive_node.pruning.score_pruner import RefinedPruner
 from fastdrive_node.types import CAMERAS
 
@@ -134,3 +136,20 @@ def test_a_late_plan_is_warned_of(tiny_vla, pruner, frame_set, ego_history, good
 def test_a_deadline_needs_a_pruner(tiny_vla):
     with pytest.raises(ModelError, match="deadline_ms: the model runs without a pruner"):
         Pipeline(tiny_vla).set_deadline(100.0, LEAST)
+
+
+@pytest.mark.parametrize(("name", "least"), [("tokenpacker", 48), ("matryoshka", 6)])
+def test_a_k_min_that_the_pruner_cannot_keep_is_refused_at_once(tiny_vla, name, least):
+    pipeline = Pipeline(tiny_vla, make_pruner(name, tiny_vla), drop=0.75)
+    with pytest.raises(InputError, match=rf"k_min: {least - 1} with deadline_ms 100, but pruner {name} keeps at least"):
+        pipeline.set_deadline(100.0, least - 1)
+    pipeline.set_deadline(1e6, least)
+
+
+def test_a_drop_that_the_pruner_cannot_keep_to_is_refused_at_once(tiny_vla):
+    pipeline = Pipeline(tiny_vla, make_pruner("tokenpacker", tiny_vla), drop=0.75)
+    told = r"drop: 0.76 keeps 46 of 192 tokens, the pruner keeps at least 48; give a smaller drop"
+    for look in (pipeline.check_drop, lambda value: open_pipeline(tiny_vla.path, "tokenpacker", value)):
+        with pytest.raises(InputError, match=told):
+            look(0.76)
+    assert pipeline.check_drop(0.75) == 48

@@ -29,6 +29,9 @@ class Matryoshka(Pruner):
 
     name: str = "matryoshka"
 
+    def least_keep(self, grids: Sequence[tuple[int, int]]) -> int:
+        return len(grids)
+
     def select(self, context: PruningContext, scores: None, keep: int) -> torch.Tensor:
         visual = context.visual
         cells = cells_of(visual.image_grids, pooling_size(visual.image_grids, keep))
@@ -146,6 +149,9 @@ class PackedTokens(Pruner):
 
     packer: TokenPacker | None = None  # None: not known, ``select`` raises ModelError
     name: str = "tokenpacker"
+
+    def least_keep(self, grids: Sequence[tuple[int, int]]) -> int:
+        return len(members_of(grids)[0])
 
     def select(self, context: PruningContext, scores: None, keep: int) -> torch.Tensor:
         if self.packer is None:
