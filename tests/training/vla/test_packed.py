@@ -99,6 +99,12 @@ def test_a_run_from_a_packed_vla_goes_on_with_its_packer(recipe, tiny_dir, tmp_p
     assert not torch.equal(ours["query.weight"], theirs["query.weight"])  # it is trained on
 
 
+def test_a_run_without_packing_from_a_packed_vla_leaves_its_packer_out(recipe, tiny_dir, tmp_path) -> None:
+    train_planner.train({**recipe, "packed": False, "start": str(tiny_dir), "steps": 1}, False)
+    written = {file.name for file in (tmp_path / "o" / "vla").iterdir()}
+    assert {file.name for file in tiny_dir.iterdir()} - written == {TOKEN_PACKER_FILE}
+
+
 def test_packed_sets_are_never_pruned_or_of_other_forms() -> None:
     for keys in ({"pruned_by": "foreground"}, {"sets": {"sizes": [[2, 2]]}}):
         with pytest.raises(RecipeError, match="packed: packed sets are never pruned or of other forms; set"):

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy, smooth_l1_loss
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import Vla
 from fastdrive_node.families.prompt import check_prompt
+from fastdrive_node.files import TOKEN_PACKER_FILE
 from fastdrive_training.data.adapters import ImageSource, open_source
 from fastdrive_training.data.adapters.joined import JoinedSource
 from fastdrive_training.engine.config import Count, Fraction, Positive, RecipeError, Seed, Steps, recipe_class
@@ -317,14 +318,15 @@ class VlaTrainer(Trainer):
 
 
 def save_vla(vla: Vla, source: Path, target: Path) -> None:
-    """Write ``vla`` with its prompt, and the tokenizer and vla.json of ``source``."""
+    """Write ``vla`` with its prompt, and the tokenizer and vla.json of ``source``.
+
+    Left out are the card of ``source`` and its token packer, whose tokens its own language model alone has read.
+    """
     target.mkdir(parents=True, exist_ok=True)
     vla.model.save_pretrained(target)
     (target / vla.spec.prompt).write_text(vla.template, encoding="utf-8")
     for file in source.iterdir():
-        if (
-            file.is_file() and file.name != "README.md" and not (target / file.name).exists()
-        ):  # a card is of its own VLA
+        if file.is_file() and file.name not in ("README.md", TOKEN_PACKER_FILE) and not (target / file.name).exists():
             (target / file.name).write_bytes(file.read_bytes())
 
 
