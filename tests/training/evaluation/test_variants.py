@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -83,3 +84,12 @@ def test_without_names_only_what_the_pruner_file_allows_is_compared(dataset, tin
     save_pruner(with_lite / FILES["reconpruner-lite"], lite_pruner(tiny_vla), tiny_vla.encoder_fingerprint)
     assert all_pruners(dataset, load_vla(with_lite), plain) == (*PRUNERS, "reconpruner-lite")
     assert all_pruners(dataset, tiny_vla, calibrated) == (*PRUNERS, "reconpruner-calibrated", "reconpruner-adaptive")
+
+
+def test_tokenpacker_is_compared_where_every_ratio_keeps_as_many_tokens_as_it_gives(dataset, tiny_vla, tmp_path):
+    plain = tmp_path / "plain.safetensors"
+    save_pruner(plain, ReconPruner(tiny_vla.family, tiny_vla.config.text_config), tiny_vla.encoder_fingerprint)
+    odd = replace(tiny_vla, spec=replace(tiny_vla.spec, image_size=(5 * 28, 15 * 28)))
+    assert odd.grid == (5, 15)  # 3 x 8 cells of 75 tokens: 1 - 0.68 keeps just as many
+    for drops, compared in (((), True), ((0.25, 0.68), True), ((0.69,), False), ((1.5,), False)):
+        assert ("tokenpacker" in all_pruners(dataset, odd, plain, drops)) is compared

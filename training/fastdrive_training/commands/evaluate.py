@@ -137,13 +137,23 @@ def all_pruners(source: ImageSource, vla: Vla, file: Path, drops: Sequence[float
         "oracle": source.has_masks and not vla.spec.frames,
         "ring-view": (vla.path / GEOMETRY_FILE).exists(),
         "tokenpacker": (vla.path / TOKEN_PACKER_FILE).exists()
-        and max(drops, default=0.0) <= 1 - len(cells_of_vla(vla)[0]) / vla.tokens,
+        and _kept(vla.tokens, max(drops, default=0.0)) >= len(cells_of_vla(vla)[0]),
     }
     names = [name for name in PRUNERS if allowed.get(name, True)]
     names += [name for name, own in FILES.items() if (vla.path / own).exists()]
     if calibration is not None and not vla.spec.image_sizes and set(vla.spec.cameras) <= set(calibration.cameras):
         names += [name for name, options in VARIANTS.items() if options.needs_calibration]
     return tuple(names)
+
+
+def _kept(tokens: int, drop: float) -> int:
+    """K; 0 for a ratio out of range, which the settings refuse."""
+    from fastdrive_node.pruning.select import keep_count  # imports torch
+
+    try:
+        return keep_count(tokens, drop)
+    except ValueError:
+        return 0
 
 
 def unknown_figures(figures: dict, missing_maps: Sequence[str] = ()) -> list[str]:
