@@ -10,7 +10,7 @@ from fastdrive_node.devices import device_name
 from fastdrive_node.engines.language_engine import EngineLanguage
 from fastdrive_node.engines.vision_engine import EngineVision
 from fastdrive_node.families.fingerprint import directory_fingerprint, pruner_fingerprint
-from fastdrive_node.planning.loading import name_and_file
+from fastdrive_node.planning.loading import own_file
 from fastdrive_node.planning.pipeline import Pipeline
 from fastdrive_node.pruning.catalog import VARIANTS
 from fastdrive_node.pruning.score_pruner import RefinedPruner
@@ -59,8 +59,8 @@ def _fixed(pipeline: Pipeline, pruner: str) -> dict[str, str]:
         "dtype": str(vla.dtype).removeprefix("torch."),
         "torch": str(torch.__version__),  # itself it is a class of torch, which the node would import to read it
     }
-    file = name_and_file(vla.path, pruner or None)[1]
-    if (name == "reconpruner" or name in VARIANTS) and file is not None and file.is_file():
+    file = own_file(vla.path, pruner or name)
+    if name in ("reconpruner", "tokenpacker", *VARIANTS) and file is not None and file.is_file():
         values["pruner_fingerprint"] = pruner_fingerprint(file)[:SHORT]
     if isinstance(pipeline.vision, EngineVision):
         values |= pipeline.vision.identity()

@@ -12,9 +12,10 @@ from torch import nn
 from fastdrive_node.cli import main
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import VisualTokens, load_vla
-from fastdrive_node.families.fingerprint import directory_fingerprint
+from fastdrive_node.families.fingerprint import directory_fingerprint, pruner_fingerprint
 from fastdrive_node.families.loading import read_vla
 from fastdrive_node.files import TOKEN_PACKER_FILE
+from fastdrive_node.planning.identity import Identity
 from fastdrive_node.planning.loading import check_pruner, open_pipeline, own_file
 from fastdrive_node.pruning.baselines.merging import Matryoshka, PackedTokens
 from fastdrive_node.pruning.pruner import PruningContext
@@ -133,6 +134,14 @@ def test_a_vla_without_the_file_is_refused(folder) -> None:
         check_pruner(read_vla(folder), NAME)
     with pytest.raises(ModelError, match=r"tokenpacker\.safetensors is missing; use a VLA that has it"):
         choose(make_pruner(NAME), PruningContext(visual_of()), 16)
+
+
+def test_the_pruner_is_named_with_its_file_s_fingerprint(folder) -> None:
+    before = Identity(open_pipeline(folder, NAME, 0.75), NAME)()
+    assert before["pruner"] == NAME
+    assert before["pruner_fingerprint"] == pruner_fingerprint(folder / TOKEN_PACKER_FILE)[:12]
+    save_packer(folder / TOKEN_PACKER_FILE, TokenPacker(128, 4), load_vla(folder).encoder_fingerprint)
+    assert Identity(open_pipeline(folder, NAME, 0.75), NAME)()["pruner_fingerprint"] != before["pruner_fingerprint"]
 
 
 def test_a_stored_packer_gives_the_same_tokens_and_follows_the_dtype(tiny_dir, tiny_vla) -> None:
