@@ -29,8 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from fastdrive_node.errors import AnswerError
     from fastdrive_node.families.spec import load_spec
-    from fastdrive_node.planning.answer_format import parse_trajectory
-    from fastdrive_node.planning.inspection import read_answers
+    from fastdrive_node.planning.answer_format import parse_trajectory, read_answers
 
     spec = load_spec(args.vla)
     results: list[dict] = []

@@ -5,15 +5,17 @@ Anything that does not follow the format is refused, never repaired.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from fastdrive_node.errors import AnswerError, ModelError
+from fastdrive_node.errors import AnswerError, InputError, ModelError
 from fastdrive_node.families import Vla
 from fastdrive_node.families.spec import SPEC_FILE, AnswerSpec, CodebookSpec, FrameName, VlaSpec, text_answer
 from fastdrive_node.planning.codebook import CodebookAnswer
@@ -212,3 +214,32 @@ def _reason(text: str, spec: AnswerSpec, point: re.Pattern[str]) -> str:
 
 def _excerpt(text: str) -> str:
     return repr(text if len(text) <= _EXCERPT else f"{text[: _EXCERPT // 2]} ... {text[-_EXCERPT // 2 :]}")
+
+
+def read_answers(path: Path) -> list[str]:
+    """Recorded answers: JSON lines, each a text or an object with the field ``text``.
+
+    Raises:
+        InputError: the file or a line cannot be read.
+    """
+    answers = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a file of recorded answers") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error}); give recorded answers as JSON lines") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+            text = value["text"] if isinstance(value, dict) else value
+            if not isinstance(text, str):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(f'{path}: line {number}: give a JSON text, or {{"text": ...}}') from error
+        answers.append(text)
+    if not answers:
+        raise InputError(f"{path}: holds no answer; give one a line")
+    return answers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -212,9 +211,13 @@ def _pruner_problems(vla: Vla) -> list[str]:
     """Of the pruner that the node would take, and of those with a name of their own."""
     found = []
     for name in (SHIPPED_PRUNER, *FILES.values(), TOKEN_PACKER_FILE):
+        if not (vla.path / name).is_file():
+            continue
         try:
-            if (vla.path / name).is_file():
-                load_packer(vla) if name == TOKEN_PACKER_FILE else load_pruner(vla.path / name, vla)
+            if name == TOKEN_PACKER_FILE:
+                load_packer(vla)
+            else:
+                load_pruner(vla.path / name, vla)
         except ModelError as error:
             found.append(str(error))
     return list(dict.fromkeys(found))  # the encoder's fingerprint reads every weight file, and fails at the same one
@@ -268,32 +271,3 @@ def small_images(images: Sequence[Path], side: int) -> list[str]:
                 f"{file}: {width}x{height} px is less than the {side}x{side} px of one visual token; give a camera's"
             )
     return problems
-
-
-def read_answers(path: Path) -> list[str]:
-    """Recorded answers: JSON lines, each a text or an object with the field ``text``.
-
-    Raises:
-        InputError: the file or a line cannot be read.
-    """
-    answers = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a file of recorded answers") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error}); give recorded answers as JSON lines") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-            text = value["text"] if isinstance(value, dict) else value
-            if not isinstance(text, str):
-                raise TypeError
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(f'{path}: line {number}: give a JSON text, or {{"text": ...}}') from error
-        answers.append(text)
-    if not answers:
-        raise InputError(f"{path}: holds no answer; give one a line")
-    return answers
