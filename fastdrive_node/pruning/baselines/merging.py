@@ -23,8 +23,8 @@ NEIGHBORS = 32  # that are merged into a kept token
 class Matryoshka(Pruner):
     """Average pooling of 1, 2x2, 4x4, ... tokens (M3: Cai et al., ICLR 2025, arXiv 2405.17430).
 
-    The largest grid of at most K tokens; 2x2 is a quarter of them. A pooled token has the position of its cell's first
-    token. For a language model that was trained with such grids; for another one it is a control only.
+    The largest grid of at most K tokens; 2x2 is a quarter of an even one. A pooled token has the position of its cell's
+    first token. For a language model that was trained with such grids; for another one it is a control only.
     """
 
     name: str = "matryoshka"
@@ -143,8 +143,8 @@ def with_pooled_cells(visual: VisualTokens, chosen: torch.Tensor) -> VisualToken
 class PackedTokens(Pruner):
     """One token of each 2x2 cell, packed by ``token_packer``, at the position of the cell's first token.
 
-    The features of later layers are the means of the cell's.
-    A language model that was trained with the packer has read nothing else, so the choice is the same at every K.
+    Its features of later layers are the means of its cell's. A language model that was trained with the packer has read
+    nothing else, so the choice is the same at every K.
     """
 
     packer: TokenPacker | None = None  # None: not known, ``select`` raises ModelError
