@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from fastdrive_training.evaluation.intervals import FIGURES, known_mean, paired_difference, sample_figures
 
 Key = tuple[str, float]
+LEAST = 1e-9  # an end of an interval nearer to 0 than this is 0
 
 
 def rows_of(run: Path) -> dict[Key, list[pa.Table]]:
@@ -32,7 +34,13 @@ def rows_of(run: Path) -> dict[Key, list[pa.Table]]:
     return found
 
 
-def values_of(tables: list[pa.Table], figure: str) -> np.ndarray:
+def is_clear(interval: Sequence[float]) -> bool:
+    """Whether zero lies outside of an interval and not at its ends."""
+    low, high = interval
+    return low > LEAST or high < -LEAST
+
+
+def values_of(tables: Sequence[pa.Table], figure: str) -> np.ndarray:
     """A figure of each sample, float64 [samples]; the mean over the seeds that answered it."""
     return known_mean([sample_figures(table, figure) for table in tables])
 
@@ -81,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     differences = compare(args.first, args.second, args.pruner)
     for row in differences:
         low, high = row["interval_95"]
-        clear = "" if low <= 0 <= high else " *"
+        clear = " *" if is_clear(row["interval_95"]) else ""
         what = f"{row['figure']} at {row['drop']:g} less {row['other']}"
         print(f"{what}: {row['difference']:+.4f} [{low:+.4f}, {high:+.4f}]{clear}")
     if args.json:

@@ -25,10 +25,11 @@ import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from benchmarks.studies.paired_runs import LEAST
 from benchmarks.studies.run_rows import Cell, Row, Runs, Source
 from benchmarks.studies.seed_tables import figures_table, verdict_table
 from benchmarks.studies.summary import summarize, to_text
-from benchmarks.studies.wide_table import FIGURES, LEAST
+from benchmarks.studies.wide_table import FIGURES
 from fastdrive_training.evaluation.intervals import paired_difference, relative_performance
 
 L2 = FIGURES[0]
@@ -181,6 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(str(error))
     print(figures_table(found), verdict_table(found), sep="\n\n")
     if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(to_text(found) + "\n")
 
 

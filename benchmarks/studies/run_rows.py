@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.studies.paired_runs import Key, rows_of
+from benchmarks.studies.paired_runs import Key, rows_of, values_of
 from benchmarks.studies.wide_table import FIGURES
 from fastdrive_node.pruning.catalog import reads_given_file
 from fastdrive_training.evaluation.intervals import known_mean, sample_figures
@@ -52,7 +52,7 @@ class Cell:
     @cached_property
     def values(self) -> dict[str, np.ndarray]:
         """The same, float64 [samples], as the mean over the seeds that answered it."""
-        return {figure: known_mean(seeds) for figure, seeds in self.by_seed.items()}
+        return {figure: values_of(self.tables, figure) for figure in FIGURES}
 
     def means(self, figure: str) -> list[float]:
         """A figure of each seed: its mean over the samples that it answered; NaN where none is known."""
@@ -123,7 +123,10 @@ class Runs:
             _require_alike(run, about, first, known)
             samples = next(iter(self._rows.get(first, rows).values()))[0].column("sample")
             if any(table.column("sample") != samples for tables in rows.values() for table in tables):
-                raise ValueError(f"{run} and {first} are evaluations of different samples, or one is not finished")
+                raise ValueError(
+                    f"{run} and {first} are evaluations of different samples, or one is not finished; evaluate both "
+                    "with the same dataset, --split and --limit, to the end (the same command goes on with its --out)"
+                )
             self._rows[run], self._about[run] = rows, about
         return self._rows[run]
 

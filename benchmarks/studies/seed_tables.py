@@ -17,17 +17,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks import RESULTS, ROOT
+from benchmarks.studies.paired_runs import is_clear
 from benchmarks.studies.tiny_card import filled
-from benchmarks.studies.wide_table import FIGURES, LEAST
+from benchmarks.studies.wide_table import FIGURES, UNITS, joined, number
 
 WRITER = "benchmarks/studies/seed_tables.py"
 MARK = re.compile(rf"^<!-- ((\w+) (figures|verdicts)): written by {WRITER} -->$", re.MULTILINE)
-UNITS: dict[str, tuple[str, int, int]] = {  # as shown, what the figure is multiplied by, digits
-    "l2_avg_to_t": ("L2 [m]", 1, 3),
-    "collision_any": ("vehicles hit [%]", 100, 2),
-    "off_drivable": ("off the road [%]", 100, 1),
-}
-
 PLACES = """\
 Differences are paired, over the samples that both answered; below zero is better, and a star is clear of zero. The best
 other is the row that does best against ours. `first`: no other row is better in the mean, which alone is not
@@ -53,10 +48,10 @@ def figures_table(found: dict) -> str:
 
 def _cell(row: dict) -> str:
     less, seeds = row.get("less_ours", {}), row["l2_of_seeds"]
-    shown = [_number(row[name], name) + ("*" if name in less and _is_clear(less[name]) else "") for name in FIGURES]
+    shown = [number(row[name], name) + ("*" if name in less and is_clear(less[name][1:]) else "") for name in FIGURES]
     if row["seeds"] > 1:
-        shown[0] += f" ({' to '.join(_number(each, FIGURES[0]) for each in seeds)})"
-    return " / ".join(shown) + (f" ({row['refused']:.0f})" if row["refused"] >= 0.5 else "")
+        shown[0] += f" ({' to '.join(number(each, FIGURES[0]) for each in seeds)})"
+    return joined(shown, row["refused"])
 
 
 def verdict_table(found: dict) -> str:
@@ -69,25 +64,15 @@ def verdict_table(found: dict) -> str:
         drop, name, best = one["drop"], one["figure"], one["best_other"]
         place = " ".join([one["place"], ", ".join(one["ahead"])]).strip()
         random = ("yes, " if one["better_than_random"] else "no, ") + _difference(one["less_random"], name)
-        own, other = (_number(figures[pruner, drop][name], name) for pruner in (found["ours"], best))
+        own, other = (number(figures[pruner, drop][name], name) for pruner in (found["ours"], best))
         cells = [f"{drop:g}", UNITS[name][0], own, place, f"{best} {other}"]
         lines.append([*cells, _difference(one["less_best_other"], name), random, _difference(one["less_whole"], name)])
     return f"{_markdown(lines)}\n\n{PLACES}"
 
 
-def _number(value: float, figure: str, sign: str = "") -> str:
-    _, scale, digits = UNITS[figure]
-    return f"{scale * value:{sign}.{digits}f}"
-
-
 def _difference(value: list[float], figure: str) -> str:
-    shown, low, high = (_number(each, figure, "+") for each in value)
-    return f"{shown}{'*' if _is_clear(value) else ''} ({low} to {high})"
-
-
-def _is_clear(difference: list[float]) -> bool:
-    _, low, high = difference
-    return low > LEAST or high < -LEAST
+    shown, low, high = (number(each, figure, "+") for each in value)
+    return f"{shown}{'*' if is_clear(value[1:]) else ''} ({low} to {high})"
 
 
 def _markdown(lines: Iterable[list[str]]) -> str:

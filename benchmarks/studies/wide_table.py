@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import RESULTS, ROOT
+from benchmarks.studies.paired_runs import is_clear
 from benchmarks.studies.tiny_card import filled
 
 CARD, README = ROOT / "models/tiny_wide/README.md", ROOT / "README.md"
@@ -32,9 +33,13 @@ PLAN = "reconpruner-plan"
 OURS, DROPS = f"{PLAN}-pooled", (0.25, 0.5, 0.75)
 SHOWN = ("random", "uniform", "coverage", "prune2drive", "matryoshka", "reconpruner", PLAN, OURS)
 WRITER = "benchmarks/studies/wide_table.py"
-FIGURES = ("l2_avg_to_t", "collision_any", "off_drivable")
+UNITS: dict[str, tuple[str, int, int]] = {  # as shown, what the figure is multiplied by, digits
+    "l2_avg_to_t": ("L2 [m]", 1, 3),
+    "collision_any": ("vehicles hit [%]", 100, 2),
+    "off_drivable": ("off the road [%]", 100, 1),
+}
+FIGURES = tuple(UNITS)
 DOMAINS = ("night", "rain")  # that no training saw
-LEAST = 1e-9  # an end of an interval nearer to 0 than this is 0
 
 
 def table(results: Path = RESULTS, name: str = "open_loop_wide", pruners: Iterable[str] = ()) -> str:
@@ -65,7 +70,7 @@ def told_apart(results: Path = RESULTS, name: str = "open_loop_wide") -> set[tup
     return {
         (one["other"], one["drop"], one["figure"])
         for one in json.loads((results / f"{name}_paired.json").read_text())["comparisons"]
-        if one["interval_95"][0] > LEAST or one["interval_95"][1] < -LEAST
+        if is_clear(one["interval_95"])
     }
 
 
@@ -100,11 +105,20 @@ def _losses(rows: list[dict]) -> str:
 
 
 def _cell(rows: list[dict], stars: Sequence[str]) -> str:
-    l2, hits, off = (np.mean([row[figure]["avg"] for row in rows]) for figure in FIGURES)
-    shown = (f"{l2:.3f}", f"{100 * hits:.2f}", f"{100 * off:.1f}")
-    refused = np.mean([row["refused"] for row in rows])
-    cell = " / ".join(text + star for text, star in zip(shown, stars, strict=True))
-    return cell + (f" ({refused:.0f})" if refused >= 0.5 else "")
+    values = (float(np.mean([row[figure]["avg"] for row in rows])) for figure in FIGURES)
+    shown = [number(value, figure) + star for value, figure, star in zip(values, FIGURES, stars, strict=True)]
+    return joined(shown, float(np.mean([row["refused"] for row in rows])))
+
+
+def number(value: float, figure: str, sign: str = "") -> str:
+    """A figure in the unit of the tables: m or %. ``sign`` is "+" for a difference."""
+    _, scale, digits = UNITS[figure]
+    return f"{scale * value:{sign}.{digits}f}"
+
+
+def joined(shown: Iterable[str], refused: float) -> str:
+    """The texts of ``FIGURES``, and the refused answers in brackets where there are any."""
+    return " / ".join(shown) + (f" ({refused:.0f})" if refused >= 0.5 else "")
 
 
 def short_table(results: Path = RESULTS) -> str:

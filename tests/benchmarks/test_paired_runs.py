@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.studies.paired_runs import compare, main, table_of
+from benchmarks.studies.paired_runs import compare, is_clear, main, table_of
 from fastdrive_training.evaluation.records import SCHEMA
 
 HITS = ("collision", "raster_collision", "off_drivable")
@@ -57,6 +57,11 @@ def test_rows_of_one_run_are_compared_with_each_other(tmp_path, capsys) -> None:
     main([folder, folder, "--pruner", "uniform"])
     said = capsys.readouterr().out
     assert "less none: +0.5000" in said and "less reconpruner: -0.5000" in said and "less uniform" not in said
+
+
+def test_an_interval_that_ends_at_zero_is_not_clear_of_it() -> None:
+    assert is_clear([0.1, 0.2]) and is_clear((-0.2, -0.1))
+    assert not any(map(is_clear, ([-0.1, 0.1], [0.0, 0.1], [1e-12, 0.1], [-0.1, -1e-12])))
 
 
 def test_runs_of_different_samples_are_refused(tmp_path) -> None:

@@ -159,7 +159,7 @@ def test_runs_of_other_samples_and_rows_that_are_cut_off_are_refused(tmp_path):
     base(tmp_path / "base")
     other = about(_run(tmp_path / "other", {("reconpruner", 0.5, 0): [1.0] * 4}, first=1))
     for run in (other, seed(tmp_path / "short", [1.0] * 3)):
-        with pytest.raises(ValueError, match="different samples, or one is not finished"):
+        with pytest.raises(ValueError, match="different samples, or one is not finished; evaluate both with the same"):
             compare([(tmp_path / "base", ())], [row(OURS, run)], OURS)
 
 
@@ -219,9 +219,9 @@ def test_rows_that_are_missing_are_named(tmp_path, seeds):
 def test_the_command_prints_tables_and_writes_a_summary(tmp_path, seeds, capsys):
     folder = base(tmp_path / "base")
     sources = ",".join(f"{run}:reconpruner" for run in seeds)
-    arguments = ["--base", str(folder), "--row", f"{OURS}={sources}", "--ours", OURS]
-    main([*arguments, "--json", str(tmp_path / "seeds.json")])
-    said, text = capsys.readouterr().out, (tmp_path / "seeds.json").read_text()
+    arguments, out = ["--base", str(folder), "--row", f"{OURS}={sources}", "--ours", OURS], tmp_path / "new/seeds.json"
+    main([*arguments, "--json", str(out)])
+    said, text = capsys.readouterr().out, out.read_text()
     assert f"| {OURS} | 3 | 0.850 (0.650 to 1.000) / 8.33 / 8.3 | 60.6 |" in said
     assert "| 0.5 | L2 [m] | 0.850 | first | coverage 0.900 | -0.075" in said
     assert text.count('{"pruner": ') == 6 and text.count('{"drop": ') == 3, "each row has a line of its own"

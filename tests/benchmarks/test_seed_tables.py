@@ -82,6 +82,7 @@ def test_pages_with_marks_are_found(tmp_path):
 
 
 def test_committed_pages_hold_the_committed_figures():
+    assert pages(), f"no page has marks of {WRITER}"
     for page in pages():
         text = page.read_text(encoding="utf-8")
         assert complete(text) == text, f"{page}: python -m {seed_tables.__name__}"
