@@ -1,0 +1,149 @@
+"""docs/latency.md shows the committed figures."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import RESULTS, ROOT
+
+
+def test_the_latency_page_shows_the_committed_figures():
+    page = (ROOT / "docs" / "latency.md").read_text()
+    scenes = json.loads((RESULTS / "gpu_models_3b.json").read_text())["sizes"]["3b"]["scenes"]
+    one, six = scenes["one_image_1596x1596"], scenes["six_cameras_672x392"]
+
+    def cells(stage, name):
+        return " | ".join(f"{scene['stages'][stage][name]['median_ms']:.1f}" for scene in (one, six))
+
+    shown = {
+        "transformers, all tokens": "transformers",
+        "ours, all tokens": "ours_drop_0",
+        "ours, drop 0.75": "ours_drop_0.75",
+        "+ drafts": "ours_drop_0.75_drafts",
+        "+ CUDA graphs, no drafts": "ours_drop_0.75_graphs",
+    }
+    for label, name in shown.items():
+        assert f"| {label} | {cells('end_to_end', name)} |" in page
+    assert f"**{cells('end_to_end', 'ours_drop_0.75_drafts_graphs').replace(' | ', '** | **')}**" in page
+    for scene, tokens in ((one, 3249), (six, 2016)):
+        times = {name: entry["median_ms"] for name, entry in scene["stages"]["prefill"].items()}
+        row = " | ".join(f"{times[name]:.1f}" for name in ("transformers", "ours_drop_0", "ours_drop_0.75"))
+        assert f"| prefill, {tokens} tokens | {row} |" in page
+    for drop, row in json.loads((RESULTS / "drafts.json").read_text())["rows"].items():
+        assert (
+            f"| {drop.split()[1]} | {row['answers']} | {row['equal_to_plain']} | {row['forwards_mean']:.2f} |" in page
+        )
+
+
+def test_the_latency_page_shows_the_prefill_as_a_graph():
+    page = (ROOT / "docs" / "latency.md").read_text()
+    scene = json.loads((RESULTS / "gpu_models_3b_h200.json").read_text())["sizes"]["3b"]["scenes"][
+        "one_image_1596x1596"
+    ]
+    stages = {stage: {name: of["median_ms"] for name, of in each.items()} for stage, each in scene["stages"].items()}
+    prefill, ratios = stages["prefill"], scene["ratios"]["ours_drop_0_over_ours"]
+
+    def ratio(name):
+        return f"{ratios['prefill'][name]:.2f} | {ratios['prefill_with_pruner'][name]:.2f}"
+
+    plain = f"{prefill['transformers']:.1f} | {prefill['ours_drop_0']:.1f} | {prefill['ours_drop_0.75']:.1f}"
+    assert f"| prefill without graphs | {plain} | {ratio('ours_drop_0.75')} |" in page
+    graphs = f"{prefill['ours_drop_0_graphs']:.1f} | {prefill['ours_drop_0.75_graphs']:.1f}"
+    assert f"| prefill as a graph | | {graphs} | {ratio('ours_drop_0.75_graphs')} |" in page
+    decode, whole = stages["decode"], stages["end_to_end"]
+    both = [
+        f"{each['ours_drop_0_drafts_graphs']:.1f} | {each['ours_drop_0.75_drafts_graphs']:.1f}"
+        for each in (decode, whole)
+    ]
+    assert f"| 20 forwards of the answer, by graphs | | {both[0]} | | |" in page
+    gain = ratios["end_to_end"]["ours_drop_0.75_drafts_graphs"]
+    assert f"| end to end, drafts and graphs | {whole['transformers']:.1f} | {both[1]} | {gain:.2f} | |" in page
+    limit = scene["prompt_tokens"] / (
+        scene["prompt_tokens"] - scene["visual_tokens"] + scene["kept_tokens"]["ours_drop_0.75"]
+    )
+    reached = ratios["prefill"]["ours_drop_0.75_graphs"] / limit
+    assert f"{limit:.1f} times smaller" in page and f"({100 * reached:.0f} %)" in page
+    times = scene["ratios"]["transformers_over_ours"]["end_to_end"]["ours_drop_0.75_drafts_graphs"]
+    assert f"End to end {times:.1f} times faster than transformers" in page
+    before = json.loads((RESULTS / "gpu_models_3b.json").read_text())["sizes"]["3b"]["scenes"]["one_image_1596x1596"]
+    single, drafted = (before["stages"]["decode"][f"ours_drop_0{of}_graphs"]["median_ms"] for of in ("", "_drafts"))
+    assert f"took {decode['ours_drop_0_graphs']:,.0f} ms at all tokens, where the H100 took {single:.0f} ms" in page
+    assert f"({decode['ours_drop_0_drafts_graphs']:.1f} ms, on the H100 {drafted:.1f})" in page
+
+
+def test_the_latency_page_shows_the_figures_of_the_bench_and_of_the_deadlines():
+    page = (ROOT / "docs" / "latency.md").read_text()
+    figures = json.loads((RESULTS / "bench_tiny.json").read_text())
+    for stage in ("encode", "prefill", "decode", "camera_to_plan"):
+        times = figures["stages"][stage]
+        assert f"| {stage.replace('_', ' ')} | {times['ours_ms']:.1f} | {times['transformers_ms']:.1f} |" in page
+    assert f"From camera to plan {figures['speedup_end_to_end']:.1f} times faster" in page
+    for factor, row in json.loads((RESULTS / "deadline.json").read_text())["deadlines"].items():
+        loaded = row["loaded"]
+        shown = f"{loaded['planned']} | {loaded['met']} | {loaded['met_or_dropped']:.1%}"
+        assert f"| {factor} | {row['deadline_ms']:.0f} | {row['before']['planned']} | {shown} |" in page
+
+
+def test_the_latency_page_shows_the_figures_with_engines():
+    page = " ".join((ROOT / "docs" / "latency.md").read_text().split())
+    figures = json.loads((RESULTS / "bench_tiny_engines.json").read_text())
+    names = {"encode": "encode and score", "prefill": "prefill", "decode": "decode", "camera_to_plan": "camera to plan"}
+    rows = {label: figures["stages"][stage] for stage, label in names.items()}
+    for label, times in (rows | {"camera to plan, paced at 2 Hz": figures["paced"]}).items():
+        assert f"| {label} | {times['ours_ms']:.1f} | {times['transformers_ms']:.1f} |" in page
+    paced = figures["paced"]["transformers_ms"] / figures["paced"]["ours_ms"]
+    equal, of = figures["equal_answers"]
+    ratios = f"{figures['speedup_end_to_end']:.1f} times faster from camera to plan ({paced:.1f} paced)"
+    assert f"{ratios}, {figures['speedup_decode']:.1f} in decoding, {equal} of {of} answers equal" in page
+    assert f"the {figures['forwards_per_answer']:.1f} forwards" in page
+    others = [
+        " and ".join(f"{each[name]:.1f}" for each in figures["other_runs"])
+        for name in ("speedup_end_to_end", "speedup_decode")
+    ]
+    assert "Two more runs had {} times from camera to plan, {} in decoding".format(*others) in page
+    fifth, encoder = rows["camera to plan"]["transformers_ms"] / 5, rows["encode and score"]
+    assert f"A fifth of transformers' time is {fifth:.1f} ms, and the encoder takes {encoder['ours_ms']:.1f} ms" in page
+    assert f"as transformers' does ({encoder['transformers_ms']:.1f} ms)" in page
+    for name, row in json.loads((RESULTS / "engine_threads.json").read_text())["rows"].items():
+        shown = f"| {name.removesuffix(' (as built)')} | {row['median_ms']:.1f} |"
+        assert shown in page.replace("**", "")
+    for file in ("node_and_bench.json", "node_and_bench_torch.json", "node_and_bench_two_threads.json"):
+        node = json.loads((RESULTS / file).read_text())
+        *before, last = (f"{each['ratio']:.2f}" for each in node["rounds"])
+        assert f"{node['median_ratio']:.2f} times" in page and f"{', '.join(before)} and {last})" in page
+
+
+def test_the_latency_page_shows_what_a_plan_costs_and_what_comes_before_it():
+    page = " ".join((ROOT / "docs" / "latency.md").read_text().split())
+    labels = {
+        "kept_tokens": "kept visual token",
+        "cameras": "camera of 32 tokens, none dropped",
+        "visual_tokens": "visual token of six cameras, half of them kept",
+        "answer_tokens": "token of the answer",
+    }
+    for name, curve in json.loads((RESULTS / "curves_tiny.json").read_text())["curves"].items():
+        cells = page.split(f"| {labels[name]} | ")[1].split(" |")[:3]
+        for cell, stage in zip(cells, ("encode", "prefill", "decode"), strict=True):
+            digits = len(cell.partition(".")[2])
+            assert float(cell) == pytest.approx(curve["ms_for_one_more"][stage], abs=0.5 * 10**-digits + 1e-9)
+    for label, row in json.loads((RESULTS / "images.json").read_text())["rows"].items():
+        median, part = f"{row['median_ms']:.1f}", f"{row['preprocess_median_ms']:.1f}"
+        assert f"| {label.replace('scaled, on', 'scaled while decoded, on two')} | {median} | {part} |" in page
+    sets = json.loads((RESULTS / "reception.json").read_text())
+    times = sets["complete_ms"]
+    assert f"{sets['planned_sets']} of {sets['sent_sets']} sets arrived" in page
+    assert f"{times['p50']:.1f} ms (p50), {times['p99']:.1f} (p99). {sets['first_to_last_image_ms_p50']:.1f} ms" in page
+
+
+def test_the_page_on_latency_shows_what_decoding_on_arrival_saves():
+    results = json.loads((RESULTS / "decode_on_arrival.json").read_text())
+    page = " ".join((ROOT / "docs" / "latency.md").read_text().split())
+    names = "load", "total", "planning", "latency"
+    for cameras, figures in (("one after the other", results["nuscenes"]), ("at once", results["at once"])):
+        for way, row in figures["median_ms"].items():
+            assert f"| {cameras} | {way} | {' | '.join(f'{row[name]:.1f}' for name in names)} |" in page
+        ratios = figures["median_ratio"]
+        assert f"| | ratio | {' | '.join(f'{ratios[name]:.2f}' for name in names)} |" in page
+        assert ", ".join(f"{each:.2f}" for each in figures["ratios"]["latency"]) in page
