@@ -1,4 +1,4 @@
-"""The drafts and CUDA graphs of :mod:`benchmarks.perf.gpu_suite`: this package with each alone, and with both."""
+"""Cases of :mod:`benchmarks.perf.gpu_suite`: this package with drafts and CUDA graphs, each alone and both; stages."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from benchmarks.perf.gpu_report import ENDS, ours_at
+from benchmarks.perf.gpu_report import ENDS, STOCK, ours_at
 from benchmarks.perf.random_models import GraphedLanguage
-from fastdrive_node.benchmark.implementations import FastDrive, FixedLength
+from fastdrive_node.benchmark.implementations import FastDrive, FixedLength, HfGenerate
 from fastdrive_node.benchmark.timing import Case
 from fastdrive_node.benchmark.workload import Workload
 from fastdrive_node.families import VisualTokens
@@ -79,9 +79,7 @@ class Faster:
         for drop, language in self._graphed.items():
             ours = self._make(drop)
             ours.generator.language = language
-            cases[f"{ours_at(drop)}_graphs"] = Case(
-                lambda state, ours=ours: ours.prefill(*state), lambda ours=ours: pruned(ours)
-            )
+            cases[f"{ours_at(drop)}_graphs"] = prefill_case(ours)
         return cases
 
     def decoding(self) -> dict[str, Case]:
@@ -100,3 +98,14 @@ def pruned(ours: FastDrive) -> tuple[VisualTokens, torch.Tensor]:
     """Tokens, and the indices of the kept ones."""
     tokens = ours.encode()
     return tokens, ours.prune(tokens)
+
+
+def encode_cases(work: Workload) -> dict[str, Case]:
+    """Images to visual tokens, which no ratio changes."""
+    stock, ours = HfGenerate(work, 1), FastDrive(work, 1)
+    return {STOCK: Case(lambda _: stock.encode()), "ours": Case(lambda _: ours.encode())}
+
+
+def prefill_case(ours: FastDrive) -> Case:
+    """The prefill alone, of tokens that are encoded and pruned before it."""
+    return Case(lambda state: ours.prefill(*state), lambda: pruned(ours))

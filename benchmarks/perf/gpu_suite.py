@@ -38,7 +38,7 @@ if importlib.util.find_spec("jsonschema") is None:  # checks vla.json, of which 
 from benchmarks.perf.gpu_compile import NOTE as COMPILE_NOTE
 from benchmarks.perf.gpu_compile import vision_cases
 from benchmarks.perf.gpu_engines import EngineScene, EngineSettings
-from benchmarks.perf.gpu_faster import Faster, pruned
+from benchmarks.perf.gpu_faster import Faster, encode_cases, prefill_case, pruned
 from benchmarks.perf.gpu_report import DROPS, ENDS, STOCK, ours_at, ratios, table
 from benchmarks.perf.random_models import (
     SIZES,
@@ -93,8 +93,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         if unknown:
             parser.error(f"--{name}: {min(unknown)!r} is not one of {', '.join(known)}")
     scenes = [scene.name for size in args.sizes.split(",") for scene in SIZES[size].scenes]
-    if args.runs < 1 or not any(name.startswith(tuple(args.scenes.split(","))) for name in scenes):
-        parser.error("--runs: give 1 or more" if args.runs < 1 else f"--scenes: give beginnings of {', '.join(scenes)}")
+    unknown = [name for name in args.scenes.split(",") if not any(scene.startswith(name) for scene in scenes)]
+    if unknown:
+        parser.error(f"--scenes: {unknown[0]!r} is the beginning of none of {', '.join(scenes)}")
+    if args.runs < 1:
+        parser.error("--runs: give 1 or more")
     return args
 
 
@@ -262,11 +265,8 @@ class Suite:
 
     def _prefill_cases(self, work: Workload, pruner: ScorePruner, answer: int) -> dict[str, Case]:
         stock = HfGenerate(work, answer)
-        cases = {STOCK: Case(stock.prefill, stock.encode)}
-        for drop in DROPS:
-            ours = self._ours(work, answer, pruner, drop)
-            cases[ours_at(drop)] = Case(lambda state, ours=ours: ours.prefill(*state), lambda ours=ours: pruned(ours))
-        return cases
+        ours = {ours_at(drop): prefill_case(self._ours(work, answer, pruner, drop)) for drop in DROPS}
+        return {STOCK: Case(stock.prefill, stock.encode), **ours}
 
     def _decode_cases(self, work: Workload, pruner: ScorePruner, answer: int) -> dict[str, Case]:
         stock = HfGenerate(work, answer)
@@ -280,11 +280,6 @@ class Suite:
         implementations: dict[str, HfGenerate | FastDrive] = {STOCK: HfGenerate(work, answer)}
         implementations |= {ours_at(drop): self._ours(work, answer, pruner, drop) for drop in ENDS}
         return {name: Case(lambda _, run=run: run.end_to_end()) for name, run in implementations.items()}
-
-
-def encode_cases(work: Workload) -> dict[str, Case]:
-    stock, ours = HfGenerate(work, 1), FastDrive(work, 1)
-    return {STOCK: Case(lambda _: stock.encode()), "ours": Case(lambda _: ours.encode())}
 
 
 def main(argv: list[str] | None = None) -> dict:

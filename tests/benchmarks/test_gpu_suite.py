@@ -146,11 +146,28 @@ def test_without_a_gpu_there_are_no_rows_of_graphs(monkeypatch, tmp_path):
     assert set(scene["stages"]["prefill"]) == {"transformers", *DROPS}
 
 
-@pytest.mark.parametrize(("option", "value"), [("--sizes", "3b,huge"), ("--steps", "all"), ("--precisions", "int8")])
+def test_scenes_are_chosen_by_the_beginnings_of_their_names(tmp_path):
+    arguments = ("--steps", "compile", "--scenes", "six", "--out", str(tmp_path / "suite.json"))
+    assert list(gpu_suite.main([*QUICK, *arguments])["sizes"]["tiny"]["scenes"]) == ["six_cameras_112x56"]
+    scenes = gpu_suite.parse_arguments(["--sizes", "tiny", "--scenes", "six,one_image_84"]).scenes
+    assert scenes == "six,one_image_84"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--sizes", "3b,huge"),
+        ("--steps", "all"),
+        ("--precisions", "int8"),
+        ("--runs", "0"),
+        ("--scenes", "seven"),
+        ("--scenes", "six,seven"),
+    ],
+)
 def test_an_unknown_name_is_wrong_usage(option, value, capsys):
     with pytest.raises(SystemExit) as stopped:
         gpu_suite.main([option, value])
-    assert stopped.value.code == 2 and f"{option}: " in capsys.readouterr().err
+    assert stopped.value.code == 2 and f"error: {option}: " in capsys.readouterr().err
 
 
 def test_the_full_size_is_that_of_the_paper():
