@@ -26,7 +26,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.studies.paired_runs import LEAST
-from benchmarks.studies.run_rows import Cell, Row, Runs, Source
+from benchmarks.studies.run_rows import Cell, NamedRow, Runs, RunRow
 from benchmarks.studies.seed_tables import figures_table, verdict_table
 from benchmarks.studies.summary import summarize, to_text
 from benchmarks.studies.wide_table import FIGURES
@@ -38,7 +38,7 @@ NOT_PRUNED = (WHOLE, STRAIGHT)  # one row each, at ratio 0
 Base = tuple[Path, Sequence[str]]  # a run folder and the pruners that are taken from it; none named: all
 
 
-def compare(bases: Sequence[Base], rows: Sequence[Row], ours: str, unranked: Sequence[str] = ()) -> dict:
+def compare(bases: Sequence[Base], rows: Sequence[NamedRow], ours: str, unranked: Sequence[str] = ()) -> dict:
     """The figures of every row, and what they say of ``ours``.
 
     Args:
@@ -74,13 +74,13 @@ def compare(bases: Sequence[Base], rows: Sequence[Row], ours: str, unranked: Seq
     }
 
 
-def _all_rows(runs: Runs, bases: Sequence[Base], rows: Sequence[Row]) -> list[Row]:
+def _all_rows(runs: Runs, bases: Sequence[Base], rows: Sequence[NamedRow]) -> list[NamedRow]:
     """None first, then those of the bases, then those with sources of their own, and constant velocity last."""
     own = {row.name for row in rows}
     taken = []
     for run, names in bases:
         chosen = names or [name for name in runs.names(run) if name not in own]
-        taken += [Row(name, (Source(run, name),)) for name in chosen]
+        taken += [NamedRow(name, (RunRow(run, name),)) for name in chosen]
     places = {WHOLE: 0, STRAIGHT: 2}
     found = sorted([*taken, *rows], key=lambda row: places.get(row.name, 1))
     names = [row.name for row in found]
@@ -157,13 +157,13 @@ def parse_base(text: str) -> Base:
     return Path(run), names.split(",") if names else []
 
 
-def parse_row(text: str) -> Row:
+def parse_row(text: str) -> NamedRow:
     """Of ``NAME=RUN:PRUNER,RUN:PRUNER``. Raises ArgumentTypeError where it is not of this form."""
     name, _, sources = text.partition("=")
     pairs = [source.rpartition(":") for source in sources.split(",")]
     if not name or not all(run and pruner for run, _, pruner in pairs):
         raise argparse.ArgumentTypeError(f"{text!r}: write NAME=RUN:PRUNER,RUN:PRUNER")
-    return Row(name, tuple(Source(Path(run), pruner) for run, _, pruner in pairs))
+    return NamedRow(name, tuple(RunRow(Path(run), pruner) for run, _, pruner in pairs))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -20,7 +20,7 @@ BELONGS = ("samples", "vla", "dtype")  # fields of run.json in which runs of one
 
 
 @dataclass(frozen=True)
-class Source:
+class RunRow:
     """A pruner of a run folder: one training, or one that needs none."""
 
     run: Path
@@ -31,11 +31,11 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Row:
+class NamedRow:
     """A row of the table. Several sources are the seeds of one row."""
 
     name: str
-    sources: tuple[Source, ...]
+    sources: tuple[RunRow, ...]
 
 
 class Cell:
@@ -90,7 +90,7 @@ class Runs:
         """The pruners of a folder."""
         return list(dict.fromkeys(name for name, _ in self._read(run)))
 
-    def cells(self, row: Row) -> dict[float, Cell]:
+    def cells(self, row: NamedRow) -> dict[float, Cell]:
         """The row at each ratio, which all of its seeds must have."""
         found = [self._tables(source) for source in row.sources]
         files = [file for file in map(self._pruner_file, row.sources) if file is not None]
@@ -105,13 +105,13 @@ class Runs:
                 )
         return {drop: Cell([table for by_drop in found for table in by_drop[drop]]) for drop in drops}
 
-    def _tables(self, source: Source) -> dict[float, list[pa.Table]]:
+    def _tables(self, source: RunRow) -> dict[float, list[pa.Table]]:
         found = {drop: tables for (name, drop), tables in self._read(source.run).items() if name == source.pruner}
         if not found:
             raise ValueError(f"{source.run}: has no row {source.pruner}, only {', '.join(self.names(source.run))}")
         return found
 
-    def _pruner_file(self, source: Source) -> str | None:
+    def _pruner_file(self, source: RunRow) -> str | None:
         """The digest of the file that a pruner was read from, as run.json has it; None without a file."""
         name = "pruner" if reads_given_file(source.pruner) else f"file of {source.pruner}"
         return self._about[source.run].get(name)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.studies.pruner_seeds import compare, main, parse_base, parse_row
-from benchmarks.studies.run_rows import Row, Source
+from benchmarks.studies.run_rows import NamedRow, RunRow
 from tests.benchmarks.test_paired_runs import _run
 
 L2, HITS = "l2_avg_to_t", "collision_any"
@@ -40,8 +40,8 @@ def seed(folder: Path, errors: Sequence[float | None], file: str = "", **fields:
     return about(_run(folder, {("reconpruner", 0.5, 0): errors}), pruner=file or folder.name, **fields)
 
 
-def row(name: str, *runs: Path) -> Row:
-    return Row(name, tuple(Source(run, "reconpruner") for run in runs))
+def row(name: str, *runs: Path) -> NamedRow:
+    return NamedRow(name, tuple(RunRow(run, "reconpruner") for run in runs))
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_one_pruner_file_is_not_two_seeds(tmp_path, seeds):
 def test_seeds_without_a_file_may_lie_beside_one_pruner_file(tmp_path, seeds):
     base(tmp_path / "base")
     pairs = [about(_run(tmp_path / str(n), {("random", 0.5, n): [1.0 + n] * 4}), pruner="one file") for n in (0, 1)]
-    rows = [row(OURS, *seeds), Row("random", tuple(Source(run, "random") for run in pairs))]
+    rows = [row(OURS, *seeds), NamedRow("random", tuple(RunRow(run, "random") for run in pairs))]
     assert figures_of(compare([(tmp_path / "base", ())], rows, OURS), "random")["seeds"] == 2
 
 
@@ -183,11 +183,11 @@ def test_a_file_of_its_own_tells_seeds_apart(tmp_path, name):
     """Such a name does not read the file of the run."""
     base(tmp_path / "base")
 
-    def seeds(*files: str) -> Row:
+    def seeds(*files: str) -> NamedRow:
         runs = [tmp_path / f"{place}_{len(files)}_{file}" for place, file in enumerate(files)]
         for run, file in zip(runs, files, strict=True):
             about(_run(run, {(name, 0.5, 0): [1.0] * 4}), pruner="one file", **{f"file of {name}": file})
-        return Row(name, tuple(Source(run, name) for run in runs))
+        return NamedRow(name, tuple(RunRow(run, name) for run in runs))
 
     found = compare([(tmp_path / "base", ())], [seeds("a", "b")], name)
     assert figures_of(found, name)["seeds"] == 2
@@ -207,7 +207,7 @@ def test_a_ratio_that_one_seed_lacks_is_named(tmp_path, seeds):
 def test_rows_that_are_missing_are_named(tmp_path, seeds):
     folder = base(tmp_path / "base")
     with pytest.raises(ValueError, match="plan_0: has no row dart, only reconpruner"):
-        compare([(folder, ())], [Row(OURS, (Source(seeds[0], "dart"),))], OURS)
+        compare([(folder, ())], [NamedRow(OURS, (RunRow(seeds[0], "dart"),))], OURS)
     for chosen, ours, absent in ((("none",), OURS, "random"), ((), "x", "x")):
         with pytest.raises(ValueError, match=f"no row {absent}; name it with --row"):
             compare([(folder, chosen)], [row(OURS, seeds[0])], ours)
@@ -234,7 +234,7 @@ def test_the_command_prints_tables_and_writes_a_summary(tmp_path, seeds, capsys)
 def test_what_is_written_on_the_command_line(capsys):
     assert parse_base("runs/wide") == (Path("runs/wide"), [])
     assert parse_base("runs/wide:none,random") == (Path("runs/wide"), ["none", "random"])
-    assert parse_row("a=runs/x:dart") == Row("a", (Source(Path("runs/x"), "dart"),))
+    assert parse_row("a=runs/x:dart") == NamedRow("a", (RunRow(Path("runs/x"), "dart"),))
     for text in ("a", "a=runs/x", "=runs/x:dart", "a=runs/x:dart,"):
         with pytest.raises(SystemExit):
             main(["--base", "b", "--ours", "a", "--row", text])
