@@ -26,7 +26,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.studies.paired_runs import LEAST
-from benchmarks.studies.run_rows import Cell, NamedRow, Runs, RunRow
+from benchmarks.studies.run_rows import Cell, NamedRow, RunRow, Runs
 from benchmarks.studies.seed_tables import figures_table, verdict_table
 from benchmarks.studies.summary import summarize, to_text
 from benchmarks.studies.wide_table import FIGURES
