@@ -7,6 +7,7 @@ hides what is padded. The cache that a prefill gives is the static one, without 
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from fastdrive_node.families.tokens import VisualTokens
 
 if TYPE_CHECKING:
     from fastdrive_node.families.vla import Vla
+
+_log = logging.getLogger(__name__)
 
 LENGTHS = (1, 8, 16, 32, 64, 128, 256)  # tokens of a call behind a prompt; longer ones run without a graph
 PREFILLS = 4  # graphs of prompts that are held
@@ -103,9 +106,10 @@ class GraphedLanguage(TorchLanguage):
 
     A graph is captured when its number of tokens is first run. Of prompts ``PREFILLS`` are held; then a further length
     runs without a graph the first time, and takes the place of a length that the last ``RECENT`` prefills did not have
-    when it comes again. Batches, pruners that act inside of the language model, calls outside of ``inference_mode``,
-    and calls under a dispatch mode, which would not see a graph's operations (a FLOP counter), run as
-    ``TorchLanguage``'s. On a CPU the same steps run without a graph, for tests.
+    when it comes again. A number of tokens for whose capture the memory is too small runs without a graph from then on.
+    Batches, pruners that act inside of the language model, calls outside of ``inference_mode``, and calls under a
+    dispatch mode, which would not see a graph's operations (a FLOP counter), run as ``TorchLanguage``'s. On a CPU the
+    same steps run without a graph, for tests.
     """
 
     def __init__(self, vla: Vla):
@@ -115,6 +119,7 @@ class GraphedLanguage(TorchLanguage):
         self._steps: dict[int, _Step] = {}
         self._prompts: dict[tuple[int, int], _Prompt] = {}
         self._recent: deque[tuple[int, int]] = deque(maxlen=RECENT)
+        self._too_large: set[int | tuple[int, int]] = set()  # keys of steps and prompts that memory has no graph for
         self._stream: torch.cuda.Stream | None = None
         self._pool: Any = None  # memory of all graphs, of which one runs at a time
 
@@ -139,9 +144,8 @@ class GraphedLanguage(TorchLanguage):
         call = known or _Prompt(*key, self.config.hidden_size, self._head_dim, self._head.weight)
         call.set(self.embed_prompts(ids, visual_positions, visual), positions, last)
         static.clear_behind(length)
-        if known is None and self._make_place(key):
-            call.graph = self._capture(lambda: self._run_prompt(call, static))
-            self._prompts[key] = call
+        if known is None and key not in self._too_large and self._make_place(key):
+            self._hold(self._prompts, key, call, lambda: self._run_prompt(call, static))
         self._recent.append(key)
         if call.graph is None:
             self._run_prompt(call, static)
@@ -166,9 +170,8 @@ class GraphedLanguage(TorchLanguage):
         known = self._steps.get(length)
         call = known or _Step(length, static.memory.shape[-2], self._head_dim, self._head.weight)
         call.set(ids, positions, cache.used)
-        if known is None:
-            call.graph = self._capture(lambda: self._run_step(call, static))
-            self._steps[length] = call
+        if known is None and length not in self._too_large:
+            self._hold(self._steps, length, call, lambda: self._run_step(call, static))
         if call.graph is None:
             self._run_step(call, static)
         else:
@@ -193,13 +196,30 @@ class GraphedLanguage(TorchLanguage):
         del self._prompts[unused]
         return True
 
+    def _hold(self, held: dict[Any, Any], key: int | tuple[int, int], call: Any, run: Callable[[], None]) -> None:
+        """Capture a call and hold it; where the memory is too small its key has no graph from then on."""
+        try:
+            call.graph = self._capture(run)
+            held[key] = call
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            self._too_large.add(key)
+            self._free_graphs()  # what the capture took stays in their pool, and the run without a graph may need it
+            what = f"steps of length {key}" if isinstance(key, int) else f"a prompt of {key[0]} tokens"
+            _log.warning("GPU out of memory in the capture of %s: they run without a CUDA graph, slower", what)
+
+    def _free_graphs(self) -> None:
+        self._steps.clear()
+        self._prompts.clear()
+        self._pool = None
+
     def _reserve(self, length: int) -> _Static:
         """The static cache, with that many positions at least and those of the longest step."""
         needed = length + LENGTHS[-1]
         if self._static is None or self._static.memory.shape[-2] < needed:
-            self._steps.clear()
-            self._prompts.clear()
-            self._static = self._pool = None  # before the memory for the next is taken
+            self._free_graphs()
+            self._static = None  # before the memory for the next is taken
             positions = -(-(needed + _ROUND // 2) // _ROUND) * _ROUND  # a little longer prompt needs no larger one
             shape = (2, self.layers, 1, self.config.num_key_value_heads, positions, self._head_dim)
             self._static = _Static(self._head.weight.new_zeros(shape))
@@ -232,15 +252,17 @@ class GraphedLanguage(TorchLanguage):
         if device.type != "cuda":
             return None
         with torch.cuda.device(device):
-            self._stream = self._stream or torch.cuda.Stream()
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                for _ in range(2):  # libraries take memory and choose kernels in their first runs
-                    run()
-            torch.cuda.current_stream().wait_stream(self._stream)
+            self._stream, current = self._stream or torch.cuda.Stream(), torch.cuda.current_stream()
+            self._stream.wait_stream(current)
             graph, pool = torch.cuda.CUDAGraph(), self._pool or torch.cuda.graph_pool_handle()
-            with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
-                run()
+            try:
+                with torch.cuda.stream(self._stream):  # around the capture, too: when it fails, it may not leave it
+                    for _ in range(2):  # libraries take memory and choose kernels in their first runs
+                        run()
+                    with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+                        run()
+            finally:
+                current.wait_stream(self._stream)
         self._pool = pool  # torch refuses a pool none of whose graphs is left, so not that of a failed capture
         return graph
 
@@ -248,6 +270,14 @@ class GraphedLanguage(TorchLanguage):
 def _able(ids: torch.Tensor) -> bool:
     """Whether a call may be a graph, or the steps of one."""
     return len(ids) == 1 and torch.is_inference_mode_enabled() and _get_current_dispatch_mode() is None
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Also where the end of a failed capture raised another error, and where the graph itself found no memory."""
+    if error is None:
+        return False
+    known = isinstance(error, torch.OutOfMemoryError) or "CUDA error: out of memory" in str(error)
+    return known or _out_of_memory(error.__context__)
 
 
 def _copy(source: KvCache, target: KvCache, count: int) -> None:

@@ -22,7 +22,7 @@ def vla():
 
 
 @pytest.fixture(scope="module", params=[GraphedLanguage, ReplayedLanguage])
-def sides(vla, request):
+def generators(vla, request):
     return Generator(vla, TorchLanguage(vla)), Generator(vla, request.param(vla))
 
 
@@ -49,8 +49,8 @@ def prefill(generator, history, seed, pruner=None, keep=None):
 
 
 @torch.inference_mode()
-def test_answers_are_those_of_the_eager_steps(sides, ego_history):
-    eager, graphed = sides
+def test_answers_are_those_of_the_eager_steps(generators, ego_history):
+    eager, graphed = generators
     answers = [eager.decode(prefill(eager, ego_history, seed))[0] for seed in range(4)]
     assert [graphed.decode(prefill(graphed, ego_history, seed))[0] for seed in range(4)] == answers
     for seed, answer in enumerate(answers):
@@ -61,8 +61,8 @@ def test_answers_are_those_of_the_eager_steps(sides, ego_history):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("drop", [0.0, 0.75])
-def test_a_draft_that_runs_with_the_pruned_prompt_gives_the_plain_answer(sides, ego_history, drop):
-    eager, graphed = sides
+def test_a_draft_that_runs_with_the_pruned_prompt_gives_the_plain_answer(generators, ego_history, drop):
+    eager, graphed = generators
     for seed in range(3):
         _, visual, prompt = scene_of(eager.vla, ego_history, seed)
         kept = torch.arange(visual.total)[:: round(1 / (1 - drop))]
@@ -75,9 +75,9 @@ def test_a_draft_that_runs_with_the_pruned_prompt_gives_the_plain_answer(sides, 
 
 
 @torch.inference_mode()
-def test_answers_in_turns_do_not_mix(sides, ego_history):
-    """Two prompts share the one static cache, token by token."""
-    eager, graphed = sides
+def test_answers_in_turns_do_not_mix(generators, ego_history):
+    """Two prompts take turns on the one static cache, token by token."""
+    eager, graphed = generators
     states = [prefill(graphed, ego_history, seed) for seed in (0, 1)]
     for state, other in zip(states, [prefill(eager, ego_history, seed) for seed in (0, 1)], strict=True):
         torch.testing.assert_close(state.logits, other.logits)
@@ -91,43 +91,42 @@ def test_answers_in_turns_do_not_mix(sides, ego_history):
 
 
 @torch.inference_mode()
-def test_logits_of_a_step_stay_when_the_next_is_run(sides, ego_history):
-    eager, graphed = sides
-    logits = [side.forced_logits(prefill(side, ego_history, 0), (30, 31, 32, 33)) for side in (eager, graphed)]
+def test_logits_of_a_step_stay_when_the_next_is_run(generators, ego_history):
+    logits = [each.forced_logits(prefill(each, ego_history, 0), (30, 31, 32, 33)) for each in generators]
     torch.testing.assert_close(*logits, atol=1e-4, rtol=0)
 
 
 @torch.inference_mode()
-def test_pruners_inside_of_the_language_model_take_the_eager_steps(sides, ego_history):
-    eager, graphed = sides
-    answers = [side.decode(prefill(side, ego_history, 0, FastV(), 96))[0] for side in (eager, graphed)]
+def test_pruners_inside_of_the_language_model_take_the_eager_steps(generators, ego_history):
+    answers = [each.decode(prefill(each, ego_history, 0, FastV(), 96))[0] for each in generators]
     assert answers[0] == answers[1]
 
 
 @torch.inference_mode()
-def test_more_tokens_than_any_graph_has_run_eagerly(sides, ego_history):
-    eager, graphed = sides
+def test_more_tokens_than_any_graph_has_run_eagerly(generators, ego_history):
     count = LENGTHS[-1] + 1
     logits = []
-    for side in (eager, graphed):
-        state = prefill(side, ego_history, 0)
-        cache = side.language.cache(1, len(state.prompts[0]) + count)
+    for each in generators:
+        state = prefill(each, ego_history, 0)
+        cache = each.language.cache(1, len(state.prompts[0]) + count)
         for ours, theirs in zip((*cache.keys, *cache.values), (*state.cache.keys, *state.cache.values), strict=True):
             ours[:, :, : state.cache.used] = theirs[:, :, : state.cache.used]
         cache.used = state.cache.used
         places = (state.prompts[0].next_position + torch.arange(count)).expand(3, 1, -1)
-        logits.append(side.language.extend(torch.full((1, count), 30), side.language.position_inputs(places), cache))
+        logits.append(each.language.extend(torch.full((1, count), 30), each.language.position_inputs(places), cache))
     torch.testing.assert_close(*logits, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("tokens", "most"), [(100, 15), (600, 0), (1014, 10), (1500, 40), (3451, 64)])
-def test_padding_is_small_against_a_prompt(tokens, most):
-    assert tokens <= padded_length(tokens) <= tokens + max(most, tokens // 32)
-    assert padded_length(padded_length(tokens)) == padded_length(tokens)
+@pytest.mark.parametrize(
+    ("tokens", "padded"),
+    [(100, 112), (511, 512), (513, 528), (600, 608), (1014, 1024), (1025, 1056), (1500, 1504), (3451, 3456)],
+)
+def test_padding_is_small_against_a_prompt(tokens, padded):
+    assert padded_length(tokens) == padded_length(padded) == padded
 
 
 @torch.inference_mode()
-def test_prompts_of_one_padded_length_share_a_graph_and_give_the_eager_logits_and_cache(vla, graphed):
+def test_prompts_of_one_padded_length_use_one_graph_and_give_the_eager_logits_and_cache(vla, graphed):
     eager = TorchLanguage(vla)
     for count, last in [(97, 1), (112, 1), (104, 1), (97, 9), (110, 30)]:
         (logits, cache), (wanted, reference) = (text_prompt(each, count, last, count) for each in (graphed, eager))
@@ -214,3 +213,64 @@ def test_batches_run_as_before(vla, graphed):
         for each in (TorchLanguage(vla), graphed)
     ]
     assert torch.equal(*logits) and graphed.captured == 0
+
+
+def test_outside_of_inference_mode_calls_run_eagerly_also_on_a_cache_of_before(vla, graphed):
+    eager, token = TorchLanguage(vla), torch.tensor([[40]])
+    now = graphed.position_inputs(torch.full((3, 1, 1), 90))
+    with torch.no_grad():
+        assert torch.equal(text_prompt(graphed, 90)[0], text_prompt(eager, 90)[0])
+        assert graphed.captured == 0
+        with torch.inference_mode():
+            _, cache = text_prompt(graphed, 90)
+        wanted = eager.extend(token, now, text_prompt(eager, 90)[1])
+        torch.testing.assert_close(graphed.extend(token, now, cache), wanted, atol=1e-4, rtol=1e-4)
+    assert graphed.captured == 1 and cache.used == 91
+
+
+def out_of_memory():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+
+def broken_capture():
+    """The end of a failed capture raises an error of its own."""
+    try:
+        out_of_memory()
+    finally:
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
+def no_memory_for_the_graph():
+    raise RuntimeError("CUDA error: out of memory")
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("fails", [out_of_memory, broken_capture, no_memory_for_the_graph])
+def test_what_memory_has_no_graph_for_runs_without_one_from_then_on(vla, graphed, monkeypatch, caplog, fails):
+    eager, token, attempts = TorchLanguage(vla), torch.tensor([40]), []
+    now = graphed.position_inputs(torch.full((3, 1, 1), 90))
+    text_prompt(graphed, 200)
+    with monkeypatch.context() as patch:
+        patch.setattr(graphed, "_capture", lambda run: (attempts.append(run), fails()))
+        for seed in range(3):
+            (logits, cache), (wanted, reference) = (text_prompt(each, 90, seed=seed) for each in (graphed, eager))
+            torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=1e-4)
+            steps = graphed.decode_step(token, now, cache), eager.decode_step(token, now, reference)
+            torch.testing.assert_close(*steps, atol=1e-4, rtol=1e-4)
+    assert len(attempts) == 2  # of the prompt and of the step
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert "a prompt of 96 tokens" in caplog.text and "steps of length 1:" in caplog.text
+    assert graphed._prompts == graphed._steps == {} and graphed._pool is None  # graphs keep memory that a run may need
+    for count in (200, 90, 200):
+        text_prompt(graphed, count)
+    assert graphed.captured == 2 and [key[0] for key in graphed._prompts] == [208]
+
+
+@torch.inference_mode()
+def test_another_error_in_a_capture_is_raised(graphed, monkeypatch):
+    def fails(run):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(graphed, "_capture", fails)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        text_prompt(graphed, 90)
