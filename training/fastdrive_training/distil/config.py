@@ -16,6 +16,7 @@ FREE_KEYS = (
 
 PLAN_KEYS = ("objective", "drops", "noise", "answers")  # of objective plan
 SENSITIVITY_KEYS = ("power", "draws")  # of objective sensitivity
+YOUNGER_KEYS = {"answers": "true", "trained": "all"}  # with the values that all runs had before the keys were there
 
 
 @recipe_class
@@ -88,12 +89,10 @@ class DistilRecipe:
     def identity(self) -> dict[str, Any]:
         """The keys that say what the run computes; a checkpoint serves the recipe that it was made by."""
         found = {key: value for key, value in asdict(self).items() if key not in FREE_KEYS}
-        # what does nothing decides nothing; checkpoints of before objective plan was there serve on
-        idle = PLAN_KEYS if self.objective == "sensitivity" else SENSITIVITY_KEYS
-        # younger keys
-        idle = (
-            *idle,
-            *(["answers"] if self.answers == "true" else []),
-            *(["trained"] if self.trained == "all" else []),
-        )
-        return {key: value for key, value in found.items() if key not in idle}
+        # what does nothing decides nothing; checkpoints of before objective plan, and of before a key, serve on
+        for key in PLAN_KEYS if self.objective == "sensitivity" else SENSITIVITY_KEYS:
+            del found[key]
+        for key, before in YOUNGER_KEYS.items():
+            if found.get(key) == before:
+                del found[key]
+        return found
