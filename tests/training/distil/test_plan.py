@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -204,3 +205,25 @@ def test_on_a_gpu_attention_keeps_its_matrices_for_the_gradient_of_the_gates() -
         assert cuda.math_sdp_enabled() and not cuda.mem_efficient_sdp_enabled() and not cuda.flash_sdp_enabled()
     with attention_kernel(torch.device("cpu")):
         assert (cuda.mem_efficient_sdp_enabled(), cuda.flash_sdp_enabled()) == before
+
+
+def test_the_divergence_is_computed_under_the_kernel_of_the_vlas_device(tiny_vla, asked, monkeypatch) -> None:
+    tokens, own = asked
+    devices, inside, under = [], [], []
+
+    @contextmanager
+    def entered(device):
+        devices.append(device)
+        inside.append(True)
+        yield
+        inside.pop()
+
+    def seen(*given):
+        under.append(bool(inside))
+        return answer_logits(*given)
+
+    monkeypatch.setattr("fastdrive_training.distil.plan.attention_kernel", entered)
+    monkeypatch.setattr("fastdrive_training.distil.plan.answer_logits", seen)
+    scores = torch.linspace(2, -2, tokens.shape[1])[None].requires_grad_()
+    plan_divergence(tiny_vla, tokens[:1], own[:1], scores, [0.5], torch.zeros_like(scores), 1).sum().backward()
+    assert devices == [tiny_vla.device] and under == [True]
