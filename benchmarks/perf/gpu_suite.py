@@ -242,8 +242,7 @@ class Suite:
     def _measured(self, scene: Scene, name: str, cases: dict, runs: int, timings: dict, parts: int = 1) -> dict:
         """Figures of one stage; its times are put into ``timings``."""
         print(f"{scene.name}: {name}", file=sys.stderr)
-        # what takes long has been run before the end-to-end stage
-        warm_up = self.warm_up if runs == self.runs else int(name != "end_to_end")
+        warm_up = self.warm_up if runs == self.runs else 1
         timings[name] = measure(cases, runs, self.device, warm_up, tolerant=True)
         return {case: timing.figures(parts) for case, timing in timings[name].items()}
 

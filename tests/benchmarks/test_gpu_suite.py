@@ -57,6 +57,16 @@ def test_it_runs_to_the_end_with_every_stage_of_every_side(report):
         assert all(0 < entry["min_ms"] <= entry["median_ms"] <= entry["p99_ms"] for entry in times)
 
 
+def test_no_stage_is_timed_without_a_warm_up_run(monkeypatch, tmp_path):
+    size, warm_ups = gpu_suite.SIZES["tiny"], []
+    monkeypatch.setitem(gpu_suite.SIZES, "tiny", replace(size, scenes=size.scenes[:1]))
+    monkeypatch.setattr(
+        gpu_suite, "measure", lambda cases, runs, device, warm_up, tolerant: warm_ups.append(warm_up) or {}
+    )
+    gpu_suite.main([*QUICK, "--out", str(tmp_path / "suite.json")])
+    assert warm_ups and min(warm_ups) >= 1
+
+
 def test_the_pruning_ratios_keep_their_tokens(report):
     kept = report["sizes"]["tiny"]["scenes"]["six_cameras_112x56"]["kept_tokens"]
     assert list(kept.values()) == [48, 36, 24, 12]
