@@ -63,6 +63,16 @@ def test_how_far_trainings_differ():
     assert all(own >= other - 0.0005 for own, other in zip(bias, recon, strict=True))
 
 
+def test_the_sensitivity_is_not_behind_even_spacing_on_this_vla():
+    own, plan = (
+        [row_of("seeds_wide", name, drop)[L2] for drop in DROPS] for name in ("sensitivity", "reconpruner-plan")
+    )
+    for even in ("uniform", "coverage"):
+        assert all(each < row_of("seeds_wide", even, drop)[L2] for each, drop in zip(own, DROPS, strict=True))
+    assert "has {:.3f}, {:.3f} and {:.3f} m, below even spacing".format(*own) in TEXT
+    assert "by the plan have {:.3f}, {:.3f} and {:.3f} m".format(*plan) in TEXT
+
+
 def test_on_the_second_vla():
     found = verdicts("seeds_mixed")
     assert not any(found[drop, L2]["ahead"] for drop in DROPS)
