@@ -176,7 +176,7 @@ def test_scenes_are_chosen_by_the_beginnings_of_their_names(tmp_path):
 )
 def test_an_unknown_name_is_wrong_usage(option, value, capsys):
     with pytest.raises(SystemExit) as stopped:
-        gpu_suite.main([option, value])
+        gpu_suite.parse_arguments([option, value])
     assert stopped.value.code == 2 and f"error: {option}: " in capsys.readouterr().err
 
 
