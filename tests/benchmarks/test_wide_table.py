@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import RESULTS
 from benchmarks.studies import wide_table
+from benchmarks.studies.paired_runs import LEAST
 from benchmarks.studies.tiny_card import filled
 from benchmarks.studies.wide_table import FIGURES, OURS, told_apart
 from fastdrive_node.pruning.catalog import NAMES
@@ -33,7 +34,7 @@ def figure(pruner: str, drop: float, name: str, table: list[dict] | None = None)
 def better_than_ours(name: str = "open_loop_wide") -> set[tuple[str, float, str]]:
     """The (pruner, ratio, figure) that is below ours, with a paired interval clear of zero."""
     found = json.loads((RESULTS / f"{name}_paired.json").read_text())["comparisons"]
-    return {(one["other"], one["drop"], one["figure"]) for one in found if one["interval_95"][0] > wide_table.LEAST}
+    return {(one["other"], one["drop"], one["figure"]) for one in found if one["interval_95"][0] > LEAST}
 
 
 def behind_ours(pruner: str, name: str = "open_loop_wide") -> set[tuple[float, str]]:
