@@ -1,6 +1,7 @@
 r"""One table of rows from several run folders: seeds of a trained pruner, its controls, and what another folder has.
 
-A run folder has one pruner file, so each seed and each control has a folder of its own. They share the tower's tokens:
+A run folder has one pruner file, so each seed and each control has a folder of its own; `--cache` keeps the tower's
+tokens once for all:
 
     E="fastdrive evaluate data/sim_test --split test --vla models/tiny_wide --no-timing --cache runs/features"
     $E --seeds 3 --pruners none,random,uniform,coverage,prune2drive,oracle --out runs/wide

@@ -97,7 +97,8 @@ class Deadline:
             more = fixed + each * least
             raise PlannerError(
                 f"deadline: {elapsed_ms:.0f} ms have passed and {least} tokens take {more:.0f} ms more, "
-                f"deadline_ms is {self.deadline_ms:g}; the machine is {load:.1f} times slower than at the start",
+                f"deadline_ms is {self.deadline_ms:g}, {100 * RESERVE:.0f} % of it held in reserve; the machine takes "
+                f"{load:.1f} times as long as at the start",
                 code="deadline",
             )
         return DeadlineChoice(self.deadline_ms, elapsed_ms, fixed + each * keep, keep, wanted, load)

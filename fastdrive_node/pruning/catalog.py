@@ -100,6 +100,18 @@ class ScoreOptions:
         return self.changes_scores or self.reads_all is not None
 
     @property
+    def parameters(self) -> list[str]:
+        """The node's parameters of the options that are on."""
+        on = {
+            "calibrated_scores": self.calibrated,
+            "keep_threshold": self.keep_threshold > 0,
+            "temporal_change, temporal_memory": self.temporal is not None,
+            "even_spacing": self.even_spacing > 0,
+            "pooled_cells": self.pooled,
+        }
+        return [name for name, is_on in on.items() if is_on]
+
+    @property
     def reads_all(self) -> str | None:
         """The option by which tokens of any score may be kept, so that an engine must give all; None: none is on."""
         return "even_spacing" if self.even_spacing else "pooled_cells" if self.pooled else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fastdrive_node.errors import ModelError
 from fastdrive_node.families import Vla
 from fastdrive_node.files import SHIPPED_PRUNER
 from fastdrive_node.pruning.calibration import Calibration
-from fastdrive_node.pruning.catalog import FILES
+from fastdrive_node.pruning.catalog import FILES, NAMES
 from fastdrive_node.pruning.module_file import check_encoder, compare, fill, opened, write_tensors
 from fastdrive_node.pruning.recon_pruner import ReconPruner
 from fastdrive_node.validation import refuse_constant
@@ -123,9 +124,11 @@ def _missing(path: Path) -> str:
         if path.name == file:
             return (
                 f"no such pruner file, and {name} needs it; train one (`fastdrive train {recipe}` and others, "
-                "docs/training_the_pruner.md) and copy it to this path, or use another pruner"
+                "docs/training_the_pruner.md) and copy it to this path, or use a VLA that has it or another pruner"
             )
-    return "no such pruner file, and no pruner of this name (docs/pruners.md); train one: `fastdrive train`"
+    close = get_close_matches(path.name, NAMES, 1)
+    advice = f"did you mean {close[0]}?" if close else "docs/pruners.md has the names; train one: `fastdrive train`"
+    return f"no such pruner file, and no pruner of this name; {advice}"
 
 
 def _empty(path: Path, metadata: dict[str, str], vla: Vla) -> ReconPruner:

@@ -202,7 +202,7 @@ def test_a_missing_calibration_is_found_at_once(tiny_vla, pruner, options):
 
 
 def test_pruners_without_scores_are_refused_with_the_options(tiny_dir):
-    with pytest.raises(ModelError, match=r"temporal_change.*the pruner is 'random'"):
+    with pytest.raises(ModelError, match=r"^temporal_change, temporal_memory: are for .*the pruner is 'random'"):
         open_pipeline(tiny_dir, "random", scores=TEMPORAL)
 
 

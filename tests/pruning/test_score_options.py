@@ -3,9 +3,11 @@ import math
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import ROOT
 from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.pruning.calibration import Calibration, CameraScale, FitRecord
 from fastdrive_node.pruning.catalog import ScoreOptions, TemporalSettings
@@ -23,6 +25,14 @@ CALIBRATION = Calibration(
     {"CAM_FRONT": CameraScale(1.0, -2.0), "CAM_BACK": CameraScale(2.0, 1.0)}, FitRecord("d", "val", 1, 0.1, 0.1)
 )
 TEMPORAL = TemporalSettings(change=1.0, memory=0.5)
+
+
+def test_the_options_that_are_on_have_the_names_of_the_node_s_parameters():
+    assert ScoreOptions(pooled=True, keep_threshold=0.1).parameters == ["keep_threshold", "pooled_cells"]
+    all_of_them = ScoreOptions(True, 0.1, 16, TEMPORAL, 0.2).parameters
+    names = yaml.safe_load((ROOT / "config/fastdrive.yaml").read_text())["/**"]["ros__parameters"]
+    assert {name for each in all_of_them for name in each.split(", ")} | {"pooled_cells"} <= set(names)
+    assert not ScoreOptions().parameters
 
 
 def frame(t_s=0.0, speed=5.0):

@@ -170,13 +170,15 @@ def test_variants_that_need_a_calibration_refuse_a_file_without_one(vla):
 def test_a_name_whose_file_is_missing_tells_how_to_make_it(tiny_vla, name, file, recipe):
     shipped = tiny_vla.path / SHIPPED_PRUNER
     told = rf"{file}\.safetensors: no such pruner file, and {file.replace('_', '-')} needs it; train one \(`fastdrive "
-    with pytest.raises(ModelError, match=rf"{told}train {recipe}` .*copy it to this path, or use another pruner"):
+    with pytest.raises(ModelError, match=rf"{told}train {recipe}` .*copy it to this path, or use a VLA that has it"):
         make_pruner(name, tiny_vla, shipped)
     with pytest.raises(ModelError, match=told):
         open_pipeline(tiny_vla.path, name)
     load_recipe(recipe)
-    with pytest.raises(ModelError, match=r"vla/reconprune: no such pruner file, and no pruner of this name"):
+    with pytest.raises(ModelError, match=r"vla/reconprune: no such .* of this name; did you mean reconpruner\?"):
         make_pruner("reconpruner", tiny_vla, Path("vla/reconprune"))
+    with pytest.raises(ModelError, match=r"of this name; docs/pruners.md has the names; train one"):
+        make_pruner("reconpruner", tiny_vla, Path("vla/x.safetensors"))
 
 
 def test_a_name_reads_the_given_pruner_file_or_one_of_its_own():

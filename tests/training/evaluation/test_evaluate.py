@@ -223,6 +223,10 @@ def test_dataset_without_futures_and_wrong_arguments_are_refused(tmp_path, root,
         (["--pruners", "best"], "--pruners: 'best' is not known"),
         (["--drop", "1.5"], "--drop: 1.5 is not in [0, 0.95]"),
         (["--pruners", "random", "--drop", "0.951"], "--drop: 0.951 is not in [0, 0.95]"),
+        (
+            ["--pruners", "none,tokenpacker", "--drop", "0.5,0.9"],
+            "--drop: 0.9 keeps 19 of 192 tokens, tokenpacker",
+        ),
         (["--limit", "0"], "--limit"),
         (["--seeds", "0"], "--seeds"),
     ):

@@ -94,6 +94,12 @@ def make_rows(vla: Vla, settings: OpenLoopSettings) -> list[PrunerRow]:
             keep = keep_count(vla.tokens, key.drop)
         except ValueError as error:
             raise UsageError(f"--{error}") from error
+        least = pruners[key.pruner].least_keep([vla.grids[camera] for camera, _ in vla.images])
+        if keep < least:
+            raise UsageError(
+                f"--drop: {key.drop:g} keeps {keep} of {vla.tokens} tokens, {key.pruner} keeps at least {least}; give "
+                "smaller ratios, or leave this pruner out"
+            )
         rows.append(PrunerRow(key, pruners[key.pruner], keep))
     return rows
 
