@@ -158,6 +158,6 @@ def _torch_pruner(name: str, file: Path | None, vla: Vla, scores: ScoreOptions |
 def _refuse_scores(name: str, scores: ScoreOptions | None) -> None:
     if scores is not None and scores.active and name != "reconpruner":
         raise ModelError(
-            f"{', '.join(scores.parameters)}: are for ReconPruner, but the pruner is {name!r}; give a pruner file, such "
-            "as reconpruner_plan.safetensors of the VLA directory, or turn them off"
+            f"{', '.join(scores.parameters)}: are for ReconPruner, but the pruner is {name!r}; give a pruner file, "
+            "such as reconpruner_plan.safetensors of the VLA directory, or turn them off"
         )
