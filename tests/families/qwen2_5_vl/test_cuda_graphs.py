@@ -274,3 +274,15 @@ def test_another_error_in_a_capture_is_raised(graphed, monkeypatch):
     monkeypatch.setattr(graphed, "_capture", fails)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         text_prompt(graphed, 90)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("count", "grouped"), [(1, 0), (2, 1)])
+def test_a_single_token_keeps_the_groups_of_heads_and_several_are_rows_of_one_head(vla, monkeypatch, count, grouped):
+    language, calls = GraphedLanguage(vla), []
+    rows_of_one_head = language._mix_grouped
+    monkeypatch.setattr(language, "_mix_grouped", lambda *inputs: calls.append(1) or rows_of_one_head(*inputs))
+    _, cache = text_prompt(language, 20)
+    ids = torch.full((1, count), 40)
+    language.extend(ids, language.position_inputs(torch.arange(20, 20 + count).expand(3, 1, -1)), cache)
+    assert len(calls) == grouped * language.layers
