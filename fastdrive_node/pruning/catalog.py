@@ -73,9 +73,8 @@ class ScoreOptions:
     k_min: int = 16  # with a threshold, tokens that are kept at least; the pruning ratio says how many at most
     temporal: TemporalSettings | None = None
     even_spacing: float = 0.0  # fraction of K that is spread evenly over each camera, whatever its scores; 0: none
-    pooled: bool = (
-        False  # rank cells of 2x2 tokens by mean score; the best keep their tokens, each other one becomes its mean
-    )
+    # Cells of 2x2 tokens are ranked by mean score; the best keep their tokens, each other one becomes its mean.
+    pooled: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.keep_threshold < 1:

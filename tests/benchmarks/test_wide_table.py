@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from itertools import product
 from statistics import mean
 
 import pytest
@@ -102,7 +103,21 @@ def test_no_other_choice_is_better_in_l2_or_in_vehicles_hit():
     assert "clear of zero, in L2 or in vehicles hit at any ratio" in README
 
 
+def test_decision_0014_says_what_its_own_figures_do():
+    before, apart = "open_loop_wide_before", told_apart(name="open_loop_wide_before")
+    for drop in wide_table.DROPS:
+        assert ("none", drop, OFF) in apart
+        assert figure("none", 0.0, OFF, rows(before)) < figure(wide_table.PLAN, drop, OFF, rows(before))
+    assert "They leave the road more often than all tokens, clear of zero at each ratio" in DECISION
+    for name in (L2, HITS):
+        for even in ("uniform", "coverage"):
+            assert (even, 0.75, name) in apart
+            assert figure(even, 0.75, name, rows(before)) > figure(wide_table.PLAN, 0.75, name, rows(before))
+    assert ("none", 0.75, HITS) not in apart and "hit no more vehicles than all tokens (not told apart)" in DECISION
+
+
 def test_at_a_quarter_of_the_tokens_it_is_matryoshka():
+    assert "At 0.75 all cells are averaged, so the scores decide nothing: it is `matryoshka`" in CARD
     for name in FIGURES:
         assert figure(OURS, 0.75, name) == figure("matryoshka", 0.75, name)
 
@@ -112,6 +127,8 @@ def test_what_is_behind_it():
     assert (
         "in L2 and off the road at 0.5 and 0.75, in vehicles hit at 0.75, clear of zero; at 0.25 they are not" in CARD
     )
+    assert {(0.5, L2), (0.75, L2)} <= behind_ours("oracle")
+    assert "is behind `reconpruner-plan-pooled` in L2 at 0.5 and 0.75, clear of zero: foreground" in CARD
     assert behind_ours(wide_table.PLAN) == {(0.5, L2), (0.75, L2)}
     assert "without pooled cells has a higher L2 at 0.5 and 0.75, clear of zero" in CARD
     assert {drop for drop, _ in behind_ours("prune2drive")} == {0.75}
@@ -154,7 +171,9 @@ def test_the_night():
     plan = {(wide_table.PLAN, 0.75, each) for each in FIGURES}
     assert {key for key in better_than_ours(name) if key[2] in FIGURES} == plan
     assert all(figure(wide_table.PLAN, 0.75, f, night) < figure("none", 0.0, f, night) for f in FIGURES)
-    assert "is the best at 0.75, clear of zero in all three figures, and has fewer errors there than all tokens" in CARD
+    assert "is better than with them at 0.75, clear of zero in all three figures, and has fewer errors there" in CARD
+    assert set(product(wide_table.DROPS, FIGURES)) - behind_ours("random", name) == {(0.75, HITS)}
+    assert "in vehicles hit at 0.75 it is not told apart from random tokens" in CARD
 
 
 def test_the_rain():
@@ -163,5 +182,7 @@ def test_the_rain():
     assert better == {("prune2drive", 0.25, each) for each in FIGURES} | {(wide_table.PLAN, 0.5, L2)}
     assert "Prune2Drive is better than it at 0.25 in all three figures, and `reconpruner-plan` in L2 at 0.5" in CARD
     assert {("none", drop, L2) for drop in wide_table.DROPS} <= better_than_ours(name)
+    assert behind_ours("random", name) == {(0.5, L2), (0.75, L2), (0.75, HITS)}
+    assert "apart from random tokens in L2 at 0.5 and 0.75 and in vehicles hit at 0.75 alone" in CARD
     less = less_whole(name)
     assert f"clear of zero, by {min(less):.3f} to {max(less):.3f} m" in CARD
