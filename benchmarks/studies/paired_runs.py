@@ -24,7 +24,9 @@ LEAST = 1e-9  # an end of an interval nearer to 0 than this is 0
 
 
 def rows_of(run: Path) -> dict[Key, list[pa.Table]]:
-    """The lines of each pruner and pruning ratio, a table for each seed."""
+    """The lines of each pruner and ratio, a table for each seed. Raises ValueError: no finished run is there."""
+    if not (run / "samples.parquet").is_file():
+        raise ValueError(f"{run}: no finished run; make it with `fastdrive evaluate ... --out {run}`")
     table = pq.read_table(run / "samples.parquet")
     found: dict[Key, list[pa.Table]] = {}
     names = [table.column(name).to_pylist() for name in ("pruner", "drop", "seed")]
@@ -85,8 +87,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pruner", default="reconpruner", metavar="NAME", help="of the first run (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the differences here")
     args = parser.parse_args(arguments)
-    print(table_of(args.first), table_of(args.second), sep="\n\n")
-    differences = compare(args.first, args.second, args.pruner)
+    try:
+        print(table_of(args.first), table_of(args.second), sep="\n\n")
+        differences = compare(args.first, args.second, args.pruner)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     for row in differences:
         low, high = row["interval_95"]
         clear = " *" if is_clear(row["interval_95"]) else ""

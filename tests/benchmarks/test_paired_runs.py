@@ -68,3 +68,9 @@ def test_runs_of_different_samples_are_refused(tmp_path) -> None:
     row = {("reconpruner", 0.5, 0): [1.0] * 4}
     with pytest.raises(ValueError, match="different samples"):
         compare(_run(tmp_path / "a", row), _run(tmp_path / "b", row, first=1))
+
+
+def test_a_folder_without_a_finished_run_is_named(tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "run"), str(tmp_path / "run")])
+    assert "run: no finished run; make it with `fastdrive evaluate" in capsys.readouterr().err

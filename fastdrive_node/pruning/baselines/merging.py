@@ -143,8 +143,8 @@ def with_pooled_cells(visual: VisualTokens, chosen: torch.Tensor) -> VisualToken
 class PackedTokens(Pruner):
     """One token of each 2x2 cell, packed by ``token_packer``, at the position of the cell's first token.
 
-    Its features of later layers are the means of its cell's. A language model that was trained with the packer has read
-    nothing else, so the choice is the same at every K.
+    Its features of later layers are the means of its cell's. A language model that is trained with the packer reads
+    nothing else then, so the choice is the same at every K.
     """
 
     packer: TokenPacker | None = None  # None: not known, ``select`` raises ModelError

@@ -63,7 +63,9 @@ class LanguageRecipe(VlaRecipe):
         if self.sets.active and self.pruned_by != "none":
             raise ValueError("sets: sets of other forms are never pruned; set pruned_by to none")
         if self.packed and (self.sets.active or self.pruned_by != "none"):
-            raise ValueError("packed: packed sets are never pruned or of other forms; set pruned_by to none, no sets")
+            raise ValueError(
+                "packed: packed sets are never pruned or of other forms; set pruned_by to none and leave sets out"
+            )
 
     @property
     def identity(self) -> dict[str, Any]:
