@@ -19,7 +19,8 @@ from fastdrive_node.record import PlanRecord
 from fastdrive_node.ros.messages import stamp_ns
 
 STATUS = "/fastdrive/output/status"
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+# deep enough that a test which reads late finds every message; readers elsewhere need the newest alone
+LATCHED = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 PATH = "/fastdrive/output/path"
 
 
@@ -73,7 +74,8 @@ def test_a_plan_is_nominal_and_silence_is_refusing_in_status_record_and_diagnost
 
     rig.wait(lambda: planner().level == DiagnosticStatus.ERROR, "the planner's ERROR")
     modes = [record for message in rig.messages[RECORDS] if (record := json.loads(message.data))["kind"] == "mode"]
-    assert [(each["mode"], each["fallback"]) for each in modes][-2:] == [("nominal", "none"), ("refusing", "none")]
+    told = [(each["mode"], each["fallback"]) for each in modes]
+    assert ("nominal", "none") in told and told[-1] == ("refusing", "none")  # "degraded" may come between
 
 
 def test_a_planner_that_hangs_is_told_while_it_hangs(rig):
@@ -102,9 +104,12 @@ def test_brake_is_a_stop_along_the_last_path_while_no_plan_comes(rig):
     assert abs(stamp_ns(stop.header.stamp) - rig.now_ns()) < 5e9
     # every stop is announced by its stamp, and no plan is
     stops = {str(stamp_ns(path.header.stamp)) for path in paths[1:-1]}
-    told = [values(each) for each in rig.messages[STATUS]]
-    assert stops <= {each.get("fallback_stamp_ns") for each in told}
-    assert {each.get("last_stamp_ns") for each in told} - {None} == {str(stamp_ns(paths[0].header.stamp))}
+
+    def told(name: str) -> set[str | None]:
+        return {values(each).get(name) for each in rig.messages[STATUS]}
+
+    rig.wait(lambda: stops <= told("fallback_stamp_ns"), f"status with each of {stops}")
+    assert told("last_stamp_ns") - {None} == {str(stamp_ns(paths[0].header.stamp))}
 
 
 def test_empty_is_an_empty_path_and_trajectory_with_the_stamp(rig):
