@@ -16,7 +16,7 @@ from fastdrive_export.graph_writer import GraphWriter
 from fastdrive_export.onnx_file import write_onnx
 from fastdrive_export.precision import Precision, choose_precision
 from fastdrive_export.source import Source, load_source
-from fastdrive_node.engines.graph_info import LanguageGraphInfo, VisionGraphInfo
+from fastdrive_node.engines.graph_info import FUSED, STANDARD, LanguageGraphInfo, VisionGraphInfo
 from fastdrive_node.engines.language_engine import language_sizes
 from fastdrive_node.engines.manifest import LanguageManifest, SourceInfo, VisionManifest
 from fastdrive_node.errors import UsageError
@@ -25,6 +25,7 @@ from fastdrive_node.families.fingerprint import pruner_fingerprint
 from fastdrive_node.planning.loading import default_vla_dir
 
 OPSETS = (17, 18)
+OPERATORS = (STANDARD, FUSED)
 ONNX_FILE, LANGUAGE_FILE = "vision.onnx", "language.onnx"
 _PACKAGES = ("fastdrive_node", "torch", "transformers", "onnx", "onnxruntime")
 _Manifest = TypeVar("_Manifest", VisionManifest, LanguageManifest)
@@ -36,7 +37,8 @@ class GraphOptions:
     """What the graph shall be.
 
     ``opset`` None: the backend's. ``max_keep`` is K_max, the tokens that a vision engine gives; None: all.
-    ``fp32_mlp``: see ``choose_precision``. ``external``: see ``write_onnx``.
+    ``fp32_mlp``: see ``choose_precision``. ``external``: see ``write_onnx``. ``operators``: "standard" for ONNX's
+    alone, "onnxruntime" for its own too; None: its own where they are known to compute, in fp32 and opset 18.
     """
 
     precision: str = "fp32"
@@ -44,6 +46,7 @@ class GraphOptions:
     max_keep: int | None = None
     fp32_mlp: Sequence[int] | None = None
     external: bool | None = None
+    operators: str | None = None
 
     def __post_init__(self) -> None:
         if self.opset not in (None, *OPSETS):
@@ -52,11 +55,27 @@ class GraphOptions:
             )
         if self.opset == 17 and self.precision == "bf16":
             raise UsageError("precision: bf16 is for opset 18: TensorRT 8 does not have it; give fp16 or fp32")
+        if self.operators not in (None, *OPERATORS):
+            raise UsageError(f"operators: {self.operators!r} is not one of {', '.join(OPERATORS)}")
+        if self.operators == FUSED and not self._may_be_fused:
+            raise UsageError(
+                f"operators: {FUSED} is for fp32 and opset 18, not for {self.precision} and opset {self.graph_opset}; "
+                f"give {STANDARD}"
+            )
 
     @property
     def graph_opset(self) -> int:
         """18 where no backend decides."""
         return self.opset or 18
+
+    @property
+    def graph_operators(self) -> str:
+        """Those that were given, or the fastest that the types allow."""
+        return self.operators or (FUSED if self._may_be_fused else STANDARD)
+
+    @property
+    def _may_be_fused(self) -> bool:
+        return (self.precision, self.graph_opset) == ("fp32", 18)
 
 
 def build_onnx(
@@ -117,7 +136,7 @@ def write_engine(source: Source, options: GraphOptions, folder: Path) -> VisionM
         encoder=vla.encoder_fingerprint,
         pruner=pruner_fingerprint(source.pruner_file),
     )
-    graph = GraphWriter(info.opset)
+    graph = GraphWriter(info.opset, info.fused)
     outputs = networks.write_vision(graph, source, precision, max_keep)
     files = write_onnx(graph, outputs, info, folder / ONNX_FILE, options.external)
     return VisionManifest(graph=info, **_origin(files, vla, str(source.pruner_file.resolve())))
@@ -135,14 +154,19 @@ def write_language(vla: Vla, options: GraphOptions, folder: Path) -> LanguageMan
     # which layers leave fp16's range depends on the checkpoint: none but those that are given
     precision = choose_precision(options.precision, sizes["layers"], options.fp32_mlp or (), "language model")
     info = LanguageGraphInfo(**_types(options, precision), part="language", **sizes)
-    graph = GraphWriter(info.opset)
+    graph = GraphWriter(info.opset, info.fused)
     outputs = networks_of(vla).write_language(graph, vla, info, precision)
     files = write_onnx(graph, outputs, info, folder / LANGUAGE_FILE, options.external)
     return LanguageManifest(graph=info, **_origin(files, vla, ""))
 
 
 def _types(options: GraphOptions, precision: Precision) -> dict[str, Any]:
-    return {"opset": options.graph_opset, "precision": precision.name, "fp32_mlp": precision.fp32_mlp}
+    return {
+        "opset": options.graph_opset,
+        "precision": precision.name,
+        "fp32_mlp": precision.fp32_mlp,
+        "operators": options.graph_operators,
+    }
 
 
 def _origin(files: Sequence[Path], vla: Vla, pruner: str) -> dict[str, Any]:

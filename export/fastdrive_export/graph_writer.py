@@ -22,6 +22,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 FLOAT, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 TORCH_TYPES: dict[int, torch.dtype] = {FLOAT: torch.float32, FLOAT16: torch.float16, BFLOAT16: torch.bfloat16}
 IR_VERSION = 8  # the newest that TensorRT 8.5's parser was made for
+CONTRIBUTED = "com.microsoft"  # domain of onnxruntime's own operators
 
 Length = int | str  # a name stands for a length that is known when the graph runs
 Shape = tuple[Any, ...]  # of Length
@@ -60,10 +61,11 @@ class GraphWriter:
 
     Args:
         opset: 17 or 18; of what is used here, only ReduceMean differs: where it takes its axes.
+        fused: whether the graph may have onnxruntime's own operators.
     """
 
-    def __init__(self, opset: int):
-        self.opset = opset
+    def __init__(self, opset: int, fused: bool = False):
+        self.opset, self.fused = opset, fused
         self.inputs: list[Value] = []
         self.weights: list[Weight] = []
         self._nodes: list[NodeProto] = []
@@ -106,16 +108,41 @@ class GraphWriter:
         """One node with one output."""
         return self._node(kind, inputs, [(shape, dtype)], **attributes)[0]
 
+    def contributed(
+        self,
+        kind: str,
+        inputs: Sequence[Value | None],
+        shapes: Sequence[Sequence[Length]],
+        names: Sequence[str] = (),
+        **attributes,
+    ) -> list[Value]:
+        """One node of an operator of onnxruntime's own.
+
+        Args:
+            inputs: None for an optional one that is left out.
+            shapes: of the outputs, which are float32.
+            names: of the graph's outputs that the last of them are.
+        """
+        given = [Value("", (), FLOAT) if value is None else value for value in inputs]
+        outputs = [(shape, FLOAT) for shape in shapes]
+        return self._node(kind, given, outputs, names, domain=CONTRIBUTED, **attributes)
+
     def _node(
-        self, kind: str, inputs: Sequence[Value], outputs: Sequence[tuple[Sequence[Length], int]], **attributes
+        self,
+        kind: str,
+        inputs: Sequence[Value],
+        outputs: Sequence[tuple[Sequence[Length], int]],
+        last: Sequence[str] = (),
+        **attributes,
     ) -> list[Value]:
         stem = "/".join([*self._scopes, kind])
         self._counts[stem] += 1
         name = f"{stem}_{self._counts[stem]}"
-        values = [Value(f"{name}:{index}", _plain(shape), dtype) for index, (shape, dtype) in enumerate(outputs)]
+        stems = [*(f"{name}:{index}" for index in range(len(outputs) - len(last))), *last]
+        values = [Value(stem, _plain(shape), dtype) for stem, (shape, dtype) in zip(stems, outputs, strict=True)]
         names = [value.name for value in inputs]
         self._nodes.append(helper.make_node(kind, names, [value.name for value in values], name=name, **attributes))
-        self._values += values
+        self._values += [value for value in values if value.name not in last]
         return values
 
     def cast(self, x: Value, dtype: int) -> Value:
@@ -225,8 +252,10 @@ class GraphWriter:
             [*self._initializers, *weights],
             value_info=[_info(value) for value in self._values],
         )
-        opset = helper.make_opsetid("", self.opset)
-        model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="fastdrive_export")
+        opsets = [helper.make_opsetid("", self.opset)]
+        if self.fused:
+            opsets.append(helper.make_opsetid(CONTRIBUTED, 1))
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="fastdrive_export")
         helper.set_model_props(model, metadata)
         return model
 

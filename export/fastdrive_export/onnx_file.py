@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 from tqdm import tqdm
 
-from fastdrive_export.graph_writer import GraphWriter, Value, Weight
+from fastdrive_export.graph_writer import CONTRIBUTED, GraphWriter, Value, Weight
 from fastdrive_node.engines.graph_info import METADATA_KEY, LanguageGraphInfo, VisionGraphInfo
 from fastdrive_node.engines.manifest import DATA_SUFFIX
 from fastdrive_node.errors import ModelError
@@ -25,6 +25,9 @@ ALLOWED_OPERATORS = frozenset(
     ("Add", "Cast", "Concat", "Div", "Erf", "Expand", "Gather", "Gemm", "Identity", "MatMul", "Mul", "Pow",
      "ReduceMean", "Reshape", "Sigmoid", "Slice", "Softmax", "Sqrt", "Sub", "TopK", "Transpose")
 )  # fmt: skip
+CONTRIBUTED_OPERATORS = frozenset(
+    ("GroupQueryAttention", "MultiHeadAttention", "QuickGelu", "RotaryEmbedding", "SkipSimplifiedLayerNormalization")
+)
 
 
 def write_onnx(
@@ -51,7 +54,7 @@ def write_onnx(
     metadata = {METADATA_KEY: json.dumps(info.model_dump(mode="json"))}
     model = graph.model(f"fastdrive_{info.part}", outputs, tensors, metadata)
     path.write_bytes(model.SerializeToString())
-    check_onnx(path, info.opset)
+    check_onnx(path, info.opset, info.fused)
     return files
 
 
@@ -79,8 +82,10 @@ def _write_external(weights, path: Path) -> list[TensorProto]:
     return tensors
 
 
-def check_onnx(path: Path, opset: int) -> None:
+def check_onnx(path: Path, opset: int, fused: bool = False) -> None:
     """The file is valid ONNX with inferred shapes as declared, of exactly this opset and of known operators.
+
+    ``fused``: it has onnxruntime's own operators.
 
     TensorRT 8 reads the axes of opset 18's ReduceMean as "all axes", without an error: hence the exactness.
 
@@ -93,9 +98,12 @@ def check_onnx(path: Path, opset: int) -> None:
     except Exception as error:  # onnx raises many kinds
         raise ModelError(f"{path}: not a valid ONNX file ({' '.join(str(error).split())[:200]})") from error
     found = [(each.domain, each.version) for each in model.opset_import]
-    if found != [("", opset)]:
+    if found != [("", opset), *([(CONTRIBUTED, 1)] if fused else [])]:
         raise ModelError(f"{path}: opset: the file has {found}, expected {opset}")
-    unknown = {node.op_type for node in model.graph.node} - ALLOWED_OPERATORS
+    allowed = {("", name) for name in ALLOWED_OPERATORS}
+    if fused:
+        allowed |= {(CONTRIBUTED, name) for name in CONTRIBUTED_OPERATORS}
+    unknown = {name for domain, name in {(node.domain, node.op_type) for node in model.graph.node} - allowed}
     if unknown:
         raise ModelError(f"{path}: operators: {', '.join(sorted(unknown))} are not in every TensorRT version")
     axes_inside = {len(node.input) == 1 for node in model.graph.node if node.op_type == "ReduceMean"}

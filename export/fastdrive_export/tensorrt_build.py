@@ -12,6 +12,7 @@ import torch
 from fastdrive_export.build import ONNX_FILE, GraphOptions, write_engine
 from fastdrive_export.files import builder_lock, file_info, publish, staging
 from fastdrive_export.source import load_source
+from fastdrive_node.engines.graph_info import FUSED, STANDARD
 from fastdrive_node.engines.manifest import Manifest, VisionManifest, check_tensors
 from fastdrive_node.engines.tensorrt_api import MAX_TOP_K, BuilderSettings, check_opset, default_opset, load_tensorrt
 from fastdrive_node.engines.tensorrt_plan import PlanExecutor, engine_information, layer_rows, serialize_plan
@@ -57,10 +58,12 @@ def build_tensorrt(
 
 
 def choose_options(trt: Any, options: GraphOptions) -> GraphOptions:
-    """Options with the opset that this TensorRT reads. Raises UsageError for another one."""
+    """Options with the opset and the operators that this TensorRT reads. Raises UsageError for others."""
+    if options.operators == FUSED:
+        raise UsageError(f"operators: TensorRT has none of {FUSED}'s; give {STANDARD}")
     wanted = default_opset(trt)
     check_opset(trt, wanted if options.opset is None else options.opset)
-    return replace(options, opset=wanted)
+    return replace(options, opset=wanted, operators=STANDARD)
 
 
 def check_top_k(keep: int) -> None:

@@ -6,9 +6,9 @@ The same description stands in the metadata of the ONNX file, so the order of th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from fastdrive_node.validation import STRICT
 
@@ -18,8 +18,11 @@ IMAGES, TOKENS, INDICES, SCORES = "images", "tokens", "indices", "scores"
 # tensors of a language engine
 IDS, SOURCE, VISUAL, COS, SIN, MASK, WANTED = "ids", "source", "visual", "cos", "sin", "mask", "wanted"
 LOGITS, NEW_KEYS, NEW_VALUES = "logits", "new_keys", "new_values"
+LAST, TOTAL = "last_position", "positions"  # where onnxruntime's operators write the cache themselves
 # lengths that differ from run to run
 NEW, PAST, SEEN, SHOWN, ASKED = "new", "past", "past_and_new", "visual_tokens", "wanted_positions"
+CAPACITY = "capacity"  # positions of such a cache
+STANDARD, FUSED = "standard", "onnxruntime"  # operators of a graph
 STORED_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # of keys and values, by precision
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -48,6 +51,26 @@ class _GraphInfo(Record):
     opset: Literal[17, 18]
     precision: Literal["fp32", "fp16", "bf16"]
     fp32_mlp: Annotated[tuple[_Index, ...], Field(max_length=1000)]  # layers whose MLP ends in float32
+    operators: Literal["standard", "onnxruntime"] = STANDARD  # of ONNX alone, or onnxruntime's own too
+
+    @model_serializer(mode="wrap")
+    def _without_the_default(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A standard graph's description is that of before there were others."""
+        content = write(self)
+        if content["operators"] == STANDARD:
+            del content["operators"]
+        return content
+
+    @property
+    def fused(self) -> bool:
+        """Whether it has onnxruntime's own operators."""
+        return self.operators == FUSED
+
+    @model_validator(mode="after")
+    def _check_operators(self) -> _GraphInfo:
+        if self.fused and (self.opset, self.precision) != (18, "fp32"):
+            raise ValueError(f"operators: {FUSED} in opset {self.opset} and {self.precision}, not 18 and fp32")
+        return self
 
 
 class VisionGraphInfo(_GraphInfo):
@@ -88,7 +111,9 @@ class VisionGraphInfo(_GraphInfo):
 
 
 class LanguageGraphInfo(_GraphInfo):
-    """The graph of a language engine, one for prefill and decode; see ``fastdrive_export.networks.language``."""
+    """The graph of a language engine, one for prefill and decode; see ``fastdrive_export.networks.language``, and
+    ``fused_language`` for that with onnxruntime's operators.
+    """
 
     layers: Annotated[int, Field(ge=1, le=512)]
     heads: _Small
@@ -108,31 +133,48 @@ class LanguageGraphInfo(_GraphInfo):
         return self
 
     def inputs(self) -> dict[str, TensorInfo]:
-        stored = STORED_TYPES[self.precision]
+        rotated = (CAPACITY, self.head_dim // 2) if self.fused else (NEW, self.head_dim)
         tensors = {
             IDS: TensorInfo("int32", (NEW,)),
             SOURCE: TensorInfo("int32", (NEW,)),
             VISUAL: TensorInfo("float32", (SHOWN, self.width)),
-            COS: TensorInfo("float32", (NEW, self.head_dim)),
-            SIN: TensorInfo("float32", (NEW, self.head_dim)),
-            MASK: TensorInfo("float32", (NEW, SEEN)),
-            WANTED: TensorInfo("int32", (ASKED,)),
+            COS: TensorInfo("float32", rotated),
+            SIN: TensorInfo("float32", rotated),
         }
-        for layer in range(self.layers):
-            keys, values = cache_names(layer)
+        wanted = {WANTED: TensorInfo("int32", (ASKED,))}
+        if self.fused:
+            tensors |= {**wanted, LAST: TensorInfo("int32", (1,)), TOTAL: TensorInfo("int32", ())}
+            return tensors | {name: self._cache for pair in self._cache_names() for name in pair}
+        stored = STORED_TYPES[self.precision]
+        tensors |= {MASK: TensorInfo("float32", (NEW, SEEN)), **wanted}
+        for keys, values in self._cache_names():
             tensors[keys] = TensorInfo(stored, (self.kv_heads, self.head_dim, PAST))
             tensors[values] = TensorInfo(stored, (self.kv_heads, PAST, self.head_dim))
         return tensors
 
     def outputs(self) -> dict[str, TensorInfo]:
+        logits = {LOGITS: TensorInfo("float32", (ASKED, self.vocabulary))}
+        if self.fused:
+            return logits | {written(name): self._cache for pair in self._cache_names() for name in pair}
         stored = STORED_TYPES[self.precision]
-        return {
-            LOGITS: TensorInfo("float32", (ASKED, self.vocabulary)),
+        return logits | {
             NEW_KEYS: TensorInfo(stored, (self.layers, self.kv_heads, self.head_dim, NEW)),
             NEW_VALUES: TensorInfo(stored, (self.layers, self.kv_heads, NEW, self.head_dim)),
         }
+
+    @property
+    def _cache(self) -> TensorInfo:
+        return TensorInfo(STORED_TYPES[self.precision], (1, self.kv_heads, CAPACITY, self.head_dim))
+
+    def _cache_names(self) -> list[tuple[str, str]]:
+        return [cache_names(layer) for layer in range(self.layers)]
 
 
 def cache_names(layer: int) -> tuple[str, str]:
     """The inputs that hold a layer's earlier keys and values."""
     return f"keys_{layer}", f"values_{layer}"
+
+
+def written(name: str) -> str:
+    """The output at the same address as this part of the cache."""
+    return f"written_{name}"

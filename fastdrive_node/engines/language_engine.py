@@ -33,14 +33,14 @@ from fastdrive_node.engines.graph_info import (
     WANTED,
     cache_names,
 )
-from fastdrive_node.engines.language_cache import HIDDEN, CacheMemory, EngineCache, append
+from fastdrive_node.engines.language_cache import HIDDEN, CacheMemory, EngineCache, append, require_positions
 from fastdrive_node.engines.manifest import LanguageManifest, build_hint, check_files, read_manifest, short
 from fastdrive_node.engines.vision_engine import check_parity, check_part, refuse_others
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import VisualTokens, Vla
 from fastdrive_node.families.base import PositionInputs
 
-_EXTENSIONS = 128  # numbers of tokens and of positions whose inputs and outputs are kept
+MOST_BUFFERS = 128  # numbers of tokens and of positions whose inputs and outputs are kept
 
 
 class LanguageRunner(Protocol):
@@ -75,11 +75,17 @@ class EngineLanguage:
         self._vla = vla
         self.layers = self.info.layers
         self._stored = getattr(torch, STORED_TYPES[self.info.precision])
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Memory of the runs."""
+        info, device = self.info, self.runner.device
         self._step = self._buffers(1)  # of every step; the mask is the cache's
         self._extensions: OrderedDict[tuple[int, int], dict[str, torch.Tensor]] = OrderedDict()  # the last used is last
-        self._memory = CacheMemory(self.info, self._stored, runner.device)
-        groups, size = self.info.kv_heads, self.info.head_dim
-        self._before = torch.zeros(groups * size, dtype=self._stored, device=runner.device)  # P = 1, of a prefill
+        self._memory = CacheMemory(info, self._stored, device)
+        self._before = torch.zeros(
+            info.kv_heads * info.head_dim, dtype=self._stored, device=device
+        )  # P = 1, of a prefill
 
     def position_inputs(self, position_ids: torch.Tensor) -> PositionInputs:
         """See ``LanguageModel``; float32 whatever the VLA's type is."""
@@ -115,11 +121,7 @@ class EngineLanguage:
         tensors[MASK] = self._causal(length)
         past = {name: self._before.data_ptr() for layer in range(self.info.layers) for name in cache_names(layer)}
         self._run(tensors, past, length, 1)
-        if not bool(torch.isfinite(tensors[LOGITS]).all()):
-            raise ModelError(
-                "language engine: logits that are not finite; run `fastdrive export verify`, or build it with "
-                "--precision bf16 or fp32"
-            )
+        self._check(tensors[LOGITS])
         cache = self._memory.cache(length + max_new_tokens)
         append(cache, tensors, length)
         return tensors[LOGITS][None].to(ids.device), cache
@@ -130,10 +132,7 @@ class EngineLanguage:
         Raises:
             ModelError: the cache is full.
         """
-        if cache.used >= cache.length:
-            raise ModelError(
-                f"language engine: the cache's {cache.length} positions are used up; give it more positions"
-            )
+        require_positions(cache, 1)
         cos, sin = positions
         tensors = {**self._step, MASK: cache.mask}
         tensors[IDS].copy_(ids)
@@ -151,11 +150,7 @@ class EngineLanguage:
             ModelError: the cache has too few positions left.
         """
         count = ids.shape[1]
-        if cache.used + count > cache.length:
-            raise ModelError(
-                f"language engine: {count} more tokens behind {cache.used} are too many for the cache's "
-                f"{cache.length} positions; give it more positions"
-            )
+        require_positions(cache, count)
         cos, sin = positions
         tensors = self._extension(count, cache.length)
         tensors[IDS].copy_(ids[0])
@@ -177,6 +172,13 @@ class EngineLanguage:
             "language_precision": self.info.precision,
             "language_parity": "not verified" if parity is None else f"cosine {parity.cosine:.6f}",
         }
+
+    def _check(self, logits: torch.Tensor) -> None:
+        if not bool(torch.isfinite(logits).all()):
+            raise ModelError(
+                "language engine: logits that are not finite; run `fastdrive export verify`, or build it with "
+                "--precision bf16 or fp32"
+            )
 
     def _run(self, tensors: Mapping[str, torch.Tensor], past: Mapping[str, int], new: int, earlier: int) -> None:
         pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()} | dict(past)
@@ -208,7 +210,7 @@ class EngineLanguage:
                 tensors[name].copy_(torch.arange(count))
             tensors[MASK] = torch.full((count, earlier + count), HIDDEN, device=self.runner.device)
             tensors[MASK][:, earlier:].triu_(1)
-            if len(self._extensions) > _EXTENSIONS:
+            if len(self._extensions) > MOST_BUFFERS:
                 self._extensions.popitem(last=False)
         self._extensions.move_to_end(key)
         return tensors
@@ -256,7 +258,12 @@ def load_language_engine(file: Path, manifest: LanguageManifest, vla: Vla, provi
         ) from error
     if provider == "tensorrt":
         provider = "cuda"  # it would build anew for lengths that it has not seen, for minutes, between two plans
-    return EngineLanguage(file, manifest, OnnxRunner(file, manifest, vla.device, provider), vla)
+    runner = OnnxRunner(file, manifest, vla.device, provider)
+    if not manifest.graph.fused:
+        return EngineLanguage(file, manifest, runner, vla)
+    from fastdrive_node.engines.fused_language import FusedLanguage
+
+    return FusedLanguage(file, manifest, runner, vla)
 
 
 def language_sizes(vla: Vla) -> dict[str, int | str]:

@@ -89,7 +89,7 @@ def test_a_cache_that_was_set_back_forgets_and_is_refused_when_it_is_full(toy, e
     fresh = step(cache, 0, 30)
     for place, token in ((1, 77), (2, 29)):
         step(cache, place, token)
-    with pytest.raises(ModelError, match=f"the cache's {len(prompt) + 3} positions are used up"):
+    with pytest.raises(ModelError, match=f"1 more tokens behind {len(prompt) + 3} are too many"):
         step(cache, 2, 29)
     cache.used = len(prompt)
     assert torch.equal(step(cache, 0, 30), fresh)

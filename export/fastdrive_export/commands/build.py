@@ -8,6 +8,7 @@ from pathlib import Path
 from fastdrive_export.commands.options import add_source_arguments, say
 from fastdrive_node.cli import write_json
 from fastdrive_node.commands.options import add_json_argument, at_least_one
+from fastdrive_node.engines.graph_info import FUSED, STANDARD
 from fastdrive_node.errors import UsageError
 from fastdrive_node.types import VISION_BACKENDS
 
@@ -31,6 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the engine and its manifest")
     add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the matrix products (%(default)s)")
     add("--opset", type=int, choices=(17, 18), help="17 for TensorRT 8.5 and 8.6, 18 for all others (by the backend)")
+    help_operators = (
+        f"{STANDARD} for every runtime, {FUSED} for its own, faster on a CPU, too (by backend and precision)"
+    )
+    add("--operators", choices=(STANDARD, FUSED), help=help_operators)
     add("--max-keep", type=at_least_one, metavar="K", help="largest number of tokens, over all cameras (all)")
     help_mlp = "blocks whose MLP ends in float32 (the last one in fp16, none in bf16)"
     add("--fp32-mlp", type=int, nargs="*", metavar="BLOCK", help=help_mlp)
@@ -44,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     """Raises UsageError for options that exclude each other, InputError or ModelError for the VLA or pruner."""
     from fastdrive_export.build import GraphOptions, build_language, build_onnx
 
-    options = GraphOptions(args.precision, args.opset, args.max_keep, args.fp32_mlp)
+    options = GraphOptions(args.precision, args.opset, args.max_keep, args.fp32_mlp, operators=args.operators)
     if args.part == "language":
         _check_language_options(args)
         file, manifest = build_language(args.vla, args.out, options)

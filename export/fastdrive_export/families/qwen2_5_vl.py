@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fastdrive_export.graph_writer import FLOAT, GraphWriter, Value
+from fastdrive_export.networks.fused_language import FusedLanguageNetwork
 from fastdrive_export.networks.language import LanguageNetwork
 from fastdrive_export.networks.vision import VisionNetwork
 from fastdrive_export.precision import Precision
@@ -23,7 +24,7 @@ from fastdrive_node.families.qwen2_5_vl.preprocess import MEAN, STD
 from fastdrive_node.families.qwen2_5_vl.pruner_layer import query_and_grid_positions
 from fastdrive_node.families.vla import Vla
 
-_COLORS = 3
+COLORS = 3
 
 
 class Rotation(NamedTuple):
@@ -48,12 +49,19 @@ def write_vision(graph: GraphWriter, source: Source, precision: Precision, max_k
         raise ModelError(
             f"{source.vla.path}: config.json: vision_config.hidden_act: {activation!r}; only 'silu' is supported"
         )
+    if graph.fused:
+        from fastdrive_export.families.qwen2_5_vl_fused import FusedQwen25VlVisionNetwork
+
+        return FusedQwen25VlVisionNetwork(graph, source, precision).build(max_keep)
     return Qwen25VlVisionNetwork(graph, source, precision).build(max_keep)
 
 
 def write_language(graph: GraphWriter, vla: Vla, info: LanguageGraphInfo, precision: Precision) -> list[Value]:
     """See ``FamilyNetworks``."""
-    return LanguageNetwork(graph, vla.model.model.language_model, vla.model.lm_head, info, precision).build()
+    text, head = vla.model.model.language_model, vla.model.lm_head
+    if info.fused:
+        return FusedLanguageNetwork(graph, text, head, info).build()
+    return LanguageNetwork(graph, text, head, info, precision).build()
 
 
 class Qwen25VlVisionNetwork(VisionNetwork):
@@ -67,15 +75,20 @@ class Qwen25VlVisionNetwork(VisionNetwork):
 
     def _cells(self, images: Value) -> Value:
         """uint8 [C, 3, H, W] -> float32 [C, cells, patches of a cell x patch values], cells in window order."""
-        graph, config = self.graph, self.vision.config
-        patch, merge = config.patch_size, config.spatial_merge_size
-        rows, columns = self.vision.grid
+        graph = self.graph
         pixels = graph.div(graph.cast(images, FLOAT), 255.0)
         pixels = graph.sub(pixels, graph.constant(np.asarray(MEAN, np.float32).reshape(1, 3, 1, 1)))
         pixels = graph.div(pixels, graph.constant(np.asarray(STD, np.float32).reshape(1, 3, 1, 1)))
-        parts = graph.reshape(pixels, (self.cameras, _COLORS, rows, merge, patch, columns, merge, patch))
+        return self._in_windows(pixels)
+
+    def _in_windows(self, pixels: Value) -> Value:
+        """[C, 3, H, W] -> [C, cells, patches of a cell x patch values], of the same type."""
+        graph, config = self.graph, self.vision.config
+        patch, merge = config.patch_size, config.spatial_merge_size
+        rows, columns = self.vision.grid
+        parts = graph.reshape(pixels, (self.cameras, COLORS, rows, merge, patch, columns, merge, patch))
         parts = graph.transpose(parts, (0, 2, 5, 3, 6, 1, 4, 7))
-        cells = graph.reshape(parts, (self.cameras, self.count, merge * merge * _COLORS * patch * patch))
+        cells = graph.reshape(parts, (self.cameras, self.count, merge * merge * COLORS * patch * patch))
         return graph.gather(cells, graph.constant(self.vision._cells.cpu().numpy()), 1)
 
     def _tower(self, cells: Value) -> Value:
@@ -84,7 +97,7 @@ class Qwen25VlVisionNetwork(VisionNetwork):
         unit = config.spatial_merge_size**2
         patches = graph.reshape(cells, (self.cameras, self.count * unit, cells.shape[-1] // unit))
         projection = visual.patch_embed.proj.weight
-        values = _COLORS * config.patch_size**2
+        values = COLORS * config.patch_size**2
         weight = graph.weight(
             "tower.patch_embed",
             (values, config.hidden_size),

@@ -46,7 +46,7 @@ from fastdrive_node.engines.graph_info import (
     cache_names,
 )
 
-_TYPES = {str(kind).removeprefix("torch."): number for number, kind in TORCH_TYPES.items()} | {"int32": 6}
+INPUT_TYPES = {str(kind).removeprefix("torch."): number for number, kind in TORCH_TYPES.items()} | {"int32": 6}
 
 
 class LanguageNetwork(Blocks):
@@ -67,7 +67,9 @@ class LanguageNetwork(Blocks):
     def build(self) -> list[Value]:
         """The whole graph. Returns the outputs: logits, new keys, new values."""
         graph = self.graph
-        inputs = {name: graph.input(name, each.shape, _TYPES[each.dtype]) for name, each in self.info.inputs().items()}
+        inputs = {
+            name: graph.input(name, each.shape, INPUT_TYPES[each.dtype]) for name, each in self.info.inputs().items()
+        }
         with graph.scope("embed"):
             table, hidden = self._embed(inputs[IDS], inputs[SOURCE], inputs[VISUAL])
             # the square root of the attention's scale in both: the same angles rotate queries and keys

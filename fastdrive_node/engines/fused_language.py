@@ -1,0 +1,110 @@
+"""A language engine of onnxruntime's own operators, which write the cache themselves.
+
+See ``fastdrive_export.networks.fused_language`` for the graph.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fastdrive_node.engines.graph_info import (
+    ASKED,
+    CAPACITY,
+    IDS,
+    LAST,
+    LOGITS,
+    NEW,
+    SHOWN,
+    SOURCE,
+    TOTAL,
+    VISUAL,
+    WANTED,
+)
+from fastdrive_node.engines.language_cache import CacheMemory, FusedCache, require_positions
+from fastdrive_node.engines.language_engine import MOST_BUFFERS, EngineLanguage
+from fastdrive_node.errors import ModelError
+from fastdrive_node.families import VisualTokens
+from fastdrive_node.families.base import PositionInputs
+
+_Tensors = dict[str, torch.Tensor]
+
+
+class FusedLanguage(EngineLanguage):
+    """See ``EngineLanguage``."""
+
+    def _prepare(self) -> None:
+        self._memory = CacheMemory(self.info, self._stored, self.runner.device)
+        self._kept: OrderedDict[tuple[int, int, int], _Tensors] = OrderedDict()  # the last used is the last
+
+    def prefill(
+        self,
+        ids: torch.Tensor,
+        visual_positions: Sequence[torch.Tensor],
+        visual: Sequence[VisualTokens],
+        positions: PositionInputs,
+        max_new_tokens: int,
+        last: int = 1,
+    ) -> tuple[torch.Tensor, Any]:
+        """See ``EngineLanguage``."""
+        if len(ids) != 1:
+            raise ModelError(f"language engine: {len(ids)} prompts at a time; it runs one, torch runs batches")
+        rows, length = visual[0].rows, ids.shape[1]
+        tensors = self._run_buffers(length, max(1, len(rows)), last)
+        source = torch.arange(length, device=ids.device)
+        source[visual_positions[0]] = length + torch.arange(len(rows), device=ids.device)
+        tensors[SOURCE].copy_(source)
+        tensors[VISUAL][: len(rows)] = rows
+        cache = self._memory.fused_cache(length + max_new_tokens)
+        logits = self._advance(ids, positions, tensors, cache)
+        self._check(logits)
+        return logits[None], cache
+
+    def decode_step(self, ids: torch.Tensor, positions: PositionInputs, cache: Any) -> torch.Tensor:
+        """See ``EngineLanguage``."""
+        return self.extend(ids[:, None], positions, cache)[0]
+
+    def extend(self, ids: torch.Tensor, positions: PositionInputs, cache: Any) -> torch.Tensor:
+        """See ``EngineLanguage``."""
+        count = ids.shape[1]
+        require_positions(cache, count)
+        return self._advance(ids, positions, self._run_buffers(count, 1, count), cache)[None]
+
+    def _advance(
+        self, ids: torch.Tensor, positions: PositionInputs, tensors: _Tensors, cache: FusedCache
+    ) -> torch.Tensor:
+        """Run new tokens behind what the cache holds. Returns the logits that are wanted, in memory of their own."""
+        count = ids.shape[1]
+        tensors[IDS].copy_(ids[0])
+        cache.angles(positions, count)
+        cache.used += count
+        tensors[LAST].fill_(cache.used - 1)
+        tensors[TOTAL].fill_(cache.used)
+        pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()} | cache.pointers
+        lengths = {NEW: count, CAPACITY: cache.capacity, SHOWN: len(tensors[VISUAL]), ASKED: len(tensors[WANTED])}
+        self.runner.execute(pointers, lengths)
+        return tensors[LOGITS].to(ids.device, copy=True)
+
+    def _run_buffers(self, new: int, shown: int, asked: int) -> _Tensors:
+        """Inputs and outputs but those of the cache, the same at each call of these lengths."""
+        key = (new, shown, asked)
+        tensors = self._kept.get(key)
+        if tensors is None:
+            device = self.runner.device
+            whole = {"dtype": torch.int32, "device": device}
+            tensors = self._kept[key] = {
+                IDS: torch.zeros(new, **whole),
+                SOURCE: torch.arange(new, **whole),
+                VISUAL: torch.zeros(shown, self.info.width, device=device),
+                WANTED: torch.arange(new - asked, new, **whole),
+                LAST: torch.zeros(1, **whole),
+                TOTAL: torch.zeros((), **whole),
+                LOGITS: torch.zeros(asked, self.info.vocabulary, device=device),
+            }
+            if len(self._kept) > MOST_BUFFERS:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return tensors
