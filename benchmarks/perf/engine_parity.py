@@ -23,6 +23,7 @@ from fastdrive_export.build import GraphOptions, write_engine
 from fastdrive_export.source import Source
 from fastdrive_node.cli import write_json
 from fastdrive_node.devices import describe
+from fastdrive_node.engines.graph_info import STANDARD
 from fastdrive_node.engines.onnx_runner import OnnxRunner
 from fastdrive_node.engines.vision_engine import EngineVision
 
@@ -88,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         source = random_source(args.size, args.cameras, tuple(args.image), folder, args.seed)
-        figures = compare(source, GraphOptions(args.precision, args.opset), folder)
+        figures = compare(source, GraphOptions(args.precision, args.opset, operators=STANDARD), folder)
     write_json({"size": args.size, "cameras": args.cameras, "image_size": list(args.image), **figures}, args.json)
 
 

@@ -27,6 +27,7 @@ from benchmarks.perf.random_source import random_source
 from benchmarks.perf.vision_path import ImagePath, compare, named
 from fastdrive_export.source import Source
 from fastdrive_node.benchmark.timing import Case, Timing, measure, ratio
+from fastdrive_node.engines.graph_info import STANDARD
 from fastdrive_node.errors import ModelError
 
 WORKER = Path(__file__).resolve().parent / "tensorrt_worker.py"
@@ -190,7 +191,7 @@ class EngineScene:
 
         folder = self.folder / precision
         folder.mkdir(exist_ok=True)
-        manifest = write_engine(source, GraphOptions(precision, builder.opset), folder)
+        manifest = write_engine(source, GraphOptions(precision, builder.opset, operators=STANDARD), folder)
         trt["onnx_bytes"] = sum(file.bytes for file in manifest.files.values())
         return folder / next(iter(manifest.files)), manifest
 

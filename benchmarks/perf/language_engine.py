@@ -31,7 +31,7 @@ from fastdrive_node.benchmark.timing import Case, measure, ratio
 from fastdrive_node.benchmark.workload import Workload
 from fastdrive_node.cli import write_json
 from fastdrive_node.devices import describe
-from fastdrive_node.engines.graph_info import ASKED, NEW, PAST, SEEN, SHOWN, LanguageGraphInfo
+from fastdrive_node.engines.graph_info import ASKED, NEW, PAST, SEEN, SHOWN, STANDARD, LanguageGraphInfo
 from fastdrive_node.engines.language_engine import EngineLanguage, load_language_engine
 from fastdrive_node.families import Vla, load_vla
 from fastdrive_node.families.prompt import build_prompt
@@ -71,7 +71,7 @@ class RandomVla(Vla):
 def open_engine(vla: Vla, folder: Path) -> EngineLanguage:
     """A float32 engine of a VLA, written into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = write_language(vla, GraphOptions(), folder)
+    manifest = write_language(vla, GraphOptions(operators=STANDARD), folder)
     return load_language_engine(folder / LANGUAGE_FILE, manifest, vla, "cpu")
 
 

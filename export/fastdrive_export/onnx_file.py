@@ -141,6 +141,9 @@ def layer_table(path: Path) -> list[dict]:
         if node.op_type in ("MatMul", "Gemm"):
             row["types"][TensorProto.DataType.Name(types[node.output[0]]).lower()] += 1
             row["macs"] += math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
+        elif node.op_type == "MultiHeadAttention":  # GroupQueryAttention's are those of its cache, as long as it is
+            query, key = (shapes[name] for name in node.input[:2])
+            row["macs"] += 2 * math.prod(query) * key[1]
     return [{**row, "types": dict(row["types"])} for row in rows.values()]
 
 

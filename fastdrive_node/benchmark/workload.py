@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ class Workload:
     frames: FrameSet | None = None  # that the patches are of; None: there is nothing to decode
     numbers: Sequence[float] = ()  # the draft of the answer
     threads: int | None = None  # of torch; None: as they are
+    decoder: ImageDecoder = field(default_factory=ImageDecoder)  # its threads stay, as in the node
 
     @property
     def cameras(self) -> list[int]:
@@ -46,7 +47,7 @@ class Workload:
     def preprocess(self) -> torch.Tensor:
         """Decode and preprocess the frames again, as both implementations do it in the comparison."""
         assert self.frames is not None
-        images = ImageDecoder(self.vla.spec.size_by_camera).decode(self.frames.frames)
+        images = self.decoder.decode(self.frames.frames)
         return self.vision.preprocess([image.pixels for image in images])
 
 
@@ -66,7 +67,8 @@ def workload(vla: Vla, vision: VisionBackend, sample: PlanningSample, threads: i
         ImageError: an image cannot be decoded.
     """
     form, answer = answer_format(vla), vla.spec.answer
-    images = [image.pixels for image in ImageDecoder(vla.spec.size_by_camera).decode(sample.frames.frames)]
+    decoder = ImageDecoder(vla.spec.size_by_camera)
+    images = [image.pixels for image in decoder.decode(sample.frames.frames)]
     draft = form.numbers(constant_turn(sample.history.now, answer.points, answer.interval_s))
     prompt = build_prompt(vla, sample.history, sample.command, form.prefix_ids)
-    return Workload(vla, vision, vision.preprocess(images), prompt, sample.frames, draft, threads)
+    return Workload(vla, vision, vision.preprocess(images), prompt, sample.frames, draft, threads, decoder)

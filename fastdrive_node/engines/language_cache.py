@@ -65,7 +65,7 @@ class FusedCache:
         return len(self.cos)
 
     def angles(self, positions: tuple[torch.Tensor, torch.Tensor], count: int) -> None:
-        """Set those of the next ``count`` positions: cos and sin [1, count, head dim], with rotate-half's sign in sin."""
+        """Set those of the next ``count`` positions: cos and sin [1, count, head dim], rotate-half's sign in sin."""
         (cos, sin), half = positions, self.cos.shape[1]
         self.cos[self.used : self.used + count] = cos[0, :, :half]
         self.sin[self.used : self.used + count] = sin[0, :, half:]  # in this half the sign is not folded

@@ -6,6 +6,7 @@ answer is written. See ``fastdrive_export.networks.language`` for the graph.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -174,6 +175,8 @@ class EngineLanguage:
         }
 
     def _check(self, logits: torch.Tensor) -> None:
+        if math.isfinite(float(logits.sum())):  # a tenth of the time; a sum of finite ones may leave float32's range
+            return
         if not bool(torch.isfinite(logits).all()):
             raise ModelError(
                 "language engine: logits that are not finite; run `fastdrive export verify`, or build it with "

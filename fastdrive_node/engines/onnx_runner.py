@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from fastdrive_node.engines.graph_info import METADATA_KEY, TensorInfo
+from fastdrive_node.engines.graph_info import FUSED, METADATA_KEY, STANDARD, TensorInfo
 from fastdrive_node.engines.manifest import Manifest, build_hint, check_tensors, short
 from fastdrive_node.errors import ModelError
 
@@ -30,6 +30,8 @@ _TYPES = {
     "tensor(bfloat16)": "bfloat16",
 }
 _BINDINGS = 128  # of addresses and lengths that come again: a binding takes as long as a small part of a run
+_SPIN_LIMIT_SINCE = (1, 26)
+_SPIN_US = 300  # the time between two forwards of an answer: to wake a thread takes a tenth of the next one
 _BFLOAT16 = 16  # TensorProto.DataType; numpy has no such type
 _log = logging.getLogger(__name__)
 
@@ -51,6 +53,11 @@ class OnnxRunner:
     def __init__(self, file: Path, manifest: Manifest, device: torch.device, provider: str = "auto"):
         provider = _choose(provider, device)
         self.device = torch.device("cpu") if provider == "cpu" else torch.device("cuda", device.index or 0)
+        if manifest.graph.fused and provider != "cpu":
+            raise ModelError(
+                f"{file}: operators: {FUSED}, which run on the CPU here, not with onnx_provider {provider}; build it "
+                f"with --operators {STANDARD}, or set onnx_provider to cpu"
+            )
         self._session = _open(file, manifest, provider, self.device)
         self.name = f"onnxruntime {onnxruntime.__version__} {provider}"
         self._tensors = manifest.graph.inputs() | manifest.graph.outputs()
@@ -103,7 +110,8 @@ def _open(file: Path, manifest: Manifest, provider: str, device: torch.device) -
     options.intra_op_num_threads = torch.get_num_threads()
     # Threads of a session that has ended its run would spin on and take the cores from whatever runs next: torch, and
     # the session of the other part. On two cores that makes a plan take three times as long (docs/latency.md).
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    for name, value in spinning(onnxruntime.__version__).items():
+        options.add_session_config_entry(name, value)
     options.log_severity_level = 3  # errors
     wanted = _PROVIDERS[provider]
     providers: list = [(wanted, _provider_options(file, manifest, provider, device))]
@@ -126,6 +134,13 @@ def _open(file: Path, manifest: Manifest, provider: str, device: torch.device) -
             f"onnx_provider: {provider!r} could not be loaded by onnxruntime; install its CUDA libraries, or use cpu"
         )
     return session
+
+
+def spinning(version: str) -> dict[str, str]:
+    """How long idle threads of a session wait for more work before they sleep, as entries of its configuration."""
+    if tuple(map(int, version.split(".")[:2])) < _SPIN_LIMIT_SINCE:
+        return {"session.force_spinning_stop": "1"}
+    return {"session.intra_op.spin_duration_us": str(_SPIN_US)}
 
 
 def _provider_options(file: Path, manifest: Manifest, provider: str, device: torch.device) -> dict[str, str]:

@@ -64,6 +64,7 @@ class TextDrafter:
     ):
         self.spec, self._encode, self._prefix = spec, encode, tuple(prefix)
         self._piece = lru_cache(maxsize=8192)(piece)
+        self._text = lru_cache(maxsize=8192)(self._write_number)  # most numbers of a draft stay as they are
         self._number = re.compile(spec.number.pattern, re.ASCII)
         between = [", ", "], ["] * spec.points
         self._fixed = [f"{spec.preamble}[", *between[:-1], f"]{spec.closing}"]  # before each number, and the end
@@ -113,7 +114,7 @@ class TextDrafter:
                 return begun + end
         return begun
 
-    def _text(self, value: float) -> str:
+    def _write_number(self, value: float) -> str:
         try:
             return self.spec.number.write(value)
         except ValueError:

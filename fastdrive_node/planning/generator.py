@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from fastdrive_node.errors import ModelError
@@ -229,10 +230,10 @@ class Generator:
 
     def _likeliest(self, logits: torch.Tensor, place: int) -> list[int]:
         """The likeliest token of each row, the first being token ``place`` of an answer."""
-        largest, tokens = logits.max(dim=-1)
-        finite = torch.isfinite(largest)  # of logits with a NaN the largest is NaN
-        if not bool(finite.all()):
-            place += int((~finite).nonzero()[0])
+        largest, tokens = _maxima(logits)
+        finite = np.isfinite(largest)  # of logits with a NaN the largest is NaN
+        if not finite.all():
+            place += int(finite.argmin())
             raise ModelError(
                 f"language model: logits that are not finite at answer token {place + 1} ({logits.dtype}); use "
                 "another dtype, or check the weights"
@@ -303,3 +304,13 @@ class Generator:
         except ValueError as error:
             raise ModelError(f"pruner {pruner.name}: {error}") from error
         return [done[row] for row in range(len(prompts))]
+
+
+def _maxima(logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The largest of each row and where it is, the first of equal ones."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        values = logits.numpy()
+        tokens = values.argmax(axis=-1)  # a tenth of the time of torch's
+        return values[np.arange(len(tokens)), tokens], tokens
+    largest, tokens = logits.max(dim=-1)
+    return largest.float().cpu().numpy(), tokens.cpu().numpy()

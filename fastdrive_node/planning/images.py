@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -55,11 +55,30 @@ class ImageDecoder:
         Raises:
             ImageError: one cannot be decoded; the text names the first such camera.
         """
-        if self._threads == 1 or len(frames) < 2:
-            return [self._load(frame) for frame in frames]
+        results: list[Any] = [None] * len(frames)
+        left = iter(range(len(frames)))  # whoever is free takes the next one
+
+        def work() -> None:
+            for index in left:
+                try:
+                    results[index] = self._load(frames[index])
+                except ImageError as error:
+                    results[index] = error
+
+        others = [self._workers().submit(work) for _ in range(min(self._threads, len(frames)) - 1)]
+        work()
+        for other in others:
+            other.result()
+        for result in results:
+            if isinstance(result, ImageError):
+                raise result
+        return results
+
+    def _workers(self) -> ThreadPoolExecutor:
+        """The threads besides that of the caller."""
         if self._pool is None:  # not before it is used: a process that forks has no threads yet
-            self._pool = ThreadPoolExecutor(min(self._threads, len(frames)), "decode")
-        return list(self._pool.map(self._load, frames))
+            self._pool = ThreadPoolExecutor(self._threads - 1, "decode")
+        return self._pool
 
     def _load(self, frame: CameraFrame) -> LoadedImage:
         return load_image(frame, self._least.get(frame.camera))

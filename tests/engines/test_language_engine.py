@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from fastdrive_export.files import write_manifest
 from fastdrive_node.engines.graph_info import LOGITS
 from fastdrive_node.engines.language_engine import LanguageChoice, check_language_engine, open_language_engine
 from fastdrive_node.engines.manifest import manifest_path, read_manifest
+from fastdrive_node.engines.onnx_runner import spinning
 from fastdrive_node.engines.vision_engine import EngineChoice, open_engine
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import Vla, load_vla, prune_prompt
@@ -33,16 +35,22 @@ from tests.engines.engine_toys import SIZES, make_toy
 from tests.generation import generate, generate_batch, prefill, read_answers_as
 
 
-@pytest.fixture(scope="module")
-def language_file(toy, tmp_path_factory) -> Path:
+@pytest.fixture(scope="module", params=["standard", "onnxruntime"])
+def language_file(request, toy, tmp_path_factory) -> Path:
     """An fp32 engine of the ragged toy; tests must not change it."""
-    return build_language(toy.vla.path, tmp_path_factory.mktemp("language"))[0]
+    folder = tmp_path_factory.mktemp("language")
+    return build_language(toy.vla.path, folder, GraphOptions(operators=request.param))[0]
+
+
+@pytest.fixture(scope="module")
+def standard_file(toy, tmp_path_factory) -> Path:
+    return build_language(toy.vla.path, tmp_path_factory.mktemp("standard"), GraphOptions(operators="standard"))[0]
 
 
 @pytest.fixture
-def copy(language_file, tmp_path) -> Path:
-    shutil.copy(manifest_path(language_file), tmp_path)
-    return Path(shutil.copy(language_file, tmp_path))
+def copy(standard_file, tmp_path) -> Path:
+    shutil.copy(manifest_path(standard_file), tmp_path)
+    return Path(shutil.copy(standard_file, tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +198,8 @@ def test_engines_of_both_parts_do_not_share_the_cores_with_idle_threads(toy, eng
         for part in parts:
             options = part.runner._session.get_session_options()
             assert options.intra_op_num_threads == 2
-            assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+            for name, value in spinning(onnxruntime.__version__).items():
+                assert options.get_session_config_entry(name) == value
     assert open_pipeline(toy.vla.path, toy.pruner_file).threads == 2 == torch.get_num_threads()
     assert open_pipeline(toy.vla.path, toy.pruner_file, engine=vision).threads == 2
 
@@ -277,6 +286,9 @@ def change(file, **values):
         ({"outputs__logits__shape": [2, "new"]}, "outputs: they are not those"),
         ({"kind": "tensorrt"}, "target: missing for kind tensorrt"),
         ({"graph__opset": 17}, "opset: the graph says 18, its manifest 17"),
+        ({"graph__operators": "cuda"}, r"graph\.operators: 'cuda'"),
+        ({"graph__operators": "onnxruntime"}, "inputs: they are not those of the manifest's graph"),
+        ({"graph__operators": "onnxruntime", "graph__opset": 17}, "operators: onnxruntime in opset 17 and fp32"),
     ],
 )
 def test_a_wrong_field_is_named(toy, copy, values, reason):

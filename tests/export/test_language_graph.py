@@ -34,6 +34,8 @@ from fastdrive_training.vla.tiny_model import TinySize
 from tests.engines.engine_toys import Toy, make_toy
 from tests.generation import prefill
 
+# opset and operators of a graph
+GRAPHS = [(17, "standard"), (18, "standard"), (18, "onnxruntime")]
 ANSWER = (19, 20, 30, 77, 29, 5, 21)  # any tokens
 # query heads in groups of 4, 2 and 1
 SIZES = {
@@ -85,9 +87,9 @@ def expected(toy, asked, ids=ANSWER):
     return forced_logits(toy, TorchLanguage(toy.vla), asked, ids)
 
 
-@pytest.mark.parametrize("opset", [17, 18])
-def test_onnxruntime_finds_its_own_normalisation_in_the_graph(pairs, tmp_path, opset):
-    file = build(pairs, tmp_path, opset=opset)[0]
+@pytest.mark.parametrize(("opset", "operators"), GRAPHS[:2])
+def test_onnxruntime_finds_its_own_normalisation_in_the_graph(pairs, tmp_path, opset, operators):
+    file = build(pairs, tmp_path, opset=opset, operators=operators)[0]
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -96,11 +98,11 @@ def test_onnxruntime_finds_its_own_normalisation_in_the_graph(pairs, tmp_path, o
     assert kinds["SimplifiedLayerNormalization"] == 5 and not kinds["Sqrt"], "two of each of two layers, and the last"
 
 
-@pytest.mark.parametrize("opset", [17, 18])
+@pytest.mark.parametrize(("opset", "operators"), GRAPHS)
 @pytest.mark.parametrize("name", SIZES)
-def test_logits_are_those_of_torch_at_every_budget(models, tmp_path, ego_history, name, opset):
+def test_logits_are_those_of_torch_at_every_budget(models, tmp_path, ego_history, name, opset, operators):
     toy = models[name]
-    engine = open_file(toy, build(toy, tmp_path, opset=opset)[0])
+    engine = open_file(toy, build(toy, tmp_path, opset=opset, operators=operators)[0])
     lengths = set()
     for keep, states in ((toy.vla.tokens, 5), (toy.vla.tokens // 2, 1), (toy.vla.tokens // 4 + 1, 3), (1, 2)):
         asked = question(toy, ego_history, keep, states)
@@ -148,7 +150,7 @@ def arrays(graph_info, asked, language, pad=0) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("pad", [1, 30])
 def test_padding_on_the_right_changes_nothing(pairs, tmp_path, ego_history, pad):
     """With fixed lengths, as CUDA graphs want them, a prompt is padded and ``wanted`` says where it ends."""
-    file, manifest = build(pairs, tmp_path)
+    file, manifest = build(pairs, tmp_path, operators="standard")
     asked, language = question(pairs, ego_history, 50), TorchLanguage(pairs.vla)
     options = onnxruntime.SessionOptions()
     whole = len(asked.prompt) + pad
@@ -211,7 +213,7 @@ def test_weights_beside_the_file_give_the_same_and_are_hashed(pairs, tmp_path, e
 
 @pytest.mark.parametrize("opset", [17, 18])
 def test_the_file_is_of_the_opset_that_was_asked_for(pairs, tmp_path, opset):
-    file, _ = build(pairs, tmp_path, opset=opset)
+    file, _ = build(pairs, tmp_path, opset=opset, operators="standard")
     check_onnx(file, opset)
     with pytest.raises(ModelError, match="opset"):
         check_onnx(file, 35 - opset)
@@ -242,11 +244,43 @@ def test_the_embeddings_are_stored_once_and_every_parameter_is_counted(pairs, tm
     assert counted == sum(each.numel() for each in text.parameters()) + text.embed_tokens.weight.numel()
 
 
+def test_onnxruntime_s_operators_are_the_default_where_they_compute(
+    pairs, tmp_path
+):
+    file, manifest = build(pairs, tmp_path / "default")
+    assert manifest.graph.operators == "onnxruntime" and manifest.graph.model_dump()["operators"] == "onnxruntime"
+    kinds = Counter(node.op_type for node in onnx.load(str(file)).graph.node)
+    assert kinds["GroupQueryAttention"] == 2 and kinds["SkipSimplifiedLayerNormalization"] == 4 and not kinds["Softmax"]
+    check_onnx(file, 18, fused=True)
+    with pytest.raises(ModelError, match="opset: the file has"):
+        check_onnx(file, 18)
+    for folder, options in (("opset", {"opset": 17}), ("half", {"precision": "fp16"})):
+        graph = build(pairs, tmp_path / folder, **options)[1].graph
+        assert graph.operators == "standard" and "operators" not in graph.model_dump()
+
+
+def test_the_cache_is_written_where_it_lies(pairs, tmp_path, ego_history):
+    engine = open_file(pairs, build(pairs, tmp_path)[0])
+    asked = question(pairs, ego_history, 50)
+    _, cache = prefill(engine, [asked.prompt], [asked.tokens], 8)
+    used, length = len(asked.prompt), len(asked.prompt) + 8
+    assert (cache.used, cache.length) == (used, length) and cache.capacity >= length
+    assert bool((cache.keys[..., :used, :].abs().sum(-1) > 0).all()) and not bool(cache.keys[..., used:, :].any())
+    before = cache.keys.clone()
+    now = engine.position_inputs((asked.prompt.next_position + torch.arange(2)).expand(3, 1, -1))
+    engine.extend(torch.tensor([[30, 77]]), now, cache)
+    assert cache.used == used + 2 and torch.equal(cache.keys[..., :used, :], before[..., :used, :])
+    assert bool((cache.keys[..., used : used + 2, :].abs().sum(-1) > 0).all())
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
         ({"precision": "int8"}, "precision: 'int8'"),
         ({"precision": "bf16", "opset": 17}, "bf16 is for opset 18"),
+        ({"operators": "cuda"}, "operators: 'cuda' is not one of standard, onnxruntime"),
+        ({"operators": "onnxruntime", "precision": "fp16"}, "not for fp16 and opset 18; give standard"),
+        ({"operators": "onnxruntime", "opset": 17}, "not for fp32 and opset 17; give standard"),
         ({"max_keep": 10}, "max_keep: is for vision engines"),
         ({"precision": "fp16", "fp32_mlp": [2]}, "the language model has blocks 0 to 1"),
     ],

@@ -1,7 +1,7 @@
 """Parts of a graph for onnxruntime alone: its own operators do in one step what takes ONNX's several.
 
-On a CPU such a step is a small part of a millisecond, and a plan of a small VLA has thousands of them. Hidden states are
-[rows, width], so that a linear layer is one Gemm. float32.
+On a CPU such a step is a small part of a millisecond, and a plan of a small VLA has hundreds of them. Hidden states
+are [rows, width], so that a linear layer is one Gemm. float32.
 """
 
 from __future__ import annotations

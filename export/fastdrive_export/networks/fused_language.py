@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastdrive_export.graph_writer import FLOAT, GraphWriter, Value
+from fastdrive_export.graph_writer import GraphWriter, Value
 from fastdrive_export.networks.fused import FusedBlocks
 from fastdrive_export.networks.language import INPUT_TYPES
 from fastdrive_node.engines.graph_info import (

@@ -15,7 +15,7 @@ from fastdrive_node.families.common.loading import load_parts
 from fastdrive_node.families.config_checks import check_heads
 from fastdrive_node.families.images import require_multiple
 from fastdrive_node.families.qwen2_5_vl.cuda_graphs import GraphedLanguage
-from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage, fold_rotation_sign
+from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage, folded_angles
 from fastdrive_node.families.qwen2_5_vl.preprocess import differences
 from fastdrive_node.families.qwen2_5_vl.pruner_layer import Qwen25VlPrunerLayer, layer_config
 from fastdrive_node.families.qwen2_5_vl.tower import TorchVision
@@ -86,8 +86,7 @@ class Qwen25Vl:
         return GraphedLanguage(vla) if vla.device.type == "cuda" else TorchLanguage(vla)
 
     def language_position_inputs(self, vla: Vla, position_ids: torch.Tensor) -> PositionInputs:
-        rotary = vla.model.model.language_model.rotary_emb
-        return fold_rotation_sign(*rotary(torch.empty(0, device=position_ids.device), position_ids))
+        return folded_angles(vla.model.model.language_model.rotary_emb, position_ids)
 
     def language_sizes(self, config: _Config) -> dict[str, int]:
         text = config.text_config
