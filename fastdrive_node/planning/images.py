@@ -1,4 +1,4 @@
-"""The images of a frame set, decoded at once: each camera on a thread of its own, JPEGs at a fraction of their size.
+"""The images of a frame set, decoded at once on all cores, JPEGs at a fraction of their size.
 
 A JPEG's blocks of 8 x 8 pixels can be decoded to 4, 2 or 1 pixels a side (libjpeg's scaling in the DCT), and what
 remains at least as large as the VLA reads is resized as always. Of real 1600x900 images resized to 224x112 the values
@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -55,8 +55,11 @@ class ImageDecoder:
         Raises:
             ImageError: one cannot be decoded; the text names the first such camera.
         """
-        results: list[Any] = [None] * len(frames)
-        left = iter(range(len(frames)))  # whoever is free takes the next one
+        others = min(self._threads, len(frames)) - 1
+        if others < 1:
+            return [self._load(frame) for frame in frames]
+        results: list[LoadedImage | ImageError | None] = [None] * len(frames)
+        left = iter(range(len(frames)))  # whichever thread is free takes the next one; the caller's works too
 
         def work() -> None:
             for index in left:
@@ -65,23 +68,23 @@ class ImageDecoder:
                 except ImageError as error:
                     results[index] = error
 
-        others = [self._workers().submit(work) for _ in range(min(self._threads, len(frames)) - 1)]
-        work()
-        for other in others:
-            other.result()
-        for result in results:
-            if isinstance(result, ImageError):
-                raise result
-        return results
-
-    def _workers(self) -> ThreadPoolExecutor:
-        """The threads besides that of the caller."""
         if self._pool is None:  # not before it is used: a process that forks has no threads yet
             self._pool = ThreadPoolExecutor(self._threads - 1, "decode")
-        return self._pool
+        running = [self._pool.submit(work) for _ in range(others)]
+        work()
+        for each in running:
+            each.result()
+        return [_or_raise(result) for result in results]
 
     def _load(self, frame: CameraFrame) -> LoadedImage:
         return load_image(frame, self._least.get(frame.camera))
+
+
+def _or_raise(result: LoadedImage | ImageError | None) -> LoadedImage:
+    if isinstance(result, ImageError):
+        raise result
+    assert result is not None
+    return result
 
 
 def load_image(frame: CameraFrame, least: tuple[int, int] | None = None) -> LoadedImage:

@@ -179,7 +179,7 @@ def decode_compressed(image: CompressedView, least: tuple[int, int] | None = Non
                 raise ImageError(f"data: {size[1]}x{size[0]} pixels are more than {MAX_PIXELS}")
             if least is not None:
                 opened.draft("RGB", least[::-1])  # of a PNG nothing changes
-            return LoadedImage(np.asarray(opened.convert("RGB")), size)
+            return LoadedImage(np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB")), size)
     except ImageError:
         raise
     except Exception as error:  # the decoders raise many kinds for damaged data

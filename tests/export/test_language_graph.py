@@ -244,9 +244,7 @@ def test_the_embeddings_are_stored_once_and_every_parameter_is_counted(pairs, tm
     assert counted == sum(each.numel() for each in text.parameters()) + text.embed_tokens.weight.numel()
 
 
-def test_onnxruntime_s_operators_are_the_default_where_they_compute(
-    pairs, tmp_path
-):
+def test_onnxruntime_s_operators_are_the_default_where_they_compute(pairs, tmp_path):
     file, manifest = build(pairs, tmp_path / "default")
     assert manifest.graph.operators == "onnxruntime" and manifest.graph.model_dump()["operators"] == "onnxruntime"
     kinds = Counter(node.op_type for node in onnx.load(str(file)).graph.node)
