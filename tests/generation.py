@@ -12,7 +12,7 @@ import torch
 
 from fastdrive_node.families import PrunedPrompt, VisualTokens, Vla, family_of, load_vla
 from fastdrive_node.families.loading import read_vla
-from fastdrive_node.files import SHIPPED_PRUNER, TOKEN_PACKER_FILE
+from fastdrive_node.files import SHIPPED_PRUNER
 from fastdrive_node.planning.answer_format import TextAnswer
 from fastdrive_node.planning.generator import Answer, Generated, Generator
 from fastdrive_node.pruning.baselines.ring_view import GEOMETRY_FILE, ViewGeometry, save_geometry
@@ -56,8 +56,7 @@ def random_packer(width: int) -> TokenPacker:
 
 def write_packer(folder: Path) -> Path:
     """Beside a VLA: a packer with random weights. Returns the folder."""
-    vla = read_vla(folder)
-    save_packer(folder / TOKEN_PACKER_FILE, random_packer(vla.width), vla.encoder_fingerprint)
+    save_packer(folder, random_packer(read_vla(folder).width))
     return folder
 
 

@@ -8,7 +8,8 @@ are the tower's merged tokens, which is all that a backend gives; and the MLP's 
 untrained packer gives the mean, which a language model can read.
 
 File: safetensors with the metadata ``format`` ("fastdrive-tokenpacker"), ``version`` ("1"), ``config`` (JSON: ``width``
-and ``heads``) and ``encoder`` (fingerprint of the vision tower).
+and ``heads``), and the fingerprints of what it was trained with: ``encoder`` (vision tower) and ``language`` (language
+model, as it was stored at the end of that training).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch.nn.functional import pad
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import Vla
+from fastdrive_node.families.loading import read_vla
 from fastdrive_node.files import TOKEN_PACKER_FILE
 from fastdrive_node.pruning.module_file import check_encoder, compare, fill, opened, write_tensors
 from fastdrive_node.validation import STRICT, parse_json
@@ -132,22 +134,32 @@ def cells_of_vla(vla: Vla) -> tuple[Tensor, Tensor]:
     return members_of([vla.grids[camera] for camera, _ in vla.images])
 
 
-def save_packer(path: Path, packer: TokenPacker, encoder_fingerprint: str) -> None:
-    """Write a packer's file.
+def save_packer(vla_dir: Path, packer: TokenPacker) -> None:
+    """Write a packer's file beside the VLA that it was trained with.
 
     Args:
-        encoder_fingerprint: of the vision tower that it was trained on (``Vla.encoder_fingerprint``).
+        vla_dir: its weights must be stored already, as the training left them: the file names their fingerprints.
+
+    Raises:
+        ModelError: the directory is no VLA.
     """
-    config = _SIZES.dump_json(packer.sizes).decode()
-    metadata = {"format": FORMAT, "version": VERSION, "config": config, "encoder": encoder_fingerprint}
-    write_tensors(path, packer.state_dict(), metadata)
+    vla = read_vla(vla_dir)
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": _SIZES.dump_json(packer.sizes).decode(),
+        "encoder": vla.encoder_fingerprint,
+        "language": vla.language_fingerprint,
+    }
+    write_tensors(vla_dir / TOKEN_PACKER_FILE, packer.state_dict(), metadata)
 
 
 def load_packer(vla: Vla) -> TokenPacker:
     """The packer beside a VLA, on its device and in its dtype, in ``eval`` mode.
 
     Raises:
-        ModelError: the file is missing or damaged, is no packer, or belongs to another width or encoder.
+        ModelError: the file is missing or damaged, is no packer, or belongs to another width, encoder or language
+            model.
     """
     path = vla.path / TOKEN_PACKER_FILE
     with _opened(path) as (stored, metadata):
@@ -157,7 +169,7 @@ def load_packer(vla: Vla) -> TokenPacker:
 
 
 def check_packer_file(vla: Vla) -> None:
-    """See that the packer's file serves a VLA; neither its weights nor those of the VLA are read.
+    """See that the packer's file serves a VLA; its weights are not read, those of the VLA for fingerprints alone.
 
     Raises:
         ModelError: as ``load_packer``, but for values that are not finite.
@@ -184,8 +196,25 @@ def _empty(path: Path, metadata: dict[str, str], vla: Vla) -> TokenPacker:
             "with this VLA"
         )
     check_encoder(path, metadata, vla, KIND)
+    _check_language(path, metadata, vla)
     try:
         with torch.device("meta"):
             return TokenPacker(sizes.width, sizes.heads)
     except ValueError as error:
         raise ModelError(f"{path}: config: {error}; train the packer again") from error
+
+
+def _check_language(path: Path, metadata: dict[str, str], vla: Vla) -> None:
+    """Raises ModelError where the packer was trained with another language model than the VLA's."""
+    trained = metadata.get("language")
+    if trained is None:
+        raise ModelError(
+            f"{path}: language: missing, so it is not known which language model was trained with it (a file of an "
+            "earlier version); train VLA and packer again (`fastdrive train tiny_language_packed`)"
+        )
+    if trained != vla.language_fingerprint:
+        raise ModelError(
+            f"{path}: language: trained with the language model {trained[:12]!r}, but {vla.path} has "
+            f"{vla.language_fingerprint[:12]!r}; train the packer with this VLA (`packed` of a vla_language recipe), "
+            "or use the VLA directory that it was made in"
+        )

@@ -140,7 +140,7 @@ def test_the_pruner_is_named_with_its_file_s_fingerprint(folder) -> None:
     before = Identity(open_pipeline(folder, NAME, 0.75), NAME)()
     assert before["pruner"] == NAME
     assert before["pruner_fingerprint"] == pruner_fingerprint(folder / TOKEN_PACKER_FILE)[:12]
-    save_packer(folder / TOKEN_PACKER_FILE, TokenPacker(128, 4), load_vla(folder).encoder_fingerprint)
+    save_packer(folder, TokenPacker(128, 4))
     assert Identity(open_pipeline(folder, NAME, 0.75), NAME)()["pruner_fingerprint"] != before["pruner_fingerprint"]
 
 
@@ -165,6 +165,19 @@ def test_a_packer_of_another_encoder_or_width_is_refused(folder, tmp_path) -> No
         load_packer(load_vla(narrow))
 
 
+def test_a_packer_of_another_language_model_on_the_same_tower_is_refused(folder, tmp_path) -> None:
+    other = shutil.copytree(folder, tmp_path / "other")
+    rewrite(other / "model.safetensors", change_tensors=lambda t: t["model.embed_tokens.weight"].add_(0.01))
+    assert read_vla(other).encoder_fingerprint == read_vla(folder).encoder_fingerprint
+    for look in (lambda: load_packer(load_vla(other)), lambda: check_pruner(read_vla(other), NAME)):
+        with pytest.raises(
+            ModelError, match=r"language: trained with the .*, or use the VLA directory that it was made"
+        ):
+            look()
+    save_packer(other, random_packer(128))
+    assert load_packer(load_vla(other)).sizes.width == 128
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -175,6 +188,14 @@ def test_a_packer_of_another_encoder_or_width_is_refused(folder, tmp_path) -> No
         (set_config(heads=3), "config: heads: 3 do not divide the width 128"),
         (set_config(width=1 << 30), "config: width"),
         (set_config(depth=2), "config: depth"),
+        (
+            lambda m: m.pop("language"),
+            r"language: missing, .* \(a file of an earlier version\); train VLA and packer again",
+        ),
+        (
+            lambda m: m.update(language="0" * 64),
+            r"tokenpacker\.safetensors: language: trained with the language model '0{12}', but .*vla has '\w{12}'; ",
+        ),
     ],
 )
 def test_wrong_metadata_is_refused_with_and_without_weights(folder, change, reason) -> None:
@@ -205,5 +226,5 @@ def test_wrong_tensors_are_refused_and_told_by_the_check_of_the_directory(folder
 def test_the_packer_file_is_no_part_of_the_vlas_fingerprint(folder) -> None:
     """Answers without the packer do not depend on it."""
     before = directory_fingerprint(folder)
-    save_packer(folder / TOKEN_PACKER_FILE, TokenPacker(128, 4), load_vla(folder).encoder_fingerprint)
+    save_packer(folder, TokenPacker(128, 4))
     assert directory_fingerprint(folder) == before

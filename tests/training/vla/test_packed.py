@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastdrive_node.errors import TrainingError
+from fastdrive_node.errors import ModelError, TrainingError
 from fastdrive_node.families import VisualTokens, load_vla
 from fastdrive_node.files import TOKEN_PACKER_FILE
 from fastdrive_node.pruning.pruner import PruningContext
@@ -75,6 +75,9 @@ def test_packer_and_language_half_are_trained_and_a_resumed_run_ends_like_an_unb
     last = load_packer(trained).state_dict()["mlp.2.weight"]
     assert last.abs().max() > 0  # it starts at zero
     assert not torch.equal(trained.model.lm_head.weight, before.model.lm_head.weight)
+    shutil.copy(trained.path / TOKEN_PACKER_FILE, start)  # which the run began from
+    with pytest.raises(ModelError, match="language: trained with the language model"):
+        load_packer(before)
 
 
 def test_the_language_model_reads_in_training_what_the_pruner_gives_it(tiny_vla, monkeypatch) -> None:

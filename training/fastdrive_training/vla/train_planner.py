@@ -167,7 +167,7 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
     if processes.first:
         save_vla(vla, begin, folder / "vla")
         if packer is not None:
-            save_packer(folder / "vla" / TOKEN_PACKER_FILE, packer, vla.encoder_fingerprint)
+            save_packer(folder / "vla", packer)
         planner.save_heads(folder)  # another run of this stage may go on from here
     return figures
 
