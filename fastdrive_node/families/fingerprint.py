@@ -78,7 +78,7 @@ def model_files(vla_dir: str | Path) -> list[Path]:
     return sorted({*texts, *weights} - manifests - {folder / VIEW_WEIGHTS_FILE, folder / GEOMETRY_FILE})
 
 
-def indexed_weights(path: Path) -> list[Path]:
+def _indexed_weights(path: Path) -> list[Path]:
     """The weight files that an index names, there or not. Raises ModelError where it cannot be read."""
     index = path / WEIGHTS_INDEX
     try:
@@ -92,18 +92,26 @@ def indexed_weights(path: Path) -> list[Path]:
     return [path / name for name in sorted(names)]
 
 
-def _weight_paths(folder: Path) -> list[Path]:
-    """By the index, or by the usual name; every safetensors file where there is neither."""
-    if (folder / WEIGHTS_INDEX).is_file():
-        return indexed_weights(folder)
+def weight_paths(folder: Path) -> list[Path]:
+    """The weight files that transformers loads, there or not: the usual one, else those of the index.
+
+    Raises ModelError where the index cannot be read.
+    """
     usual = folder / WEIGHTS
-    return [usual] if usual.is_file() else sorted(folder.glob("*.safetensors"))
+    return [usual] if usual.is_file() or not (folder / WEIGHTS_INDEX).is_file() else _indexed_weights(folder)
+
+
+def _any_weights(folder: Path) -> list[Path]:
+    """``weight_paths``; every safetensors file where there is neither."""
+    found = weight_paths(folder)
+    missing = found == [folder / WEIGHTS] and not found[0].is_file()
+    return sorted(folder.glob("*.safetensors")) if missing else found
 
 
 def _weight_files(vla_dir: str | Path) -> Files:
     """Raises ModelError where the index cannot be read, or a file of it is missing."""
     found = []
-    for file in _weight_paths(Path(vla_dir)):
+    for file in _any_weights(Path(vla_dir)):
         try:
             found.append((str(file), file.stat().st_mtime_ns, file.stat().st_size))
         except OSError as error:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families.base import LANGUAGE, VISION, VlaFamily
-from fastdrive_node.families.fingerprint import WEIGHTS, WEIGHTS_INDEX, indexed_weights
+from fastdrive_node.families.fingerprint import weight_paths
 from fastdrive_node.families.vla import CONFIG, first_line, quiet_loading, without_meta_initialisation
 from fastdrive_node.validation import read_json
 
@@ -80,7 +80,7 @@ def weight_files(path: Path) -> list[Path]:
     Raises:
         ModelError: one is missing or unreadable.
     """
-    files = indexed_weights(path) if (path / WEIGHTS_INDEX).is_file() else [path / WEIGHTS]
+    files = weight_paths(path)
     for file in files:
         if not file.is_file():
             raise ModelError(f"{file}: missing; a VLA directory needs it (the weights, as safetensors)")

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fastdrive_node.errors import ModelError
+from fastdrive_node.families import load_vla
 from fastdrive_node.families.fingerprint import directory_fingerprint, encoder_fingerprint, tensors_fingerprint
 from tests.generation import QWEN
 
@@ -110,6 +111,13 @@ def test_a_shard_that_the_index_names_and_that_is_missing_is_told(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
     with pytest.raises(ModelError, match=r"model-1\.safetensors: cannot be read"):
         directory_fingerprint(tmp_path)
+
+
+def test_an_index_beside_a_whole_file_which_is_loaded_has_no_part_in_that_of_the_encoder(tmp_path, tiny_dir):
+    copy = shutil.copytree(tiny_dir, tmp_path / "copy")
+    save_file({"model.visual.a": torch.zeros(1)}, copy / "model-1.safetensors")
+    (copy / "model.safetensors.index.json").write_text('{"weight_map": {"model.visual.a": "model-1.safetensors"}}')
+    assert load_vla(copy).encoder_fingerprint == encoder_fingerprint(tiny_dir, QWEN.encoder_prefixes)
 
 
 @pytest.mark.parametrize("name", ["../model-1.safetensors", "..", "", "a\\u0000"])

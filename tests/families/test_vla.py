@@ -187,6 +187,7 @@ def test_a_tokenizer_that_cuts_or_pads_texts_encodes_them_whole(broken, tiny_vla
 def test_a_weight_index_cannot_name_files_elsewhere(broken):
     index = {"metadata": {}, "weight_map": {"a": "../../secret.safetensors"}}
     (broken / "model.safetensors.index.json").write_text(json.dumps(index))
+    (broken / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="weight_map: names a file outside"):
         load_vla(broken)
 
