@@ -5,6 +5,7 @@ that choose likewise. A language model that is trained from scratch, with tokens
 
     python -m benchmarks.studies.fair_vla --out runs/fair_tower
     fastdrive train tiny_language --set tower_run=runs/fair_tower --set out=runs/fair_language --set pruned_by=random
+    cp models/tiny/prune2drive.json runs/fair_language/vla    # else Prune2Drive gives all cameras equal budgets
     fastdrive evaluate data/sim_test --split test --vla runs/fair_language/vla \
         --pruner models/tiny/reconpruner.safetensors
 """
@@ -12,13 +13,11 @@ that choose likewise. A language model that is trained from scratch, with tokens
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
 import torch
 
 from fastdrive_node.families import load_vla
-from fastdrive_node.files import VIEW_WEIGHTS_FILE
 from fastdrive_node.planning.loading import default_vla_dir
 from fastdrive_training.vla.planner import TrainablePlanner
 from fastdrive_training.vla.tiny_model import build_tiny_vla
@@ -30,8 +29,6 @@ def build(source: Path, out: Path, seed: int) -> Path:
     vla = load_vla(build_tiny_vla(out / "vla", seed))
     vla.model.model.visual.load_state_dict(load_vla(source).model.model.visual.state_dict())
     vla.model.save_pretrained(out / "vla")
-    if (source / VIEW_WEIGHTS_FILE).exists():
-        shutil.copy(source / VIEW_WEIGHTS_FILE, out / "vla" / VIEW_WEIGHTS_FILE)
     TrainablePlanner(vla).save_heads(out)
     return out
 

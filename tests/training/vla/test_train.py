@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,6 +16,13 @@ from safetensors.torch import load_file
 from fastdrive_node.cli import main
 from fastdrive_node.errors import InputError, ModelError, TrainingError
 from fastdrive_node.families import load_vla
+from fastdrive_node.families.loading import read_vla
+from fastdrive_node.files import SHIPPED_PRUNER, VIEW_WEIGHTS_FILE
+from fastdrive_node.planning.loading import check_pruner
+from fastdrive_node.pruning.baselines.prune2drive import save_weights
+from fastdrive_node.pruning.catalog import FILES
+from fastdrive_node.pruning.checkpoint import save_pruner
+from fastdrive_node.types import CAMERAS
 from fastdrive_training.data.adapters import open_source
 from fastdrive_training.engine.config import RecipeError, parse_recipe
 from fastdrive_training.engine.distributed import Processes
@@ -23,6 +31,7 @@ from fastdrive_training.vla.data import image_groups, prepare
 from fastdrive_training.vla.targets import AnswerText
 from fastdrive_training.vla.train_planner import LanguageRecipe, foreground_share, keep_some
 from fastdrive_training.vla.train_tower import TowerBatches, TowerPlanner, TowerRecipe, jittered
+from tests.generation import untrained_pruner
 from tests.training.tiny_nuscenes import write_dataset
 
 SHAPE = {"tower_depth": 2, "full_attention_blocks": [1], "layers": 1}
@@ -290,17 +299,51 @@ def test_a_prompt_that_the_vla_cannot_write_is_refused(language, prompt, text) -
         train_planner.train({**language, "prompt": prompt}, False)
 
 
-def test_the_second_stage_goes_on_from_a_vla_directory(language, tiny_dir, tmp_path) -> None:
-    """Without a run's heads, and with nothing of the directory's own card."""
-    start = tmp_path / "start"
-    shutil.copytree(tiny_dir, start)
-    (start / "README.md").write_text("figures of another VLA")
-    recipe = {**language, "tower_run": "missing", "start": str(start), "steps": 1, "rate": 1e-9}
-    train_planner.train(recipe, False)
-    ours, theirs = (load_file(path / "model.safetensors") for path in (tmp_path / "o" / "vla", start))
+def test_the_second_stage_goes_on_from_a_vla_directory(language, start) -> None:
+    """Without a run's heads."""
+    out = Path(language["out"])
+    train_planner.train({**language, "tower_run": "missing", "start": str(start), "steps": 1, "rate": 1e-9}, False)
+    ours, theirs = (load_file(path / "model.safetensors") for path in (out / "vla", start))
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
-    assert not (tmp_path / "o" / "vla" / "README.md").exists()
-    assert (tmp_path / "o" / "heads.pt").exists()  # a run goes on from here
+    assert (out / "heads.pt").exists()  # a run goes on from here
+
+
+@pytest.fixture
+def start(tiny_dir, tmp_path) -> Path:
+    """A VLA directory with every file of a pruner, and a card."""
+    folder = shutil.copytree(tiny_dir, tmp_path / "start")
+    pruner = untrained_pruner(load_vla(folder))
+    for name in (SHIPPED_PRUNER, *FILES.values()):
+        save_pruner(folder / name, pruner, load_vla(folder).encoder_fingerprint)
+    save_weights(folder / VIEW_WEIGHTS_FILE, dict.fromkeys(CAMERAS, 1.0))
+    (folder / "README.md").write_text("figures of another VLA")
+    return folder
+
+
+def test_files_that_are_true_of_another_language_model_are_left_out_and_told(language, start, tmp_path, capsys) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"kind": "vla_language", **language, "start": str(start), "steps": 1}))
+    assert main(["train", str(path), "--json", str(tmp_path / "figures.json")]) == 0
+    figures, told = json.loads((tmp_path / "figures.json").read_text()), capsys.readouterr().err
+    of_language = {"README.md", "tokenpacker.safetensors", "prune2drive.json", "reconpruner_plan.safetensors"}
+    assert figures["left_out"].keys() == of_language
+    written = tmp_path / "o" / "vla"
+    for name, reason in figures["left_out"].items():
+        assert f"{written}: without {name}: {reason}" in told and not (written / name).exists()
+    of_tower = {"reconpruner.safetensors", "reconpruner_lite.safetensors", "camera_geometry.json", "tokenizer.json"}
+    assert of_tower < {file.name for file in start.iterdir()} - of_language == {file.name for file in written.iterdir()}
+    for name in ("reconpruner", "reconpruner-lite", "ring-view"):
+        check_pruner(read_vla(written), name)
+
+
+def test_a_vla_that_began_from_shards_has_its_own_weights_alone(language, start) -> None:
+    vla = load_vla(start)
+    (start / "model.safetensors").unlink()
+    vla.model.save_pretrained(start, max_shard_size="1MB")
+    assert len(list(start.glob("model-*.safetensors"))) > 1
+    train_planner.train({**language, "start": str(start), "steps": 1}, False)
+    written = {file.name for file in (Path(language["out"]) / "vla").glob("model*")}
+    assert written == {"model.safetensors"}
 
 
 def test_a_share_of_changing_plans_that_the_data_do_not_have_is_refused(language) -> None:

@@ -7,6 +7,7 @@ import importlib
 import os
 import shlex
 import sys
+from pathlib import Path
 from types import ModuleType
 
 from fastdrive_node.cli import write_json
@@ -74,6 +75,8 @@ def run(args: argparse.Namespace) -> None:
     if os.environ.get("RANK", "0") == "0":  # one of several processes that a launcher started
         if figures.get("pruner"):
             print(next_steps(recipe, figures["pruner"]), file=sys.stderr)
+        for file, reason in figures.get("left_out", {}).items():
+            print(f"{Path(recipe['out']) / 'vla'}: without {file}: {reason}", file=sys.stderr)
         write_json(figures, args.json)
 
 

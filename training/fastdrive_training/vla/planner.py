@@ -17,8 +17,10 @@ from torch.nn.functional import cross_entropy, smooth_l1_loss
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import Vla
+from fastdrive_node.families.fingerprint import WEIGHTS_INDEX, weight_paths
 from fastdrive_node.families.prompt import check_prompt
-from fastdrive_node.files import TOKEN_PACKER_FILE
+from fastdrive_node.files import TOKEN_PACKER_FILE, VIEW_WEIGHTS_FILE
+from fastdrive_node.pruning.catalog import FILES
 from fastdrive_training.data.adapters import ImageSource, open_source
 from fastdrive_training.data.adapters.joined import JoinedSource
 from fastdrive_training.engine.config import Count, Fraction, Positive, RecipeError, Seed, Steps, recipe_class
@@ -44,6 +46,13 @@ KNOWN_HISTORY = 0.88  # of the samples; the others stand for a vehicle that has 
 WEIGHTS = {"numbers": 0.3, "words": 0.3, "waypoints": 3.0, "light": 0.3, "gaps": 1.0, "dense": 0.5}
 HEADS = ("waypoints", "ahead")  # of the planner, which the second stage takes over from the first
 HEADS_FILE = "heads.pt"
+OF_ONE_LANGUAGE_MODEL = {  # files of a VLA directory that are true of its own language model alone, and why
+    "README.md": "the card of another VLA",
+    TOKEN_PACKER_FILE: "no other language model was trained with its tokens; `packed` of a recipe trains a new one",
+    VIEW_WEIGHTS_FILE: "searched with the plans of another language model; find new ones with `fastdrive view-weights`",
+    FILES["reconpruner-plan"]: "learned from the answers of another language model; train a new one with "
+    "`fastdrive train distil_tiny_plan`, or give the old file by its path",
+}
 # Keys that change where and how fast a run goes, not what it computes; a run may be resumed with others.
 FREE_KEYS = (
     *("dataset", "more_datasets", "dataset_kind", "out", "cache", "tower_run"),
@@ -317,17 +326,24 @@ class VlaTrainer(Trainer):
         self._recent.extend(state["recent"])
 
 
-def save_vla(vla: Vla, source: Path, target: Path) -> None:
-    """Write ``vla`` with its prompt, and the tokenizer and vla.json of ``source``.
+def save_vla(vla: Vla, source: Path, target: Path) -> dict[str, str]:
+    """Write ``vla`` with its prompt, and the files of ``source`` that are still true: tokenizer, vla.json, pruner files
+    that depend on the tower alone.
 
-    Left out are the card of ``source`` and its token packer, whose tokens its own language model alone has read.
+    Returns:
+        Files of ``source`` that were left out, and why: ``OF_ONE_LANGUAGE_MODEL``.
     """
     target.mkdir(parents=True, exist_ok=True)
     vla.model.save_pretrained(target)
     (target / vla.spec.prompt).write_text(vla.template, encoding="utf-8")
-    for file in source.iterdir():
-        if file.is_file() and file.name not in ("README.md", TOKEN_PACKER_FILE) and not (target / file.name).exists():
+    weights = {WEIGHTS_INDEX, *(file.name for file in weight_paths(source))}  # those of ``vla`` are there
+    left_out = {}
+    for file in sorted(source.iterdir()):
+        if file.name in OF_ONE_LANGUAGE_MODEL:
+            left_out[file.name] = OF_ONE_LANGUAGE_MODEL[file.name]
+        elif file.is_file() and file.name not in weights and not (target / file.name).exists():
             (target / file.name).write_bytes(file.read_bytes())
+    return left_out
 
 
 def with_prompt(vla: Vla, template: str | None) -> Vla:

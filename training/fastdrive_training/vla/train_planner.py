@@ -128,7 +128,10 @@ class LanguagePlanner(TrainablePlanner):
 
 
 def train(recipe: dict, resume: bool) -> dict[str, Any]:
-    """Train from a recipe's mapping and the first stage's run; returns the final losses and ``images_per_s``.
+    """Train from a recipe's mapping and the first stage's run.
+
+    Returns the final losses, ``images_per_s``, and ``left_out``: which files of the VLA that it began from the new one
+    does not have, and why.
 
     Writes the finished VLA directory to ``<out>/vla``. An earlier run in the folder is archived unless it is resumed.
 
@@ -165,9 +168,10 @@ def train(recipe: dict, resume: bool) -> dict[str, Any]:
         start_folder(folder, KIND, settings)
     figures = trainer.run(resume)
     if processes.first:
-        save_vla(vla, begin, folder / "vla")
+        figures["left_out"] = save_vla(vla, begin, folder / "vla")
         if packer is not None:
             save_packer(folder / "vla", packer)
+            figures["left_out"].pop(TOKEN_PACKER_FILE, None)  # there is a new one
         planner.save_heads(folder)  # another run of this stage may go on from here
     return figures
 
