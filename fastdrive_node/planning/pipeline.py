@@ -176,7 +176,7 @@ class Pipeline:
     @property
     def _least_keep(self) -> int:
         """The fewest tokens of all images that the pruner can keep."""
-        return self.pruner.least_keep([self.vla.grids[camera] for camera, _ in self.vla.images])
+        return self.pruner.least_keep(self.vla.image_grids())
 
     @torch.inference_mode()
     def plan(self, frame_set: FrameSet, history: EgoHistory, command: Command = Command.NONE) -> Plan:

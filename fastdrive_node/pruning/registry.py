@@ -97,6 +97,11 @@ def make_pruner(
     raise ModelError(f"pruner {name!r} is not known; known are {', '.join(NAMES)}")
 
 
+def least_keep(name: str, vla: Vla) -> int:
+    """``Pruner.least_keep`` of a name of ``catalog.PRUNERS``, for a VLA's images; the pruner's files are not read."""
+    return _BY_NAME[name]().least_keep(vla.image_grids())
+
+
 def _calibration(path: str | Path, needed: bool) -> Calibration | None:
     """None where no option needs it; a damaged one is then only logged."""
     try:

@@ -131,7 +131,7 @@ def cells_of(grids: Sequence[tuple[int, int]], size: int = CELL) -> Tensor:
 
 def cells_of_vla(vla: Vla) -> tuple[Tensor, Tensor]:
     """``members_of`` the images of a VLA's prompt."""
-    return members_of([vla.grids[camera] for camera, _ in vla.images])
+    return members_of(vla.image_grids())
 
 
 def save_packer(vla_dir: Path, packer: TokenPacker) -> None:

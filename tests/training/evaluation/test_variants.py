@@ -86,6 +86,15 @@ def test_without_names_only_what_the_pruner_file_allows_is_compared(dataset, tin
     assert all_pruners(dataset, tiny_vla, calibrated) == (*PRUNERS, "reconpruner-calibrated", "reconpruner-adaptive")
 
 
+def test_matryoshka_is_compared_where_every_ratio_keeps_a_token_of_each_image(dataset, tiny_vla, tmp_path):
+    plain = tmp_path / "plain.safetensors"
+    save_pruner(plain, ReconPruner(tiny_vla.family, tiny_vla.config.text_config), tiny_vla.encoder_fingerprint)
+    small = replace(tiny_vla, spec=replace(tiny_vla.spec, image_size=(2 * 28, 2 * 28)))
+    assert small.tokens == 24
+    assert set(all_pruners(dataset, small, plain, (0.75,))) == set(PRUNERS)
+    assert set(PRUNERS) - set(all_pruners(dataset, small, plain, (0.75, 0.8))) == {"matryoshka", "tokenpacker"}
+
+
 def test_tokenpacker_is_compared_where_every_ratio_keeps_as_many_tokens_as_it_gives(dataset, tiny_vla, tmp_path):
     plain = tmp_path / "plain.safetensors"
     save_pruner(plain, ReconPruner(tiny_vla.family, tiny_vla.config.text_config), tiny_vla.encoder_fingerprint)

@@ -125,21 +125,21 @@ def all_pruners(source: ImageSource, vla: Vla, file: Path, drops: Sequence[float
     """What the data, the pruner file and the pruning ratios allow.
 
     Left out are the oracle without masks or for a VLA of past images, ring-view without the cameras' geometry beside
-    the VLA, tokenpacker and others whose own file is not there, tokenpacker too where a ratio leaves fewer tokens than
-    it gives, the variants that are calibrated without a calibration for all cameras, those of even spacing and of
-    pooled cells, and the one with a memory, which at the usual two keyframes a second is as without.
+    the VLA, tokenpacker and others whose own file is not there, pruners that keep more tokens than a ratio leaves, the
+    variants that are calibrated without a calibration for all cameras, those of even spacing and of pooled cells, and
+    the one with a memory, which at the usual two keyframes a second is as without.
     """
     from fastdrive_node.pruning.checkpoint import load_calibration  # these import torch
-    from fastdrive_node.pruning.token_packer import cells_of_vla
+    from fastdrive_node.pruning.registry import least_keep
 
     calibration = load_calibration(file)
     allowed = {
         "oracle": source.has_masks and not vla.spec.frames,
         "ring-view": (vla.path / GEOMETRY_FILE).exists(),
-        "tokenpacker": (vla.path / TOKEN_PACKER_FILE).exists()
-        and _kept(vla.tokens, max(drops, default=0.0)) >= len(cells_of_vla(vla)[0]),
+        "tokenpacker": (vla.path / TOKEN_PACKER_FILE).exists(),
     }
-    names = [name for name in PRUNERS if allowed.get(name, True)]
+    fewest = _kept(vla.tokens, max(drops, default=0.0))
+    names = [name for name in PRUNERS if allowed.get(name, True) and least_keep(name, vla) <= fewest]
     names += [name for name, own in FILES.items() if (vla.path / own).exists()]
     if calibration is not None and not vla.spec.image_sizes and set(vla.spec.cameras) <= set(calibration.cameras):
         names += [name for name, options in VARIANTS.items() if options.needs_calibration]
@@ -147,13 +147,13 @@ def all_pruners(source: ImageSource, vla: Vla, file: Path, drops: Sequence[float
 
 
 def _kept(tokens: int, drop: float) -> int:
-    """K; 0 for a ratio out of range, which the settings refuse."""
+    """K; 1 for a ratio out of range, which the settings refuse."""
     from fastdrive_node.pruning.select import keep_count  # imports torch
 
     try:
         return keep_count(tokens, drop)
     except ValueError:
-        return 0
+        return 1
 
 
 def unknown_figures(figures: dict, missing_maps: Sequence[str] = ()) -> list[str]:

@@ -94,7 +94,7 @@ def make_rows(vla: Vla, settings: OpenLoopSettings) -> list[PrunerRow]:
             keep = keep_count(vla.tokens, key.drop)
         except ValueError as error:
             raise UsageError(f"--{error}") from error
-        least = pruners[key.pruner].least_keep([vla.grids[camera] for camera, _ in vla.images])
+        least = pruners[key.pruner].least_keep(vla.image_grids())
         if keep < least:
             raise UsageError(
                 f"--drop: {key.drop:g} keeps {keep} of {vla.tokens} tokens, {key.pruner} keeps at least {least}; give "
