@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints,
 from fastdrive_node.errors import InputError
 from fastdrive_node.families.spec import VlaSpec
 from fastdrive_node.files import write_atomically
-from fastdrive_node.ros.parameters import PARAMETERS, Settings, reason_of
+from fastdrive_node.ros.parameters import PARAMETERS, Settings, reason_of, unknown
 from fastdrive_node.validation import read_bytes, read_yaml
 
 CONFIG_FILE, DOCUMENT = "config/fastdrive.yaml", "docs/node.md"
@@ -69,6 +69,9 @@ def check_parameter_file(path: str | Path, node: str = "fastdrive") -> dict[str,
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
+        if first["type"] == "extra_forbidden" and len(first["loc"]) == 3:  # section, ros__parameters, name
+            name = str(first["loc"][-1])
+            raise InputError(f"{path}: {where.removesuffix(name)}{unknown(name)}") from error
         given = "" if isinstance(first["input"], dict) else f" {first['input']!r:.80}:"
         raise InputError(f"{path}: {where}:{given} {reason_of(error)}; {SCHEMA_FILE} has the parameters") from error
     node = f"/{node.strip('/')}"

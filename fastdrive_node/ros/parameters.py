@@ -217,7 +217,7 @@ MODEL_PARAMETERS = tuple(name for name, schema in PARAMETERS.items() if "exchang
 def validate(name: str, value: object) -> str | None:
     """Why a value is not one for this parameter, or None."""
     if name not in PARAMETERS:
-        return _unknown(name)
+        return unknown(name)
     try:
         Settings.model_validate({name: value})
     except ValidationError as error:
@@ -225,7 +225,8 @@ def validate(name: str, value: object) -> str | None:
     return None
 
 
-def _unknown(name: str) -> str:
+def unknown(name: str) -> str:
+    """That a name is none of ``PARAMETERS``, and which are close to it."""
     near = difflib.get_close_matches(name, PARAMETERS)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(PARAMETERS)}"
     return f"{name}: no such parameter; {hint}"
@@ -253,7 +254,7 @@ def check_names(names: Iterable[str]) -> None:
     """Raises InputError for the first name that is neither of ``PARAMETERS`` nor one that every ROS 2 node may have."""
     for name in names:
         if name not in (*PARAMETERS, *_OF_EVERY_NODE) and not name.startswith("qos_overrides."):
-            raise InputError(_unknown(name))
+            raise InputError(unknown(name))
 
 
 def descriptor(name: str):

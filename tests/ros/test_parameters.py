@@ -80,7 +80,8 @@ def test_a_parameter_file_may_have_some_parameters_and_the_clock(tmp_path):
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"dropp": 0.5}, "dropp"),
+        ({"dropp": 0.5}, r"parameters\.yaml: fastdrive\.ros__parameters\.dropp: no such parameter; did you mean drop"),
+        ({"brightness": 0.5}, "brightness: no such parameter; there are vla, "),
         ({"drop": 2.0}, "drop: 2.0"),
         ({"drop": "half"}, "drop: 'half'"),
         ({"image_transport": "jpeg"}, "image_transport: 'jpeg'"),
