@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import yaml
 
@@ -20,6 +23,7 @@ from fastdrive_node.supervision.supervisor import how_ended
 
 NODE_COMMAND = (sys.executable, "-m", "fastdrive_node.ros")
 TAIL_LINES = 3
+_FOLDERS, _LOCK = "fastdrive_node_", "lock"  # prefix of their names; a file in each that its process keeps locked
 STOP_S = 15.0  # for the plan in progress, before the process is killed
 _LOG_PREFIX = re.compile(r"^\[\w+\] \[[\d.]+\] (\[[\w./]+\]: )?")
 _MODE, _FAULT = "mode ", "mode fault: "  # how the node tells a change of its mode
@@ -53,7 +57,9 @@ class NodeProcess:
         self._tail: deque[str] = deque(maxlen=50)
 
     def __enter__(self) -> NodeProcess:
-        self._folder = tempfile.TemporaryDirectory(prefix="fastdrive_node_")
+        remove_abandoned()
+        self._folder = tempfile.TemporaryDirectory(prefix=_FOLDERS)
+        self._lock = _locked(Path(self._folder.name))
         values = Path(self._folder.name, "parameters.yaml")
         values.write_text(yaml.safe_dump({"/**": {"ros__parameters": dict(self._parameters)}}))
         files = [*([self._parameter_file] if self._parameter_file else []), values]
@@ -82,6 +88,7 @@ class NodeProcess:
             self._process.wait()
         self._reader.join()
         self._folder.cleanup()
+        self._lock.close()
 
     def _own_environment(self) -> dict[str, str]:
         """The node ends with this process, also where that is killed."""
@@ -102,6 +109,29 @@ class NodeProcess:
                 self._tail.append(text)
         self._process.wait()
         self.on_exit()
+
+
+def _locked(folder: Path) -> TextIO:
+    """A folder's lock, which the kernel opens when this process ends, however it ends."""
+    lock = open(folder / "new_lock", "w")  # noqa: SIM115  as long as the folder is used
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.rename(lock.name, folder / _LOCK)  # only now: another process takes a folder whose lock is open for abandoned
+    return lock
+
+
+def remove_abandoned() -> None:
+    """Delete this user's folders of node processes whose launcher was killed.
+
+    A lock tells it, not a process id: other containers may have the same folder for temporary files.
+    """
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*"):
+        try:
+            if folder.lstat().st_uid == os.getuid():
+                with open(folder / _LOCK) as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            continue  # in use, being made, or deleted by another process
 
 
 def last_words(lines: Sequence[str]) -> str:
