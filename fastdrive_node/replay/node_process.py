@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -114,8 +115,10 @@ class NodeProcess:
 def _locked(folder: Path) -> TextIO:
     """A folder's lock, which the kernel opens when this process ends, however it ends."""
     lock = open(folder / "new_lock", "w")  # noqa: SIM115  as long as the folder is used
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    os.rename(lock.name, folder / _LOCK)  # only now: another process takes a folder whose lock is open for abandoned
+    with suppress(OSError):  # a file system without locks: the folder stays where this process is killed
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Only now: another process takes a folder whose lock is open for abandoned.
+        os.rename(lock.name, folder / _LOCK)
     return lock
 
 

@@ -58,6 +58,15 @@ def test_the_folder_of_a_killed_launcher_is_deleted_at_the_next_start(launcher, 
     assert list(temporary.iterdir()) == []
 
 
+def test_a_node_starts_where_files_cannot_be_locked(temporary, monkeypatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError("no locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    start_and_stop()
+    assert list(temporary.iterdir()) == []
+
+
 def test_folders_that_are_being_made_or_are_of_others_stay(temporary, monkeypatch) -> None:
     being_made, of_another, elsewhere = (temporary / f"fastdrive_{name}" for name in ("node_a", "node_b", "else"))
     for folder in (being_made, of_another, elsewhere):
