@@ -230,6 +230,21 @@ def test_the_tensorrt_provider_counts_as_cuda(toy, language_file, monkeypatch):
         open_language_engine(LanguageChoice(language_file, "tensorrt"), toy.vla)
 
 
+def test_onnxruntime_s_operators_are_refused_on_a_gpu(toy, tmp_path, monkeypatch):
+    present = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("fastdrive_node.engines.onnx_runner.onnxruntime.get_available_providers", lambda: present)
+    file = build_language(toy.vla.path, tmp_path)[0]
+    reason = r"operators: onnxruntime, .* not with onnx_provider cuda; build it with --operators standard"
+    with pytest.raises(ModelError, match=reason):
+        open_language_engine(LanguageChoice(file, "cuda"), toy.vla)
+
+
+@pytest.mark.parametrize(("version", "name"), [("1.20.1", "force_spinning_stop"), ("1.26.0", "spin_duration_us")])
+def test_threads_of_a_session_are_told_to_sleep_soon_in_the_words_of_the_version(version, name):
+    (found, value) = next(iter(spinning(version).items()))
+    assert found.endswith(name) and 0 < int(value) <= 1000
+
+
 def test_an_engine_of_other_weights_is_refused_with_the_command(copy, other):
     with pytest.raises(
         ModelError,

@@ -124,6 +124,11 @@ def test_a_failure_is_one_line(engine, toy, tmp_path, capsys, words, reason):
         (["build", "--precision", "fp16", "--fp32-mlp", 99], "fp32_mlp: [99]: the tower has blocks 0 to 1"),
         (["build", "--part", "language", "--backend", "tensorrt"], "--part language: only onnxruntime runs it"),
         (["build", "--precision", "int8"], "--precision: invalid choice"),
+        (["build", "--operators", "cuda"], "--operators: invalid choice"),
+        (
+            ["build", "--operators", "onnxruntime", "--precision", "fp16"],
+            "operators: onnxruntime is for fp32 and opset",
+        ),
         (["verify", "ENGINE", "--drop", 0.96], "--drop: 0.96 is not in [0, 0.95]"),
         (["verify", "ENGINE", "--provider", "openvino"], "--provider: invalid choice"),
     ],

@@ -14,7 +14,7 @@ pytest.importorskip("onnx", reason="onnx is not installed: pip install -e .[expo
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e .[export]")
 
 from fastdrive_export.build import GraphOptions, build_onnx
-from fastdrive_export.tensorrt_build import build_plan, build_tensorrt, plan_layers
+from fastdrive_export.tensorrt_build import build_plan, build_tensorrt, choose_options, plan_layers
 from fastdrive_node.engines.tensorrt_api import BuilderSettings, check_opset
 from fastdrive_node.engines.tensorrt_plan import serialize_plan
 from fastdrive_node.engines.vision_engine import check_engine
@@ -54,6 +54,13 @@ def test_a_build_writes_plan_layers_and_manifest(toy, tmp_path, monkeypatch):
     names = {path.name for path in file.parent.iterdir()}
     assert names == {"vision.plan", "vision.plan.json", "vision.plan.layers.json", "tensorrt-8.5.3.1-sm87.timing",
                      ".fastdrive_export.lock"}  # fmt: skip
+
+
+def test_a_plan_is_built_from_onnx_s_operators_alone():
+    trt = stand_in("10.3.0.26")
+    assert choose_options(trt, GraphOptions("fp32")).graph_operators == "standard"
+    with pytest.raises(InputError, match="operators: TensorRT has none of onnxruntime's; give standard"):
+        choose_options(trt, GraphOptions("fp32", operators="onnxruntime"))
 
 
 def test_a_build_without_a_plan_says_why_and_keeps_the_old_timings(tmp_path):
