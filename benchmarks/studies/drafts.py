@@ -4,7 +4,7 @@
     python -m benchmarks.studies.drafts tokens --vla IMPROMPTU_DIR --dataset data/sim_test --split test
 
 ``model`` decodes each keyframe of a dataset with a VLA plainly and by drafts, at three pruning ratios, and compares the
-tokens. ``--language-engine`` runs the language model of an engine file.
+tokens. ``--engine`` and ``--language-engine`` draft with the parts of engine files; torch decodes plainly.
 
 ``tokens`` needs no weights: only the tokenizer and vla.json of a VLA directory. It counts the forwards that a model
 needs behind its prefill, in which the first draft runs, if it answers with the recorded trajectory. That draft is
@@ -19,6 +19,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,19 @@ from tqdm import tqdm
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from fastdrive_node.engines.language_engine import LanguageChoice
-from fastdrive_node.families import VisualTokens
+from fastdrive_node.engines.vision_engine import EngineChoice
+from fastdrive_node.families import Prompt, VisualTokens
 from fastdrive_node.families.spec import AnswerSpec, load_spec, text_answer
 from fastdrive_node.planning.answer_format import answer_text
 from fastdrive_node.planning.drafts import TextDrafter, constant_turn
+from fastdrive_node.planning.generator import Answer
 from fastdrive_node.planning.loading import open_pipeline
 from fastdrive_node.planning.pairs import pairs_of
+from fastdrive_node.planning.pipeline import Pipeline
 from fastdrive_node.pruning.baselines.simple import NoPruner
 from fastdrive_training.data.adapters import open_source
 from fastdrive_training.data.sampling import with_future
-from fastdrive_training.data.token_cache import encode_items
+from fastdrive_training.data.token_cache import encode_items, load_images
 
 DROPS = (0.0, 0.5, 0.75)
 _DAMPING = 0.8  # of the growth of a difference that is extrapolated
@@ -50,6 +54,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dataset", type=Path, required=True)
     parser.add_argument("--split")
     parser.add_argument("--limit", type=int, default=500, help="keyframes, evenly spread (default: 500)")
+    parser.add_argument("--engine", type=Path, help="file of a vision engine, for onnxruntime")
     parser.add_argument("--language-engine", type=Path, help="file of a language engine")
     parser.add_argument("--json", type=Path, help="(default: standard output)")
     args = parser.parse_args(argv)
@@ -64,7 +69,7 @@ def summary(forwards: list[int], tokens: list[int]) -> dict:
         "answers": len(forwards),
         "tokens_mean": round(float(np.mean(tokens)), 2),
         "forwards_mean": round(float(np.mean(forwards)), 3),
-        "forwards_p90": float(np.percentile(forwards, 90)),
+        "forwards_p90": round(float(np.percentile(forwards, 90)), 1),
         "forwards_max": int(max(forwards)),
     }
 
@@ -72,24 +77,28 @@ def summary(forwards: list[int], tokens: list[int]) -> dict:
 @torch.inference_mode()
 def run_model(args: argparse.Namespace) -> dict:
     """The study ``model``."""
-    engine = None if args.language_engine is None else LanguageChoice(args.language_engine)
-    pipeline = open_pipeline(args.vla, drop=0.5, language_engine=engine)
-    vla, generator = pipeline.vla, pipeline.generator
+    vision = None if args.engine is None else EngineChoice("onnxruntime", args.engine)
+    language = None if args.language_engine is None else LanguageChoice(args.language_engine)
+    torch_side = open_pipeline(args.vla, drop=0.5)
+    drafting = torch_side
+    if vision is not None or language is not None:
+        drafting = open_pipeline(args.vla, drop=0.5, engine=vision, language_engine=language)
+    vla = torch_side.vla
     source = open_source(args.dataset, args.split)
     own, _ = with_future(source, args.limit)
     counts = {drop: ([], [], []) for drop in DROPS}
     for item, tokens in encode_items([source[index] for index in own], vla, "drafts"):
-        history = item.known_history
-        prompt = generator.prompt(history, item.command)
+        history, spec = item.known_history, vla.spec.answer
+        prompt = torch_side.generator.prompt(history, item.command)
         visual = VisualTokens(tokens.flatten(0, 1), torch.arange(vla.tokens), (len(tokens), *vla.grid))
-        spec = vla.spec.answer
-        draft = generator.answer.numbers(constant_turn(history.now, spec.points, spec.interval_s))
+        seen = visual
+        if vision is not None:
+            images = load_images(item, vla.spec.cameras)
+            seen = drafting.vision.encode(drafting.vision.preprocess(images))
+        draft = torch_side.generator.answer.numbers(constant_turn(history.now, spec.points, spec.interval_s))
         for drop, (forwards, lengths, equal) in counts.items():
-            pruner = pipeline.pruner if drop else NoPruner()
-            keep = pipeline.check_drop(drop)
-            kept = [pruner.choose(generator.context(pruner, visual, prompt), keep).indices]
-            plain = generator.decode(generator.prefill(pruner, [prompt], [visual], kept, keep))[0]
-            drafted = generator.decode(generator.prefill(pruner, [prompt], [visual], kept, keep, draft), draft)[0]
+            plain = _answer(torch_side, visual, prompt, drop)
+            drafted = _answer(drafting, seen, prompt, drop, draft)
             forwards.append(drafted.forwards)
             lengths.append(len(plain.ids))
             equal.append(plain.ids == drafted.ids)
@@ -97,8 +106,20 @@ def run_model(args: argparse.Namespace) -> dict:
         f"drop {drop:g}": {**summary(forwards, lengths), "equal_to_plain": sum(equal)}
         for drop, (forwards, lengths, equal) in counts.items()
     }
-    runs_on = "torch" if engine is None else "onnxruntime"
-    return {"vla": vla.path.name, "dataset": args.dataset.name, "language_model": runs_on, "rows": rows}
+    parts = {
+        name: "torch" if part is None else "onnxruntime" for name, part in (("encoder", vision), ("language", language))
+    }
+    return {"vla": vla.path.name, "dataset": args.dataset.name, "drafted_with": parts, "rows": rows}
+
+
+def _answer(
+    pipeline: Pipeline, visual: VisualTokens, prompt: Prompt, drop: float, draft: Sequence[float] | None = None
+) -> Answer:
+    """What a pipeline's pruner and language model write, by drafts where one is given."""
+    generator, keep = pipeline.generator, pipeline.check_drop(drop)
+    pruner = pipeline.pruner if drop else NoPruner()
+    kept = [pruner.choose(generator.context(pruner, visual, prompt), keep).indices]
+    return generator.decode(generator.prefill(pruner, [prompt], [visual], kept, keep, draft), draft)[0]
 
 
 def run_tokens(args: argparse.Namespace) -> dict:
