@@ -79,25 +79,25 @@ def run_model(args: argparse.Namespace) -> dict:
     """The study ``model``."""
     vision = None if args.engine is None else EngineChoice("onnxruntime", args.engine)
     language = None if args.language_engine is None else LanguageChoice(args.language_engine)
-    torch_side = open_pipeline(args.vla, drop=0.5)
-    drafting = torch_side
+    plainly = open_pipeline(args.vla, drop=0.5)
+    drafting = plainly
     if vision is not None or language is not None:
         drafting = open_pipeline(args.vla, drop=0.5, engine=vision, language_engine=language)
-    vla = torch_side.vla
+    vla = plainly.vla
     source = open_source(args.dataset, args.split)
     own, _ = with_future(source, args.limit)
     counts = {drop: ([], [], []) for drop in DROPS}
     for item, tokens in encode_items([source[index] for index in own], vla, "drafts"):
         history, spec = item.known_history, vla.spec.answer
-        prompt = torch_side.generator.prompt(history, item.command)
+        prompt = plainly.generator.prompt(history, item.command)
         visual = VisualTokens(tokens.flatten(0, 1), torch.arange(vla.tokens), (len(tokens), *vla.grid))
         seen = visual
         if vision is not None:
             images = load_images(item, vla.spec.cameras)
             seen = drafting.vision.encode(drafting.vision.preprocess(images))
-        draft = torch_side.generator.answer.numbers(constant_turn(history.now, spec.points, spec.interval_s))
+        draft = plainly.generator.answer.numbers(constant_turn(history.now, spec.points, spec.interval_s))
         for drop, (forwards, lengths, equal) in counts.items():
-            plain = _answer(torch_side, visual, prompt, drop)
+            plain = _answer(plainly, visual, prompt, drop)
             drafted = _answer(drafting, seen, prompt, drop, draft)
             forwards.append(drafted.forwards)
             lengths.append(len(plain.ids))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
 
 from fastdrive_export.families import networks_of
 from fastdrive_export.files import builder_lock, file_info, publish, staging
@@ -16,7 +18,14 @@ from fastdrive_export.graph_writer import GraphWriter
 from fastdrive_export.onnx_file import write_onnx
 from fastdrive_export.precision import Precision, choose_precision
 from fastdrive_export.source import Source, load_source
-from fastdrive_node.engines.graph_info import FUSED, STANDARD, LanguageGraphInfo, VisionGraphInfo
+from fastdrive_node.engines.graph_info import (
+    FUSED,
+    FUSED_HEAD_DIM,
+    OPERATORS,
+    STANDARD,
+    LanguageGraphInfo,
+    VisionGraphInfo,
+)
 from fastdrive_node.engines.language_engine import language_sizes
 from fastdrive_node.engines.manifest import LanguageManifest, SourceInfo, VisionManifest
 from fastdrive_node.errors import UsageError
@@ -25,7 +34,6 @@ from fastdrive_node.families.fingerprint import pruner_fingerprint
 from fastdrive_node.planning.loading import default_vla_dir
 
 OPSETS = (17, 18)
-OPERATORS = (STANDARD, FUSED)
 ONNX_FILE, LANGUAGE_FILE = "vision.onnx", "language.onnx"
 _PACKAGES = ("fastdrive_node", "torch", "transformers", "onnx", "onnxruntime")
 _Manifest = TypeVar("_Manifest", VisionManifest, LanguageManifest)
@@ -38,7 +46,8 @@ class GraphOptions:
 
     ``opset`` None: the backend's. ``max_keep`` is K_max, the tokens that a vision engine gives; None: all.
     ``fp32_mlp``: see ``choose_precision``. ``external``: see ``write_onnx``. ``operators``: "standard" for ONNX's
-    alone, "onnxruntime" for its own too; None: its own where they are known to compute, in fp32 and opset 18.
+    alone, "onnxruntime" for its own too; None: its own where they compute, which is in fp32 and opset 18, unless this
+    machine has a GPU that torch finds: they run on a CPU.
     """
 
     precision: str = "fp32"
@@ -71,7 +80,8 @@ class GraphOptions:
     @property
     def graph_operators(self) -> str:
         """Those that were given, or the fastest that the types allow."""
-        return self.operators or (FUSED if self._may_be_fused else STANDARD)
+        fused = self._may_be_fused and not torch.cuda.is_available()
+        return self.operators or (FUSED if fused else STANDARD)
 
     @property
     def _may_be_fused(self) -> bool:
@@ -153,11 +163,23 @@ def write_language(vla: Vla, options: GraphOptions, folder: Path) -> LanguageMan
     sizes: dict[str, Any] = language_sizes(vla)
     # which layers leave fp16's range depends on the checkpoint: none but those that are given
     precision = choose_precision(options.precision, sizes["layers"], options.fp32_mlp or (), "language model")
-    info = LanguageGraphInfo(**_types(options, precision), part="language", **sizes)
+    types = _types(_for_heads(options, sizes["head_dim"]), precision)
+    info = LanguageGraphInfo(**types, part="language", **sizes)
     graph = GraphWriter(info.opset, info.fused)
     outputs = networks_of(vla).write_language(graph, vla, info, precision)
     files = write_onnx(graph, outputs, info, folder / LANGUAGE_FILE, options.external)
     return LanguageManifest(graph=info, **_origin(files, vla, ""))
+
+
+def _for_heads(options: GraphOptions, head_dim: int) -> GraphOptions:
+    """Options with operators that compute heads of this size. Raises UsageError where others were asked for."""
+    if head_dim % FUSED_HEAD_DIM == 0:
+        return options
+    if options.operators == FUSED:
+        raise UsageError(
+            f"operators: {FUSED} is for heads of a multiple of {FUSED_HEAD_DIM}, not of {head_dim}; give {STANDARD}"
+        )
+    return replace(options, operators=STANDARD)
 
 
 def _types(options: GraphOptions, precision: Precision) -> dict[str, Any]:

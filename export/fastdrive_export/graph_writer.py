@@ -112,7 +112,7 @@ class GraphWriter:
         self,
         kind: str,
         inputs: Sequence[Value | None],
-        shapes: Sequence[Sequence[Length]],
+        shapes: Sequence[Sequence[Length] | None],
         names: Sequence[str] = (),
         **attributes,
     ) -> list[Value]:
@@ -120,18 +120,17 @@ class GraphWriter:
 
         Args:
             inputs: None for an optional one that is left out.
-            shapes: of the outputs, which are float32.
+            shapes: of the outputs, which are float32; None for one that is left out.
             names: of the graph's outputs that the last of them are.
         """
         given = [Value("", (), FLOAT) if value is None else value for value in inputs]
-        outputs = [(shape, FLOAT) for shape in shapes]
-        return self._node(kind, given, outputs, names, domain=CONTRIBUTED, **attributes)
+        return self._node(kind, given, [(shape, FLOAT) for shape in shapes], names, domain=CONTRIBUTED, **attributes)
 
     def _node(
         self,
         kind: str,
         inputs: Sequence[Value],
-        outputs: Sequence[tuple[Sequence[Length], int]],
+        outputs: Sequence[tuple[Sequence[Length] | None, int]],
         last: Sequence[str] = (),
         **attributes,
     ) -> list[Value]:
@@ -139,10 +138,13 @@ class GraphWriter:
         self._counts[stem] += 1
         name = f"{stem}_{self._counts[stem]}"
         stems = [*(f"{name}:{index}" for index in range(len(outputs) - len(last))), *last]
-        values = [Value(stem, _plain(shape), dtype) for stem, (shape, dtype) in zip(stems, outputs, strict=True)]
+        values = [
+            Value("" if shape is None else stem, _plain(shape or ()), dtype)
+            for stem, (shape, dtype) in zip(stems, outputs, strict=True)
+        ]
         names = [value.name for value in inputs]
         self._nodes.append(helper.make_node(kind, names, [value.name for value in values], name=name, **attributes))
-        self._values += [value for value in values if value.name not in last]
+        self._values += [value for value in values if value.name not in ("", *last)]
         return values
 
     def cast(self, x: Value, dtype: int) -> Value:

@@ -97,18 +97,24 @@ def check_onnx(path: Path, opset: int, fused: bool = False) -> None:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # onnx raises many kinds
         raise ModelError(f"{path}: not a valid ONNX file ({' '.join(str(error).split())[:200]})") from error
-    found = [(each.domain, each.version) for each in model.opset_import]
-    if found != [("", opset), *([(CONTRIBUTED, 1)] if fused else [])]:
-        raise ModelError(f"{path}: opset: the file has {found}, expected {opset}")
+    found = {each.domain or "ai.onnx": each.version for each in model.opset_import}
+    expected = {"ai.onnx": opset, **({CONTRIBUTED: 1} if fused else {})}
+    if found != expected:
+        raise ModelError(f"{path}: opset: the file has {_versions(found)}, expected {_versions(expected)}")
     allowed = {("", name) for name in ALLOWED_OPERATORS}
     if fused:
         allowed |= {(CONTRIBUTED, name) for name in CONTRIBUTED_OPERATORS}
     unknown = {name for domain, name in {(node.domain, node.op_type) for node in model.graph.node} - allowed}
     if unknown:
-        raise ModelError(f"{path}: operators: {', '.join(sorted(unknown))} are not in every TensorRT version")
+        where = "onnxruntime's operators that are used here" if fused else "every TensorRT version"
+        raise ModelError(f"{path}: operators: {', '.join(sorted(unknown))} are not in {where}")
     axes_inside = {len(node.input) == 1 for node in model.graph.node if node.op_type == "ReduceMean"}
     if axes_inside not in (set(), {opset < 18}):
         raise ModelError(f"{path}: ReduceMean: its axes are not where opset {opset} has them")
+
+
+def _versions(opsets: dict[str, int]) -> str:
+    return ", ".join(f"{domain} {version}" for domain, version in opsets.items())
 
 
 def load_graph(path: Path) -> onnx.ModelProto:

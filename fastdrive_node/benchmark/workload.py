@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ class Workload:
     frames: FrameSet | None = None  # that the patches are of; None: there is nothing to decode
     numbers: Sequence[float] = ()  # the draft of the answer
     threads: int | None = None  # of torch; None: as they are
-    decoder: ImageDecoder = field(default_factory=ImageDecoder)  # its threads stay, as in the node
+    decoder: ImageDecoder | None = None  # of the frames; its threads stay, as in the node
 
     @property
     def cameras(self) -> list[int]:
@@ -46,7 +46,7 @@ class Workload:
 
     def preprocess(self) -> torch.Tensor:
         """Decode and preprocess the frames again, as both implementations do it in the comparison."""
-        assert self.frames is not None
+        assert self.frames is not None and self.decoder is not None
         images = self.decoder.decode(self.frames.frames)
         return self.vision.preprocess([image.pixels for image in images])
 

@@ -30,6 +30,7 @@ from fastdrive_node.errors import ModelError
 from fastdrive_node.families import VisualTokens
 from fastdrive_node.families.base import PositionInputs
 
+MOST_PREFILLS = 8  # whose memory is kept: 25 MB each for a thousand tokens of a 3B model
 _Tensors = dict[str, torch.Tensor]
 
 
@@ -38,7 +39,9 @@ class FusedLanguage(EngineLanguage):
 
     def _prepare(self) -> None:
         self._memory = CacheMemory(self.info, self._stored, self.runner.device)
-        self._kept: OrderedDict[tuple[int, int, int], _Tensors] = OrderedDict()  # the last used is the last
+        # of the lengths that were run last, which come again; the last used is the last
+        self._prefills: OrderedDict[tuple[int, int, int], _Tensors] = OrderedDict()
+        self._extensions: OrderedDict[tuple[int, int, int], _Tensors] = OrderedDict()
 
     def prefill(
         self,
@@ -53,7 +56,7 @@ class FusedLanguage(EngineLanguage):
         if len(ids) != 1:
             raise ModelError(f"language engine: {len(ids)} prompts at a time; it runs one, torch runs batches")
         rows, length = visual[0].rows, ids.shape[1]
-        tensors = self._run_buffers(length, max(1, len(rows)), last)
+        tensors = self._run_buffers(self._prefills, MOST_PREFILLS, length, max(1, len(rows)), last)
         source = torch.arange(length, device=ids.device)
         source[visual_positions[0]] = length + torch.arange(len(rows), device=ids.device)
         tensors[SOURCE].copy_(source)
@@ -71,7 +74,8 @@ class FusedLanguage(EngineLanguage):
         """See ``EngineLanguage``."""
         count = ids.shape[1]
         require_positions(cache, count)
-        return self._advance(ids, positions, self._run_buffers(count, 1, count), cache)[None]
+        tensors = self._run_buffers(self._extensions, MOST_BUFFERS, count, 1, count)
+        return self._advance(ids, positions, tensors, cache)[None]
 
     def _advance(
         self, ids: torch.Tensor, positions: PositionInputs, tensors: _Tensors, cache: FusedCache
@@ -79,23 +83,26 @@ class FusedLanguage(EngineLanguage):
         """Run new tokens behind what the cache holds. Returns the logits that are wanted, in memory of their own."""
         count = ids.shape[1]
         tensors[IDS].copy_(ids[0])
-        cache.angles(positions, count)
-        cache.used += count
-        tensors[LAST].fill_(cache.used - 1)
-        tensors[TOTAL].fill_(cache.used)
+        cache.set_angles(positions, count)
+        length = cache.used + count
+        tensors[LAST].fill_(length - 1)
+        tensors[TOTAL].fill_(length)
         pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()} | cache.pointers
         lengths = {NEW: count, CAPACITY: cache.capacity, SHOWN: len(tensors[VISUAL]), ASKED: len(tensors[WANTED])}
         self.runner.execute(pointers, lengths)
+        cache.used = length
         return tensors[LOGITS].to(ids.device, copy=True)
 
-    def _run_buffers(self, new: int, shown: int, asked: int) -> _Tensors:
-        """Inputs and outputs but those of the cache, the same at each call of these lengths."""
+    def _run_buffers(
+        self, kept: OrderedDict[tuple[int, int, int], _Tensors], most: int, new: int, shown: int, asked: int
+    ) -> _Tensors:
+        """Inputs and outputs but those of the cache, the same at each call of these lengths while they are ``kept``."""
         key = (new, shown, asked)
-        tensors = self._kept.get(key)
+        tensors = kept.get(key)
         if tensors is None:
             device = self.runner.device
             whole = {"dtype": torch.int32, "device": device}
-            tensors = self._kept[key] = {
+            tensors = kept[key] = {
                 IDS: torch.zeros(new, **whole),
                 SOURCE: torch.arange(new, **whole),
                 VISUAL: torch.zeros(shown, self.info.width, device=device),
@@ -104,7 +111,7 @@ class FusedLanguage(EngineLanguage):
                 TOTAL: torch.zeros((), **whole),
                 LOGITS: torch.zeros(asked, self.info.vocabulary, device=device),
             }
-            if len(self._kept) > MOST_BUFFERS:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
+            while len(kept) > most:
+                kept.popitem(last=False)
+        kept.move_to_end(key)
         return tensors

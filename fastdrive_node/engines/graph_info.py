@@ -18,11 +18,12 @@ IMAGES, TOKENS, INDICES, SCORES = "images", "tokens", "indices", "scores"
 # tensors of a language engine
 IDS, SOURCE, VISUAL, COS, SIN, MASK, WANTED = "ids", "source", "visual", "cos", "sin", "mask", "wanted"
 LOGITS, NEW_KEYS, NEW_VALUES = "logits", "new_keys", "new_values"
-LAST, TOTAL = "last_position", "positions"  # where onnxruntime's operators write the cache themselves
+LAST, TOTAL = "last_position", "total_length"  # where onnxruntime's operators write the cache themselves
 # lengths that differ from run to run
 NEW, PAST, SEEN, SHOWN, ASKED = "new", "past", "past_and_new", "visual_tokens", "wanted_positions"
 CAPACITY = "capacity"  # positions of such a cache
-STANDARD, FUSED = "standard", "onnxruntime"  # operators of a graph
+STANDARD, FUSED = OPERATORS = "standard", "onnxruntime"  # operators of a graph
+FUSED_HEAD_DIM = 16  # the size of a head must be a multiple of it: so onnxruntime's GroupQueryAttention has it
 STORED_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # of keys and values, by precision
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -57,7 +58,7 @@ class _GraphInfo(Record):
     def _without_the_default(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A standard graph's description is that of before there were others."""
         content = write(self)
-        if content["operators"] == STANDARD:
+        if content.get("operators") == STANDARD:
             del content["operators"]
         return content
 
@@ -128,6 +129,8 @@ class LanguageGraphInfo(_GraphInfo):
     def _check(self) -> LanguageGraphInfo:
         if self.heads % self.kv_heads:
             raise ValueError(f"kv_heads: {self.kv_heads} do not divide {self.heads} heads")
+        if self.fused and self.head_dim % FUSED_HEAD_DIM:
+            raise ValueError(f"operators: {FUSED} with head_dim {self.head_dim}, not a multiple of {FUSED_HEAD_DIM}")
         if max(self.fp32_mlp, default=0) >= self.layers:
             raise ValueError(f"fp32_mlp: layer {max(self.fp32_mlp)} of {self.layers}")
         return self
@@ -155,7 +158,7 @@ class LanguageGraphInfo(_GraphInfo):
     def outputs(self) -> dict[str, TensorInfo]:
         logits = {LOGITS: TensorInfo("float32", (ASKED, self.vocabulary))}
         if self.fused:
-            return logits | {written(name): self._cache for pair in self._cache_names() for name in pair}
+            return logits | {written_name(name): self._cache for pair in self._cache_names() for name in pair}
         stored = STORED_TYPES[self.precision]
         return logits | {
             NEW_KEYS: TensorInfo(stored, (self.layers, self.kv_heads, self.head_dim, NEW)),
@@ -175,6 +178,6 @@ def cache_names(layer: int) -> tuple[str, str]:
     return f"keys_{layer}", f"values_{layer}"
 
 
-def written(name: str) -> str:
+def written_name(name: str) -> str:
     """The output at the same address as this part of the cache."""
     return f"written_{name}"

@@ -10,11 +10,20 @@ from typing import Any
 
 import torch
 
-from fastdrive_node.engines.graph_info import COS, NEW_KEYS, NEW_VALUES, SIN, LanguageGraphInfo, cache_names, written
+from fastdrive_node.engines.graph_info import (
+    COS,
+    NEW_KEYS,
+    NEW_VALUES,
+    SIN,
+    LanguageGraphInfo,
+    cache_names,
+    written_name,
+)
 from fastdrive_node.errors import ModelError
+from fastdrive_node.families.base import PositionInputs
 
 HIDDEN = -1e9  # added to the attention's logits of what is not seen; finite, so that no row turns into NaN
-_LENGTHS = 8  # of caches whose memory is kept: prompts differ by some tokens of the vehicle's state
+_KEPT = 8  # capacities whose memory is kept: prompts differ by some tokens of the vehicle's state
 _STEP = 64  # positions by which the memory of a ``FusedCache`` grows: what is behind its length is never read
 _Parts = tuple[torch.Tensor, ...]
 
@@ -57,14 +66,14 @@ class FusedCache:
         self.pointers = {COS: self.cos.data_ptr(), SIN: self.sin.data_ptr()}
         for layer, pair in enumerate(zip(self.keys, self.values, strict=True)):
             for name, part in zip(cache_names(layer), pair, strict=True):
-                self.pointers[name] = self.pointers[written(name)] = part.data_ptr()
+                self.pointers[name] = self.pointers[written_name(name)] = part.data_ptr()
 
     @property
     def capacity(self) -> int:
         """Positions in memory."""
         return len(self.cos)
 
-    def angles(self, positions: tuple[torch.Tensor, torch.Tensor], count: int) -> None:
+    def set_angles(self, positions: PositionInputs, count: int) -> None:
         """Set those of the next ``count`` positions: cos and sin [1, count, head dim], rotate-half's sign in sin."""
         (cos, sin), half = positions, self.cos.shape[1]
         self.cos[self.used : self.used + count] = cos[0, :, :half]
@@ -97,7 +106,8 @@ class CacheMemory:
         """An empty one of ``length`` positions, for a graph of onnxruntime's operators."""
         capacity = math.ceil(length / _STEP) * _STEP
         parts = self._parts(capacity)
-        return self._lend(FusedCache(*parts, length), capacity, parts)
+        keys, values, cos, sin = parts
+        return self._lend(FusedCache(keys, values, cos, sin, length), capacity, parts)
 
     def _parts(self, capacity: int) -> _Parts:
         return self._free.pop(capacity, None) or self._allocate(capacity)
@@ -124,7 +134,7 @@ class CacheMemory:
 def _give_back(memory: weakref.ref[CacheMemory], capacity: int, parts: _Parts) -> None:
     owner = memory()
     if owner is not None:
-        if len(owner._free) >= _LENGTHS:
+        if len(owner._free) >= _KEPT:
             owner._free.clear()
         owner._free[capacity] = parts
 

@@ -1,7 +1,8 @@
 """The language model as an engine: prefill and single tokens by onnxruntime, over a cache that stays on the device.
 
-The graph gives new keys and values only; they are put into the cache here, whose address does not change while an
-answer is written. See ``fastdrive_export.networks.language`` for the graph.
+``EngineLanguage`` runs graphs of ONNX's operators, which give new keys and values only; they are put into the cache
+here, whose address does not change while an answer is written. See ``fastdrive_export.networks.language`` for the
+graph, and ``fused_language`` for graphs with onnxruntime's own operators.
 """
 
 from __future__ import annotations

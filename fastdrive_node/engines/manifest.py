@@ -22,7 +22,15 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from fastdrive_node.engines.graph_info import Count, LanguageGraphInfo, Record, Sha256, TensorInfo, VisionGraphInfo
+from fastdrive_node.engines.graph_info import (
+    STANDARD,
+    Count,
+    LanguageGraphInfo,
+    Record,
+    Sha256,
+    TensorInfo,
+    VisionGraphInfo,
+)
 from fastdrive_node.errors import ModelError
 from fastdrive_node.validation import parse_json
 
@@ -127,6 +135,12 @@ class VisionManifest(_Manifest):
 
     graph: VisionGraphInfo
     parity: VisionParity | None
+
+    @model_validator(mode="after")
+    def _check_operators(self) -> VisionManifest:
+        if self.kind == "tensorrt" and self.graph.fused:
+            raise ValueError(f"graph.operators: {self.graph.operators}, of which TensorRT reads none")
+        return self
 
 
 class LanguageManifest(_Manifest):
@@ -300,6 +314,10 @@ def build_hint(
         options |= {"--backend": manifest.backend, "--precision": manifest.graph.precision}
         options["--vla"] = vla or manifest.source.vla
         options["--pruner"] = pruner or manifest.source.pruner
+        if manifest.kind == "onnx" and manifest.graph.opset == 17:
+            options["--opset"] = 17
+        elif manifest.kind == "onnx" and manifest.graph.precision == "fp32" and not manifest.graph.fused:
+            options["--operators"] = STANDARD
         if isinstance(manifest, VisionManifest) and manifest.graph.max_keep < manifest.graph.total:
             options["--max-keep"] = manifest.graph.max_keep
     given = " ".join(f"{name} {shlex.quote(str(value))}" for name, value in options.items() if value not in (None, ""))

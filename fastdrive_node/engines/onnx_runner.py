@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,12 +52,12 @@ class OnnxRunner:
     """
 
     def __init__(self, file: Path, manifest: Manifest, device: torch.device, provider: str = "auto"):
-        provider = _choose(provider, device)
+        provider = _choose(provider, device, manifest.graph.fused)
         self.device = torch.device("cpu") if provider == "cpu" else torch.device("cuda", device.index or 0)
         if manifest.graph.fused and provider != "cpu":
             raise ModelError(
-                f"{file}: operators: {FUSED}, which run on the CPU here, not with onnx_provider {provider}; build it "
-                f"with --operators {STANDARD}, or set onnx_provider to cpu"
+                f"{file}: operators: {FUSED}'s own, which run on the CPU here, not with provider {provider}; set "
+                f"onnx_provider to cpu, or {build_hint(file, manifest)} --operators {STANDARD}"
             )
         self._session = _open(file, manifest, provider, self.device)
         self.name = f"onnxruntime {onnxruntime.__version__} {provider}"
@@ -91,8 +92,16 @@ class OnnxRunner:
         return binding
 
 
-def _choose(provider: str, device: torch.device) -> str:
+def _choose(provider: str, device: torch.device, fused: bool) -> str:
     present = onnxruntime.get_available_providers()
+    if provider == "auto" and fused:
+        if device.type == "cuda":
+            _log.warning(
+                "the engine has onnxruntime's own operators and runs on the CPU; for the GPU build it with "
+                "--operators %s",
+                STANDARD,
+            )
+        return "cpu"
     if provider == "auto":
         if device.type == "cuda" and _PROVIDERS["cuda"] not in present:
             _log.warning("onnxruntime has no CUDA provider: the engine runs on the CPU; install onnxruntime-gpu")
@@ -108,9 +117,9 @@ def _choose(provider: str, device: torch.device) -> str:
 def _open(file: Path, manifest: Manifest, provider: str, device: torch.device) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Threads of a session that has ended its run would spin on and take the cores from whatever runs next: torch, and
-    # the session of the other part. On two cores that makes a plan take three times as long (docs/latency.md).
-    for name, value in spinning(onnxruntime.__version__).items():
+    # Threads of a session that has ended its run would spin on for long and take the cores from whatever runs next:
+    # torch, and the session of the other part. A plan then takes three times as long on two cores (docs/latency.md).
+    for name, value in idle_thread_options(onnxruntime.__version__).items():
         options.add_session_config_entry(name, value)
     options.log_severity_level = 3  # errors
     wanted = _PROVIDERS[provider]
@@ -136,9 +145,9 @@ def _open(file: Path, manifest: Manifest, provider: str, device: torch.device) -
     return session
 
 
-def spinning(version: str) -> dict[str, str]:
+def idle_thread_options(version: str) -> dict[str, str]:
     """How long idle threads of a session wait for more work before they sleep, as entries of its configuration."""
-    if tuple(map(int, version.split(".")[:2])) < _SPIN_LIMIT_SINCE:
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < _SPIN_LIMIT_SINCE:
         return {"session.force_spinning_stop": "1"}
     return {"session.intra_op.spin_duration_us": str(_SPIN_US)}
 
@@ -165,9 +174,12 @@ def _check_session(file: Path, manifest: Manifest, session: onnxruntime.Inferenc
         inside = json.loads(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
     except (ValueError, RecursionError):
         inside = {}
-    for name, value in manifest.graph.model_dump(mode="json").items():
-        if not isinstance(inside, dict) or inside.get(name) != value:
-            stated = short(inside.get(name)) if isinstance(inside, dict) else "nothing"
+    default = {"operators": STANDARD}  # which is left out
+    expected = default | manifest.graph.model_dump(mode="json")
+    for name, value in expected.items():
+        found = default | inside if isinstance(inside, dict) else {}
+        if found.get(name) != value:
+            stated = short(found.get(name)) if found else "nothing"
             raise ModelError(
                 f"{file}: {name}: the graph says {stated}, its manifest {short(value)}; {build_hint(file, manifest)}"
             )

@@ -78,7 +78,7 @@ def model_files(vla_dir: str | Path) -> list[Path]:
     return sorted({*texts, *weights} - manifests - {folder / VIEW_WEIGHTS_FILE, folder / GEOMETRY_FILE})
 
 
-def _indexed_weights(path: Path) -> list[Path]:
+def indexed_weights(path: Path) -> list[Path]:
     """The weight files that an index names, there or not. Raises ModelError where it cannot be read."""
     index = path / WEIGHTS_INDEX
     try:
@@ -98,7 +98,7 @@ def weight_paths(folder: Path) -> list[Path]:
     Raises ModelError where the index cannot be read.
     """
     usual = folder / WEIGHTS
-    return [usual] if usual.is_file() or not (folder / WEIGHTS_INDEX).is_file() else _indexed_weights(folder)
+    return [usual] if usual.is_file() or not (folder / WEIGHTS_INDEX).is_file() else indexed_weights(folder)
 
 
 def _any_weights(folder: Path) -> list[Path]:

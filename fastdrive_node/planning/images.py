@@ -8,6 +8,7 @@ differ from those of the whole images by 0.43 of 255 in the mean. No ROS.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class ImageDecoder:
         self._least = least or {}
         self._threads = threads or os.cpu_count() or 1
         self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
 
     def decode(self, frames: Sequence[CameraFrame]) -> list[LoadedImage]:
         """The images of the frames, in their order.
@@ -58,30 +60,38 @@ class ImageDecoder:
         others = min(self._threads, len(frames)) - 1
         if others < 1:
             return [self._load(frame) for frame in frames]
-        results: list[LoadedImage | ImageError | None] = [None] * len(frames)
+        results: list[LoadedImage | Exception | None] = [None] * len(frames)
         left = iter(range(len(frames)))  # whichever thread is free takes the next one; the caller's works too
 
         def work() -> None:
             for index in left:
                 try:
                     results[index] = self._load(frames[index])
-                except ImageError as error:
+                except Exception as error:
                     results[index] = error
 
-        if self._pool is None:  # not before it is used: a process that forks has no threads yet
-            self._pool = ThreadPoolExecutor(self._threads - 1, "decode")
-        running = [self._pool.submit(work) for _ in range(others)]
-        work()
-        for each in running:
-            each.result()
+        begun = [self._workers().submit(work) for _ in range(others)]
+        try:
+            work()
+        finally:  # nobody reads the frames any more when this returns
+            for each in begun:
+                if not each.cancel():
+                    each.result()
         return [_or_raise(result) for result in results]
+
+    def _workers(self) -> ThreadPoolExecutor:
+        """The threads besides the caller's."""
+        with self._lock:
+            if self._pool is None:  # not before it is used: a process that forks has no threads yet
+                self._pool = ThreadPoolExecutor(self._threads - 1, "decode")
+            return self._pool
 
     def _load(self, frame: CameraFrame) -> LoadedImage:
         return load_image(frame, self._least.get(frame.camera))
 
 
-def _or_raise(result: LoadedImage | ImageError | None) -> LoadedImage:
-    if isinstance(result, ImageError):
+def _or_raise(result: LoadedImage | Exception | None) -> LoadedImage:
+    if isinstance(result, Exception):
         raise result
     assert result is not None
     return result

@@ -20,7 +20,7 @@ from fastdrive_export.files import write_manifest
 from fastdrive_node.engines.graph_info import LOGITS
 from fastdrive_node.engines.language_engine import LanguageChoice, check_language_engine, open_language_engine
 from fastdrive_node.engines.manifest import manifest_path, read_manifest
-from fastdrive_node.engines.onnx_runner import spinning
+from fastdrive_node.engines.onnx_runner import _choose, idle_thread_options
 from fastdrive_node.engines.vision_engine import EngineChoice, open_engine
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import Vla, load_vla, prune_prompt
@@ -102,6 +102,49 @@ def test_a_cache_that_was_set_back_forgets_and_is_refused_when_it_is_full(toy, e
     cache.used = len(prompt)
     assert torch.equal(step(cache, 0, 30), fresh)
     assert torch.equal(logits, first), "logits that were given are not written over"
+
+
+@torch.inference_mode()
+def test_two_prompts_of_other_lengths_are_decoded_side_by_side_and_what_was_in_memory_before_is_not_read(
+    toy, engine, ego_history
+):
+    """Answers of 40 tokens, so that a cache in steps of 64 positions is crossed; a cache is full of NaN before."""
+    ids, kinds = torch.randint(10, 90, (40,), generator=torch.Generator().manual_seed(3)), ((180, 0), (20, 1))
+    asked = []
+    for count, seed in kinds:
+        prompt = prune_prompt(build_prompt(toy.vla, ego_history, Command.LEFT), kept(toy, count, seed))
+        asked.append((prompt, toy.tokens.flatten(0, 1)[kept(toy, count, seed)]))
+
+    def answers(language, spoil):
+        states = []
+        for prompt, seen in asked:
+            logits, cache = prefill(language, [prompt], [seen], len(ids))
+            if spoil and hasattr(cache, "capacity"):
+                cache.keys[..., cache.used :, :] = cache.values[..., cache.used :, :] = torch.nan
+            now = language.position_inputs((prompt.next_position + torch.arange(len(ids))).expand(3, 1, -1))
+            states.append((cache, now, [logits]))
+        for start in range(0, len(ids), 4):  # in turns
+            for cache, now, rows in states:
+                part = tuple(each[:, start : start + 4] for each in now)
+                rows.append(language.extend(ids[None, start : start + 4], part, cache)[0])
+        return [torch.cat(rows) for _, _, rows in states]
+
+    for ours, theirs in zip(answers(engine, True), answers(TorchLanguage(toy.vla), False), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=0)
+
+
+@torch.inference_mode()
+def test_memory_of_runs_is_kept_for_few_lengths(toy, engine, ego_history, monkeypatch):
+    if not hasattr(engine, "_prefills"):
+        pytest.skip("a standard graph's prefills take memory of their own")
+    monkeypatch.setattr("fastdrive_node.engines.fused_language.MOST_PREFILLS", 2)
+    before = {}
+    for count in (50, 51, 52, 50):
+        prompt = prune_prompt(build_prompt(toy.vla, ego_history, Command.LEFT), kept(toy, count, 0))
+        logits, _ = prefill(engine, [prompt], [toy.tokens.flatten(0, 1)[kept(toy, count, 0)]], 3)
+        assert torch.equal(before.setdefault(count, logits.clone()), logits)
+        assert len(engine._prefills) <= 2
+    assert [shown for _, shown, _ in engine._prefills][-2:] == [52, 50]
 
 
 def test_a_batch_is_left_to_torch(toy, engine, ego_history):
@@ -198,7 +241,7 @@ def test_engines_of_both_parts_do_not_share_the_cores_with_idle_threads(toy, eng
         for part in parts:
             options = part.runner._session.get_session_options()
             assert options.intra_op_num_threads == 2
-            for name, value in spinning(onnxruntime.__version__).items():
+            for name, value in idle_thread_options(onnxruntime.__version__).items():
                 assert options.get_session_config_entry(name) == value
     assert open_pipeline(toy.vla.path, toy.pruner_file).threads == 2 == torch.get_num_threads()
     assert open_pipeline(toy.vla.path, toy.pruner_file, engine=vision).threads == 2
@@ -234,14 +277,20 @@ def test_onnxruntime_s_operators_are_refused_on_a_gpu(toy, tmp_path, monkeypatch
     present = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr("fastdrive_node.engines.onnx_runner.onnxruntime.get_available_providers", lambda: present)
     file = build_language(toy.vla.path, tmp_path)[0]
-    reason = r"operators: onnxruntime, .* not with onnx_provider cuda; build it with --operators standard"
+    reason = r"operators: onnxruntime's own, .* not with provider cuda; set onnx_provider to cpu, or build .*standard$"
     with pytest.raises(ModelError, match=reason):
         open_language_engine(LanguageChoice(file, "cuda"), toy.vla)
 
 
-@pytest.mark.parametrize(("version", "name"), [("1.20.1", "force_spinning_stop"), ("1.26.0", "spin_duration_us")])
-def test_threads_of_a_session_are_told_to_sleep_soon_in_the_words_of_the_version(version, name):
-    (found, value) = next(iter(spinning(version).items()))
+def test_without_a_choice_they_run_on_the_cpu_beside_a_gpu(caplog):
+    with caplog.at_level("WARNING"):
+        assert _choose("auto", torch.device("cuda"), True) == "cpu" == _choose("auto", torch.device("cpu"), True)
+    assert [record.getMessage() for record in caplog.records if "--operators standard" in record.getMessage()] != []
+
+
+@pytest.mark.parametrize(("version", "name"), [("1.20.1", "force_spinning_stop"), ("1.26.0rc1", "spin_duration_us")])
+def test_threads_of_a_session_are_told_to_sleep_soon_as_the_version_reads_it(version, name):
+    (found, value) = next(iter(idle_thread_options(version).items()))
     assert found.endswith(name) and 0 < int(value) <= 1000
 
 
@@ -249,7 +298,7 @@ def test_an_engine_of_other_weights_is_refused_with_the_command(copy, other):
     with pytest.raises(
         ModelError,
         match=r"language: the engine has [0-9a-f]{12}, but .* has [0-9a-f]{12}; build it with: fastdrive export build "
-        r"--part language --vla .* --backend onnxruntime --out .* --precision fp32$",
+        r"--part language --vla .* --backend onnxruntime --out .* --precision fp32 --operators standard$",
     ):
         open_language_engine(LanguageChoice(copy), other)
 
@@ -304,6 +353,7 @@ def change(file, **values):
         ({"graph__operators": "cuda"}, r"graph\.operators: 'cuda'"),
         ({"graph__operators": "onnxruntime"}, "inputs: they are not those of the manifest's graph"),
         ({"graph__operators": "onnxruntime", "graph__opset": 17}, "operators: onnxruntime in opset 17 and fp32"),
+        ({"graph__operators": "onnxruntime", "graph__head_dim": 8}, "operators: onnxruntime with head_dim 8"),
     ],
 )
 def test_a_wrong_field_is_named(toy, copy, values, reason):

@@ -248,6 +248,7 @@ def test_onnxruntime_s_operators_are_the_default_where_they_compute(pairs, tmp_p
     file, manifest = build(pairs, tmp_path / "default")
     assert manifest.graph.operators == "onnxruntime" and manifest.graph.model_dump()["operators"] == "onnxruntime"
     kinds = Counter(node.op_type for node in onnx.load(str(file)).graph.node)
+    assert kinds["Sqrt"] == 1, "the first norm: the others are one with the sum before"
     assert kinds["GroupQueryAttention"] == 2 and kinds["SkipSimplifiedLayerNormalization"] == 4 and not kinds["Softmax"]
     check_onnx(file, 18, fused=True)
     with pytest.raises(ModelError, match="opset: the file has"):
@@ -255,6 +256,24 @@ def test_onnxruntime_s_operators_are_the_default_where_they_compute(pairs, tmp_p
     for folder, options in (("opset", {"opset": 17}), ("half", {"precision": "fp16"})):
         graph = build(pairs, tmp_path / folder, **options)[1].graph
         assert graph.operators == "standard" and "operators" not in graph.model_dump()
+
+
+def test_heads_that_onnxruntime_s_operators_do_not_compute_get_onnx_s(tmp_path, ego_history):
+    size = TinySize(image_height=56, image_width=56, tower_depth=1, width=64, heads=8, kv_heads=2, layers=1)
+    toy = make_toy(tmp_path / "toy", dataclasses.replace(size, full_attention_blocks=(0,)))
+    file, manifest = build(toy, tmp_path / "engine")
+    assert (manifest.graph.head_dim, manifest.graph.operators) == (8, "standard")
+    asked = question(toy, ego_history, 4)
+    ours = forced_logits(toy, open_file(toy, file), asked, ANSWER)
+    torch.testing.assert_close(ours, expected(toy, asked), atol=1e-4, rtol=0)
+    with pytest.raises(InputError, match="operators: onnxruntime is for heads of a multiple of 16, not of 8"):
+        build(toy, tmp_path / "other", operators="onnxruntime")
+
+
+def test_a_machine_with_a_gpu_gets_onnx_s_operators(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert GraphOptions().graph_operators == "standard"
+    assert GraphOptions(operators="onnxruntime").graph_operators == "onnxruntime"
 
 
 def test_the_cache_is_written_where_it_lies(pairs, tmp_path, ego_history):

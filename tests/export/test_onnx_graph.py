@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -17,11 +18,12 @@ from onnx.reference import ReferenceEvaluator
 from fastdrive_export.build import GraphOptions, build_onnx
 from fastdrive_export.graph_writer import FLOAT, FLOAT16, GraphWriter
 from fastdrive_export.onnx_file import check_onnx, layer_table
-from fastdrive_node.engines.manifest import check_files
+from fastdrive_node.engines.manifest import check_files, manifest_path
 from fastdrive_node.engines.vision_engine import EngineChoice, open_engine
 from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.pruning.checkpoint import load_pruner, save_pruner
 from fastdrive_node.pruning.recon_pruner import ReconPruner
+from tests.engines.engine_fixtures import sealed
 from tests.generation import lite_pruner
 
 # opset and operators of a graph
@@ -210,12 +212,27 @@ def test_the_table_of_parts_counts_the_towers_parameters(toy, engine_file):
     assert [row["part"] for row in rows][:3] == ["preprocess", "tower", "tower/block_0"]
 
 
-def test_both_graphs_have_about_as_many_multiply_adds(toy, tmp_path):
+def test_both_graphs_have_the_multiply_adds_of_the_tower(toy, tmp_path):
     rows = {name: layer_table(build(toy, tmp_path / name, operators=name)[0]) for _, name in GRAPHS[1:]}
     standard, fused = ({row["part"]: row["macs"] for row in each} for each in rows.values())
     assert standard.keys() == fused.keys()
     assert all(fused[part] == standard[part] for part in standard if part.startswith("tower"))
     assert fused["pruner"] > standard["pruner"], "keys and values are repeated for the queries of their group"
+
+
+@pytest.mark.parametrize("operators", ["standard", "onnxruntime"])
+def test_a_manifest_that_states_other_operators_is_refused(toy, tmp_path, operators):
+    """Of a vision engine inputs and outputs are the same."""
+    file, _ = build(toy, tmp_path, operators=operators)
+    content = json.loads(manifest_path(file).read_text())
+    if operators == "standard":
+        content["graph"]["operators"] = "onnxruntime"
+    else:
+        del content["graph"]["operators"]
+    manifest_path(file).write_text(sealed(content))
+    other = {"standard": "onnxruntime", "onnxruntime": "standard"}[operators]
+    with pytest.raises(ModelError, match=f"operators: the graph says {operators}, its manifest {other}"):
+        encode(toy, file)
 
 
 def test_the_writer_refuses_mixed_types_and_shapes():

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from fastdrive_node.errors import ModelError
 from fastdrive_node.families import load_vla, prune_prompt
 from fastdrive_node.families.prompt import build_prompt
 from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage
 from fastdrive_node.planning.answer_format import TextAnswer
+from fastdrive_node.planning.generator import Generator
 from fastdrive_node.types import Command, EgoHistory
 from fastdrive_training.vla.tiny_model import TinySize, build_tiny_vla
 from tests.generation import SHALLOW, generate, generate_batch, vary_answers
@@ -186,3 +188,16 @@ def test_kept_indices_must_ascend_inside_of_the_images(vla, scene, kept):
     *_, prompt = scene
     with pytest.raises(ValueError, match="expected ascending indices"):
         prune_prompt(prompt, torch.tensor(kept))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_first_of_the_likeliest_is_taken_and_a_row_that_is_not_finite_is_named(tiny_vla, dtype):
+    generator = Generator(tiny_vla)
+    logits = torch.zeros(3, 5, dtype=dtype)
+    logits[0, 2:] = 1.0
+    logits[2, 4] = 2.0
+    assert generator._likeliest(logits, 7) == [2, 0, 4]
+    for bad in (float("nan"), float("inf")):
+        logits[1, 3] = bad
+        with pytest.raises(ModelError, match="not finite at answer token 9 "):
+            generator._likeliest(logits, 7)

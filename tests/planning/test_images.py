@@ -41,6 +41,22 @@ def test_images_are_decoded_at_once_and_come_in_the_order_of_the_frames():
     assert {image.pixels.shape for image in found} == {(900, 1600, 3)}
 
 
+def test_a_decoder_serves_two_threads_at_once():
+    decoder, found = ImageDecoder(threads=3), {}
+
+    def decode(first: int) -> None:
+        found[first] = decoder.decode(frames(Load(first + value) for value in range(6)))
+
+    threads = [threading.Thread(target=decode, args=(first,)) for first in (0, 100)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(20)
+    for first, images in found.items():
+        assert [image.pixels[0, 0, 0] for image in images] == [first + value for value in range(6)]
+    assert len(found) == 2
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_what_can_be_scaled_is_and_its_size_is_told(threads):
     whole = [Load(value) for value in range(5)] + [lambda: np.zeros((450, 800, 3), np.uint8)]

@@ -32,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the engine and its manifest")
     add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the matrix products (%(default)s)")
     add("--opset", type=int, choices=(17, 18), help="17 for TensorRT 8.5 and 8.6, 18 for all others (by the backend)")
-    help_operators = (
-        f"{STANDARD} for every runtime, {FUSED} for its own, faster on a CPU, too (by backend and precision)"
-    )
+    help_operators = f"{FUSED} for its own, faster on a CPU, {STANDARD} for all ({FUSED} in fp32 where no GPU is)"
     add("--operators", choices=(STANDARD, FUSED), help=help_operators)
     add("--max-keep", type=at_least_one, metavar="K", help="largest number of tokens, over all cameras (all)")
     help_mlp = "blocks whose MLP ends in float32 (the last one in fp16, none in bf16)"

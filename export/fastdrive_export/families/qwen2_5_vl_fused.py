@@ -1,6 +1,6 @@
 """Qwen2.5-VL's vision graph with onnxruntime's operators; ``networks.fused`` says why, ``qwen2_5_vl`` has the parts.
 
-The normalisation of the pixels is folded into the patch embedding, so what is moved about are bytes.
+The normalisation of the pixels is folded into the patch embedding, so bytes are transposed and not floats.
 """
 
 from __future__ import annotations
@@ -147,6 +147,6 @@ class FusedQwen25VlVisionNetwork(Qwen25VlVisionNetwork):
         """Rotary embedding of [C, L, width]."""
         graph, half = self.graph, rotation.cos.shape[-1] // 2
         cos, sin = rotation.cos[0, :, 0, :half], rotation.sin[0, :, 0, half:]  # in this half the sign is not folded
-        places = np.broadcast_to(np.arange(x.shape[1]), x.shape[:2])
-        constants = [graph.constant(each) for each in (places, cos, sin)]
+        positions = np.broadcast_to(np.arange(x.shape[1]), x.shape[:2])
+        constants = [graph.constant(each) for each in (positions, cos, sin)]
         return graph.contributed("RotaryEmbedding", [x, *constants], [x.shape], num_heads=heads)[0]

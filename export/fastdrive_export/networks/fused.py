@@ -58,17 +58,16 @@ class FusedBlocks:
 
     def add_norm(self, x: Value, more: Value, norm: Any, name: str) -> tuple[Value, Value]:
         """x + more, and the RMSNorm of it."""
-        empty: Sequence[int] = (1,)  # two outputs that training has
         outputs = self.graph.contributed(
             "SkipSimplifiedLayerNormalization",
             [x, more, self._scale(norm, name)],
-            [x.shape, empty, empty, x.shape],
+            [x.shape, None, None, x.shape],  # two are for training
             epsilon=norm.variance_epsilon,
         )
         return outputs[3], outputs[0]
 
     def gated(self, mlp: Any, normed: Value, name: str) -> Value:
-        """The gated MLP. Two products, for to split one costs more than its second half."""
+        """The gated MLP. Two products: splitting one takes longer."""
         graph = self.graph
         gate, up = (self.linear([getattr(mlp, part)], normed, f"{name}.{part}") for part in ("gate_proj", "up_proj"))
         inner = graph.contributed("QuickGelu", [gate], [gate.shape], alpha=1.0)[0]  # SiLU

@@ -8,7 +8,7 @@ Inputs and outputs, with G key/value heads; S new positions follow those that th
     ids, source, visual, wanted    as in ``networks.language``
     cos, sin       [capacity, head dim / 2], rotary angles of each position of the cache, the new ones included
     last_position  [1], the position of the last new token
-    positions      a number: ``last_position`` + 1
+    total_length   a number: ``last_position`` + 1
     keys_0, ...    [1, G, capacity, head dim], of each layer, rotated
     values_0, ...  [1, G, capacity, head dim]
     logits         [A, vocabulary]
@@ -34,7 +34,7 @@ from fastdrive_node.engines.graph_info import (
     WANTED,
     LanguageGraphInfo,
     cache_names,
-    written,
+    written_name,
 )
 
 
@@ -99,7 +99,7 @@ class FusedLanguageNetwork(FusedBlocks):
             "GroupQueryAttention",
             [graph.reshape(qkv, (1, *qkv.shape)), None, None, *past, *(inputs[n] for n in (LAST, TOTAL, COS, SIN))],
             [(1, count, width), *(each.shape for each in past)],
-            [written(each) for each in names],
+            [written_name(each) for each in names],
             num_heads=info.heads,
             kv_num_heads=info.kv_heads,
             do_rotary=1,

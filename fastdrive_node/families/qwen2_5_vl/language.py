@@ -283,7 +283,7 @@ def fold_rotation_sign(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tens
 
 
 def folded_angles(rotary: Any, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What ``fold_rotation_sign`` makes of a rotary module's angles, to the last bit, in less of the hot path's time.
+    """What ``fold_rotation_sign`` makes of a rotary module's angles, to the last bit and in less time.
 
     Args:
         rotary: transformers' ``Qwen2_5_VLRotaryEmbedding``.
@@ -294,14 +294,13 @@ def folded_angles(rotary: Any, position_ids: torch.Tensor) -> tuple[torch.Tensor
     """
     if rotary.rope_type != "default":  # its frequencies may depend on the length
         return fold_rotation_sign(*rotary(torch.empty(0, device=position_ids.device), position_ids))
-    frequencies = _frequencies_by_axis(rotary).to(position_ids.device)
-    angles = position_ids.movedim(0, -1).float() @ frequencies  # of the three products two are zero
+    axes = torch.tensor(_axes(tuple(rotary.mrope_section)), device=position_ids.device)
+    angles = position_ids.float().index_select(0, axes).movedim(0, -1) * rotary.inv_freq.to(position_ids.device).float()
     cos, sin = angles.cos() * rotary.attention_scaling, angles.sin() * rotary.attention_scaling
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
-@lru_cache(maxsize=4)
-def _frequencies_by_axis(rotary: Any) -> torch.Tensor:
-    """float32 [3, head dim / 2]: each frequency in the row of its axis, zeros elsewhere."""
-    axes = torch.tensor([part % 3 for part, count in enumerate(rotary.mrope_section) for _ in range(count)])
-    return torch.nn.functional.one_hot(axes, 3).T * rotary.inv_freq.float().cpu()
+@lru_cache(maxsize=8)
+def _axes(sections: tuple[int, ...]) -> tuple[int, ...]:
+    """Of each frequency, the row of the position ids that it turns with."""
+    return tuple(part % 3 for part, count in enumerate(sections) for _ in range(count))

@@ -336,10 +336,13 @@ def test_files_that_are_true_of_another_language_model_are_left_out_and_told(lan
         check_pruner(read_vla(written), name)
 
 
-def test_a_vla_that_began_from_shards_has_its_own_weights_alone(language, start) -> None:
-    vla = load_vla(start)
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_vla_that_began_from_shards_has_its_own_weights_alone(language, start, beside) -> None:
+    vla, whole = load_vla(start), (start / "model.safetensors").read_bytes()
     (start / "model.safetensors").unlink()
     vla.model.save_pretrained(start, max_shard_size="1MB")
+    if beside:
+        (start / "model.safetensors").write_bytes(whole)
     assert len(list(start.glob("model-*.safetensors"))) > 1
     train_planner.train({**language, "start": str(start), "steps": 1}, False)
     written = {file.name for file in (Path(language["out"]) / "vla").glob("model*")}

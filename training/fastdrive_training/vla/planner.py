@@ -17,7 +17,8 @@ from torch.nn.functional import cross_entropy, smooth_l1_loss
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import Vla
-from fastdrive_node.families.fingerprint import WEIGHTS_INDEX, weight_paths
+from fastdrive_node.families.fingerprint import WEIGHTS as MODEL_WEIGHTS
+from fastdrive_node.families.fingerprint import WEIGHTS_INDEX, indexed_weights
 from fastdrive_node.families.prompt import check_prompt
 from fastdrive_node.files import TOKEN_PACKER_FILE, VIEW_WEIGHTS_FILE
 from fastdrive_node.pruning.catalog import FILES
@@ -336,7 +337,9 @@ def save_vla(vla: Vla, source: Path, target: Path) -> dict[str, str]:
     target.mkdir(parents=True, exist_ok=True)
     vla.model.save_pretrained(target)
     (target / vla.spec.prompt).write_text(vla.template, encoding="utf-8")
-    weights = {WEIGHTS_INDEX, *(file.name for file in weight_paths(source))}  # those of ``vla`` are there
+    weights = {WEIGHTS_INDEX, MODEL_WEIGHTS}  # those of ``vla`` are there
+    if (source / WEIGHTS_INDEX).is_file():
+        weights |= {file.name for file in indexed_weights(source)}
     left_out = {}
     for file in sorted(source.iterdir()):
         if file.name in OF_ONE_LANGUAGE_MODEL:
