@@ -68,9 +68,46 @@ class TextDrafter:
         self._number = re.compile(spec.number.pattern, re.ASCII)
         between = [", ", "], ["] * spec.points
         self._fixed = [f"{spec.preamble}[", *between[:-1], f"]{spec.closing}"]  # before each number, and the end
+        self._number_id = lru_cache(maxsize=8192)(self._only_id)
+        self._template: Draft | None = None  # any whole answer, where each number is one token
 
     def write(self, known: Sequence[int], numbers: Sequence[float]) -> Draft:
         """See ``Drafter``."""
+        draft = self._filled(known, numbers) or self._written(known, numbers)
+        if self._template is None and not known and not self.spec.skip_until and self._fits(draft, numbers):
+            self._template = draft
+        return draft
+
+    def _only_id(self, text: str) -> int | None:
+        """The id of a number, if it is one token whatever stands before it."""
+        ids = self._encode(text)
+        return ids[0] if len(ids) == 1 else None
+
+    def _fits(self, draft: Draft, numbers: Sequence[float]) -> bool:
+        """Whether a whole answer's numbers are one token each, and the same as alone."""
+        spans = draft.spans
+        single = len(spans) == len(self._fixed) - 1 and all(stop == start + 1 for _, start, stop in spans)
+        return single and all(draft.ids[start] == self._number_id(self._text(numbers[n])) for n, start, _ in spans)
+
+    def _filled(self, known: Sequence[int], numbers: Sequence[float]) -> Draft | None:
+        """What ``_written`` gives, in a tenth of its time; None where the template does not give it."""
+        if self._template is None or len(numbers) < len(self._template.spans):
+            return None
+        ids, spans = list(self._template.ids), self._template.spans
+        for number, start, _ in spans:
+            if start < len(known):
+                written = known[start] if self._number.fullmatch(self._piece(known[start])) else None
+            else:
+                written = self._number_id(self._text(numbers[number]))
+            if written is None:
+                return None
+            ids[start] = written
+        if tuple(ids[: len(known)]) != tuple(known):
+            return None
+        return Draft(tuple(ids), tuple(span for span in spans if span[1] > len(known) or not known))
+
+    def _written(self, known: Sequence[int], numbers: Sequence[float]) -> Draft:
+        """By the tokenizer."""
         said = "".join(map(self._piece, (*self._prefix, *known)))
         start = said.find(self.spec.skip_until) if self.spec.skip_until else 0
         rest, places = self._continue(said[start:], numbers) if start >= 0 else ("", [])

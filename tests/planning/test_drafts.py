@@ -181,3 +181,29 @@ def test_a_constant_turn_keeps_its_yaw_rate():
 def test_the_shipped_format_states_waypoints_as_its_numbers():
     form = answer_format(load_vla(default_vla_dir()))
     assert form.numbers(np.array([[1.0, 2.0]] * 6))[:2] == [1.0, 2.0]
+
+
+def test_drafts_by_a_template_are_those_of_the_tokenizer(ego_history):
+    """Of the shipped VLA's answers, in which each number is one token; beginnings of every length, right and wrong."""
+    vla = load_vla(default_vla_dir())
+    drafter, random = answer_format(vla).drafter, np.random.default_rng(5)
+    drafter.write((), [0.0] * 12)
+    assert drafter._template is not None
+    filled = 0
+    for _ in range(40):
+        numbers = random.uniform(-60, 60, 12).round(random.integers(0, 4)).tolist()
+        whole = drafter._written((), random.uniform(-60, 60, 12).tolist()).ids
+        for count in range(len(whole)):
+            known = list(whole[:count])
+            if count and random.random() < 0.3:
+                known[random.integers(count)] = int(random.integers(0, 2000))
+            by_template = drafter._filled(known, numbers)
+            if by_template is not None:
+                filled += 1
+                assert by_template == drafter._written(known, numbers), (known, numbers)
+    assert filled > 500
+
+
+def test_numbers_of_several_tokens_have_no_template():
+    drafter = by_characters()
+    assert len(drafter.write((), [1, 2, 3, 4, 5, 6]).ids) == 47 and drafter._template is None
