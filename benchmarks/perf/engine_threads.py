@@ -22,7 +22,6 @@ from fastdrive_node.benchmark.implementations import FastDrive
 from fastdrive_node.benchmark.timing import Case, measure
 from fastdrive_node.benchmark.workload import workload
 from fastdrive_node.engines.language_engine import LanguageChoice
-from fastdrive_node.engines.onnx_runner import idle_thread_options
 from fastdrive_node.engines.vision_engine import EngineChoice
 from fastdrive_node.planning.answer_format import answer_format
 from fastdrive_node.planning.loading import open_pipeline
@@ -32,15 +31,13 @@ from fastdrive_node.replay.samples import planning_samples
 BAG = Path("samples/city")
 DROP, ANSWER_TOKENS = 0.75, 28
 STOP = "session.force_spinning_stop"
-AS_BUILT = idle_thread_options(onnxruntime.__version__)
 # name: what the sessions are told beside their number of threads, and torch's threads (None: one for each core)
 CHOICES: dict[str, tuple[dict[str, str], int | None]] = {
     "as the runtimes come": ({}, None),
     "sessions never spin": ({"session.intra_op.allow_spinning": "0"}, None),
     "sessions never spin, one torch thread": ({"session.intra_op.allow_spinning": "0"}, 1),
     "sessions stop spinning after a run": ({STOP: "1"}, None),
-    "sessions stop spinning after a run, one torch thread": ({STOP: "1"}, 1),
-    "sessions spin for 0.3 ms after a run, one torch thread (as built)": (AS_BUILT, 1),
+    "sessions stop spinning after a run, one torch thread (as built)": ({STOP: "1"}, 1),
 }
 
 

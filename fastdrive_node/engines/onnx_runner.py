@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,8 +30,6 @@ _TYPES = {
     "tensor(bfloat16)": "bfloat16",
 }
 _BINDINGS = 128  # of addresses and lengths that come again: a binding takes as long as a small part of a run
-_SPIN_LIMIT_SINCE = (1, 26)
-_SPIN_US = 300  # the time between two forwards of an answer: to wake a thread takes a tenth of the next one
 _BFLOAT16 = 16  # TensorProto.DataType; numpy has no such type
 _log = logging.getLogger(__name__)
 
@@ -117,10 +114,9 @@ def _choose(provider: str, device: torch.device, fused: bool) -> str:
 def _open(file: Path, manifest: Manifest, provider: str, device: torch.device) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Threads of a session that has ended its run would spin on for long and take the cores from whatever runs next:
-    # torch, and the session of the other part. A plan then takes three times as long on two cores (docs/latency.md).
-    for name, value in idle_thread_options(onnxruntime.__version__).items():
-        options.add_session_config_entry(name, value)
+    # Threads of a session that has ended its run would spin on and take the cores from whatever runs next: torch, and
+    # the session of the other part. On two cores that makes a plan take three times as long (docs/latency.md).
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3  # errors
     wanted = _PROVIDERS[provider]
     providers: list = [(wanted, _provider_options(file, manifest, provider, device))]
@@ -143,13 +139,6 @@ def _open(file: Path, manifest: Manifest, provider: str, device: torch.device) -
             f"onnx_provider: {provider!r} could not be loaded by onnxruntime; install its CUDA libraries, or use cpu"
         )
     return session
-
-
-def idle_thread_options(version: str) -> dict[str, str]:
-    """How long idle threads of a session wait for more work before they sleep, as entries of its configuration."""
-    if tuple(map(int, re.findall(r"\d+", version)[:2])) < _SPIN_LIMIT_SINCE:
-        return {"session.force_spinning_stop": "1"}
-    return {"session.intra_op.spin_duration_us": str(_SPIN_US)}
 
 
 def _provider_options(file: Path, manifest: Manifest, provider: str, device: torch.device) -> dict[str, str]:

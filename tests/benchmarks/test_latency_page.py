@@ -150,3 +150,17 @@ def test_the_page_on_latency_shows_what_decoding_on_arrival_saves():
         ratios = figures["median_ratio"]
         assert f"| | ratio | {' | '.join(f'{ratios[name]:.2f}' for name in names)} |" in page
         assert ", ".join(f"{each:.2f}" for each in figures["ratios"]["latency"]) in page
+
+
+def test_the_pages_say_how_equal_engines_with_onnxruntime_s_operators_are():
+    page = " ".join((ROOT / "docs/decisions/0017-onnxruntimes-own-operators.md").read_text().split())
+    rows = json.loads((RESULTS / "drafts_engine.json").read_text())["rows"].values()
+    equal, answers = (sum(row[name] for row in rows) for name in ("equal_to_plain", "answers"))
+    assert f"{equal:,} of {answers:,} answers at the drops 0, 0.5 and 0.75 are those of torch" in page
+    latency = " ".join((ROOT / "docs" / "latency.md").read_text().split())
+    assert f"{equal:,} of {answers:,} drafted answers are those of torch's plain decoding" in latency
+    parity = json.loads((RESULTS / "parity_tiny_vision.json").read_text())
+    assert f"least cosine of a token {parity['cosine_min']:.7f}, " in page
+    assert f"largest error of a score {parity['score_max_abs_error']:.1e}, the same kept sets at three ratios" in page
+    assert set(parity["kept_overlap"].values()) == {1.0} and len(parity["kept_overlap"]) == 3
+    assert f"{parity['plans_same']} of {parity['plans_compared']} equal answers" in page

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 
@@ -20,7 +19,7 @@ from fastdrive_export.files import write_manifest
 from fastdrive_node.engines.graph_info import LOGITS
 from fastdrive_node.engines.language_engine import LanguageChoice, check_language_engine, open_language_engine
 from fastdrive_node.engines.manifest import manifest_path, read_manifest
-from fastdrive_node.engines.onnx_runner import _choose, idle_thread_options
+from fastdrive_node.engines.onnx_runner import _choose
 from fastdrive_node.engines.vision_engine import EngineChoice, open_engine
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import Vla, load_vla, prune_prompt
@@ -241,8 +240,7 @@ def test_engines_of_both_parts_do_not_share_the_cores_with_idle_threads(toy, eng
         for part in parts:
             options = part.runner._session.get_session_options()
             assert options.intra_op_num_threads == 2
-            for name, value in idle_thread_options(onnxruntime.__version__).items():
-                assert options.get_session_config_entry(name) == value
+            assert options.get_session_config_entry("session.force_spinning_stop") == "1"
     assert open_pipeline(toy.vla.path, toy.pruner_file).threads == 2 == torch.get_num_threads()
     assert open_pipeline(toy.vla.path, toy.pruner_file, engine=vision).threads == 2
 
@@ -286,12 +284,6 @@ def test_without_a_choice_they_run_on_the_cpu_beside_a_gpu(caplog):
     with caplog.at_level("WARNING"):
         assert _choose("auto", torch.device("cuda"), True) == "cpu" == _choose("auto", torch.device("cpu"), True)
     assert [record.getMessage() for record in caplog.records if "--operators standard" in record.getMessage()] != []
-
-
-@pytest.mark.parametrize(("version", "name"), [("1.20.1", "force_spinning_stop"), ("1.26.0rc1", "spin_duration_us")])
-def test_threads_of_a_session_are_told_to_sleep_soon_as_the_version_reads_it(version, name):
-    (found, value) = next(iter(idle_thread_options(version).items()))
-    assert found.endswith(name) and 0 < int(value) <= 1000
 
 
 def test_an_engine_of_other_weights_is_refused_with_the_command(copy, other):
