@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,21 +25,22 @@ from fastdrive_node.engines.graph_info import (
     VISUAL,
     WANTED,
 )
-from fastdrive_node.engines.language_cache import CacheMemory, FusedCache, require_positions
-from fastdrive_node.engines.language_engine import MOST_BUFFERS, EngineLanguage
-from fastdrive_node.errors import ModelError
-from fastdrive_node.families import VisualTokens
+from fastdrive_node.engines.language_cache import FusedCache, require_positions
+from fastdrive_node.engines.language_engine import EngineLanguage, LanguageRunner, source_of
+from fastdrive_node.engines.manifest import LanguageManifest
+from fastdrive_node.families import VisualTokens, Vla
 from fastdrive_node.families.base import PositionInputs
 
-MOST_PREFILLS = 8  # whose memory is kept: 25 MB each for a thousand tokens of a 3B model
+# lengths of runs whose memory is kept: 25 MB for a prefill of a thousand tokens of a 3B model
+MOST_PREFILLS, MOST_EXTENSIONS = 8, 128
 _Tensors = dict[str, torch.Tensor]
 
 
 class FusedLanguage(EngineLanguage):
     """See ``EngineLanguage``."""
 
-    def _prepare(self) -> None:
-        self._memory = CacheMemory(self.info, self._stored, self.runner.device)
+    def __init__(self, file: Path, manifest: LanguageManifest, runner: LanguageRunner, vla: Vla):
+        super().__init__(file, manifest, runner, vla)
         # of the lengths that were run last, which come again; the last used is the last
         self._prefills: OrderedDict[tuple[int, int, int], _Tensors] = OrderedDict()
         self._extensions: OrderedDict[tuple[int, int, int], _Tensors] = OrderedDict()
@@ -53,13 +55,10 @@ class FusedLanguage(EngineLanguage):
         last: int = 1,
     ) -> tuple[torch.Tensor, Any]:
         """See ``EngineLanguage``."""
-        if len(ids) != 1:
-            raise ModelError(f"language engine: {len(ids)} prompts at a time; it runs one, torch runs batches")
+        self._require_one(ids)
         rows, length = visual[0].rows, ids.shape[1]
         tensors = self._run_buffers(self._prefills, MOST_PREFILLS, length, max(1, len(rows)), last)
-        source = torch.arange(length, device=ids.device)
-        source[visual_positions[0]] = length + torch.arange(len(rows), device=ids.device)
-        tensors[SOURCE].copy_(source)
+        tensors[SOURCE].copy_(source_of(length, visual_positions[0]))
         tensors[VISUAL][: len(rows)] = rows
         cache = self._memory.fused_cache(length + max_new_tokens)
         logits = self._advance(ids, positions, tensors, cache)
@@ -74,7 +73,7 @@ class FusedLanguage(EngineLanguage):
         """See ``EngineLanguage``."""
         count = ids.shape[1]
         require_positions(cache, count)
-        tensors = self._run_buffers(self._extensions, MOST_BUFFERS, count, 1, count)
+        tensors = self._run_buffers(self._extensions, MOST_EXTENSIONS, count, 1, count)
         return self._advance(ids, positions, tensors, cache)[None]
 
     def _advance(

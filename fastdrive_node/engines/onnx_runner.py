@@ -163,12 +163,12 @@ def _check_session(file: Path, manifest: Manifest, session: onnxruntime.Inferenc
         inside = json.loads(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
     except (ValueError, RecursionError):
         inside = {}
-    default = {"operators": STANDARD}  # which is left out
-    expected = default | manifest.graph.model_dump(mode="json")
+    expected = manifest.graph.model_dump(mode="json") | {"operators": manifest.graph.operators}
+    if isinstance(inside, dict):
+        inside.setdefault("operators", STANDARD)  # which is left out
     for name, value in expected.items():
-        found = default | inside if isinstance(inside, dict) else {}
-        if found.get(name) != value:
-            stated = short(found.get(name)) if found else "nothing"
+        if not isinstance(inside, dict) or inside.get(name) != value:
+            stated = short(inside.get(name)) if isinstance(inside, dict) else "nothing"
             raise ModelError(
                 f"{file}: {name}: the graph says {stated}, its manifest {short(value)}; {build_hint(file, manifest)}"
             )

@@ -21,7 +21,8 @@ from fastdrive_export.build import GraphOptions, build_language
 from fastdrive_export.graph_writer import FLOAT, FLOAT16, GraphWriter
 from fastdrive_export.onnx_file import check_onnx, layer_table
 from fastdrive_node.engines.graph_info import ASKED, NEW, PAST, SEEN, SHOWN
-from fastdrive_node.engines.language_engine import HIDDEN, EngineLanguage, LanguageChoice, open_language_engine
+from fastdrive_node.engines.language_cache import HIDDEN
+from fastdrive_node.engines.language_engine import EngineLanguage, LanguageChoice, open_language_engine
 from fastdrive_node.engines.manifest import check_files
 from fastdrive_node.errors import InputError, ModelError
 from fastdrive_node.families import PrunedPrompt, load_vla, prune_prompt
