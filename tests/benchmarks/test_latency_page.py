@@ -106,9 +106,12 @@ def test_the_latency_page_shows_the_figures_with_engines():
         for name in ("speedup_end_to_end", "speedup_decode")
     ]
     assert "Two more runs had {} times from camera to plan, {} in decoding".format(*others) in page
-    fifth, encoder = rows["camera to plan"]["transformers_ms"] / 5, rows["encode and score"]
-    assert f"A fifth of transformers' time is {fifth:.1f} ms, and the encoder takes {encoder['ours_ms']:.1f} ms" in page
-    assert f"as transformers' does ({encoder['transformers_ms']:.1f} ms)" in page
+    encode, whole = rows["encode and score"], rows["camera to plan"]
+    assert f"The encoder takes {encode['ours_ms']:.1f} of {whole['ours_ms']:.1f} ms" in page
+    assert f"as transformers' does ({encode['transformers_ms']:.1f} ms)" in page
+    assert f"`{figures['command']}`" in page
+    reached = [each["speedup_end_to_end"] >= 5 for each in (figures, *figures["other_runs"])]
+    assert any(reached) and not all(reached), "the page says that the five times are reached in some runs alone"
     for name, row in json.loads((RESULTS / "engine_threads.json").read_text())["rows"].items():
         shown = f"| {name.removesuffix(' (as built)')} | {row['median_ms']:.1f} |"
         assert shown in page.replace("**", "")
