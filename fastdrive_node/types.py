@@ -25,6 +25,7 @@ CAMERAS = (
 )
 VisionBackendName = Literal["torch", "onnxruntime", "tensorrt"]
 VISION_BACKENDS: tuple[str, ...] = get_args(VisionBackendName)
+ENGINE_OPERATORS = ("standard", "onnxruntime")  # of ONNX alone, or onnxruntime's own too
 OnnxProviderName = Literal["auto", "cpu", "cuda", "tensorrt"]
 ONNX_PROVIDERS: tuple[str, ...] = get_args(OnnxProviderName)
 MAX_DROP = 0.95  # the largest pruning ratio that the node, the commands and the evaluation take

@@ -21,7 +21,6 @@ from fastdrive_export.source import Source, load_source
 from fastdrive_node.engines.graph_info import (
     FUSED,
     FUSED_HEAD_DIM,
-    OPERATORS,
     STANDARD,
     LanguageGraphInfo,
     VisionGraphInfo,
@@ -32,6 +31,7 @@ from fastdrive_node.errors import UsageError
 from fastdrive_node.families import Vla, load_vla
 from fastdrive_node.families.fingerprint import pruner_fingerprint
 from fastdrive_node.planning.loading import default_vla_dir
+from fastdrive_node.types import ENGINE_OPERATORS
 
 OPSETS = (17, 18)
 ONNX_FILE, LANGUAGE_FILE = "vision.onnx", "language.onnx"
@@ -64,8 +64,8 @@ class GraphOptions:
             )
         if self.opset == 17 and self.precision == "bf16":
             raise UsageError("precision: bf16 is for opset 18: TensorRT 8 does not have it; give fp16 or fp32")
-        if self.operators not in (None, *OPERATORS):
-            raise UsageError(f"operators: {self.operators!r} is not one of {', '.join(OPERATORS)}")
+        if self.operators not in (None, *ENGINE_OPERATORS):
+            raise UsageError(f"operators: {self.operators!r} is not one of {', '.join(ENGINE_OPERATORS)}")
         if self.operators == FUSED and not self._may_be_fused:
             raise UsageError(
                 f"operators: {FUSED} is for fp32 and opset 18, not for {self.precision} and opset {self.graph_opset}; "

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from fastdrive_node.types import ENGINE_OPERATORS
 from fastdrive_node.validation import STRICT
 
 METADATA_KEY = "fastdrive.graph"  # of the graph's description in an ONNX file
@@ -22,7 +23,7 @@ LAST, TOTAL = "last_position", "total_length"  # where onnxruntime's operators w
 # lengths that differ from run to run
 NEW, PAST, SEEN, SHOWN, ASKED = "new", "past", "past_and_new", "visual_tokens", "wanted_positions"
 CAPACITY = "capacity"  # positions of such a cache
-STANDARD, FUSED = OPERATORS = "standard", "onnxruntime"  # operators of a graph
+STANDARD, FUSED = ENGINE_OPERATORS  # operators of a graph
 FUSED_HEAD_DIM = 16  # the size of a head must be a multiple of it: so onnxruntime's GroupQueryAttention has it
 STORED_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # of keys and values, by precision
 

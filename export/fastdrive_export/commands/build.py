@@ -8,9 +8,8 @@ from pathlib import Path
 from fastdrive_export.commands.options import add_source_arguments, say
 from fastdrive_node.cli import write_json
 from fastdrive_node.commands.options import add_json_argument, at_least_one
-from fastdrive_node.engines.graph_info import FUSED, STANDARD
 from fastdrive_node.errors import UsageError
-from fastdrive_node.types import VISION_BACKENDS
+from fastdrive_node.types import ENGINE_OPERATORS, VISION_BACKENDS
 
 PARTS = ("vision", "language")
 BACKENDS = tuple(name for name in VISION_BACKENDS if name != "torch")
@@ -32,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the engine and its manifest")
     add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the matrix products (%(default)s)")
     add("--opset", type=int, choices=(17, 18), help="17 for TensorRT 8.5 and 8.6, 18 for all others (by the backend)")
-    help_operators = f"{FUSED} for its own, faster on a CPU, {STANDARD} for all ({FUSED} in fp32 where no GPU is)"
-    add("--operators", choices=(STANDARD, FUSED), help=help_operators)
+    help_operators = "onnxruntime for its own, faster on a CPU; standard for all (its own in fp32 where no GPU is)"
+    add("--operators", choices=ENGINE_OPERATORS, help=help_operators)
     add("--max-keep", type=at_least_one, metavar="K", help="largest number of tokens, over all cameras (all)")
     help_mlp = "blocks whose MLP ends in float32 (the last one in fp16, none in bf16)"
     add("--fp32-mlp", type=int, nargs="*", metavar="BLOCK", help=help_mlp)
