@@ -159,7 +159,7 @@ def load_language_engine(file: Path, manifest: LanguageManifest, vla: Vla, provi
         raise ModelError(
             f"{file}: the Python package {error.name!r} is missing; it comes with pip install -e .[export]"
         ) from error
-    if provider == "tensorrt":
+    if provider == "tensorrt" and not manifest.graph.fused:  # of which none runs on a GPU, as it says then
         provider = "cuda"  # it would build anew for lengths that it has not seen, for minutes, between two plans
     runner = OnnxRunner(file, manifest, vla.device, provider)
     from fastdrive_node.engines.fused_language import FusedLanguage

@@ -23,7 +23,6 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, TypeAdapter, model_validator
 
 from fastdrive_node.engines.graph_info import (
-    STANDARD,
     Count,
     LanguageGraphInfo,
     Record,
@@ -316,8 +315,8 @@ def build_hint(
         options["--pruner"] = pruner or manifest.source.pruner
         if manifest.kind == "onnx" and manifest.graph.opset == 17:
             options["--opset"] = 17
-        elif manifest.kind == "onnx" and manifest.graph.precision == "fp32" and not manifest.graph.fused:
-            options["--operators"] = STANDARD
+        elif manifest.kind == "onnx" and manifest.graph.precision == "fp32":
+            options["--operators"] = manifest.graph.operators
         if isinstance(manifest, VisionManifest) and manifest.graph.max_keep < manifest.graph.total:
             options["--max-keep"] = manifest.graph.max_keep
     given = " ".join(f"{name} {shlex.quote(str(value))}" for name, value in options.items() if value not in (None, ""))

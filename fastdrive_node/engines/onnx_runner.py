@@ -52,9 +52,11 @@ class OnnxRunner:
         provider = _choose(provider, device, manifest.graph.fused)
         self.device = torch.device("cpu") if provider == "cpu" else torch.device("cuda", device.index or 0)
         if manifest.graph.fused and provider != "cpu":
+            graph = manifest.graph.model_copy(update={"operators": STANDARD})
+            hint = build_hint(file, manifest.model_copy(update={"graph": graph}))
             raise ModelError(
                 f"{file}: operators: {FUSED}'s own, which run on the CPU here, not with provider {provider}; set "
-                f"onnx_provider to cpu, or {build_hint(file, manifest)} --operators {STANDARD}"
+                f"onnx_provider to cpu, or {hint}"
             )
         self._session = _open(file, manifest, provider, self.device)
         self.name = f"onnxruntime {onnxruntime.__version__} {provider}"

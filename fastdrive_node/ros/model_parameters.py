@@ -35,7 +35,7 @@ class ModelSettings(BaseModel):
         "", "engine file of the language model, from `fastdrive export build --part language`; empty: torch"
     )
     onnx_provider: OnnxProviderName = exchanged(
-        "auto", "what onnxruntime runs on; auto: cuda where the model is on a GPU and onnxruntime has it, else cpu"
+        "auto", "what onnxruntime runs on; auto: cuda where the model, onnxruntime and the engine allow it, else cpu"
     )
     device: Literal["auto", "cpu", "cuda"] = fixed("auto", "where the model runs; auto: cuda where there is a GPU")
     dtype: DtypeName = fixed("auto", "type of weights and activations; auto: bfloat16 on a GPU, float32 on a CPU")

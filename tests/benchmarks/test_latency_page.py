@@ -167,3 +167,7 @@ def test_the_pages_say_how_equal_engines_with_onnxruntime_s_operators_are():
     assert f"largest error of a score {parity['score_max_abs_error']:.1e}, the same kept sets at three ratios" in page
     assert set(parity["kept_overlap"].values()) == {1.0} and len(parity["kept_overlap"]) == 3
     assert f"{parity['plans_same']} of {parity['plans_compared']} equal answers" in page
+    figures = json.loads((RESULTS / "engine_operators.json").read_text())
+    rows, others = figures["median_ms"], " and ".join(f"{ratio:.2f}" for ratio in figures["other_runs"])
+    shown = f"{rows['standard']:.1f} and {rows['fused']:.1f} ms, {rows['ratio']:.2f} times (two more runs: {others})"
+    assert shown in page

@@ -264,11 +264,11 @@ def other(tmp_path_factory) -> Vla:
     return make_toy(tmp_path_factory.mktemp("other"), SIZES["ragged"], seed=1).vla
 
 
-def test_the_tensorrt_provider_counts_as_cuda(toy, language_file, monkeypatch):
+def test_the_tensorrt_provider_counts_as_cuda(toy, standard_file, monkeypatch):
     """It would build for minutes whenever a prompt has another length."""
     monkeypatch.setattr("fastdrive_node.engines.onnx_runner.onnxruntime.get_available_providers", lambda: [])
     with pytest.raises(ModelError, match="onnx_provider: 'cuda' is not in this onnxruntime"):
-        open_language_engine(LanguageChoice(language_file, "tensorrt"), toy.vla)
+        open_language_engine(LanguageChoice(standard_file, "tensorrt"), toy.vla)
 
 
 def test_onnxruntime_s_operators_are_refused_on_a_gpu(toy, tmp_path, monkeypatch):

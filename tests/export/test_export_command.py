@@ -125,6 +125,7 @@ def test_a_failure_is_one_line(engine, toy, tmp_path, capsys, words, reason):
         (["build", "--part", "language", "--backend", "tensorrt"], "--part language: only onnxruntime runs it"),
         (["build", "--precision", "int8"], "--precision: invalid choice"),
         (["build", "--operators", "cuda"], "--operators: invalid choice"),
+        (["build", "--operators", "onnxruntime", "--backend", "tensorrt"], "--operators onnxruntime: is for --backend"),
         (
             ["build", "--operators", "onnxruntime", "--precision", "fp16"],
             "operators: onnxruntime is for fp32 and opset",

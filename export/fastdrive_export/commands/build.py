@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> None:
     elif args.backend == "tensorrt":
         from fastdrive_export.tensorrt_build import BuilderSettings, build_tensorrt
 
+        if args.operators == "onnxruntime":
+            raise UsageError("--operators onnxruntime: is for --backend onnxruntime; give standard, or leave it out")
         settings = BuilderSettings(args.workspace_mib, args.optimization_level)
         file, manifest = build_tensorrt(args.vla, args.pruner, args.out, options, settings)
     else:
