@@ -58,16 +58,21 @@ def sessions_told(entries: dict[str, str]) -> Iterator[None]:
         yield
 
 
-def case(engines: Path, entries: dict[str, str], threads: int) -> Case:
-    """Camera to plan on one frame set of the sample bag."""
-    with sessions_told(entries):
-        vision = EngineChoice("onnxruntime", engines / "vision.onnx")
-        pipeline = open_pipeline(drop=DROP, engine=vision, language_engine=LanguageChoice(engines / "language.onnx"))
+def opened(engines: Path) -> FastDrive:
+    """models/tiny with engines of both parts, and one frame set of the sample bag."""
+    vision = EngineChoice("onnxruntime", engines / "vision.onnx")
+    pipeline = open_pipeline(drop=DROP, engine=vision, language_engine=LanguageChoice(engines / "language.onnx"))
     spec, form = pipeline.vla.spec, answer_format(pipeline.vla)
     recording = Recording.open(BAG, None, spec.cameras)
     sample = planning_samples(recording, max(spec.history.steps, default=0), spec.history.interval_s, 1)[0]
     work = workload(pipeline.vla, pipeline.vision, sample)
-    one = FastDrive(work, ANSWER_TOKENS, pipeline.pruner, DROP, pipeline.generator.language, form.drafter)
+    return FastDrive(work, ANSWER_TOKENS, pipeline.pruner, DROP, pipeline.generator.language, form.drafter)
+
+
+def case(engines: Path, entries: dict[str, str], threads: int) -> Case:
+    """Camera to plan."""
+    with sessions_told(entries):
+        one = opened(engines)
     return Case(lambda _: one.camera_to_plan(), threads=threads)
 
 

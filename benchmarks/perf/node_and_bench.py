@@ -5,7 +5,8 @@
 
 Each round replays the bag in real time through the node, whose planner has a process of its own, and then runs the
 paced part of the bench in a process with as many threads. Both decode the images, preprocess, encode, prune, prefill
-and decode. A round's figure is the node's median over the bench's.
+and decode. A round's figure is the node's median over the bench's, and how many times faster than transformers, paced
+in that bench, each of them is.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def node_ms(drop: float, threads: int, engines: Path | None) -> dict[str, float]
 
 
 def bench_ms(drop: float, threads: int, engines: Path | None, runs: int) -> dict[str, float]:
-    """Medians of the bench in ms: paced, and the same in a loop without rest."""
+    """Medians of the bench in ms: paced, transformers paced, and ours in a loop without rest."""
     command = [sys.executable, "-m", "fastdrive_node.cli", "bench", "--bag", str(BAG), "--drop", str(drop)]
     command += ["--device", "cpu", "--hz", "2", "--runs", str(runs), "--json", "-"]
     if engines is not None:
@@ -53,7 +54,8 @@ def bench_ms(drop: float, threads: int, engines: Path | None, runs: int) -> dict
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     figures = json.loads(done.stdout)
-    return {"paced": figures["paced"]["ours_ms"], "loop": figures["stages"]["camera_to_plan"]["ours_ms"]}
+    paced, loop = figures["paced"], figures["stages"]["camera_to_plan"]
+    return {"paced": paced["ours_ms"], "transformers": paced["transformers_ms"], "loop": loop["ours_ms"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -70,11 +72,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         node = node_ms(args.drop, args.threads, args.engines)
         bench = bench_ms(args.drop, args.threads, args.engines, args.runs)
         ratio = round(node["sum"] / bench["paced"], 3)
+        times = {"node": node["sum"], "bench": bench["paced"]}
+        faster = {name: round(bench["transformers"] / ms, 3) for name, ms in times.items()}
         node, bench = ({name: round(value, 2) for name, value in each.items()} for each in (node, bench))
-        rounds.append({"node_ms": node, "bench_ms": bench, "ratio": ratio, "load": round(os.getloadavg()[0], 1)})
+        load = round(os.getloadavg()[0], 1)
+        rounds.append({"node_ms": node, "bench_ms": bench, "ratio": ratio, "times_faster": faster, "load": load})
         print(json.dumps(rounds[-1]), flush=True)
     result = {
         "median_ratio": round(median(each["ratio"] for each in rounds), 3),
+        "times_faster": {name: median(each["times_faster"][name] for each in rounds) for name in ("node", "bench")},
         "engines": args.engines is not None,
         "drop": args.drop,
         "threads": args.threads,

@@ -146,8 +146,8 @@ def build_pruner(model: Qwen2_5_VLForConditionalGeneration, seed: int) -> ScoreP
     return ScorePruner(module.requires_grad_(False).eval())
 
 
-def build_workload(model: Qwen2_5_VLForConditionalGeneration, scene: Scene, answer_tokens: int, seed: int) -> Workload:
-    """Random images and a random prompt around them."""
+def random_vla(model: Qwen2_5_VLForConditionalGeneration, scene: Scene, answer_tokens: int) -> Vla:
+    """A model as the VLA of a scene, with a tokenizer that reads nothing."""
     spec = VlaSpec(
         cameras=tuple(f"CAM_{index}" for index in range(scene.images)),
         image_size=(scene.height, scene.width),
@@ -157,7 +157,12 @@ def build_workload(model: Qwen2_5_VLForConditionalGeneration, scene: Scene, answ
         history=HistorySpec(steps=(), interval_s=0.5),
         answer=AnswerSpec(preamble="", points=6, interval_s=0.5, closing="end", max_new_tokens=answer_tokens),
     )
-    vla = Vla(Path("random weights"), FAMILY, model.config, model, cast(Any, UnusedTokenizer()), spec, "")
+    return Vla(Path("random weights"), FAMILY, model.config, model, cast(Any, UnusedTokenizer()), spec, "")
+
+
+def build_workload(model: Qwen2_5_VLForConditionalGeneration, scene: Scene, answer_tokens: int, seed: int) -> Workload:
+    """Random images and a random prompt around them."""
+    vla = random_vla(model, scene, answer_tokens)
     vision = vla.torch_vision()
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (scene.images, 3, scene.height, scene.width), generator=generator).byte()

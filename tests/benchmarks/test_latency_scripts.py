@@ -11,18 +11,21 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ro
 
 import onnxruntime
 
-from benchmarks.perf import engine_threads, node_and_bench
+from benchmarks.perf import engine_threads, node_and_bench, paced
 
 
 def test_the_node_is_compared_with_the_bench_of_its_round(tmp_path, monkeypatch):
     sums, paced = iter([66.0, 90.0, 55.0]), iter([60.0, 60.0, 50.0])
     monkeypatch.setattr(node_and_bench, "node_ms", lambda *_: {"encode": 20.0, "sum": next(sums)})
-    monkeypatch.setattr(node_and_bench, "bench_ms", lambda *_: {"paced": next(paced), "loop": 40.0})
+    monkeypatch.setattr(
+        node_and_bench, "bench_ms", lambda *_: {"paced": next(paced), "transformers": 300.0, "loop": 40.0}
+    )
     file = tmp_path / "figures.json"
     node_and_bench.main(["--rounds", "3", "--json", str(file)])
     figures = json.loads(file.read_text())
     assert [each["ratio"] for each in figures["rounds"]] == [1.1, 1.5, 1.1]
     assert figures["median_ratio"] == 1.1 and figures["engines"] is False
+    assert figures["times_faster"] == {"node": 4.545, "bench": 5.0}
 
 
 def test_a_session_is_told_what_its_row_says_and_nothing_else():
@@ -35,3 +38,19 @@ def test_a_session_is_told_what_its_row_says_and_nothing_else():
     plain = onnxruntime.SessionOptions()
     plain.add_session_config_entry(engine_threads.STOP, "1")
     assert plain.get_session_config_entry(engine_threads.STOP) == "1"
+
+
+def test_what_comes_before_a_plan_is_not_timed_and_the_cases_take_turns(monkeypatch):
+    done, clock = [], [0.0]
+    monkeypatch.setattr(paced.time, "perf_counter", lambda: clock[0])
+
+    def step(name, seconds):
+        def run():
+            done.append(name)
+            clock[0] += seconds
+
+        return run
+
+    times = paced.measure(step("plan", 0.02), {"loop": step("a", 1.0), "pause": step("b", 2.0)}, 2)
+    assert done == ["plan"] * paced.WARM_UP + ["a", "plan", "b", "plan"] * 2
+    assert times == {name: pytest.approx([20.0, 20.0]) for name in ("loop", "pause")}
