@@ -34,7 +34,7 @@ from fastdrive_node.families.spec import chosen_vla_dir, load_spec
 from fastdrive_node.files import package_share_file
 from fastdrive_node.ros.parameter_files import check_parameter_file
 from fastdrive_node.ros.topics import COMMAND_INPUT, ODOMETRY_INPUT, camera_input, load_topic_map
-from fastdrive_node.ros.transport import profile_environment
+from fastdrive_node.ros.transport import memory_environment, profile_environment
 from fastdrive_node.types import CAMERAS, MAX_DROP
 
 PACKAGE = "fastdrive_node"
@@ -93,7 +93,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             namespace=given["namespace"],
             parameters=[params_file, {**signals(given), **overrides(given)}],
             remappings=remappings(given, cameras_of(vla)),
-            additional_env={"FASTDRIVE_LAUNCHER": str(os.getpid())},
+            additional_env={"FASTDRIVE_LAUNCHER": str(os.getpid()), **memory_environment()},
             ros_arguments=["--log-level", f"fastdrive:={given['log_level']}"],
             output="screen",
             emulate_tty=True,

@@ -1,6 +1,6 @@
-"""The shipped Fast DDS profile for camera drivers: images through shared memory, see docs/transport.md.
+"""The environment for camera drivers: images through shared memory, in memory that is kept; see docs/transport.md.
 
-Everything that a launch file starts after including this one has the profile. In XML:
+Everything that a launch file starts after including this one has it. In XML:
 
 <include file="$(find-pkg-share fastdrive_node)/launch/fastdrive_transport.launch.py"/>
 
@@ -20,7 +20,7 @@ from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction, SetEnvironmentVariable
 from launch.substitutions import LaunchConfiguration
 
-from fastdrive_node.ros.transport import profile_environment, profile_set
+from fastdrive_node.ros.transport import memory_environment, profile_environment, profile_set
 
 SHIPPED = "shipped"
 ARGUMENT = "fastdds_profile"
@@ -33,7 +33,9 @@ def generate_launch_description() -> LaunchDescription:
 
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     given = LaunchConfiguration(ARGUMENT).perform(context)
-    variables = profile_environment(None if given == SHIPPED else given)
-    if not variables and not profile_set():
-        return [LogInfo(msg="no Fast DDS profile is set: /dev/shm is too small for it; images may be lost")]
-    return [SetEnvironmentVariable(name, value) for name, value in variables.items()]
+    profile = profile_environment(None if given == SHIPPED else given)
+    variables = profile | memory_environment()
+    actions: list[LaunchDescriptionEntity] = [SetEnvironmentVariable(*each) for each in variables.items()]
+    if not profile and not profile_set():
+        actions.append(LogInfo(msg="no Fast DDS profile is set: /dev/shm is too small for it; images may be lost"))
+    return actions

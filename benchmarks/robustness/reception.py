@@ -2,8 +2,9 @@
 
 ``python -m benchmarks.robustness.reception --json benchmarks/results/reception.json`` sends six raw images of 1600x900
 and an odometry message 12 times a second from a process of its own, with the shipped Fast DDS profile, to a live node
-whose planner takes no time. The stamp is taken before the first of the six is sent, so the time includes the copies of
-26 MB in the sender. Sets of the first second, in which the two find each other, do not count.
+whose planner takes no time. Both processes have the settings of malloc that the launch files give, unless
+``--malloc default``. The stamp is taken before the first of the six is sent, so the time includes the copies of 26 MB
+in the sender. Sets of the first second, in which the two find each other, do not count.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.studies.summary import summarize, to_text
-from fastdrive_node.ros.transport import profile_environment
+from fastdrive_node.ros.transport import TUNABLES, memory_environment, profile_environment
 from fastdrive_node.types import CAMERAS, Command, EgoHistory, FrameSet, Plan
 
 CONNECT_S = 20.0
@@ -110,6 +111,7 @@ def measure(hz: float, seconds: float, size: tuple[int, int]) -> dict:
         "planned_sets": len(counted),
         "hz": hz,
         "size": list(size),
+        "malloc": os.environ.get(TUNABLES) or "default",
         "cameras": len(CAMERAS),
         "complete_ms": {"p50": round(float(p50), 2), "p99": round(float(p99), 2), "worst": round(max(counted), 2)},
         "first_to_last_image_ms_p50": round(float(np.median(late[-len(counted) :])), 2),
@@ -130,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--hz", type=float, default=12.0)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--size", type=int, nargs=2, default=(1600, 900), metavar=("W", "H"))
+    parser.add_argument("--malloc", choices=("launch", "default"), default="launch", help="(default: %(default)s)")
     parser.add_argument("--json", type=Path, help="(default: standard output)")
     parser.add_argument("--publish", nargs="+", metavar="TOPIC", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
@@ -137,6 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.publish:
         publish(args.publish, args.hz, args.seconds, size)
         return
+    if args.malloc == "launch" and (tunables := memory_environment()):  # which glibc reads when a process starts
+        words = [sys.executable, "-m", "benchmarks.robustness.reception", *(arguments or sys.argv[1:])]
+        sys.exit(subprocess.run(words, env={**os.environ, **tunables}).returncode)
     text = to_text(summarize(measure(args.hz, args.seconds, size)))
     if args.json is None:
         print(text)

@@ -1,4 +1,4 @@
-"""The Fast DDS profile as environment variables, expected loss of large messages, and what killed processes leave."""
+"""The environment of node and drivers for large messages, their expected loss, and what killed processes leave."""
 
 from __future__ import annotations
 
@@ -22,6 +22,13 @@ _RECEIVE_BYTES = 10_000_000  # of a socket's buffer: what Cyclone DDS advises fo
 _LOCK = re.compile(r"(fast(?:rtps|dds)_[0-9a-f]{16})_el")  # beside a segment; its owner holds it as long as it lives
 _DEAD_S = 60.0  # age of a segment that is looked at, so that none is taken while its owner makes it
 _SHM_BYTES = 3 * 134_217_728  # a segment for each of two participants, and one to spare
+TUNABLES = "GLIBC_TUNABLES"
+_MALLOC = {  # glibc.malloc, in bytes; the manual is "Memory Allocation Tunables" of the GNU C Library
+    "hugetlb": 1,  # huge pages where the kernel has them
+    "mmap_threshold": 32 << 20,  # an image below it is memory of the heap
+    "trim_threshold": 256 << 20,  # which stays with the process
+    "top_pad": 64 << 20,
+}
 
 
 def profile_environment(profile: str | None = None) -> dict[str, str]:
@@ -45,6 +52,19 @@ def profile_environment(profile: str | None = None) -> dict[str, str]:
     if profile is None and not has_shared_memory():
         return {}
     return dict.fromkeys(VARIABLES, str(path.resolve()))
+
+
+def memory_environment() -> dict[str, str]:
+    """The variable by which glibc keeps the memory of large messages.
+
+    Else it gives the memory of each image back to the kernel, which clears it page by page for the next one.
+
+    Returns:
+        Empty where the variable is set already. Names that an older glibc does not know have no effect.
+    """
+    if TUNABLES in os.environ:
+        return {}
+    return {TUNABLES: ":".join(f"glibc.malloc.{name}={value}" for name, value in _MALLOC.items())}
 
 
 def profile_set() -> bool:

@@ -148,12 +148,25 @@ def test_the_profile_is_set_for_drivers_by_an_include(monkeypatch):
     assert (declared.name, declared.default_value) == ("fastdds_profile", "shipped")
     for name in transport.VARIABLES:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv(transport.TUNABLES, raising=False)
     monkeypatch.setattr(transport, "has_shared_memory", lambda: True)
-    assert {action.variable for action in included.start(context)} == set(transport.VARIABLES)
+    names = {action.variable for action in included.start(context)}
+    assert names == {*transport.VARIABLES, transport.TUNABLES}
     monkeypatch.setattr(transport, "has_shared_memory", lambda: False)
-    assert "/dev/shm is too small" in included.start(context)[0].msg
+    assert "/dev/shm is too small" in included.start(context)[-1].msg
     monkeypatch.setenv(transport.VARIABLES[0], "/etc/ours.xml")
+    monkeypatch.setenv(transport.TUNABLES, "glibc.malloc.hugetlb=0")
     assert included.start(context) == []
+
+
+def test_the_node_keeps_the_memory_of_large_messages_and_leaves_that_of_other_programs(file, monkeypatch):
+    from fastdrive_node.ros import transport
+
+    monkeypatch.delenv(transport.TUNABLES, raising=False)
+    monkeypatch.setattr(file, "Node", SimpleNamespace)
+    *others, node = actions(file)
+    assert transport.TUNABLES not in [each.variable for each in others]
+    assert node.additional_env[transport.TUNABLES] == transport.memory_environment()[transport.TUNABLES]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,14 @@ from fastdrive_node.ros import transport
 from fastdrive_node.ros.distribution import UnsupportedEventTypeError
 from fastdrive_node.ros.domain import DOMAINS, own_domain
 from fastdrive_node.ros.qos import SENSOR, QosLog, subscribe
-from fastdrive_node.ros.transport import LARGE_BYTES, VARIABLES, loss_expected, profile_environment
+from fastdrive_node.ros.transport import (
+    LARGE_BYTES,
+    TUNABLES,
+    VARIABLES,
+    loss_expected,
+    memory_environment,
+    profile_environment,
+)
 
 CHILD = """
 import rclpy, os
@@ -63,6 +70,37 @@ def test_it_can_be_turned_off_or_be_another(bare, tmp_path):
 def test_little_shared_memory_keeps_the_default_transport(bare, monkeypatch):
     monkeypatch.setattr(transport, "has_shared_memory", lambda: False)
     assert profile_environment() == {}
+
+
+def test_malloc_is_told_to_keep_the_memory_of_large_messages(monkeypatch):
+    monkeypatch.delenv(TUNABLES, raising=False)
+    (name, value), *others = memory_environment().items()
+    told = dict(each.removeprefix("glibc.malloc.").split("=") for each in value.split(":"))
+    assert name == "GLIBC_TUNABLES" and not others
+    assert set(told) == {"hugetlb", "mmap_threshold", "trim_threshold", "top_pad"}
+    assert IMAGE < int(told["mmap_threshold"]) <= 32 << 20  # glibc takes no larger one
+    assert int(told["trim_threshold"]) > 6 * IMAGE
+
+
+def test_tunables_that_are_set_already_stay(monkeypatch):
+    monkeypatch.setenv(TUNABLES, "glibc.malloc.hugetlb=0")
+    assert memory_environment() == {}
+
+
+def test_glibc_takes_the_tunables(monkeypatch):
+    """A name or a value that it does not know is ignored without a message, so the list of glibc itself is asked."""
+    monkeypatch.delenv(TUNABLES, raising=False)
+    loader = next(iter(sorted(Path("/").glob("lib*/**/ld-linux-*.so.*"))), None)
+    if loader is None:
+        pytest.skip("no loader of glibc")
+    environment = {**os.environ, **memory_environment()}
+    done = subprocess.run([str(loader), "--list-tunables"], env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        pytest.skip("this glibc does not list its tunables")
+    listed = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
+    for each in memory_environment()[TUNABLES].split(":"):
+        name, value = each.split("=")
+        assert int(listed[name].split()[0], 16) == int(value), (name, listed.get(name))
 
 
 FAST, CYCLONE = "rmw_fastrtps_cpp", "rmw_cyclonedds_cpp"
