@@ -45,9 +45,9 @@ def node_ms(drop: float, threads: int, engines: Path | None) -> dict[str, float]
 
 
 def bench_ms(drop: float, threads: int, engines: Path | None, runs: int) -> dict[str, float]:
-    """Medians of the bench in ms: paced, transformers paced, and ours in a loop without rest."""
+    """Medians of the bench in ms: paced, transformers paced, and ours one run after the other."""
     command = [sys.executable, "-m", "fastdrive_node.cli", "bench", "--bag", str(BAG), "--drop", str(drop)]
-    command += ["--device", "cpu", "--hz", "2", "--runs", str(runs), "--json", "-"]
+    command += ["--device", "cpu", "--hz", "2", "--runs", str(runs), "--no-large", "--json", "-"]
     if engines is not None:
         command += ["--backend", "onnxruntime", "--engine", str(engines / "vision.onnx")]
         command += ["--language-engine", str(engines / "language.onnx")]

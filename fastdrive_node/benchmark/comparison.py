@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastdrive_node.benchmark.agreement import NOTE, agreement
-from fastdrive_node.benchmark.floor import floor
-from fastdrive_node.benchmark.implementations import FastDrive, HfGenerate
-from fastdrive_node.benchmark.timing import Case, Timing, measure, ratio
-from fastdrive_node.benchmark.workload import Workload, noise_sample, workload
+from fastdrive_node.benchmark.conditions import baseline, identities, mib_of, weights_mib
+from fastdrive_node.benchmark.energy import POWERCAP, find_counters, spent
+from fastdrive_node.benchmark.floor import Floor, measured_speeds
+from fastdrive_node.benchmark.large import large_prefill
+from fastdrive_node.benchmark.pairs import OURS, STOCK, Pair, cases, make_pair, whole
+from fastdrive_node.benchmark.timing import REST_S, Timing, measure, ratio, rest, set_threads
+from fastdrive_node.benchmark.workload import Workload, noise_sample
 from fastdrive_node.devices import describe, peak_memory
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families import LayeredLanguageModel
@@ -25,20 +28,7 @@ from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.replay.samples import PlanningSample
 
 STAGES = ("encode", "prefill", "decode", "end_to_end", "camera_to_plan")
-STOCK, OURS = "transformers", "ours"
 Progress = Callable[[str], object]
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """Both implementations of one sample, and what the ablation takes of ours."""
-
-    stock: HfGenerate
-    ours: FastDrive  # with all that the pipeline has
-    lean: FastDrive  # in torch, all tokens, token by token
-    pruned: FastDrive  # in torch, token by token
-    drafted: FastDrive  # in torch
-    answer: tuple[int, ...]  # of transformers, to its end
 
 
 @torch.inference_mode()
@@ -49,10 +39,12 @@ def compare(
     period_s: float = 0.0,
     engines: Pipeline | None = None,
     progress: Progress = lambda stage: None,
+    large: bool = True,
+    powercap: Path = POWERCAP,
 ) -> dict:
     """Measure every stage of a pipeline in turns with plain transformers, which reads all visual tokens.
 
-    Both write as many tokens as transformers' own answer has.
+    Both write as many tokens as transformers' own answer has. Before each run the machine rests for ``REST_S``.
 
     Args:
         pipeline: in torch.
@@ -61,6 +53,8 @@ def compare(
         period_s: between two runs of the paced measurement; 0 leaves it out.
         engines: the same model with engines, which is "ours" then.
         progress: called with what is measured.
+        large: measure the prefill at 3249 visual tokens too.
+        powercap: see ``find_counters``.
 
     Returns:
         The JSON of ``fastdrive bench``; times are medians.
@@ -68,75 +62,79 @@ def compare(
     Raises:
         ModelError: the VLA's family runs in transformers' own text model, so there is nothing to compare.
     """
-    vla = pipeline.vla
+    vla, best = pipeline.vla, engines or pipeline
     vla.require_one_size("`fastdrive bench`")
     if not isinstance(pipeline.generator.language, LayeredLanguageModel):
         raise ModelError(
             f"{vla.path}: `fastdrive bench` compares a language path of this package with transformers', but "
             f"{vla.family.model_type} runs by transformers' own; use `fastdrive plan` to see its times"
         )
+    samples = samples or [noise_sample(vla)]
     progress("answers")
-    pairs = [_pair(pipeline, engines or pipeline, sample) for sample in samples or [noise_sample(vla)]]
-    equal = _equality(pipeline, pairs)
+    pairs = [make_pair(pipeline, best, sample) for sample in samples]
+    equal, forwards = _equality(pipeline, pairs)
     timings: dict[str, dict[str, Timing]] = {}
-    for name, cases in _cases(pairs).items():
+    for name, each in cases(pairs).items():
         progress(name)
-        timings[name] = measure(cases, runs, vla.device)
+        timings[name] = measure(each, runs, vla.device)
     if period_s:
         progress("paced")
-        paced = {name: case for name, case in _whole(pairs).items() if name in (STOCK, OURS)}
-        timings["paced"] = measure(paced, runs, vla.device, period_s=period_s)
-    prune = timings["prune"][OURS]
-    ours, length = pairs[0].ours, len(pairs[0].stock.work.prompt)
+        timings["paced"] = measure(whole(pairs), runs, vla.device, period_s=period_s)
+    progress("energy")
+    joules = _energy(pairs, runs, vla.device, powercap)
+    peak = peak_memory(vla.device)  # before anything that neither of them needs
+    progress("3249 visual tokens")
+    regime = large_prefill(pipeline, engines, samples[0], runs) if large else None
+    progress("floor")
+    torch.set_num_threads(pipeline.threads)  # those of transformers, which the last case may have changed
+    prune, whole_plan = timings["prune"][OURS], timings["camera_to_plan"]
     return {
         "stages": {name: _stage(timings[name]) for name in STAGES},
         **_speedups(timings, prune),
         "prune_ms": round(prune.median_ms, 3),
-        "ablation": _ablation(timings["ablation"]),
+        "plans_per_s": {who: round(timing.per_second, 3) for who, timing in whole_plan.items()},
+        "ablation": _ablation(timings["ablation"], forwards),
         "paced": None if not period_s else {"period_s": period_s, **_stage(timings["paced"])},
+        "large": regime,
         **equal,
         "drop": pipeline.drop,
         "tokens": vla.tokens,
-        "kept_tokens": ours.keep,
+        "kept_tokens": pairs[0].ours.keep,
         "answer_tokens": round(statistics.mean(len(pair.answer) for pair in pairs), 2),
         "samples": len(pairs),
         "runs": runs,
+        "rest_s": REST_S,
         "agreement": agreement(pairs[0].lean, pairs[0].stock),
         "agreement_note": NOTE,
-        "floor": floor(vla, {"all tokens": length, "pruned": length - vla.tokens + ours.keep}),
-        "peak_memory_mib": round(peak_memory(vla.device) / (1 << 20)),
+        "baseline": baseline(pairs[0].stock),
+        "floor": _floor(pairs[0], timings, forwards),
+        "energy": joules,
+        "peak_memory_mib": round(peak / (1 << 20)),
+        "gpu_peak_mib": {who: round(timing.peak_mib) for who, timing in whole_plan.items() if timing.peak_mib} or None,
+        "weights_mib": {OURS: round(weights_mib(best), 1), STOCK: round(mib_of([vla.model]), 1)},
+        "engines": identities(best) or None,
         **describe(vla.device),
     }
 
 
-def _pair(pipeline: Pipeline, best: Pipeline, sample: PlanningSample) -> _Pair:
-    vla = pipeline.vla
-    work, form = workload(vla, pipeline.vision, sample, pipeline.threads), answer_format(vla)
-    answer = HfGenerate(work, form.max_new_tokens).generate(sorted(form.stop_ids))
-    count = len(answer)
-    language, pruner, drop = pipeline.generator.language, pipeline.pruner, pipeline.drop
-    drafted = FastDrive(work, count, pruner, drop, language, form.drafter)
-    ours = drafted
-    if best is not pipeline:
-        other = workload(vla, best.vision, sample, best.threads)
-        ours = FastDrive(other, count, best.pruner, best.drop, best.generator.language, form.drafter)
-    lean, pruned = FastDrive(work, count, language=language), FastDrive(work, count, pruner, drop, language)
-    return _Pair(HfGenerate(work, count), ours, lean, pruned, drafted, answer)
-
-
-def _equality(pipeline: Pipeline, pairs: Sequence[_Pair]) -> dict[str, Any]:
-    """Whether the answers are those that they must be."""
-    form, forwards, plain, full = answer_format(pipeline.vla), [], 0, 0
+def _equality(pipeline: Pipeline, pairs: Sequence[Pair]) -> tuple[dict[str, Any], dict[str, float]]:
+    """Whether the answers are those that they must be, and the forwards behind the prefill, mean by row."""
+    form, plain, full = answer_format(pipeline.vla), 0, 0
+    forwards: dict[str, list[int]] = {name: [] for name in pairs[0].steps}
     for pair in pairs:
         plain += pair.ours.end_to_end() == pair.pruned.end_to_end()
-        forwards.append(pair.ours.forwards)
         full += text_of_all_tokens(pair.lean.work) == form.text(pair.answer)
+        for name, one in pair.steps.items():
+            if name in ("forced", "drafts"):
+                one.end_to_end()
+            forwards[name].append(one.forwards)
+    means = {name: round(statistics.mean(counts), 2) for name, counts in forwards.items()}
     return {
         "same_text": full == len(pairs),
         "equal_to_transformers": [full, len(pairs)],
         "equal_answers": [plain, len(pairs)],
-        "forwards_per_answer": round(statistics.mean(forwards), 2),
-    }
+        "forwards_per_answer": list(means.values())[-1],
+    }, means
 
 
 @torch.inference_mode()
@@ -146,77 +144,44 @@ def text_of_all_tokens(work: Workload) -> str:
     return Generator(work.vla).generate(NoPruner(), [context], [work.prompt], work.vla.tokens)[0].answer.text
 
 
-class _Turns:
-    """A call that takes the samples in turn."""
-
-    def __init__(self, of: Sequence[Any], call: Callable[[Any, Any], object]):
-        self._of, self._call, self._next = of, call, 0
-
-    def __call__(self, states: Sequence[Any]) -> object:
-        place = self._next % len(self._of)
-        self._next += 1
-        return self._call(self._of[place], states[place] if states else None)
-
-
-def _case(of: Sequence[Any], call: Callable[[Any, Any], object], prepare: Callable[[Any], Any] | None = None) -> Case:
-    """``call`` on one implementation of each sample, with what ``prepare`` gave for it."""
-    return Case(_Turns(of, call), lambda: [] if prepare is None else [prepare(one) for one in of], of[0].threads)
+def _energy(pairs: Sequence[Pair], runs: int, device: torch.device, powercap: Path) -> dict[str, Any]:
+    """Joules of a plan by counter, each implementation by itself; none where nothing tells."""
+    counters, reasons = find_counters(device, powercap)
+    joules: dict[str, dict[str, float]] = {}
+    try:
+        for who, case in whole(pairs).items() if counters else ():
+            set_threads(case)
+            rest()
+            found = spent(counters, lambda case=case: case.run([]), runs, device)
+            joules[who] = {name: round(value, 4) for name, value in found.items()}
+    except (OSError, ValueError) as error:
+        joules, reasons = {}, [*reasons, f"a counter could not be read any more ({error})"]
+    return {"joules_per_plan": joules or None, "plans": runs, "reasons": reasons}
 
 
-def _encode(one: Any, _) -> object:
-    return one.encode()
-
-
-def _end_to_end(one: Any, _) -> object:
-    return one.end_to_end()
-
-
-def _whole(pairs: Sequence[_Pair]) -> dict[str, Case]:
-    """Camera to plan."""
+def _floor(pair: Pair, timings: dict[str, dict[str, Timing]], forwards: dict[str, float]) -> dict[str, Any]:
+    """What each stage needs at least beside its medians."""
+    vla, ours = pair.lean.vla, pair.ours
+    speeds, work = measured_speeds(vla), Floor(vla)
+    ms = {stage: {who: timings[stage][who].median_ms for who in (OURS, STOCK)} for stage in STAGES}
+    length, draft, behind = len(pair.stock.work.prompt), ours.draft_tokens, list(forwards.values())[-1]
+    kept = length - vla.tokens + ours.keep
+    prompts = {"all tokens": (length, 0, {STOCK: ms["prefill"][STOCK]}), "pruned": (kept, 0, {})}
+    prompts["pruned, with the draft" if draft else "pruned"] = (kept + draft, draft, {OURS: ms["prefill"][OURS]})
+    step = {STOCK: ms["decode"][STOCK] / forwards[STOCK] if forwards[STOCK] else None}
+    step[OURS] = ms["decode"][OURS] / behind if behind else None  # a draft that is right needs no forward
+    token = speeds.row(work.decode(kept), **step)
     return {
-        OURS: _case([pair.ours for pair in pairs], lambda one, _: one.camera_to_plan()),
-        STOCK: _case([pair.stock for pair in pairs], lambda one, _: one.camera_to_plan()),
-    }
-
-
-def _cases(pairs: Sequence[_Pair]) -> dict[str, dict[str, Case]]:
-    """Both implementations of each stage; each starts from its own results of the stage before."""
-
-    def pruned(one: FastDrive):
-        visual = one.encode()
-        return visual, one.prune(visual)
-
-    def prefill(one: HfGenerate, tokens):
-        return one.prefill(tokens)
-
-    def decode(one: Any, state):
-        return one.decode(state)
-
-    ours, stock = [pair.ours for pair in pairs], [pair.stock for pair in pairs]
-    steps = {
-        "lean": [pair.lean for pair in pairs],
-        "pruning": [pair.pruned for pair in pairs],
-        "drafts": [pair.drafted for pair in pairs],
-    }
-    if pairs[0].ours is not pairs[0].drafted:
-        steps["engines"] = ours
-    return {
-        "encode": {OURS: _case(ours, _encode), STOCK: _case(stock, _encode)},
-        "prune": {OURS: _case(ours, lambda one, visual: one.prune(visual), FastDrive.encode)},
+        "gflops_per_s": round(speeds.flop_per_s / 1e9, 1),
+        "gbytes_per_s": round(speeds.bytes_per_s / 1e9, 1),
+        "encode": {"tokens": vla.tokens, **speeds.row(work.encode(pair.lean), **ms["encode"])},
         "prefill": {
-            OURS: _case(ours, lambda one, state: one.prefill(*state), pruned),
-            STOCK: _case(stock, prefill, HfGenerate.encode),
+            name: {"tokens": tokens, **speeds.row(work.prefill(tokens, 1 + drafted), **measured)}
+            for name, (tokens, drafted, measured) in prompts.items()
         },
-        "decode": {
-            OURS: _case(ours, decode, lambda one: one.prefill(*pruned(one))),
-            STOCK: _case(stock, decode, lambda one: one.prefill(one.encode())),
-        },
-        "end_to_end": {OURS: _case(ours, _end_to_end), STOCK: _case(stock, _end_to_end)},
-        "camera_to_plan": _whole(pairs),
-        "ablation": {
-            STOCK: _case(stock, _end_to_end),
-            **{name: _case(variants, _end_to_end) for name, variants in steps.items()},
-        },
+        "decode": {"tokens": 1, **token},
+        "decode_gbytes": token["gbytes"],
+        "decode_step_least_ms": token["least_ms"],
     }
 
 
@@ -226,10 +191,15 @@ def _stage(timings: dict[str, Timing]) -> dict[str, float]:
     return figures | {f"{who}_{name}": value for who, each in timings.items() for name, value in each.spread.items()}
 
 
-def _ablation(timings: dict[str, Timing]) -> list[dict[str, Any]]:
+def _ablation(timings: dict[str, Timing], forwards: dict[str, float]) -> list[dict[str, Any]]:
     """End to end (patches to answer), each row with one thing more; how many times faster than transformers."""
     return [
-        {"with": name, "median_ms": round(timing.median_ms, 3), "speedup": ratio(timings[STOCK], timing)}
+        {
+            "with": name,
+            "median_ms": round(timing.median_ms, 3),
+            "speedup": ratio(timings[STOCK], timing),
+            "forwards": forwards[name],
+        }
         for name, timing in timings.items()
     ]
 

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from fastdrive_node.benchmark.workload import Workload
-from fastdrive_node.families import LanguageModel, VisualTokens
+from fastdrive_node.families import ExtendingLanguageModel, LanguageModel, VisualTokens
 from fastdrive_node.planning.drafts import Drafter
 from fastdrive_node.planning.generator import Generator
 from fastdrive_node.pruning.baselines.simple import NoPruner
 from fastdrive_node.pruning.pruner import Prefilled, Pruner, PruningContext
 from fastdrive_node.pruning.select import keep_count
-from fastdrive_node.types import Trajectory
+from fastdrive_node.types import Draft, Trajectory
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,33 @@ class FixedLength:
         raise ValueError("an answer of fixed length is no trajectory")
 
 
+class ForcedDrafter:
+    """A ``Drafter`` that knows what the format forces and no number: what forced tokens alone are worth.
+
+    In place of a number's tokens its drafts have one that no answer has, so the model writes each of them in a forward
+    of its own. A number that has begun is finished as the drafter of the format does.
+
+    Args:
+        drafter: of the format.
+        other: an id that no answer has.
+    """
+
+    def __init__(self, drafter: Drafter, other: int):
+        self._drafter, self._other = drafter, other
+
+    def write(self, known: Sequence[int], numbers: Sequence[float]) -> Draft:
+        """See ``Drafter``."""
+        draft = self._drafter.write(known, numbers)
+        ids = list(draft.ids)
+        for _, first, last in draft.spans:
+            ids[first:last] = [self._other] * (last - first)
+        return Draft(tuple(ids), draft.spans)
+
+    def read(self, draft: Draft, predicted: Sequence[int], numbers: Sequence[float]) -> list[float]:
+        """See ``Drafter``; the model's numbers are not taken."""
+        return list(numbers)
+
+
 class FastDrive:
     """This package's stages, as ``Pipeline.plan`` calls them, with answers of a fixed length."""
 
@@ -62,7 +89,7 @@ class FastDrive:
         self.work, self.vla = work, work.vla
         self.generator = Generator(work.vla, language, FixedLength(answer_tokens, drafter=drafter))
         self.pruner = pruner or NoPruner()
-        self.keep = keep_count(self.vla.tokens, drop)
+        self.keep = keep_count(len(work.prompt.visual), drop)
         self.forwards = answer_tokens - 1  # of the last answer, behind its prefill
 
     @property
@@ -74,6 +101,14 @@ class FastDrive:
     def _numbers(self) -> Sequence[float] | None:
         """What an answer may state; None: the answer is decoded token by token."""
         return None if self.generator.answer.drafter is None else self.work.numbers
+
+    @property
+    def draft_tokens(self) -> int:
+        """Of the first draft, which runs with the prompt."""
+        answer = self.generator.answer
+        if answer.drafter is None or not isinstance(self.generator.language, ExtendingLanguageModel):
+            return 0
+        return len(answer.drafter.write((), self.work.numbers).ids[: answer.max_new_tokens])
 
     def encode(self) -> VisualTokens:
         return self._encode(self.work.patches)
@@ -117,7 +152,7 @@ class HfGenerate:
 
     def __init__(self, work: Workload, answer_tokens: int):
         self.work, self.model, device = work, work.vla.model, work.vla.device
-        self.answer_tokens = answer_tokens
+        self.answer_tokens, self.forwards = answer_tokens, answer_tokens - 1  # behind the prefill
         merge = self.model.config.vision_config.spatial_merge_size
         ids = work.prompt.input_ids[None].to(device)
         self.pixels = work.patches[work.cameras].flatten(0, 1)

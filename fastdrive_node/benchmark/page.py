@@ -2,78 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-Row = Sequence[object]
+from fastdrive_node.benchmark.conditions import load_warning
+from fastdrive_node.benchmark.tables import STEPS, Row, Table, milliseconds, tables
+
 _STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;"
-    "background:#fff}table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .8rem;text-align:right;"
-    "border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}code{background:#f3f3f3;"
-    "padding:.1rem .3rem;overflow-wrap:anywhere}"
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;"
+    "background:#fff}.wide{overflow-x:auto}table{border-collapse:collapse;margin:1rem 0;font-size:.9rem}"
+    "td,th{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #ddd}"
+    "td:first-child,th:first-child,.text td{text-align:left}.text td{overflow-wrap:anywhere}"
+    "code{background:#f3f3f3;padding:.1rem .3rem;overflow-wrap:anywhere}"
+    ".note{color:#444;font-size:.9rem}.warning{background:#fff3cd;padding:.5rem .8rem}"
     ".bar{display:inline-block;height:.7rem;background:#2a6fb0;vertical-align:middle}"
 )
-
-
-def tables(figures: dict[str, Any]) -> list[tuple[str, Row, Sequence[Row]]]:
-    """Title, header and rows of each table."""
-    found: list[tuple[str, Row, Sequence[Row]]] = []
-    columns = ("", "ours, ms", "p90", "p99", "worst", "transformers, ms", "p90", "p99", "worst", "ratio")
-    stages = dict(figures["stages"])
-    if figures["paced"] is not None:
-        stages[f"camera_to_plan, one each {figures['paced']['period_s']:g} s"] = figures["paced"]
-    found.append(("Stages", columns, [_stage_row(name, times) for name, times in stages.items()]))
-    rows = [(_STEPS[row["with"]], _ms(row["median_ms"]), f"{row['speedup']:.2f}") for row in figures["ablation"]]
-    found.append(("From patches to the answer, one thing more in each row", ("", "ms", "times faster"), rows))
-    bounds = figures["floor"]
-    least = [
-        (f"prefill, {name}", entry["tokens"], f"{entry['gflop']:.2f} GFLOP", _ms(entry["least_ms"]))
-        for name, entry in bounds["prefill"].items()
-    ]
-    least.append(
-        ("decode, one token", 1, f"{bounds['decode_gbytes'] * 1e3:.1f} MB", _ms(bounds["decode_step_least_ms"]))
-    )
-    found.append(("What this machine needs at least", ("", "tokens", "work", "ms"), least))
-    found.append(("What is asked of such figures", ("", ""), list(_questions(figures))))
-    return found
-
-
-_STEPS = {
-    "transformers": "transformers, generate",
-    "lean": "this package, all tokens",
-    "pruning": "+ pruning",
-    "drafts": "+ drafts",
-    "engines": "+ engines",
-}
-
-
-def _stage_row(name: str, times: dict[str, float]) -> Row:
-    sides = [
-        [_ms(times[f"{who}_{part}"]) for part in ("ms", "p90_ms", "p99_ms", "worst_ms")]
-        for who in ("ours", "transformers")
-    ]
-    return (name, *sides[0], *sides[1], f"{times['transformers_ms'] / times['ours_ms']:.2f}")
-
-
-def _questions(figures: dict[str, Any]) -> Sequence[Row]:
-    same, of = figures["equal_answers"]
-    full, all_of = figures["equal_to_transformers"]
-    return (
-        ("Can it be reproduced?", f"{figures['command']}; commit {figures['commit']}, seed 0"),
-        ("Does the baseline use fast attention?", "yes: SDPA on both sides"),
-        ("Does the baseline use its cache?", "yes, in every measurement"),
-        ("Is the pruner's time included?", f"yes, {_ms(figures['prune_ms'])} ms, in all but its own row"),
-        (
-            "Are the answers equal?",
-            f"all tokens against transformers: {full} of {all_of}; drafts and engines against plain greedy decoding of "
-            f"the same pruned prompt: {same} of {of}",
-        ),
-    )
-
-
-def _ms(value: float) -> str:
-    return f"{value:.2f}"
 
 
 def summary(figures: dict[str, Any]) -> str:
@@ -88,16 +31,24 @@ def summary(figures: dict[str, Any]) -> str:
 
 
 def machine(figures: dict[str, Any]) -> str:
-    """The machine and the versions in one line."""
-    names = ("device", "processor", "threads", "python", "torch", "transformers", "fastdrive")
-    words = [f"{name} {figures[name]}" for name in names if name in figures]
-    return ", ".join(dict.fromkeys(words)) + f", peak memory {figures['peak_memory_mib']} MiB"
+    """The machine, its load before the measurement, and the versions in one line."""
+    names = ("device", "processor", "threads", "python", "torch", "transformers", "fastdrive", "driver", "cuda")
+    parts = [f"{name} {figures[name]}" for name in names if name in figures]
+    engines = figures["engines"] or {}
+    parts += [engines[name] for name in ("runtime", "language_runtime") if name in engines]
+    load = figures["load"]
+    parts.append(f"load {load['one_minute']:g} on {load['cores']} cores in the minute before")
+    return ", ".join(dict.fromkeys(parts))
 
 
 def markdown(figures: dict[str, Any]) -> str:
     lines = ["# Camera to plan", "", summary(figures), "", machine(figures), "", f"`{figures['command']}`"]
-    for title, header, rows in tables(figures):
-        lines += ["", f"## {title}", "", _line(header), _line(["---"] * len(header)), *map(_line, rows)]
+    warning = load_warning(figures["load"])
+    if warning is not None:
+        lines += ["", f"**Warning: {warning}**"]
+    for table in tables(figures):
+        rows = [_line(table.header), _line(["---"] * len(table.header)), *map(_line, table.rows)]
+        lines += ["", f"## {table.title}", "", *rows, *(["", table.note] if table.note else [])]
     return "\n".join(lines) + "\n"
 
 
@@ -106,26 +57,33 @@ def _line(cells: Row) -> str:
 
 
 def html(figures: dict[str, Any]) -> str:
+    warning = load_warning(figures["load"])
     parts = [
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Camera to plan</title>',
         f"<style>{_STYLE}</style><h1>Camera to plan</h1>",
+        "" if warning is None else f'<p class="warning">Warning: {escape(warning)}</p>',
         f"<p>{escape(summary(figures))}</p>{_bars(figures)}<p>{escape(machine(figures))}</p>",
         f"<p><code>{escape(figures['command'])}</code></p>",
+        *map(_table, tables(figures)),
     ]
-    for title, header, rows in tables(figures):
-        head = "".join(f"<th>{escape(str(cell))}</th>" for cell in header)
-        body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
-        parts.append(f"<h2>{escape(title)}</h2><table><tr>{head}</tr>{body}</table>")
     return "\n".join(parts) + "</html>\n"
+
+
+def _table(table: Table) -> str:
+    head = "".join(f"<th>{escape(str(cell))}</th>" for cell in table.header)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in table.rows)
+    kind = ' class="text"' if len(table.header) == 2 else ""
+    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+    return f'<h2>{escape(table.title)}</h2><div class="wide"><table{kind}><tr>{head}</tr>{body}</table></div>{note}'
 
 
 def _bars(figures: dict[str, Any]) -> str:
     """The rows of the ablation as bars."""
     longest = max(row["median_ms"] for row in figures["ablation"])
     rows = "".join(
-        f"<tr><td>{escape(_STEPS[row['with']])}</td>"
+        f"<tr><td>{escape(STEPS[row['with']])}</td>"
         f'<td style="text-align:left"><span class="bar" style="width:{30 * row["median_ms"] / longest:.2f}rem"></span> '
-        f"{_ms(row['median_ms'])} ms</td></tr>"
+        f"{milliseconds(row['median_ms'])} ms</td></tr>"
         for row in figures["ablation"]
     )
     return f"<table>{rows}</table>"

@@ -12,6 +12,9 @@ import numpy as np
 import torch
 
 MIB = 1 << 20
+# Before each run. After an operation torch's OpenMP threads spin for some ms and would take a core from what runs next:
+# transformers' from ours, which then takes half as long again, and ours from transformers'. After it all of them sleep.
+REST_S = 0.02
 
 
 def _nothing() -> None:
@@ -38,6 +41,11 @@ class Timing:
     @property
     def median_ms(self) -> float:
         return float(np.median(self.ms))
+
+    @property
+    def per_second(self) -> float:
+        """Runs one after the other, the rests between them left out."""
+        return 1e3 / float(np.mean(self.ms))
 
     @property
     def spread(self) -> dict[str, float]:
@@ -69,7 +77,7 @@ def measure(
     tolerant: bool = False,
     period_s: float = 0.0,
 ) -> dict[str, Timing]:
-    """Time cases in turn: A B C, A B C, ...
+    """Time cases in turn: A B C, A B C, ..., each run after a rest of ``REST_S`` or more.
 
     Args:
         runs: timed runs of each case, at least 1.
@@ -77,8 +85,8 @@ def measure(
         warm_up: untimed runs of each case before.
         tolerant: a case that raises is recorded with its error and left out from there on, the others go on;
             else the error is raised.
-        period_s: between the beginnings of two runs, so that the machine rests as it does in a vehicle; 0 for a hot
-            loop.
+        period_s: between the beginnings of two runs, so that the machine rests as it does in a vehicle; 0 for runs
+            one after the other.
     """
     timings = {name: Timing() for name in cases}
     states: dict[str, Any] = {}
@@ -97,7 +105,7 @@ def measure(
             _release(device)
 
     def get_ready(name: str) -> None:
-        _set_threads(cases[name])
+        set_threads(cases[name])
         states[name] = cases[name].prepare()
         for _ in range(warm_up):
             cases[name].run(states[name])
@@ -107,14 +115,20 @@ def measure(
     begun = time.perf_counter()
     for _ in range(runs):
         for name, case in cases.items():
-            time.sleep(max(begun + period_s - time.perf_counter(), 0.0))
+            set_threads(case)
+            rest(begun + period_s - time.perf_counter())
             begun = time.perf_counter()
-            _set_threads(case)
             attempt(name, lambda name=name, case=case: _time(case, states[name], timings[name], device))
     return timings
 
 
-def _set_threads(case: Case) -> None:
+def rest(seconds: float = REST_S) -> None:
+    """Wait until all threads sleep, or longer."""
+    time.sleep(max(seconds, REST_S))
+
+
+def set_threads(case: Case) -> None:
+    """Give torch as many threads as a case has."""
     if case.threads is not None:
         torch.set_num_threads(case.threads)
 

@@ -31,11 +31,13 @@ class Workload:
     numbers: Sequence[float] = ()  # the draft of the answer
     threads: int | None = None  # of torch; None: as they are
     decoder: ImageDecoder | None = None  # of the frames; its threads stay, as in the node
+    present: tuple[int, ...] | None = None  # of ``Vla.images``, those that the prompt has; None: all
 
     @property
     def cameras(self) -> list[int]:
         """The camera of each image in the prompt. Past images repeat those of t0."""
-        return [camera for camera, _ in self.vla.images]
+        images = self.vla.images
+        return [images[place][0] for place in (range(len(images)) if self.present is None else self.present)]
 
     def encode(self, patches: torch.Tensor) -> VisualTokens:
         """The tokens of all images; as in a vehicle, only those of t0 are encoded."""

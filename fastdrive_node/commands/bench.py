@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Time this package against plain transformers (sdpa attention, cache on, the same weights, images and dtype) "
         "stage by stage, in turns. transformers reads all visual tokens. Both write as many tokens as transformers' "
-        "own answer has. Times are medians; p90, p99 and the worst are in the page and in the JSON."
+        "own answer has. Times are medians; p90, p99, the worst and the jitter are in the page and in the JSON, with "
+        "memory, energy where the machine tells, the machine's floor, and a prefill at 3249 visual tokens."
     )
     parser.epilog = EXAMPLE
     add_model_arguments(parser)
@@ -52,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=int, default=20, metavar="N", help="timed runs of each stage (default: 20)")
     help_text = "rate of a second measurement, paced as a vehicle is; 0 leaves it out (default: 2)"
     parser.add_argument("--hz", type=float, default=2.0, metavar="F", help=help_text)
+    parser.add_argument(
+        "--no-large", action="store_true", help="leave out the prefill at 3249 visual tokens, slow with large models"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="write bench.html, bench.md and bench.json there")
     add_device_arguments(parser)
     add_json_argument(parser)
@@ -61,6 +65,7 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console  # heavy imports, not needed for --help
 
     from fastdrive_node.benchmark.comparison import compare
+    from fastdrive_node.benchmark.conditions import load_warning, machine_load
     from fastdrive_node.benchmark.page import summary
 
     for name in ("runs", "sets"):
@@ -74,13 +79,17 @@ def run(args: argparse.Namespace) -> None:
             args.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--out {args.out}: cannot be made ({error.strerror}); give another folder") from error
+    load = machine_load()
     pipeline, engines = _pipelines(args)
     samples, source = _samples(args, pipeline.vla.spec)
+    warning = load_warning(load)
+    if warning is not None:
+        print(f"warning: {warning}", file=sys.stderr)
     with Console(stderr=True).status("loading") as shown:  # on a terminal only
         period_s = 1 / args.hz if args.hz else 0.0
-        figures = compare(pipeline, args.runs, samples, period_s, engines, shown.update)
+        figures = compare(pipeline, args.runs, samples, period_s, engines, shown.update, not args.no_large)
     figures |= {"source": source, "command": shlex.join(["fastdrive", *sys.argv[1:]]), "commit": _commit()}
-    figures["fastdrive"] = __version__
+    figures |= {"fastdrive": __version__, "load": load}
     print(table(figures), file=sys.stderr if args.json == "-" else sys.stdout)
     print(summary(figures), file=sys.stderr if args.json == "-" else sys.stdout)
     write_json(figures, args.json)

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from fastdrive_node.benchmark.timing import Case, Timing, measure, ratio
+from fastdrive_node.benchmark import timing as timing_module
+from fastdrive_node.benchmark.timing import REST_S, Case, Timing, measure, ratio
 
 CPU = torch.device("cpu")
 
@@ -19,6 +20,55 @@ def test_a_case_is_prepared_once_and_given_what_that_gave():
     case = Case(given.append, lambda: prepared.append(0) or "state")
     measure({"a": case}, runs=2, device=CPU, warm_up=1)
     assert prepared == [0] and given == ["state"] * 3
+
+
+class Clock:
+    """Time that passes only where one sleeps or works."""
+
+    def __init__(self):
+        self.now, self.slept = 0.0, []
+
+    def perf_counter(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    found = Clock()
+    monkeypatch.setattr(timing_module, "time", found)
+    return found
+
+
+def test_the_machine_rests_before_each_timed_run_so_that_threads_of_the_run_before_sleep(clock):
+    begun = []
+
+    def work(_):
+        begun.append(clock.now)
+        clock.now += 0.5
+
+    timings = measure({"a": Case(work), "b": Case(work)}, runs=2, device=CPU, warm_up=0)
+    assert clock.slept == [REST_S] * 4 and REST_S >= 0.02
+    assert begun == pytest.approx([REST_S, 0.5 + 2 * REST_S, 1.0 + 3 * REST_S, 1.5 + 4 * REST_S])
+    assert timings["a"].ms == pytest.approx([500.0] * 2), "a rest is not a part of a run"
+
+
+def test_a_period_lies_between_the_beginnings_of_runs_and_leaves_a_rest(clock):
+    begun = []
+
+    def work(seconds):
+        begun.append(clock.now)
+        clock.now += seconds
+
+    measure({"short": Case(work, lambda: 0.3), "long": Case(work, lambda: 1.0)}, 2, CPU, warm_up=0, period_s=1.0)
+    assert begun == pytest.approx([1.0, 2.0, 3.0 + REST_S, 4.0 + REST_S])
+
+
+def test_runs_a_second_leave_the_rests_out():
+    assert Timing(ms=[40.0, 20.0, 30.0]).per_second == pytest.approx(1e3 / 30)
 
 
 def test_each_case_runs_with_its_own_number_of_threads():

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from fastdrive_node.benchmark.floor import count_operations
 from fastdrive_node.pruning.pruner import Prefilled
 from fastdrive_training.evaluation.answers import Answerer, EvaluationSample, PrunerRow
 
@@ -20,7 +20,6 @@ TIMED_SAMPLES = 20  # keyframes that the times are the medians of, one at a time
 COUNTED_SAMPLES = 5  # of them, those whose operations are counted: prompts, and an adaptive K, differ
 TIMES = ("pruner_ms", "prefill_ms", "decode_ms_per_token")
 COLUMNS = (*TIMES, "flops", "decode_flops_per_token", "peak_memory_mb")
-_SDPA = ("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu")
 
 
 def measure(
@@ -165,22 +164,8 @@ def _clock(answerer: Answerer, stage: Callable[[], None]) -> float:
 
 
 def count_flops(work: Callable[[], None]) -> int:
-    """Floating-point operations of matrix products, convolutions and attention, a multiply-add as two.
-
-    By torch's own counter. Attention is counted in full, as torch does for every kernel: a causal mask halves the
-    products that matter and not the ones that are counted.
-    """
-    aten = torch.ops.aten
-    mapping = {getattr(aten, name): _attention_flops for name in _SDPA if hasattr(aten, name)}
-    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-        work()
-    return counter.get_total_flops()
-
-
-def _attention_flops(query, key, value, *_, **__) -> int:
-    """2 B H L S (d_k + d_v) from the shapes [B, H, L, d], H being the query's heads."""
-    batch, heads, length, width = query
-    return 2 * batch * heads * length * key[-2] * (width + value[-1])
+    """Floating-point operations; see ``count_operations``."""
+    return sum(count_operations(work))
 
 
 class PeakMemory(TorchDispatchMode):
