@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastdrive_node.benchmark.agreement import NOTE, agreement
 from fastdrive_node.benchmark.conditions import baseline, identities, mib_of, weights_mib
-from fastdrive_node.benchmark.energy import POWERCAP, find_counters, spent
+from fastdrive_node.benchmark.energy import find_counters, spent
 from fastdrive_node.benchmark.floor import Floor, measured_speeds
 from fastdrive_node.benchmark.large import large_prefill
 from fastdrive_node.benchmark.pairs import OURS, STOCK, Pair, cases, make_pair, whole
@@ -40,7 +39,6 @@ def compare(
     engines: Pipeline | None = None,
     progress: Progress = lambda stage: None,
     large: bool = True,
-    powercap: Path = POWERCAP,
 ) -> dict:
     """Measure every stage of a pipeline in turns with plain transformers, which reads all visual tokens.
 
@@ -54,7 +52,6 @@ def compare(
         engines: the same model with engines, which is "ours" then.
         progress: called with what is measured.
         large: measure the prefill at 3249 visual tokens too.
-        powercap: see ``find_counters``.
 
     Returns:
         The JSON of ``fastdrive bench``; times are medians.
@@ -81,7 +78,7 @@ def compare(
         progress("paced")
         timings["paced"] = measure(whole(pairs), runs, vla.device, period_s=period_s)
     progress("energy")
-    joules = _energy(pairs, runs, vla.device, powercap)
+    joules = _energy(pairs, runs, vla.device)
     peak = peak_memory(vla.device)  # before anything that neither of them needs
     progress("3249 visual tokens")
     regime = large_prefill(pipeline, engines, samples[0], runs) if large else None
@@ -144,9 +141,9 @@ def text_of_all_tokens(work: Workload) -> str:
     return Generator(work.vla).generate(NoPruner(), [context], [work.prompt], work.vla.tokens)[0].answer.text
 
 
-def _energy(pairs: Sequence[Pair], runs: int, device: torch.device, powercap: Path) -> dict[str, Any]:
+def _energy(pairs: Sequence[Pair], runs: int, device: torch.device) -> dict[str, Any]:
     """Joules of a plan by counter, each implementation by itself; none where nothing tells."""
-    counters, reasons = find_counters(device, powercap)
+    counters, reasons = find_counters(device)
     joules: dict[str, dict[str, float]] = {}
     try:
         for who, case in whole(pairs).items() if counters else ():

@@ -3,8 +3,11 @@ from dataclasses import replace
 import torch
 
 from fastdrive_node.benchmark.agreement import agreement
-from fastdrive_node.benchmark.implementations import FastDrive, HfGenerate
+from fastdrive_node.benchmark.implementations import FastDrive, ForcedDrafter, HfGenerate
 from fastdrive_node.benchmark.workload import noise_sample, workload
+from fastdrive_node.families import load_vla
+from fastdrive_node.families.spec import default_vla_dir
+from fastdrive_node.planning.answer_format import answer_format
 
 
 class Off(FastDrive):
@@ -47,3 +50,19 @@ def test_generate_writes_what_the_bare_loop_writes(tiny_vla):
     stock = HfGenerate(work, 6)
     with torch.inference_mode():
         assert stock.end_to_end() == stock.decode(stock.prefill(stock.encode()))
+
+
+def test_drafts_of_forced_tokens_know_no_number_and_the_answer_is_that_of_plain_decoding():
+    vla = load_vla(default_vla_dir())  # trained: its answers follow the format
+    work, form = workload(vla, vla.torch_vision(), noise_sample(vla)), answer_format(vla)
+    forced = ForcedDrafter(form.drafter, vla.image_token_id)
+    with torch.inference_mode():
+        answer = HfGenerate(work, form.max_new_tokens).generate(sorted(form.stop_ids))
+        plain, held = FastDrive(work, len(answer)), FastDrive(work, len(answer), drafter=forced)
+        assert held.end_to_end() == plain.end_to_end()
+    draft = forced.write((), work.numbers)
+    numbers = [place for _, first, last in draft.spans for place in range(first, last)]
+    assert len(numbers) == 12 and all(draft.ids[place] == vla.image_token_id for place in numbers)
+    assert vla.image_token_id not in answer
+    assert all(draft.ids[place] == answer[place] for place in range(len(answer)) if place not in numbers)
+    assert held.forwards == 12 < plain.forwards, "each number costs a forward, and nothing else does"

@@ -75,14 +75,14 @@ class Nvml:
     def __init__(self):
         self.millijoules, self.asked = 0, None
 
-    def nvmlInit(self):  # noqa: N802
+    def nvmlInit(self):
         pass
 
-    def nvmlDeviceGetHandleByUUID(self, uuid):  # noqa: N802
+    def nvmlDeviceGetHandleByUUID(self, uuid):
         self.asked = uuid
         return "handle"
 
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle):  # noqa: N802
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle):
         assert handle == "handle"
         self.millijoules += 2000
         return self.millijoules
