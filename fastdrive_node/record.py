@@ -96,6 +96,7 @@ class PlanRecord:
             **{name: getattr(result, name).tolist() for name in STATED if getattr(result, name) is not None},
             **({"derived": list(result.derived)} if result.derived else {}),
             **({"warnings": list(result.warnings)} if result.warnings else {}),
+            **({"reused_cameras": result.reused_cameras} if result.reused_cameras else {}),
             **({} if (due := result.deadline) is None else {"deadline": {**asdict(due), "reason": due.reason}}),
         }
 
@@ -163,6 +164,7 @@ def _plan(values: Mapping) -> Plan:
         headings_rad=_stated(values, "headings_rad", len(waypoints)),
         speeds_mps=_stated(values, "speeds_mps", len(waypoints)),
         deadline=None if values.get("deadline") is None else _deadline(values["deadline"]),
+        reused_cameras=int(values.get("reused_cameras", 0)),
     )
 
 

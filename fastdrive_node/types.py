@@ -266,6 +266,7 @@ class Plan:
     # Where odometry has moved the plan on: the time whose ego frame the waypoints are in, the first one dt later.
     shifted_ns: int | None = None
     deadline: DeadlineChoice | None = None
+    reused_cameras: int = 0  # whose images were those of the set before, and so were their tokens
 
     @property
     def stamp_ns(self) -> int:

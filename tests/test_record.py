@@ -98,6 +98,12 @@ def test_the_warnings_of_a_plan_are_in_its_record():
     assert "warnings" not in written(PlanRecord(PLAN))
 
 
+def test_the_number_of_cameras_that_were_not_encoded_again_is_in_the_record():
+    values = written(PlanRecord(replace(PLAN, reused_cameras=2)))
+    assert values["reused_cameras"] == 2 and PlanRecord.from_dict(values).plan.reused_cameras == 2
+    assert "reused_cameras" not in written(PlanRecord(PLAN))
+
+
 def test_a_reason_names_its_stage_once():
     assert PlanRecord(Refusal(T0, "answer: no tag", "answer")).reason == "answer: no tag"
     assert PlanRecord(Refusal(T0, "CAM_BACK: cut", "image")).reason == "image: CAM_BACK: cut"
@@ -113,6 +119,7 @@ def test_a_reason_names_its_stage_once():
         ("waypoints", [[1.0, float("nan")]], "waypoints: expected a list of finite"),
         ("command", "fly", "'fly' is not a valid Command"),
         ("stage_ms", [1], "plan record: not readable"),
+        ("reused_cameras", "two", "plan record: not readable"),
         ("tokens", {"grid": [1, 2, 2], "kept": [4], "temporal": "off"}, "tokens.kept: expected ascending"),
         ("tokens", {"grid": [1, 2, 2], "kept": [1, 1], "temporal": "off"}, "tokens.kept: expected ascending"),
         ("tokens", {"grid": [10**6, 10**6, 2], "kept": [0], "temporal": "off"}, "tokens.grid"),

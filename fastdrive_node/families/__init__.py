@@ -14,10 +14,12 @@ if TYPE_CHECKING:
         LANGUAGE,
         PARTS,
         VISION,
+        CameraGroup,
         EmbeddingLanguageModel,
         ExtendingLanguageModel,
         LanguageModel,
         LayeredLanguageModel,
+        SeparableVision,
         VisionBackend,
         VlaFamily,
     )
@@ -31,12 +33,14 @@ __all__ = [
     "MODEL_TYPES",
     "PARTS",
     "VISION",
+    "CameraGroup",
     "EmbeddingLanguageModel",
     "ExtendingLanguageModel",
     "LanguageModel",
     "LayeredLanguageModel",
     "Prompt",
     "PrunedPrompt",
+    "SeparableVision",
     "VisionBackend",
     "VisualTokens",
     "Vla",
@@ -51,7 +55,8 @@ __all__ = [
 ]
 _BASE = ("LANGUAGE", "PARTS", "VISION", "EmbeddingLanguageModel", "ExtendingLanguageModel", "LanguageModel")
 _MODULES = {
-    **dict.fromkeys((*_BASE, "LayeredLanguageModel", "VisionBackend", "VlaFamily"), "base"),
+    **dict.fromkeys((*_BASE, "LayeredLanguageModel", "VlaFamily"), "base"),
+    **dict.fromkeys(("CameraGroup", "SeparableVision", "VisionBackend"), "base"),
     **dict.fromkeys(("MODEL_TYPES", "family_of", "load_vla", "read_config", "read_vla"), "loading"),
     **dict.fromkeys(("build_prompt", "full_positions"), "prompt"),
     **dict.fromkeys(("Prompt", "PrunedPrompt", "VisualTokens", "prune_prompt"), "tokens"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -66,6 +66,23 @@ class TorchVisionBackend(VisionBackend, Protocol):
 
     def encode_patches(self, patches: torch.Tensor) -> torch.Tensor:
         """What ``patches`` or ``preprocess`` gave -> tokens [C, rows * columns, D], of any number of images."""
+        ...
+
+
+class CameraGroup(NamedTuple):
+    """Cameras that are encoded as one batch."""
+
+    backend: VisionBackend  # encodes any number of their images, in any order
+    cameras: Sequence[int]  # ascending
+    inputs: torch.Tensor  # item i is of the image of ``cameras[i]``
+
+
+@runtime_checkable
+class SeparableVision(VisionBackend, Protocol):
+    """A vision backend that can encode some cameras only: a camera's tokens depend on its own image alone."""
+
+    def groups(self, inputs: Any) -> list[CameraGroup]:
+        """What ``preprocess`` gave, by the batches in which it is encoded."""
         ...
 
 

@@ -9,6 +9,7 @@ when K is chosen. A set that is dropped tells the encoder's time too, so plannin
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,19 +76,20 @@ class Deadline:
         self.model = LatencyModel.fit(times_ms)
         self._encode_ms = encode_ms
 
-    def choose(self, wanted: int, elapsed_ms: float, encode_ms: float) -> DeadlineChoice:
+    def choose(self, wanted: int, elapsed_ms: float, encode_ms: float, encoded: float = 1.0) -> DeadlineChoice:
         """K of a plan.
 
         Args:
             wanted: K of the pruning ratio.
             elapsed_ms: since planning began.
             encode_ms: of this set.
+            encoded: the fraction of its tokens that were encoded in this time; the others were there.
 
         Raises:
             PlannerError: code ``deadline``: not even ``k_min`` tokens fit.
         """
         assert self.model is not None
-        load = self._encoder_load(encode_ms) * self._worst_relative()
+        load = self._encoder_load(encode_ms, encoded) * self._worst_relative()
         left, least = self.deadline_ms * (1 - RESERVE) - elapsed_ms, min(self.k_min, wanted)
         fixed, each = load * self.model.fixed_ms, load * self.model.each_ms
         keep = wanted
@@ -107,13 +109,22 @@ class Deadline:
         """Take the time of a plan and the number of tokens that it kept; False where it was late."""
         assert self.model is not None
         ratio = (total_ms - choice.elapsed_ms) / max(self.model.predict(kept), 1e-3)
-        self._relative.append(_bounded(ratio) / max(self._encodes[-1], median(self._encodes)))
+        self._relative.append(_bounded(ratio) / self._load)
         return total_ms <= self.deadline_ms
 
-    def _encoder_load(self, encode_ms: float) -> float:
-        """How much slower than at the start the encoder is, by this set and the last ones."""
-        self._encodes.append(_bounded(encode_ms / max(self._encode_ms, 1e-3)))
-        return max(self._encodes[-1], median(self._encodes))
+    @property
+    def _load(self) -> float:
+        """How much slower than at the start the encoder is, by the last sets."""
+        return max(self._encodes[-1], median(self._encodes)) if self._encodes else 1.0
+
+    def _encoder_load(self, encode_ms: float, encoded: float) -> float:
+        """The same, by this set too."""
+        ratio = encode_ms / max(self._encode_ms, 1e-3)
+        if encoded < 1:  # all tokens take longer than these, and not more than in proportion; the last sets say more
+            most = ratio / encoded if encoded else math.inf
+            ratio = min(max(self._load, ratio), most)
+        self._encodes.append(_bounded(ratio))
+        return self._load
 
     def _worst_relative(self) -> float:
         ordered = sorted(self._relative)

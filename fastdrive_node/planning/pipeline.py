@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from fastdrive_node.planning.frames import FrameMemory
 from fastdrive_node.planning.generator import Answer, Generator, Progress
 from fastdrive_node.planning.image_health import ImageHealth
 from fastdrive_node.planning.images import ImageDecoder
+from fastdrive_node.planning.reuse import TokenReuse
 from fastdrive_node.pruning.baselines.simple import NoPruner
 from fastdrive_node.pruning.pruner import ContextField, Pruner, Selection
 from fastdrive_node.pruning.score_pruner import RefinedPruner
@@ -112,6 +114,7 @@ class Pipeline:
         self.generator = Generator(vla, language)
         self.limits = limits or PlanLimits()
         self._check_pruner()
+        self._encoder = TokenReuse(self.vision, ContextField.TOWER_ATTENTION in self.pruner.needs)
         self._state: TemporalState | None = None
         self._frames = FrameMemory(vla)
         self._last = LastPlan()
@@ -203,7 +206,8 @@ class Pipeline:
             keep = self._keep if visual.total == self.vla.tokens else keep_count(visual.total, self._drop)
             choice = None
             if self._deadline is not None:
-                choice = self._deadline.choose(keep, stage.elapsed_ms, stage.ms["encode"])
+                encode_ms, encoded = stage.ms["encode"], self._encoder.encoded
+                choice = self._deadline.choose(keep, stage.elapsed_ms, encode_ms, encoded)
                 keep = choice.keep
             prompt, answer, selection = self._answer(visual, history, command, stage, frame, state, present, keep)
             kept = _kept_tokens(selection, visual, self._current(present))
@@ -232,6 +236,7 @@ class Pipeline:
             output=output,
             warnings=self._image_warnings + warnings,
             deadline=choice,
+            reused_cameras=len(self._encoder.reused),
         )
         self._last.keep(plan, history.now)
         return plan
@@ -252,7 +257,7 @@ class Pipeline:
                 self._image_warnings = self.image_health.check(real, speed_mps)
         with stage("preprocess"):
             inputs = self.vision.preprocess(images)
-        visual = self._encode(inputs, stage)
+        visual = self._encode(inputs, stage, [frame.stamp_ns for frame in frame_set.frames])
         self._frames.add(frame_set.t0_ns, visual, frame_set.missing)
         return visual
 
@@ -281,8 +286,12 @@ class Pipeline:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Run every stage but the parsing once on black images, so that the first plan is not the slow one."""
+        """Run every stage but the parsing once on black images, so that the first plan is not the slow one.
+
+        Then see for which numbers of cameras tokens may be used again, see ``TokenReuse.verify``.
+        """
         self._run_black(self._keep)
+        self._encoder.verify(self.vla.spec.sizes)
 
     def _run_black(self, keep: int) -> StageTimes:
         black = [np.zeros((*size, 3), np.uint8) for size in self.vla.spec.sizes]
@@ -329,9 +338,11 @@ class Pipeline:
                 "in this order"
             )
 
-    def _encode(self, inputs: torch.Tensor, stage: StageTimes) -> VisualTokens:
+    def _encode(self, inputs: Any, stage: StageTimes, stamps_ns: Sequence[int] | None = None) -> VisualTokens:
+        """``stamps_ns``: of the images; None encodes all of them, whatever the set before was."""
         with stage("encode"):
-            visual = self.vision.encode(inputs, attention=ContextField.TOWER_ATTENTION in self.pruner.needs)
+            encoder = self._encoder
+            visual = encoder.encode_all(inputs) if stamps_ns is None else encoder.encode(inputs, stamps_ns)
         if not bool(torch.isfinite(visual.rows).all()):
             raise ModelError("vision encoder: visual tokens that are not finite; check the weights of the vision tower")
         return visual

@@ -162,6 +162,17 @@ def test_tokens_and_scores_of_a_run_stay_when_the_engine_runs_again(toy, engine_
     assert torch.equal(first.rows, rows) and torch.equal(first.scores, scores)
 
 
+def test_an_engine_encodes_every_camera_of_every_set(toy, engine_file, ego_history, monkeypatch):
+    _, pipeline = pipelines(toy, engine_file, 0.5)
+    pipeline.warm_up()
+    runs = []
+    execute = pipeline.vision.runner.execute
+    monkeypatch.setattr(pipeline.vision.runner, "execute", lambda pointers: runs.append(pointers) or execute(pointers))
+    plans = [pipeline.plan(frame_set(0), ego_history) for _ in range(2)]
+    assert len(runs) == 2 and [plan.reused_cameras for plan in plans] == [0, 0]
+    assert np.array_equal(plans[0].kept.scores, plans[1].kept.scores)
+
+
 def test_other_scores_choose_among_the_tokens_that_the_engine_gives(toy, tmp_path):
     file, _ = build_onnx(toy.vla.path, toy.pruner_file, tmp_path, GraphOptions(max_keep=20))
     engine = open_pipeline(toy.vla.path, toy.pruner_file, engine=EngineChoice("onnxruntime", file)).vision

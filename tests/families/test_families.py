@@ -137,6 +137,23 @@ def test_an_image_is_read_at_the_vlas_size_whatever_it_had(vla):
     assert vision.preprocess(large).shape == vision.preprocess(images_of(vla)).shape
 
 
+@torch.inference_mode()
+def test_a_cameras_tokens_depend_on_its_own_image_alone(vla):
+    """What ``SeparableVision`` says; sums may be rounded in another order where the number of images is another."""
+    vision = vla.torch_vision()
+    images = images_of(vla)
+    others = [images[0], *(255 - image for image in images[1:])]
+    ((backend, cameras, inputs),) = vision.groups(vision.preprocess(images))
+    whole, changed = (vision.encode(vision.preprocess(each)) for each in (images, others))
+    some = backend.encode(inputs[[2, 0]])
+    assert list(cameras) == [0, 1, 2] and some.grid[0] == 2
+    own, tokens = whole.raster(), len(whole.rows) // 3
+    assert torch.equal(changed.raster()[0], own[0]) and not torch.equal(changed.raster()[1], own[1])
+    assert torch.allclose(some.raster(), own[[2, 0]], atol=1e-4)
+    for ours, theirs in zip(whole.layer_features, changed.layer_features, strict=True):
+        assert torch.equal(ours[:tokens], theirs[:tokens]) and not torch.equal(ours[tokens:], theirs[tokens:])
+
+
 def without(vla: Vla, folder, prefixes: tuple[str, ...]):
     """A copy of a VLA directory whose file lacks the weights with these prefixes."""
     for file in vla.path.iterdir():

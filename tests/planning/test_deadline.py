@@ -103,7 +103,7 @@ def test_the_pipeline_keeps_fewer_tokens_and_tells_why(tiny_vla, pruner, frame_s
     assert 0 < plan.deadline.elapsed_ms < plan.stage_ms["total"] and not plan.warnings
     pipeline._deadline.model = LatencyModel(0.0, 1e4)  # 85 tokens, wherever a plan takes less than 10 s
     pipeline._deadline._relative.clear()
-    pipeline._deadline._encoder_load = lambda encode_ms: 1.0  # the machine is not slower than at the start
+    pipeline._deadline._encoder_load = lambda *_: 1.0  # the machine is not slower than at the start
     plan = pipeline.plan(frame_set, ego_history)
     assert plan.kept.kept == plan.deadline.keep in (83, 84, 85) and plan.deadline.reason == "deadline"
 

@@ -7,6 +7,7 @@ import shutil
 import time
 from functools import partial
 
+import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
@@ -20,8 +21,10 @@ from std_msgs.msg import String
 from fastdrive_node.errors import ModelError
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.planner_factory import load_planner, make_planner, supervise_planner
+from fastdrive_node.types import CAMERAS
 from tests.ros.conftest import RECORDS, Rig, next_record
 
+MS = 1_000_000
 START_S = 120.0  # a process imports torch, perhaps on a busy machine
 
 
@@ -107,6 +110,36 @@ def test_the_shipped_model_plans_takes_another_drop_ratio_and_is_exchanged_where
         identity = rig.node._loaded.identity()
         assert (identity["network"], identity["hub_offline"]) == ("none", "1")
         assert {type(value) for value in identity.values()} == {str}  # torch's own class would be imported here
+
+
+def test_a_frame_that_serves_two_sets_is_encoded_once(real, monkeypatch, tiny_vla):
+    from fastdrive_node.planning.answer_format import format_answer
+    from tests.generation import answer_with
+
+    waypoints = np.array([[4.0 * k, 0.0] for k in range(1, 7)])
+    answer_with(monkeypatch, format_answer(waypoints, tiny_vla.spec.answer))
+    rig = connected(real(max_set_age_s=60.0, planning_deadline_s=60.0))
+    encoder, encoded = rig.node._loaded.planner._encoder, []
+    encoder._exact = {(0, 5)}  # as on a machine where forwards of five images round as those of six
+    encode = encoder._vision.encode
+    monkeypatch.setattr(
+        encoder._vision, "encode", lambda inputs, **named: encoded.append(len(inputs)) or encode(inputs, **named)
+    )
+    first, *others = CAMERAS
+    t0_ns = rig.now_ns()
+
+    def send(ms: int, cameras) -> None:
+        rig.send_odometry(t0_ns + ms * MS)
+        for camera in cameras:
+            rig.send_image(camera, t0_ns + ms * MS)
+
+    send(0, others)
+    send(100, [first])
+    assert "reused_cameras" not in next_record(rig, 1)
+    send(110, others)  # with what the first camera has sent already they are a set of 10 ms, after one of 100
+    record = next_record(rig, 2)
+    assert (record["kind"], record["t0_ns"]) == ("plan", t0_ns + 100 * MS)
+    assert record["reused_cameras"] == 1 and encoded == [6, 5]
 
 
 def test_a_model_without_pruner_takes_no_drop_ratio(real, tiny_dir):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fastdrive_node.errors import ModelError
+from fastdrive_node.families.base import CameraGroup
 from fastdrive_node.families.images import Normalisation, resize
 from fastdrive_node.families.tokens import VisualTokens
 from fastdrive_node.families.vla import Vla
@@ -57,6 +58,10 @@ class OneSizeVision(nn.Module):
         if attention:
             self.encode_with_attention(inputs)
         return VisualTokens.from_raster(self.encode_patches(inputs), self.grid)
+
+    def groups(self, inputs: torch.Tensor) -> list[CameraGroup]:
+        """See ``SeparableVision``."""
+        return [CameraGroup(self, range(self.cameras), inputs)]
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         return self.encode_patches(patches)
@@ -109,7 +114,12 @@ class MixedVision(nn.Module):
     def encode(self, inputs: list[torch.Tensor], attention: bool = False) -> VisualTokens:
         """See ``VisionBackend``."""
         images: dict[int, tuple[VisualTokens, int]] = {}
-        for backend, group, part in zip(self._backends, self._groups, inputs, strict=True):
+        for backend, cameras, part in self.groups(inputs):
             visual = backend.encode(part, attention=attention)
-            images |= {camera: (visual, place) for place, camera in enumerate(group)}
+            images |= {camera: (visual, place) for place, camera in enumerate(cameras)}
         return VisualTokens.of_images([images[camera] for camera in sorted(images)])
+
+    def groups(self, inputs: list[torch.Tensor]) -> list[CameraGroup]:
+        """See ``SeparableVision``."""
+        parts = zip(self._backends, self._groups, inputs, strict=True)
+        return [CameraGroup(backend, cameras, part) for backend, cameras, part in parts]

@@ -20,6 +20,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionA
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from fastdrive_node.errors import ModelError
+from fastdrive_node.families.base import CameraGroup
 from fastdrive_node.families.images import resize
 from fastdrive_node.families.qwen2_5_vl.language import fold_rotation_sign
 from fastdrive_node.families.qwen2_5_vl.preprocess import normalise, patchify
@@ -132,6 +133,10 @@ class TorchVision(nn.Module):
             tokens, received = self.encode_with_attention(inputs)
             return VisualTokens.from_raster(tokens, self.grid, received)
         return VisualTokens.from_raster(self.encode_patches(inputs), self.grid)
+
+    def groups(self, inputs: torch.Tensor) -> list[CameraGroup]:
+        """See ``SeparableVision``."""
+        return [CameraGroup(self, range(self.cameras), inputs)]
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         return self.encode_patches(patches)
