@@ -12,6 +12,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ro
 import onnxruntime
 
 from benchmarks.perf import engine_threads, node_and_bench, paced
+from benchmarks.studies import token_reuse
 
 
 def test_the_node_is_compared_with_the_bench_of_its_round(tmp_path, monkeypatch):
@@ -54,3 +55,12 @@ def test_what_comes_before_a_plan_is_not_timed_and_the_cases_take_turns(monkeypa
     times = paced.measure(step("plan", 0.02), {"loop": step("a", 1.0), "pause": step("b", 2.0)}, 2)
     assert done == ["plan"] * paced.WARM_UP + ["a", "plan", "b", "plan"] * 2
     assert times == {name: pytest.approx([20.0, 20.0]) for name in ("loop", "pause")}
+
+
+def test_plans_with_reused_cameras_are_compared_with_those_without(tmp_path):
+    file = tmp_path / "figures.json"
+    token_reuse.main(["--sets", "4", "--runs", "1", "--json", str(file)])
+    figures = json.loads(file.read_text())
+    assert [row["changed"] for row in figures["encode"]] == list(range(7))
+    assert all(row["encoded"] in (row["changed"], 6) for row in figures["encode"])
+    assert figures["plans"]["plans"] == figures["plans"]["equal"] == 3

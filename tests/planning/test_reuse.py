@@ -283,9 +283,15 @@ def test_a_vla_that_reads_past_images_gets_those_that_it_gets_without_reuse(tiny
     assert all(map(same, *runs))
 
 
-@pytest.mark.parametrize(("model_type", "attention"), [*((name, False) for name in MODEL_TYPES), ("qwen2_5_vl", True)])
-def test_tokens_of_every_family_are_bit_for_bit_those_of_all_cameras(tmp_path, model_type, attention):
-    check_every_subset(load_vla(build_family_vla(tmp_path / "vla", model_type)), attention)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_tokens_of_every_family_are_bit_for_bit_those_of_all_cameras(tmp_path, model_type, dtype):
+    """In bfloat16 one image of LLaVA's small tower rounds otherwise than three on an x86 processor."""
+    check_every_subset(load_vla(build_family_vla(tmp_path / "vla", model_type), dtype=dtype))
+
+
+def test_attention_of_the_tower_is_too(tmp_path):
+    check_every_subset(load_vla(build_family_vla(tmp_path / "vla", "qwen2_5_vl")), attention=True)
 
 
 @pytest.mark.parametrize("model_type", ["qwen2_5_vl", "qwen3_vl"])
@@ -344,16 +350,29 @@ def rounded_by_place(tokens: torch.Tensor) -> torch.Tensor:
     return torch.cat([tokens[:2], torch.nextafter(tokens[2:], tokens[2:] + 1)]) if len(tokens) == 3 else tokens
 
 
+def rounded_first_of_all(tokens: torch.Tensor) -> torch.Tensor:
+    """The first image of all rounds otherwise than anywhere else."""
+    return torch.cat([torch.nextafter(tokens[:1], tokens[:1] + 1), tokens[1:]]) if len(tokens) == 4 else tokens
+
+
 @pytest.mark.parametrize(
     ("changes", "numbers"),
     [
         (lambda tokens: tokens, {1, 2, 3}),
         (rounded, {1, 3}),
         (rounded_by_place, {1, 2}),
+        (rounded_first_of_all, set()),
         (lambda tokens: tokens + tokens.mean(), set()),
         (lambda tokens: tokens + torch.arange(len(tokens)), set()),
     ],
-    ids=["all alike", "two round otherwise", "a place rounds otherwise", "images attend to others", "by place"],
+    ids=[
+        "all alike",
+        "two round otherwise",
+        "a place rounds otherwise",
+        "the first of all does",
+        "images attend to others",
+        "by place",
+    ],
 )
 def test_numbers_of_images_that_give_other_bits_are_found_and_all_cameras_encoded_then(changes, numbers):
     vision = StandIn(changes)
