@@ -236,10 +236,10 @@ class DeadlineChoice:
 
     deadline_ms: float
     elapsed_ms: float  # since planning began, when K was chosen
-    predicted_ms: float  # from then on
+    predicted_ms: float  # from then on, at most
     keep: int
     wanted: int  # K of the pruning ratio
-    load: float  # how many times longer than at the start the last plans took
+    load: float  # how many times longer than at the start that is, by the encoder and the last plans
 
     @property
     def reason(self) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from fastdrive_node.errors import InputError, ModelError, PlannerError
-from fastdrive_node.planning.deadline import RATIOS, Deadline, LatencyModel
+from fastdrive_node.planning.deadline import Deadline, LatencyModel
 from fastdrive_node.planning.loading import open_pipeline
 from fastdrive_node.planning.pipeline import Pipeline
 from fastdrive_node.pruning.catalog import ScoreOptions
@@ -74,7 +74,7 @@ def test_a_doubled_load_costs_tokens_and_the_deadline_is_met_after_ten_plans():
     assert sum(keep is None or keep < 0 for keep in kept[10:]) <= 0.01 * 990
     assert all(keep is not None and LEAST <= abs(keep) < WANTED for keep in kept[10:])
     loaded.load = 1.0
-    assert loaded.run(RATIOS + 2)[-1] == WANTED
+    assert loaded.run(10)[-1] == WANTED
 
 
 def test_sets_are_dropped_while_not_even_the_fewest_tokens_fit_and_planned_again_afterwards():
@@ -84,12 +84,114 @@ def test_sets_are_dropped_while_not_even_the_fewest_tokens_fit_and_planned_again
     kept = loaded.run(1000)
     assert sum(keep is not None for keep in kept) <= 1  # the first, which nothing had announced
     loaded.load = 1.0
-    assert loaded.run(RATIOS + 5)[-1] == 96
+    assert loaded.run(10)[-1] == WANTED
+
+
+@dataclass
+class StagedMachine:
+    """Plans whose stages vary, one in fifty taking 1.5 times as long. Times are about those of models/tiny."""
+
+    factor: float  # of the deadline: times the usual time of a plan
+    seed: int
+    load: float = 1.0
+    spell: int = 0  # so many sets take ``spell_load`` times as long behind the encoder
+    spell_load: float = 2.5
+    late: list[bool] = field(default_factory=list)
+    kept: list[int | None] = field(default_factory=list)  # None where the set was refused
+
+    WANTED = 144
+    BEFORE_MS, ENCODER_MS = (8.0, 9.0), 38.0  # of load and preprocess, and of the encoder
+    BEHIND_MS, TOKEN_MS = (5.0, 30.0, 1.0), 0.14  # of pruner, decode and parse, and of a token in prefill
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        usual = sum(self.BEFORE_MS) + self.ENCODER_MS + self.behind_ms(self.WANTED)
+        self.deadline = Deadline(self.factor * usual, LEAST)
+        times = {keep: 0.8 * self.behind_ms(keep) for keep in (LEAST, 80, self.WANTED)}  # black images: short answers
+        self.deadline.learn(times, self.ENCODER_MS)
+
+    def behind_ms(self, keep: int) -> float:
+        return sum(self.BEHIND_MS) + self.TOKEN_MS * keep
+
+    def took(self, *stages_ms: float) -> float:
+        tails = (1.5 if self.random.random() < 0.02 else 1.0 for _ in stages_ms)
+        return sum(
+            ms * self.load * self.random.lognormvariate(0.0, 0.05) * tail
+            for ms, tail in zip(stages_ms, tails, strict=True)
+        )
+
+    def run(self, sets: int) -> StagedMachine:
+        for _ in range(sets):
+            encode_ms = self.took(self.ENCODER_MS)
+            elapsed_ms = self.took(*self.BEFORE_MS) + encode_ms
+            behind = self.spell_load if self.spell > 0 else 1.0
+            self.spell -= 1
+            try:
+                choice = self.deadline.choose(self.WANTED, elapsed_ms, encode_ms)
+            except PlannerError:
+                self.kept.append(None)
+                self.late.append(False)
+                continue
+            total_ms = elapsed_ms + behind * self.took(*self.BEHIND_MS, self.TOKEN_MS * choice.keep)
+            self.kept.append(choice.keep)
+            self.late.append(not self.deadline.finish(choice, total_ms, choice.keep))
+        return self
+
+    def begin(self) -> None:
+        """Forget what became of the sets so far."""
+        self.late.clear()
+        self.kept.clear()
+
+    @property
+    def planned(self) -> float:
+        return sum(keep is not None for keep in self.kept) / len(self.kept)
+
+
+@pytest.mark.parametrize("spell", [0, 5])
+@pytest.mark.parametrize(("factor", "least_planned"), [(1.6, 0.0), (2.0, 0.1), (2.2, 0.2), (3.0, 0.9)])
+def test_twice_the_time_of_every_stage_is_met_with_fewer_tokens_or_refused(factor, least_planned, spell):
+    machines = [StagedMachine(factor, seed) for seed in range(20)]
+    for machine in machines:
+        machine.run(100)
+        machine.spell = spell  # another program takes the cores for a moment, then the load begins
+        machine.run(spell)
+        machine.load = 2.0
+        machine.run(10)
+        machine.begin()
+        machine.run(300)
+    late = [sum(machine.late) for machine in machines]
+    assert sum(late) <= 0.01 * 300 * len(machines) and max(late) <= 4
+    assert min(machine.planned for machine in machines) >= least_planned
+    if factor == 1.6:  # not even the fewest tokens fit
+        assert max(machine.planned for machine in machines) == 0
+    for machine in machines:
+        machine.load = 1.0
+        machine.run(50)
+        machine.begin()
+        assert machine.run(50).planned >= 0.9
+
+
+def test_no_plan_is_late_as_a_load_begins_with_which_nothing_fits():
+    for seed in range(20):
+        machine = StagedMachine(1.6, seed).run(100)
+        machine.load = 2.0
+        assert not any(machine.run(10).late)
+
+
+def test_a_few_long_plans_do_not_refuse_all_sets_from_then_on():
+    for seed in range(20):
+        machine = StagedMachine(1.6, seed, spell_load=4.0).run(100)
+        machine.spell = 5
+        machine.begin()
+        machine.run(100)
+        assert None in machine.kept[:10] and machine.kept[-50:].count(None) <= 5
+        assert sum(machine.late) <= 2
 
 
 def test_a_refusal_says_how_long_the_plan_would_have_taken():
     text = (
-        "95 ms have passed and 16 tokens take 28 ms more, deadline_ms is 100, 15 % of it held in reserve; .* takes 1.0 "
+        "95 ms have passed and 16 tokens may take 35 ms more, deadline_ms is 100, 5 % of it held in reserve; "
+        "the machine may take 1.2 times as long"
     )
     with pytest.raises(PlannerError, match=text):
         machine(100.0).deadline.choose(WANTED, 95.0, 30.0)
@@ -101,11 +203,11 @@ def test_the_pipeline_keeps_fewer_tokens_and_tells_why(tiny_vla, pruner, frame_s
     plan = pipeline.plan(frame_set, ego_history)
     assert (plan.kept.kept, plan.deadline.reason, plan.deadline.wanted) == (96, "drop", 96)
     assert 0 < plan.deadline.elapsed_ms < plan.stage_ms["total"] and not plan.warnings
-    pipeline._deadline.model = LatencyModel(0.0, 1e4)  # 85 tokens, wherever a plan takes less than 10 s
-    pipeline._deadline._relative.clear()
-    pipeline._deadline._encoder_load = lambda *_: 1.0  # the machine is not slower than at the start
+    pipeline._deadline.model = LatencyModel(0.0, 1e4)  # 76 tokens, wherever a plan takes less than 10 s
+    pipeline._deadline._relative.clear()  # so the next plan may take 1.25 times as long
+    pipeline._deadline._encoder_load = lambda: 1.0  # the machine is not slower than at the start
     plan = pipeline.plan(frame_set, ego_history)
-    assert plan.kept.kept == plan.deadline.keep in (83, 84, 85) and plan.deadline.reason == "deadline"
+    assert plan.kept.kept == plan.deadline.keep in (74, 75, 76) and plan.deadline.reason == "deadline"
 
 
 @pytest.mark.parametrize(("fit", "kept"), [(20, 20), (48, 48), (85, 84)])
