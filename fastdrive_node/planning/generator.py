@@ -34,6 +34,7 @@ from fastdrive_node.pruning.pruner import (
     answer_positions,
     no_timer,
 )
+from fastdrive_node.pruning.select import CameraFloors
 from fastdrive_node.pruning.temporal import FrameContext, TemporalState
 from fastdrive_node.types import Command, Draft, EgoHistory
 
@@ -104,12 +105,14 @@ class Generator:
         coverage: torch.Tensor | None = None,
         frame: FrameContext | None = None,
         state: TemporalState | None = None,
+        floors: CameraFloors | None = None,
     ) -> PruningContext:
         """What a pruner needs of one sample, and nothing that it does not.
 
         Args:
             coverage: [C, N], the foreground fraction of each token's cell.
             frame, state: of the frame set, and what the set before left.
+            floors: tokens of each camera that are kept in any case.
 
         Raises:
             ModelError: the pruner reads something that is not given.
@@ -129,6 +132,7 @@ class Generator:
             coverage=coverage if ContextField.COVERAGE in needs else None,
             frame=frame if ContextField.FRAME in needs else None,
             state=state if pruner.remembers else None,
+            floors=floors if pruner.keeps_floors else None,
         )
         for field in needs:
             context.require(field)

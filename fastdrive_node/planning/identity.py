@@ -67,6 +67,8 @@ def _fixed(pipeline: Pipeline, pruner: str) -> dict[str, str]:
     if isinstance(pipeline.generator.language, EngineLanguage):
         values |= pipeline.generator.language.identity()
     values |= _score_options(pipeline)
+    if pipeline.camera_floor.least:
+        values["camera_floor"] = str(pipeline.camera_floor.least)
     if vla.device.type == "cuda":
         values["gpu"] = device_name(vla.device)
     return values

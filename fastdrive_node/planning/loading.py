@@ -34,6 +34,7 @@ def open_pipeline(
     language_engine: LanguageChoice | None = None,
     limits: PlanLimits | None = None,
     drafts: bool = True,
+    camera_floor: int = 0,
 ) -> Pipeline:
     """A pipeline from files.
 
@@ -47,15 +48,15 @@ def open_pipeline(
         scores: what is done with ReconPruner's scores; a calibration is read from its file.
         language_engine: what runs the language model; None for torch.
         limits: what a plan may ask of the vehicle; None for the defaults.
-        drafts: see ``Pipeline``.
+        drafts, camera_floor: see ``Pipeline``.
 
     With engines of both parts on the CPU torch is left one thread in this process: little remains for it to do, and
     its waiting threads would take the cores from the engines.
 
     Raises:
         ModelError: a model or engine cannot be used, ``drop`` is above 0 or score options are on without a pruner, or
-            they need a calibration that the pruner file lacks.
-        InputError: ``drop`` is out of range.
+            they need a calibration that the pruner file lacks; or ``camera_floor`` cannot be kept.
+        InputError: ``drop`` or ``camera_floor`` is out of range.
     """
     vla_dir = default_vla_dir() if vla_dir is None else Path(vla_dir)
     supplied = {part for part, choice in ((VISION, engine), (LANGUAGE, language_engine)) if choice is not None}
@@ -75,7 +76,7 @@ def open_pipeline(
     if drop and chosen.name == "none":
         cause = f"{vla_dir} has no {SHIPPED_PRUNER}" if pruner is None else "pruner none keeps every token"
         raise ModelError(f"drop {drop:g} needs a pruner, and {cause}; give another pruner or drop 0")
-    return Pipeline(vla, chosen, drop, vision, limits, language, drafts)
+    return Pipeline(vla, chosen, drop, vision, limits, language, drafts, camera_floor)
 
 
 class _TorchThreads:

@@ -14,6 +14,7 @@ import torch
 
 from fastdrive_node.errors import AnswerError, FrameSetError, InputError, ModelError
 from fastdrive_node.families import LanguageModel, Prompt, VisionBackend, VisualTokens, Vla
+from fastdrive_node.planning.camera_floor import CameraFloor
 from fastdrive_node.planning.checks import LastPlan, PlanLimits, check_plan
 from fastdrive_node.planning.deadline import Deadline
 from fastdrive_node.planning.drafts import constant_turn
@@ -88,10 +89,12 @@ class Pipeline:
         limits: what a plan may ask of the vehicle.
         language: runs the language model; None for torch on the VLA's device.
         drafts: verify several tokens of an answer in one forward; the answers are those of plain greedy decoding.
+        camera_floor: tokens that are kept of each camera that is there, whatever their scores; 0: none.
 
     Raises:
-        InputError: ``drop`` is out of range.
-        ModelError: the backend's token grid is not the VLA's, or the pruner needs what is not there.
+        InputError: ``drop`` or ``camera_floor`` is out of range, or the one leaves too few for the other.
+        ModelError: the backend's token grid is not the VLA's, or the pruner needs what is not there, or it or the
+            engine cannot keep ``camera_floor``.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class Pipeline:
         limits: PlanLimits | None = None,
         language: LanguageModel | None = None,
         drafts: bool = True,
+        camera_floor: int = 0,
     ):
         self.vla, self.drafts = vla, drafts
         self.threads = torch.get_num_threads()  # of torch, that suit this pipeline
@@ -113,6 +117,7 @@ class Pipeline:
             raise ModelError(f"vision backend: token grid {self.vision.grid}, but {vla.path} has {vla.grids[0]}")
         self.generator = Generator(vla, language)
         self.limits = limits or PlanLimits()
+        self.camera_floor = CameraFloor(vla, camera_floor)
         self._check_pruner()
         self._encoder = TokenReuse(self.vision, ContextField.TOWER_ATTENTION in self.pruner.needs)
         self._state: TemporalState | None = None
@@ -141,6 +146,7 @@ class Pipeline:
                 "build it with a larger --max-keep, or set vision_backend to torch"
             )
         self.generator.check_pruner(pruner)
+        self.camera_floor.check(pruner, self.vision.max_keep)
 
     @property
     def default_drop(self) -> float:
@@ -173,8 +179,9 @@ class Pipeline:
 
     @property
     def drop_limits(self) -> DropLimits:
-        vla, has_pruner = self.vla, self.pruner.name != "none"
-        return DropLimits(vla.tokens, self._max_keep, self.vision.max_keep, has_pruner, self._least_keep)
+        vla, has_pruner, floors = self.vla, self.pruner.name != "none", self.camera_floor.keep
+        gives = self.vision.max_keep
+        return DropLimits(vla.tokens, self._max_keep, gives, has_pruner, self._least_keep, vla.set_tokens, floors)
 
     @property
     def _least_keep(self) -> int:
@@ -312,7 +319,7 @@ class Pipeline:
 
         Raises:
             ModelError: there is no pruner.
-            InputError: the pruner cannot keep as few as ``k_min``.
+            InputError: the pruner or ``camera_floor`` cannot keep as few as ``k_min``.
         """
         if self.pruner.name == "none":
             raise ModelError("deadline_ms: the model runs without a pruner; give a pruner, or deadline_ms 0")
@@ -321,6 +328,7 @@ class Pipeline:
                 f"k_min: {k_min} with deadline_ms {deadline_ms:g}, but pruner {self.pruner.name} keeps at least "
                 f"{self._least_keep} of {self.vla.tokens} tokens; give a larger k_min, another pruner, or deadline_ms 0"
             )
+        self.camera_floor.check_least(k_min, f"deadline_ms {deadline_ms:g}")
         deadline, times, encodes = Deadline(deadline_ms, k_min), {}, []
         least = min(k_min, self._keep)
         for keep in {least, (least + self._keep) // 2, self._keep}:
@@ -360,7 +368,8 @@ class Pipeline:
     ) -> tuple[Prompt, Answer, Selection]:
         with stage("prompt"):
             prompt = self.generator.prompt(history, command, present)
-        context = self.generator.context(self.pruner, visual, prompt, frame=frame, state=state)
+        floors = self.camera_floor.floors(visual, frame)
+        context = self.generator.context(self.pruner, visual, prompt, frame=frame, state=state, floors=floors)
         try:
             selection = self.pruner.choose(context, keep, stage)
         except ValueError as error:

@@ -14,6 +14,7 @@ import torch
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families.base import Cache, LanguageModel, PositionInputs
 from fastdrive_node.families.tokens import Prompt, PrunedPrompt, VisualTokens, prune_prompt
+from fastdrive_node.pruning.select import CameraFloors
 from fastdrive_node.pruning.temporal import FrameContext, TemporalState
 from fastdrive_node.types import Draft
 
@@ -41,6 +42,7 @@ class PruningContext:
     coverage: torch.Tensor | None = None  # [C, N] foreground fraction of each token's cell, from ground truth
     frame: FrameContext | None = None  # when, where and with which cameras the set was taken
     state: TemporalState | None = None  # what the set before left to a pruner with a memory; None for the first set
+    floors: CameraFloors | None = None  # for pruners that keep them; None: any camera may lose all of its tokens
 
     @classmethod
     def of(cls, tokens: torch.Tensor, grid: tuple[int, int], **fields: Any) -> PruningContext:
@@ -131,6 +133,7 @@ class Pruner(ABC):
     acts_inside: bool = False  # of the language model: it needs one that runs layer by layer
     ranks_by_engine: bool = False  # its scores are those that an engine gives, so it needs the best tokens only
     remembers: bool = False  # reads ``PruningContext.state``
+    keeps_floors: bool = False  # takes the best by score, and ``PruningContext.floors`` first
 
     def score(self, context: PruningContext) -> torch.Tensor | None:
         """Scores [C, N], more is better; None where the pruner has none."""

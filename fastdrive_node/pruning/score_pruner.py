@@ -44,6 +44,7 @@ class ScorePruner(Pruner):
 
     module: ReconPruner | None
     name: str = "reconpruner"
+    keeps_floors = True
 
     @property
     def ranks_by_engine(self) -> bool:
@@ -65,7 +66,7 @@ class ScorePruner(Pruner):
 
     def select(self, context: PruningContext, scores: torch.Tensor, keep: int) -> torch.Tensor:
         if context.visual.complete:
-            return select_top(scores, keep)
+            return select_top(scores, keep, context.floors)
         if keep > len(context.visual.rows):
             raise ValueError(f"keep: {keep} is not in 1..{len(context.visual.rows)}, which is what the engine gives")
         given = torch.zeros(scores.numel(), dtype=torch.bool)
@@ -74,7 +75,7 @@ class ScorePruner(Pruner):
         if not bool(torch.isfinite(scores).all()):
             raise ValueError("scores: not finite")
         lowest = torch.finfo(torch.float32).min  # not infinite, which would be refused as a fault
-        return select_top(scores.masked_fill(~given.view(scores.shape), lowest), keep)
+        return select_top(scores.masked_fill(~given.view(scores.shape), lowest), keep, context.floors)
 
 
 @dataclass
@@ -102,6 +103,10 @@ class RefinedPruner(Pruner):
     @property
     def ranks_by_engine(self) -> bool:
         return self.base.ranks_by_engine and self.options.reads_all is None
+
+    @property
+    def keeps_floors(self) -> bool:
+        return not self.options.pooled  # cells are chosen, not tokens
 
     @property
     def remembers(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -40,7 +41,28 @@ def keep_above(logits: torch.Tensor, threshold: float, k_min: int, k_max: int) -
     return min(max(above, k_min), k_max)
 
 
-def select_top(scores: torch.Tensor, keep: int) -> torch.Tensor:
+@dataclass(frozen=True)
+class CameraFloors:
+    """How many tokens are kept of each camera that is there, whatever the others' scores are."""
+
+    least: int
+    cameras: torch.Tensor  # int64 [N] on the CPU: the number of each token's camera; below 0: of a missing one
+
+    def first(self, order: torch.Tensor, keep: int) -> torch.Tensor:
+        """``order``, int64 [N] by falling score, with the ``least`` best tokens of each camera in front.
+
+        Raises:
+            ValueError: these are more than ``keep``.
+        """
+        cameras, front = self.cameras[order], torch.zeros(len(order), dtype=torch.bool)
+        for camera in cameras[cameras >= 0].unique():
+            front[(cameras == camera).nonzero()[: self.least, 0]] = True
+        if (count := int(front.sum())) > keep:
+            raise ValueError(f"keep: {keep} tokens, but camera_floor keeps {count}")
+        return torch.cat([order[front], order[~front]])
+
+
+def select_top(scores: torch.Tensor, keep: int, floors: CameraFloors | None = None) -> torch.Tensor:
     """The highest scores over all cameras, in raster order.
 
     Equal scores are taken in index order, so that the choice is the same on every run and machine.
@@ -48,12 +70,13 @@ def select_top(scores: torch.Tensor, keep: int) -> torch.Tensor:
     Args:
         scores: [C, N], finite.
         keep: K, at most C * N.
+        floors: the best tokens of each camera that are kept first; the other ones are the best of what is left.
 
     Returns:
         int64 [K] on the CPU, ascending indices into C * N (camera after camera, raster order).
 
     Raises:
-        ValueError: a score is not finite, or ``keep`` is out of range.
+        ValueError: a score is not finite, or ``keep`` is out of range or less than the floors.
     """
     cameras, count = scores.shape
     scores = scores.detach().float().cpu()
@@ -62,4 +85,6 @@ def select_top(scores: torch.Tensor, keep: int) -> torch.Tensor:
     if not 0 < keep <= cameras * count:
         raise ValueError(f"keep: {keep} is not in 1..{cameras * count}")
     order = torch.sort(scores.flatten(), descending=True, stable=True).indices
+    if floors is not None:
+        order = floors.first(order, keep)
     return order[:keep].sort().values

@@ -98,6 +98,13 @@ class ModelSettings(BaseModel):
         "their mean; for a VLA that has read averaged grids in its training (docs/pruners.md)",
     )
     k_min: int = fixed(16, "smallest number of tokens that keep_threshold and deadline_ms keep", 1, 100_000)
+    camera_floor: int = fixed(
+        0,
+        "smallest number of tokens that is kept of each camera that is there, for pruners that take the best by score; "
+        "0: none (docs/latency.md)",
+        0,
+        100_000,
+    )
     temporal_change: float = fixed(
         0.0, "weight of what is new since the previous set; 0: off", *TEMPORAL_RANGES["change"]
     )

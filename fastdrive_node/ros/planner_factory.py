@@ -84,7 +84,7 @@ def load_planner(settings: Settings) -> LoadedPlanner:
 
     Raises:
         ModelError: one of them cannot be used.
-        InputError: the device is absent, or the drop ratio or a score option is out of range.
+        InputError: the device is absent, or the drop ratio, a score option or ``camera_floor`` is out of range.
     """
     os.environ.update(OFFLINE)
     from fastdrive_node.devices import choose_device, choose_dtype
@@ -110,6 +110,7 @@ def load_planner(settings: Settings) -> LoadedPlanner:
         language_engine=language,
         limits=settings.plan_limits(settings.vehicle_wheel_base_m),
         drafts=settings.drafts,
+        camera_floor=settings.camera_floor,
     )
     if settings.jpeg_scaling:
         pipeline.decoder = ImageDecoder(pipeline.vla.spec.size_by_camera)

@@ -12,11 +12,13 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip ins
 from fastdrive_export.build import GraphOptions, build_onnx
 from fastdrive_node.engines.vision_engine import EngineChoice, EngineVision
 from fastdrive_node.errors import InputError, ModelError
+from fastdrive_node.families import VisualTokens
 from fastdrive_node.planning.loading import open_pipeline
 from fastdrive_node.planning.pipeline import Pipeline
 from fastdrive_node.pruning.catalog import ScoreOptions
 from fastdrive_node.pruning.pruner import PruningContext
 from fastdrive_node.pruning.score_pruner import ScorePruner
+from fastdrive_node.pruning.select import CameraFloors
 from fastdrive_node.ros.parameters import Settings
 from fastdrive_node.ros.planner_factory import load_planner
 from fastdrive_node.types import CAMERAS, CameraFrame, Command, FrameSet
@@ -196,6 +198,33 @@ def test_pruners_that_read_all_tokens_are_refused_behind_an_engine_that_gives_fe
     }.items():
         with pytest.raises(ModelError, match=rf"reconpruner with {name}: reads all .* --max-keep"):
             open_pipeline(toy.vla.path, toy.pruner_file, 0.9, engine=EngineChoice("onnxruntime", file), scores=options)
+
+
+def test_floors_need_an_engine_whose_missing_tokens_leave_each_camera_enough(toy, tmp_path, ego_history):
+    few, enough = (
+        EngineChoice("onnxruntime", build_onnx(toy.vla.path, toy.pruner_file, tmp_path / str(keep), options)[0])
+        for keep, options in ((153, GraphOptions(max_keep=153)), (154, GraphOptions(max_keep=154)))
+    )
+    with pytest.raises(
+        ModelError, match=r"camera_floor: 4 of each camera needs .* 154 of the 180 tokens, .* gives 153;"
+    ):
+        open_pipeline(toy.vla.path, toy.pruner_file, 0.8, engine=few, camera_floor=4)
+    by_torch, by_engine = (
+        open_pipeline(toy.vla.path, toy.pruner_file, 0.85, engine=engine, camera_floor=4) for engine in (None, enough)
+    )
+    alone = open_pipeline(toy.vla.path, toy.pruner_file, 0.85)
+    plans = [pipeline.plan(frame_set(0), ego_history) for pipeline in (by_torch, by_engine, alone)]
+    kept = [plan.kept.indices.tolist() for plan in plans]
+    assert kept[0] == kept[1] != kept[2] and plans[0].text == plans[1].text
+    assert min(int(mask.sum()) for mask in plans[1].kept.masks()) == 4
+
+
+def test_the_tokens_that_an_engine_leaves_out_may_all_be_of_one_camera():
+    scores = torch.arange(12.0).view(3, 4)
+    visual = VisualTokens(torch.zeros(10, 4), torch.arange(11, 1, -1), (3, 2, 2), scores)
+    floors = CameraFloors(2, torch.arange(3).repeat_interleave(4))
+    kept = ScorePruner(None).select(PruningContext(visual, floors=floors), scores, 7)
+    assert kept.tolist() == [2, 3, 6, 7, 9, 10, 11]
 
 
 def test_other_pruners_run_behind_an_engine_that_gives_all_tokens(toy, engine_file):

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastdrive_node.pruning.select import keep_count, select_top
+from fastdrive_node.pruning.select import CameraFloors, keep_count, select_top
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,47 @@ def test_a_choice_is_ascending_complete_and_no_better_token_is_left(cameras, cou
     flat, left = scores.flatten(), torch.ones(cameras * count, dtype=torch.bool)
     left[chosen] = False
     assert not bool(left.any()) or float(flat[left].max()) <= float(flat[chosen].min())
+
+
+SCORES = torch.tensor([[0.1, 5.0, -1.0], [4.0, 0.2, 6.0], [-9.0, -7.0, -8.0]])
+
+
+def floors(least: int, missing: int | None = None) -> CameraFloors:
+    cameras = torch.arange(3).repeat_interleave(3)
+    return CameraFloors(least, torch.where(cameras == missing, -1, cameras) if missing is not None else cameras)
+
+
+def test_each_camera_keeps_its_best_tokens_and_the_others_go_by_score():
+    assert select_top(SCORES, 4, floors(1)).tolist() == [1, 3, 5, 7]
+    assert select_top(SCORES, 6, floors(2)).tolist() == [0, 1, 3, 5, 7, 8]
+
+
+def test_a_camera_of_which_enough_is_kept_changes_nothing():
+    assert select_top(SCORES, 8, floors(1)).tolist() == select_top(SCORES, 8).tolist()
+
+
+def test_a_missing_camera_has_no_floor():
+    assert select_top(SCORES, 3, floors(1, missing=2)).tolist() == select_top(SCORES, 3).tolist()
+
+
+def test_fewer_tokens_than_the_floors_are_refused():
+    with pytest.raises(ValueError, match="keep: 5 tokens, but camera_floor keeps 6"):
+        select_top(SCORES, 5, floors(2))
+
+
+@given(st.integers(1, 6), st.integers(1, 12), st.data())
+def test_a_choice_with_floors_is_a_beginning_of_the_sorted_tokens_and_the_floors(cameras, count, data):
+    values = data.draw(st.lists(st.integers(-3, 3), min_size=cameras * count, max_size=cameras * count))
+    least = data.draw(st.integers(0, count))
+    keep = data.draw(st.integers(max(1, cameras * least), cameras * count))
+    scores = torch.tensor(values, dtype=torch.float32).reshape(cameras, count)
+    numbers = torch.arange(cameras).repeat_interleave(count)
+    chosen = select_top(scores, keep, CameraFloors(least, numbers))
+    assert len(chosen) == keep and bool((chosen.diff() > 0).all())
+    assert bool((torch.bincount(numbers[chosen], minlength=cameras) >= least).all())
+    order = torch.sort(scores.flatten(), descending=True, stable=True).indices
+    best = {int(place) for camera in range(cameras) for place in order[numbers[order] == camera][:least]}
+    beginning = 0
+    while beginning < len(order) and int(order[beginning]) in set(chosen.tolist()):
+        beginning += 1
+    assert set(chosen.tolist()) == best | set(order[:beginning].tolist())

@@ -184,12 +184,13 @@ class PruMerge(Pruner):
 
     name: str = "prumerge"
     needs: frozenset[ContextField] = frozenset({ContextField.TOWER_ATTENTION})
+    keeps_floors = True
 
     def score(self, context: PruningContext) -> torch.Tensor:
         return context.require(ContextField.TOWER_ATTENTION)
 
     def select(self, context: PruningContext, scores: torch.Tensor, keep: int) -> torch.Tensor:
-        return select_top(scores, keep)
+        return select_top(scores, keep, context.floors)
 
     def tokens(self, visual: VisualTokens, chosen: torch.Tensor) -> VisualTokens:
         kept = visual.keep(chosen)
