@@ -110,11 +110,28 @@ def _planner(status: NodeStatus) -> DiagnosticStatus:
         "time_jumps": frames.resets,
         "command": worker.command.value,
         "command_age_s": _seconds(worker.command_age_s),
+        **_deadline_values(worker),
     }
     level, text = _planning_level(status.settings, worker)
     if mode is not None and MODE_LEVELS[mode.mode] > level:
         level, text = MODE_LEVELS[mode.mode], mode.text
     return _status(status, PLANNER_STATUS, level, text, values)
+
+
+def _deadline_values(worker: WorkerStatus) -> dict[str, object]:
+    """How many tokens the last plan kept for its deadline, and whether the prediction held."""
+    if (choice := worker.deadline) is None:
+        return {}
+    return {
+        "deadline_ms": f"{choice.deadline_ms:g}",
+        "deadline_predicted_ms": f"{choice.elapsed_ms + choice.predicted_ms:.1f}",
+        "deadline_plan_ms": f"{worker.plan_ms:.1f}",
+        "deadline_keep": choice.keep,
+        "deadline_wanted": choice.wanted,
+        "deadline_load": f"{choice.load:.2f}",
+        "deadline_reason": choice.reason,
+        "deadline_late_plans": worker.late_plans,
+    }
 
 
 def _planning_level(settings: Settings, worker: WorkerStatus) -> tuple[bytes, str]:

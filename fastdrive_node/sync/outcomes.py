@@ -14,7 +14,17 @@ from fastdrive_node.errors import AnswerError
 from fastdrive_node.sync.camera_identity import camera_problems
 from fastdrive_node.sync.frames import CameraStatus, FrameCounters
 from fastdrive_node.sync.health import InputLimits
-from fastdrive_node.types import SUPERSEDED, Command, EgoHistory, EgoState, FrameSet, Plan, PlannerState, Refusal
+from fastdrive_node.types import (
+    SUPERSEDED,
+    Command,
+    DeadlineChoice,
+    EgoHistory,
+    EgoState,
+    FrameSet,
+    Plan,
+    PlannerState,
+    Refusal,
+)
 
 RECENT = 20  # plans and refusals that the diagnostics judge by
 
@@ -100,6 +110,9 @@ class WorkerStatus:
     recent_refusals: dict[str, int]  # of them, refusals by stage, the most frequent first
     planning_s: float | None = None  # wall time that the plan in progress has taken; None: none is in progress
     warnings: tuple[str, ...] = ()  # of the last plan, "code: text"
+    deadline: DeadlineChoice | None = None  # of the last plan; None: it had no deadline
+    plan_ms: float = 0.0  # time that the last plan took
+    late_plans: int = 0  # behind their deadline
     camera_problems: dict[str, str] = field(default_factory=dict)  # by camera: "frozen", "dark", ...
     planner: PlannerState = field(default_factory=PlannerState)
 
@@ -112,6 +125,9 @@ class OutcomeCounts:
     refused: int = 0
     last_refusal: str = ""
     warnings: tuple[str, ...] = ()
+    deadline: DeadlineChoice | None = None
+    plan_ms: float = 0.0
+    late_plans: int = 0
     camera_problems: dict[str, str] = field(default_factory=dict)
     plan_ns: int | None = None  # when the last plan was ready
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=RECENT))  # a refusal's stage; "" for a plan
@@ -120,6 +136,8 @@ class OutcomeCounts:
         if isinstance(result, Plan):
             self.plans += 1
             self.plan_ns, self.warnings = now_ns, result.warnings
+            self.deadline, self.plan_ms = result.deadline, result.stage_ms.get("total", 0.0)
+            self.late_plans += self.deadline is not None and self.plan_ms > self.deadline.deadline_ms
             self.camera_problems = camera_problems(result.warnings, cameras)
             self.recent.append("")
         elif result.stage != SUPERSEDED:

@@ -20,7 +20,7 @@ from fastdrive_node.sync.frames import CameraStatus, FrameCounters
 from fastdrive_node.sync.modes import Mode, ModeReason, ModeStatus
 from fastdrive_node.sync.outcomes import WorkerStatus
 from fastdrive_node.sync.statistics import Percentiles, Statistics
-from fastdrive_node.types import Command, PlannerState
+from fastdrive_node.types import Command, DeadlineChoice, PlannerState
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = Statistics(
@@ -84,6 +84,28 @@ def test_a_stamp_of_the_future_and_a_second_publisher_are_told():
 def test_warnings_of_the_last_plan_are_warnings():
     status = planner(warnings=("plan.speed: 37 m/s", "plan.jerk: 12 m/s3"))
     assert (status.level, status.message) == (WARN, "plan.speed: 37 m/s; plan.jerk: 12 m/s3")
+
+
+def test_the_choice_of_a_deadline_is_told_with_what_the_plan_took():
+    def values(**changes) -> dict[str, str]:
+        return {pair.key: pair.value for pair in planner(**changes).values if pair.key.startswith("deadline")}
+
+    assert not values()
+    choice = DeadlineChoice(100.0, 42.5, 51.25, 64, 96, 1.5)
+    late = {"warnings": ("deadline: the plan took 104 ms of 100",), "plan_ms": 104.3, "late_plans": 2}
+    assert values(deadline=choice, **late) == {
+        "deadline_ms": "100",
+        "deadline_predicted_ms": "93.8",
+        "deadline_plan_ms": "104.3",
+        "deadline_keep": "64",
+        "deadline_wanted": "96",
+        "deadline_load": "1.50",
+        "deadline_reason": "deadline",
+        "deadline_late_plans": "2",
+    }
+    status = planner(deadline=choice, **late)
+    assert (status.level, status.message) == (WARN, "deadline: the plan took 104 ms of 100")
+    assert values(deadline=replace(choice, keep=96))["deadline_reason"] == "drop"
 
 
 def test_an_hour_of_refusals_after_one_plan_is_an_error_with_stage_and_reason():

@@ -13,7 +13,7 @@ from fastdrive_node.sync.frames import FrameBuffer, FrameLimits
 from fastdrive_node.sync.odometry import OdometryBuffer
 from fastdrive_node.sync.outcomes import RECENT, WorkerLimits
 from fastdrive_node.sync.worker import Worker
-from fastdrive_node.types import CAMERAS, CameraFrame, Command, EgoState, Plan
+from fastdrive_node.types import CAMERAS, CameraFrame, Command, DeadlineChoice, EgoState, Plan
 
 MS = 1_000_000
 PATIENCE_S = 30
@@ -26,6 +26,7 @@ class Bench:
         self.now = 0
         self.drop = 0.5
         self.fault: Exception | None = None
+        self.told = {}  # further fields of each plan
         self.go = threading.Event()
         self.go.set()
         self.begun = queue.Queue()
@@ -44,7 +45,7 @@ class Bench:
         assert self.go.wait(PATIENCE_S)
         if self.fault is not None:
             raise self.fault
-        return Plan(frame_set.t0_ns, np.ones((6, 2)), 0.5, "text")
+        return Plan(frame_set.t0_ns, np.ones((6, 2)), 0.5, "text", **self.told)
 
     def send(self, at_ms: int, odometry: bool = True, speed: float = 5.0) -> None:
         self.now = max(self.now, at_ms * MS)
@@ -303,6 +304,21 @@ def test_the_status_has_the_age_of_the_last_plan_and_recent_refusals_by_stage(be
     assert status.plan_age_s == pytest.approx(0.5 * (RECENT + 4))
     bench.worker.time_jumped(0)
     assert bench.worker.status().plan_age_s is None
+
+
+def test_the_status_has_the_last_plans_deadline_and_counts_late_plans(bench):
+    bench = bench()
+    choice = DeadlineChoice(100.0, 42.5, 51.25, 64, 96, 1.5)
+    for at_ms, total_ms in ((0, 99.0), (500, 104.0), (1000, 80.0)):
+        bench.told = {"deadline": choice, "stage_ms": {"total": total_ms}}
+        bench.send(at_ms)
+        bench.next()
+    status = bench.worker.status()
+    assert (status.deadline, status.plan_ms, status.late_plans) == (choice, 80.0, 1)
+    bench.told = {}
+    bench.send(1500)
+    bench.next()
+    assert bench.worker.status().deadline is None
 
 
 def test_superseded_sets_are_no_refusals(bench):
