@@ -264,7 +264,7 @@ class Pipeline:
                 self._image_warnings = self.image_health.check(real, speed_mps)
         with stage("preprocess"):
             inputs = self.vision.preprocess(images)
-        visual = self._encode(inputs, stage, [frame.stamp_ns for frame in frame_set.frames])
+        visual = self._encode(inputs, stage)
         self._frames.add(frame_set.t0_ns, visual, frame_set.missing)
         return visual
 
@@ -303,7 +303,7 @@ class Pipeline:
     def _run_black(self, keep: int) -> StageTimes:
         black = [np.zeros((*size, 3), np.uint8) for size in self.vla.spec.sizes]
         stage = StageTimes(self.vla.device)
-        visual = self._encode(self.vision.preprocess(black), stage)
+        visual = self._encode(self.vision.preprocess(black), stage, alone=True)
         if self.vla.spec.frames:
             visual = VisualTokens.of_images([(visual, camera) for camera, _ in self.vla.images])
         present = range(len(self.vla.images))
@@ -346,11 +346,11 @@ class Pipeline:
                 "in this order"
             )
 
-    def _encode(self, inputs: Any, stage: StageTimes, stamps_ns: Sequence[int] | None = None) -> VisualTokens:
-        """``stamps_ns``: of the images; None encodes all of them, whatever the set before was."""
+    def _encode(self, inputs: Any, stage: StageTimes, alone: bool = False) -> VisualTokens:
+        """``alone``: every camera is encoded, whatever the set before was."""
         with stage("encode"):
             encoder = self._encoder
-            visual = encoder.encode_all(inputs) if stamps_ns is None else encoder.encode(inputs, stamps_ns)
+            visual = encoder.encode_all(inputs) if alone else encoder.encode(inputs)
         if not bool(torch.isfinite(visual.rows).all()):
             raise ModelError("vision encoder: visual tokens that are not finite; check the weights of the vision tower")
         return visual

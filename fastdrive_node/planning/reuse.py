@@ -24,7 +24,6 @@ _log = logging.getLogger(__name__)
 class _Encoded:
     """The last set that was encoded."""
 
-    stamps_ns: tuple[int, ...]
     groups: list[CameraGroup]
     visual: VisualTokens
 
@@ -50,12 +49,8 @@ class TokenReuse:
         """Every camera of what ``preprocess`` gave, without a look at the set before; nothing is kept."""
         return self._vision.encode(inputs, attention=self._attention)
 
-    def encode(self, inputs: Any, stamps_ns: Sequence[int]) -> VisualTokens:
+    def encode(self, inputs: Any) -> VisualTokens:
         """The tokens of what ``preprocess`` gave, bit for bit as ``encode_all`` gives them.
-
-        Args:
-            stamps_ns: of each camera's image. Tokens are used again where this and what the encoder reads are those of
-                the set before.
 
         Raises:
             ModelError: as ``VisionBackend.encode``; the next set is then encoded whole.
@@ -64,30 +59,26 @@ class TokenReuse:
         if self._separable is None:
             return self.encode_all(inputs)
         groups = self._separable.groups(inputs)
-        changed = [self._changed(number, group, stamps_ns, before) for number, group in enumerate(groups)]
+        cameras = sorted(camera for group in groups for camera in group.cameras)
+        changed = [self._changed(number, group, before) for number, group in enumerate(groups)]
         encoded = {group.cameras[place] for group, places in zip(groups, changed, strict=True) for place in places}
-        if before is None or len(encoded) == len(stamps_ns):
+        if before is None or len(encoded) == len(cameras):
             visual = self.encode_all(inputs)
         else:
             visual = self._encode_changed(groups, changed, before.visual)
-            self.reused = tuple(camera for camera in range(len(stamps_ns)) if camera not in encoded)
+            self.reused = tuple(camera for camera in cameras if camera not in encoded)
             sizes = [span.stop - span.start for span in visual.spans]
             self.encoded = sum(sizes[camera] for camera in encoded) / visual.total
-        self._before = _Encoded(tuple(stamps_ns), groups, visual)
+        self._before = _Encoded(groups, visual)
         return visual
 
-    def _changed(self, number: int, group: CameraGroup, stamps_ns: Sequence[int], before: _Encoded | None) -> list[int]:
+    def _changed(self, number: int, group: CameraGroup, before: _Encoded | None) -> list[int]:
         """The places of a group's images that must be encoded."""
         everything = list(range(len(group.cameras)))
         if before is None:
             return everything
         old = before.groups[number].inputs
-        # The stamp first: what the encoder reads is compared where there is reason to.
-        places = [
-            place
-            for place, camera in enumerate(group.cameras)
-            if stamps_ns[camera] != before.stamps_ns[camera] or not torch.equal(group.inputs[place], old[place])
-        ]
+        places = [place for place in everything if not torch.equal(group.inputs[place], old[place])]
         exact = self._threads == torch.get_num_threads() and (number, len(places)) in self._exact
         return places if exact or not places else everything
 

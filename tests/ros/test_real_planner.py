@@ -131,7 +131,7 @@ def test_a_frame_that_serves_two_sets_is_encoded_once(real, monkeypatch, tiny_vl
     def send(ms: int, cameras) -> None:
         rig.send_odometry(t0_ns + ms * MS)
         for camera in cameras:
-            rig.send_image(camera, t0_ns + ms * MS)
+            rig.send_image(camera, t0_ns + ms * MS, bytes([ms]) * (24 * 96))
 
     send(0, others)
     send(100, [first])
