@@ -2,6 +2,7 @@
 
     python -m benchmarks.studies.drafts model --dataset data/sim_test --split test --json benchmarks/results/drafts.json
     python -m benchmarks.studies.drafts tokens --vla IMPROMPTU_DIR --dataset data/sim_test --split test
+    python -m benchmarks.studies.drafts tokens --vla IMPROMPTU_DIR --bag BAG --topics TOPICS --truth TRUTH.json
 
 ``model`` decodes each keyframe of a dataset with a VLA plainly and by drafts, at three pruning ratios, and compares the
 tokens. ``--engine`` and ``--language-engine`` draft with the parts of engine files; torch decodes plainly.
@@ -11,6 +12,9 @@ needs behind its prefill, in which the first draft runs, if it answers with the 
 constant yaw rate and an acceleration that fades. After each forward, what is written so far corrects the numbers behind
 it: their difference from the draft goes on as it grew last. A real model's predictions for those numbers are not known
 here, so they help nothing. A forward is counted for each token that the drafts have wrong.
+
+``--bag`` and ``--truth`` take a recorded scene instead: ego history as the node has it, futures as
+``benchmarks.studies.recorded_scene`` reads them. Where a future is shorter than the answer, so is the answer.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +33,12 @@ import torch
 from tqdm import tqdm
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
+from benchmarks.studies.recorded_scene import Truth
 from fastdrive_node.engines.language_engine import LanguageChoice
 from fastdrive_node.engines.vision_engine import EngineChoice
+from fastdrive_node.errors import FastDriveError, InputError
 from fastdrive_node.families import Prompt, VisualTokens
-from fastdrive_node.families.spec import AnswerSpec, load_spec, text_answer
+from fastdrive_node.families.spec import AnswerSpec, VlaSpec, load_spec, text_answer
 from fastdrive_node.planning.answer_format import answer_text
 from fastdrive_node.planning.drafts import TextDrafter, constant_turn
 from fastdrive_node.planning.generator import Answer
@@ -39,7 +46,12 @@ from fastdrive_node.planning.loading import open_pipeline
 from fastdrive_node.planning.pairs import pairs_of
 from fastdrive_node.planning.pipeline import Pipeline
 from fastdrive_node.pruning.baselines.simple import NoPruner
+from fastdrive_node.replay.bag import Recording
+from fastdrive_node.replay.samples import planning_samples
+from fastdrive_node.ros.topics import load_topic_map
+from fastdrive_node.types import CAMERAS, EgoState
 from fastdrive_training.data.adapters import open_source
+from fastdrive_training.data.adapters.base import FUTURE_INTERVAL_S
 from fastdrive_training.data.sampling import with_future
 from fastdrive_training.data.token_cache import encode_items, load_images
 
@@ -51,15 +63,24 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("model", "tokens"))
     parser.add_argument("--vla", type=Path, help="VLA directory (default: the shipped one)")
-    parser.add_argument("--dataset", type=Path, required=True)
+    parser.add_argument("--dataset", type=Path)
     parser.add_argument("--split")
     parser.add_argument("--limit", type=int, default=500, help="keyframes, evenly spread (default: 500)")
+    parser.add_argument("--bag", type=Path, help="recorded scene, for tokens")
+    parser.add_argument("--truth", type=Path, metavar="TRUTH.json", help="its futures")
+    parser.add_argument("--topics", type=Path, help="topic map of the bag")
     parser.add_argument("--engine", type=Path, help="file of a vision engine, for onnxruntime")
     parser.add_argument("--language-engine", type=Path, help="file of a language engine")
     parser.add_argument("--json", type=Path, help="(default: standard output)")
     args = parser.parse_args(argv)
     if args.what == "tokens" and args.vla is None:
         parser.error("--vla: tokens needs a VLA directory")
+    if (args.bag is None) != (args.truth is None):
+        parser.error("--bag and --truth: one of them is missing")
+    if args.what == "model" and args.bag is not None:
+        parser.error("--bag: only tokens takes one; give model a --dataset")
+    if (args.dataset is None) == (args.bag is None):
+        parser.error("give either --dataset, or --bag and --truth")
     return args
 
 
@@ -97,8 +118,8 @@ def run_model(args: argparse.Namespace) -> dict:
             seen = drafting.vision.encode(drafting.vision.preprocess(images))
         draft = plainly.generator.answer.numbers(constant_turn(history.now, spec.points, spec.interval_s))
         for drop, (forwards, lengths, equal) in counts.items():
-            plain = _answer(plainly, visual, prompt, drop)
-            drafted = _answer(drafting, seen, prompt, drop, draft)
+            plain = drafted_answer(plainly, visual, prompt, drop)
+            drafted = drafted_answer(drafting, seen, prompt, drop, draft)
             forwards.append(drafted.forwards)
             lengths.append(len(plain.ids))
             equal.append(plain.ids == drafted.ids)
@@ -112,7 +133,7 @@ def run_model(args: argparse.Namespace) -> dict:
     return {"vla": vla.path.name, "dataset": args.dataset.name, "drafted_with": parts, "rows": rows}
 
 
-def _answer(
+def drafted_answer(
     pipeline: Pipeline, visual: VisualTokens, prompt: Prompt, drop: float, draft: Sequence[float] | None = None
 ) -> Answer:
     """What a pipeline's pruner and language model write, by drafts where one is given."""
@@ -125,36 +146,73 @@ def _answer(
 def run_tokens(args: argparse.Namespace) -> dict:
     """The study ``tokens``."""
     vla = load_spec(args.vla)
-    spec = text_answer(vla)
+    form = text_answer(vla)
+    source: Path = args.bag or args.dataset
     tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(args.vla)
 
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
 
-    drafter = TextDrafter(spec, encode, lambda token: str(tokenizer.decode([token])))
-    source = open_source(args.dataset, args.split)
-    own = range(0, len(source), max(1, len(source) // args.limit))
-    rows: dict[str, tuple[list[int], list[int]]] = {"as drafted": ([], []), "corrected": ([], [])}
-    for index in tqdm(own, desc="answers", unit="answer"):
-        item = source[index]
-        future = item.future(spec.points, spec.interval_s)
-        if future is None or item.history is None:
-            continue
-
-        def stated(path: np.ndarray) -> np.ndarray:
-            return pairs_of(path, spec.pairs, spec.interval_s, vla.frame, vla.origin_m)
-
-        truth, draft = stated(future), stated(constant_turn(item.history.now, spec.points, spec.interval_s))
+    futures = recorded_futures(args, form) if args.bag is not None else dataset_futures(args, form)
+    drafters: dict[int, TextDrafter] = {}
+    lengths: list[int] = []
+    rows: dict[str, list[int]] = {"as drafted": [], "corrected": []}
+    points: list[int] = []
+    for now, future in tqdm(futures, desc="answers", unit="answer"):
+        spec = replace(form, points=len(future))
+        if len(future) not in drafters:
+            drafters[len(future)] = TextDrafter(spec, encode, lambda token: str(tokenizer.decode([token])))
+        drafter = drafters[len(future)]
+        truth, draft = (_stated(path, vla) for path in (future, constant_turn(now, len(future), form.interval_s)))
         ids = encode(answer_text(truth, spec))
-        for name, (forwards, tokens) in rows.items():
+        for name, forwards in rows.items():
             forwards.append(count_forwards(drafter, ids, truth, draft, spec, tokenizer, name == "corrected"))
-            tokens.append(len(ids) + 1)
+        lengths.append(len(ids) + 1)
+        points.append(len(future))
+    if not points:
+        raise InputError(f"{source}: no keyframe with ego motion and a future of {form.points} points")
+    each = {"points": points, "tokens": lengths, "forwards": rows} if args.bag else {}
     return {
         "vla": args.vla.name,
-        "dataset": args.dataset.name,
-        "definition": " ".join(str(__doc__).split("VLA directory. It counts")[1].split()),
-        "rows": {name: summary(*row) for name, row in rows.items()},
+        "dataset": source.name,
+        "definition": " ".join(str(__doc__).split("VLA directory. It counts")[1].split("\n\n")[0].split()),
+        "rows": {name: summary(forwards, lengths) for name, forwards in rows.items()},
+        **each,
     }
+
+
+def _stated(path: np.ndarray, vla: VlaSpec) -> np.ndarray:
+    """The pairs [points, 2] that an answer states for a path."""
+    spec = text_answer(vla)
+    return pairs_of(path, spec.pairs, spec.interval_s, vla.frame, vla.origin_m)
+
+
+def dataset_futures(args: argparse.Namespace, form: AnswerSpec) -> Iterator[tuple[EgoState, np.ndarray]]:
+    """The ego state and the future [points, 2] of the keyframes that have both."""
+    source = open_source(args.dataset, args.split)
+    for index in range(0, len(source), max(1, len(source) // args.limit)):
+        item = source[index]
+        future = item.future(form.points, form.interval_s)
+        if future is not None and item.history is not None:
+            yield item.history.now, future
+
+
+def recorded_futures(args: argparse.Namespace, form: AnswerSpec) -> Iterator[tuple[EgoState, np.ndarray]]:
+    """The ego state of each frame set of a recorded scene, and its future, of the answer's points or fewer.
+
+    Raises:
+        InputError: bag and futures do not fit each other or the answer.
+    """
+    topics = None if args.topics is None else load_topic_map(args.topics)
+    futures = Truth.load(args.truth).futures
+    samples = planning_samples(Recording.open(args.bag, topics, CAMERAS), 0, form.interval_s, len(futures) + 1)
+    if len(samples) != len(futures):
+        raise InputError(f"{args.truth}: frames: {len(futures)}, but {args.bag} has {len(samples)} with odometry")
+    if form.interval_s != FUTURE_INTERVAL_S:
+        raise InputError(f"{args.vla}: points every {form.interval_s:g} s; {args.truth} has them every 0.5 s")
+    for sample, future in zip(samples, futures, strict=True):
+        if len(future):
+            yield sample.history.now, future[: form.points]
 
 
 def count_forwards(
@@ -198,7 +256,11 @@ def corrected(draft: np.ndarray, truth: np.ndarray, known: int) -> np.ndarray:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    text = json.dumps(run_model(args) if args.what == "model" else run_tokens(args), indent=2) + "\n"
+    try:
+        figures = run_model(args) if args.what == "model" else run_tokens(args)
+    except FastDriveError as error:
+        sys.exit(f"drafts: {error}")
+    text = json.dumps(figures, indent=2) + "\n"
     if args.json is None:
         sys.stdout.write(text)
     else:
