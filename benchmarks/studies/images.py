@@ -5,6 +5,9 @@
 The first complete frame set of a bag with JPEGs; without one the images of the sample bag are enlarged to 1600x900 and
 compressed, which have less detail than a camera's. Whole and scaled take turns. ``difference``
 is the mean difference of the model's pixels, of 255.
+
+``--decoders`` compares the decoders of JPEGs that are installed instead: PIL, as the node has it, OpenCV, simplejpeg
+and PyTurboJPEG (with libturbojpeg), at the same fraction, in turns, and their pixels with PIL's.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.studies.jpeg_decoders import compare
 from benchmarks.studies.summary import summarize, to_text
 from fastdrive_node.benchmark.timing import Case, measure
 from fastdrive_node.devices import describe
@@ -97,12 +101,24 @@ def run(vla: Vla, frames: Sequence[CameraFrame], runs: int) -> dict[str, Any]:
     }
 
 
+def run_decoders(vla: Vla, frames: Sequence[CameraFrame], runs: int) -> dict[str, Any]:
+    """The decoders that are installed, on the JPEGs of the frames. Raises InputError: one is no JPEG."""
+    jpegs = []
+    for frame in frames:
+        if not isinstance(frame.load, ImageLoader) or not frame.load.shrinks:
+            raise InputError(f"{frame.camera}: no JPEG; give a bag with JPEGs, or none")
+        jpegs.append(bytes(frame.load.view.data))
+    least = next(iter(vla.spec.size_by_camera.values()))
+    return {"images": len(jpegs), **compare(jpegs, least, runs), **describe(vla.device)}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vla", type=Path, help="VLA directory (default: the shipped one)")
     parser.add_argument("--bag", type=Path, help="with JPEGs (default: the sample bag, enlarged)")
     parser.add_argument("--topics", type=Path, help="topic map of the bag")
     parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--decoders", action="store_true", help="compare decoders of JPEGs")
     parser.add_argument("--json", type=Path, help="(default: standard output)")
     args = parser.parse_args(arguments)
     vla = load_vla(args.vla or default_vla_dir())
@@ -110,7 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.bag is None:
         frames = enlarged(frames)
     source = "the sample bag, enlarged" if args.bag is None else args.bag.name
-    text = to_text(summarize({"source": source, **run(vla, frames, args.runs)}))
+    figures = run_decoders(vla, frames, args.runs) if args.decoders else run(vla, frames, args.runs)
+    text = to_text(summarize({"source": source, **figures}))
     if args.json is None:
         print(text)
     else:
