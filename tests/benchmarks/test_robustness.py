@@ -11,8 +11,9 @@ import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ros]")
 
-from benchmarks.robustness import fuzz, random_calls, soak
+from benchmarks.robustness import fuzz, fuzz_atheris, random_calls, soak
 from benchmarks.robustness.live_node import DirectPlanner, live_node
+from fastdrive_node.errors import InputError
 
 MESSAGES = 4_000  # of each type with sizes, times or numbers to check; of the others a quarter
 
@@ -42,6 +43,38 @@ def test_mutations_are_the_same_for_the_same_seed_and_change_the_message():
     first, second = ([fuzz.mutated(random.Random(seed), samples) for seed in range(50)] for _ in range(2))
     assert first == second
     assert sum(each in samples for each in first) < 5
+
+
+def test_inputs_of_the_guided_fuzzer_are_read_and_mutations_of_them_raise_nothing(tmp_path):
+    count = fuzz_atheris.write_samples(tmp_path)
+    samples = [path.read_bytes() for path in tmp_path.iterdir()]
+    assert len(samples) == count and {sample[0] for sample in samples} == {0, 1, 2}
+    valid, readers = [], list(fuzz_atheris.parsers().values())
+    for sample in samples:
+        try:
+            readers[sample[0]](sample[1:])
+            valid.append(sample[0])
+        except InputError:
+            pass
+    assert {place: valid.count(place) for place in (1, 2)} == {1: 5, 2: 2} and valid.count(0) >= 4
+    rng = random.Random(3)
+    for _ in range(500):
+        place = rng.randrange(3)
+        of = [sample[1:] for sample in samples if sample[0] == place]
+        fuzz_atheris.check(bytes([place]) + fuzz.mutated(rng, of))
+
+
+def test_a_defect_of_a_parser_ends_the_guided_fuzzer(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastdrive_node.ros.cdr.parse_camera_info", lambda message: 1 // 0)
+    (tmp_path / "found").write_bytes(b"\x02\x00\x01")
+    with pytest.raises(ZeroDivisionError):
+        fuzz_atheris.main(["--again", str(tmp_path / "found")])
+
+
+def test_the_guided_fuzzer_says_that_atheris_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "atheris", None)
+    with pytest.raises(SystemExit, match="atheris is not installed: pip install atheris"):
+        fuzz_atheris.main([])
 
 
 def test_random_lifecycle_and_parameter_calls_leave_a_node_that_plans():
