@@ -37,6 +37,35 @@ def test_the_latency_page_shows_the_committed_figures():
         )
 
 
+def test_the_latency_page_shows_forwards_of_other_vlas_tokens_and_first_drafts():
+    page = (ROOT / "docs" / "latency.md").read_text()
+    figures = {
+        name: json.loads((RESULTS / f"{name}.json").read_text())
+        for name in ("drafts_wide", "drafts_drive", "draft_tokens", "draft_tokens_recorded", "first_drafts")
+    }
+
+    def cells(row):
+        return f"{row['forwards_mean']:.2f} | {row['forwards_p90']:.0f} | {row['forwards_max']} |"
+
+    for name in ("drafts_wide", "drafts_drive"):
+        for drop, row in figures[name]["rows"].items():
+            counts = f"{drop.split()[1]} | {row['answers']} | {row['equal_to_plain']}"
+            assert f"| `models/{figures[name]['vla']}` | {counts} | {cells(row)}" in page
+    labels = {"as drafted": "as drafted", "corrected": "numbers behind a wrong one are corrected"}
+    for name, trajectories in (("draft_tokens", "simulator's expert"), ("draft_tokens_recorded", "recorded scene")):
+        for draft, row in figures[name]["rows"].items():
+            counts = f"{row['answers']} | {row['tokens_mean']:.1f} | {row['forwards_mean']:.1f}"
+            most = f"{row['forwards_p90']:.0f} | {row['forwards_max']} |"
+            assert f"| {trajectories} | {labels[draft]} | {counts} | {most}" in page
+    for counts in figures["draft_tokens_recorded"]["forwards"].values():
+        assert f"{', '.join(map(str, counts[:-1]))} and {counts[-1]}" in " ".join(page.split())
+    shown = page.split("**Tried: other first drafts.**")[1].split("\n\n")[1].splitlines()[2:]
+    rows = figures["first_drafts"]["rows"].values()
+    for line, row in zip(shown, rows, strict=True):
+        assert line.endswith(f"| {cells(row)}")
+    assert figures["first_drafts"]["different_answers"] == 0
+
+
 def test_the_latency_page_shows_the_prefill_as_a_graph():
     page = (ROOT / "docs" / "latency.md").read_text()
     scene = json.loads((RESULTS / "gpu_models_3b_h200.json").read_text())["sizes"]["3b"]["scenes"][
