@@ -95,10 +95,11 @@ def main(arguments: list[str] | None = None) -> None:
         check(options.again.read_bytes())
         return
     try:
-        atheris: Any = importlib.import_module("atheris")
+        import atheris  # pyright: ignore[reportMissingModuleSource]
     except ImportError:
         sys.exit("fuzz_atheris: atheris is not installed: pip install atheris (Python 3.11 to 3.13)")
-    with atheris.instrument_imports(include=list(INSTRUMENTED)):
+    fuzzer: Any = atheris
+    with fuzzer.instrument_imports(include=list(INSTRUMENTED)):
         for plugin in PLUGINS:
             importlib.import_module(plugin)
         parsers()
@@ -108,8 +109,8 @@ def main(arguments: list[str] | None = None) -> None:
     write_samples(corpus)
     limits = [f"-max_total_time={options.seconds}", f"-rss_limit_mb={RSS_LIMIT_MB}", f"-seed={options.seed}"]
     flags = ["-print_final_stats=1", f"-artifact_prefix={options.found}/"]
-    atheris.Setup([sys.argv[0], *limits, *flags, str(corpus)], check)
-    atheris.Fuzz()  # ends the process
+    fuzzer.Setup([sys.argv[0], *limits, *flags, str(corpus)], check)
+    fuzzer.Fuzz()  # ends the process
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ _TOLERANCE_S = 0.01
 
 
 @dataclass(frozen=True)
-class Keyframe:
+class DraftedKeyframe:
     """One keyframe, its answer from the constant turn, and what is known before it is decoded."""
 
     history: EgoHistory
@@ -66,12 +66,12 @@ def moved(plan_m: np.ndarray, then: EgoState, now: EgoState) -> np.ndarray:
     return np.vstack([points[1:], 2 * points[-1] - points[-2]])
 
 
-def read(pipeline: Pipeline, dataset: Path, split: str | None, drop: float) -> list[Keyframe]:
+def read(pipeline: Pipeline, dataset: Path, split: str | None, drop: float) -> list[DraftedKeyframe]:
     """The keyframes with a future, in order, each decoded from the constant turn. Raises InputError: unusable data."""
     vla = pipeline.vla
     source, spec = open_source(dataset, split), vla.spec.answer
     items = [source[index] for index in with_future(source)[0]]
-    keyframes: list[Keyframe] = []
+    keyframes: list[DraftedKeyframe] = []
     last: tuple[str, EgoState, np.ndarray | None] | None = None
     for item, tokens in encode_items(items, vla, "first drafts"):
         history, here = item.known_history, item.find_world_state()
@@ -87,7 +87,7 @@ def read(pipeline: Pipeline, dataset: Path, split: str | None, drop: float) -> l
         if last is not None and here is not None and last[0] == item.scene and last[2] is not None:
             gap_s = (here.stamp_ns - last[1].stamp_ns) * 1e-9
             previous = moved(last[2], last[1], here) if abs(gap_s - spec.interval_s) < _TOLERANCE_S else None
-        keyframes.append(Keyframe(history, visual, prompt, answer, waypoints, turn, previous))
+        keyframes.append(DraftedKeyframe(history, visual, prompt, answer, waypoints, turn, previous))
         last = None if here is None else (item.scene, here, waypoints)
     if not any(keyframe.previous_m is not None for keyframe in keyframes):
         raise InputError(f"{dataset}: no keyframe follows another after {spec.interval_s:g} s")
@@ -99,7 +99,7 @@ def decoded(pipeline: Pipeline, visual: VisualTokens, prompt: Prompt, drop: floa
     return drafted_answer(pipeline, visual, prompt, drop, pipeline.generator.answer.numbers(first_m))
 
 
-def features(keyframe: Keyframe, both: bool) -> np.ndarray:
+def features(keyframe: DraftedKeyframe, both: bool) -> np.ndarray:
     """What a linear head reads: float64 [n]; states that are missing stand as if the speed had been the present one."""
     now, states = keyframe.history.now, keyframe.history.states
     speed, accel, yaw_rate = now.speed_mps, now.accel_mps2, now.yaw_rate_radps
@@ -119,7 +119,7 @@ def features(keyframe: Keyframe, both: bool) -> np.ndarray:
 class LinearHead:
     """Ridge regression from ``features`` to what an answer differs from the constant turn."""
 
-    def __init__(self, keyframes: list[Keyframe], both: bool):
+    def __init__(self, keyframes: list[DraftedKeyframe], both: bool):
         self._both = both
         known = [(each, each.waypoints_m) for each in keyframes if each.waypoints_m is not None]
         inputs = np.array([features(each, both) for each, _ in known])
@@ -131,18 +131,18 @@ class LinearHead:
     def _rows(self, inputs: np.ndarray) -> np.ndarray:
         return np.column_stack([(inputs - self._mean) / self._scale, np.ones(len(inputs))])
 
-    def draft(self, keyframe: Keyframe) -> np.ndarray:
+    def draft(self, keyframe: DraftedKeyframe) -> np.ndarray:
         """Waypoints [points, 2]."""
         change = self._rows(features(keyframe, self._both)[None]) @ self._weights
         return keyframe.turn_m + change.reshape(keyframe.turn_m.shape)
 
 
-def drafts_of(keyframes: list[Keyframe], fitted: list[Keyframe]) -> dict[str, list[np.ndarray]]:
+def drafts_of(keyframes: list[DraftedKeyframe], fitted: list[DraftedKeyframe]) -> dict[str, list[np.ndarray]]:
     """The first draft of each keyframe, by the name of its row; without the constant turn."""
     heads = {"linear head": LinearHead(fitted, False), "linear head, both drafts": LinearHead(fitted, True)}
     names = ("previous plan", "mean of both", "chosen", *heads)
     drafts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    before: Keyframe | None = None
+    before: DraftedKeyframe | None = None
     for keyframe in keyframes:
         turn = keyframe.turn_m
         previous = turn if keyframe.previous_m is None else keyframe.previous_m
@@ -155,7 +155,7 @@ def drafts_of(keyframes: list[Keyframe], fitted: list[Keyframe]) -> dict[str, li
     return drafts
 
 
-def _previous_was_nearer(keyframe: Keyframe) -> bool:
+def _previous_was_nearer(keyframe: DraftedKeyframe) -> bool:
     if keyframe.waypoints_m is None or keyframe.previous_m is None:
         return False
     errors = [np.abs(draft - keyframe.waypoints_m).mean() for draft in (keyframe.previous_m, keyframe.turn_m)]

@@ -75,13 +75,13 @@ def test_a_previous_plan_goes_on_from_the_vehicle():
     np.testing.assert_allclose(first_drafts.moved(plan, then, now), [[0, -2], [1, -4], [2, -6]], atol=1e-12)
 
 
-def keyframe(speed: float, factor: float, previous: float | None = None) -> first_drafts.Keyframe:
+def keyframe(speed: float, factor: float, previous: float | None = None) -> first_drafts.DraftedKeyframe:
     """Straight on, with an answer and a previous plan of so many times the constant turn."""
     missing: Any = None
     history = EgoHistory((EgoState(0, 0, 0, 0, speed), EgoState(0, -speed / 2, 0, 0, speed)))
     turn = np.stack([speed * np.arange(1, 4) * 0.5, np.zeros(3)], axis=1)
     before = None if previous is None else previous * turn
-    return first_drafts.Keyframe(history, missing, missing, missing, factor * turn, turn, before)
+    return first_drafts.DraftedKeyframe(history, missing, missing, missing, factor * turn, turn, before)
 
 
 def test_a_linear_head_drafts_what_its_answers_differ_by():

@@ -35,6 +35,7 @@ WITH_RCLPY = {"ament_index_python", "builtin_interfaces", "lifecycle_msgs", "rcl
 # and for tests alone.
 OF_ROS = {"autoware_planning_msgs", "autoware_vehicle_msgs", "bondpy", "cv_bridge", "launch", "launch_ros"}
 NOT_ON_PYPI = {"tensorrt", *OF_ROS}
+OPTIONAL = {"atheris", "simplejpeg", "turbojpeg"}  # benchmarks use them where somebody has installed them
 # Used by another package, or as a program, without an import of ours.
 NOT_IMPORTED = {
     "cv-bridge",
@@ -82,7 +83,7 @@ def _distribution(module: str) -> str:
 def _third_party(package: str) -> dict[str, str]:
     """Distribution of each import of a package from outside of the project, with one place that imports it."""
     roots = {found.module.split(".")[0]: str(found) for found in imports(package)}
-    ours = sys.stdlib_module_names | PACKAGES.keys() | NOT_ON_PYPI
+    ours = sys.stdlib_module_names | PACKAGES.keys() | NOT_ON_PYPI | OPTIONAL
     return {_distribution(root): place for root, place in roots.items() if root not in ours}
 
 
