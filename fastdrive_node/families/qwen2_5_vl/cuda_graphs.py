@@ -17,7 +17,8 @@ import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from fastdrive_node.families.base import PositionInputs
-from fastdrive_node.families.qwen2_5_vl.language import KvCache, TorchLanguage
+from fastdrive_node.families.qwen2_5_vl.kv_cache import KvCache
+from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage
 from fastdrive_node.families.tokens import VisualTokens
 
 if TYPE_CHECKING:
@@ -84,9 +85,8 @@ class _Static(KvCache):
     """The cache that graphs work on; ``memory`` is [2, layers, 1, kv heads, positions, head dim]."""
 
     def __init__(self, memory: torch.Tensor):
-        self.memory, self.used = memory, 0
-        self.missing = (0,) * memory.shape[1]
-        self.keys, self.values = list(memory[0]), list(memory[1])
+        super().__init__(list(memory[0]), list(memory[1]), (0,) * memory.shape[1])
+        self.memory = memory
 
     def clear_behind(self, place: int) -> None:
         """What a mask hides must be finite."""
@@ -97,8 +97,9 @@ class _Lent(KvCache):
     """The cache of a prompt of the static one's keys and values, until ``GraphedLanguage`` gives it its own."""
 
     def __init__(self, static: _Static, length: int, used: int):
-        self.length, self.used, self.missing = length, used, static.missing
-        self.keys, self.values = static.keys, static.values
+        super().__init__(static.keys, static.values, static.missing)
+        self.length, self.used = length, used
+        self.own: KvCache | None = None  # whose memory it has when the static one is given to another prompt
 
 
 class GraphedLanguage(TorchLanguage):
@@ -109,8 +110,10 @@ class GraphedLanguage(TorchLanguage):
     when it comes again. A number of tokens for whose capture the memory is too small runs without a graph from then on.
     Batches, pruners that act inside of the language model, calls outside of ``inference_mode``, and calls under a
     dispatch mode, which would not see a graph's operations (a FLOP counter), run as ``TorchLanguage``'s. On a CPU the
-    same steps run without a graph, for tests.
+    same steps run without a graph, for tests. So does a prompt behind a head.
     """
+
+    takes_head = False  # a prompt's graph begins at position 0, and without a graph more is lost than the head saves
 
     def __init__(self, vla: Vla):
         super().__init__(vla)
@@ -131,10 +134,11 @@ class GraphedLanguage(TorchLanguage):
         positions: PositionInputs,
         max_new_tokens: int,
         last: int = 1,
+        head: KvCache | None = None,
     ) -> tuple[torch.Tensor, KvCache]:
-        """See ``LanguageModel``."""
-        if not _able(ids):
-            return super().prefill(ids, visual_positions, visual, positions, max_new_tokens, last)
+        """See ``HeadedLanguageModel``."""
+        if head is not None or not _able(ids):
+            return super().prefill(ids, visual_positions, visual, positions, max_new_tokens, last, head)
         count = ids.shape[1]
         length = padded_length(count)
         self._release()
@@ -231,7 +235,7 @@ class GraphedLanguage(TorchLanguage):
             return self._static
         self._release()
         static = self._reserve(cache.keys[0].shape[2])
-        _copy(cache, static, cache.used)
+        static.copy_from(cache, cache.used)
         static.clear_behind(cache.used)
         self._bound = weakref.ref(cache)
         return static
@@ -241,9 +245,9 @@ class GraphedLanguage(TorchLanguage):
         bound = self._bound() if self._bound is not None else None
         if bound is not None and self._static is not None:
             if isinstance(bound, _Lent) and bound.keys is self._static.keys:
-                own = self.cache(1, bound.length)
-                bound.keys, bound.values = own.keys, own.values
-            _copy(self._static, bound, min(bound.used, bound.keys[0].shape[2]))
+                bound.own = self.cache(1, bound.length)
+                bound.keys, bound.values = bound.own.keys, bound.own.values
+            bound.copy_from(self._static, min(bound.used, bound.keys[0].shape[2]))
         self._bound = None
 
     def _capture(self, run: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
@@ -278,8 +282,3 @@ def _out_of_memory(error: BaseException | None) -> bool:
         return False
     known = isinstance(error, torch.OutOfMemoryError) or "CUDA error: out of memory" in str(error)
     return known or _out_of_memory(error.__context__)
-
-
-def _copy(source: KvCache, target: KvCache, count: int) -> None:
-    for ours, theirs in zip((*target.keys, *target.values), (*source.keys, *source.values), strict=True):
-        ours[:, :, :count] = theirs[:, :, :count]

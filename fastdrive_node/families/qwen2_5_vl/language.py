@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -17,43 +17,21 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
 
 from fastdrive_node.errors import ModelError
 from fastdrive_node.families.base import PositionInputs
+from fastdrive_node.families.qwen2_5_vl.kv_cache import KvCache, KvMemory
 from fastdrive_node.families.tokens import VisualTokens
 
 if TYPE_CHECKING:
     from fastdrive_node.families.vla import Vla
 
 
-class KvCache:
-    """Keys and values, preallocated for each layer; ``used`` positions have been run.
-
-    Args:
-        length: positions that may be run.
-        missing: for each layer, how many of them do not reach it; none where not given.
-    """
-
-    def __init__(
-        self,
-        config,
-        batch: int,
-        length: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        missing: Sequence[int] | None = None,
-    ):
-        self.missing = tuple(missing or [0] * config.num_hidden_layers)
-        self.used = 0
-        head_dim = config.hidden_size // config.num_attention_heads
-        shapes = [(batch, config.num_key_value_heads, length - less, head_dim) for less in self.missing]
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
-
-
 class TorchLanguage:
-    """A ``LayeredLanguageModel`` over a VLA's own weights, for inference only.
+    """A ``LayeredLanguageModel`` over a VLA's own weights, for inference only. One prompt may begin behind a head.
 
     Raises:
         ModelError: the configuration has sliding-window layers or another activation than SiLU.
     """
+
+    takes_head: ClassVar[bool] = True
 
     def __init__(self, vla: Vla):
         self.config = vla.config.text_config
@@ -66,11 +44,11 @@ class TorchLanguage:
         self._head = vla.model.lm_head
         self.layers = len(self._text.layers)
         self._head_dim = self.config.hidden_size // self.config.num_attention_heads
+        self._memory = KvMemory(self.config)
 
     def cache(self, batch: int, length: int, missing: Sequence[int] | None = None) -> KvCache:
-        """An empty cache; the arguments are those of ``KvCache``."""
-        weight = self._head.weight
-        return KvCache(self.config, batch, length, weight.dtype, weight.device, missing)
+        """See ``LayeredLanguageModel``. Its keys and values may be used as long as the cache itself is held."""
+        return self._memory.cache(batch, length, self._head.weight, missing)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids [...] -> embeddings [..., D]."""
@@ -97,9 +75,14 @@ class TorchLanguage:
         positions: PositionInputs,
         max_new_tokens: int,
         last: int = 1,
+        head: KvCache | None = None,
     ) -> tuple[torch.Tensor, KvCache]:
-        """See ``LanguageModel``."""
-        cache = self.cache(len(ids), ids.shape[1] + max_new_tokens)
+        """See ``HeadedLanguageModel``."""
+        known = 0 if head is None else head.used
+        cache = self.cache(len(ids), known + ids.shape[1] + max_new_tokens)
+        if head is not None:
+            cache.copy_from(head, known)
+            cache.used = known
         return self.forward(self.embed_prompts(ids, visual_positions, visual), positions, cache, last), cache
 
     def decode_step(self, ids: torch.Tensor, positions: PositionInputs, cache: KvCache) -> torch.Tensor:
@@ -257,7 +240,7 @@ def _mlp(layer, hidden: torch.Tensor) -> torch.Tensor:
     return _linear(mlp.down_proj, silu(gate, inplace=True).mul_(up))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)  # those of the forwards of a few plans, which come again
 def _behind(length: int, stop: int, device: torch.device) -> torch.Tensor:
     """bool [length, stop]: what the last ``length`` of ``stop`` positions see."""
     return torch.ones(length, stop, dtype=torch.bool, device=device).tril(stop - length)

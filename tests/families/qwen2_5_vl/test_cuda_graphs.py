@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fastdrive_node.families.qwen2_5_vl.cuda_graphs import LENGTHS, PREFILLS, RECENT, GraphedLanguage, padded_length
+from fastdrive_node.families.qwen2_5_vl.kv_cache import KvCache
 from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage
 from fastdrive_node.families.tokens import VisualTokens
 from fastdrive_node.planning.drafts import ReplayedDrafter
@@ -158,7 +159,7 @@ def test_a_prompt_keeps_its_cache_and_logits_when_the_next_one_is_run(vla, graph
 @torch.inference_mode()
 def test_decoding_starts_on_the_cache_of_the_prefill_without_a_copy(graphed, monkeypatch):
     copies = []
-    monkeypatch.setattr("fastdrive_node.families.qwen2_5_vl.cuda_graphs._copy", lambda *given: copies.append(given))
+    monkeypatch.setattr(KvCache, "copy_from", lambda *given: copies.append(given))
     for seed in range(3):
         _, cache = text_prompt(graphed, 90, seed=seed)
         graphed.decode_step(torch.tensor([40]), graphed.position_inputs(torch.full((3, 1, 1), 90)), cache)
