@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from fastdrive_node.families import PrunedPrompt, VisualTokens, Vla, family_of, load_vla
 from fastdrive_node.families.loading import read_vla
+from fastdrive_node.families.spec import default_vla_dir
 from fastdrive_node.files import SHIPPED_PRUNER
 from fastdrive_node.planning.answer_format import TextAnswer
 from fastdrive_node.planning.generator import Answer, Generated, Generator
@@ -26,6 +28,7 @@ from fastdrive_node.types import CAMERAS
 from fastdrive_training.vla.tiny_model import TinySize, build_tiny_vla
 
 QWEN = family_of("qwen2_5_vl")
+EXAMPLE = "Past: [+01.0, -02.0], [+03.0, -04.0]. Speed: +05.0, acceleration: +00.6. Command: left. "  # 38 tokens
 SHALLOW = TinySize(tower_depth=2, full_attention_blocks=(1,), layers=3)  # a layer is left behind one that prunes
 
 
@@ -172,3 +175,11 @@ def prefill_chosen(
     """What ``Generator`` does up to the prefill, for samples of equal pruned length."""
     chosen = [choose(pruner, context, keep) for context in contexts]
     return pruner.prefill(language, prompts, [context.visual for context in contexts], chosen, keep, max_new_tokens)
+
+
+def text_first(folder: Path, text: str = EXAMPLE) -> Path:
+    """A copy of models/tiny whose prompts begin with ``text``, which its tokenizer knows. Returns the folder."""
+    shutil.copytree(default_vla_dir(), folder)
+    file = folder / "prompt.txt"
+    file.write_text(file.read_text().replace("{images}", f"{text}{{images}}"))
+    return folder

@@ -85,9 +85,10 @@ class FastDrive:
         drop: float = 0.0,
         language: LanguageModel | None = None,
         drafter: Drafter | None = None,
+        keep_head: bool = False,
     ):
         self.work, self.vla = work, work.vla
-        self.generator = Generator(work.vla, language, FixedLength(answer_tokens, drafter=drafter))
+        self.generator = Generator(work.vla, language, FixedLength(answer_tokens, drafter=drafter), keep_head)
         self.pruner = pruner or NoPruner()
         self.keep = keep_count(len(work.prompt.visual), drop)
         self.forwards = answer_tokens - 1  # of the last answer, behind its prefill

@@ -42,12 +42,12 @@ def make_pair(pipeline: Pipeline, best: Pipeline, sample: PlanningSample) -> Pai
     answer = HfGenerate(work, form.max_new_tokens).generate(sorted(form.stop_ids))
     count = len(answer)
     language, pruner, drop = pipeline.generator.language, pipeline.pruner, pipeline.drop
-    drafted = FastDrive(work, count, pruner, drop, language, form.drafter)
+    drafted = FastDrive(work, count, pruner, drop, language, form.drafter, keep_head=True)
     forced = None if form.drafter is None else ForcedDrafter(form.drafter, vla.image_token_id)
     ours = drafted
     if best is not pipeline:
         other = workload(vla, best.vision, sample, best.threads)
-        ours = FastDrive(other, count, best.pruner, best.drop, best.generator.language, form.drafter)
+        ours = FastDrive(other, count, best.pruner, best.drop, best.generator.language, form.drafter, True)
     lean, pruned = FastDrive(work, count, language=language), FastDrive(work, count, pruner, drop, language)
     held = FastDrive(work, count, pruner, drop, language, forced)
     return Pair(HfGenerate(work, count), ours, lean, pruned, held, drafted, answer)

@@ -53,14 +53,18 @@ class FusedLanguage(EngineLanguage):
         positions: PositionInputs,
         max_new_tokens: int,
         last: int = 1,
+        head: Any = None,
     ) -> tuple[torch.Tensor, Any]:
         """See ``EngineLanguage``."""
         self._require_one(ids)
+        known = 0 if head is None else head.used
         rows, length = visual[0].rows, ids.shape[1]
         tensors = self._run_buffers(self._prefills, MOST_PREFILLS, length, max(1, len(rows)), last)
         tensors[SOURCE].copy_(source_of(length, visual_positions[0]))
         tensors[VISUAL][: len(rows)] = rows
-        cache = self._memory.fused_cache(length + max_new_tokens)
+        cache = self._memory.fused_cache(known + length + max_new_tokens)
+        if head is not None:
+            cache.copy_from(head, known)
         logits = self._advance(ids, positions, tensors, cache)
         self._check(logits)
         return logits[None], cache

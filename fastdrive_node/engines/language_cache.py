@@ -49,6 +49,13 @@ class EngineCache:
         """C, positions that may be run."""
         return self.values.shape[2]
 
+    def copy_from(self, head: EngineCache, count: int) -> None:
+        """Begin with the first ``count`` positions of another cache."""
+        self.keys[..., :count] = head.keys[..., :count]
+        self.values[:, :, :count] = head.values[:, :, :count]
+        self.mask[:, :count] = 0
+        self.used = count
+
 
 @dataclass
 class FusedCache:
@@ -72,6 +79,12 @@ class FusedCache:
     def capacity(self) -> int:
         """Positions in memory."""
         return len(self.cos)
+
+    def copy_from(self, head: FusedCache, count: int) -> None:
+        """Begin with the first ``count`` positions of another cache."""
+        for ours, theirs in ((self.keys, head.keys), (self.values, head.values)):
+            ours[..., :count, :] = theirs[..., :count, :]
+        self.used = count
 
     def set_angles(self, positions: PositionInputs, count: int) -> None:
         """Set those of the next ``count`` positions: cos and sin [1, count, head dim], rotate-half's sign in sin."""

@@ -42,12 +42,14 @@ class LanguageChoice:
 
 
 class EngineLanguage(ABC):
-    """A ``LanguageModel``, one prompt at a time.
+    """A ``HeadedLanguageModel``, one prompt at a time.
 
     Args:
         file, manifest, runner: the engine, checked and loaded.
         vla: gives the rotary angles; its weights are not used.
     """
+
+    takes_head = True
 
     def __init__(self, file: Path, manifest: LanguageManifest, runner: LanguageRunner, vla: Vla):
         self.file, self.manifest, self.runner = file, manifest, runner
@@ -70,8 +72,9 @@ class EngineLanguage(ABC):
         positions: PositionInputs,
         max_new_tokens: int,
         last: int = 1,
+        head: Any = None,
     ) -> tuple[torch.Tensor, Any]:
-        """See ``LanguageModel``.
+        """See ``HeadedLanguageModel``.
 
         Raises:
             ModelError: more than one prompt, or logits that are not finite.

@@ -6,7 +6,7 @@ The address of the cache stays while an answer is written. See ``fastdrive_expor
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +27,6 @@ from fastdrive_node.engines.graph_info import (
     SOURCE,
     VISUAL,
     WANTED,
-    cache_names,
 )
 from fastdrive_node.engines.language_cache import HIDDEN, EngineCache, append, require_positions
 from fastdrive_node.engines.language_engine import EngineLanguage, LanguageRunner, source_of
@@ -35,7 +34,8 @@ from fastdrive_node.engines.manifest import LanguageManifest
 from fastdrive_node.families import VisualTokens, Vla
 from fastdrive_node.families.base import PositionInputs
 
-MOST_BUFFERS = 128  # numbers of tokens and of positions whose inputs and outputs are kept
+# lengths of runs whose inputs and outputs are kept: 100 MB for a prefill of a thousand tokens of a 3B model
+MOST_PREFILLS, MOST_EXTENSIONS = 2, 128
 
 
 class StandardLanguage(EngineLanguage):
@@ -44,9 +44,10 @@ class StandardLanguage(EngineLanguage):
     def __init__(self, file: Path, manifest: LanguageManifest, runner: LanguageRunner, vla: Vla):
         super().__init__(file, manifest, runner, vla)
         self._step = self._buffers(1)  # of every step; the mask is the cache's
-        self._extensions: OrderedDict[tuple[int, int], dict[str, torch.Tensor]] = OrderedDict()  # the last used is last
-        earlier = self.info.kv_heads * self.info.head_dim  # P = 1, of a prefill
-        self._before = torch.zeros(earlier, dtype=self._stored, device=runner.device)
+        # of the lengths that were run last, which come again; the last used is the last
+        self._prefills: OrderedDict[tuple[int, ...], dict[str, torch.Tensor]] = OrderedDict()
+        self._extensions: OrderedDict[tuple[int, ...], dict[str, torch.Tensor]] = OrderedDict()
+        self._nothing = self._memory.cache(1)  # stands before a prompt that has no head: one position that is hidden
 
     def prefill(
         self,
@@ -56,25 +57,24 @@ class StandardLanguage(EngineLanguage):
         positions: PositionInputs,
         max_new_tokens: int,
         last: int = 1,
+        head: EngineCache | None = None,
     ) -> tuple[torch.Tensor, EngineCache]:
         """See ``EngineLanguage``."""
         self._require_one(ids)
         (cos, sin), rows = positions, visual[0].rows
-        length = ids.shape[1]
-        tensors = self._buffers(length, max(1, len(rows)), last)
+        length, before = ids.shape[1], self._nothing if head is None else head
+        tensors = self._prefill_buffers(length, max(1, len(rows)), last, before)
         tensors[IDS].copy_(ids[0])
         tensors[SOURCE].copy_(source_of(length, visual_positions[0]))
         tensors[VISUAL][: len(rows)] = rows
         tensors[COS].copy_(cos[0])
         tensors[SIN].copy_(sin[0])
-        tensors[WANTED].copy_(torch.arange(length - last, length))
-        tensors[MASK] = self._causal(length)
-        past = {name: self._before.data_ptr() for layer in range(self.info.layers) for name in cache_names(layer)}
-        self._run(tensors, past, length, 1)
+        self._run(tensors, before.pointers, length, before.length)
         self._check(tensors[LOGITS])
-        cache = self._memory.cache(length + max_new_tokens)
+        cache = self._memory.cache(before.used + length + max_new_tokens)
+        cache.copy_from(before, before.used)
         append(cache, tensors, length)
-        return tensors[LOGITS][None].to(ids.device), cache
+        return tensors[LOGITS][None].to(ids.device, copy=True), cache
 
     def decode_step(self, ids: torch.Tensor, positions: PositionInputs, cache: EngineCache) -> torch.Tensor:
         """See ``EngineLanguage``."""
@@ -124,23 +124,49 @@ class StandardLanguage(EngineLanguage):
             for name in names
         }
 
+    def _prefill_buffers(self, count: int, shown: int, asked: int, before: EngineCache) -> dict[str, torch.Tensor]:
+        """Inputs and outputs of a prompt of ``count`` tokens behind what ``before`` holds, the same at each call."""
+        key = (count, shown, asked, before.length, before.used)
+
+        def make() -> dict[str, torch.Tensor]:
+            tensors = self._buffers(count, shown, asked)
+            tensors[WANTED].copy_(torch.arange(count - asked, count))
+            tensors[MASK] = self._mask(count, before.length)
+            tensors[MASK][:, : before.used] = 0
+            return tensors
+
+        return _kept(self._prefills, MOST_PREFILLS, key, make)
+
     def _extension(self, count: int, earlier: int) -> dict[str, torch.Tensor]:
         """Inputs and outputs of ``count`` tokens behind a cache of ``earlier`` positions, the same at each call."""
-        key = (count, earlier)
-        tensors = self._extensions.get(key)
-        if tensors is None:
-            tensors = self._extensions[key] = self._buffers(count, asked=count)
+
+        def make() -> dict[str, torch.Tensor]:
+            tensors = self._buffers(count, asked=count)
             for name in (SOURCE, WANTED):
                 tensors[name].copy_(torch.arange(count))
-            tensors[MASK] = torch.full((count, earlier + count), HIDDEN, device=self.runner.device)
-            tensors[MASK][:, earlier:].triu_(1)
-            if len(self._extensions) > MOST_BUFFERS:
-                self._extensions.popitem(last=False)
-        self._extensions.move_to_end(key)
-        return tensors
+            tensors[MASK] = self._mask(count, earlier)
+            return tensors
 
-    def _causal(self, length: int) -> torch.Tensor:
-        """The mask of a prefill: the one earlier position is hidden from all."""
-        mask = torch.full((length, length + 1), HIDDEN, device=self.runner.device).triu(2)
-        mask[:, 0] = HIDDEN
+        return _kept(self._extensions, MOST_EXTENSIONS, (count, earlier), make)
+
+    def _mask(self, count: int, earlier: int) -> torch.Tensor:
+        """Each of ``count`` tokens sees itself and those before it, and none of the ``earlier`` positions."""
+        mask = torch.full((count, earlier + count), HIDDEN, device=self.runner.device)
+        mask[:, earlier:].triu_(1)
         return mask
+
+
+def _kept(
+    buffers: OrderedDict[tuple[int, ...], dict[str, torch.Tensor]],
+    most: int,
+    key: tuple[int, ...],
+    make: Callable[[], dict[str, torch.Tensor]],
+) -> dict[str, torch.Tensor]:
+    """The buffers of a key, made where they are not there; those that were not used for longest are freed."""
+    tensors = buffers.get(key)
+    if tensors is None:
+        tensors = buffers[key] = make()
+        if len(buffers) > most:
+            buffers.popitem(last=False)
+    buffers.move_to_end(key)
+    return tensors

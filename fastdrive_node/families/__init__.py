@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         CameraGroup,
         EmbeddingLanguageModel,
         ExtendingLanguageModel,
+        HeadedLanguageModel,
         LanguageModel,
         LayeredLanguageModel,
         SeparableVision,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
         VlaFamily,
     )
     from fastdrive_node.families.loading import MODEL_TYPES, family_of, load_vla, read_config, read_vla
-    from fastdrive_node.families.prompt import build_prompt, full_positions
+    from fastdrive_node.families.prompt import build_prompt, constant_head, full_positions
     from fastdrive_node.families.tokens import Prompt, PrunedPrompt, VisualTokens, prune_prompt
     from fastdrive_node.families.vla import Vla
 
@@ -36,6 +37,7 @@ __all__ = [
     "CameraGroup",
     "EmbeddingLanguageModel",
     "ExtendingLanguageModel",
+    "HeadedLanguageModel",
     "LanguageModel",
     "LayeredLanguageModel",
     "Prompt",
@@ -46,6 +48,7 @@ __all__ = [
     "Vla",
     "VlaFamily",
     "build_prompt",
+    "constant_head",
     "family_of",
     "full_positions",
     "load_vla",
@@ -55,10 +58,10 @@ __all__ = [
 ]
 _BASE = ("LANGUAGE", "PARTS", "VISION", "EmbeddingLanguageModel", "ExtendingLanguageModel", "LanguageModel")
 _MODULES = {
-    **dict.fromkeys((*_BASE, "LayeredLanguageModel", "VlaFamily"), "base"),
+    **dict.fromkeys((*_BASE, "HeadedLanguageModel", "LayeredLanguageModel", "VlaFamily"), "base"),
     **dict.fromkeys(("CameraGroup", "SeparableVision", "VisionBackend"), "base"),
     **dict.fromkeys(("MODEL_TYPES", "family_of", "load_vla", "read_config", "read_vla"), "loading"),
-    **dict.fromkeys(("build_prompt", "full_positions"), "prompt"),
+    **dict.fromkeys(("build_prompt", "constant_head", "full_positions"), "prompt"),
     **dict.fromkeys(("Prompt", "PrunedPrompt", "VisualTokens", "prune_prompt"), "tokens"),
     "Vla": "vla",
 }

@@ -159,6 +159,31 @@ class ExtendingLanguageModel(LanguageModel, Protocol):
 
 
 @runtime_checkable
+class HeadedLanguageModel(LanguageModel, Protocol):
+    """A language model that may run one prompt behind a head: text that is known, with its keys and values."""
+
+    takes_head: bool  # whether that is worth it
+
+    def prefill(
+        self,
+        ids: torch.Tensor,
+        visual_positions: Sequence[torch.Tensor],
+        visual: Sequence[VisualTokens],
+        positions: PositionInputs,
+        max_new_tokens: int,
+        last: int = 1,
+        head: Any = None,
+    ) -> tuple[torch.Tensor, Cache]:
+        """See ``LanguageModel``.
+
+        Args:
+            head: a cache that ``prefill`` gave, and that stays as it is. Its ``used`` first positions stand before
+                ``ids``; the arguments are of what stands behind them, at least one position.
+        """
+        ...
+
+
+@runtime_checkable
 class EmbeddingLanguageModel(LanguageModel, Protocol):
     """A language model that embeds text, for pruners that read the prompt. Torch's can."""
 

@@ -10,7 +10,7 @@ import torch
 
 from fastdrive_node.errors import EgoStateError, ModelError
 from fastdrive_node.families.spec import SPEC_FILE, image_markers
-from fastdrive_node.families.tokens import Prompt
+from fastdrive_node.families.tokens import Prompt, PrunedPrompt
 from fastdrive_node.families.vla import Vla
 from fastdrive_node.types import Command, EgoHistory, EgoState
 
@@ -213,6 +213,26 @@ def _fill(template: str, values: dict[str, str]) -> str:
     return _MARKER.sub(lambda marker: values.get(marker[1], marker[0]), template)
 
 
+def constant_head(vla: Vla) -> PrunedPrompt:
+    """The text that the VLA's prompts begin with, before the first image, whatever the vehicle does.
+
+    It is what prompts of unlike states have in common. Another prompt may part from it earlier: compare them.
+    """
+    first, *others = _examples(vla)
+    count = int(first.visual[0])
+    for other in others:
+        count = int((first.input_ids[:count] == other.input_ids[:count]).long().cumprod(0).sum())
+    return PrunedPrompt(first.input_ids[:count], first.position_ids[:, :count], torch.arange(0), count)
+
+
+def _examples(vla: Vla) -> list[Prompt]:
+    """Prompts of two unlike states, with all of the past and without, and of all commands."""
+    states = EgoState(0, -1.0, 1.0, 0.0, 2.0, 3.0, 0.4), EgoState(0, 1.0, -1.0, 0.0, 1.0, -2.0, -0.1)
+    steps = max(vla.spec.history.steps, default=0) + 1
+    histories = [EgoHistory((state,) * count, vla.spec.history.interval_s) for state in states for count in (steps, 1)]
+    return [build_prompt(vla, history, command) for history in histories for command in Command]
+
+
 def check_prompt(vla: Vla) -> None:
     """Check that the tokenizer can write the VLA's prompts without loss.
 
@@ -232,11 +252,8 @@ def check_prompt(vla: Vla) -> None:
     file_of_spec = vla.path / SPEC_FILE
     _check_markers(f"{file_of_spec}: camera_item", spec.camera_item, frozenset({"camera", "image"}), {"image"})
     _check_markers(f"{file_of_spec}: history.item", spec.history.item, ITEM_MARKERS, set())
-    moving = EgoState(0, -1.0, 1.0, 0.0, 2.0, 3.0, 0.4)
-    long = EgoHistory((moving,) * (max(spec.history.steps, default=0) + 1), spec.history.interval_s)
-    for history in (long, EgoHistory((moving,), spec.history.interval_s)):
-        for command in Command:
-            vla.check_text(build_prompt(vla, history, command).text, str(file))
+    for prompt in _examples(vla):
+        vla.check_text(prompt.text, str(file))
 
 
 def _check_markers(where: str, template: str, known: Set[str], required: set[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,25 +14,30 @@ from fastdrive_node.errors import ModelError
 from fastdrive_node.families import (
     EmbeddingLanguageModel,
     ExtendingLanguageModel,
+    HeadedLanguageModel,
     LanguageModel,
     LayeredLanguageModel,
     Prompt,
     VisualTokens,
     Vla,
     build_prompt,
+    constant_head,
 )
 from fastdrive_node.families.base import PositionInputs
 from fastdrive_node.planning.answer_format import AnswerFormat, answer_format
 from fastdrive_node.planning.drafts import Drafter
 from fastdrive_node.pruning.layer_pruning import text_attention
 from fastdrive_node.pruning.pruner import (
+    LEAST_HEAD,
     ContextField,
     Prefilled,
+    PromptHead,
     Pruner,
     PruningContext,
     Selection,
     Timer,
     answer_positions,
+    batch_inputs,
     no_timer,
 )
 from fastdrive_node.pruning.select import CameraFloors
@@ -65,13 +71,21 @@ class Generator:
     Args:
         language: what runs the language model; None for torch on the VLA's device.
         answer: how answers end and what they mean; None for the VLA's own.
+        keep_head: run the constant head of the VLA's prompts once and keep its keys and values, where the language
+            model is a ``HeadedLanguageModel`` that is worth it. For weights that do not change.
 
     Raises:
         ModelError: the tokenizer cannot write the VLA's answers, or torch cannot run its language model.
     """
 
-    def __init__(self, vla: Vla, language: LanguageModel | None = None, answer: AnswerFormat | None = None):
-        self.vla = vla
+    def __init__(
+        self,
+        vla: Vla,
+        language: LanguageModel | None = None,
+        answer: AnswerFormat | None = None,
+        keep_head: bool = False,
+    ):
+        self.vla, self.keep_head = vla, keep_head
         self.language: Any = language or vla.torch_language()
         self.answer = answer or answer_format(vla)
         self.progress: Progress | None = None  # told the number of tokens of a long answer
@@ -155,7 +169,22 @@ class Generator:
         """
         drafter = self._drafter(len(prompts), draft)
         first = drafter.write((), draft) if drafter is not None and draft is not None else None
-        return pruner.prefill(self.language, prompts, visual, chosen, keep, self.answer.max_new_tokens, first)
+        head = self.head if len(prompts) == 1 and not pruner.acts_inside else None
+        return pruner.prefill(self.language, prompts, visual, chosen, keep, self.answer.max_new_tokens, first, head)
+
+    @cached_property
+    def head(self) -> PromptHead | None:
+        """What is kept of the constant head of the VLA's prompts; None where it is short, or is run each time."""
+        able = isinstance(self.language, HeadedLanguageModel) and self.language.takes_head
+        if not self.keep_head or not able:
+            return None
+        prompt = constant_head(self.vla)
+        if len(prompt) < LEAST_HEAD:
+            return None
+        nothing = VisualTokens(torch.zeros(0, self.vla.width, device=self.vla.device), torch.arange(0), (1, 1, 0))
+        with torch.inference_mode():
+            _, cache = self.language.prefill(*batch_inputs(self.language, [prompt], [nothing]), 0)
+        return PromptHead(prompt, cache)
 
     def _drafter(self, prompts: int, draft: Sequence[float] | None) -> Drafter | None:
         """What drafts, where there is a draft and the language model can use it."""

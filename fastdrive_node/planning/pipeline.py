@@ -115,7 +115,7 @@ class Pipeline:
         grids = getattr(self.vision, "grids", (tuple(self.vision.grid),) * len(vla.spec.cameras))
         if grids != vla.grids:
             raise ModelError(f"vision backend: token grid {self.vision.grid}, but {vla.path} has {vla.grids[0]}")
-        self.generator = Generator(vla, language)
+        self.generator = Generator(vla, language, keep_head=True)
         self.limits = limits or PlanLimits()
         self.camera_floor = CameraFloor(vla, camera_floor)
         self._check_pruner()

@@ -18,6 +18,7 @@ from fastdrive_node.families.base import LayeredLanguageModel
 from fastdrive_node.families.tokens import Prompt, PrunedPrompt, VisualTokens, prune_prompt
 from fastdrive_node.pruning.pruner import (
     Prefilled,
+    PromptHead,
     Pruner,
     PruningContext,
     Selection,
@@ -78,8 +79,9 @@ class LayerPruner(Pruner):
         keep: int,
         max_new_tokens: int,
         draft: Draft | None = None,
+        head: PromptHead | None = None,
     ) -> Prefilled:
-        """See ``Pruner``; a draft is not run. The prompts have equally many visual tokens."""
+        """See ``Pruner``; a draft is not run and a head not used. The prompts have equally many visual tokens."""
         total = len(prompts[0].visual)
         if any(len(prompt.visual) != total for prompt in prompts):
             raise ValueError("prompts: differ in their number of visual tokens")

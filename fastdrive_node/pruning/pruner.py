@@ -18,6 +18,8 @@ from fastdrive_node.pruning.select import CameraFloors
 from fastdrive_node.pruning.temporal import FrameContext, TemporalState
 from fastdrive_node.types import Draft
 
+# Tokens of a head that is kept: of fewer, their copy, and attention with a mask behind them, take what they would save.
+LEAST_HEAD = 16
 Timer = Callable[[str], AbstractContextManager[Any]]  # times a named stage
 
 
@@ -116,6 +118,22 @@ class Prefilled:
     draft_logits: torch.Tensor | None = None  # [1, D, vocabulary], behind each of its first D tokens
 
 
+@dataclass(frozen=True)
+class PromptHead:
+    """The constant text that a VLA's prompts begin with, and what the language model keeps of it."""
+
+    prompt: PrunedPrompt  # without an image
+    cache: Cache
+
+    def shared(self, prompt: PrunedPrompt) -> int:
+        """Tokens that a prompt has in common with it, from the first on; 0 where they are too few to be worth it."""
+        count = min(len(self.prompt), len(prompt) - 1)  # something is left to run
+        same = prompt.input_ids[:count] == self.prompt.input_ids[:count]
+        same &= (prompt.position_ids[:, :count] == self.prompt.position_ids[:, :count]).all(dim=0)
+        shared = int(same.long().cumprod(0).sum())
+        return shared if shared >= LEAST_HEAD else 0
+
+
 def no_timer(stage: str) -> AbstractContextManager[None]:
     """A ``Timer`` that does nothing."""
     return nullcontext()
@@ -176,6 +194,7 @@ class Pruner(ABC):
         keep: int,
         max_new_tokens: int,
         draft: Draft | None = None,
+        head: PromptHead | None = None,
     ) -> Prefilled:
         """Run prompts of equal pruned length through the language model.
 
@@ -185,6 +204,8 @@ class Pruner(ABC):
             keep: K that was asked for; for pruners that act inside of the language model.
             max_new_tokens: positions that the cache leaves for the answer.
             draft: of the only prompt's answer, to run behind it at once. The cache is then filled up to its end.
+            head: of the VLA, where the language model is a ``HeadedLanguageModel`` and there is one prompt. What the
+                prompt has in common with it is not run again.
 
         Raises:
             ModelError: the language model cannot serve this pruner.
@@ -193,8 +214,13 @@ class Pruner(ABC):
         pruned = [prune_prompt(prompt, indices) for prompt, indices in zip(prompts, chosen, strict=True)]
         tokens = [self.tokens(each, indices) for each, indices in zip(visual, chosen, strict=True)]
         ahead = draft.ids[:max_new_tokens] if draft is not None else ()
-        inputs = batch_inputs(language, pruned, tokens, ahead)
-        logits, cache = language.prefill(*inputs, max_new_tokens - len(ahead), 1 + len(ahead))
+        known = 0 if head is None else head.shared(pruned[0])
+        behind: dict[str, Any] = {}
+        if head is not None and known:
+            head.cache.used = known
+            behind = {"head": head.cache}
+        inputs = batch_inputs(language, pruned, tokens, ahead, known)
+        logits, cache = language.prefill(*inputs, max_new_tokens - len(ahead), 1 + len(ahead), **behind)
         layers = (len(chosen[0]),) * language.layers
         if not ahead:
             return Prefilled(pruned, logits[:, 0], cache, list(chosen), layers)
@@ -206,11 +232,13 @@ def batch_inputs(
     prompts: Sequence[PrunedPrompt],
     visual: Sequence[VisualTokens],
     ahead: Sequence[int] = (),
+    known: int = 0,
 ) -> tuple[torch.Tensor, list[torch.Tensor], Sequence[VisualTokens], PositionInputs]:
     """The first four arguments of ``LanguageModel.prefill`` for prompts of equal length, on the tokens' device.
 
     Args:
         ahead: ids that stand behind each prompt.
+        known: tokens at the beginning of each prompt that are left out; no visual tokens.
     """
     device = visual[0].rows.device
     ids = torch.stack([prompt.input_ids for prompt in prompts])
@@ -219,8 +247,8 @@ def batch_inputs(
         behind = answer_positions(prompts, len(ahead))
         ids = torch.cat([ids, torch.tensor([ahead]).expand(len(ids), -1)], dim=1)
         positions = torch.cat([positions, behind], dim=2)
-    ids, positions = ids.to(device), positions.to(device)
-    visual_positions = [prompt.visual.to(device) for prompt in prompts]
+    ids, positions = ids[:, known:].to(device), positions[:, :, known:].to(device)
+    visual_positions = [(prompt.visual - known).to(device) for prompt in prompts]
     return ids, visual_positions, visual, language.position_inputs(positions)
 
 
