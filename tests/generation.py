@@ -28,7 +28,7 @@ from fastdrive_node.types import CAMERAS
 from fastdrive_training.vla.tiny_model import TinySize, build_tiny_vla
 
 QWEN = family_of("qwen2_5_vl")
-EXAMPLE = "Past: [+01.0, -02.0], [+03.0, -04.0]. Speed: +05.0, acceleration: +00.6. Command: left. "  # 38 tokens
+EXAMPLE = "Past: [+01.0, -02.0], [+03.0, -04.0]. Speed: +05.0, acceleration: +00.6. Command: left. "  # 18 tokens
 SHALLOW = TinySize(tower_depth=2, full_attention_blocks=(1,), layers=3)  # a layer is left behind one that prunes
 
 

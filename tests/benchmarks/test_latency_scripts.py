@@ -11,7 +11,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ro
 
 import onnxruntime
 
-from benchmarks.perf import engine_threads, node_and_bench, paced
+from benchmarks.perf import engine_threads, node_and_bench, paced, prompt_head
 from benchmarks.studies import token_reuse
 
 
@@ -64,3 +64,17 @@ def test_plans_with_reused_cameras_are_compared_with_those_without(tmp_path):
     assert [row["changed"] for row in figures["encode"]] == list(range(7))
     assert all(row["encoded"] in (row["changed"], 6) for row in figures["encode"])
     assert figures["plans"]["plans"] == figures["plans"]["equal"] == 3
+
+
+def test_prefill_with_the_head_kept_and_run_anew_is_compared_in_turns(tmp_path):
+    file = tmp_path / "figures.json"
+    prompt_head.main(["--tokens", "10", "40", "--runs", "2", "--json", str(file)])
+    short, long = json.loads(file.read_text())["rows"]["torch"].values()
+    assert short["head_tokens"] == 23 and short["prompt_tokens"] < long["prompt_tokens"]
+    assert long["head_tokens"] >= 40 and long["kept"]["runs"] == long["anew"]["runs"] == 2
+    assert max(each["largest_difference_of_logits"] for each in (short, long)) < 1e-4
+
+
+def test_a_text_that_the_head_does_not_grow_with_is_refused():
+    with pytest.raises(SystemExit, match="--text: the constant head of the prompt does not grow"):
+        prompt_head.main(["--tokens", "20", "--text", "", "--runs", "1"])

@@ -72,11 +72,14 @@ def test_only_what_is_behind_the_head_is_run(vla, engine, ego_history, monkeypat
         engine.runner, "execute", lambda pointers, sizes: lengths.append(sizes["new"]) or execute(pointers, sizes)
     )
     generator, head = Generator(vla, engine, keep_head=True), len(constant_head(vla))
-    states = [prefill(generator, ego_history, seed, 90) for seed in range(3)]
+    states, logits = [], []
+    for seed in range(3):
+        states.append(prefill(generator, ego_history, seed, 90))
+        logits.append(states[-1].logits.clone())
     assert lengths == [head] + [len(state.prompts[0]) - head for state in states]
-    logits = [state.logits.clone() for state in states]
     again = [prefill(generator, ego_history, seed, 90).logits for seed in range(3)]
     assert all(map(torch.equal, again, logits)), "the head stays as it is"
+    assert all(torch.equal(state.logits, own) for state, own in zip(states, logits, strict=True)), "they are not shared"
 
 
 @torch.inference_mode()

@@ -2,10 +2,10 @@
 key/value heads and a gated MLP, with the module names of transformers' Llama and its relatives.
 
 One graph serves both, so that the weights are held once: S new positions look at P earlier ones and at themselves. A
-prefill has the P positions of a head that is kept, or P = 1, an earlier position that the mask hides, for runtimes take
-no empty tensors; a decode step has S = 1 and the whole cache, of which the mask hides what is not filled. The graph gives
-the new keys and values, and the caller puts them into its cache, so nothing of the cache is copied from step to step but
-by the attention itself.
+prefill has the P positions of a head that is kept, or P = 1, an earlier position that the mask hides, for runtimes
+take no empty tensors; a decode step has S = 1 and the whole cache, of which the mask hides what is not filled. The
+graph gives the new keys and values, and the caller puts them into its cache, so nothing of the cache is copied from
+step to step but by the attention itself.
 
 RMSNorm is explicit; query, key and value are one product, gate and up are another; the rotary angles come from outside;
 key/value heads are broadcast; the last layer runs only for the positions whose logits are needed.
