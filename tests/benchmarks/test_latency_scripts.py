@@ -11,8 +11,8 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install -e .[ro
 
 import onnxruntime
 
-from benchmarks.perf import engine_threads, node_and_bench, paced, prompt_head
-from benchmarks.studies import token_reuse
+from benchmarks.perf import engine_threads, node_and_bench, prompt_head
+from benchmarks.studies import paced, token_reuse
 
 
 def test_the_node_is_compared_with_the_bench_of_its_round(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Why a plan takes longer at the pace of a vehicle than in a loop: models/tiny with engines, from camera to plan.
 
-    python -m benchmarks.perf.paced --engines .venv/engines --json benchmarks/results/paced.json
+    python -m benchmarks.studies.paced --engines .venv/engines --json benchmarks/results/paced.json
 
 Each case does one thing before a plan, and the cases take turns. Where a pause costs nothing once the cores have been
 busy again, without having touched the plan's memory, it was the cores that had gone to sleep. What a plan loses behind

@@ -1,6 +1,6 @@
 """How much faster a pruned prefill is at the size of a 3B, on the CPU, beside what the arithmetic allows.
 
-    python -m benchmarks.perf.prefill_3b --json benchmarks/results/prefill_3b.json
+    python -m benchmarks.studies.prefill_3b --json benchmarks/results/prefill_3b.json
 
 Two regimes: the paper's 3249 visual tokens alone, and what Impromptu-VLA reads of one front image with its text.
 Random weights in float32. This package's prefill runs with 2 and with 4 layers on all tokens and on the kept ones, and
