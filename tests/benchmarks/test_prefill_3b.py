@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
-from benchmarks.studies import prefill_3b
 from benchmarks.perf.random_models import SIZES as MODEL_SIZES
+from benchmarks.studies import prefill_3b
 from benchmarks.studies.pruner_memory import SIZES
 from fastdrive_node.benchmark.timing import Timing
 
