@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             torch.set_num_threads(cores)
             rows[name][str(tokens)] = compare(work, language, args.drop, args.runs, threads)
     torch.set_num_threads(cores)
-    write_json({**describe(CPU), "vla": str(vla.path), "drop": args.drop, "rows": rows}, args.json)
+    write_json({**describe(CPU), "vla": vla.path.name, "drop": args.drop, "rows": rows}, args.json)
 
 
 if __name__ == "__main__":
