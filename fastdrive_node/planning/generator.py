@@ -346,4 +346,5 @@ def _maxima(logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         tokens = values.argmax(axis=-1)  # a tenth of the time of torch's
         return values[np.arange(len(tokens)), tokens], tokens
     largest, tokens = logits.max(dim=-1)
-    return largest.float().cpu().numpy(), tokens.cpu().numpy()
+    both = torch.stack([largest.double(), tokens.double()]).cpu().numpy()  # one wait for a GPU
+    return both[0], both[1].astype(np.int64)
