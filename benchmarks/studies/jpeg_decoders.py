@@ -22,7 +22,7 @@ Decode = Callable[[bytes, tuple[int, int]], np.ndarray]  # JPEG, least (height, 
 
 
 def divisor(size: tuple[int, int], least: tuple[int, int]) -> int:
-    """Of both sides, such that at least ``least`` is left of ``size``."""
+    """Of height and width, such that at least ``least`` is left of ``size``."""
     return max(n for n in (1, 2, 4, 8) if n == 1 or all(-(-a // n) >= b for a, b in zip(size, least, strict=True)))
 
 

@@ -64,8 +64,8 @@ def _stages(figures: dict[str, Any]) -> Table:
 
 
 def _stage(name: str, times: dict[str, float]) -> Row:
-    sides = [[milliseconds(times[f"{who}_{part}"]) for part in _SPREAD] for who in (OURS, STOCK)]
-    return (name, *sides[0], *sides[1], f"{times['transformers_ms'] / times['ours_ms']:.2f}")
+    cells = [[milliseconds(times[f"{who}_{part}"]) for part in _SPREAD] for who in (OURS, STOCK)]
+    return (name, *cells[0], *cells[1], f"{times['transformers_ms'] / times['ours_ms']:.2f}")
 
 
 def _ablation(figures: dict[str, Any]) -> Table:
@@ -127,7 +127,7 @@ def _costs(figures: dict[str, Any]) -> Table:
     joules = energy["joules_per_plan"]
     notes = [
         "All from camera to plan. Weights are those of model and pruner; of engines the size of their files. What runs "
-        "in torch on both sides is in memory once."
+        "in torch in both is in memory once."
     ]
     if joules is None:
         rows.append(("energy of a plan", SILENT, SILENT))
