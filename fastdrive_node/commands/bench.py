@@ -71,8 +71,8 @@ def run(args: argparse.Namespace) -> None:
     for name in ("runs", "sets"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name}: {getattr(args, name)}; give 1 or more")
-    if not 0 <= args.hz <= 1000:
-        raise UsageError(f"--hz: {args.hz:g}; give a rate of at most 1000, or 0")
+    if args.hz and not 0.01 <= args.hz <= 1000:
+        raise UsageError(f"--hz: {args.hz:g}; give a rate of 0.01 to 1000, or 0")
     check_engine_arguments(args.backend, args.engine)
     if args.out is not None:  # before minutes of measuring
         try:

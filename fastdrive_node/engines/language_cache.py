@@ -148,7 +148,7 @@ def _give_back(memory: weakref.ref[CacheMemory], capacity: int, parts: _Parts) -
     owner = memory()
     if owner is not None:
         if len(owner._free) >= _KEPT:
-            owner._free.clear()
+            owner._free.pop(next(iter(owner._free)))  # the one that was given back first
         owner._free[capacity] = parts
 
 

@@ -183,7 +183,8 @@ class Generator:
             return None
         nothing = VisualTokens(torch.zeros(0, self.vla.width, device=self.vla.device), torch.arange(0), (1, 1, 0))
         with torch.inference_mode():
-            _, cache = self.language.prefill(*batch_inputs(self.language, [prompt], [nothing]), 0)
+            logits, cache = self.language.prefill(*batch_inputs(self.language, [prompt], [nothing]), 0)
+        self._likeliest(logits[:, -1], 0)  # of logits that are not finite nothing is kept: it raises
         return PromptHead(prompt, cache)
 
     def _drafter(self, prompts: int, draft: Sequence[float] | None) -> Drafter | None:

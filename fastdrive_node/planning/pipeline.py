@@ -243,7 +243,7 @@ class Pipeline:
             output=output,
             warnings=self._image_warnings + warnings,
             deadline=choice,
-            reused_cameras=len(self._encoder.reused),
+            reused_cameras=sum(self.vla.spec.cameras[c] not in frame_set.missing for c in self._encoder.reused),
         )
         self._last.keep(plan, history.now)
         return plan
@@ -352,6 +352,7 @@ class Pipeline:
             encoder = self._encoder
             visual = encoder.encode_all(inputs) if alone else encoder.encode(inputs)
         if not bool(torch.isfinite(visual.rows).all()):
+            encoder.forget()
             raise ModelError("vision encoder: visual tokens that are not finite; check the weights of the vision tower")
         return visual
 

@@ -45,6 +45,10 @@ class TokenReuse:
         self._exact: set[tuple[int, int]] = set()  # group and number of images: the bits are those of all together
         self._threads = 0  # of torch, with which that was found: it decides how sums are split
 
+    def forget(self) -> None:
+        """Encode every camera of the next set."""
+        self._before = None
+
     def encode_all(self, inputs: Any) -> VisualTokens:
         """Every camera of what ``preprocess`` gave, without a look at the set before; nothing is kept."""
         return self._vision.encode(inputs, attention=self._attention)

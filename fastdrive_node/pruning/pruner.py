@@ -35,7 +35,10 @@ class ContextField(str, Enum):
 
 @dataclass(frozen=True)
 class PruningContext:
-    """One frame set, as pruners see it. What a pruner does not need is None."""
+    """One frame set, as pruners see it. What a pruner does not need is None.
+
+    A pruner leaves all of it as it is: ``visual`` may serve the next set too.
+    """
 
     visual: VisualTokens
     text: torch.Tensor | None = None  # [T, D] embeddings of the prompt after the images

@@ -62,7 +62,7 @@ def memory_environment() -> dict[str, str]:
     Returns:
         Empty where the variable is set already. Names that an older glibc does not know have no effect.
     """
-    if TUNABLES in os.environ:
+    if os.environ.get(TUNABLES):
         return {}
     return {TUNABLES: ":".join(f"glibc.malloc.{name}={value}" for name, value in _MALLOC.items())}
 

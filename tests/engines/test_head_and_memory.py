@@ -92,6 +92,28 @@ def test_a_prompt_that_parts_from_the_head_uses_what_it_has_in_common(vla, engin
     assert ours.head.cache.used == 20
 
 
+@torch.inference_mode()
+def test_prompts_of_one_length_behind_different_parts_of_the_head_are_not_mixed(vla, engine, ego_history):
+    ours, theirs = Generator(vla, engine, keep_head=True), Generator(vla)
+    for parts, cut in ((20, 0), (16, 4), (20, 0)):  # as many tokens behind what they have in common with the head
+        _, visual, prompt = scene_of(vla, ego_history)
+        prompt.input_ids[parts] += 1
+        length = len(prompt) - cut
+        prompt = replace(prompt, input_ids=prompt.input_ids[:length], position_ids=prompt.position_ids[:, :length])
+        inputs = NoPruner(), [prompt], [visual], [torch.arange(visual.total)], visual.total
+        torch.testing.assert_close(ours.prefill(*inputs).logits, theirs.prefill(*inputs).logits, atol=2e-4, rtol=0)
+        assert ours.head.cache.used == parts
+
+
+@torch.inference_mode()
+def test_the_memory_of_a_few_lengths_is_kept_and_the_oldest_goes(engine):
+    memory = CacheMemory(engine.info, torch.float32, torch.device("cpu"))
+    make = memory.fused_cache if engine.info.fused else memory.cache
+    for length in range(64, 64 * 11, 64):
+        make(length)
+    assert list(memory._free) == list(range(64 * 3, 64 * 11, 64))
+
+
 @pytest.mark.parametrize("operators", ["standard", "onnxruntime"])
 @pytest.mark.parametrize("head", [False, True], ids=["images first", "text first"])
 def test_plans_after_the_first_take_no_cache_and_bind_no_buffer(tmp_path, monkeypatch, operators, head):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fastdrive_node.errors import ModelError
 from fastdrive_node.families import Vla, build_prompt, constant_head, load_vla, prune_prompt
 from fastdrive_node.families.qwen2_5_vl.cuda_graphs import GraphedLanguage
 from fastdrive_node.families.qwen2_5_vl.language import TorchLanguage
@@ -54,6 +55,16 @@ def prefill(generator, history, seed=0, keep=96, pruner=None, command=Command.LE
     prompt = build_prompt(generator.vla, history, command)
     kept = torch.arange(visual.total) if pruner else some_kept(generator.vla, keep, seed)
     return generator.prefill(pruner or NoPruner(), [prompt], [visual], [kept], keep)
+
+
+def test_a_head_with_logits_that_are_not_finite_is_not_kept(vla, ego_history, monkeypatch):
+    generator = Generator(vla, keep_head=True)
+    run = TorchLanguage.forward
+    monkeypatch.setattr(TorchLanguage, "forward", lambda self, *a, **k: run(self, *a, **k) * float("nan"))
+    with pytest.raises(ModelError, match="not finite"):
+        prefill(generator, ego_history)
+    monkeypatch.undo()
+    assert torch.isfinite(prefill(generator, ego_history).logits).all() and generator.head is not None
 
 
 def test_the_head_is_what_no_state_and_no_command_changes(vla, ego_history):

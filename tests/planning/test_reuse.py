@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdrive_node.errors import AnswerError, ImageError
+from fastdrive_node.errors import AnswerError, ImageError, ModelError
 from fastdrive_node.families import MODEL_TYPES, VisualTokens, load_vla
 from fastdrive_node.families.base import CameraGroup
 from fastdrive_node.planning.answer_format import format_answer
@@ -224,6 +224,39 @@ def test_after_an_encoder_that_failed_every_camera_is_encoded(tiny_vla, answers,
     assert plan(pipeline, frame_set(200, CAM_FRONT=held)).reused_cameras == 0 and encoded == [6, 6]
 
 
+def test_tokens_that_are_not_finite_are_not_used_again(tiny_vla, answers, monkeypatch):
+    pipeline = exact(Pipeline(tiny_vla))
+    frames, encode = frame_set(0), pipeline.vision.encode
+
+    def damaged(inputs, attention=False):
+        visual = encode(inputs, attention=attention)
+        return replace(visual, rows=visual.rows * float("nan"))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pipeline.vision, "encode", damaged)
+        with pytest.raises(ModelError, match="not finite"):
+            plan(pipeline, frames)
+    assert plan(pipeline, frames).reused_cameras == 0
+    assert plan(pipeline, frames).reused_cameras == 6
+
+
+def test_a_missing_camera_is_none_whose_image_did_not_change(tiny_vla, answers):
+    pipeline = exact(Pipeline(tiny_vla, make_pruner("random", tiny_vla), drop=0.5))
+    held = {BACK: CameraFrame(BACK, 0, 0, lambda: np.zeros((90, 160, 3), np.uint8)), FRONT: frame(FRONT, 0, 7)}
+    plans = [plan(pipeline, frame_set(ms, missing=(BACK,), **held)) for ms in (0, 100)]
+    assert [each.reused_cameras for each in plans] == [0, 1]
+
+
+def test_the_times_of_a_deadline_are_those_of_all_cameras(tiny_vla, answers, watch):
+    pipeline = Pipeline(tiny_vla, make_pruner("random", tiny_vla), drop=0.5)
+    encoded, _ = watch(pipeline)
+    black = [CameraFrame(name, 0, 0, lambda: np.zeros((*tiny_vla.spec.image_size, 3), np.uint8)) for name in CAMERAS]
+    plan(pipeline, FrameSet(tuple(black), 0))
+    encoded.clear()
+    pipeline.set_deadline(1000.0, 16)
+    assert encoded == [6] * 9
+
+
 def test_one_set_is_held_in_memory(tiny_vla, answers, watch):
     pipeline = exact(Pipeline(tiny_vla))
     _, given = watch(pipeline)
@@ -395,6 +428,16 @@ def test_numbers_of_images_that_give_other_bits_are_found_and_all_cameras_encode
         assert len(encoder.reused) == (4 - number if number in numbers else 0)
         assert encoder.encoded == 1 - len(encoder.reused) / 4
         assert same(visual, vision.encode(inputs))
+
+
+def test_what_an_earlier_check_found_does_not_count_in_the_next_one():
+    vision = StandIn()
+    encoder = TokenReuse(vision)
+    encoder.verify([(8, 8)] * 4)
+    assert encoder._exact == {(0, 1), (0, 2), (0, 3)}
+    vision._changes = rounded
+    encoder.verify([(8, 8)] * 4)
+    assert encoder._exact == {(0, 1), (0, 3)}
 
 
 def test_before_the_check_and_with_another_number_of_threads_all_cameras_are_encoded(monkeypatch):

@@ -85,6 +85,8 @@ def test_malloc_is_told_to_keep_the_memory_of_large_messages(monkeypatch):
 def test_tunables_that_are_set_already_stay(monkeypatch):
     monkeypatch.setenv(TUNABLES, "glibc.malloc.hugetlb=0")
     assert memory_environment() == {}
+    monkeypatch.setenv(TUNABLES, "")
+    assert set(memory_environment()) == {TUNABLES}
 
 
 def test_glibc_takes_the_tunables(monkeypatch):
