@@ -63,7 +63,7 @@ def _packages(powercap: Path) -> tuple[list[Counter], list[str]]:
             limit = _joules(folder / "max_energy_range_uj")
             _joules(file)
         except PermissionError:
-            reasons[name] = f"RAPL {name}: no right to read {file}; run as root, or `sudo chmod a+r {file}`"
+            reasons[name] = f"RAPL {name}: no right to read {file}, which is for root alone"
         except (OSError, ValueError) as error:
             reasons[name] = f"RAPL {name}: {file.parent} cannot be read ({error})"
         else:
