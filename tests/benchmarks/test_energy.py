@@ -58,7 +58,7 @@ def test_a_counter_without_rights_is_told_with_what_helps(tmp_path, monkeypatch)
 
     monkeypatch.setattr(energy, "_joules", refuse)
     counters, (reason,) = find_counters(CPU, tmp_path)
-    assert counters == [] and "no right to read" in reason and f"read {path / 'energy_uj'}, which is for root alone" in reason
+    assert counters == [] and f"no right to read {path / 'energy_uj'}, which is for root alone" in reason
 
 
 @pytest.mark.parametrize("content", ["", "many", None])
