@@ -23,6 +23,9 @@ from fastdrive_node.families.tokens import VisualTokens
 if TYPE_CHECKING:
     from fastdrive_node.families.vla import Vla
 
+# Of an MLP's inner width, run at once on a CPU, where they stay in the cache; 3 to 4 % of the prefill of a 3B.
+_INNER = 1376
+
 
 class TorchLanguage:
     """A ``LayeredLanguageModel`` over a VLA's own weights, for inference only. One prompt may begin behind a head.
@@ -233,9 +236,21 @@ class TorchLanguage:
 
 def _mlp(layer, hidden: torch.Tensor) -> torch.Tensor:
     mlp, normed = layer.mlp, _norm(layer.post_attention_layernorm, hidden)
-    gate, up = _linear(mlp.gate_proj, normed), _linear(mlp.up_proj, normed)
-    # On a CPU new memory takes longer than the values: 143 MB for 3249 tokens of a 3B.
-    return _linear(mlp.down_proj, silu(gate, inplace=True).mul_(up))
+    width = mlp.gate_proj.out_features
+    if normed.device.type != "cpu" or width < 2 * _INNER or type(mlp.gate_proj) is not nn.Linear:
+        gate, up = _linear(mlp.gate_proj, normed), _linear(mlp.up_proj, normed)
+        return _linear(mlp.down_proj, silu(gate, inplace=True).mul_(up))
+    inner = normed.new_empty(*normed.shape[:-1], width)
+    for start in range(0, width, _INNER):
+        gate, up = (_columns(part, normed, start) for part in (mlp.gate_proj, mlp.up_proj))
+        inner[..., start : start + _INNER] = silu(gate, inplace=True).mul_(up)
+    return _linear(mlp.down_proj, inner)
+
+
+def _columns(module: nn.Linear, values: torch.Tensor, start: int) -> torch.Tensor:
+    """``_INNER`` of a linear layer's outputs, or those that are left."""
+    part = slice(start, start + _INNER)
+    return linear(values, module.weight[part], None if module.bias is None else module.bias[part])
 
 
 @lru_cache(maxsize=64)  # those of the forwards of a few plans, which come again
