@@ -175,7 +175,7 @@ def test_the_pages_show_the_pruned_prefill_at_the_size_of_a_3b_on_a_cpu():
     assert prefill_3b.table(regimes) in page
     paper, own = regimes.values()
     assert f"takes {100 * paper['pruner_ms'] / paper['all_ms']:.1f} % of the unpruned prefill" in page
-    assert own["reached"] > 1, "the page says that its ratio is above the arithmetic's"
+    assert min(paper["reached"], paper["reached_with_pruner"]) >= 0.97, "the page says that these are reached"
     readme = " ".join((ROOT / "README.md").read_text().split())
     assert f"at Impromptu-VLA's own size, {own['visual']} visual and {own['text']} other tokens, half" in readme
     faster = f"{own['speedup']:.2f} times faster, {own['speedup_with_pruner']:.2f} with the pruner's own time"
