@@ -10,6 +10,7 @@ the times count, and that both ways give the same logits.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from fastdrive_node.benchmark.workload import Workload, noise_sample, workload
 from fastdrive_node.cli import write_json
 from fastdrive_node.devices import describe
 from fastdrive_node.engines.language_engine import LanguageChoice, open_language_engine
+from fastdrive_node.errors import FastDriveError
 from fastdrive_node.families import VisualTokens, Vla, constant_head, load_vla
 from fastdrive_node.families.spec import default_vla_dir
 from fastdrive_node.planning.generator import Generator
@@ -81,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=100, help="timed runs of each way (default: 100)")
     parser.add_argument("--json", metavar="F", default="-")
     args = parser.parse_args(arguments)
+    if args.runs < 1:
+        parser.error(f"--runs: {args.runs}; give 1 or more")
     vla, cores = load_vla(args.vla or default_vla_dir()), torch.get_num_threads()
     languages: dict[str, tuple[Any, int]] = {"torch": (vla.torch_language(), cores)}
     for folder in args.engines:
@@ -98,4 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FastDriveError as error:
+        sys.exit(f"prompt_head: {error}")

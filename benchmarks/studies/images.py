@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,7 +29,7 @@ from benchmarks.studies.jpeg_decoders import compare
 from benchmarks.studies.summary import summarize, to_text
 from fastdrive_node.benchmark.timing import Case, measure
 from fastdrive_node.devices import describe
-from fastdrive_node.errors import InputError
+from fastdrive_node.errors import FastDriveError, InputError
 from fastdrive_node.families import Vla, load_vla
 from fastdrive_node.families.spec import default_vla_dir
 from fastdrive_node.planning.images import ImageDecoder
@@ -121,6 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--decoders", action="store_true", help="compare decoders of JPEGs")
     parser.add_argument("--json", type=Path, help="(default: standard output)")
     args = parser.parse_args(arguments)
+    if args.runs < 1:
+        parser.error(f"--runs: {args.runs}; give 1 or more")
     vla = load_vla(args.vla or default_vla_dir())
     frames = recorded(vla, args.bag or SAMPLE, args.topics)
     if args.bag is None:
@@ -135,4 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FastDriveError as error:
+        sys.exit(f"images: {error}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ import torch
 
 from benchmarks.perf.engine_threads import opened
 from benchmarks.studies.summary import summarize, to_text
+from fastdrive_node.errors import FastDriveError
 
 PAUSE_S = 0.3
 BUSY_S = 0.03
@@ -86,8 +88,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=40, help="of each case (%(default)s)")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
+    if args.runs < 1:
+        parser.error(f"--runs: {args.runs}; give 1 or more")
+    try:
+        plan = opened(args.engines).camera_to_plan
+    except FastDriveError as error:
+        sys.exit(f"paced: {error}")
     cores, load = os.cpu_count() or 1, os.getloadavg()[0]
-    times = measure(opened(args.engines).camera_to_plan, preparations(cores), args.runs)
+    times = measure(plan, preparations(cores), args.runs)
     medians = {name: float(np.median(each)) for name, each in times.items()}
     rows = {
         name: {"median_ms": each, "p90_ms": float(np.percentile(times[name], 90)), "to_loop": each / medians[LOOP]}

@@ -142,6 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=5, help="of each case (%(default)s)")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
+    if args.runs < 1:
+        parser.error(f"--runs: {args.runs}; give 1 or more")
     load = os.getloadavg()[0]
     rows = {name: figures(name, args.runs) for name in REGIMES}
     print(table(rows))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from benchmarks.studies.summary import summarize, to_text
 from fastdrive_node.benchmark.timing import Case, measure
 from fastdrive_node.devices import choose_device, choose_dtype, describe
-from fastdrive_node.errors import AnswerError
+from fastdrive_node.errors import AnswerError, FastDriveError
 from fastdrive_node.families import VisualTokens
 from fastdrive_node.planning.loading import open_pipeline
 from fastdrive_node.planning.pipeline import Pipeline
@@ -106,6 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=50, help="timed runs of each number of cameras (default: 50)")
     parser.add_argument("--json", type=Path, help="(default: standard output)")
     args = parser.parse_args(arguments)
+    if args.runs < 1:
+        parser.error(f"--runs: {args.runs}; give 1 or more")
     device = choose_device(args.device)
     options = {"drop": args.drop, "device": device, "dtype": choose_dtype(args.dtype, device)}
     ours, plain = (open_pipeline(args.vla, **options) for _ in range(2))
@@ -128,4 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FastDriveError as error:
+        sys.exit(f"token_reuse: {error}")
