@@ -241,3 +241,26 @@ def test_the_pages_say_how_equal_engines_with_onnxruntime_s_operators_are():
     rows, others = figures["median_ms"], " and ".join(f"{ratio:.2f}" for ratio in figures["other_runs"])
     shown = f"{rows['standard']:.1f} and {rows['fused']:.1f} ms, {rows['ratio']:.2f} times (two more runs: {others})"
     assert shown in page
+
+
+def test_the_latency_page_shows_decoders_reused_cameras_and_the_kept_head():
+    page = " ".join((ROOT / "docs" / "latency.md").read_text().split())
+    decoders = json.loads((RESULTS / "jpeg_decoders.json").read_text())["rows"]
+    for name, row in decoders.items():
+        times = f"{row['one_by_one_ms']:.1f} | {row['on_threads_ms']:.1f} | {row['ratio_to_pil'][1]:.2f}"
+        assert f"| {name} | {times} |" in page and row["difference_max"] == 0
+    saved = decoders["PIL, draft"]["on_threads_ms"] - decoders["simplejpeg"]["on_threads_ms"]
+    assert f"simplejpeg would save {saved:.1f} ms of a set" in page
+    reuse = json.loads((RESULTS / "token_reuse.json").read_text())
+    times, plans = ", ".join(f"{row['median_ms']:.1f}" for row in reuse["encode"]), reuse["plans"]
+    assert f"the encoder takes {times} ms where none to six of six cameras changed" in page
+    assert f"{plans['equal']} of {plans['plans']} plans with {plans['reused_cameras']} reused cameras are equal" in page
+    for name, rows in json.loads((RESULTS / "prompt_head.json").read_text())["rows"].items():
+        for row in rows.values():
+            head = f"{row['head_tokens']} of {row['prompt_tokens']}"
+            anew, kept = (row[way]["median_ms"] for way in ("anew", "kept"))
+            assert f"| {name} | {head} | {anew:.1f} | {kept:.1f} | {row['anew_over_kept']:.2f} |" in page
+    deadlines = json.loads((RESULTS / "deadline.json").read_text())["deadlines"]
+    late = {factor: row["loaded"]["planned"] - row["loaded"]["met"] for factor, row in deadlines.items()}
+    first = {factor: row["loaded"]["late_of_the_first_ten"] for factor, row in deadlines.items()}
+    assert (late, first) == ({"1.6": 0, "2.2": 1, "3": 1}, {"1.6": 0, "2.2": 1, "3": 0}), "the page says so"
